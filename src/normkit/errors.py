@@ -1,0 +1,49 @@
+"""What normkit raises.
+
+Each message says what arrived, what is required and what to do.
+Every class derives from `NormkitError` and from the builtin type that torch raises
+in the same place, so that code written against `torch.nn` keeps catching it.
+"""
+
+__all__ = [
+    "ArgumentError",
+    "CalibrationError",
+    "DtypeError",
+    "FoldError",
+    "KernelError",
+    "NormkitError",
+    "ShapeError",
+    "TargetError",
+]
+
+
+class NormkitError(Exception):
+    """Base of every error that normkit raises on purpose."""
+
+
+class ArgumentError(NormkitError, ValueError):
+    """An argument whose value cannot be used."""
+
+
+class ShapeError(NormkitError, RuntimeError):
+    """Tensors whose sizes do not fit together; torch raises RuntimeError there."""
+
+
+class DtypeError(NormkitError, NotImplementedError):
+    """A dtype that the operation is not defined for (torch: NotImplementedError)."""
+
+
+class KernelError(NormkitError, RuntimeError):
+    """A backend that was asked for by name and cannot run this case."""
+
+
+class FoldError(NormkitError, RuntimeError):
+    """A fold that cannot be done on the model as given."""
+
+
+class CalibrationError(NormkitError, RuntimeError):
+    """A calibration that was undone; the model is as it was before."""
+
+
+class TargetError(NormkitError, ValueError):
+    """A command-line target that does not name a usable factory."""

@@ -1,0 +1,44 @@
+"""Seeding, markers and the planted faults of the sabotage suite."""
+
+import os
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="run tests marked slow")
+    parser.addoption(
+        "--sabotage",
+        metavar="NAME",
+        help="plant the fault NAME of tests/sabotage.py before any test runs",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    name = config.getoption("--sabotage")
+    if name:
+        import sabotage
+
+        patch = pytest.MonkeyPatch()
+        config.add_cleanup(patch.undo)
+        sabotage.FAULTS[name].plant(patch)
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    skip_slow = pytest.mark.skip(reason="slow: run with --run-slow (make test-all)")
+    skip_gpu = pytest.mark.skip(reason="no CUDA device on this machine")
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--run-slow"):
+            item.add_marker(skip_slow)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(skip_gpu)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, alone or in the suite."""
+    torch.manual_seed(20150211)

@@ -1,0 +1,111 @@
+"""Imports point strictly down, and the front door is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "normkit"
+
+LEVELS = {
+    "errors": 1,
+    "moments": 2,
+    "affine": 2,
+    "views": 2,
+    "kernels": 3,
+    "sync": 3,
+    "functional": 4,
+    "nn": 5,
+    "calibrate": 6,
+    "fold": 6,
+    "doctor": 6,
+    "init": 7,
+    "convert": 7,
+    "demo": 8,
+    "studies": 8,
+    "bench": 8,
+    "cli": 9,
+}
+# Affine.standardize takes Moments: the one arrow between two rooms of one floor.
+SAME_FLOOR = {("affine", "moments")}
+
+FILES = sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import on line {node.lineno}"
+            module = node.module or ""
+            names = [module]
+            if module == "normkit":
+                names = [f"normkit.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "normkit":
+                rooms.add(parts[1] if len(parts) > 1 else "normkit")
+    return rooms
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
+    room = room_of(path)
+    assert room in LEVELS, f"{room} has no floor yet: give it one in LEVELS"
+    for other in imported_rooms(path) - {room}:
+        if room == "cli" and other in ("normkit", "__version__"):
+            continue
+        assert other in LEVELS, f"{path} imports {other}, which has no floor"
+        below = LEVELS[other] < LEVELS[room]
+        assert below or (room, other) in SAME_FLOOR, f"{room} must not import {other}"
+
+
+@pytest.mark.parametrize(
+    ("package", "owners"),
+    [
+        ("onnx", {"fold/onnx.py", "fold/onnx"}),
+        ("jinja2", {"doctor/page.py"}),
+        ("triton", {"kernels/gpu.py", "kernels/gpu"}),
+        ("typer", {"cli"}),
+    ],
+)
+def test_a_heavy_package_has_one_owner(package: str, owners: set[str]) -> None:
+    for path in FILES:
+        relative = str(path.relative_to(SOURCE))
+        if any(relative == owner or relative.startswith(owner + "/") for owner in owners):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            found = [n for n in names if n.split(".")[0] == package]
+            assert not found, f"{relative} imports {package}: only {owners} may"
+
+
+def test_the_front_door_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, normkit; "
+        "heavy = {'triton', 'onnx', 'onnxruntime', 'matplotlib', 'jinja2', 'sklearn', "
+        "'typer', 'rich'} & set(sys.modules); "
+        "sys.exit(f'loaded {sorted(heavy)}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_no_drawers() -> None:
+    drawers = {"utils.py", "helpers.py", "common.py", "misc.py"}
+    assert not [p for p in FILES if p.name in drawers]
