@@ -1,0 +1,134 @@
+"""Which backend runs a case, and why.
+
+choose(x, dims)          the first backend with no reason against the case
+backend("reference")     ask for one by name within a block; no silent fallback
+explain(x, dims)         the table behind the choice
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from normkit.errors import ArgumentError, KernelError
+from normkit.kernels.primitives import Backend
+from normkit.kernels.reference import ReferenceBackend
+from normkit.views import View, view_of
+
+__all__ = ["Explanation", "available_backends", "backend", "choose", "explain"]
+
+# In order of preference.
+_BACKENDS: dict[str, Backend] = {"reference": ReferenceBackend()}
+_asked_for: ContextVar[str | None] = ContextVar("normkit_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which backend would run a case, and the reasons against each other one.
+
+    Attributes:
+        chosen: Name of the backend that would run.
+        view: How the case lies in memory.
+        reasons: For each backend, in order of preference, why it cannot run;
+            an empty list when it can.
+    """
+
+    chosen: str
+    view: View
+    reasons: dict[str, list[str]]
+
+    def to_text(self) -> str:
+        """One line per backend."""
+        lines = [f"view: {self.view.kind} {self.view.sizes}"]
+        for name, reasons in self.reasons.items():
+            if name == self.chosen:
+                lines.append(f"{name}: runs")
+            else:
+                lines.append(f"{name}: " + ("; ".join(reasons) or "can run"))
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """The same as plain data."""
+        return {
+            "chosen": self.chosen,
+            "view": {"kind": self.view.kind, "sizes": list(self.view.sizes)},
+            "reasons": self.reasons,
+        }
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def available_backends() -> tuple[str, ...]:
+    """The names of the backends, in order of preference."""
+    return tuple(_BACKENDS)
+
+
+def choose(x: Tensor, dims: tuple[int, ...]) -> Backend:
+    """The backend that reduces `x` over `dims`.
+
+    Raises:
+        KernelError: A backend was asked for by name and cannot run this case.
+    """
+    asked = _asked_for.get()
+    if asked is not None:
+        reasons = _BACKENDS[asked].reasons_against(x, dims)
+        if reasons:
+            able = [n for n, b in _BACKENDS.items() if not b.reasons_against(x, dims)]
+            raise KernelError(
+                f"backend {asked!r} cannot run this: {'; '.join(reasons)}. "
+                f"{', '.join(map(repr, able))} can: ask for that or for none"
+            )
+        return _BACKENDS[asked]
+    for candidate in _BACKENDS.values():
+        if not candidate.reasons_against(x, dims):
+            return candidate
+    raise KernelError(f"no backend can run this: {explain(x, dims).to_text()}")
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Use one backend for everything within the block.
+
+    Args:
+        name: One of `available_backends()`.
+
+    Raises:
+        ArgumentError: There is no backend of that name.
+
+    Example:
+        >>> import torch
+        >>> with backend("reference"):
+        ...     print(explain(torch.zeros(2, 3), (0,)).chosen)
+        reference
+    """
+    if name not in _BACKENDS:
+        raise ArgumentError(
+            f"backend={name!r} must be one of {', '.join(map(repr, _BACKENDS))}"
+        )
+    token = _asked_for.set(name)
+    try:
+        yield
+    finally:
+        _asked_for.reset(token)
+
+
+def explain(x: Tensor, dims: tuple[int, ...] | None = None) -> Explanation:
+    """Say which kernel would run on `x`, and why not another.
+
+    Args:
+        x: The input of a normalization, shape `(N, C, *)`.
+        dims: The dimensions its statistics run over; by default all but
+            dimension 1, as in batch norm.
+    """
+    if dims is None:
+        dims = tuple(d for d in range(x.dim()) if d != 1)
+    reasons = {name: b.reasons_against(x, dims) for name, b in _BACKENDS.items()}
+    asked = _asked_for.get()
+    able = [name for name, against in reasons.items() if not against]
+    chosen = asked if asked is not None else able[0]
+    return Explanation(chosen, view_of(x, dims), reasons)

@@ -1,0 +1,105 @@
+"""The contract of a kernel backend: four primitives, and reasons against a case.
+
+    moments(x)                     →  Moments
+    apply(x, center, scale, …)     →  (x − center)·scale·weight + shift
+    reduce_grads(dy, x, center)    →  Σ dy,  Σ dy·(x − center)
+    apply_grads(dy, x, center, …)  →  a·dy + b·(x − center) + c
+
+What lies between them is algebra on small vectors, done in float64 by
+`normkit.functional`. Every statistic-like argument (`center`, `scale`, `a`, `b`, `c`)
+has the shape of `x` with the reduced dimensions of size 1 and is float64, so that a
+centre 1e6 standard deviations from zero keeps its digits; a backend splits it into
+`hi + lo` of its compute dtype (`split`). `x·scale + shift` would lose them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from normkit.moments import Moments
+
+__all__ = ["Backend", "split", "vector_dtype"]
+
+
+class Backend(Protocol):
+    """A set of kernels for the four primitives.
+
+    `reference` is the definition of right; every other backend is compared with it
+    and with float64 oracles.
+    """
+
+    name: str
+
+    def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
+        """Why this backend cannot reduce `x` over `dims`; empty when it can."""
+        ...
+
+    def moments(
+        self, x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None
+    ) -> Moments:
+        """Count, mean and m2 over `dims`, kept with size 1, in `vector_dtype`."""
+        ...
+
+    def apply(
+        self,
+        x: Tensor,
+        center: Tensor,
+        scale: Tensor,
+        shift: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """(x − center)·scale·weight + shift, in the dtype and layout of `x`.
+
+        `weight` is there for rows, where `scale·weight` would be as large as x.
+        """
+        ...
+
+    def reduce_grads(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        center: Tensor,
+        dims: tuple[int, ...],
+        *,
+        weight: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Σ dy·weight and Σ dy·weight·(x − center)·scale over `dims`, kept with size 1."""
+        ...
+
+    def apply_grads(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        center: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        *,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """a·dy·weight + b·(x − center) + c, in the dtype and layout of `x`."""
+        ...
+
+
+def vector_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of statistic vectors: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def split(center: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """`center` as `hi + lo` in `dtype`; `lo` is None when `dtype` holds it all.
+
+    x − hi is exact where x is near hi (Sterbenz), so (x − hi) − lo errs by one
+    rounding of the difference, however far the centre lies from zero.
+    """
+    hi = center.to(dtype)
+    if center.dtype == dtype:
+        return hi, None
+    lo = (center - hi.to(center.dtype)).to(dtype)
+    # inf − inf must not turn an infinite centre into NaN.
+    return hi, torch.where(hi.isfinite(), lo, torch.zeros_like(lo))
