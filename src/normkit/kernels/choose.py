@@ -7,7 +7,7 @@ explain(x, dims)         the table behind the choice
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ def choose(x: Tensor, dims: tuple[int, ...]) -> Backend:
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str) -> Generator[None]:
     """Use one backend for everything within the block.
 
     Args:

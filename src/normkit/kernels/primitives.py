@@ -68,7 +68,7 @@ class Backend(Protocol):
         weight: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Σ dy·weight and Σ dy·weight·(x − center)·scale over `dims`, kept with size 1."""
+        """Σ dy·weight and Σ dy·weight·(x − center)·scale over `dims`, kept."""
         ...
 
     def apply_grads(

@@ -1,0 +1,63 @@
+"""What every normalization requires of its arguments, and how it says so."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from normkit.errors import ArgumentError, DtypeError, ShapeError
+
+__all__ = ["check_eps", "check_floating", "check_length", "check_trailing"]
+
+
+def check_floating(x: Tensor, name: str) -> None:
+    """Require floating-point values."""
+    if not x.dtype.is_floating_point:
+        raise DtypeError(
+            f"{name} needs floating-point values, got {x.dtype} (it is not implemented "
+            "for it); convert first, e.g. x.float()"
+        )
+
+
+def check_eps(eps: float, name: str, *, is_positive: bool) -> None:
+    """Require a finite eps, at least 0 (or above, where a batch may be constant)."""
+    if not math.isfinite(eps) or eps < 0 or (is_positive and eps == 0):
+        required = "positive during training" if is_positive else "non-negative"
+        raise ArgumentError(
+            f"{name} eps must be {required} and finite, but got {eps}; "
+            "torch's default is 1e-5"
+        )
+
+
+def check_length(name: str, vector: Tensor | None, channels: int) -> None:
+    """Require one element per channel."""
+    if vector is not None and vector.numel() != channels:
+        raise ShapeError(
+            f"{name} should contain {channels} elements, one per channel of the "
+            f"input, not {vector.numel()}"
+        )
+
+
+def check_trailing(
+    x: Tensor, normalized_shape: tuple[int, ...], name: str, **vectors: Tensor | None
+) -> None:
+    """Require that x ends in `normalized_shape`, and that the vectors have it."""
+    if not normalized_shape:
+        raise ShapeError(
+            f"{name} needs normalized_shape to be at least 1-dimensional (Expected "
+            "normalized_shape to be at least 1-dimensional), got ()"
+        )
+    for label, vector in vectors.items():
+        if vector is not None and tuple(vector.shape) != normalized_shape:
+            raise ShapeError(
+                f"Expected {label} to be of same shape as normalized_shape, but got "
+                f"{label} of shape {list(vector.shape)} and normalized_shape = "
+                f"{list(normalized_shape)}"
+            )
+    if tuple(x.shape[-len(normalized_shape) :]) != normalized_shape:
+        raise ShapeError(
+            f"Given normalized_shape={list(normalized_shape)}, expected input with "
+            f"shape [*, {', '.join(map(str, normalized_shape))}], but got input of "
+            f"size{list(x.shape)}"
+        )

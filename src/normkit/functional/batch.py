@@ -1,0 +1,242 @@
+"""Batch norm and instance norm: statistics per channel, over everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional.arguments import check_eps, check_floating, check_length
+from normkit.functional.engine import normalize, standardize
+from normkit.functional.running import update_running
+from normkit.moments import Moments
+
+__all__ = ["batch_norm", "instance_norm"]
+
+
+def batch_norm(
+    input: Tensor,  # noqa: A002  torch.nn.functional's name
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+    *,
+    mask: Tensor | None = None,
+    channel_dim: int = 1,
+    on_nonfinite: str = "skip",
+) -> Tensor:
+    """Normalize each channel over the batch and all positions.
+
+        y = (x − mean)/√(var + eps)·weight + bias
+
+    with the mean and population variance of the batch when `training`, which also
+    moves the running statistics, and with the running statistics otherwise.
+
+    Args:
+        input: Values, shape `(N, C, *)`, any floating dtype.
+        running_mean: Running mean, shape `(C,)`; updated in place when training.
+        running_var: Running unbiased variance, shape `(C,)`; likewise.
+        weight: Factor per channel, shape `(C,)`; may be float32 under a half input.
+        bias: Summand per channel, shape `(C,)`.
+        training: Use the statistics of the batch.
+        momentum: Share of the batch in the new running value, a float in [0, 1] or a
+            0-d tensor (then nothing waits for the device).
+        eps: Added to the variance, inside the root.
+        mask: Which values count, bool or weights, broadcastable to `input`; outputs
+            are 0 elsewhere.
+        channel_dim: The dimension that channels lie along.
+        on_nonfinite: `"skip"` keeps a batch with a NaN or Inf out of the running
+            statistics; `"update"` lets it in, as torch does.
+
+    Returns:
+        The normalized values, shape, dtype and layout of `input`.
+
+    Raises:
+        ArgumentError: One value per channel in training, a non-finite or negative
+            eps (or 0 in training), momentum outside [0, 1], one running statistic
+            without the other.
+        ShapeError: A vector that does not have C elements; no running statistics
+            when not training.
+        DtypeError: `input` is not floating point.
+
+    Numerics:
+        Statistics in float32 or better around a pilot mean; the centre is kept as
+        two numbers, so |mean| ≫ std loses nothing. Half inputs give half outputs.
+
+    References:
+        Ioffe & Szegedy, "Batch Normalization: Accelerating Deep Network Training by
+        Reducing Internal Covariate Shift", ICML 2015.
+    """
+    tensors = (input, running_mean, running_var, weight, bias, mask)
+    if has_torch_function_variadic(*tensors):
+        extras: dict[str, Any] = {
+            "mask": mask,
+            "channel_dim": channel_dim,
+            "on_nonfinite": on_nonfinite,
+        }
+        return handle_torch_function(
+            *(batch_norm, tensors, input, running_mean, running_var, weight, bias),
+            **{"training": training, "momentum": momentum, "eps": eps, **extras},
+        )
+    check_floating(input, "batch_norm")
+    check_eps(eps, "batch_norm", is_positive=training)
+    _check_pair(running_mean, running_var)
+    if isinstance(momentum, float | int) and not 0.0 <= momentum <= 1.0:
+        raise ArgumentError(
+            f"batch_norm needs momentum in [0, 1], the share of the new value, "
+            f"got {momentum}; a decay of 0.9 is momentum=0.1"
+        )
+    dim = channel_dim % input.dim()
+    channels = input.shape[dim]
+    named = (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    )
+    for name, vector in named:
+        check_length(name, vector, channels)
+    shape = [1] * input.dim()
+    shape[dim] = channels
+    gain = None if weight is None else weight.view(shape)
+    offset = None if bias is None else bias.view(shape)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ShapeError(
+                "batch_norm needs running_mean and running_var when training=False, "
+                "got None; pass them, or training=True"
+            )
+        mean, var = running_mean.view(shape), running_var.view(shape)
+        y = standardize(input, mean, var, gain, offset, eps)
+        return (
+            y
+            if mask is None
+            else y * (mask > 0 if mask.dtype.is_floating_point else mask)
+        )
+    dims = tuple(d for d in range(input.dim()) if d != dim)
+    if channels and input.numel() == channels:
+        raise ArgumentError(
+            "batch_norm needs more than one value per channel to train "
+            f"(expected more than 1 value per channel when training), got shape "
+            f"{tuple(input.shape)}; use training=False or a larger batch"
+        )
+    y, measured = normalize(input, dims, gain, offset, eps, mask=mask)
+    if running_mean is not None or running_var is not None:
+        update_running(
+            running_mean, running_var, measured, momentum, on_nonfinite=on_nonfinite
+        )
+    return y
+
+
+def instance_norm(
+    input: Tensor,  # noqa: A002
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Normalize each channel of each sample over its positions.
+
+    Args:
+        input: Values, shape `(N, C, *)` with at least one `*`, any floating dtype.
+        running_mean: Shape `(C,)`; moves towards the mean over samples of the
+            instance means.
+        running_var: Shape `(C,)`; towards the mean of the unbiased instance variances.
+        weight: Factor per channel, shape `(C,)`.
+        bias: Summand per channel, shape `(C,)`.
+        use_input_stats: Use the statistics of the input; False uses the running ones.
+        momentum: Share of the batch in the new running value.
+        eps: Added to the variance, inside the root.
+        mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
+
+    Returns:
+        The normalized values, shape, dtype and layout of `input`.
+
+    Raises:
+        ArgumentError: One position per channel when its statistics are asked for.
+        ShapeError: A vector that does not have C elements, or no running statistics
+            when `use_input_stats=False`.
+        DtypeError: `input` is not floating point.
+
+    References:
+        Ulyanov, Vedaldi & Lempitsky, "Instance Normalization: The Missing Ingredient
+        for Fast Stylization", 2016.
+    """
+    tensors = (input, running_mean, running_var, weight, bias, mask)
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(
+            *(instance_norm, tensors, input, running_mean, running_var, weight, bias),
+            use_input_stats=use_input_stats,
+            momentum=momentum,
+            eps=eps,
+            mask=mask,
+        )
+    check_floating(input, "instance_norm")
+    check_eps(eps, "instance_norm", is_positive=False)
+    if use_input_stats and input.shape[2:].numel() == 1:
+        raise ArgumentError(
+            "instance_norm needs more than one position per channel (expected more "
+            "than 1 spatial element when training), got shape "
+            f"{tuple(input.shape)}; its output would be 0 everywhere"
+        )
+    if not use_input_stats and (running_mean is None or running_var is None):
+        raise ShapeError(
+            "instance_norm needs running_mean and running_var to be defined when "
+            "use_input_stats=False, got None"
+        )
+    _check_pair(running_mean, running_var)
+    if not use_input_stats:
+        return batch_norm(
+            *(input, running_mean, running_var, weight, bias, False, momentum, eps),
+            mask=mask,
+        )
+    channels = input.shape[1]
+    named = (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    )
+    for name, vector in named:
+        check_length(name, vector, channels)
+    shape = (1, channels) + (1,) * (input.dim() - 2)
+    gain = None if weight is None else weight.view(shape)
+    offset = None if bias is None else bias.view(shape)
+    dims = tuple(range(2, input.dim()))
+    y, measured = normalize(input, dims, gain, offset, eps, mask=mask)
+    if running_mean is not None and running_var is not None and input.shape[0]:
+        update_running(running_mean, running_var, _over_samples(measured), momentum)
+    return y
+
+
+def _over_samples(instances: Moments) -> Moments:
+    """The mean over samples of instance means and of their unbiased variances.
+
+    As Moments of two values, whose unbiased variance is their m2. Samples without a
+    valid position are left out.
+    """
+    count = instances.count.expand(instances.mean.shape)
+    has_spread = count > 1
+    used = has_spread.sum(0).clamp(min=1)
+    zero = instances.mean.new_zeros(())
+    mean = instances.mean.where(has_spread, zero).sum(0) / used
+    var = instances.unbiased_var.where(has_spread, zero).sum(0) / used
+    return Moments(has_spread.any(0).long() * 2, mean, var)
+
+
+def _check_pair(running_mean: Tensor | None, running_var: Tensor | None) -> None:
+    if (running_mean is None) != (running_var is None):
+        raise ArgumentError(
+            "running_mean and running_var must either both be None or neither be "
+            "None; one running statistic is of no use without the other"
+        )

@@ -1,0 +1,208 @@
+"""Layer, RMS and group norm: statistics per sample, no batch and no state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional.arguments import (
+    check_eps,
+    check_floating,
+    check_trailing,
+)
+from normkit.functional.engine import normalize
+
+__all__ = ["group_norm", "layer_norm", "rms_norm"]
+
+
+def layer_norm(
+    input: Tensor,  # noqa: A002  torch.nn.functional's name
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Normalize over the last dimensions, each position by itself.
+
+        y = (x − mean)/√(var + eps)·weight + bias
+
+    Args:
+        input: Values, shape `(*, *normalized_shape)`, any floating dtype.
+        normalized_shape: The sizes of the dimensions that share a statistic.
+        weight: Factor per element, of `normalized_shape`.
+        bias: Summand per element, of `normalized_shape`.
+        eps: Added to the variance, inside the root.
+        mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
+
+    Returns:
+        The normalized values, shape, dtype and layout of `input`.
+
+    Raises:
+        ShapeError: `input` does not end in `normalized_shape`, or `weight` or `bias`
+            has another shape.
+        DtypeError: `input` is not floating point.
+
+    References:
+        Ba, Kiros & Hinton, "Layer Normalization", 2016.
+    """
+    tensors = (input, weight, bias, mask)
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(
+            *(layer_norm, tensors, input, normalized_shape, weight, bias),
+            eps=eps,
+            mask=mask,
+        )
+    check_floating(input, "layer_norm")
+    check_eps(eps, "layer_norm", is_positive=False)
+    sizes = tuple(normalized_shape)
+    check_trailing(input, sizes, "layer_norm", weight=weight, bias=bias)
+    dims, shape = _trailing(input, sizes)
+    gain = None if weight is None else weight.view(shape)
+    offset = None if bias is None else bias.view(shape)
+    y, _ = normalize(input, dims, gain, offset, eps, mask=mask)
+    return y
+
+
+def rms_norm(
+    input: Tensor,  # noqa: A002
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Divide by the root mean square over the last dimensions.
+
+        y = x/√(mean(x²) + eps)·weight
+
+    Args:
+        input: Values, shape `(*, *normalized_shape)`, any floating dtype.
+        normalized_shape: The sizes of the dimensions that share a statistic.
+        weight: Factor per element, of `normalized_shape`.
+        eps: Added to the mean square, inside the root; None takes the machine
+            epsilon of the compute dtype (float32 for halves), as torch does.
+        mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
+
+    Returns:
+        The scaled values, shape, dtype and layout of `input`.
+
+    Raises:
+        ShapeError: `input` does not end in `normalized_shape`, or `weight` has
+            another shape.
+        DtypeError: `input` is not floating point.
+
+    References:
+        Zhang & Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019.
+    """
+    tensors = (input, weight, mask)
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(
+            *(rms_norm, tensors, input, normalized_shape, weight),
+            eps=eps,
+            mask=mask,
+        )
+    check_floating(input, "rms_norm")
+    if eps is None:
+        wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+        eps = torch.finfo(wide).eps
+    check_eps(eps, "rms_norm", is_positive=False)
+    sizes = tuple(normalized_shape)
+    check_trailing(input, sizes, "rms_norm", weight=weight)
+    dims, shape = _trailing(input, sizes)
+    gain = None if weight is None else weight.view(shape)
+    y, _ = normalize(input, dims, gain, None, eps, mask=mask, centered=False)
+    return y
+
+
+def group_norm(
+    input: Tensor,  # noqa: A002
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Normalize each group of channels of each sample over its positions.
+
+    Args:
+        input: Values, shape `(N, C, *)`, any floating dtype.
+        num_groups: Number of groups, a divisor of C.
+        weight: Factor per channel, shape `(C,)`.
+        bias: Summand per channel, shape `(C,)`.
+        eps: Added to the variance, inside the root.
+        mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
+
+    Returns:
+        The normalized values, shape, dtype and layout of `input`.
+
+    Raises:
+        ArgumentError: One value per group.
+        ShapeError: C is not divisible by `num_groups`, or a vector does not have C
+            elements.
+        DtypeError: `input` is not floating point.
+
+    References:
+        Wu & He, "Group Normalization", ECCV 2018.
+    """
+    tensors = (input, weight, bias, mask)
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(
+            *(group_norm, tensors, input, num_groups),
+            weight=weight,
+            bias=bias,
+            eps=eps,
+            mask=mask,
+        )
+    check_floating(input, "group_norm")
+    check_eps(eps, "group_norm", is_positive=False)
+    if input.dim() < 2:
+        raise ShapeError(
+            "group_norm needs an input of shape (N, C, *) (Expected at least 2 "
+            f"dimensions), got {input.dim()} dimensions"
+        )
+    channels = input.shape[1]
+    if num_groups < 1 or channels % num_groups:
+        raise ShapeError(
+            "Expected number of channels in input to be divisible by num_groups, but "
+            f"got input of shape {list(input.shape)} and num_groups={num_groups}"
+        )
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and tuple(vector.shape) != (channels,):
+            raise ShapeError(
+                f"Expected {name} to be a vector of size equal to the number of "
+                f"channels in input, but got {name} of shape {list(vector.shape)} and "
+                f"input of shape {list(input.shape)}"
+            )
+    # torch counts the samples of all groups here, so (2, C, 1) with one channel a
+    # group passes and (1, C) does not; the same inputs must raise.
+    if input.shape[0] * channels // num_groups * input.shape[2:].numel() == 1:
+        raise ArgumentError(
+            "group_norm needs more than one value per group (expected more than 1 "
+            f"value per channel when training), got shape {tuple(input.shape)} and "
+            f"num_groups={num_groups}; use fewer groups"
+        )
+    grouped = (num_groups, channels // num_groups)
+    split = input.unflatten(1, grouped)
+    shape = (1, *grouped) + (1,) * (input.dim() - 2)
+    gain = None if weight is None else weight.view(shape)
+    offset = None if bias is None else bias.view(shape)
+    if mask is not None:
+        mask = mask.expand(input.shape).unflatten(1, grouped)
+    dims = tuple(range(2, split.dim()))
+    y, _ = normalize(split, dims, gain, offset, eps, mask=mask)
+    return y.flatten(1, 2)
+
+
+def _trailing(
+    x: Tensor, sizes: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The last dimensions, and the sizes as a shape that broadcasts to x."""
+    first = x.dim() - len(sizes)
+    return tuple(range(first, x.dim())), (1,) * first + sizes

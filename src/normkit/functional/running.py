@@ -1,0 +1,66 @@
+"""Exponential moving averages of statistics: new = (1 − rate)·old + rate·batch.
+
+`rate` is torch's momentum, the share of the new value. The articles' decay α = 0.9 is
+rate = 1 − α = 0.1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit.errors import ArgumentError
+from normkit.moments import Moments
+
+__all__ = ["ema_", "update_running"]
+
+
+def update_running(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    moments: Moments,
+    rate: float | Tensor,
+    *,
+    on_nonfinite: str = "skip",
+) -> Tensor:
+    """Move running statistics towards those of a batch, in place, without a host sync.
+
+    Args:
+        running_mean: Shape `(C,)`, or None.
+        running_var: Shape `(C,)`, or None; takes the unbiased variance, as torch does.
+        moments: Statistics of the batch, of C values in any shape. A channel with no
+            value keeps its average; one with a single value keeps its variance.
+        rate: Share of the new value, 0 to 1; a float or a 0-d tensor.
+        on_nonfinite: `"skip"`: a batch with a NaN or Inf in any channel changes
+            nothing. `"update"`: it enters the averages, as in torch.
+
+    Returns:
+        A bool scalar tensor: whether every statistic of the batch was finite.
+
+    Raises:
+        ArgumentError: `on_nonfinite` is neither of the two.
+    """
+    if on_nonfinite not in ("skip", "update"):
+        raise ArgumentError(f"on_nonfinite={on_nonfinite!r} must be 'skip' or 'update'")
+    with torch.no_grad():
+        is_finite = moments.mean.isfinite().all() & moments.m2.isfinite().all()
+        allowed = is_finite if on_nonfinite == "skip" else torch.ones_like(is_finite)
+        if running_mean is not None:
+            has_value = allowed & (moments.count > 0)
+            ema_(running_mean, moments.mean, rate, has_value)
+        if running_var is not None:
+            has_spread = allowed & (moments.count > 1)
+            ema_(running_var, moments.unbiased_var, rate, has_spread)
+    return is_finite
+
+
+def ema_(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) -> None:
+    """Move `running` in place to (1 − rate)·running + rate·new where `allowed`."""
+    new = new.reshape(running.shape)
+    allowed = (
+        allowed.expand_as(new) if allowed.dim() == 0 else allowed.reshape(new.shape)
+    )
+    old = running.to(new.dtype)
+    if isinstance(rate, Tensor):
+        rate = rate.to(device=new.device, dtype=new.dtype)
+    running.copy_(torch.where(allowed, (1 - rate) * old + rate * new, old))
