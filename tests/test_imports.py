@@ -81,7 +81,9 @@ def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
 def test_a_heavy_package_has_one_owner(package: str, owners: set[str]) -> None:
     for path in FILES:
         relative = str(path.relative_to(SOURCE))
-        if any(relative == owner or relative.startswith(owner + "/") for owner in owners):
+        if any(
+            relative == owner or relative.startswith(owner + "/") for owner in owners
+        ):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = []

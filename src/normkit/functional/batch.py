@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -23,12 +24,13 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float | Tensor = 0.1,
+    momentum: float | Tensor | None = 0.1,
     eps: float = 1e-5,
     *,
     mask: Tensor | None = None,
     channel_dim: int = 1,
     on_nonfinite: str = "skip",
+    num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
     """Normalize each channel over the batch and all positions.
 
@@ -44,22 +46,25 @@ def batch_norm(
         weight: Factor per channel, shape `(C,)`; may be float32 under a half input.
         bias: Summand per channel, shape `(C,)`.
         training: Use the statistics of the batch.
-        momentum: Share of the batch in the new running value, a float in [0, 1] or a
-            0-d tensor (then nothing waits for the device).
+        momentum: Share of the batch in the new running value, a float or a 0-d tensor
+            (then nothing waits for the device); None gives every batch the same share.
+            As in torch, no bounds: the layers require [0, 1].
         eps: Added to the variance, inside the root.
         mask: Which values count, bool or weights, broadcastable to `input`; outputs
             are 0 elsewhere.
         channel_dim: The dimension that channels lie along.
         on_nonfinite: `"skip"` keeps a batch with a NaN or Inf out of the running
             statistics; `"update"` lets it in, as torch does.
+        num_batches_tracked: Int64 scalar; counts in place the batches that entered the
+            running statistics. Required when `momentum` is None.
 
     Returns:
         The normalized values, shape, dtype and layout of `input`.
 
     Raises:
         ArgumentError: One value per channel in training, a non-finite or negative
-            eps (or 0 in training), momentum outside [0, 1], one running statistic
-            without the other.
+            eps (or 0 in training), one running statistic without the other,
+            `momentum=None` without a counter.
         ShapeError: A vector that does not have C elements; no running statistics
             when not training.
         DtypeError: `input` is not floating point.
@@ -72,12 +77,16 @@ def batch_norm(
         Ioffe & Szegedy, "Batch Normalization: Accelerating Deep Network Training by
         Reducing Internal Covariate Shift", ICML 2015.
     """
-    tensors = (input, running_mean, running_var, weight, bias, mask)
+    tensors = (
+        *(input, running_mean, running_var, weight, bias, mask),
+        num_batches_tracked,
+    )
     if has_torch_function_variadic(*tensors):
         extras: dict[str, Any] = {
             "mask": mask,
             "channel_dim": channel_dim,
             "on_nonfinite": on_nonfinite,
+            "num_batches_tracked": num_batches_tracked,
         }
         return handle_torch_function(
             *(batch_norm, tensors, input, running_mean, running_var, weight, bias),
@@ -86,11 +95,6 @@ def batch_norm(
     check_floating(input, "batch_norm")
     check_eps(eps, "batch_norm", is_positive=training)
     _check_pair(running_mean, running_var)
-    if isinstance(momentum, float | int) and not 0.0 <= momentum <= 1.0:
-        raise ArgumentError(
-            f"batch_norm needs momentum in [0, 1], the share of the new value, "
-            f"got {momentum}; a decay of 0.9 is momentum=0.1"
-        )
     dim = channel_dim % input.dim()
     channels = input.shape[dim]
     named = (
@@ -112,12 +116,13 @@ def batch_norm(
                 "got None; pass them, or training=True"
             )
         mean, var = running_mean.view(shape), running_var.view(shape)
-        y = standardize(input, mean, var, gain, offset, eps)
-        return (
-            y
-            if mask is None
-            else y * (mask > 0 if mask.dtype.is_floating_point else mask)
-        )
+        if mask is None:
+            return standardize(input, mean, var, gain, offset, eps)
+        # Zeroed on the way in too: a NaN of the padding would meet dy = 0 in dweight.
+        hidden = ~mask if mask.dtype == torch.bool else mask <= 0
+        seen = input.masked_fill(hidden, 0)
+        y = standardize(seen, mean, var, gain, offset, eps)
+        return y.masked_fill(hidden, 0)
     dims = tuple(d for d in range(input.dim()) if d != dim)
     if channels and input.numel() == channels:
         raise ArgumentError(
@@ -128,7 +133,9 @@ def batch_norm(
     y, measured = normalize(input, dims, gain, offset, eps, mask=mask)
     if running_mean is not None or running_var is not None:
         update_running(
-            running_mean, running_var, measured, momentum, on_nonfinite=on_nonfinite
+            *(running_mean, running_var, measured, momentum),
+            on_nonfinite=on_nonfinite,
+            num_batches_tracked=num_batches_tracked,
         )
     return y
 
@@ -140,10 +147,11 @@ def instance_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     use_input_stats: bool = True,
-    momentum: float | Tensor = 0.1,
+    momentum: float | Tensor | None = 0.1,
     eps: float = 1e-5,
     *,
     mask: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
     """Normalize each channel of each sample over its positions.
 
@@ -155,9 +163,12 @@ def instance_norm(
         weight: Factor per channel, shape `(C,)`.
         bias: Summand per channel, shape `(C,)`.
         use_input_stats: Use the statistics of the input; False uses the running ones.
-        momentum: Share of the batch in the new running value.
+        momentum: Share of the batch in the new running value; None gives every batch
+            the same share.
         eps: Added to the variance, inside the root.
         mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
+        num_batches_tracked: Int64 scalar; counts in place the batches that entered the
+            running statistics. Required when `momentum` is None.
 
     Returns:
         The normalized values, shape, dtype and layout of `input`.
@@ -180,6 +191,7 @@ def instance_norm(
             momentum=momentum,
             eps=eps,
             mask=mask,
+            num_batches_tracked=num_batches_tracked,
         )
     check_floating(input, "instance_norm")
     check_eps(eps, "instance_norm", is_positive=False)
@@ -215,7 +227,10 @@ def instance_norm(
     dims = tuple(range(2, input.dim()))
     y, measured = normalize(input, dims, gain, offset, eps, mask=mask)
     if running_mean is not None and running_var is not None and input.shape[0]:
-        update_running(running_mean, running_var, _over_samples(measured), momentum)
+        update_running(
+            *(running_mean, running_var, _over_samples(measured), momentum),
+            num_batches_tracked=num_batches_tracked,
+        )
     return y
 
 

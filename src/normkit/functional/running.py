@@ -19,9 +19,10 @@ def update_running(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     moments: Moments,
-    rate: float | Tensor,
+    rate: float | Tensor | None,
     *,
     on_nonfinite: str = "skip",
+    num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
     """Move running statistics towards those of a batch, in place, without a host sync.
 
@@ -30,18 +31,29 @@ def update_running(
         running_var: Shape `(C,)`, or None; takes the unbiased variance, as torch does.
         moments: Statistics of the batch, of C values in any shape. A channel with no
             value keeps its average; one with a single value keeps its variance.
-        rate: Share of the new value, 0 to 1; a float or a 0-d tensor.
+        rate: Share of the new value, 0 to 1; a float or a 0-d tensor. None gives every
+            batch the same share: 1/(num_batches_tracked + 1).
         on_nonfinite: `"skip"`: a batch with a NaN or Inf in any channel changes
             nothing. `"update"`: it enters the averages, as in torch.
+        num_batches_tracked: Int64 scalar, or None; counts in place the batches that
+            entered the averages. A batch without a value does not.
 
     Returns:
         A bool scalar tensor: whether every statistic of the batch was finite.
 
     Raises:
-        ArgumentError: `on_nonfinite` is neither of the two.
+        ArgumentError: `on_nonfinite` is neither of the two, or `rate` is None and
+            nothing counts the batches.
     """
     if on_nonfinite not in ("skip", "update"):
         raise ArgumentError(f"on_nonfinite={on_nonfinite!r} must be 'skip' or 'update'")
+    if rate is None:
+        if num_batches_tracked is None:
+            raise ArgumentError(
+                "momentum=None averages over all batches and needs num_batches_tracked "
+                "to count them, got None; give it a counter or choose a momentum"
+            )
+        rate = (num_batches_tracked + 1).to(moments.mean.dtype).reciprocal()
     with torch.no_grad():
         is_finite = moments.mean.isfinite().all() & moments.m2.isfinite().all()
         allowed = is_finite if on_nonfinite == "skip" else torch.ones_like(is_finite)
@@ -51,6 +63,8 @@ def update_running(
         if running_var is not None:
             has_spread = allowed & (moments.count > 1)
             ema_(running_var, moments.unbiased_var, rate, has_spread)
+        if num_batches_tracked is not None:
+            num_batches_tracked.add_(allowed & (moments.count > 0).any())
     return is_finite
 
 
