@@ -1,0 +1,86 @@
+"""Layers that learn the number of channels from the first input, then change class.
+
+As torch's lazy modules do; `LazyBatchNorm2d()` is a `BatchNorm2d` after one forward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _LazyNormBase
+
+from normkit.nn.batch_norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchNormLayer,
+)
+from normkit.nn.instance_norm import (
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    InstanceNormLayer,
+)
+
+__all__ = [
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+]
+
+
+class _LazyLayer(_LazyNormBase):
+    """Materialize from an input that was checked first, batch dimension or not."""
+
+    def initialize_parameters(  # type: ignore[override]
+        self,
+        input: Tensor,  # noqa: A002
+        *,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Take the number of channels from `input`; `mask` says nothing about it."""
+        # Checked before anything is materialized: a layer that met a wrong input
+        # can still meet the right one.
+        self._check_input_dim(input)
+        unbatched = getattr(self, "_get_no_batch_dim", lambda: None)()
+        batch = input.unsqueeze(0) if input.dim() == unbatched else input
+        super().initialize_parameters(batch)
+
+
+class LazyBatchNorm1d(_LazyLayer, torch.nn.LazyBatchNorm1d, BatchNormLayer):
+    """A `BatchNorm1d` that takes `num_features` from its first input."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(_LazyLayer, torch.nn.LazyBatchNorm2d, BatchNormLayer):
+    """A `BatchNorm2d` that takes `num_features` from its first input."""
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(_LazyLayer, torch.nn.LazyBatchNorm3d, BatchNormLayer):
+    """A `BatchNorm3d` that takes `num_features` from its first input."""
+
+    cls_to_become = BatchNorm3d
+
+
+class LazyInstanceNorm1d(_LazyLayer, torch.nn.LazyInstanceNorm1d, InstanceNormLayer):
+    """An `InstanceNorm1d` that takes `num_features` from its first input."""
+
+    cls_to_become = InstanceNorm1d
+
+
+class LazyInstanceNorm2d(_LazyLayer, torch.nn.LazyInstanceNorm2d, InstanceNormLayer):
+    """An `InstanceNorm2d` that takes `num_features` from its first input."""
+
+    cls_to_become = InstanceNorm2d
+
+
+class LazyInstanceNorm3d(_LazyLayer, torch.nn.LazyInstanceNorm3d, InstanceNormLayer):
+    """An `InstanceNorm3d` that takes `num_features` from its first input."""
+
+    cls_to_become = InstanceNorm3d

@@ -1,0 +1,181 @@
+"""Layer, RMS and group norm: statistics within one sample, no state, no mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.errors import ArgumentError
+from normkit.functional import group_norm, layer_norm, rms_norm
+from normkit.nn.tracing import recorded_call
+
+__all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """Normalize over the last dimensions, each position by itself.
+
+        y = (x − mean)/√(var + eps)·weight + bias
+
+    Drop-in for `torch.nn.LayerNorm`: same arguments, same state, an instance of it.
+
+    Args:
+        normalized_shape: The sizes of the last dimensions, which share a statistic; an
+            int for the last one alone.
+        eps: Added to the variance, inside the root.
+        elementwise_affine: Learn `weight` and `bias` of `normalized_shape`.
+        bias: Learn a bias when `elementwise_affine`.
+        device: Where parameters live.
+        dtype: Their dtype; float32 also serves half inputs.
+
+    Raises:
+        ShapeError: In forward, an input that does not end in `normalized_shape`.
+        DtypeError: An input that is not floating point.
+
+    Numerics:
+        Statistics in float32 or better, whatever the input; a large common offset
+        cancels nothing.
+
+    Example:
+        >>> LayerNorm(3, elementwise_affine=False)(torch.tensor([[1e4, 2e4, 3e4]]))
+        tensor([[-1.2247,  0.0000,  1.2247]])
+
+    References:
+        Ba, Kiros & Hinton, "Layer Normalization", 2016.
+    """
+
+    def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
+        """Normalize `input`, shape `(*, *normalized_shape)`.
+
+        Args:
+            input: Values, any floating dtype.
+            mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
+                The output is 0 elsewhere.
+        """
+        if (node := recorded_call(self, input, mask=mask)) is not None:
+            return node
+        return layer_norm(
+            *(input, self.normalized_shape, self.weight, self.bias, self.eps),
+            mask=mask,
+        )
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """Divide by the root mean square over the last dimensions.
+
+        y = x/√(mean(x²) + eps)·weight
+
+    Drop-in for `torch.nn.RMSNorm`: same arguments, same state, an instance of it.
+
+    Args:
+        normalized_shape: The sizes of the last dimensions, which share a statistic; an
+            int for the last one alone.
+        eps: Added to the mean square, inside the root; None takes the machine epsilon
+            of float32 (float64 for float64 inputs).
+        elementwise_affine: Learn `weight` of `normalized_shape`.
+        device: Where the parameter lives.
+        dtype: Its dtype; float32 also serves half inputs.
+
+    Raises:
+        ShapeError: In forward, an input that does not end in `normalized_shape`.
+        DtypeError: An input that is not floating point.
+
+    Example:
+        >>> RMSNorm(2, elementwise_affine=False)(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.8485, 1.1314]])
+
+    References:
+        Zhang & Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019.
+    """
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Scale `x`, shape `(*, *normalized_shape)`.
+
+        Args:
+            x: Values, any floating dtype.
+            mask: Which values count: bool or weights ≥ 0, broadcastable to `x`. The
+                output is 0 elsewhere.
+        """
+        if (node := recorded_call(self, x, mask=mask)) is not None:
+            return node
+        return rms_norm(x, self.normalized_shape, self.weight, self.eps, mask=mask)
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """Normalize each group of channels of each sample over channels and positions.
+
+        y = (x − mean)/√(var + eps)·weight + bias
+
+    Drop-in for `torch.nn.GroupNorm`: same arguments, same state, an instance of it.
+
+    Args:
+        num_groups: Number of groups, a divisor of `num_channels`.
+        num_channels: Number of channels C.
+        eps: Added to the variance, inside the root.
+        affine: Learn `weight` and `bias` per channel, shape `(C,)`.
+        device: Where parameters live.
+        dtype: Their dtype; float32 also serves half inputs.
+        bias: Learn a bias when `affine`.
+
+    Raises:
+        ArgumentError: `num_groups` below 1, at construction; in forward, one value per
+            group.
+        ValueError: `num_groups` does not divide `num_channels`.
+        ShapeError: In forward, an input of another number of channels or of fewer than
+            2 dimensions.
+        DtypeError: An input that is not floating point.
+
+    Example:
+        >>> x = torch.tensor([[[1.0], [3.0], [100.0], [300.0]]])
+        >>> GroupNorm(2, 4, affine=False)(x).flatten()
+        tensor([-1.0000,  1.0000, -1.0000,  1.0000])
+
+    References:
+        Wu & He, "Group Normalization", ECCV 2018.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        if num_groups < 1:
+            raise ArgumentError(
+                f"GroupNorm needs at least one group, got num_groups={num_groups}; "
+                f"use a divisor of num_channels={num_channels}"
+            )
+        super().__init__(
+            *(num_groups, num_channels, eps, affine), device=device, dtype=dtype
+        )
+        # Older torch has no `bias` argument; taken away afterwards, every one has.
+        if not bias:
+            self.register_parameter("bias", None)
+
+    def reset_parameters(self) -> None:
+        """Weight 1 and bias 0."""
+        if self.affine:
+            torch.nn.init.ones_(self.weight)
+            if self.bias is not None:
+                torch.nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
+        """Normalize `input`, shape `(N, C, *)`.
+
+        Args:
+            input: Values, any floating dtype.
+            mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
+                The output is 0 elsewhere.
+        """
+        if (node := recorded_call(self, input, mask=mask)) is not None:
+            return node
+        return group_norm(
+            *(input, self.num_groups, self.weight, self.bias, self.eps), mask=mask
+        )

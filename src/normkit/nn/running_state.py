@@ -1,0 +1,87 @@
+"""What the layers with running statistics share: construction and its checks.
+
+    running = (1 − momentum)·running + momentum·batch
+
+`momentum` is the share of the new value, as in torch. Keras and the articles speak of
+the share of the old one: their 0.9 is 0.1 here. None is the average of all batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from normkit.errors import ArgumentError
+
+__all__ = ["RunningStateLayer", "check_momentum"]
+
+
+class RunningStateLayer(_NormBase):
+    """Batch and instance norm of every rank; use the classes named for the rank.
+
+    Arguments that torch.nn does not have are attributes with a default on the class,
+    so that a layer that never ran this constructor (an older pickle, a converted
+    `torch.nn` layer) has them too.
+    """
+
+    shapes: ClassVar[Mapping[int, str]] = {}
+    """The input shapes that the layer takes, by number of dimensions."""
+    siblings: ClassVar[Mapping[int, str]] = {}
+    """The layer to use for an input of another number of dimensions."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        check_momentum(self, momentum)
+        super().__init__(
+            *(num_features, eps, momentum, affine, track_running_stats),
+            device=device,
+            dtype=dtype,
+        )
+        # Older torch has no `bias` argument; taken away afterwards, every one has.
+        if not bias:
+            self.register_parameter("bias", None)
+
+    def reset_parameters(self) -> None:
+        """Forget the running statistics; weight 1 and bias 0."""
+        self.reset_running_stats()
+        if self.affine:
+            torch.nn.init.ones_(self.weight)
+            if self.bias is not None:
+                torch.nn.init.zeros_(self.bias)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        """Torch's hook for the number of dimensions; subclasses may override it."""
+        if input.dim() in self.shapes:
+            return
+        name = type(self).__name__
+        takes = " or ".join(self.shapes.values())
+        expected = " or ".join(f"{n}D" for n in self.shapes)
+        sibling = self.siblings.get(input.dim())
+        way_out = "reshape it" if sibling is None else f"use {sibling}"
+        raise ArgumentError(
+            f"expected {expected} input (got {input.dim()}D input): {name} takes "
+            f"{takes}, the input has shape {tuple(input.shape)}; {way_out}"
+        )
+
+
+def check_momentum(layer: torch.nn.Module, momentum: object) -> None:
+    """Require a share, 0 to 1, or None; a tensor is not looked at (no host sync)."""
+    if isinstance(momentum, int | float) and not 0.0 <= momentum <= 1.0:
+        raise ArgumentError(
+            f"{type(layer).__name__} needs momentum in [0, 1], the share of the new "
+            f"value, got {momentum}; a decay of 0.9 is momentum=0.1"
+        )
