@@ -1,10 +1,13 @@
 """Seeding, markers and the planted faults of the sabotage suite."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+from ranks import Ranks
 
 # Shared machines stall for seconds; a slow example is no failure.
 settings.register_profile("normkit", deadline=None, derandomize=True)
@@ -47,3 +50,11 @@ def pytest_collection_modifyitems(
 def seeded() -> None:
     """Every test draws the same numbers, alone or in the suite."""
     torch.manual_seed(20150211)
+
+
+@pytest.fixture(scope="session")
+def three_ranks() -> Iterator[Ranks]:
+    """Three gloo workers, started by the first test that asks for them."""
+    ranks = Ranks(3)
+    yield ranks
+    ranks.close()
