@@ -19,7 +19,14 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError
 
-__all__ = ["Deviations", "Moments", "deviations", "moments", "statistics_dtype"]
+__all__ = [
+    "Deviations",
+    "Moments",
+    "broadcast_mask",
+    "deviations",
+    "moments",
+    "statistics_dtype",
+]
 
 
 @dataclass(frozen=True)
@@ -289,7 +296,7 @@ def deviations(
         m2 = (rest - lo).square().sum(dims, keepdim=True)
         return Deviations(count, hi, lo, m2)
 
-    mask = _broadcast_mask(mask, x)
+    mask = broadcast_mask(mask, x)
     is_valid = mask if mask.dtype == torch.bool else mask > 0
     if mask.dtype == torch.bool:
         weight = mask.to(x.dtype)
@@ -342,7 +349,12 @@ def _reduced_dims(x: Tensor, dim: int | tuple[int, ...]) -> tuple[int, ...]:
     return dims
 
 
-def _broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
+def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """`mask` expanded to the shape of `x`.
+
+    Raises:
+        ArgumentError: It does not broadcast, or is neither bool nor floating point.
+    """
     if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
         raise ArgumentError(
             f"mask must be bool or floating-point weights, got {mask.dtype}; "

@@ -5,7 +5,7 @@ that is one of two canonical views, or neither:
 
     channels (O, C, I)   one statistic per c over all o and i      batch norm
     rows     (R, K)      one statistic per r over all k            layer, RMS, group
-    strided              gaps, overlaps or interleaved dimensions  any other
+    strided              gaps, overlaps, interleaving, no values    any other
 
 NCHW is channels with O = N, I = H·W; channels_last is channels with O = N·H·W,
 I = 1. Kernels are written for the two; nothing is copied to get there.
@@ -66,6 +66,8 @@ def view_of(x: Tensor, dims: tuple[int, ...]) -> View:
         >>> view_of(x[..., ::2], (1, 2, 3))
         View(kind='strided', sizes=())
     """
+    if x.numel() == 0:
+        return View("strided", ())
     axes = [d for d in range(x.dim()) if x.shape[d] != 1]
     axes.sort(key=lambda d: -x.stride(d))
     dense = 1

@@ -23,7 +23,12 @@ from torch import Tensor
 from normkit.errors import ShapeError
 from normkit.kernels.choose import choose
 from normkit.kernels.primitives import vector_dtype
-from normkit.moments import Moments, deviations, statistics_dtype
+from normkit.moments import (
+    Moments,
+    broadcast_mask,
+    deviations,
+    statistics_dtype,
+)
 
 __all__ = ["composed", "normalize", "standardize"]
 
@@ -64,7 +69,7 @@ def normalize(
     if _is_transformed() or is_weighted:
         return composed(x, dims, weight, bias, eps, mask=mask, centered=centered)
     with torch.no_grad():
-        valid = None if mask is None else mask.expand(x.shape)
+        valid = None if mask is None else broadcast_mask(mask, x)
         measured = choose(x, dims).moments(x, dims, valid)
         if centered:
             center, spread = measured.mean, measured.var
@@ -129,7 +134,7 @@ def composed(
     values = x.to(compute)
     valid = None
     if mask is not None:
-        valid = mask.expand(x.shape)
+        valid = broadcast_mask(mask, x)
         valid = valid if valid.dtype == torch.bool else valid > 0
         values = torch.where(valid, values, torch.zeros_like(values))
     count = measured.count.to(compute).clamp(min=1e-30)

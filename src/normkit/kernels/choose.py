@@ -19,7 +19,14 @@ from normkit.kernels.primitives import Backend
 from normkit.kernels.reference import ReferenceBackend
 from normkit.views import View, view_of
 
-__all__ = ["Explanation", "available_backends", "backend", "choose", "explain"]
+__all__ = [
+    "Explanation",
+    "available_backends",
+    "backend",
+    "backend_named",
+    "choose",
+    "explain",
+]
 
 # In order of preference.
 _BACKENDS: dict[str, Backend] = {"reference": ReferenceBackend()}
@@ -68,6 +75,19 @@ def available_backends() -> tuple[str, ...]:
     return tuple(_BACKENDS)
 
 
+def backend_named(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    if name not in _BACKENDS:
+        raise ArgumentError(
+            f"backend={name!r} must be one of {', '.join(map(repr, _BACKENDS))}"
+        )
+    return _BACKENDS[name]
+
+
 def choose(x: Tensor, dims: tuple[int, ...]) -> Backend:
     """The backend that reduces `x` over `dims`.
 
@@ -106,11 +126,7 @@ def backend(name: str) -> Generator[None]:
         ...     print(explain(torch.zeros(2, 3), (0,)).chosen)
         reference
     """
-    if name not in _BACKENDS:
-        raise ArgumentError(
-            f"backend={name!r} must be one of {', '.join(map(repr, _BACKENDS))}"
-        )
-    token = _asked_for.set(name)
+    token = _asked_for.set(backend_named(name).name)
     try:
         yield
     finally:
