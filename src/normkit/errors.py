@@ -8,6 +8,7 @@ in the same place, so that code written against `torch.nn` keeps catching it.
 __all__ = [
     "ArgumentError",
     "CalibrationError",
+    "DependencyError",
     "DtypeError",
     "FoldError",
     "KernelError",
@@ -43,6 +44,10 @@ class FoldError(NormkitError, RuntimeError):
 
 class CalibrationError(NormkitError, RuntimeError):
     """A calibration that was undone; the model is as it was before."""
+
+
+class DependencyError(NormkitError, ImportError):
+    """A package that only some tasks need and that is not installed."""
 
 
 class TargetError(NormkitError, ValueError):
