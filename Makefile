@@ -1,0 +1,40 @@
+# Everything runs in .venv, made on demand from constraints.txt.
+# PYTHON picks the interpreter (>= 3.10): make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check format docs clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+demo: $(STAMP) ## Train, diagnose, calibrate, fold: the life cycle on real digits
+	$(BIN)/normkit demo
+
+test: $(STAMP) ## Run the test suite
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-all: $(STAMP) ## Run the test suite with the slow tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --run-slow
+
+check: $(STAMP) ## Format, lint and type-check without changing anything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP) ## Format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist normkit-demo .pytest_cache .ruff_cache .hypothesis
