@@ -64,7 +64,8 @@ def update_running(
             has_spread = allowed & (moments.count > 1)
             ema_(running_var, moments.unbiased_var, rate, has_spread)
         if num_batches_tracked is not None:
-            num_batches_tracked.add_(allowed & (moments.count > 0).any())
+            counted = allowed & (moments.count > 0).any()
+            _writable(num_batches_tracked).add_(counted)
     return is_finite
 
 
@@ -77,4 +78,15 @@ def ema_(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) ->
     old = running.to(new.dtype)
     if isinstance(rate, Tensor):
         rate = rate.to(device=new.device, dtype=new.dtype)
-    running.copy_(torch.where(allowed, (1 - rate) * old + rate * new, old))
+    _writable(running).copy_(torch.where(allowed, (1 - rate) * old + rate * new, old))
+
+
+def _writable(buffer: Tensor) -> Tensor:
+    """`buffer`, or under a transform of torch.func an alias that it lets us write to.
+
+    The transforms refuse to change a tensor that they captured: a gradient could be
+    lost. Here none can be: what is written is detached.
+    """
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return buffer
+    return torch.ops.aten.alias(buffer)
