@@ -223,6 +223,9 @@ def _paint_lines(axes: Any, chart: Lines) -> None:
     drawn = 0
     if chart.log_y:
         axes.set_yscale("log", nonpositive="mask")
+        # matplotlib writes powers as mathematics, which a name must never become.
+        axes.yaxis.set_major_formatter(lambda value, _: _power_of_ten(value))
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
     for (name, (steps, values)), colour in zip(
         chart.series.items(), colours, strict=True
     ):
@@ -268,6 +271,15 @@ def _paint_histograms(axes: Any, chart: Histograms) -> None:
         drawn += total
     axes.set_ylim(bottom=0)
     _set_limits(axes, x_range=chart.x_range, empty=drawn == 0)
+
+
+def _power_of_ten(value: float) -> str:
+    if value <= 0:
+        return ""
+    exponent = round(math.log10(value))
+    if exponent in (0, 1):
+        return f"{value:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 _PAINTERS: dict[type, Callable[[Any, Any], None]] = {
