@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format docs clean
+.PHONY: help demo test test-all check format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,16 @@ check: $(STAMP) ## Format, lint and type-check without changing anything
 format: $(STAMP) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+lock: $(STAMP) ## Renew constraints.txt: one version of everything, for each Python
+	$(BIN)/python -m pip install --quiet uv
+	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal \
+		--python-version 3.10 --all-extras --no-annotate --no-header \
+		--constraints - pyproject.toml \
+	| grep -vE '^(nvidia|cuda|triton|setuptools)' > constraints.new
+	(echo '# Tested together; renewed by `make lock`. What torch brings along is left to it.'; \
+		cat constraints.new) > constraints.txt
+	rm constraints.new
 
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) build dist normkit-demo .pytest_cache .ruff_cache .hypothesis
