@@ -1,0 +1,186 @@
+"""Which layers a calibration measures, which it leaves alone and why.
+
+A layer is calibrated when it keeps running statistics that its eval mode uses. It is
+frozen, and left alone, when it stands in eval mode inside a model in training mode:
+that is how a layer is frozen on purpose, while a whole model in eval says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import UninitializedBuffer
+
+from normkit.errors import ArgumentError, CalibrationError
+from normkit.moments import Moments, deviations
+
+__all__ = ["Layer", "Seen", "find_layers"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one call of one layer saw, in float64.
+
+    Attributes:
+        moments: Over all values of the call, shape `(C,)`.
+        mean: What the layer's own estimate averages: the mean of the call, or for
+            instance norm the mean over instances of their means.
+        var: Likewise, the unbiased variance; nan where there is none.
+        weight: How much of it there was: values per channel, or instances.
+    """
+
+    moments: Moments
+    mean: Tensor
+    var: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer with running statistics, by its dotted name."""
+
+    name: str
+    module: _NormBase
+
+    @property
+    def is_instance(self) -> bool:
+        """Whether each instance is normalized by its own statistics in training."""
+        return isinstance(self.module, _InstanceNorm)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The tensors that a calibration writes."""
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        found = {name: getattr(self.module, name, None) for name in names}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def see(self, x: Tensor, mask: Tensor | None) -> Seen:
+        """Measure one input of this layer.
+
+        Args:
+            x: The input.
+            mask: Which values count, broadcastable to `x`.
+        """
+        if self.is_instance:
+            return self._see_instances(x, mask)
+        channel_dim = getattr(self.module, "channel_dim", 1) % max(x.dim(), 1)
+        dims = tuple(d for d in range(x.dim()) if d != channel_dim)
+        measured = deviations(x.detach(), dims, mask)
+        moments = _flat(measured.to_moments(torch.float64))
+        weight = moments.count.to(torch.float64)
+        return Seen(moments, moments.mean, moments.unbiased_var, weight)
+
+    def _see_instances(self, x: Tensor, mask: Tensor | None) -> Seen:
+        no_batch = x.dim() == self.module._get_no_batch_dim()  # type: ignore[operator]
+        if no_batch:
+            x = x.unsqueeze(0)
+            mask = None if mask is None else mask.unsqueeze(0)
+        dims = tuple(range(2, x.dim()))
+        measured = deviations(x.detach(), dims, mask).to_moments(torch.float64)
+        instances = Moments(
+            measured.count.expand(measured.mean.shape).flatten(1),
+            measured.mean.flatten(1),
+            measured.m2.flatten(1),
+        )
+        # One value has no variance; such an instance says nothing.
+        is_used = instances.count > 1
+        share = is_used.to(torch.float64)
+        weight = share.sum(0)
+        total = weight.clamp(min=1.0)
+        zero = torch.zeros_like(instances.mean)
+        mean = torch.where(is_used, instances.mean, zero).sum(0) / total
+        var = torch.where(is_used, instances.unbiased_var, zero).sum(0) / total
+        return Seen(instances.merge_dim(0), mean, var, weight)
+
+
+def find_layers(
+    model: nn.Module, patterns: Sequence[str] | None
+) -> tuple[list[Layer], dict[str, str]]:
+    """The layers to calibrate, and the reason against each other normalization.
+
+    Args:
+        model: The model, in the modes that the caller left it in.
+        patterns: Dotted names, `*` for any part; None takes all that are not frozen.
+
+    Raises:
+        ArgumentError: A pattern that names no layer with running statistics.
+        CalibrationError: A lazy layer whose statistics have no shape yet.
+    """
+    chosen: list[Layer] = []
+    untouched: dict[str, str] = {}
+    unused = set(() if patterns is None else patterns)
+    for name, module in model.named_modules():
+        if not isinstance(module, _NormBase):
+            continue
+        reason = _reason_against(module)
+        if reason is None and patterns is not None:
+            matching = {p for p in patterns if fnmatchcase(name, p)}
+            unused -= matching
+            if not matching:
+                reason = "not named in layers="
+        elif reason is None and model.training and not module.training:
+            reason = "frozen: in eval mode inside a model in training mode"
+        if reason is not None:
+            untouched[name] = reason
+            continue
+        if isinstance(module.running_mean, UninitializedBuffer):
+            raise CalibrationError(
+                f"layer {name!r} is lazy and has seen no input yet; run the model once"
+            )
+        chosen.append(Layer(name, module))
+    if unused:
+        known = [layer.name for layer in chosen] + list(untouched)
+        raise ArgumentError(
+            f"layers={sorted(unused)} match no layer with running statistics; "
+            f"there are {known}"
+        )
+    return chosen, untouched
+
+
+def _reason_against(module: _NormBase) -> str | None:
+    if module.running_mean is None or module.running_var is None:
+        return "keeps no running statistics"
+    if not module.track_running_stats and isinstance(module, _InstanceNorm):
+        return "uses the statistics of its input in eval, too"
+    if getattr(module, "is_frozen", False) or getattr(module, "frozen", False):
+        return "frozen"
+    return None
+
+
+def _flat(moments: Moments) -> Moments:
+    count = moments.count.reshape(-1) if moments.count.dim() else moments.count
+    return Moments(count, moments.mean.reshape(-1), moments.m2.reshape(-1))
+
+
+def fit_mask(mask: Tensor, x: Tensor, layer: Layer) -> Tensor:
+    """A mask over the samples or positions of a batch, shaped for an input of a layer.
+
+    Args:
+        mask: Shape `(N,)` or `(N, *positions)`: the leading part of the shape of `x`
+            without its channels.
+        x: The input of the layer.
+        layer: Names the layer and its channel dimension.
+
+    Raises:
+        CalibrationError: The shapes do not fit.
+    """
+    channel_dim = 1 if layer.is_instance else getattr(layer.module, "channel_dim", 1)
+    channel_dim %= max(x.dim(), 1)
+    shape: list[Any] = list(x.shape)
+    channels = shape.pop(channel_dim)
+    if list(mask.shape) != shape[: mask.dim()]:
+        raise CalibrationError(
+            f"mask of shape {tuple(mask.shape)} does not fit layer {layer.name!r}, "
+            f"whose input has shape {tuple(x.shape)} ({channels} channels along dim "
+            f"{channel_dim}); give it the leading sizes {tuple(shape)}, or pass mask= "
+            "to the layer in the model"
+        )
+    full = mask.reshape(tuple(mask.shape) + (1,) * (len(shape) - mask.dim()))
+    return full.to(x.device).unsqueeze(channel_dim)

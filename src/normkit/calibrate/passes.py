@@ -1,0 +1,232 @@
+"""One pass over the data: forward each batch, measure what reaches the layers.
+
+Every module is in eval mode, so dropout is off. A layer under measurement is given the
+statistics of its own input to normalize by, as in training; a batch of one value is no
+trouble, and no collective of a synchronized layer runs. The batch counts only once it
+has come through whole, and with finite statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.calibrate.estimators import Estimator
+from normkit.calibrate.layers import Layer, Seen, fit_mask
+from normkit.calibrate.undo import Loan
+from normkit.errors import CalibrationError
+
+__all__ = ["PassResult", "SkippedBatch", "call_model", "run_pass"]
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True)
+class SkippedBatch:
+    """A batch that was left out, and where its values first stopped being finite."""
+
+    index: int
+    layer: str
+    channels: int
+
+    def __str__(self) -> str:
+        return (
+            f"batch {self.index}: not finite at {self.layer!r}, "
+            f"in {self.channels} channels"
+        )
+
+
+@dataclass
+class PassResult:
+    """What happened in one pass.
+
+    Attributes:
+        batches: How many batches were used.
+        skipped: Those that were not finite.
+        order: Names of the layers in the order of their first calls.
+        repeated: Names of those called more than once for one batch.
+        stopped: Whether the standard errors ended the pass before the data did.
+    """
+
+    batches: int = 0
+    skipped: list[SkippedBatch] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    repeated: set[str] = field(default_factory=set)
+    stopped: bool = False
+
+
+class _FarEnough(BaseException):
+    """The layer that a pass is for has been measured; the rest of forward is idle."""
+
+
+def run_pass(
+    loan: Loan,
+    layers: Sequence[Layer],
+    estimators: Mapping[str, Estimator],
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None,
+    mask: Callable[[Any], Tensor] | None,
+    on_nonfinite: str,
+    max_batches: int | None = None,
+    is_done: Callable[[], bool] | None = None,
+    stop_at_first: bool = False,
+) -> PassResult:
+    """Measure `layers` over `batches` into `estimators`.
+
+    Args:
+        loan: The model.
+        layers: Those to measure; all others run as eval mode has them.
+        estimators: By layer name.
+        batches: The data.
+        forward: Calls the model on a batch; None is `call_model`.
+        mask: Gives the mask of a batch; layers that are called with one use that.
+        on_nonfinite: "skip" or "raise".
+        max_batches: Use no more than these.
+        is_done: Asked after each batch; True ends the pass.
+        stop_at_first: Leave forward once the first of `layers` is measured.
+
+    Raises:
+        CalibrationError: A batch is not finite and `on_nonfinite` is "raise".
+    """
+    result = PassResult()
+    seen: dict[str, list[Seen]] = {}
+    current: dict[str, Tensor | None] = {"mask": None}
+
+    def observe(layer: Layer) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = args[0] if args else kwargs["input"]
+            valid = kwargs.get("mask")
+            if valid is None and current["mask"] is not None:
+                valid = fit_mask(current["mask"], x, layer)
+            call = layer.see(x, valid)
+            seen.setdefault(layer.name, []).append(call)
+            if stop_at_first:
+                raise _FarEnough
+            _normalize_by_batch(layer, call)
+
+        return hook
+
+    for layer in layers:
+        handle = layer.module.register_forward_pre_hook(
+            observe(layer), with_kwargs=True
+        )
+        loan.hooks.append(handle)
+    device = _only_device(loan.model)
+    try:
+        for index, batch in enumerate(batches):
+            if max_batches is not None and index >= max_batches:
+                break
+            seen.clear()
+            batch = _moved(batch, device)
+            current["mask"] = None if mask is None else mask(batch)
+            try:
+                if forward is None:
+                    call_model(loan.model, batch)
+                else:
+                    forward(loan.model, batch)
+            except _FarEnough:
+                pass
+            bad = _first_nonfinite(seen, index)
+            if bad is not None:
+                if on_nonfinite == "raise":
+                    raise CalibrationError(
+                        f"{bad}; mend the data, or pass on_nonfinite='skip' to leave "
+                        "such batches out; the model is as it was"
+                    )
+                result.skipped.append(bad)
+                continue
+            result.batches += 1
+            for name, calls in seen.items():
+                estimators[name].add(calls)
+                if name not in result.order:
+                    result.order.append(name)
+                if len(calls) > 1:
+                    result.repeated.add(name)
+            if is_done is not None and is_done():
+                result.stopped = True
+                break
+    finally:
+        loan.put_back()
+    return result
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Call `model` on the inputs of `batch`.
+
+    A tuple or list is (inputs, targets, …): its first element counts. A mapping goes
+    in as keywords, a tuple or list of inputs as positions, anything else as it is.
+
+    Raises:
+        CalibrationError: An empty tuple or list.
+    """
+    inputs = batch
+    if isinstance(batch, (tuple, list)):
+        if not batch:
+            raise CalibrationError(
+                "a batch is an empty tuple, where (inputs, targets) was expected; pass "
+                "forward= to say how the model is called"
+            )
+        inputs = batch[0]
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def _normalize_by_batch(layer: Layer, call: Seen) -> None:
+    """Let the call that follows use the statistics of its input, as training does."""
+    buffers = layer.module._buffers
+    if layer.is_instance:
+        for name in layer.buffers:
+            buffers[name] = None
+        layer.module.training = True
+        return
+    for name, value in (("running_mean", call.moments.mean), ("running_var", None)):
+        own = buffers[name]
+        assert own is not None
+        # No values give an output of none; any variance will do.
+        new = torch.nan_to_num(call.moments.var, nan=1.0) if value is None else value
+        buffers[name] = new.to(own.dtype).reshape(own.shape)
+
+
+def _first_nonfinite(seen: Mapping[str, list[Seen]], index: int) -> SkippedBatch | None:
+    calls = [(name, call) for name, each in seen.items() for call in each]
+    if not calls:
+        return None
+    bad = [
+        (~(call.moments.mean.isfinite() & call.moments.m2.isfinite())).sum()
+        for _, call in calls
+    ]
+    # One wait for the device per batch, not one per layer.
+    counts = torch.stack([count.to(bad[0].device) for count in bad]).tolist()
+    for (name, _), count in zip(calls, counts, strict=True):
+        if count:
+            return SkippedBatch(index, name, count)
+    return None
+
+
+def _only_device(model: nn.Module) -> torch.device | None:
+    devices = {p.device for p in model.parameters()}
+    devices |= {b.device for b in model.buffers()}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _moved(batch: Any, device: torch.device | None) -> Any:
+    """`batch` with its tensors on the model's device, where it has only one."""
+    if device is None:
+        return batch
+    if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_moved(value, device) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_moved(value, device) for value in batch)
+    return batch

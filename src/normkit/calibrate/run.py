@@ -1,0 +1,332 @@
+"""`calibrate`: population statistics of every layer, as one transaction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.calibrate.arguments import check_arguments, check_batches
+from normkit.calibrate.estimators import (
+    Average,
+    Estimate,
+    Estimator,
+    Exact,
+    Running,
+    merge_estimators,
+)
+from normkit.calibrate.layers import Layer, find_layers
+from normkit.calibrate.passes import Forward, PassResult, run_pass
+from normkit.calibrate.report import (
+    CalibrationReport,
+    LayerCalibration,
+    relative_error,
+)
+from normkit.calibrate.sharding import (
+    all_or_none,
+    chosen_group,
+    number_of_ranks,
+    union_of_orders,
+)
+from normkit.calibrate.undo import Loan, unwrapped
+from normkit.errors import ArgumentError, CalibrationError
+from normkit.sync import Group, sum_over
+
+__all__ = ["calibrate"]
+
+# Below this many batches a standard error is itself too uncertain to stop on.
+FEWEST_BATCHES_TO_STOP = 8
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    mode: str = "exact",
+    order: str = "train",
+    forward: Forward | None = None,
+    mask: Callable[[Any], Tensor] | None = None,
+    layers: Sequence[str] | None = None,
+    momentum: float | None = None,
+    keep: float = 0.0,
+    max_batches: int | None = None,
+    tolerance: float | None = None,
+    on_nonfinite: str = "skip",
+    process_group: Group = None,
+    metric: Callable[[nn.Module], float] | None = None,
+    progress: bool = False,
+) -> CalibrationReport:
+    """Measure the running statistics of every layer anew, on data.
+
+    The statistics that eval mode uses are replaced by estimates over `batches` with
+    the weights as they are. In between, the model runs in eval mode, so that dropout
+    is off; each measured layer normalizes by the statistics of its batch. Either all
+    layers are written, in place, or on any exception the model is bit for bit what it
+    was.
+
+    Args:
+        model: Any module. Layers of torch.nn and normkit.nn with running statistics are
+            found (batch norm of all ranks, SyncBatchNorm, InstanceNorm that tracks).
+        batches: The data, e.g. a DataLoader. A batch `(inputs, targets, …)` is called
+            as `model(inputs)`; inputs that are a mapping go in as keywords, inputs that
+            are themselves a tuple as positions. Tensors are moved to the device of the
+            model where it has only one.
+        mode: The estimator; with m the number of values per channel of a batch,
+
+            - `"exact"`: merged moments of all values: a short batch counts by its size,
+              and the variance between batches is in. Unbiased, Σ(x − mean)²/(n − 1).
+            - `"average"`: the average over batches of their means and of their
+              unbiased variances, batch variance · m/(m − 1), as in the BN paper. Every
+              batch counts the same; the variance between batch means is left out.
+            - `"running"`: torch's moving average, once through the data, from the
+              statistics that are there: new = (1 − momentum)·old + momentum·batch. A
+              decay written α = 0.9 is momentum = 1 − α = 0.1. After n batches
+              (1 − momentum)ⁿ of the start is still in.
+
+            For instance norm a batch is an instance: `"exact"` averages over all
+            instances, the others over the averages of the batches, as torch does.
+        order: What the earlier layers do while a later one is measured. `"train"`: they
+            normalize by their batch; one pass over the data. `"eval"`: they use their
+            new statistics, as they will in eval; one more pass per layer, each up to
+            that layer, over `batches` that can be iterated again.
+        forward: `forward(model, batch)`, for models that are called in another way.
+        mask: `mask(batch)` gives which samples or positions count: bool or weights ≥ 0
+            (a weight of 2 is a value seen twice), of shape `(N,)` or `(N, *positions)`.
+            A layer that the model calls with `mask=` uses that instead.
+        layers: Dotted names, `*` for any part, of the layers to calibrate. None takes
+            all but frozen ones: those in eval mode inside a model in training mode.
+        momentum: For `"running"`: instead of each layer's own. None there keeps the
+            layer's, and a layer's None is the average of all batches so far.
+        keep: Share of the old statistics to keep, 0 to 1, for adapting to few data.
+        max_batches: Use no more than these.
+        tolerance: Stop once the standard error of every layer is below this, as a
+            distance `d_mean` and `d_var` of the report; after 8 batches at the
+            earliest. It takes the order of the data as random.
+        on_nonfinite: A batch that brings a NaN or Inf to a layer: `"skip"` leaves it
+            out of all layers and names it in the report, `"raise"` undoes all.
+        process_group: The ranks that each hold a part of the data. All end with the
+            same bytes, those of the whole. Required when torch.distributed runs on more
+            than one rank: a group, or `"local"` to use this rank's data alone.
+        metric: `metric(model)`, measured in eval mode before and after: new statistics
+            are not better for certain where the data are not those of training.
+        progress: Show a progress bar.
+
+    Returns:
+        A CalibrationReport: per layer the distances moved and their standard errors.
+        Its `undo(model)` puts the old statistics back.
+
+    Raises:
+        ArgumentError: An argument that cannot be used.
+        CalibrationError: No batches, none finite, fewer than two values for a channel,
+            or another rank failed. The model is as it was; so it is on any exception of
+            the data or the model, which is passed on.
+
+    Numerics:
+        Moments are taken around a pilot mean and merged in float64, so that a large
+        offset cancels nothing. `num_batches_tracked` becomes the number of batches.
+        All generators of random numbers (torch, Python, NumPy) are given back as they
+        were, so are training flags, hooks and every other buffer.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.BatchNorm1d(1))
+        >>> data = [torch.tensor([[1.0], [3.0]]), torch.tensor([[11.0]])]
+        >>> report = calibrate(model, data)
+        >>> model[0].running_mean, model[0].running_var
+        (tensor([5.]), tensor([28.]))
+        >>> report.layers[0].name, report.layers[0].count
+        ('0', 3.0)
+        >>> report.undo(model)
+        >>> model[0].running_mean
+        tensor([0.])
+
+    References:
+        Ioffe & Szegedy, "Batch Normalization", ICML 2015, algorithm 2. Wu & Johnson,
+        "Rethinking 'Batch' in BatchNorm", 2021, section 3.
+    """
+    check_arguments(mode, order, momentum, keep, max_batches, tolerance, on_nonfinite)
+    check_batches(batches, order)
+    group = chosen_group(process_group)
+    if group is not None and mode == "running":
+        raise ArgumentError(
+            "mode='running' depends on the order of the batches, which ranks do not "
+            "share; use mode='exact' or 'average', or process_group='local'"
+        )
+    model = unwrapped(model)
+    chosen, untouched = find_layers(model, layers)
+    if not chosen:
+        return CalibrationReport(mode, order, 0, (), untouched)
+    if progress:
+        batches = _Tracked(batches, max_batches)
+    device = chosen[0].buffers["running_mean"].device
+    # Each rank sees its share of the data, and knows less by √ranks than all together.
+    goal = None if tolerance is None else tolerance * number_of_ranks(group) ** 0.5
+
+    def measure(
+        of: Sequence[Layer], *, stop_at_first: bool = False
+    ) -> tuple[PassResult, dict[str, Estimator]]:
+        estimators = {layer.name: _estimator(layer, mode, momentum) for layer in of}
+
+        def is_sure() -> bool:
+            assert goal is not None
+            return all(_is_sure(estimator, goal) for estimator in estimators.values())
+
+        with all_or_none(group, device):
+            result = run_pass(
+                *(loan, of, estimators, batches),
+                forward=forward,
+                mask=mask,
+                on_nonfinite=on_nonfinite,
+                max_batches=max_batches,
+                is_done=None if goal is None else is_sure,
+                stop_at_first=stop_at_first,
+            )
+        if group is not None:
+            merge_estimators(list(estimators.values()), group)
+            used = torch.tensor(float(result.batches), device=device)
+            result.batches = round(float(sum_over([used], group)[0]))
+        return result, estimators
+
+    def evaluate() -> float | None:
+        with all_or_none(group, device):
+            return None if metric is None else float(metric(model))
+
+    with Loan(model, chosen) as loan:
+        before = evaluate()
+        result, estimators = measure(chosen)
+        _check_data(result)
+        reached = [layer for layer in chosen if estimators[layer.name].batches]
+        if order == "eval":
+            by_name = {layer.name: layer for layer in reached}
+            repeated = set(union_of_orders(sorted(result.repeated), group))
+            finished: dict[str, dict[str, Tensor | int]] = {}
+            for name in union_of_orders(result.order, group):
+                loan.try_out(finished)
+                layer = by_name[name]
+                _, again = measure([layer], stop_at_first=name not in repeated)
+                estimators[name] = again[name]
+                finished[name] = _written(layer, again[name], keep)
+        new = {la.name: _written(la, estimators[la.name], keep) for la in reached}
+        done = tuple(
+            _described(la, estimators[la.name], new[la.name]) for la in reached
+        )
+        loan.commit(new)
+        after = evaluate()
+    for layer in chosen:
+        if layer not in reached:
+            untouched[layer.name] = "no batch reached it"
+    return CalibrationReport(
+        mode=mode,
+        order=order,
+        batches=result.batches,
+        layers=done,
+        untouched=untouched,
+        skipped=tuple(result.skipped),
+        stopped=result.stopped,
+        metric_before=before,
+        metric_after=after,
+    )
+
+
+def _estimator(layer: Layer, mode: str, momentum: float | None) -> Estimator:
+    if mode == "running":
+        own: Any = layer.module.momentum
+        return Running(layer, own if momentum is None else momentum)
+    if mode == "average" or layer.is_instance:
+        return Average(layer, by_weight=mode == "exact")
+    return Exact(layer)
+
+
+def _written(
+    layer: Layer, estimator: Estimator, keep: float
+) -> dict[str, Tensor | int]:
+    """The new buffers of a layer, in float64."""
+    estimate = estimator.estimate()
+    _check_estimate(layer, estimate)
+    old = layer.buffers
+    mean, var = estimate.mean, estimate.var
+    if keep:
+        mean = keep * old["running_mean"].reshape(-1).to(mean.dtype) + (1 - keep) * mean
+        var = keep * old["running_var"].reshape(-1).to(var.dtype) + (1 - keep) * var
+    tracked = estimator.batches
+    if isinstance(estimator, Running):
+        tracked = estimator.tracked + estimator.calls
+    return {"running_mean": mean, "running_var": var, "num_batches_tracked": tracked}
+
+
+def _described(
+    layer: Layer, estimator: Estimator, new: Mapping[str, Tensor | int]
+) -> LayerCalibration:
+    estimate = estimator.estimate()
+    mean, var = new["running_mean"], new["running_var"]
+    assert isinstance(mean, Tensor)
+    assert isinstance(var, Tensor)
+    return LayerCalibration(
+        name=layer.name,
+        kind=type(layer.module).__name__,
+        eps=layer.module.eps,
+        count=float(estimate.count.min()),
+        batches=estimator.batches,
+        old={name: buffer.clone() for name, buffer in layer.buffers.items()},
+        mean=mean.clone(),
+        var=var.clone(),
+        mean_error=estimate.mean_error,
+        var_error=estimate.var_error,
+    )
+
+
+def _is_sure(estimator: Estimator, goal: float) -> bool:
+    if estimator.batches < FEWEST_BATCHES_TO_STOP:
+        return False
+    found = estimator.estimate()
+    eps = estimator.layer.module.eps
+    return relative_error(found.var, found.mean_error, found.var_error, eps) <= goal
+
+
+def _check_data(result: PassResult) -> None:
+    if result.batches:
+        return
+    if result.skipped:
+        raise CalibrationError(
+            f"none of the {len(result.skipped)} batches was finite "
+            f"({result.skipped[0]}); look for NaN in the data and the weights; "
+            "the model is as it was"
+        )
+    raise CalibrationError(
+        "batches held no batch; pass data (a generator can be used only once); the "
+        "model is as it was"
+    )
+
+
+def _check_estimate(layer: Layer, estimate: Estimate) -> None:
+    count = float(estimate.count.min())
+    if count <= 1 or bool(estimate.var.isnan().any()):
+        raise CalibrationError(
+            f"layer {layer.name!r} saw {count:g} values in one of its channels, and a "
+            "variance needs two (mode='average' two in one batch); pass more data or "
+            "leave it out by layers=; the model is as it was"
+        )
+    if not bool((estimate.mean.isfinite() & estimate.var.isfinite()).all()):
+        raise CalibrationError(
+            f"the statistics of layer {layer.name!r} are not finite; the model is as "
+            "it was"
+        )
+
+
+class _Tracked:
+    """Batches with a progress bar, as often as they are iterated."""
+
+    def __init__(self, batches: Iterable[Any], max_batches: int | None) -> None:
+        self.batches = batches
+        total = len(batches) if hasattr(batches, "__len__") else math.inf  # type: ignore[arg-type]
+        if max_batches is not None:
+            total = min(total, max_batches)
+        self.total = None if math.isinf(total) else total
+
+    def __iter__(self) -> Iterator[Any]:
+        from rich.progress import track
+
+        return iter(track(self.batches, description="calibrate", total=self.total))
