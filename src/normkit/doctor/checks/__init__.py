@@ -1,0 +1,43 @@
+"""The checks: pure functions from what was measured to what follows from it.
+
+Each takes a `Statistics` and yields a `Finding` for every layer it looked at: an
+error, a warning, an info, `clear` with the value, or `not_judged` with the reason.
+Grouped by question: `population` (do the running statistics describe the inputs?),
+`saturation` (can the units still learn?), `flow` (do signals and gradients pass?).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from normkit.doctor.checks import flow, population, saturation
+from normkit.doctor.finding import Finding
+from normkit.doctor.statistics import Statistics
+from normkit.errors import ArgumentError
+
+__all__ = ["CHECKS", "run"]
+
+Check = Callable[[Statistics], Iterator[Finding]]
+
+CHECKS: dict[str, Check] = dict(
+    sorted((population.CHECKS | saturation.CHECKS | flow.CHECKS).items())
+)
+
+
+def run(statistics: Statistics, only: Iterable[str] | None = None) -> list[Finding]:
+    """Every reading of every check.
+
+    Args:
+        statistics: What was measured.
+        only: Ids of the checks to run; all of them by default.
+
+    Raises:
+        ArgumentError: `only` names a check that does not exist.
+    """
+    ids = list(CHECKS) if only is None else list(only)
+    unknown = [id_ for id_ in ids if id_ not in CHECKS]
+    if unknown:
+        raise ArgumentError(
+            f"no check is called {', '.join(unknown)}; there are {', '.join(CHECKS)}"
+        )
+    return [finding for id_ in ids for finding in CHECKS[id_](statistics)]

@@ -1,0 +1,39 @@
+"""How a value and its thresholds become a severity."""
+
+from __future__ import annotations
+
+import math
+
+from normkit.doctor.finding import Severity
+
+__all__ = ["above", "below"]
+
+
+def above(
+    value: float, *, warning: float, error: float = math.inf
+) -> tuple[Severity, float]:
+    """The severity of a value that should stay low, and the threshold it is held to.
+
+    A NaN is never clear: it crosses the highest threshold there is.
+
+    Example:
+        >>> above(0.3, warning=0.25, error=0.6), above(0.1, warning=0.25, error=0.6)
+        (('warning', 0.25), ('clear', 0.25))
+    """
+    if error < math.inf and not value <= error:
+        return "error", error
+    return ("clear" if value <= warning else "warning"), warning
+
+
+def below(
+    value: float, *, warning: float, error: float = -math.inf
+) -> tuple[Severity, float]:
+    """The severity of a value that should stay high, and the threshold it is held to.
+
+    Example:
+        >>> below(0.1, warning=0.2, error=0.02), below(0.01, warning=0.2, error=0.02)
+        (('warning', 0.2), ('error', 0.02))
+    """
+    if error > -math.inf and not value >= error:
+        return "error", error
+    return ("clear" if value >= warning else "warning"), warning

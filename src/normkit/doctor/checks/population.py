@@ -1,0 +1,301 @@
+"""Do the running statistics describe what the layer sees?
+
+    d_mean = mean over channels of |running_mean − mean| / sd
+    d_var  = mean over channels of |ln(running_var / var)|
+
+where mean and var are those of the layer's inputs over many batches, with the weights
+as they are now. eps is added to both variances and under sd: what matters is how the
+layer's output moves, and a channel without variance moves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from normkit.doctor.checks.judge import above
+from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.statistics import Evaluation, NormStatistics, Statistics
+
+__all__ = [
+    "CHECKS",
+    "Distance",
+    "distance",
+    "ema_not_warm",
+    "momentum_convention",
+    "stale_statistics",
+    "train_eval_gap",
+]
+
+# Healthy runs stay at or below .12 / .08 (.23 for d_var after 40 steps at batch 128);
+# stale statistics give 1.2 to 2.6.
+D_MEAN_WARNING, D_MEAN_ERROR = 0.25, 0.5
+D_VAR_WARNING, D_VAR_ERROR = 0.35, 1.0
+# A distance is judged when sampling alone would give less than this share of the
+# warning threshold.
+MOST_NOISE = 0.4
+
+LOSS_RATIO = 1.5
+METRIC_WARNING, METRIC_ERROR = 0.01, 0.05
+LEAST_SAMPLES = 100
+
+# The weight that the initial values (mean 0, variance 1) still have in the running
+# statistics: 29 steps at momentum .1, 299 at .01, 2995 at .001.
+INITIAL_WEIGHT = 0.05
+
+MOMENTUM_HIGH = 0.5
+MOMENTUM_LOW = 0.005
+
+_D01 = partial(Finding, "D01", "stale_statistics")
+_D02 = partial(Finding, "D02", "train_eval_gap")
+_D03 = partial(Finding, "D03", "ema_not_warm")
+_D04 = partial(Finding, "D04", "momentum_convention")
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far running statistics are from the population's.
+
+    Attributes:
+        mean: d_mean of the module's formula.
+        var: d_var of the module's formula.
+        noise: What d_mean would be by sampling alone, were the statistics right.
+    """
+
+    mean: float
+    var: float
+    noise: float
+
+    @property
+    def severity(self) -> Severity:
+        """The worse of the two severities."""
+        severities = {self._of_mean[0], self._of_var[0]}
+        if not severities - {"clear"}:
+            return "clear"
+        return "error" if "error" in severities else "warning"
+
+    @property
+    def value_and_threshold(self) -> tuple[float, float]:
+        """The distance that is the larger against its warning threshold."""
+        if not self.mean / D_MEAN_WARNING > self.var / D_VAR_WARNING:
+            return self.var, self._of_var[1]
+        return self.mean, self._of_mean[1]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether both are below half of what would be a warning."""
+        return self.mean <= D_MEAN_WARNING / 2 and self.var <= D_VAR_WARNING / 2
+
+    @property
+    def _of_mean(self) -> tuple[Severity, float]:
+        return above(self.mean, warning=D_MEAN_WARNING, error=D_MEAN_ERROR)
+
+    @property
+    def _of_var(self) -> tuple[Severity, float]:
+        return above(self.var, warning=D_VAR_WARNING, error=D_VAR_ERROR)
+
+
+def distance(norm: NormStatistics) -> Distance | None:
+    """Measure how far the running statistics are from those of the inputs.
+
+    Returns:
+        None when there is nothing to compare with, or when so few samples were seen
+        that sampling alone could look like a fault.
+    """
+    if norm.stream is None or norm.stream.sample_means.count.min() < 2:
+        return None
+    pooled, per_sample = norm.stream.pooled, norm.stream.sample_means
+    var = pooled.unbiased_var + norm.eps
+    sd = var.sqrt()
+    # Values of one sample lean on each other, samples do not: the error of the mean is
+    # that of the mean of sample means. E|z| = √(2/π) for a standard normal z.
+    error = (per_sample.unbiased_var / per_sample.count).sqrt()
+    found = Distance(
+        mean=float(((norm.running_mean - pooled.mean).abs() / sd).mean()),
+        var=float(((norm.running_var + norm.eps) / var).log().abs().mean()),
+        noise=float((error / sd).mean()) * math.sqrt(2 / math.pi),
+    )
+    return None if found.noise > MOST_NOISE * D_MEAN_WARNING else found
+
+
+def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
+    """D01: the running statistics are not those of the layer's inputs."""
+    for layer, norm in statistics.norms:
+        if norm.frozen:
+            continue
+        found = distance(norm)
+        if found is None:
+            yield _D01(layer.name, "not_judged", evidence=_too_little(norm))
+            continue
+        value, threshold = found.value_and_threshold
+        yield _D01(
+            layer.name,
+            found.severity,
+            value,
+            threshold,
+            f"running_mean is {found.mean:.2f} standard deviations off and running_var "
+            f"by a factor of {math.exp(found.var):.2f}, on average over the channels",
+            "recompute the statistics with the weights as they are: "
+            "normkit.calibrate(model, loader)",
+            {"d_mean": found.mean, "d_var": found.var, "noise": found.noise},
+        )
+
+
+def _too_little(norm: NormStatistics) -> str:
+    if norm.stream is None:
+        return "the inputs were not measured with the weights held still"
+    samples = int(norm.stream.sample_means.count.min())
+    return (
+        f"{samples} samples are too few to tell a stale estimate from a noisy one; "
+        "give more batches"
+    )
+
+
+def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
+    """D02: eval mode does worse than batch statistics on the very same batches."""
+    if not any(not norm.frozen for _, norm in statistics.norms):
+        return
+    found = statistics.evaluation
+    if found is None:
+        yield _D02("", "not_judged", evidence="there is no loss_fn to compare with")
+        return
+    samples = sum(found.samples)
+    if samples < LEAST_SAMPLES:
+        yield _D02(
+            "",
+            "not_judged",
+            evidence=f"{samples} samples are too few to compare two modes on; "
+            f"give at least {LEAST_SAMPLES}",
+        )
+        return
+    batch, running = found.mean(found.batch_loss), found.mean(found.running_loss)
+    ratio = running / batch if batch > 0 else math.nan
+    evidence = f"loss {running:.3g} in eval mode, {batch:.3g} with batch statistics"
+    details = {"batch_loss": batch, "running_loss": running, "loss_ratio": ratio}
+    if found.batch_metric:
+        metric = found.mean(found.batch_metric), found.mean(found.running_metric)
+        drop = metric[0] - metric[1]
+        details |= {"batch_metric": metric[0], "running_metric": metric[1]}
+        evidence = (
+            f"{metric[1]:.1%} in eval mode, {metric[0]:.1%} with batch statistics "
+            f"on the same {samples} samples; {evidence}"
+        )
+        severity, threshold = above(drop, warning=METRIC_WARNING, error=METRIC_ERROR)
+        if severity == "warning" and not (
+            ratio > LOSS_RATIO and _is_sure(found, found.batch_metric, -1.0)
+        ):
+            severity = "clear"
+        yield _D02("", severity, drop, threshold, evidence, _GAP_FIX, details)
+        return
+    if math.isnan(ratio):
+        reason = f"a loss of {batch:.3g} has no ratio; pass metric="
+        yield _D02("", "not_judged", evidence=reason, details=details)
+        return
+    sure = _is_sure(found, found.batch_loss, 1.0)
+    severity: Severity = "warning" if ratio > LOSS_RATIO and sure else "clear"
+    evidence += f", on the same {samples} samples"
+    yield _D02("", severity, ratio, LOSS_RATIO, evidence, _GAP_FIX, details)
+
+
+_GAP_FIX = (
+    "recompute the statistics with normkit.calibrate(model, loader); then look at "
+    "the other findings for why they were off"
+)
+
+
+def _is_sure(found: Evaluation, batch: tuple[float, ...], sign: float) -> bool:
+    """Whether eval is worse by more than two standard errors over the batches."""
+    running = found.running_metric if sign < 0 else found.running_loss
+    worse = [sign * (r - b) for r, b in zip(running, batch, strict=True)]
+    n = len(worse)
+    mean = sum(worse) / n
+    if n < 2:
+        return mean > 0
+    spread = math.sqrt(sum((w - mean) ** 2 for w in worse) / (n - 1))
+    return mean > 2 * spread / math.sqrt(n)
+
+
+def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
+    """D03: the initial values still weigh in the running statistics."""
+    for layer, norm in statistics.norms:
+        if norm.frozen or norm.momentum is None:
+            continue
+        if norm.tracked is None:
+            reason = "the layer does not count its batches (num_batches_tracked)"
+            yield _D03(layer.name, "not_judged", evidence=reason)
+            continue
+        if not 0 <= norm.momentum <= 1:
+            reason = f"momentum is {norm.momentum:g}, which is no rate"
+            yield _D03(layer.name, "not_judged", evidence=reason)
+            continue
+        weight = (1 - norm.momentum) ** norm.tracked
+        severity, threshold = above(weight, warning=INITIAL_WEIGHT)
+        measured = distance(norm)
+        if severity != "clear" and measured is not None and measured.is_small:
+            # Set by a calibration, or by luck: the values are right all the same.
+            severity = "info"
+        yield _D03(
+            layer.name,
+            severity,
+            weight,
+            threshold,
+            f"after {norm.tracked} batches at momentum {norm.momentum:g} the initial "
+            f"mean 0 and variance 1 still weigh {weight:.0%}",
+            "train longer before eval, or normkit.calibrate(model, loader), or "
+            "momentum=None for a cumulative average",
+            {"momentum": norm.momentum, "tracked": norm.tracked},
+        )
+
+
+def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
+    """D04: the momentum looks like the other convention's, 1 − momentum."""
+    has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
+    for layer, norm in statistics.norms:
+        momentum = norm.momentum
+        # A momentum of 0 is a way to freeze the statistics.
+        if norm.frozen or momentum is None or momentum == 0:
+            continue
+        is_high, is_low = momentum >= MOMENTUM_HIGH, momentum <= MOMENTUM_LOW
+        threshold = MOMENTUM_LOW if is_low else MOMENTUM_HIGH
+        measured = distance(norm)
+        severity: Severity = "clear"
+        off: Severity = "clear" if measured is None else measured.severity
+        if is_high or is_low:
+            severity = "warning"
+            if off == "error" or (off == "warning" and has_gap):
+                severity = "error"
+            elif is_low and measured is not None and measured.is_small:
+                # Slow but arrived: the statistics are right.
+                severity = "info"
+        what = (
+            f"only the last {1 / momentum:.2g} batches count"
+            if is_high
+            else f"the running statistics need {3 / momentum:,.0f} batches to forget "
+            "their initial values"
+        )
+        yield _D04(
+            layer.name,
+            severity,
+            momentum,
+            threshold,
+            f"momentum {momentum:g} means new = {1 - momentum:g}·old + "
+            f"{momentum:g}·batch here: {what}"
+            + ("" if off == "clear" else ", and they are off"),
+            f"set momentum={round(1 - momentum, 6):g} if the value was written for the "
+            "convention new = momentum·old + …; torch's default is 0.1; "
+            "then normkit.calibrate(model, loader)"
+            if is_high
+            else "set momentum=0.1 (torch's default), then "
+            "normkit.calibrate(model, loader)",
+            {"momentum": momentum, "tracked": norm.tracked},
+        )
+
+
+CHECKS = {
+    "D01": stale_statistics,
+    "D02": train_eval_gap,
+    "D03": ema_not_warm,
+    "D04": momentum_convention,
+}

@@ -1,0 +1,217 @@
+"""The outcome of the checks on one model, as text, JSON or a page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from normkit.doctor import checks
+from normkit.doctor.examine import Case, examine, open_case
+from normkit.doctor.finding import Finding
+from normkit.doctor.statistics import Statistics
+
+__all__ = ["SCHEMA", "Diagnosis", "diagnose", "ranked"]
+
+SCHEMA = "normkit.diagnosis/1"
+
+# Causes before their consequences: of two findings of one severity, the one that
+# explains the other comes first.
+CAUSES_FIRST = ("D04", "D03", "D01", "D20", "D22", "D24", "D02")
+_URGENCY = ("error", "warning", "info")
+
+
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """What there is to report, the most severe first, causes before consequences."""
+    return sorted(
+        (finding for finding in findings if finding.stands),
+        key=lambda f: (_URGENCY.index(f.severity), CAUSES_FIRST.index(f.id)),
+    )
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor found, most severe first.
+
+    Attributes:
+        readings: Every reading of every check, in the order of the checks.
+        statistics: What the checks read.
+        case: What was examined.
+    """
+
+    readings: list[Finding]
+    statistics: Statistics
+    case: Case | None = field(default=None, repr=False)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Errors, warnings and infos; the most severe first, causes before effects."""
+        return ranked(self.readings)
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings of severity "error"."""
+        return [f for f in self.findings if f.severity == "error"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The findings of severity "warning"."""
+        return [f for f in self.findings if f.severity == "warning"]
+
+    @property
+    def not_judged(self) -> list[Finding]:
+        """What could not be judged, and why."""
+        return [f for f in self.readings if f.severity == "not_judged"]
+
+    @property
+    def clear(self) -> list[Finding]:
+        """What was looked at and found in order, with the measured values."""
+        return [f for f in self.readings if f.severity == "clear"]
+
+    @property
+    def named(self) -> list[str]:
+        """Ids of the checks with an error or a warning, in order, each once."""
+        return list(dict.fromkeys(f.id for f in self.findings if f.is_alarm))
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether there is neither an error nor a warning."""
+        return not self.named
+
+    def summary(self) -> str:
+        """The outcome in one sentence."""
+        seen = (
+            f"{len(self.statistics.layers)} layers, {self.statistics.samples} samples"
+        )
+        if not self.findings:
+            rest = f"; {len(self.not_judged)} not judged" if self.not_judged else ""
+            return f"Nothing found in {seen}{rest}."
+        counts = [
+            f"{len(group)} {word}{'' if len(group) == 1 else 's'}"
+            for word, group in (
+                ("error", self.errors),
+                ("warning", self.warnings),
+                ("info", [f for f in self.findings if f.severity == "info"]),
+            )
+            if group
+        ]
+        first = self.findings[0]
+        return f"{', '.join(counts)} in {seen}; first {first.id} {first.name}."
+
+    def to_text(self) -> str:
+        """The findings, one check after the other, worst layer first."""
+        lines = [self.summary()]
+        for id_ in dict.fromkeys(f.id for f in self.findings):
+            group = [f for f in self.findings if f.id == id_]
+            lines.append("")
+            lines += [f.to_text() for f in group[:1]]
+            lines += [f"{'':10s} also {f.where}: {f.evidence}" for f in group[1:]]
+        if self.not_judged:
+            lines += ["", *(f.to_text() for f in self.not_judged)]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The diagnosis as JSON, in the schema `normkit.diagnosis/1`.
+
+        An object with `schema`, `summary`, `named` (ids, in order), `samples`,
+        `batches`, and the lists `findings`, `not_judged` and `clear`. Each entry of a
+        list has `id`, `name`, `layer`, `severity`, `value`, `threshold`, `evidence`,
+        `fix` and `details`. A number that is not finite is a string ("nan", "inf").
+        """
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "summary": self.summary(),
+                "named": self.named,
+                "samples": self.statistics.samples,
+                "batches": self.statistics.batches,
+                "findings": [f.to_json() for f in self.findings],
+                "not_judged": [f.to_json() for f in self.not_judged],
+                "clear": [f.to_json() for f in self.clear],
+            },
+            indent=2,
+            allow_nan=False,
+        )
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The diagnosis as one self-contained page, written to `path` if given."""
+        from normkit.doctor.report import diagnosis_page
+
+        page = diagnosis_page(self)
+        if path is not None:
+            page.write(path)
+        return page.to_html()
+
+
+def diagnose(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
+    max_batches: int = 50,
+    gradient_batches: int = 8,
+    checks_to_run: Iterable[str] | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Find what is wrong with the normalization of a model, by name and layer.
+
+    The same batches go through the model three times with the weights held still: as
+    in training, with batch statistics but no dropout, and in eval mode. The checks
+    then read what the layers saw.
+
+    Args:
+        model: Any module; it is left bit for bit as it was, and so are the random
+            states. Its passes run on a copy when it can be copied.
+        loader: Batches as in training, in the size and order of training:
+            `(inputs, targets)`, inputs alone, or mappings of keyword arguments.
+        loss_fn: `loss_fn(output, targets)`, one number. `targets` is the second item
+            of the batch, or the batch itself when it has none.
+        forward: `forward(model, batch)` gives the output, for models that are called
+            another way.
+        metric: `metric(output, targets)`, higher is better. For scores `(N, K)` and
+            integer targets `(N,)` it is the accuracy unless given.
+        max_batches: The most batches to draw from the loader.
+        gradient_batches: On how many of them gradients are taken.
+        checks_to_run: Ids of the checks, such as `["D01"]`; all by default.
+        seed: Of everything that draws numbers meanwhile, so that a diagnosis of the
+            same model on the same batches is the same.
+
+    Returns:
+        The `Diagnosis`, with `findings`, `not_judged` and `clear`.
+
+    Raises:
+        ArgumentError: The loader gives nothing, `loss_fn` gives more than one number,
+            or a check does not exist.
+
+    Example:
+        >>> import torch, normkit
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8, momentum=0.001))
+        >>> x = 5 + 3 * torch.randn(40, 32, 4)
+        >>> for batch in x:
+        ...     _ = model(batch)
+        >>> found = diagnose(model, x)
+        >>> found.named
+        ['D04', 'D01', 'D03']
+        >>> found.findings[0].layer
+        '1'
+    """
+    case = open_case(
+        model,
+        loader,
+        loss_fn,
+        forward=forward,
+        metric=metric,
+        max_batches=max_batches,
+        gradient_batches=gradient_batches,
+        seed=seed,
+    )
+    statistics = examine(case)
+    return Diagnosis(checks.run(statistics, checks_to_run), statistics, case)

@@ -1,0 +1,402 @@
+"""Probes: hooks on every layer that merge Moments and keep nothing else.
+
+Each layer gets a `LayerProbe`. Its statistics are computed inside the hooks, at once,
+because an in-place activation overwrites what it was given, and full backward hooks
+break on such models. Inputs are read before the layer runs, outputs after it, and
+gradients by a hook on the output tensor. No activation outlives its hook.
+
+The hooks are attached for one stretch of work and removed in `finally`. They take part
+in no autograd graph, draw no random number and write no buffer, so a run with probes
+is bitwise the run without. A copy or a pickle of the model holds hooks that do nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from normkit.doctor.statistics import ChannelStream, Role
+from normkit.moments import Moments, moments
+
+__all__ = ["Hook", "LayerProbe", "Probes", "first_tensor", "role_of", "slope_limits"]
+
+# Every module of torch.nn whose forward is one elementwise non-linearity.
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU),
+    *(nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign, nn.Sigmoid, nn.LogSigmoid),
+    *(nn.Tanh, nn.Tanhshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
+    *(nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.GLU),
+)
+WEIGHTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+# A percentile needs no more values than this; more are thinned evenly.
+MOST_BAND_VALUES = 4096
+BAND = (0.15, 0.50, 0.85)
+
+
+def role_of(module: nn.Module) -> Role:
+    """What a layer is for; "other" layers get no probe."""
+    if isinstance(module, WEIGHTS):
+        return "weight"
+    if isinstance(module, NORMS) or type(module).__name__.endswith("Norm"):
+        return "norm"
+    if isinstance(module, ACTIVATIONS):
+        return "activation"
+    return "other"
+
+
+def slope_limits(module: nn.Module) -> tuple[float, float] | None:
+    """The inputs between which the slope is at least 5 % of its greatest.
+
+    Only for functions that flatten on both sides: a ReLU whose unit is off is not
+    saturated. None for every other layer.
+    """
+    if isinstance(module, nn.Sigmoid):
+        limit = 2 * math.atanh(math.sqrt(0.95))  # σ'(z) = ¼ sech²(z/2)
+    elif isinstance(module, nn.Tanh):
+        limit = math.atanh(math.sqrt(0.95))  # tanh'(z) = sech²(z)
+    elif isinstance(module, nn.Softsign):
+        limit = math.sqrt(20) - 1  # 1 / (1 + |z|)²
+    elif isinstance(module, nn.Hardsigmoid):
+        limit = 3.0
+    elif isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
+        return float(module.min_val), float(module.max_val)
+    else:
+        return None
+    return -limit, limit
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first floating-point tensor with any values in nested lists and dicts."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() and value.numel() else None
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return None
+    return next((t for t in map(first_tensor, value) if t is not None), None)
+
+
+class Hook:
+    """A hook that does nothing once it is copied or pickled with its model."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Call what it wraps; the result is dropped."""
+        self._call(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What is left of a hook in a copy of the model."""
+
+
+class LayerProbe:
+    """What one layer saw since the last `reset`, merged over all its calls.
+
+    Attributes:
+        name: Dotted name of the layer.
+        module: The layer.
+        role: What the layer is for.
+        order: Place in the order of execution; None before the first call.
+        is_output: Whether the layer's output was the model's output.
+        input: Moments of all input values (scalars); None before the first call.
+        output: Moments of all output values.
+        gradient: Moments of dL/d output.
+        saturated: Number of values beyond `slope_limits`; None where undefined.
+        alive: Which units had an output other than zero; None for other roles.
+        stream: Per-channel statistics of the input, when asked for.
+        band: The {15, 50, 85} percentiles of one unit's input, when asked for.
+        samples: Samples seen.
+    """
+
+    def __init__(self, name: str, module: nn.Module, role: Role) -> None:
+        self.name = name
+        self.module = module
+        self.role: Role = role
+        self.order: int | None = None
+        self.is_output = False
+        self.limits = slope_limits(module)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was seen; the order of execution stays."""
+        self.samples = 0
+        self.input: Moments | None = None
+        self.output: Moments | None = None
+        self.gradient: Moments | None = None
+        self.saturated: Tensor | None = None
+        self.alive: Tensor | None = None
+        self.stream: ChannelStream | None = None
+        self.band: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """Name of the layer's class."""
+        return type(self.module).__name__
+
+    @property
+    def saturated_share(self) -> Tensor | None:
+        """Share of input values where the slope is below 5 % of its greatest."""
+        if self.saturated is None or self.input is None:
+            return None
+        return self.saturated / self.input.count
+
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """‖dL/d output‖ over everything seen."""
+        if self.gradient is None:
+            return None
+        return (self.gradient.mean_square * self.gradient.count).sqrt()
+
+    def see_input(self, x: Tensor, unit_dim: int, unit: int | None) -> None:
+        """Merge one input."""
+        self.samples += x.shape[0] if x.dim() > 1 else 1
+        self.input = _merged(self.input, _overall(x))
+        if self.limits is not None:
+            low, high = self.limits
+            # `not inside` rather than `outside`: a NaN is no healthy slope.
+            saturated = x.numel() - ((x >= low) & (x <= high)).sum()
+            self.saturated = _added(self.saturated, saturated)
+        if unit is not None:
+            self.band = _band(x, unit_dim, unit)
+
+    def see_channels(self, x: Tensor, mask: Tensor | None) -> None:
+        """Merge one input channel by channel, as a batch norm sees it."""
+        dim = getattr(self.module, "channel_dim", 1)
+        x = x.movedim(dim, 1)
+        if mask is not None:
+            mask = mask.expand(x.shape) if mask.dim() == x.dim() else None
+        others = tuple(range(2, x.dim()))
+        values = moments(x, (0, *others), mask)
+        if others:
+            per_sample = moments(x, others, mask)
+            held = None if mask is None else per_sample.count > 0
+            sample_means = moments(per_sample.mean, 0, held)
+        else:
+            sample_means = values
+        batch = ChannelStream.of_batch(values, sample_means)
+        if self.stream is None:
+            self.stream = batch
+        else:
+            self.stream = self.stream.merge(batch.to(self.stream.within.device))
+
+    def see_output(self, y: Tensor, unit_dim: int) -> None:
+        """Merge one output."""
+        self.output = _merged(self.output, _overall(y))
+        if self.role == "activation" and y.dim() > 1:
+            unit_dim = _dim_within(y, unit_dim)
+            others = tuple(d for d in range(y.dim()) if d != unit_dim)
+            alive = (y != 0).any(dim=others) if others else y != 0
+            if self.alive is None or self.alive.shape != alive.shape:
+                self.alive = alive
+            else:
+                self.alive = self.alive | alive.to(self.alive.device)
+
+    def see_gradient(self, gradient: Tensor) -> None:
+        """Merge one gradient with respect to an output."""
+        self.gradient = _merged(self.gradient, _overall(gradient))
+
+
+class Probes:
+    """The probes of one model, attached as long as `attached()` lasts.
+
+    Args:
+        model: The model; only layers that are called through it are seen.
+        streams: Collect per-channel streams at batch norms.
+        gradients: Collect gradients with respect to outputs.
+        unit: Which unit's input to take percentiles of; None for none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        streams: bool = False,
+        gradients: bool = True,
+        unit: int | None = None,
+    ) -> None:
+        self.model = model
+        self.streams = streams
+        self.gradients = gradients
+        self.unit = unit
+        # Shared modules are met once, under their first name.
+        self.layers = {
+            name: LayerProbe(name, module, role)
+            for name, module in model.named_modules()
+            if (role := role_of(module)) != "other"
+        }
+        # Forward statistics count only inside the model's own call: activation
+        # checkpointing runs layers a second time, in backward.
+        self.inside = False
+        self._unit_dim = -1
+        self._calls = 0
+        self._last: Callable[[], Tensor | None] = lambda: None
+        self._last_probe: LayerProbe | None = None
+        self._lock = threading.Lock()
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        """Put the hooks on, but for the one that calls `enter`.
+
+        Call `detach` in a `finally`.
+        """
+        for probe in self.layers.values():
+            for handle in self._attach_layer(probe):
+                self._handles.append(handle)
+        # After the hooks of the layers, for the model may be one layer itself.
+        leave = Hook(lambda module, args, output: self.leave(output))
+        register = self.model.register_forward_hook
+        self._handles.append(register(leave, always_call=True))
+
+    def _attach_layer(self, probe: LayerProbe) -> Iterator[Any]:
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._before(probe, args, kwargs)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            self._after(probe, output)
+
+        yield probe.module.register_forward_pre_hook(Hook(before), with_kwargs=True)
+        yield probe.module.register_forward_hook(Hook(after))
+
+    def detach(self) -> None:
+        """Take every hook off again."""
+        while self._handles:
+            self._handles.pop().remove()
+        self.inside = False
+
+    @contextmanager
+    def attached(self) -> Iterator[Probes]:
+        """The hooks are on inside the block, and off after it whatever happens."""
+        register = self.model.register_forward_pre_hook
+        self._handles.append(register(Hook(lambda *_: self.enter()), prepend=True))
+        try:
+            self.attach()
+            yield self
+        finally:
+            self.detach()
+
+    def reset(self) -> None:
+        """Forget what all layers saw."""
+        for probe in self.layers.values():
+            probe.reset()
+
+    @property
+    def in_order(self) -> list[LayerProbe]:
+        """The layers that were called, in the order of their first call."""
+        called = [p for p in self.layers.values() if p.order is not None]
+        return sorted(called, key=lambda p: p.order or 0)
+
+    def enter(self) -> None:
+        """The model's own forward begins."""
+        self.inside = True
+        self._unit_dim = -1
+
+    def leave(self, output: Any) -> None:
+        """The model's own forward ended with `output` (None after an exception)."""
+        self.inside = False
+        last, result = self._last(), first_tensor(output)
+        if last is not None and result is not None and self._last_probe is not None:
+            self._last_probe.is_output |= result is last or result._base is last
+        self._last = lambda: None
+
+    @torch.no_grad()
+    def _before(self, probe: LayerProbe, args: Any, kwargs: Any) -> None:
+        x = first_tensor(args)
+        x = first_tensor(kwargs) if x is None else x
+        if not self.inside or x is None or _is_traced(x):
+            return
+        x = x.detach()
+        with self._lock:
+            if probe.order is None:
+                probe.order = self._calls
+                self._calls += 1
+            if isinstance(probe.module, _BatchNorm):
+                self._unit_dim = getattr(probe.module, "channel_dim", 1)
+                if self.streams and x.dim() > 1:
+                    mask = kwargs.get("mask")
+                    probe.see_channels(x, mask if isinstance(mask, Tensor) else None)
+            probe.see_input(x, self._unit_dim, self.unit)
+
+    def _after(self, probe: LayerProbe, output: Any) -> None:
+        y = first_tensor(output)
+        if y is None or _is_traced(y):
+            return
+        if self.gradients and y.requires_grad:
+            y.register_hook(Hook(lambda g: self._see_gradient(probe, g)))
+        if not self.inside:
+            return
+        with self._lock, torch.no_grad():
+            self._unit_dim = _unit_dim_after(probe.module, self._unit_dim)
+            probe.see_output(y.detach(), self._unit_dim)
+            self._last, self._last_probe = weakref.ref(y), probe
+
+    @torch.no_grad()
+    def _see_gradient(self, probe: LayerProbe, gradient: Tensor) -> None:
+        if gradient.numel() and not _is_traced(gradient):
+            with self._lock:
+                probe.see_gradient(gradient.detach())
+
+
+def _unit_dim_after(module: nn.Module, before: int) -> int:
+    """Along which dimension the units of a layer's output lie."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return -len(module.kernel_size) - 1
+    if isinstance(module, nn.Linear | nn.Bilinear | nn.LayerNorm | nn.RMSNorm):
+        return -1
+    if isinstance(module, nn.GroupNorm | _NormBase):
+        return getattr(module, "channel_dim", 1)
+    return before
+
+
+def _dim_within(x: Tensor, dim: int) -> int:
+    """`dim` counted from the start, or the last one where x has no such dimension."""
+    return dim % x.dim() if -x.dim() <= dim < x.dim() else x.dim() - 1
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether x stands for values that are not there (vmap, grad, meta)."""
+    return x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _overall(x: Tensor) -> Moments:
+    measured = moments(x, tuple(range(x.dim()))) if x.dim() else moments(x[None], 0)
+    return measured.to(dtype=torch.float64) if _has_float64(x) else measured
+
+
+def _has_float64(x: Tensor) -> bool:
+    return x.device.type != "mps"
+
+
+def _merged(old: Moments | None, new: Moments) -> Moments:
+    return new if old is None else old.merge(new.to(device=old.mean.device))
+
+
+def _added(old: Tensor | None, new: Tensor) -> Tensor:
+    return new if old is None else old + new.to(old.device)
+
+
+def _band(x: Tensor, unit_dim: int, unit: int) -> Tensor:
+    """The {15, 50, 85} percentiles of one unit over samples and positions."""
+    dim = _dim_within(x, unit_dim)
+    values = x.select(dim, unit % x.shape[dim]).flatten()
+    if values.numel() > MOST_BAND_VALUES:
+        values = values[:: math.ceil(values.numel() / MOST_BAND_VALUES)]
+    values = values.float()
+    return torch.quantile(values, values.new_tensor(BAND))

@@ -1,0 +1,287 @@
+"""What the doctor found, as blocks of a page: summary first, then layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.page import (
+    Bands,
+    Bar,
+    Bars,
+    Block,
+    Card,
+    Cards,
+    Details,
+    Figure,
+    Heading,
+    Heat,
+    Lines,
+    Number,
+    Numbers,
+    Page,
+    Row,
+    Table,
+    Text,
+)
+from normkit.doctor.page import Severity as Sign
+from normkit.doctor.statistics import LayerStatistics, Statistics
+
+if TYPE_CHECKING:
+    from normkit.doctor.diagnosis import Diagnosis
+    from normkit.doctor.watcher import Watch
+
+__all__ = ["diagnosis_page", "watch_page"]
+
+_SIGN: dict[Severity, Sign] = {
+    "error": "error",
+    "warning": "warning",
+    "info": "info",
+    "clear": "ok",
+    "not_judged": "not judged",
+}
+# More layers than this are thinned in charts; tables and cards keep the worst.
+MOST_ROWS = 60
+MOST_COLUMNS = 40
+
+
+def diagnosis_page(diagnosis: Diagnosis) -> Page:
+    """The page of a diagnosis."""
+    return Page(
+        title="Diagnosis",
+        lead=diagnosis.summary(),
+        blocks=[
+            *_outcome(diagnosis.findings, diagnosis.readings),
+            *_modes(diagnosis.statistics),
+            *_by_layer(diagnosis.statistics, diagnosis.readings),
+            *_not_judged(diagnosis.readings),
+        ],
+    )
+
+
+def watch_page(watch: Watch) -> Page:
+    """The page of a watched training."""
+    history, readings = watch.history, watch.readings()
+    steps = history["steps"]
+    findings = watch.findings()
+    number = "Nothing" if not findings else f"{len(findings)} findings"
+    return Page(
+        title="Watched training",
+        lead=f"{number} in {len(history['layers'])} layers, observed on {len(steps)} "
+        f"of {watch.steps} steps.",
+        blocks=[
+            *_outcome(findings, readings),
+            *_over_time(history),
+            *_by_layer(watch.statistics(), readings),
+            *_not_judged(readings),
+        ],
+    )
+
+
+def _outcome(findings: list[Finding], readings: list[Finding]) -> Iterable[Block]:
+    """What is wrong, one card per check with its worst layer."""
+    by_severity = {
+        severity: sum(f.severity == severity for f in readings) for severity in _SIGN
+    }
+    yield Numbers(
+        [
+            Number("errors", by_severity["error"], severity="error"),
+            Number("warnings", by_severity["warning"], severity="warning"),
+            Number("in order", by_severity["clear"], severity="ok"),
+            Number("not judged", by_severity["not_judged"], severity="not judged"),
+        ]
+    )
+    yield Heading("Findings")
+    if not findings:
+        yield Text("Nothing was found in what could be judged.")
+        return
+    cards = []
+    for id_ in dict.fromkeys(f.id for f in findings):
+        group = [f for f in findings if f.id == id_]
+        first = group[0]
+        facts: list[tuple[str, Any]] = [
+            ("value", first.value),
+            ("threshold", first.threshold),
+        ]
+        if len(group) > 1:
+            facts.append(("layers", len(group)))
+        cards.append(
+            Card(
+                title=f"{id_} {first.name.replace('_', ' ')}",
+                text=first.evidence,
+                severity=_SIGN[first.severity],
+                where=first.where,
+                facts=facts,
+                fix=first.fix,
+            )
+        )
+    yield Cards(cards)
+    several = [f for f in findings if f.layer]
+    if len(several) > len(cards):
+        columns = ["check", "layer", "severity", "value", "threshold"]
+        rows = [[f.id, f.layer, f.severity, f.value, f.threshold] for f in several]
+        table = Table(columns, rows[: 5 * MOST_ROWS], "Every layer with a finding")
+        yield Details(f"All {len(several)} layers", [table])
+
+
+def _modes(statistics: Statistics) -> Iterable[Block]:
+    """Loss and metric in both modes."""
+    found = statistics.evaluation
+    if found is None:
+        return
+    rows = [
+        ["loss", found.mean(found.batch_loss), found.mean(found.running_loss)],
+    ]
+    if found.batch_metric:
+        metric = found.mean(found.batch_metric), found.mean(found.running_metric)
+        rows.append(["metric", *metric])
+    yield Heading("Train and eval")
+    yield Table(
+        ["", "batch statistics", "running statistics"],
+        rows,
+        f"The same {sum(found.samples)} samples, dropout off, in both modes",
+    )
+
+
+def _by_layer(statistics: Statistics, readings: list[Finding]) -> Iterable[Block]:
+    """Bars over the layers, in the order of execution."""
+    if not statistics.layers:
+        return
+    yield Heading("Layer by layer")
+    distances = [f for f in readings if f.id == "D01" and not math.isnan(f.value)]
+    if distances:
+        yield Bars(
+            [
+                Bar(f.layer, f.details["d_var"], _SIGN[f.severity])
+                for f in _thinned(distances)
+            ],
+            "How far running_var is from the variance of the inputs, mean |ln ratio|",
+            "distance",
+        )
+    saturated = [f for f in readings if f.id == "D20" and not math.isnan(f.value)]
+    if saturated:
+        yield Bars(
+            [Bar(f.layer, f.value, _SIGN[f.severity]) for f in _thinned(saturated)],
+            "Share of inputs where the activation is flat",
+            "saturated",
+            limit=saturated[0].threshold,
+            largest=1.0,
+        )
+    layers = _thinned(list(statistics.layers))
+    rows = [
+        [
+            layer.name or "(model)",
+            layer.kind,
+            *_mean_and_std(layer),
+            layer.output_rms,
+            layer.gradient_norm[-1] if layer.gradient_norm else None,
+        ]
+        for layer in layers
+    ]
+    columns = ["layer", "kind", "input mean", "input std", "output rms", "‖dL/dh‖"]
+    shown = f"{len(layers)} of {len(statistics.layers)} layers"
+    table = Table(columns, rows, f"{shown}, in the order of execution")
+    yield Details("Activations and gradients", [table], is_open=len(layers) <= 30)
+
+
+def _mean_and_std(layer: LayerStatistics) -> tuple[float | None, float | None]:
+    if layer.input is None:
+        return None, None
+    return float(layer.input.mean), float(layer.input.var.sqrt())
+
+
+def _over_time(history: dict[str, Any]) -> Iterable[Block]:
+    """Bands of some layers, saturation and gradients of all, over the steps."""
+    steps, layers = history["steps"], history["layers"]
+    hidden = {n: s for n, s in layers.items() if s["role"] == "activation"} or layers
+    banded = {n: s for n, s in hidden.items() if not _is_empty(s["middle"])}
+    if banded:
+        yield Heading("Inputs over time")
+        yield Row(
+            [
+                Figure(
+                    f"Input of unit {history['unit']} of {name}",
+                    Bands(steps, _gaps(s["low"]), _gaps(s["middle"]), _gaps(s["high"])),
+                    alt=f"The median goes from {_first(s['middle']):.3g} to "
+                    f"{_first(s['middle'][::-1]):.3g}.",
+                )
+                for name, s in _ends(banded)
+            ]
+        )
+    saturated = {n: s["saturated"] for n, s in layers.items()}
+    yield from _heat(steps, saturated, "Saturated share", largest=1.0)
+    gradients = {
+        name: (steps, _gaps(s["gradient_norm"]))
+        for name, s in _thin_items(layers, 10)
+        if s["role"] == "weight" and not _is_empty(s["gradient_norm"])
+    }
+    if gradients:
+        yield Heading("Gradients over time")
+        yield Figure(
+            "Gradient norm by layer",
+            Lines(gradients, y_label="‖dL/dh‖", log_y=True, in_order=True),
+            alt="Norm of the loss's gradient at the output of each weight layer.",
+        )
+    updates = {n: s["update_ratio"] for n, s in layers.items()}
+    yield from _heat(steps, updates, "Change of the weights per step, ‖Δw‖/‖w‖")
+
+
+def _heat(
+    steps: list[int],
+    series: dict[str, list[float | None]],
+    title: str,
+    largest: float | None = None,
+) -> Iterable[Block]:
+    present = {name: values for name, values in series.items() if not _is_empty(values)}
+    if not present:
+        return
+    columns = _thinned(list(range(len(steps))), MOST_COLUMNS)
+    yield Heading(title)
+    yield Heat(
+        [str(steps[i]) for i in columns],
+        [
+            (name, [values[i] for i in columns])
+            for name, values in _thin_items(present, MOST_ROWS)
+        ],
+        f"{title}, by layer and step",
+        largest=largest,
+    )
+
+
+def _not_judged(readings: list[Finding]) -> Iterable[Block]:
+    found = [f for f in readings if f.severity == "not_judged"]
+    if found:
+        rows = [[f.id, f.where, f.evidence] for f in found[: 5 * MOST_ROWS]]
+        table = Table(["check", "layer", "why"], rows, "What could not be judged")
+        yield Details(f"{len(found)} not judged", [table])
+
+
+def _thinned(items: list[Any], most: int = MOST_ROWS) -> list[Any]:
+    """At most `most` of the items, spread evenly, first and last among them."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _thin_items(found: dict[str, Any], most: int) -> list[tuple[str, Any]]:
+    return _thinned(list(found.items()), most)
+
+
+def _ends(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The first and the last entry."""
+    items = list(found.items())
+    return items if len(items) <= 2 else [items[0], items[-1]]
+
+
+def _is_empty(values: list[float | None]) -> bool:
+    return all(value is None for value in values)
+
+
+def _gaps(values: list[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+def _first(values: list[float | None]) -> float:
+    return next((v for v in values if v is not None), math.nan)

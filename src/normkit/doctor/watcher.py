@@ -1,0 +1,392 @@
+"""Watch a model while it trains, without taking part.
+
+    with normkit.watch(model, optimizer, every=10) as watch:
+        train(model)
+    watch.report("report.html")
+
+Between observed steps only one small hook on the model itself runs. On an observed
+step every layer is probed; what was seen becomes plain numbers at the next one, with
+one transfer from the device. Nothing is drawn, written or kept that training could
+notice: the run is bitwise the run without.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.doctor import checks
+from normkit.doctor.diagnosis import ranked
+from normkit.doctor.examine import norm_statistics
+from normkit.doctor.finding import Finding
+from normkit.doctor.probe import Hook, LayerProbe, Probes
+from normkit.doctor.statistics import LayerStatistics, Statistics, WeightStatistics
+from normkit.errors import ArgumentError
+from normkit.moments import Moments
+
+__all__ = ["SERIES", "Watch", "watch"]
+
+# How many observed steps a layer is judged by.
+RECENT = 5
+
+# What is recorded per layer and observed step, in this order.
+SERIES = (
+    *("input_mean", "input_std", "output_mean", "output_std", "output_rms"),
+    *("low", "middle", "high", "saturated", "dead", "gradient_norm"),
+    *("weight_norm", "weight_gradient_norm", "update_ratio"),
+)
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    every: int = 1,
+    unit: int = 0,
+) -> Watch:
+    """Record what every layer sees while `model` trains inside a `with` block.
+
+    Args:
+        model: The model that is called in the training loop.
+        optimizer: Its optimizer, to record by how much each step changes each weight.
+        every: Observe one training step in so many; a step is one call of the model in
+            training mode with gradients enabled.
+        unit: The unit (feature or channel) of each layer whose input's {15, 50, 85}
+            percentiles are recorded; counted from the end when negative.
+
+    Returns:
+        The `Watch`, to enter with `with`.
+
+    Raises:
+        ArgumentError: `every` is below 1, or the optimizer has no step hooks.
+
+    Example:
+        >>> import torch, normkit
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Sigmoid())
+        >>> with watch(model) as seen:
+        ...     for _ in range(3):
+        ...         model(torch.randn(16, 4)).sum().backward()
+        >>> seen.history["steps"], list(seen.history["layers"])
+        ([0, 1, 2], ['0', '1'])
+    """
+    if every < 1:
+        raise ArgumentError(f"every={every} observes no step; give 1 or more")
+    if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
+        raise ArgumentError(
+            f"a {type(optimizer).__name__} has no step hooks; pass the "
+            "torch.optim.Optimizer inside it, or none"
+        )
+    return Watch(model, optimizer, every, unit)
+
+
+class Watch:
+    """What `watch` records; usable inside the block and after it.
+
+    Attributes:
+        steps: Training steps so far, observed or not.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        every: int,
+        unit: int,
+    ) -> None:
+        self.model = getattr(model, "_orig_mod", model)
+        self.optimizer = optimizer
+        self.every = every
+        self.unit = unit
+        self.steps = 0
+        self._probes = Probes(self.model, unit=unit)
+        self._weights = {
+            name: weight
+            for name, probe in self._probes.layers.items()
+            if probe.role == "weight"
+            # Not `module.weight`: reading a parametrized weight runs its
+            # parametrization, and spectral norm's changes a buffer.
+            and isinstance(
+                weight := probe.module._parameters.get("weight"), nn.Parameter
+            )
+        }
+        self._observed: list[int] = []
+        self._series: dict[str, dict[str, list[float | None]]] = {}
+        self._logged: dict[str, list[tuple[int, float]]] = {}
+        # Numbers of the open step that no probe holds: (layer, series) -> value.
+        self._extra: dict[tuple[str, str], Tensor] = {}
+        self._open_step: int | None = None
+        self._old_weights: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+        # Numbers of the last observed steps of each layer, to judge it by.
+        self._recent: dict[str, deque[dict[str, float]]] = {}
+
+    def __enter__(self) -> Watch:
+        try:
+            self._attach()
+        except BaseException:
+            self._detach()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._settle()
+        finally:
+            self._detach()
+
+    def log(self, **values: float) -> None:
+        """Record numbers of the training loop, such as `loss=…`, at this step."""
+        for name, value in values.items():
+            self._logged.setdefault(name, []).append((self.steps - 1, float(value)))
+
+    @property
+    def history(self) -> dict[str, Any]:
+        """Everything recorded, as plain data.
+
+        `steps` lists the observed steps. `layers` holds, by dotted name in the order
+        of execution, `kind`, `role` and one list per entry of `SERIES`, as long as
+        `steps`, with None where there is nothing: mean, standard deviation and rms of
+        inputs and outputs; `low`, `middle`, `high`, the {15, 50, 85} percentiles of
+        the input of unit `unit`; the `saturated` share of input values; the `dead`
+        share of units that were zero on the whole batch; `gradient_norm`,
+        ‖dL/d output‖; `weight_norm`, `weight_gradient_norm` and `update_ratio`,
+        ‖Δw‖/‖w‖. `logged` holds what `log` was given as `[step, value]` pairs.
+        """
+        self._settle()
+        return {
+            "steps": list(self._observed),
+            "unit": self.unit,
+            "layers": {
+                probe.name: {
+                    "kind": probe.kind,
+                    "role": probe.role,
+                    **{
+                        name: list(values)
+                        for name, values in self._series[probe.name].items()
+                    },
+                }
+                for probe in self._probes.in_order
+                if probe.name in self._series
+            },
+            "logged": {
+                name: [[step, value] for step, value in values]
+                for name, values in self._logged.items()
+            },
+        }
+
+    def statistics(self) -> Statistics:
+        """What was seen, as the checks read it."""
+        self._settle()
+        norms = norm_statistics(self.model)
+        layers = []
+        for probe in self._probes.in_order:
+            if probe.name not in self._recent:
+                continue
+            series, recent = self._series[probe.name], self._recent[probe.name]
+            weight, norm = None, series["weight_norm"][-1]
+            if norm is not None:
+                weight = WeightStatistics(
+                    norm=norm,
+                    gradient_norm=_present(series["weight_gradient_norm"]),
+                    update_ratio=_present(series["update_ratio"]),
+                )
+            layers.append(
+                LayerStatistics(
+                    name=probe.name,
+                    kind=probe.kind,
+                    role=probe.role,
+                    is_output=probe.is_output,
+                    samples=sum(int(found["samples"]) for found in recent),
+                    input=_pooled(recent, "input"),
+                    output=_pooled(recent, "output"),
+                    gradient_norm=_present(series["gradient_norm"]),
+                    saturated=_present(series["saturated"]),
+                    norm=norms.get(probe.name),
+                    weight=weight,
+                )
+            )
+        return Statistics(
+            tuple(layers),
+            samples=max((layer.samples for layer in layers), default=0),
+            batches=len(self._observed),
+            while_training=True,
+        )
+
+    def readings(self) -> list[Finding]:
+        """Every reading of every check on what was seen, `clear` included."""
+        self._settle()
+        if not self._observed:
+            reason = "the model was not called in training mode inside the block"
+            return [Finding("watch", "watch", "", "not_judged", evidence=reason)]
+        return checks.run(self.statistics())
+
+    def findings(self) -> list[Finding]:
+        """Errors, warnings and infos so far; the most severe first."""
+        return ranked(self.readings())
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write what was seen and found as one self-contained page."""
+        from normkit.doctor.report import watch_page
+
+        watch_page(self).write(path)
+
+    def _attach(self) -> None:
+        register = self.model.register_forward_pre_hook
+        self._handles.append(register(Hook(self._before_forward), prepend=True))
+        for name, weight in self._weights.items():
+            if weight.requires_grad:
+                self._handles.append(self._note_gradients(name, weight))
+        if self.optimizer is not None:
+            before, after = Hook(self._before_update), Hook(self._after_update)
+            self._handles.append(self.optimizer.register_step_pre_hook(before))
+            self._handles.append(self.optimizer.register_step_post_hook(after))
+
+    def _detach(self) -> None:
+        self._probes.detach()
+        while self._handles:
+            self._handles.pop().remove()
+        self._old_weights.clear()
+
+    def _note_gradients(self, name: str, weight: nn.Parameter) -> Any:
+        def note(parameter: Tensor) -> None:
+            if self._open_step is not None and parameter.grad is not None:
+                gradient = parameter.grad.detach()
+                norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+                self._extra[name, "weight_gradient_norm"] = norm
+
+        return weight.register_post_accumulate_grad_hook(Hook(note))
+
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        # The layers' hooks stay on through backward, where activation checkpointing
+        # calls the layers again. Now that is over.
+        self._probes.detach()
+        if not (module.training and torch.is_grad_enabled()):
+            return
+        if self.steps % self.every == 0:
+            self._settle()
+            self._open()
+        self.steps += 1
+
+    @torch.no_grad()
+    def _open(self) -> None:
+        self._probes.reset()
+        self._open_step = self.steps
+        self._extra = {
+            (name, "weight_norm"): torch.linalg.vector_norm(weight.detach())
+            for name, weight in self._weights.items()
+        }
+        self._probes.attach()
+        self._probes.enter()
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Make numbers of what the probes saw since the last observed step."""
+        if self._open_step is None:
+            return
+        seen = {**self._extra}
+        for name, probe in self._probes.layers.items():
+            seen |= {(name, key): value for key, value in _numbers(probe).items()}
+        values = dict(zip(seen, _to_floats(list(seen.values())), strict=True))
+        index = len(self._observed)
+        self._observed.append(self._open_step)
+        self._open_step = None
+        for name, probe in self._probes.layers.items():
+            found = {key: v for (layer, key), v in values.items() if layer == name}
+            found |= _finished(found)
+            if "input.count" in found:
+                found["samples"] = probe.samples
+                self._recent.setdefault(name, deque(maxlen=RECENT)).append(found)
+            series = self._series.setdefault(
+                name, {key: [None] * index for key in SERIES}
+            )
+            for key in SERIES:
+                series[key].append(found.get(key))
+
+    @torch.no_grad()
+    def _before_update(self, *_: Any) -> None:
+        if self._open_step is not None:
+            self._old_weights = {
+                name: weight.detach().clone() for name, weight in self._weights.items()
+            }
+
+    @torch.no_grad()
+    def _after_update(self, *_: Any) -> None:
+        for name, old in self._old_weights.items():
+            change = self._weights[name].detach() - old
+            ratio = torch.linalg.vector_norm(change) / torch.linalg.vector_norm(old)
+            self._extra[name, "update_ratio"] = ratio
+        self._old_weights.clear()
+
+
+def _numbers(probe: LayerProbe) -> dict[str, Tensor]:
+    """What one probe holds, as tensors of one value each, still on its device."""
+    found: dict[str, Tensor] = {}
+    for side, measured in (("input", probe.input), ("output", probe.output)):
+        if measured is not None:
+            found[f"{side}.count"] = measured.count
+            found[f"{side}.mean"] = measured.mean
+            found[f"{side}.m2"] = measured.m2
+    if probe.band is not None:
+        found["low"], found["middle"], found["high"] = probe.band.unbind()
+    if probe.saturated_share is not None:
+        found["saturated"] = probe.saturated_share
+    if probe.alive is not None:
+        found["dead"] = (~probe.alive).double().mean()
+    if probe.gradient_norm is not None:
+        found["gradient_norm"] = probe.gradient_norm
+    return found
+
+
+def _finished(found: dict[str, float]) -> dict[str, float]:
+    """Mean, standard deviation and rms of what was measured."""
+    more = {}
+    for side in ("input", "output"):
+        if found.get(f"{side}.count"):
+            mean = found[f"{side}.mean"]
+            var = found[f"{side}.m2"] / found[f"{side}.count"]
+            more[f"{side}_mean"] = mean
+            more[f"{side}_std"] = var**0.5
+            more[f"{side}_rms"] = (var + mean * mean) ** 0.5
+    return more
+
+
+def _to_floats(values: list[Tensor]) -> list[float]:
+    """Values from any device as floats, with one transfer per device."""
+    out = [0.0] * len(values)
+    for device in {value.device for value in values}:
+        here = [i for i, value in enumerate(values) if value.device == device]
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        stacked = torch.stack([values[i].detach().to(dtype) for i in here])
+        for i, number in zip(here, stacked.tolist(), strict=True):
+            out[i] = number
+    return out
+
+
+def _present(series: list[float | None]) -> tuple[float, ...]:
+    return tuple(value for value in series if value is not None)
+
+
+def _pooled(recent: Iterable[dict[str, float]], side: str) -> Moments | None:
+    """The moments of one side of a layer over several observed steps."""
+    parts = [
+        Moments(
+            torch.tensor(int(found[f"{side}.count"])),
+            torch.tensor(found[f"{side}.mean"], dtype=torch.float64),
+            torch.tensor(found[f"{side}.m2"], dtype=torch.float64),
+        )
+        for found in recent
+        if f"{side}.count" in found
+    ]
+    return Moments.merge_all(parts) if parts else None
