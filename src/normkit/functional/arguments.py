@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,13 +21,17 @@ def check_floating(x: Tensor, name: str) -> None:
         )
 
 
-def check_eps(eps: float, name: str, *, is_positive: bool) -> None:
-    """Require a finite eps, at least 0 (or above, where a batch may be constant)."""
-    if not math.isfinite(eps) or eps < 0 or (is_positive and eps == 0):
-        required = "positive during training" if is_positive else "non-negative"
+def check_eps(
+    eps: float, name: str, required: Literal["positive", "non-negative", "finite"]
+) -> None:
+    """Require a finite eps; batch norm, as in torch, also one of the right sign."""
+    fits = {"positive": eps > 0, "non-negative": eps >= 0, "finite": True}[required]
+    if not (math.isfinite(eps) and fits):
+        when = " during training" if required == "positive" else ""
+        finite = "" if required == "finite" else " and finite"
         raise ArgumentError(
-            f"{name} eps must be {required} and finite, but got {eps}; "
-            "torch's default is 1e-5"
+            f"{name} eps must be {required}{when}{finite}, but got {eps}; it is added "
+            "to a variance, 1e-5 is usual"
         )
 
 

@@ -93,8 +93,15 @@ def batch_norm(
             **{"training": training, "momentum": momentum, "eps": eps, **extras},
         )
     check_floating(input, "batch_norm")
-    check_eps(eps, "batch_norm", is_positive=training)
+    check_eps(eps, "batch_norm", "positive" if training else "non-negative")
     _check_pair(running_mean, running_var)
+    if not -input.dim() <= channel_dim < input.dim():
+        if not input.numel():
+            return input.clone()  # torch takes shape (0,), too
+        raise ShapeError(
+            f"batch_norm needs an input of shape (N, C, *), got {tuple(input.shape)}, "
+            f"which has no dimension {channel_dim} for channels to lie along"
+        )
     dim = channel_dim % input.dim()
     channels = input.shape[dim]
     named = (
@@ -194,7 +201,7 @@ def instance_norm(
             num_batches_tracked=num_batches_tracked,
         )
     check_floating(input, "instance_norm")
-    check_eps(eps, "instance_norm", is_positive=False)
+    check_eps(eps, "instance_norm", "finite")
     if use_input_stats and input.shape[2:].numel() == 1:
         raise ArgumentError(
             "instance_norm needs more than one position per channel (expected more "

@@ -59,7 +59,7 @@ def layer_norm(
             mask=mask,
         )
     check_floating(input, "layer_norm")
-    check_eps(eps, "layer_norm", is_positive=False)
+    check_eps(eps, "layer_norm", "finite")
     sizes = tuple(normalized_shape)
     check_trailing(input, sizes, "layer_norm", weight=weight, bias=bias)
     dims, shape = _trailing(input, sizes)
@@ -82,7 +82,8 @@ def rms_norm(
         y = x/√(mean(x²) + eps)·weight
 
     Args:
-        input: Values, shape `(*, *normalized_shape)`, any floating dtype.
+        input: Values, shape `(*, *normalized_shape)`, any floating dtype; complex ones
+            are left to torch.
         normalized_shape: The sizes of the dimensions that share a statistic.
         weight: Factor per element, of `normalized_shape`.
         eps: Added to the mean square, inside the root; None takes the machine
@@ -107,11 +108,14 @@ def rms_norm(
             eps=eps,
             mask=mask,
         )
+    if input.is_complex() and mask is None:
+        # Drop-in, not more: torch divides by √(mean(x²) + eps) of x itself, not of |x|.
+        return torch.nn.functional.rms_norm(input, list(normalized_shape), weight, eps)
     check_floating(input, "rms_norm")
     if eps is None:
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
         eps = torch.finfo(wide).eps
-    check_eps(eps, "rms_norm", is_positive=False)
+    check_eps(eps, "rms_norm", "finite")
     sizes = tuple(normalized_shape)
     check_trailing(input, sizes, "rms_norm", weight=weight)
     dims, shape = _trailing(input, sizes)
@@ -161,11 +165,11 @@ def group_norm(
             mask=mask,
         )
     check_floating(input, "group_norm")
-    check_eps(eps, "group_norm", is_positive=False)
+    check_eps(eps, "group_norm", "finite")
     if input.dim() < 2:
         raise ShapeError(
-            "group_norm needs an input of shape (N, C, *) (Expected at least 2 "
-            f"dimensions), got {input.dim()} dimensions"
+            "Expected at least 2 dimensions for input tensor but received "
+            f"{input.dim()}; group_norm takes (N, C, *)"
         )
     channels = input.shape[1]
     if num_groups < 1 or channels % num_groups:
