@@ -1,0 +1,110 @@
+"""What an initialization did: n·Var[w] per layer, as meant and as drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+__all__ = ["InitLine", "InitReport"]
+
+
+@dataclass(frozen=True)
+class InitLine:
+    """One linear map.
+
+    Attributes:
+        name: Dotted name of the layer.
+        kind: Its class.
+        rule: What was done, in a few words.
+        fan_in: Products per output.
+        fan_out: Products per gradient of an input.
+        predicted: fan_in·Var[w] as meant.
+        measured: fan_in·mean(w²) of the weights drawn: what the layer multiplies the
+            mean square of its input by.
+        predicted_back: fan_out·Var[w] as meant: likewise for gradients.
+        measured_back: fan_out·mean(w²).
+        signal_predicted: Mean square of the output by theory, on the example inputs;
+            None without.
+        signal_measured: As measured.
+        gradient_predicted: Mean square of the gradient of the output by theory,
+            relative to that of the last layer.
+        gradient_measured: As measured.
+    """
+
+    name: str
+    kind: str
+    rule: str
+    fan_in: float
+    fan_out: float
+    predicted: float
+    measured: float
+    predicted_back: float
+    measured_back: float
+    signal_predicted: float | None = None
+    signal_measured: float | None = None
+    gradient_predicted: float | None = None
+    gradient_measured: float | None = None
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What `initialize` returns.
+
+    Attributes:
+        scheme: The scheme.
+        lines: One per linear map: in the order they run where that is known, else in
+            the order of the model.
+        left: The reason for each layer with parameters that was left alone.
+        notes: What else was done, e.g. a norm's weight set to 0.
+    """
+
+    scheme: str
+    lines: tuple[InitLine, ...]
+    left: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_text(self) -> str:
+        """A table: n·Var[w] as meant and drawn, forward and backward."""
+        lines = [f"{self.scheme}: n·Var[w], predicted and measured"]
+        width = max([5, *(len(line.name) for line in self.lines)])
+        has_signal = any(line.signal_measured is not None for line in self.lines)
+        head = f"{'layer':<{width}}  {'forward':>17}  {'backward':>17}"
+        if has_signal:
+            head += f"  {'E[y²]':>19}  {'E[dy²], relative':>19}"
+        lines.append(head + "  rule")
+        for line in self.lines:
+            row = (
+                f"{line.name:<{width}}  {line.predicted:>8.4g} {line.measured:>8.4g}  "
+                f"{line.predicted_back:>8.4g} {line.measured_back:>8.4g}"
+            )
+            if has_signal:
+                row += f"  {_pair(line.signal_predicted, line.signal_measured)}"
+                row += f"  {_pair(line.gradient_predicted, line.gradient_measured)}"
+            lines.append(f"{row}  {line.rule}")
+        lines += [f"left alone  {name}: {why}" for name, why in self.left.items()]
+        lines += list(self.notes)
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The same as JSON; what is not known is null."""
+        content = {
+            "scheme": self.scheme,
+            "lines": [
+                {key: _known(value) for key, value in asdict(line).items()}
+                for line in self.lines
+            ],
+            "left": dict(self.left),
+            "notes": list(self.notes),
+        }
+        return json.dumps(content, indent=2)
+
+
+def _pair(predicted: float | None, measured: float | None) -> str:
+    shown = ["-" if v is None else f"{v:.4g}" for v in (predicted, measured)]
+    return f"{shown[0]:>9} {shown[1]:>9}"
+
+
+def _known(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
