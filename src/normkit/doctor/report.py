@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from normkit.doctor.diagnosis import Diagnosis
     from normkit.doctor.watcher import Watch
 
-__all__ = ["diagnosis_page", "watch_page"]
+__all__ = ["diagnosis_page", "finding_cards", "watch_page"]
 
 _SIGN: dict[Severity, Sign] = {
     "error": "error",
@@ -80,6 +80,33 @@ def watch_page(watch: Watch) -> Page:
     )
 
 
+def finding_cards(findings: Iterable[Finding]) -> Cards:
+    """One card per check, with its first layer and the number of the others."""
+    groups: dict[str, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(finding.id, []).append(finding)
+    cards = []
+    for group in groups.values():
+        first = group[0]
+        facts: list[tuple[str, Any]] = [
+            ("value", first.value),
+            ("threshold", first.threshold),
+        ]
+        if len(group) > 1:
+            facts.append(("layers", len(group)))
+        cards.append(
+            Card(
+                title=f"{first.id} {first.name.replace('_', ' ')}",
+                text=first.evidence,
+                severity=_SIGN[first.severity],
+                where=first.where,
+                facts=facts,
+                fix=first.fix,
+            )
+        )
+    return Cards(cards)
+
+
 def _outcome(findings: list[Finding], readings: list[Finding]) -> Iterable[Block]:
     """What is wrong, one card per check with its worst layer."""
     by_severity = {
@@ -97,29 +124,10 @@ def _outcome(findings: list[Finding], readings: list[Finding]) -> Iterable[Block
     if not findings:
         yield Text("Nothing was found in what could be judged.")
         return
-    cards = []
-    for id_ in dict.fromkeys(f.id for f in findings):
-        group = [f for f in findings if f.id == id_]
-        first = group[0]
-        facts: list[tuple[str, Any]] = [
-            ("value", first.value),
-            ("threshold", first.threshold),
-        ]
-        if len(group) > 1:
-            facts.append(("layers", len(group)))
-        cards.append(
-            Card(
-                title=f"{id_} {first.name.replace('_', ' ')}",
-                text=first.evidence,
-                severity=_SIGN[first.severity],
-                where=first.where,
-                facts=facts,
-                fix=first.fix,
-            )
-        )
-    yield Cards(cards)
+    cards = finding_cards(findings)
+    yield cards
     several = [f for f in findings if f.layer]
-    if len(several) > len(cards):
+    if len(several) > len(cards.cards):
         columns = ["check", "layer", "severity", "value", "threshold"]
         rows = [[f.id, f.layer, f.severity, f.value, f.threshold] for f in several]
         table = Table(columns, rows[: 5 * MOST_ROWS], "Every layer with a finding")
