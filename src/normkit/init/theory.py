@@ -186,7 +186,7 @@ def variance_recursion(
 
         >>> signals = variance_recursion([0.4096] * 6, "tanh")
         >>> [round(signal.after**0.5, 2) for signal in signals]
-        [0.49, 0.28, 0.17, 0.11, 0.07, 0.04]
+        [0.49, 0.29, 0.18, 0.11, 0.07, 0.05]
     """
     backward = forward if backward is None else backward
     before: list[float] = []
