@@ -1,0 +1,34 @@
+"""Every claim about batch norm as an experiment that prints a verdict.
+
+    study → trials (one per seed, arms paired) → record → verdicts → docs
+
+`run` measures and judges; `write_report` turns the records into pages. The studies are
+the files `sNN_….py`; `all_studies` lists them, `find` gets one by its id.
+"""
+
+from normkit.studies.claims import CLAIMS, Claim
+from normkit.studies.interval import Interval, bootstrap
+from normkit.studies.record import Record
+from normkit.studies.registry import all_studies, find
+from normkit.studies.report import write_report
+from normkit.studies.runner import data_folder, run
+from normkit.studies.study import Scale, Study, Trial
+from normkit.studies.verdict import Part, Verdict
+
+__all__ = [
+    "CLAIMS",
+    "Claim",
+    "Interval",
+    "Part",
+    "Record",
+    "Scale",
+    "Study",
+    "Trial",
+    "Verdict",
+    "all_studies",
+    "bootstrap",
+    "data_folder",
+    "find",
+    "run",
+    "write_report",
+]

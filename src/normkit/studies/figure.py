@@ -1,0 +1,140 @@
+"""The look of the studies' figures: one palette, one size, SVG and PNG.
+
+matplotlib is loaded when a figure is drawn, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from normkit.errors import DependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["COLORS", "band", "bars", "color", "save"]
+
+# Okabe & Ito: eight colours that colour-blind readers tell apart.
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+    *("#E69F00", "#56B4E9", "#000000", "#8C8C8C"),
+)
+
+_STYLE = {
+    "font.size": 8.5,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "normkit",
+}
+
+
+def color(index: int) -> str:
+    """The colour of the arm number `index`."""
+    return COLORS[index % len(COLORS)]
+
+
+def save(draw: Callable[[Figure], None], stem: Path, title: str) -> list[Path]:
+    """Draw one figure and write it as `stem`.svg and `stem`.png.
+
+    Args:
+        draw: Fills an empty figure of 7.2 by 2.9 inches.
+        stem: Path without suffix; its folder is made.
+        title: Kept in the file for readers who cannot see it.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as missing:
+        raise DependencyError(
+            "figures need matplotlib, which is not installed; "
+            "pip install 'normkit[demo]'"
+        ) from missing
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        for suffix, metadata in (
+            ("svg", {"Title": title, "Date": None}),
+            ("png", {"Title": title, "Software": None}),
+        ):
+            path = stem.with_name(f"{stem.name}.{suffix}")
+            figure.savefig(path, dpi=160, metadata=metadata)
+            written.append(path)
+    return written
+
+
+def band(
+    axes: Axes,
+    x: Sequence[float],
+    rows: Sequence[Sequence[float]],
+    *,
+    label: str = "",
+    index: int = 0,
+    dashed: bool = False,
+) -> None:
+    """A line for the median over seeds, and a band over all of them.
+
+    Args:
+        axes: Where to draw.
+        x: Positions along the horizontal axis.
+        rows: One curve per seed.
+        label: For the legend.
+        index: Which colour.
+        dashed: Draw the line dashed.
+    """
+    values = np.asarray(rows, dtype=float)
+    with np.errstate(all="ignore"):
+        middle = np.median(values, axis=0)
+    style = "--" if dashed else "-"
+    axes.plot(x, middle, style, color=color(index), label=label)
+    if len(values) > 1:
+        axes.fill_between(
+            x, values.min(0), values.max(0), color=color(index), alpha=0.15, lw=0
+        )
+
+
+def bars(
+    axes: Axes,
+    names: Sequence[str],
+    rows: Sequence[Sequence[float]],
+    *,
+    indices: Sequence[int] | None = None,
+) -> None:
+    """One bar per arm: the median over seeds, with a dot for each seed.
+
+    Args:
+        axes: Where to draw.
+        names: One name per arm.
+        rows: For each arm, one value per seed.
+        indices: Which colours; by default one after the other.
+    """
+    for i, row in enumerate(rows):
+        shade = color(i if indices is None else indices[i])
+        axes.bar(i, float(np.median(row)), color=shade, alpha=0.75, width=0.7)
+        spread = np.linspace(-0.15, 0.15, len(row)) if len(row) > 1 else [0.0]
+        axes.plot(i + np.asarray(spread), row, ".", color="black", ms=3)
+    axes.set_xticks(range(len(names)), names)
+    axes.grid(visible=False, axis="x")

@@ -1,0 +1,86 @@
+"""The median of a few seeds and how far to trust it.
+
+The percentile bootstrap draws the seeds with replacement and takes the median of each
+draw; 95 % of those medians lie in the interval. With five seeds that is nearly the
+range of the values, which is the honest answer to five seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from normkit.errors import ArgumentError
+
+__all__ = ["Interval", "bootstrap"]
+
+# 2000 draws put the ends of a 95 % interval on the right value for up to 20 seeds.
+_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with its 95 % interval; `inf` is a value like any other.
+
+    Attributes:
+        median: The median over the seeds.
+        low: Lower end of the interval.
+        high: Upper end.
+        seeds: How many values it rests on.
+    """
+
+    median: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return _short(self.median)
+        return f"{_short(self.median)} [{_short(self.low)}, {_short(self.high)}]"
+
+
+def bootstrap(values: Sequence[float]) -> Interval:
+    """The median of `values` with its 95 % percentile-bootstrap interval.
+
+    Args:
+        values: One number per seed; `inf` means "never", as in steps to a target.
+
+    Raises:
+        ArgumentError: There is no value, or one of them is not a number.
+
+    Numerics:
+        The draws come from a generator of a fixed seed: the same values always give
+        the same interval. Quantiles are values that occur, so `inf` needs no care.
+
+    Example:
+        >>> bootstrap([3.0, 1.0, 2.0])
+        Interval(median=2.0, low=1.0, high=3.0, seeds=3)
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if not array.size or np.isnan(array).any():
+        raise ArgumentError(
+            f"an interval needs one number per seed, got {list(values)}; "
+            "say what a diverged run counts as (0 accuracy, infinite steps)"
+        )
+    picks = np.random.default_rng(0).integers(array.size, size=(_DRAWS, array.size))
+    medians = _median(array[picks])
+    low, high = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
+    return Interval(float(_median(array)), float(low), float(high), int(array.size))
+
+
+def _median(array: np.ndarray) -> np.ndarray:
+    """The lower median along the last axis: a value that occurs."""
+    ordered = np.sort(array, axis=-1)
+    return ordered[..., (array.shape[-1] - 1) // 2]
+
+
+def _short(value: float) -> str:
+    if value != value or value in (float("inf"), float("-inf")):
+        return {"inf": "never", "-inf": "-∞", "nan": "nan"}[str(value)]
+    size = abs(value)
+    if size != 0 and (size < 1e-3 or size >= 1e5):
+        return f"{value:.1e}"
+    return f"{value:.3g}" if size < 1000 else f"{value:.0f}"

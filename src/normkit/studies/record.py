@@ -1,0 +1,161 @@
+"""What stays of a run: one JSON file with the results, the verdicts and the machine.
+
+Finished seeds are written one by one, so an interrupted run goes on where it was.
+Infinite and undefined numbers are the strings "inf", "-inf" and "nan", because JSON
+has no others.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from normkit.studies.interval import Interval
+from normkit.studies.study import Study
+from normkit.studies.verdict import Part, Verdict
+
+__all__ = ["Record", "environment", "read_json", "run_key", "write_json"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run of a study.
+
+    Attributes:
+        study: Its id.
+        scale: `quick`, `cpu` or `gpu`.
+        key: Digest of what decides the results; see `run_key`.
+        settings: What the scale set.
+        data: SHA-256 by name of data set.
+        environment: Versions, processor, threads.
+        seconds: Compute time of all seeds together.
+        verdicts: One per claim.
+        results: What each seed measured.
+    """
+
+    study: str
+    scale: str
+    key: str
+    settings: Mapping[str, Any]
+    data: Mapping[str, str]
+    environment: Mapping[str, Any]
+    seconds: float
+    verdicts: tuple[Verdict, ...]
+    results: list[dict[str, Any]] = field(repr=False)
+
+    def write(self, path: Path) -> None:
+        """Write the record to `path`, whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """The record that `write` left at `path`."""
+        raw = read_json(path)
+        raw["verdicts"] = tuple(
+            Verdict(
+                v["claim"],
+                v["word"],
+                tuple(
+                    Part(p["text"], Interval(**p["interval"]), p["wanted"], p["word"])
+                    for p in v["parts"]
+                ),
+                v["note"],
+            )
+            for v in raw["verdicts"]
+        )
+        return cls(**raw)
+
+
+def run_key(study: Study, scale: str, data: Path | None) -> str:
+    """A digest of what decides the results: settings, code and data at hand.
+
+    A finished seed is only reused under the same key, so a changed study starts anew.
+    The rule and the figure do not count: they are applied again to stored results.
+    """
+    module = inspect.getmodule(study.measure)
+    source = inspect.getsource(module or study.measure)
+    kept = [
+        ast.unparse(node)
+        for node in ast.parse(source).body
+        if not (isinstance(node, ast.FunctionDef) and _is_afterwards(node.name))
+        and not (isinstance(node, ast.Assign) and ast.unparse(node).startswith("STUDY"))
+    ]
+    files = sorted(path.name for path in data.iterdir()) if data else []
+    settings = dict(study.scales[scale].settings)
+    text = json.dumps([study.id, scale, settings, files, kept], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_afterwards(name: str) -> bool:
+    return name.lstrip("_").startswith(("judge", "draw"))
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and hardware that a reader needs to repeat a run."""
+    import normkit
+
+    found: dict[str, Any] = {
+        "normkit": normkit.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads_per_trial": 1,
+        "device": device,
+    }
+    if device != "cpu":
+        found["device"] = torch.cuda.get_device_name()
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(_encode(value), allow_nan=False, indent=None))
+    draft.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return _decode(json.loads(path.read_text()))
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _encode(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(v) for v in value]
+    if isinstance(value, float):
+        # Six digits: more than any seed-to-seed spread, a third of the file.
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _decode(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_decode(v) for v in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value

@@ -1,0 +1,264 @@
+"""S12: which values share a statistic, checked against the definitions."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from normkit.nn import (
+    BatchNorm1d,
+    BatchNorm2d,
+    InstanceNorm2d,
+    LayerNorm,
+)
+from normkit.studies.figure import bars
+from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.training import accuracy, cnn, train
+from normkit.studies.verdict import (
+    Verdict,
+    at_least,
+    at_most,
+    reported,
+    verdict,
+    within,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class _PerPoint(nn.Module):
+    """Batch norm with statistics and affine map for each point of the map."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.norm = BatchNorm1d(channels * side * side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(1)).view_as(x)
+
+
+def measure(trial: Trial, *, steps: int, width: int) -> Result:
+    """Errors against float64 definitions; one small training per kind of layer."""
+    generator = trial.generator()
+    flat = 2 + torch.randn(32, 6, generator=generator, dtype=torch.float64)
+    maps = 2 + torch.randn(8, 6, 5, 5, generator=generator, dtype=torch.float64)
+    words = torch.randn(4, 7, 6, generator=generator, dtype=torch.float64)
+    plain = {"affine": False, "dtype": torch.float64}
+    dense = BatchNorm1d(6, **plain)
+    eval_layer = BatchNorm1d(6, dtype=torch.float64)
+    with torch.no_grad():
+        nn.init.normal_(eval_layer.weight, generator=generator)
+        nn.init.normal_(eval_layer.bias, generator=generator)
+    eval_layer(flat)
+    errors = {
+        "biased": _error(dense(flat), flat, (0,)),
+        "unbiased": _error(dense(flat), flat, (0,), correction=1),
+        "conv": _error(BatchNorm2d(6, **plain)(maps), maps, (0, 2, 3)),
+        "layer": _error(LayerNorm(6, elementwise_affine=False)(words), words, (2,)),
+        "instance": _error(InstanceNorm2d(6)(maps), maps, (2, 3)),
+        "preprocess": _largest(
+            dense(flat) * (flat.var(0, correction=0) + 1e-5).sqrt()
+            - (flat - flat.mean(0))
+        ),
+        "superposition_train": _superposition(eval_layer.train(), flat),
+        "superposition_eval": _superposition(eval_layer.eval(), flat),
+        "gradient": _gradient_error(eval_layer.train(), flat[:6]),
+        "other_words": _leak(LayerNorm(6, dtype=torch.float64), words),
+        "other_words_joint": _leak(LayerNorm((7, 6), dtype=torch.float64), words),
+    }
+    images = trial.images("digits").standardized()
+    batches = images.batches(32, steps, trial.generator(2))
+    trained = {}
+    for arm in ("per channel", "per point"):
+        torch.manual_seed(trial.seed)
+        sides = iter((8, 4, 2))
+        model = cnn(
+            10,
+            BatchNorm2d
+            if arm == "per channel"
+            else lambda c: _PerPoint(c, next(sides)),
+            width=width,
+        )
+        train(model, images, batches, 0.05)
+        trained[arm] = {
+            "accuracy": accuracy(model, images.x_test, images.y_test),
+            "parameters": sum(
+                p.numel()
+                for m in model.modules()
+                if isinstance(m, (BatchNorm1d, BatchNorm2d))
+                for p in m.parameters()
+            ),
+        }
+    shape = BatchNorm2d(6).weight.numel()
+    return {"errors": errors, "trained": trained, "share_of_chw": shape / (6 * 5 * 5)}
+
+
+def _error(y: Tensor, x: Tensor, dims: tuple[int, ...], correction: int = 0) -> float:
+    mean = x.mean(dims, keepdim=True)
+    var = x.var(dims, correction=correction, keepdim=True)
+    return _largest(y - (x - mean) / (var + 1e-5).sqrt())
+
+
+def _largest(error: Tensor) -> float:
+    return error.abs().max().item()
+
+
+@torch.no_grad()
+def _superposition(layer: nn.Module, x: Tensor) -> float:
+    """How far f(x + y) − f(0) is from the sum of f(x) − f(0) and f(y) − f(0)."""
+    other, zero = x.flip(0) * 0.5, torch.zeros_like(x)
+    base = layer(zero)
+    both = layer(x + other) - base
+    return _largest(both - (layer(x) - base) - (layer(other) - base))
+
+
+def _gradient_error(layer: BatchNorm1d, x: Tensor) -> float:
+    """Analytic gradients of weight and bias against central differences."""
+    cotangent = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)
+    worst = 0.0
+    for vector in (layer.weight, layer.bias):
+        layer.zero_grad()
+        (layer(x) * cotangent).sum().backward()
+        grad = vector.grad
+        assert grad is not None
+        with torch.no_grad():
+            for i in range(len(vector)):
+                sides = []
+                for step in (1e-5, -2e-5):
+                    vector[i] += step
+                    sides.append((layer(x) * cotangent).sum().item())
+                vector[i] += 1e-5
+                slope = (sides[0] - sides[1]) / 2e-5
+                worst = max(worst, abs(slope - grad[i].item()))
+    return worst
+
+
+@torch.no_grad()
+def _leak(layer: nn.Module, words: Tensor) -> float:
+    """How much the other words change when one word does."""
+    changed = words.clone()
+    changed[:, 0] = changed[:, 0] * 10 + 3
+    return _largest(layer(changed)[:, 1:] - layer(words)[:, 1:])
+
+
+def judge(results: list[Result]) -> list[Verdict]:
+    """Apply the rule to the results of all seeds."""
+
+    def column(name: str) -> list[float]:
+        return [r["errors"][name] for r in results]
+
+    def of(arm: str, name: str) -> list[float]:
+        return [r["trained"][arm][name] for r in results]
+
+    exact = 1e-9
+    gap = [
+        100 * (a - b)
+        for a, b in zip(
+            of("per point", "accuracy"), of("per channel", "accuracy"), strict=True
+        )
+    ]
+    return [
+        verdict(
+            "C13",
+            at_most("error against the biased variance", column("biased"), exact),
+            reported("error against the unbiased one", column("unbiased")),
+        ),
+        verdict(
+            "C27",
+            at_most("superposition error in eval", column("superposition_eval"), exact),
+            at_most(
+                "superposition error in training", column("superposition_train"), exact
+            ),
+        ),
+        verdict(
+            "C30",
+            at_most(
+                "weight and bias gradients against differences",
+                column("gradient"),
+                1e-7,
+            ),
+        ),
+        verdict(
+            "C45",
+            at_most("error, linear, over N", column("biased"), exact),
+            at_most("error, convolution, over N, H, W", column("conv"), exact),
+        ),
+        verdict(
+            "C46",
+            at_most("error, layer norm over features", column("layer"), exact),
+            at_most("error, instance norm over H, W", column("instance"), exact),
+        ),
+        verdict(
+            "C47",
+            at_most("what is left after undoing eps", column("preprocess"), exact),
+        ),
+        verdict(
+            "C54",
+            at_least(
+                "change of the other words when one changes",
+                column("other_words"),
+                0.01,
+            ),
+            reported("the same for LayerNorm over (T, d)", column("other_words_joint")),
+        ),
+        verdict(
+            "C58",
+            within(
+                "size of the weight / C·H·W", [r["share_of_chw"] for r in results], 1, 1
+            ),
+            reported("accuracy per point − per channel, points", gap),
+            reported("parameters, per channel", of("per channel", "parameters")),
+            reported("parameters, per point", of("per point", "parameters")),
+        ),
+    ]
+
+
+def draw(figure: Figure, results: list[Result]) -> None:
+    """Errors against the definitions, and the two kinds of statistics compared."""
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    names = {
+        "biased": "batch,\nbiased",
+        "unbiased": "batch,\nunbiased",
+        "conv": "conv",
+        "layer": "layer",
+        "instance": "instance",
+        "superposition_eval": "linear,\neval",
+        "superposition_train": "linear,\ntraining",
+        "other_words": "other\nwords",
+    }
+    floor = 1e-17
+    rows = [[max(r["errors"][key], floor) for r in results] for key in names]
+    bars(left, list(names.values()), rows, indices=[0] * len(rows))
+    left.set(title="Largest error against the definition (float64)", yscale="log")
+    left.set_ylim(floor, 10 ** math.ceil(math.log10(max(map(max, rows)) * 1.01)))
+    arms = ("per channel", "per point")
+    accuracies = [[r["trained"][a]["accuracy"] for r in results] for a in arms]
+    bars(right, [a.replace(" ", "\n") for a in arms], accuracies, indices=(0, 1))
+    right.set(title="Test accuracy", ylim=(0.8, 1.0))
+
+
+STUDY = Study(
+    id="S12",
+    title="shapes and definitions",
+    question="Over which values is each normalization taken, and is it linear?",
+    prediction="As the paper defines them; linear at inference and not in training.",
+    arms=("batch, layer and instance norm", "per channel against per point"),
+    metric="Largest error in float64 against the written definitions; superposition "
+    "error; how much other words change; accuracy of a small CNN.",
+    criterion="An identity holds when its error is below 1e-9 (1e-7 against finite "
+    "differences). C54 needs other words to change by 0.01, C58 C·H·W weights.",
+    claims=("C13", "C27", "C30", "C45", "C46", "C47", "C54", "C58"),
+    minutes=0.7,
+    scales={
+        "quick": Scale(2, {"steps": 60, "width": 8}),
+        "cpu": Scale(5, {"steps": 400, "width": 16}),
+        "gpu": Scale(5, {"steps": 400, "width": 16}),
+    },
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

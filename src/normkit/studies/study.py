@@ -1,0 +1,112 @@
+"""What a study is: a question, a prediction made beforehand, a measurement, a rule.
+
+Each file `sNN_….py` of this package holds one, as the value `STUDY`. A trial is one
+seed of it with all its arms, so that the arms are paired: same data split, same order
+of batches, same starting weights where the arms allow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from normkit.studies.data import Images, load_images, load_text
+from normkit.studies.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["SCALES", "Scale", "Study", "Trial"]
+
+SCALES = ("quick", "cpu", "gpu")
+
+# What one trial measured: JSON values only.
+Result = dict[str, Any]
+
+
+@dataclass
+class Trial:
+    """One seed of a study, and where its data and arithmetic live.
+
+    Attributes:
+        seed: Decides every random number of the trial.
+        data_root: Folder with the larger data sets; None has only the digits.
+        device: Where to compute.
+        digests: SHA-256 of each data set that was asked for, filled as it happens.
+    """
+
+    seed: int
+    data_root: Path | None = None
+    device: str = "cpu"
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def generator(self, stream: int = 0) -> torch.Generator:
+        """A fresh CPU generator; each `stream` of a seed gives its own numbers."""
+        return torch.Generator().manual_seed(7919 * (self.seed + 1) + stream)
+
+    def images(self, name: str = "digits", *, train: int = 0) -> Images:
+        """The images called `name`, split for this seed, on the trial's device.
+
+        Args:
+            name: `"digits"`, `"mnist"` or `"cifar10"`. Digits stand in for what the
+                data folder does not have; the record says which were used.
+            train: Keep this many training images; 0 keeps all.
+        """
+        images = load_images(name, self.data_root, self.generator(101), train=train)
+        self.digests[images.name] = images.digest
+        return images.to(self.device)
+
+    def text(self) -> torch.Tensor | None:
+        """The characters of the sample text as indices; None without a data folder."""
+        found = load_text(self.data_root)
+        if found is None:
+            return None
+        self.digests["text"] = found.digest
+        return found.indices
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study runs: paired seeds, and the settings that `measure` takes."""
+
+    seeds: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study, complete: everything but its results.
+
+    Attributes:
+        id: `S01` to `S20`.
+        title: Its name in tables and figures.
+        question: What it asks, one sentence.
+        prediction: What the claims say will happen, written before the first run.
+        arms: What is compared.
+        metric: What is measured in each arm.
+        criterion: The rule from the metric to the verdicts, in words.
+        claims: The claims it judges, e.g. `("C11", "C49")`.
+        minutes: Cost of all seeds at the cpu scale, on one core.
+        scales: `quick`, `cpu` and `gpu`.
+        measure: Runs one trial; a pure function of the trial and the settings.
+        judge: Verdicts from the results of all seeds.
+        draw: Draws the results on an empty figure.
+    """
+
+    id: str
+    title: str
+    question: str
+    prediction: str
+    arms: tuple[str, ...]
+    metric: str
+    criterion: str
+    claims: tuple[str, ...]
+    minutes: float
+    scales: Mapping[str, Scale]
+    measure: Callable[..., Result]
+    judge: Callable[[list[Result]], list[Verdict]]
+    draw: Callable[[Figure, list[Result]], None]

@@ -1,0 +1,110 @@
+"""Train one small network, as a user would: torch.nn, normkit.nn, plain SGD."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normkit.studies.data import Images
+
+__all__ = ["accuracy", "cnn", "frozen", "train"]
+
+
+def cnn(
+    classes: int,
+    norm: Callable[[int], nn.Module] | None,
+    *,
+    channels: int = 1,
+    width: int = 16,
+    side: int = 8,
+    dropout: float = 0.0,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Three 3×3 convolutions and a linear layer; `norm(C)` after each convolution.
+
+    Args:
+        classes: Number of classes.
+        norm: Makes the normalization of C channels; None leaves it out.
+        channels: Channels of the images.
+        width: Channels of the first convolution; the others have twice as many.
+        side: Height of the images; larger than 8 adds one more halving.
+        dropout: Share of the last features dropped in training.
+        activation: Makes the activation.
+    """
+    layers: list[nn.Module] = []
+    before = channels
+    for i, after in enumerate((width, 2 * width, 2 * width)):
+        stride = 2 if i or side > 8 else 1
+        layers.append(nn.Conv2d(before, after, 3, stride, 1, bias=norm is None))
+        if norm is not None:
+            layers.append(norm(after))
+        layers.append(activation())
+        before = after
+    layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    if dropout:
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(4 * before, classes))
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    batches: Tensor,
+    rate: float,
+    *,
+    momentum: float = 0.9,
+    decay: float = 0.0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train `model` by SGD on the given batches; returns the loss of each step.
+
+    Args:
+        model: Maps images to logits.
+        images: Where the batches come from.
+        batches: Indices, `(steps, batch)`, as `Images.batches` gives them.
+        rate: Learning rate.
+        momentum: Of SGD.
+        decay: Weight decay.
+        on_step: Told the number of steps done and the loss, after each of them.
+    """
+    optimizer = torch.optim.SGD(
+        model.parameters(), rate, momentum=momentum, weight_decay=decay
+    )
+    losses = []
+    model.train()
+    for number, rows in enumerate(batches, 1):
+        loss = F.cross_entropy(model(images.x_train[rows]), images.y_train[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if on_step:
+            on_step(number, losses[-1])
+            model.train()
+    return losses
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of right answers in eval mode; 0 for a model that answers NaN."""
+    with frozen(model):
+        logits = model(x)
+    if not logits.isfinite().all():
+        return 0.0
+    return float((logits.argmax(-1) == y).float().mean())
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode restored after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,142 @@
+"""From measured intervals to one of four words, by a rule written down beforehand.
+
+    supported               the whole interval meets the predicted bound
+    partly                  the effect is there, smaller than predicted
+    not seen at this scale  the interval cannot tell the effect from none
+    refuted                 the whole interval lies on the other side of no effect
+
+A claim with several parts is supported or refuted when all of them are, partly when
+some part is, and otherwise not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from normkit.studies.interval import Interval, bootstrap
+
+__all__ = [
+    "PARTLY",
+    "REFUTED",
+    "SUPPORTED",
+    "UNSEEN",
+    "WORDS",
+    "Part",
+    "Verdict",
+    "at_least",
+    "at_most",
+    "reported",
+    "verdict",
+    "within",
+]
+
+SUPPORTED = "supported"
+PARTLY = "partly"
+UNSEEN = "not seen at this scale"
+REFUTED = "refuted"
+WORDS = (SUPPORTED, PARTLY, UNSEEN, REFUTED)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One measured quantity held against its prediction.
+
+    Attributes:
+        text: What was measured, with its unit.
+        interval: Its median and interval over the seeds.
+        wanted: The prediction, e.g. `"≥ 5"`; empty when the number is only reported.
+        word: One of the four words; empty when the number is only reported.
+    """
+
+    text: str
+    interval: Interval
+    wanted: str = ""
+    word: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a study says about one claim."""
+
+    claim: str
+    word: str
+    parts: tuple[Part, ...]
+    note: str = ""
+
+
+def at_least(
+    text: str, values: Sequence[float], bound: float, *, none: float | None = None
+) -> Part:
+    """The prediction that the quantity is `bound` or more.
+
+    Args:
+        text: What was measured.
+        values: One number per seed.
+        bound: The least value that supports the claim.
+        none: The value that means no effect, below `bound`: 0 for a difference, 1 for a
+            ratio. Without it there is no "partly": `bound` itself is the border.
+
+    Example:
+        >>> at_least("ratio", [6.0, 7.0, 9.0], 5, none=1).word
+        'supported'
+        >>> at_least("ratio", [2.0, 3.0, 9.0], 5, none=1).word
+        'partly'
+    """
+    interval = bootstrap(values)
+    border = bound if none is None else none
+    if interval.low >= bound:
+        word = SUPPORTED
+    elif interval.high < border:
+        word = REFUTED
+    elif interval.low > border:
+        word = PARTLY
+    else:
+        word = UNSEEN
+    return Part(text, interval, f"≥ {bound:g}", word)
+
+
+def at_most(
+    text: str, values: Sequence[float], bound: float, *, none: float | None = None
+) -> Part:
+    """The prediction that the quantity is `bound` or less; `at_least` mirrored.
+
+    Example:
+        >>> at_most("error", [1e-7, 2e-7], 1e-6).word
+        'supported'
+        >>> at_most("error", [0.1, 0.2], 1e-6).word
+        'refuted'
+    """
+    mirrored = at_least(
+        text, [-v for v in values], -bound, none=None if none is None else -none
+    )
+    return Part(text, bootstrap(values), f"≤ {bound:g}", mirrored.word)
+
+
+def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
+    """The prediction that the quantity lies between `low` and `high`."""
+    interval = bootstrap(values)
+    if low <= interval.low and interval.high <= high:
+        word = SUPPORTED
+    elif interval.high < low or interval.low > high:
+        word = REFUTED
+    else:
+        word = UNSEEN
+    return Part(text, interval, f"{low:g} … {high:g}", word)
+
+
+def reported(text: str, values: Sequence[float]) -> Part:
+    """A number that belongs beside the verdict and does not enter it."""
+    return Part(text, bootstrap(values))
+
+
+def verdict(claim: str, *parts: Part, note: str = "") -> Verdict:
+    """Combine what the parts say about `claim`; parts without a word do not count."""
+    return Verdict(claim, combine([p.word for p in parts if p.word]), parts, note)
+
+
+def combine(words: Sequence[str]) -> str:
+    """One word for several: unanimous, or partly when some part holds, or not seen."""
+    if len(set(words)) == 1:
+        return words[0]
+    return PARTLY if {SUPPORTED, PARTLY} & set(words) else UNSEEN
