@@ -1,7 +1,10 @@
 """Normalization for PyTorch: exact while training, explained, gone at inference."""
 
-from normkit import functional
+from normkit import functional, nn
 from normkit.affine import Affine
+from normkit.calibrate import CalibrationReport, calibrate
+from normkit.doctor import Diagnosis, diagnose, watch
+from normkit.init import InitReport, initialize
 from normkit.kernels import backend, explain
 from normkit.moments import Moments, moments
 
@@ -9,10 +12,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Affine",
+    "CalibrationReport",
+    "Diagnosis",
+    "InitReport",
     "Moments",
     "__version__",
     "backend",
+    "calibrate",
+    "diagnose",
     "explain",
     "functional",
+    "initialize",
     "moments",
+    "nn",
+    "watch",
 ]
