@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor.isolation import Snapshot, preserved_random, snapshot
-from normkit.doctor.probe import LayerProbe, Probes, first_tensor
+from normkit.doctor.probe import LayerProbe, Probes, first_tensor, norm_of
 from normkit.doctor.statistics import (
     ChannelStream,
     Evaluation,
@@ -350,7 +350,7 @@ class _Walk:
             weight = module._parameters.get("weight")
             if weight is not None and weight.grad is not None:
                 norms = self.weight_gradients.setdefault(name, [])
-                norms.append(float(torch.linalg.vector_norm(weight.grad)))
+                norms.append(float(norm_of(weight.grad)))
 
     def stream(self, name: str) -> ChannelStream | None:
         """The per-channel stream of one layer; None when it was not called."""
@@ -363,7 +363,7 @@ class _Walk:
         if seen.probe.role != "weight" or weight is None:
             return None
         return WeightStatistics(
-            norm=float(torch.linalg.vector_norm(weight.detach())),
+            norm=float(norm_of(weight.detach())),
             gradient_norm=tuple(self.weight_gradients.get(name, ())),
         )
 

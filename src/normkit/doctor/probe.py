@@ -12,21 +12,32 @@ is bitwise the run without. A copy or a pickle of the model holds hooks that do 
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from normkit.doctor.statistics import ChannelStream, Role
 from normkit.moments import Moments, moments
 
-__all__ = ["Hook", "LayerProbe", "Probes", "first_tensor", "role_of", "slope_limits"]
+__all__ = [
+    "Hook",
+    "LayerProbe",
+    "Probes",
+    "first_tensor",
+    "norm_of",
+    "role_of",
+    "slope_limits",
+]
 
 # Every module of torch.nn whose forward is one elementwise non-linearity.
 ACTIVATIONS = (
@@ -85,6 +96,16 @@ def first_tensor(value: Any) -> Tensor | None:
     return next((t for t in map(first_tensor, value) if t is not None), None)
 
 
+@dataclass(frozen=True)
+class _Output:
+    """The last output that was seen; not kept alive."""
+
+    probe: LayerProbe
+    tensor: Callable[[], Tensor | None]
+    version: int
+    overall: Moments
+
+
 class Hook:
     """A hook that does nothing once it is copied or pickled with its model."""
 
@@ -94,6 +115,10 @@ class Hook:
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Call what it wraps; the result is dropped."""
         self._call(*args, **kwargs)
+
+    def retire(self) -> None:
+        """Do nothing from now on: torch calls the hooks it had when a call began."""
+        self._call = _nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _no_hook, ()
@@ -118,7 +143,7 @@ class LayerProbe:
         is_output: Whether the layer's output was the model's output.
         input: Moments of all input values (scalars); None before the first call.
         output: Moments of all output values.
-        gradient: Moments of dL/d output.
+        gradient_norm: ‖dL/d output‖ over everything seen.
         saturated: Number of values beyond `slope_limits`; None where undefined.
         alive: Which units had an output other than zero; None for other roles.
         stream: Per-channel statistics of the input, when asked for.
@@ -140,7 +165,7 @@ class LayerProbe:
         self.samples = 0
         self.input: Moments | None = None
         self.output: Moments | None = None
-        self.gradient: Moments | None = None
+        self.gradient_norm: Tensor | None = None
         self.saturated: Tensor | None = None
         self.alive: Tensor | None = None
         self.stream: ChannelStream | None = None
@@ -158,17 +183,12 @@ class LayerProbe:
             return None
         return self.saturated / self.input.count
 
-    @property
-    def gradient_norm(self) -> Tensor | None:
-        """‖dL/d output‖ over everything seen."""
-        if self.gradient is None:
-            return None
-        return (self.gradient.mean_square * self.gradient.count).sqrt()
-
-    def see_input(self, x: Tensor, unit_dim: int, unit: int | None) -> None:
-        """Merge one input."""
+    def see_input(
+        self, x: Tensor, overall: Moments, unit_dim: int, unit: int | None
+    ) -> None:
+        """Merge one input, whose moments over everything are `overall`."""
         self.samples += x.shape[0] if x.dim() > 1 else 1
-        self.input = _merged(self.input, _overall(x))
+        self.input = _merged(self.input, overall)
         if self.limits is not None:
             low, high = self.limits
             # `not inside` rather than `outside`: a NaN is no healthy slope.
@@ -197,9 +217,9 @@ class LayerProbe:
         else:
             self.stream = self.stream.merge(batch.to(self.stream.within.device))
 
-    def see_output(self, y: Tensor, unit_dim: int) -> None:
-        """Merge one output."""
-        self.output = _merged(self.output, _overall(y))
+    def see_output(self, y: Tensor, overall: Moments, unit_dim: int) -> None:
+        """Merge one output, whose moments over everything are `overall`."""
+        self.output = _merged(self.output, overall)
         if self.role == "activation" and y.dim() > 1:
             unit_dim = _dim_within(y, unit_dim)
             others = tuple(d for d in range(y.dim()) if d != unit_dim)
@@ -211,7 +231,13 @@ class LayerProbe:
 
     def see_gradient(self, gradient: Tensor) -> None:
         """Merge one gradient with respect to an output."""
-        self.gradient = _merged(self.gradient, _overall(gradient))
+        norm = norm_of(gradient)
+        if self.gradient_norm is None:
+            self.gradient_norm = norm
+        else:
+            self.gradient_norm = torch.hypot(
+                self.gradient_norm, norm.to(self.gradient_norm.device)
+            )
 
 
 class Probes:
@@ -247,10 +273,9 @@ class Probes:
         self.inside = False
         self._unit_dim = -1
         self._calls = 0
-        self._last: Callable[[], Tensor | None] = lambda: None
-        self._last_probe: LayerProbe | None = None
+        self._last: _Output | None = None
         self._lock = threading.Lock()
-        self._handles: list[Any] = []
+        self._handles: list[tuple[Any, Hook]] = []
 
     def attach(self) -> None:
         """Put the hooks on, but for the one that calls `enter`.
@@ -258,34 +283,38 @@ class Probes:
         Call `detach` in a `finally`.
         """
         for probe in self.layers.values():
-            for handle in self._attach_layer(probe):
-                self._handles.append(handle)
+            for attached in self._attach_layer(probe):
+                self._handles.append(attached)
         # After the hooks of the layers, for the model may be one layer itself.
         leave = Hook(lambda module, args, output: self.leave(output))
         register = self.model.register_forward_hook
-        self._handles.append(register(leave, always_call=True))
+        self._handles.append((register(leave, always_call=True), leave))
 
-    def _attach_layer(self, probe: LayerProbe) -> Iterator[Any]:
+    def _attach_layer(self, probe: LayerProbe) -> Iterator[tuple[Any, Hook]]:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._before(probe, args, kwargs)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             self._after(probe, output)
 
-        yield probe.module.register_forward_pre_hook(Hook(before), with_kwargs=True)
-        yield probe.module.register_forward_hook(Hook(after))
+        pre, post = Hook(before), Hook(after)
+        yield probe.module.register_forward_pre_hook(pre, with_kwargs=True), pre
+        yield probe.module.register_forward_hook(post), post
 
     def detach(self) -> None:
         """Take every hook off again."""
         while self._handles:
-            self._handles.pop().remove()
+            handle, hook = self._handles.pop()
+            handle.remove()
+            hook.retire()
         self.inside = False
 
     @contextmanager
     def attached(self) -> Iterator[Probes]:
         """The hooks are on inside the block, and off after it whatever happens."""
+        enter = Hook(lambda *_: self.enter())
         register = self.model.register_forward_pre_hook
-        self._handles.append(register(Hook(lambda *_: self.enter()), prepend=True))
+        self._handles.append((register(enter, prepend=True), enter))
         try:
             self.attach()
             yield self
@@ -308,13 +337,22 @@ class Probes:
         self.inside = True
         self._unit_dim = -1
 
+    def attach_inside(self, args: Any, kwargs: Any) -> None:
+        """Attach in a hook of the model that runs as its forward begins."""
+        self.attach()
+        self.enter()
+        if "" in self.layers:
+            # The model is one layer, whose new hook comes too late for this call.
+            self._before(self.layers[""], args, kwargs)
+
     def leave(self, output: Any) -> None:
         """The model's own forward ended with `output` (None after an exception)."""
         self.inside = False
-        last, result = self._last(), first_tensor(output)
-        if last is not None and result is not None and self._last_probe is not None:
-            self._last_probe.is_output |= result is last or result._base is last
-        self._last = lambda: None
+        last, result = self._last, first_tensor(output)
+        if last is not None and result is not None:
+            y = last.tensor()
+            last.probe.is_output |= y is not None and (result is y or result._base is y)
+        self._last = None
 
     @torch.no_grad()
     def _before(self, probe: LayerProbe, args: Any, kwargs: Any) -> None:
@@ -322,6 +360,7 @@ class Probes:
         x = first_tensor(kwargs) if x is None else x
         if not self.inside or x is None or _is_traced(x):
             return
+        overall = self._overall_of(x)
         x = x.detach()
         with self._lock:
             if probe.order is None:
@@ -332,7 +371,14 @@ class Probes:
                 if self.streams and x.dim() > 1:
                     mask = kwargs.get("mask")
                     probe.see_channels(x, mask if isinstance(mask, Tensor) else None)
-            probe.see_input(x, self._unit_dim, self.unit)
+            probe.see_input(x, overall, self._unit_dim, self.unit)
+
+    def _overall_of(self, x: Tensor) -> Moments:
+        """The moments of x; those of the last output, if x is that and unchanged."""
+        last = self._last
+        if last is None or last.tensor() is not x or last.version != _version(x):
+            return _overall(x.detach())
+        return last.overall
 
     def _after(self, probe: LayerProbe, output: Any) -> None:
         y = first_tensor(output)
@@ -344,8 +390,9 @@ class Probes:
             return
         with self._lock, torch.no_grad():
             self._unit_dim = _unit_dim_after(probe.module, self._unit_dim)
-            probe.see_output(y.detach(), self._unit_dim)
-            self._last, self._last_probe = weakref.ref(y), probe
+            overall = _overall(y.detach())
+            probe.see_output(y.detach(), overall, self._unit_dim)
+            self._last = _Output(probe, weakref.ref(y), _version(y), overall)
 
     @torch.no_grad()
     def _see_gradient(self, probe: LayerProbe, gradient: Tensor) -> None:
@@ -372,16 +419,33 @@ def _dim_within(x: Tensor, dim: int) -> int:
 
 def _is_traced(x: Tensor) -> bool:
     """Whether x stands for values that are not there (vmap, grad, meta)."""
-    return x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return x.is_meta or is_functorch_wrapped_tensor(x)
 
 
 def _overall(x: Tensor) -> Moments:
-    measured = moments(x, tuple(range(x.dim()))) if x.dim() else moments(x[None], 0)
-    return measured.to(dtype=torch.float64) if _has_float64(x) else measured
+    """The moments of all values of x, in two passes.
+
+    On a CPU this takes a fifth of the time of torch.var_mean over everything, and a
+    third of that of `moments`, which keeps the dimensions it does not reduce apart.
+    """
+    x = x.to(_dtype(x))
+    mean = x.mean()
+    m2 = torch.linalg.vector_norm(x - mean).square()
+    return Moments(torch.full((), x.numel(), device=x.device), mean, m2)
 
 
-def _has_float64(x: Tensor) -> bool:
-    return x.device.type != "mps"
+def norm_of(x: Tensor) -> Tensor:
+    """‖x‖, in float32 or better."""
+    return torch.linalg.vector_norm(x if x.is_complex() else x.to(_dtype(x)))
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """The dtype for statistics of x: never a half one."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _version(x: Tensor) -> int:
+    return -1 if x.is_inference() else x._version
 
 
 def _merged(old: Moments | None, new: Moments) -> Moments:
@@ -398,5 +462,18 @@ def _band(x: Tensor, unit_dim: int, unit: int) -> Tensor:
     values = x.select(dim, unit % x.shape[dim]).flatten()
     if values.numel() > MOST_BAND_VALUES:
         values = values[:: math.ceil(values.numel() / MOST_BAND_VALUES)]
-    values = values.float()
-    return torch.quantile(values, values.new_tensor(BAND))
+    # Linear between neighbours, as torch.quantile and 5 times faster on a batch.
+    values = values.float().sort().values
+    below, step = _places(values.numel(), values.device)
+    edges = values[below]
+    # A value that is not finite has no percentile: NaN instead.
+    return torch.lerp(edges[0], edges[1], step) + 0 * (values[-1] - values[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _places(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the percentiles of sorted values lie: the two neighbours, and between."""
+    places = [share * (count - 1) for share in BAND]
+    neighbours = [[math.floor(p) for p in places], [math.ceil(p) for p in places]]
+    steps = [p - math.floor(p) for p in places]
+    return torch.tensor(neighbours, device=device), torch.tensor(steps, device=device)

@@ -25,7 +25,7 @@ from normkit.doctor import checks
 from normkit.doctor.diagnosis import ranked
 from normkit.doctor.examine import norm_statistics
 from normkit.doctor.finding import Finding
-from normkit.doctor.probe import Hook, LayerProbe, Probes
+from normkit.doctor.probe import Hook, LayerProbe, Probes, norm_of
 from normkit.doctor.statistics import LayerStatistics, Statistics, WeightStatistics
 from normkit.errors import ArgumentError
 from normkit.moments import Moments
@@ -244,7 +244,8 @@ class Watch:
 
     def _attach(self) -> None:
         register = self.model.register_forward_pre_hook
-        self._handles.append(register(Hook(self._before_forward), prepend=True))
+        hook = Hook(self._before_forward)
+        self._handles.append(register(hook, prepend=True, with_kwargs=True))
         for name, weight in self._weights.items():
             if weight.requires_grad:
                 self._handles.append(self._note_gradients(name, weight))
@@ -262,13 +263,12 @@ class Watch:
     def _note_gradients(self, name: str, weight: nn.Parameter) -> Any:
         def note(parameter: Tensor) -> None:
             if self._open_step is not None and parameter.grad is not None:
-                gradient = parameter.grad.detach()
-                norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+                norm = norm_of(parameter.grad.detach())
                 self._extra[name, "weight_gradient_norm"] = norm
 
         return weight.register_post_accumulate_grad_hook(Hook(note))
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
+    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         # The layers' hooks stay on through backward, where activation checkpointing
         # calls the layers again. Now that is over.
         self._probes.detach()
@@ -277,6 +277,7 @@ class Watch:
         if self.steps % self.every == 0:
             self._settle()
             self._open()
+            self._probes.attach_inside(args, kwargs)
         self.steps += 1
 
     @torch.no_grad()
@@ -284,26 +285,24 @@ class Watch:
         self._probes.reset()
         self._open_step = self.steps
         self._extra = {
-            (name, "weight_norm"): torch.linalg.vector_norm(weight.detach())
+            (name, "weight_norm"): norm_of(weight.detach())
             for name, weight in self._weights.items()
         }
-        self._probes.attach()
-        self._probes.enter()
 
     @torch.no_grad()
     def _settle(self) -> None:
         """Make numbers of what the probes saw since the last observed step."""
         if self._open_step is None:
             return
-        seen = {**self._extra}
-        for name, probe in self._probes.layers.items():
-            seen |= {(name, key): value for key, value in _numbers(probe).items()}
-        values = dict(zip(seen, _to_floats(list(seen.values())), strict=True))
+        seen = {name: _numbers(probe) for name, probe in self._probes.layers.items()}
+        for (name, key), value in self._extra.items():
+            seen[name][key] = value
+        values = iter(_to_floats([v for held in seen.values() for v in held.values()]))
         index = len(self._observed)
         self._observed.append(self._open_step)
         self._open_step = None
         for name, probe in self._probes.layers.items():
-            found = {key: v for (layer, key), v in values.items() if layer == name}
+            found = {key: next(values) for key in seen[name]}
             found |= _finished(found)
             if "input.count" in found:
                 found["samples"] = probe.samples
@@ -325,8 +324,7 @@ class Watch:
     def _after_update(self, *_: Any) -> None:
         for name, old in self._old_weights.items():
             change = self._weights[name].detach() - old
-            ratio = torch.linalg.vector_norm(change) / torch.linalg.vector_norm(old)
-            self._extra[name, "update_ratio"] = ratio
+            self._extra[name, "update_ratio"] = norm_of(change) / norm_of(old)
         self._old_weights.clear()
 
 
@@ -343,7 +341,7 @@ def _numbers(probe: LayerProbe) -> dict[str, Tensor]:
     if probe.saturated_share is not None:
         found["saturated"] = probe.saturated_share
     if probe.alive is not None:
-        found["dead"] = (~probe.alive).double().mean()
+        found["dead"] = (~probe.alive).float().mean()
     if probe.gradient_norm is not None:
         found["gradient_norm"] = probe.gradient_norm
     return found
@@ -363,13 +361,12 @@ def _finished(found: dict[str, float]) -> dict[str, float]:
 
 
 def _to_floats(values: list[Tensor]) -> list[float]:
-    """Values from any device as floats, with one transfer per device."""
+    """Values from any device as floats, with one transfer per device and dtype."""
     out = [0.0] * len(values)
-    for device in {value.device for value in values}:
-        here = [i for i, value in enumerate(values) if value.device == device]
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        stacked = torch.stack([values[i].detach().to(dtype) for i in here])
-        for i, number in zip(here, stacked.tolist(), strict=True):
+    for kind in {(value.device, value.dtype) for value in values}:
+        here = [i for i, v in enumerate(values) if (v.device, v.dtype) == kind]
+        numbers = torch.stack([values[i] for i in here]).tolist()
+        for i, number in zip(here, numbers, strict=True):
             out[i] = number
     return out
 
