@@ -21,13 +21,17 @@ LEVELS = {
     "calibrate": 6,
     "fold": 6,
     "doctor": 6,
+    "environment": 7,
     "init": 7,
     "convert": 7,
+    # What a user calls; the floors above call it as a user would.
+    "normkit": 7.5,
     "demo": 8,
     "studies": 8,
     "bench": 8,
     "cli": 9,
 }
+FRONT_DOOR = "normkit"
 # Affine.standardize takes Moments: the one arrow between two rooms of one floor.
 SAME_FLOOR = {("affine", "moments")}
 
@@ -53,7 +57,8 @@ def imported_rooms(path: Path) -> set[str]:
         for name in names:
             parts = name.split(".")
             if parts[0] == "normkit":
-                rooms.add(parts[1] if len(parts) > 1 else "normkit")
+                is_room = len(parts) > 1 and parts[1] in LEVELS
+                rooms.add(parts[1] if is_room else FRONT_DOOR)
     return rooms
 
 
@@ -62,9 +67,6 @@ def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
     room = room_of(path)
     assert room in LEVELS, f"{room} has no floor yet: give it one in LEVELS"
     for other in imported_rooms(path) - {room}:
-        if room == "cli" and other in ("normkit", "__version__"):
-            continue
-        assert other in LEVELS, f"{path} imports {other}, which has no floor"
         below = LEVELS[other] < LEVELS[room]
         assert below or (room, other) in SAME_FLOOR, f"{room} must not import {other}"
 
