@@ -1,0 +1,186 @@
+"""Edits of a torch module, by name, that can be undone: the same for every copy."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normkit.fold.capture import ModuleCall, Trace
+from normkit.fold.ops import BatchNorm
+
+__all__ = ["NormModule", "Replace", "SetParameter", "norm_modules"]
+
+
+@dataclass(eq=False)
+class NormModule:
+    """A module of the model that is a batch norm at inference.
+
+    Attributes:
+        path: Its name in the model.
+        module: It, in the traced copy.
+        nodes: Its calls; none if it did not run.
+        refusal: Why it cannot be taken out; empty if it can.
+        rest: The children that stand in its place, in order of their calls.
+    """
+
+    path: str
+    module: nn.Module
+    nodes: list[BatchNorm]
+    refusal: str = ""
+    rest: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The name of its class."""
+        return type(self.module).__name__
+
+    def replacement(self, old: nn.Module) -> nn.Module:
+        """What stands in the place of `old`, this module or its double in a copy."""
+        if not self.rest:
+            return nn.Identity()
+        return nn.Sequential(
+            OrderedDict((name, old.get_submodule(name)) for name in self.rest)
+        )
+
+
+@dataclass(frozen=True)
+class SetParameter:
+    """Let the parameter or buffer `name` of the module at `path` hold `tensor`."""
+
+    path: str
+    name: str
+    tensor: Tensor
+
+    def apply(self, model: nn.Module) -> Callable[[], None]:
+        """Do it, rounding once to the dtype held there; the answer undoes it."""
+        module = model.get_submodule(self.path)
+        held: dict[str, Any] = module._parameters
+        if self.name in module._buffers:
+            held = module._buffers
+        old = held[self.name]
+        like = old if old is not None else module._parameters["weight"]
+        assert like is not None
+        new = self.tensor.to(like.device, like.dtype)
+        if self.name in module._parameters:
+            new = nn.Parameter(new, requires_grad=like.requires_grad)
+        held[self.name] = new
+
+        def undo() -> None:
+            held[self.name] = old
+
+        return undo
+
+    def overflows_in(self, model: nn.Module) -> bool:
+        """Whether rounding to the dtype held there makes a finite number infinite."""
+        module = model.get_submodule(self.path)
+        held = {**module._parameters, **module._buffers}
+        like = held[self.name] if held[self.name] is not None else held["weight"]
+        assert like is not None
+        return not bool(self.tensor.to(like.dtype).isfinite().all())
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Take the batch norm `norm` out, wherever the model holds it."""
+
+    norm: NormModule
+
+    def apply(self, model: nn.Module) -> Callable[[], None]:
+        """Do it; the answer undoes it."""
+        old = model.get_submodule(self.norm.path)
+        new = self.norm.replacement(old)
+        new.training = old.training
+        places = [
+            (parent._modules, name)
+            for parent in list(model.modules())
+            for name, child in parent._modules.items()
+            if child is old
+        ]
+        for held, name in places:
+            held[name] = new
+
+        def undo() -> None:
+            for held, name in places:
+                held[name] = old
+
+        return undo
+
+
+def norm_modules(trace: Trace) -> list[NormModule]:
+    """Every batch norm of a traced model, in the order of its modules.
+
+    A batch norm is a module whose own forward normalizes an activation by fixed
+    statistics, or one of torch's classes that did not run.
+    """
+    calls: dict[nn.Module, list[tuple[BatchNorm, ModuleCall]]] = {}
+    for node in trace.graph.nodes:
+        if isinstance(node, BatchNorm):
+            call = trace.call_of[node]
+            calls.setdefault(call.module, []).append((node, call))
+    found = []
+    for path, module in trace.root.module.named_modules():
+        if module in calls:
+            nodes = [node for node, _ in calls[module]]
+            norm = NormModule(path, module, nodes)
+            bodies = {_body(node, call) for node, call in calls[module]}
+            body = bodies.pop() if len(bodies) == 1 else "is called in several ways"
+            if isinstance(body, str):
+                norm.refusal = body
+            else:
+                norm.rest = body
+            norm.refusal = _reason_against(norm) or norm.refusal
+            found.append(norm)
+        elif isinstance(module, _BatchNorm):
+            why = "it did not run on the example inputs"
+            found.append(NormModule(path, module, [], refusal=why))
+    return found
+
+
+def _body(node: BatchNorm, call: ModuleCall) -> str | tuple[str, ...]:
+    """The children that the module calls after normalizing, or why it must stay."""
+    name = type(call.module).__name__
+    if call.nodes != [node]:
+        return (
+            f"the forward of {name} calls batch_norm as a function among other things, "
+            "and would still call it; make it a module of its own"
+        )
+    if not call.inputs or call.inputs[0] is not node.inputs[0]:
+        return f"{name} changes its input before it normalizes"
+    value, rest = node.outputs[0], []
+    names = {child: key for key, child in call.module._modules.items()}
+    for child in call.children:
+        if child.inputs != [value] or len(child.outputs) != 1:
+            return f"{name} does more than normalize and activate"
+        if child.module not in names:
+            return f"{name} calls a module that is not its own"
+        value = child.outputs[0]
+        rest.append(names[child.module])
+    if call.outputs != [value]:
+        return f"{name} returns something else than what it normalized"
+    return tuple(rest)
+
+
+def _reason_against(norm: NormModule) -> str:
+    module = norm.module
+    locked = [node.locked for node in norm.nodes if node.locked]
+    if locked:
+        return f"it {locked[0]}"
+    if not norm.path:
+        return "it is the model itself"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has a forward hook, which would be lost"
+    if hasattr(module, "parametrizations"):
+        return "its parameters are parametrized"
+    mine = set(norm.nodes)
+    for node in norm.nodes:
+        for value in (node.weight, node.bias, node.mean, node.var):
+            for slot in () if value is None else value.roots:
+                others = [r for r in slot.readers if r not in mine]
+                if others:
+                    return f"{slot.name} is also used by {others[0].label}"
+    return ""

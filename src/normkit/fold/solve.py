@@ -1,0 +1,276 @@
+"""Remove a batch norm by changing the gauges around it.
+
+With T the batch norm's own map, u its input and y its output, the identity may stand
+in its place when the stored u and the stored y are one tensor. There are four ways to
+share T out between the two sides:
+
+    before     stored u = T(u)                       what comes before bears all of it
+    after      y = T(stored y)                       what comes after does
+    straddle   stored u = ±u + t/|s|, y = |s|·stored  the shift before, the scale after
+    opposite   stored u = s·u,  y = stored + t        the scale before, the shift after
+
+Each is a first setting of gauges; `settle` asks the nodes around (`ops`) what they
+need in turn until all are content or one refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normkit.affine import Affine
+from normkit.fold.gauge import Gauge
+from normkit.fold.graph import Gauges, Graph, Refusal, Slot, Value
+from normkit.fold.ops import BatchNorm, Node
+
+__all__ = ["WAYS", "Solution", "solve"]
+
+# Beyond this many visits of nodes a search is given up; real folds need under 50.
+_MOST_VISITS = 4000
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A set of edits that lets some batch norms go.
+
+    Attributes:
+        way: Which of `WAYS` it is.
+        edits: What each slot must hold, float64.
+        norms: The calls that become the identity.
+        touched: The other nodes around a changed value, in order of execution.
+        bearers: Those of them that are edited.
+        created: The slots that were empty.
+        gauges: What each value is stored as.
+    """
+
+    way: str
+    edits: dict[Slot, Tensor]
+    norms: tuple[BatchNorm, ...]
+    touched: tuple[Node, ...]
+    bearers: tuple[Node, ...]
+    created: frozenset[Slot]
+    gauges: Gauges
+
+    def in_words(self) -> str:
+        """Where the batch norm went, for the ledger."""
+        first = min(norm.position for norm in self.norms)
+        before = [node.label for node in self.bearers if node.position < first]
+        after = [node.label for node in self.bearers if node.position >= first]
+        parts = []
+        if before:
+            parts.append(f"into {_listed(before)} before it")
+        if after:
+            parts.append(f"into {_listed(after)} after it")
+        return " and ".join(parts) or "it was the identity already"
+
+
+def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
+    """Find the edits that remove all calls `norms` of one batch norm at once.
+
+    Args:
+        graph: Where they are.
+        norms: The calls of one module, each with its own map.
+        way: One of `WAYS`.
+
+    Raises:
+        Refusal: it cannot be done this way; the message says what stands against it.
+    """
+    gauges = Gauges()
+    todo: list[Node] = []
+    search = _Search(set(norms))
+    for norm in norms:
+        u, y = norm.inputs[0], norm.outputs[0]
+        affine = norm.affine()
+        if not bool(affine.scale.isfinite().all() and affine.shift.isfinite().all()):
+            raise Refusal("its own scale or shift is not finite")
+        shape = [1] * len(u.shape)
+        shape[norm.channel_dim] = norm.channels
+        affine = Affine(affine.scale.reshape(shape), affine.shift.reshape(shape))
+        before, after = WAYS[way](affine)
+        for value, gauge in ((u, before), (y, after)):
+            if value in gauges and not gauges[value].agrees_with(gauge):
+                raise Refusal(f"{value.name} would have to be two things")
+            search.put(gauges, value, gauge)
+            todo += search.around(value)
+    _check_aliases(graph, norms)
+    edits, settled = search.settle(gauges, todo)
+    near = {node for value in settled for node in search.around(value)}
+    touched = sorted(
+        (node for node in near if node.is_touched(settled)), key=lambda n: n.position
+    )
+    return Solution(
+        way,
+        edits,
+        norms=tuple(norms),
+        touched=tuple(touched),
+        bearers=tuple(node for node in touched if node.edits(settled)),
+        created=frozenset(slot for slot in edits if slot.tensor is None),
+        gauges=settled,
+    )
+
+
+def _listed(labels: list[str]) -> str:
+    labels = list(dict.fromkeys(labels))
+    if len(labels) > 3:
+        labels = [*labels[:3], f"{len(labels) - 3} more"]
+    return ", ".join(labels)
+
+
+def _before(affine: Affine) -> tuple[Gauge, Gauge]:
+    return Gauge.storing(affine), Gauge.identity(affine.scale.dim())
+
+
+def _after(affine: Affine) -> tuple[Gauge, Gauge]:
+    return Gauge.identity(affine.scale.dim()), Gauge.reading(affine)
+
+
+def _straddle(affine: Affine) -> tuple[Gauge, Gauge]:
+    size, sign = affine.scale.abs(), affine.scale.sign()
+    if bool((size == 0).any()):
+        raise Refusal("a scale of 0 cannot follow its shift")
+    zero = torch.zeros_like(size)
+    return (
+        Gauge.storing(Affine(sign, affine.shift / size)),
+        Gauge.reading(Affine(size, zero)),
+    )
+
+
+def _opposite(affine: Affine) -> tuple[Gauge, Gauge]:
+    one, zero = torch.ones_like(affine.scale), torch.zeros_like(affine.scale)
+    return (
+        Gauge.storing(Affine(affine.scale, zero)),
+        Gauge.reading(Affine(one, affine.shift)),
+    )
+
+
+WAYS: dict[str, Callable[[Affine], tuple[Gauge, Gauge]]] = {
+    "before": _before,
+    "after": _after,
+    "straddle": _straddle,
+    "opposite": _opposite,
+}
+
+
+class _Search:
+    """Depth-first: the first alternative that lets all nodes be content."""
+
+    def __init__(self, removed: set[BatchNorm]) -> None:
+        self.removed = removed
+        self.visits = 0
+
+    def put(self, gauges: Gauges, value: Value, gauge: Gauge) -> None:
+        """Set a gauge, unless the value must stay what it is."""
+        if value.pinned and not gauge.is_identity:
+            raise Refusal(f"{value.name} {value.pinned}")
+        if value.constant is not None and not gauge.is_identity:
+            raise Refusal(f"{value.name} is a constant of the code")
+        gauges[value] = gauge
+
+    def around(self, value: Value) -> list[Node]:
+        """The nodes to ask again after `value` changed."""
+        return [node for node in _around(value) if node not in self.removed]
+
+    def settle(
+        self, gauges: Gauges, todo: list[Node]
+    ) -> tuple[dict[Slot, Tensor], Gauges]:
+        """Edits and gauges that content every node, or the first refusal."""
+        todo = list(dict.fromkeys(todo))
+        while todo:
+            self.visits += 1
+            if self.visits > _MOST_VISITS:
+                raise Refusal("the search for a way grew too long")
+            node = todo.pop(0)
+            alternatives = node.bear(gauges)
+            for alternative in alternatives[:-1]:
+                try:
+                    return self.settle(*self._extended(gauges, alternative, todo))
+                except Refusal:  # noqa: PERF203 - a search ends in refusals
+                    continue
+            gauges, todo = self._extended(gauges, alternatives[-1], todo)
+        return self._edits(gauges), gauges
+
+    def _extended(
+        self, gauges: Gauges, alternative: dict[Value, Gauge], todo: list[Node]
+    ) -> tuple[Gauges, list[Node]]:
+        if not alternative:
+            return gauges, todo
+        extended = Gauges(gauges)
+        more = list(todo)
+        for value, gauge in alternative.items():
+            self.put(extended, value, gauge)
+            more += [node for node in self.around(value) if node not in more]
+        return extended, more
+
+    def _edits(self, gauges: Gauges) -> dict[Slot, Tensor]:
+        """What all touched nodes ask of their slots, which must be one thing."""
+        nodes = dict.fromkeys(n for value in gauges for n in self.around(value))
+        edits: dict[Slot, Tensor] = {}
+        askers: dict[Slot, set[Node]] = {}
+        for node in nodes:
+            for slot, tensor in node.edits(gauges).items():
+                asked = edits.setdefault(slot, tensor)
+                if not torch.allclose(asked, tensor, rtol=1e-11, atol=1e-14):
+                    raise Refusal(
+                        f"{slot.name} is used by several calls that need it different"
+                    )
+                askers.setdefault(slot, set()).add(node)
+        for slot, nodes_asking in askers.items():
+            for reader in slot.readers:
+                if reader not in nodes_asking and reader not in self.removed:
+                    raise Refusal(f"{slot.name} is also used by {reader.label}")
+        return edits
+
+
+def _around(value: Value) -> list[Node]:
+    nodes = [] if value.producer is None else [value.producer]
+    return [*nodes, *dict.fromkeys(value.readers)]
+
+
+def _check_aliases(graph: Graph, norms: list[BatchNorm]) -> None:
+    """Without the batch norm its output is its input: a write to one hits both."""
+    for norm in norms:
+        u, y = norm.inputs[0], norm.outputs[0]
+        groups = (_family(graph, u), _family(graph, y))
+        for position, group in graph.writes:
+            for mine, other in (groups, groups[::-1]):
+                if group not in {v.alias_group for v in mine}:
+                    continue
+                late = [
+                    node
+                    for value in other
+                    for node in value.readers
+                    if node.position > position and node is not norm
+                ]
+                leaves = [v for v in other if v.pinned]
+                if late or leaves:
+                    writer = graph.nodes[position].label
+                    reader = late[0].label if late else leaves[0].name
+                    raise Refusal(
+                        f"{writer} writes in place; without the batch norm "
+                        f"it would overwrite what {reader} needs"
+                    )
+
+
+def _family(graph: Graph, value: Value) -> list[Value]:
+    """The values that share memory with `value`, over batch norms gone before."""
+    family, todo = [], [value.alias_group]
+    groups: set[int] = set()
+    everything = [*graph.inputs, *(v for node in graph.nodes for v in node.outputs)]
+    while todo:
+        group = todo.pop()
+        if group in groups:
+            continue
+        groups.add(group)
+        for member in everything:
+            if member.alias_group != group:
+                continue
+            family.append(member)
+            gone = [n for n in member.readers if isinstance(n, BatchNorm) and n.is_gone]
+            todo += [n.outputs[0].alias_group for n in gone]
+            maker = member.producer
+            if isinstance(maker, BatchNorm) and maker.is_gone:
+                todo.append(maker.inputs[0].alias_group)
+    return family
