@@ -8,8 +8,9 @@ they are. A hundred networks cost about as much time as ten trained one by one.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -204,6 +205,20 @@ class Replicas:
         self.recipe, self.training = replace(recipe, momentum=1.0, noise=0.0), True
         self(x)
         self.recipe, self.training = recipe, was
+
+    @contextlib.contextmanager
+    def population(self, x: Tensor) -> Iterator[None]:
+        """Inside, the running statistics are the exact ones of `x`."""
+        kept = [(mean.clone(), var.clone()) for mean, var in self.running]
+        self.calibrate(x)
+        try:
+            yield
+        finally:
+            for (mean, var), (old_mean, old_var) in zip(
+                self.running, kept, strict=True
+            ):
+                mean.copy_(old_mean)
+                var.copy_(old_var)
 
     def _normalize(self, h: Tensor, layer: int) -> Tensor:
         recipe = self.recipe
