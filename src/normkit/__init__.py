@@ -4,6 +4,7 @@ from normkit import functional, nn
 from normkit.affine import Affine
 from normkit.calibrate import CalibrationReport, calibrate
 from normkit.doctor import Diagnosis, diagnose, watch
+from normkit.fold import FoldLedger, fold
 from normkit.init import InitReport, initialize
 from normkit.kernels import backend, explain
 from normkit.moments import Moments, moments
@@ -14,6 +15,7 @@ __all__ = [
     "Affine",
     "CalibrationReport",
     "Diagnosis",
+    "FoldLedger",
     "InitReport",
     "Moments",
     "__version__",
@@ -21,6 +23,7 @@ __all__ = [
     "calibrate",
     "diagnose",
     "explain",
+    "fold",
     "functional",
     "initialize",
     "moments",
