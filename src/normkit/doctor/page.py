@@ -14,7 +14,8 @@
     )
     page.write("report.html")          # or page.to_html()
 
-Blocks: Heading, Text, Code, Numbers, Table, Bars, Heat, Cards, Figure, Row, Details.
+Blocks: Heading, Text, Code, Numbers, Table (a cell may be a Mark), Bars, Heat, Cards,
+Figure, Row, Details.
 Charts inside a Figure: Lines, Bands, Histograms (from `normkit.doctor.charts`,
 re-exported here).
 
@@ -60,6 +61,7 @@ __all__ = [
     "Heat",
     "Histograms",
     "Lines",
+    "Mark",
     "Number",
     "Numbers",
     "Page",
@@ -117,13 +119,24 @@ class Numbers:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A cell of a table that says by sign and word how something stands."""
+
+    severity: Severity
+    text: str = ""
+
+    def __str__(self) -> str:
+        return self.text or self.severity
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows under column names.
 
     Attributes:
         columns: The head.
         rows: As many cells as columns; numbers are formatted by `format_value` and
-            set to the right where a whole column is numeric.
+            set to the right where a whole column is numeric; a `Mark` shows its sign.
         caption: What the table shows; screen readers announce it.
     """
 

@@ -1,0 +1,107 @@
+"""The command line: `normkit COMMAND`, one file per command.
+
+Exit code 0: done. 1: the command ran and the outcome is not what it should be (a demo
+step that did not hold). 2: it could not run; one line on stderr says why.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import normkit
+from normkit.cli import demo, env
+from normkit.errors import NormkitError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="normkit",
+    help=(
+        "Normalization for PyTorch: exact while training, explained when it fails, "
+        "gone at inference.\n\n"
+        "Start with `normkit demo`: it trains small networks on handwritten digits, "
+        "breaks one, finds out why, repairs it and folds it, in about a minute."
+    ),
+    epilog="`normkit COMMAND --help` explains a command and shows how it is used.",
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo", epilog=demo.EXAMPLES)(demo.command)
+app.command("env", epilog=env.EXAMPLES)(env.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"normkit {normkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and stop.",
+        ),
+    ] = False,
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback",
+            help="On an error, show where in the code it arose; goes with any command.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code.
+
+    Args:
+        arguments: The words after `normkit`; those of this process by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    wants_traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    try:
+        code = app(args=words or ["--help"], standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        print("normkit: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has left; what is still buffered must not raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if wants_traceback:
+            traceback.print_exc()
+        print(f"normkit: {_in_one_line(error)}", file=sys.stderr)
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _in_one_line(error: Exception) -> str:
+    # Newer versions of typer bring their own click, so its errors are known by this.
+    tell = getattr(error, "format_message", None)
+    if tell is not None:
+        text = f"{tell().rstrip('.')}; see `normkit --help`"
+    elif isinstance(error, NormkitError | OSError):
+        text = str(error)
+    else:
+        text = (
+            f"unexpected {type(error).__name__}: {error}; "
+            "run again with --traceback to see where"
+        )
+    return " ".join(text.split())

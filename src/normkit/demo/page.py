@@ -1,0 +1,437 @@
+"""The report of a demo run: the checks first, then each step with its pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from normkit.demo.folding import FoldStep
+from normkit.demo.repair import BROKEN_MOMENTUM, RepairStep
+from normkit.demo.result import Check, DemoResult, percent
+from normkit.demo.training import CHANCE, TrainStep
+from normkit.demo.watching import Seen, Series, WatchStep
+from normkit.doctor.page import (
+    Bands,
+    Bar,
+    Bars,
+    Block,
+    Code,
+    Details,
+    Figure,
+    Heading,
+    Lines,
+    Mark,
+    Number,
+    Numbers,
+    Page,
+    Row,
+    Severity,
+    Table,
+    Text,
+)
+from normkit.doctor.report import finding_cards
+
+__all__ = ["demo_page"]
+
+_SEEN = ("saturated", "gradient")
+# Below this a chart of saturation is a line along its axis.
+WORTH_A_CHART = 0.01
+
+
+def demo_page(result: DemoResult) -> Page:
+    """The report, with nothing in it that the run did not measure."""
+    blocks: list[Block] = [_headline(result)]
+    blocks += [Heading("What had to hold"), _check_table(result)]
+    blocks += _training(result.train)
+    blocks += _watching(result.watch)
+    blocks += _repair(result.repair)
+    blocks += _folding(result.fold)
+    blocks += _environment(result)
+    return Page(
+        title="The life of a normalized network",
+        lead="Small networks learn 8×8 handwritten digits without and with batch norm. "
+        "One is broken on purpose, diagnosed and repaired; one loses its batch norms "
+        f"and nothing else. {result.summary()}",
+        blocks=blocks,
+        foot=_foot(result),
+    )
+
+
+def _headline(result: DemoResult) -> Numbers:
+    train, watch, repair, fold = result.steps
+    return Numbers(
+        [
+            Number(
+                "Deep sigmoid network",
+                f"{percent(train.plain.accuracy)} → "
+                f"{percent(train.normalized.accuracy)}",
+                "test accuracy without and with batch norm",
+                _sign(train.checks),
+            ),
+            Number(
+                "Gradient at the first layer",
+                f"{watch.gradient_ratio:,.0f} ×",
+                "with batch norm, relative to without",
+                _sign(watch.checks),
+            ),
+            Number(
+                "Broken, then calibrated",
+                f"{percent(repair.before)} → {percent(repair.after)}",
+                f"test accuracy; the doctor named {repair.diagnosis.named[0]} first"
+                if repair.diagnosis.named
+                else "test accuracy; the doctor named nothing",
+                _sign(repair.checks),
+            ),
+            Number(
+                "Folded",
+                f"{fold.speed:.2f} × as fast",
+                f"largest difference of a score {fold.difference:.0e}",
+                _sign(fold.checks),
+            ),
+        ]
+    )
+
+
+def _check_table(result: DemoResult) -> Table:
+    return Table(
+        ["step", "check", "measured", "required", ""],
+        [
+            [
+                number,
+                check.what,
+                check.shown,
+                check.required,
+                Mark("ok", "held") if check.held else Mark("error", "did not hold"),
+            ]
+            for number, step in enumerate(result.steps, start=1)
+            for check in step.checks
+        ],
+        "Each step is held to what it says; the run fails if one does not hold",
+    )
+
+
+def _sign(checks: Iterable[Check]) -> Severity:
+    return "ok" if all(check.held for check in checks) else "error"
+
+
+def _training(step: TrainStep) -> Iterable[Block]:
+    yield Heading(f"1. {step.title}")
+    yield Text(
+        "The two sigmoid networks have six hidden layers, start from the same Xavier "
+        "weights and see the same images in the same order at the same learning rate; "
+        "batch norm before each sigmoid is all that differs. The third "
+        "is a CNN with residual connections."
+    )
+    yield Code(
+        'initialize(model, "xavier")\n'
+        "with normkit.watch(model, optimizer, every=10) as watch:\n"
+        "    train(model)"
+    )
+    yield Figure(
+        "Test accuracy while learning",
+        Lines(
+            {
+                network.name: (
+                    [at for at, _ in network.curve],
+                    [100 * share for _, share in network.curve],
+                )
+                for network in step.networks
+            },
+            y_label="test accuracy, %",
+            y_range=(0, 100),
+            marks={"chance": 100 * CHANCE},
+        ),
+        alt="; ".join(
+            f"{network.name} ends at {percent(network.accuracy)}"
+            for network in step.networks
+        ),
+        caption="In eval mode, on 500 images that no network was trained on.",
+    )
+    yield Table(
+        ["network", "parameters", "steps", "learning rate", "test accuracy"],
+        [
+            [
+                network.name,
+                network.num_parameters,
+                network.recipe.steps,
+                network.recipe.lr,
+                percent(network.accuracy),
+            ]
+            for network in step.networks
+        ],
+        f"The three networks, trained in {step.seconds:.0f} seconds",
+    )
+
+
+def _watching(step: WatchStep) -> Iterable[Block]:
+    both = step.plain, step.normalized
+    yield Heading(f"2. {step.title}")
+    yield Text(
+        "Probes in every layer merged moments while the networks of step 1 were "
+        "trained; no activation was kept and the training is bitwise the one without."
+    )
+    limits = _common_range(both)
+    yield Row(
+        [
+            Figure(
+                f"Input of one unit: {seen.name}",
+                Bands(
+                    seen.steps,
+                    low=_gaps(seen.band[0]),
+                    middle=_gaps(seen.band[1]),
+                    high=_gaps(seen.band[2]),
+                    y_label="input of the sigmoid",
+                    y_range=limits,
+                    hue=i,
+                ),
+                alt=_band_in_words(seen),
+                caption=f"Unit {seen.unit} of `{seen.band_layer}`, over the images of "
+                "a batch. A band without width tells no digit from another.",
+            )
+            for i, seen in enumerate(both)
+        ]
+    )
+    yield Row(
+        [
+            Figure(
+                f"Gradient by layer: {seen.name}",
+                Lines(
+                    {
+                        name: (seen.steps, _gaps(values))
+                        for name, values in seen.gradient_norm.items()
+                    },
+                    y_label="‖dL/dy‖",
+                    log_y=True,
+                    in_order=True,
+                    y_range=_gradient_range(both),
+                ),
+                alt=f"The median norm at {step.first_layer} is "
+                f"{seen.median_gradient(step.first_layer):.1e}.",
+            )
+            for seen in both
+        ]
+    )
+    yield from _saturation(both)
+    for seen in both:
+        yield Heading(f"The doctor on {seen.name}", level=3)
+        if seen.findings:
+            yield finding_cards(seen.findings)
+        else:
+            yield Text("Nothing was found.")
+
+
+def _saturation(both: tuple[Seen, Seen]) -> Iterable[Block]:
+    largest = _most_saturated(both)
+    if largest >= WORTH_A_CHART:
+        yield Row(
+            [
+                Figure(
+                    f"Saturated share by layer: {seen.name}",
+                    Lines(
+                        {
+                            name: (seen.steps, [100 * v for v in _gaps(values)])
+                            for name, values in seen.saturated.items()
+                        },
+                        y_label="inputs where sigmoid is flat, %",
+                        in_order=True,
+                        y_range=(0, 105 * largest),
+                    ),
+                    alt=_saturation_in_words(seen),
+                )
+                for seen in both
+            ]
+        )
+    else:
+        yield Text(
+            f"In no layer of either network were more than {percent(largest)} of the "
+            "inputs where a sigmoid is flat. The gradient of the first network does "
+            "not vanish in saturated units: every layer of sigmoids multiplies it by "
+            "at most 1/4, and six of them do the rest."
+        )
+    yield Table(
+        ["layers", *(f"{what}, {seen.name}" for what in _SEEN for seen in both)],
+        [
+            [
+                f"{weights}, {activation}",
+                *(
+                    percent(max(_finite(seen.saturated[activation]), default=math.nan))
+                    for seen in both
+                ),
+                *(seen.median_gradient(weights) for seen in both),
+            ]
+            for weights, activation in zip(
+                both[0].gradient_norm, both[0].saturated, strict=False
+            )
+        ],
+        "Saturated: the largest share, at any step, of inputs where the slope of the "
+        "sigmoid is below 5% of its largest. Gradient: the median norm over the steps",
+    )
+
+
+def _repair(step: RepairStep) -> Iterable[Block]:
+    yield Heading(f"3. {step.title}")
+    weights = (
+        "Its weights are bitwise those of the healthy one: only what eval mode uses "
+        "differs."
+        if step.has_healthy_weights
+        else "Its weights came out otherwise than those of the healthy one."
+    )
+    yield Text(
+        f"The same CNN is trained again with `momentum={BROKEN_MOMENTUM}` in its batch "
+        "norms, what 0.999 means where the rate is written the other way round. "
+        + weights
+    )
+    yield Numbers(
+        [
+            Number("As it came out of training", percent(step.before), "in eval mode"),
+            Number("By batch statistics", percent(step.target), "as in training"),
+            Number("Calibrated", percent(step.after), "in eval mode"),
+        ]
+    )
+    yield Code("diagnosis = normkit.diagnose(model, loader, loss_fn)")
+    yield Text(step.diagnosis.summary())
+    yield finding_cards(step.diagnosis.findings)
+    yield Code("report = normkit.calibrate(model, loader)")
+    yield Bars(
+        [Bar(layer.name, layer.d_mean) for layer in step.calibration.layers],
+        "How far calibrating moved the running mean of each layer, in standard "
+        "deviations",
+        "distance",
+    )
+    yield Text(f"Diagnosed again: {step.diagnosis_after.summary()}")
+    yield Details(
+        "Every layer that was calibrated",
+        [
+            Table(
+                ["layer", "values per channel", "moved mean", "moved variance"],
+                [
+                    [layer.name, layer.count, layer.d_mean, layer.d_var]
+                    for layer in step.calibration.layers
+                ],
+                "Mean in standard deviations, variance as |ln| of the ratio",
+            )
+        ],
+    )
+
+
+def _folding(step: FoldStep) -> Iterable[Block]:
+    ledger = step.ledger
+    lower, upper = step.speed_quartiles
+    yield Heading(f"4. {step.title}")
+    yield Text(
+        f"The {step.name} in eval mode: each batch norm is an affine map of constants "
+        "by now, and goes into the convolution before it."
+    )
+    yield Code("folded, ledger = normkit.fold(model, images)")
+    yield Numbers(
+        [
+            Number(
+                "Batch norms folded",
+                f"{len(ledger.folded)} of {len(ledger.entries)}",
+                f"{ledger.parameters_saved:,} stored numbers fewer",
+            ),
+            Number(
+                "Largest difference",
+                step.difference,
+                "of any score of any test image, folded in float64; "
+                f"{step.difference_float32:.0e} in float32",
+            ),
+            Number(
+                "Test accuracy",
+                f"{percent(step.accuracy_before)} → {percent(step.accuracy_after)}",
+                f"{step.num_changed} of 500 images named differently",
+            ),
+            Number(
+                "Speed",
+                f"{step.speed:.2f} ×",
+                f"median over turns; the middle half {lower:.2f} to {upper:.2f}",
+            ),
+        ]
+    )
+    yield Table(
+        ["batch norm", "folded", "where, or why not", "difference"],
+        [
+            [entry.name, entry.folded, entry.how or entry.reason, entry.difference]
+            for entry in ledger.entries
+        ],
+        "The ledger",
+    )
+
+
+def _environment(result: DemoResult) -> Iterable[Block]:
+    here = result.environment
+    rows = [
+        ["processor", f"{here.cpu}, {here.cores} cores, {here.threads} threads"],
+        ["system", here.system],
+        ["accelerators", ", ".join(here.devices) or "none"],
+        ["python", here.python],
+        ["torch", here.torch],
+        ["normkit", here.normkit],
+        ["seed", str(result.seed)],
+    ]
+    yield Heading("Where this was measured")
+    yield Table(["", ""], rows, "The machine and the versions")
+
+
+def _foot(result: DemoResult) -> str:
+    command = f"normkit demo --seed {result.seed}"
+    if result.is_quick:
+        command += " --quick"
+    return (
+        f"Made by `{command}` in {result.seconds:.0f} seconds; every number is also in "
+        "`demo.json` beside this page."
+    )
+
+
+def _gaps(values: Series) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [v for v in values if v is not None and math.isfinite(v)]
+
+
+def _common_range(both: Iterable[Seen]) -> tuple[float, float]:
+    values = [v for seen in both for edge in seen.band for v in _finite(edge)]
+    low, high = min(values, default=-1.0), max(values, default=1.0)
+    room = 0.05 * (high - low) or 1.0
+    return low - room, high + room
+
+
+def _gradient_range(both: Iterable[Seen]) -> tuple[float, float] | None:
+    values = [
+        v
+        for seen in both
+        for series in seen.gradient_norm.values()
+        for v in _finite(series)
+        if v > 0
+    ]
+    return (min(values) / 2, max(values) * 2) if values else None
+
+
+def _most_saturated(both: Iterable[Seen]) -> float:
+    return max(
+        (
+            value
+            for seen in both
+            for series in seen.saturated.values()
+            for value in _finite(series)
+        ),
+        default=0.0,
+    )
+
+
+def _band_in_words(seen: Seen) -> str:
+    low, _, high = (_finite(edge) for edge in seen.band)
+    if not low or not high:
+        return "No values were seen."
+    return (
+        f"The band from the 15th to the 85th percentile is {high[0] - low[0]:.2g} wide "
+        f"at first and {high[-1] - low[-1]:.2g} at the end."
+    )
+
+
+def _saturation_in_words(seen: Seen) -> str:
+    last = {n: _finite(values)[-1:] for n, values in seen.saturated.items()}
+    parts = [f"{name} {100 * v[0]:.1f} %" for name, v in last.items() if v]
+    return "At the end: " + ", ".join(parts)

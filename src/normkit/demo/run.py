@@ -1,0 +1,91 @@
+"""Run the four steps of the demo, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from normkit.demo.digits import load_digits
+from normkit.demo.folding import ROUNDS, WARM_UP, fold_away
+from normkit.demo.repair import break_and_repair
+from normkit.demo.result import DemoResult
+from normkit.demo.training import train_networks
+from normkit.demo.watching import look_back
+from normkit.environment import environment
+from normkit.errors import ArgumentError
+
+__all__ = ["run_demo"]
+
+# Steps of the sigmoid networks and of the CNNs. The checks are the same in both.
+FULL, QUICK = (600, 300), (120, 100)
+
+
+def run_demo(
+    *,
+    seed: int = 0,
+    quick: bool = False,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> DemoResult:
+    """Train, watch, break, repair and fold networks on handwritten digits.
+
+    Args:
+        seed: Of the split of the data, the weights and the order of the images. The
+            same seed on the same machine gives the same numbers, times apart.
+        quick: Train for fewer steps; the checks stay as they are.
+        on_progress: Called with what is being done and the share that is done.
+
+    Returns:
+        What was measured; `held` says whether every step did what it says.
+
+    Raises:
+        ArgumentError: `seed` is negative.
+        DependencyError: scikit-learn is not installed.
+    """
+    if seed < 0:
+        raise ArgumentError(f"seed={seed} must not be negative; give 0 or more")
+    start = time.perf_counter()
+    sigmoid_steps, cnn_steps = QUICK if quick else FULL
+    ticks = _Ticks(2 * sigmoid_steps + 2 * cnn_steps + WARM_UP + ROUNDS, on_progress)
+
+    digits = load_digits(seed)
+    ticks.begin("training without and with batch norm")
+    trained = train_networks(
+        digits,
+        seed=seed,
+        sigmoid_steps=sigmoid_steps,
+        cnn_steps=cnn_steps,
+        tick=ticks,
+    )
+    watched = look_back(trained.plain, trained.normalized)
+    ticks.begin("breaking, diagnosing, calibrating")
+    repaired = break_and_repair(digits, trained.cnn, tick=ticks)
+    ticks.begin("folding")
+    folded = fold_away(digits, trained.cnn, tick=ticks)
+    return DemoResult(
+        seed=seed,
+        is_quick=quick,
+        seconds=time.perf_counter() - start,
+        environment=environment(),
+        train=trained,
+        watch=watched,
+        repair=repaired,
+        fold=folded,
+    )
+
+
+class _Ticks:
+    """Counts what is done and passes it on."""
+
+    def __init__(
+        self, total: int, on_progress: Callable[[str, float], None] | None
+    ) -> None:
+        self.total, self.done, self.text = total, 0, ""
+        self._tell = on_progress or (lambda text, share: None)
+
+    def begin(self, text: str) -> None:
+        self.text = text
+        self._tell(text, self.done / self.total)
+
+    def __call__(self) -> None:
+        self.done += 1
+        self._tell(self.text, self.done / self.total)

@@ -1,0 +1,135 @@
+"""What normkit runs on here: versions, processor, kernels, what else is installed.
+
+A measured number means something only beside the machine it was measured on, so the
+demo, the benchmarks and the studies keep an `Environment` with their results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from normkit.kernels import explain
+
+__all__ = ["Environment", "environment"]
+
+# What normkit uses when it is there, and what for.
+OPTIONAL = {
+    "scikit-learn": "the demo's digits",
+    "jinja2": "report pages",
+    "matplotlib": "charts in report pages",
+    "triton": "GPU kernels",
+    "onnx": "folding ONNX models",
+    "onnxruntime": "checking folded ONNX models",
+}
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine and the versions, as plain values.
+
+    Attributes:
+        normkit: Version of normkit.
+        python: Version of Python.
+        torch: Version of torch.
+        system: Operating system and machine type.
+        cpu: The processor's name and the instruction set torch uses of it.
+        cores: Logical processors that this process may use.
+        threads: Threads torch computes with.
+        devices: Names of the accelerators; empty when there are none.
+        backends: Kernel backends in order of preference, each with its reasons
+            against a batch norm of float32 images on the CPU; empty when it can.
+        packages: Optional packages and their versions, None where not installed.
+    """
+
+    normkit: str
+    python: str
+    torch: str
+    system: str
+    cpu: str
+    cores: int
+    threads: int
+    devices: tuple[str, ...]
+    backends: dict[str, list[str]]
+    packages: dict[str, str | None]
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    def to_text(self) -> str:
+        """One line per fact."""
+        facts = {
+            "normkit": self.normkit,
+            "python": self.python,
+            "torch": self.torch,
+            "system": self.system,
+            "processor": f"{self.cpu}, {self.cores} cores, {self.threads} threads",
+            "accelerators": ", ".join(self.devices) or "none",
+        }
+        for name, reasons in self.backends.items():
+            facts[f"kernels: {name}"] = "; ".join(reasons) or "can run"
+        for name, version in self.packages.items():
+            facts[name] = version or f"not installed ({OPTIONAL[name]})"
+        width = max(map(len, facts))
+        return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+
+
+def environment() -> Environment:
+    """Look at the machine that this process runs on.
+
+    Example:
+        >>> here = environment()
+        >>> here.torch == torch.__version__, here.cores >= 1
+        (True, True)
+    """
+    images = torch.empty(8, 4, 8, 8)
+    return Environment(
+        normkit=metadata.version("normkit"),
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})",
+        cores=_usable_cores(),
+        threads=torch.get_num_threads(),
+        devices=_accelerators(),
+        backends=dict(explain(images).reasons),
+        packages={name: _version(name) for name in OPTIONAL},
+    )
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _accelerators() -> tuple[str, ...]:
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return tuple(torch.cuda.get_device_name(i) for i in range(count))
+    if torch.backends.mps.is_available():
+        return ("Apple GPU (MPS)",)
+    return ()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
