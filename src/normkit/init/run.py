@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from normkit.errors import ArgumentError
+from normkit.init.automatic import Plan, plan
+from normkit.init.data_dependent import unit_variance_
 from normkit.init.fans import LinearMap, linear_maps, sample_variance
+from normkit.init.flow import Flow
 from normkit.init.report import InitLine, InitReport
+from normkit.init.tape import record
 from normkit.init.theory import gain_of
 from normkit.init.variance_scaling import (
     SMALL_STD,
@@ -24,13 +32,14 @@ from normkit.init.variance_scaling import (
 
 __all__ = ["initialize"]
 
-SCHEMES = ("constant", "normal", "xavier", "kaiming", "orthogonal")
+SCHEMES = ("auto", "constant", "normal", "xavier", "kaiming", "orthogonal", "lsuv")
 
 
 def initialize(
     model: nn.Module,
-    scheme: str = "kaiming",
+    scheme: str = "auto",
     *,
+    example_inputs: Any = None,
     activation: Activation | None = None,
     slope: float = 0.01,
     gain: float | None = None,
@@ -39,6 +48,8 @@ def initialize(
     std: float = SMALL_STD,
     value: float = 0.0,
     bias: float | None = 0.0,
+    residual: bool = True,
+    per_channel: bool = False,
     layers: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
 ) -> InitReport:
@@ -52,14 +63,23 @@ def initialize(
         model: Any module.
         scheme: What the variance of the weights is,
 
+            - `"auto"`: for each layer by the activations that precede and follow it, as
+              seen in a run on `example_inputs`; with `residual`, the ends of L residual
+              branches scaled by 1/L in variance, or their normalization's weight 0.
             - `"constant"`: all weights `value`. No two units of a layer ever differ.
             - `"normal"`: std² for every layer. 0.01 is the "small" of the textbooks,
               0.05 the "not so small": at width 4096 activations vanish and saturate.
             - `"xavier"`: gain²·2/(fan_in + fan_out).
             - `"kaiming"`: gain²/fan_in (or fan_out by `mode`), gain of `activation`.
             - `"orthogonal"`: orthonormal rows or columns, times gain.
+            - `"lsuv"`: orthogonal, then each layer in the order they run is scaled so
+              that its outputs on `example_inputs` have variance 1.
+        example_inputs: A tensor, a tuple of arguments, or a mapping of keywords. The
+            model runs on it in eval mode, its norms on the statistics of the input.
+            With it the report compares signal and gradient with theory, layer by layer.
         activation: What follows the layers: a name (`"relu"`, `"tanh"`, …) or a
-            function of a tensor. None is ReLU for Kaiming, linear for the others.
+            function of a tensor. None is ReLU for Kaiming, linear for the others;
+            `"auto"` reads it.
         slope: Of a leaky ReLU.
         gain: Factor on the std; None takes that of `activation`.
         mode: For Kaiming: `"fan_in"` keeps the size of activations, `"fan_out"` that of
@@ -68,6 +88,9 @@ def initialize(
         std: For `"normal"`.
         value: For `"constant"`.
         bias: All biases become this; None keeps them.
+        residual: For `"auto"`: treat residual branches.
+        per_channel: For `"lsuv"`: every channel gets mean 0 (by the bias) and variance
+            1, not the layer as a whole.
         layers: Dotted names, `*` for any part, of the layers to draw; None is all.
         generator: Source of random numbers; None is torch's global one.
 
@@ -75,7 +98,8 @@ def initialize(
         An InitReport with a line per linear map.
 
     Raises:
-        ArgumentError: An argument that cannot be used. Nothing has been written then.
+        ArgumentError: An argument that cannot be used. On any exception the model is as
+            it was.
 
     Example:
         >>> from torch import nn
@@ -85,14 +109,27 @@ def initialize(
         >>> [(line.name, round(line.predicted, 6)) for line in report.lines]
         [('0', 2.0), ('2', 2.0)]
 
+        Before the output no activation follows, and its inputs have mean square 1:
+
+        >>> x = torch.randn(32, 64, generator=source)
+        >>> report = initialize(model, "auto", example_inputs=x, generator=source)
+        >>> [(line.rule, round(line.predicted, 6)) for line in report.lines]
+        [('auto, before relu', 2.0), ('auto, no activation follows', 1.0)]
+
     References:
         Glorot & Bengio, "Understanding the difficulty of training deep feedforward
         neural networks", AISTATS 2010. He et al., "Delving Deep into Rectifiers", ICCV
         2015. Saxe et al., "Exact solutions to the nonlinear dynamics of learning in
-        deep linear neural networks", ICLR 2014.
+        deep linear neural networks", ICLR 2014. Mishkin & Matas, "All you need is a
+        good init", ICLR 2016.
     """
     if scheme not in SCHEMES:
         raise ArgumentError(f"scheme={scheme!r} must be one of {SCHEMES}")
+    if scheme in ("auto", "lsuv") and example_inputs is None:
+        raise ArgumentError(
+            f"scheme={scheme!r} reads the model from a run: pass example_inputs=, or "
+            "choose scheme='kaiming'"
+        )
     if not 0 <= std < math.inf:
         raise ArgumentError(f"std={std} must be finite and not negative")
     if gain is None:
@@ -102,13 +139,101 @@ def initialize(
         gain = gain_of(named, slope)
     maps, left = linear_maps(model)
     maps = chosen_maps(maps, layers, left)
+    _check_sizes(maps)
     draw = _Draw(scheme, gain, mode, distribution, std, value, generator)
-    _check(draw, maps)
-    lines: list[InitLine] = []
-    for each in maps:
-        lines.append(draw(each))
-        _set_bias(each, bias)
-    return InitReport(scheme, tuple(lines), left)
+    with _or_as_it_was(model):
+        flow = None
+        if example_inputs is not None:
+            flow = record(model, example_inputs, maps)
+            place = {name: i for i, name in enumerate(flow.order())}
+            maps.sort(key=lambda each: place.get(each.name, len(place)))
+        made = None
+        if scheme == "auto":
+            assert flow is not None
+            made = plan(flow, residual=residual)
+            draw.plan = made
+        lines = []
+        for each in maps:
+            lines.append(draw(each))
+            _set_bias(each, bias)
+        notes = [] if made is None else _zero_weights(model, made.zeroed)
+        if scheme == "lsuv":
+            assert flow is not None
+            followed = [each for each in maps if each.name in flow.order()]
+            variances = unit_variance_(
+                model, followed, example_inputs, per_channel=per_channel
+            )
+            flow = record(model, example_inputs, maps)
+            lines = _measured_lines(maps, lines, flow, variances)
+        elif flow is not None:
+            flow = record(model, example_inputs, maps)
+        if flow is not None:
+            lines = _with_signals(lines, flow)
+    return InitReport(scheme, tuple(lines), left, tuple(notes))
+
+
+def _measured_lines(
+    maps: Sequence[LinearMap],
+    lines: Sequence[InitLine],
+    flow: Flow,
+    variances: Mapping[str, float],
+) -> list[InitLine]:
+    """Lines of LSUV: n·Var[w] should be what brings E[x²] to the variance left."""
+    incoming = {s.name: s.before for s in reversed(flow.steps) if s.kind == "linear"}
+    found: list[InitLine] = []
+    for each, line in zip(maps, lines, strict=True):
+        if each.name not in variances:
+            found.append(line)
+            continue
+        var = variances[each.name] / (incoming[each.name] or math.nan)
+        rule = f"lsuv, outputs of variance {variances[each.name]:.4g}"
+        found.append(line_of(each, rule, var / each.fans.fan_in))
+    return found
+
+
+def _with_signals(lines: Sequence[InitLine], flow: Flow) -> list[InitLine]:
+    forward = {line.name: line.predicted for line in reversed(lines)}
+    backward = {line.name: line.predicted_back for line in reversed(lines)}
+    signal, gradient = flow.predicted(forward, backward)
+    measured_signal, measured_gradient = flow.measured()
+    return [
+        replace(
+            line,
+            signal_predicted=signal.get(line.name),
+            signal_measured=measured_signal.get(line.name),
+            gradient_predicted=gradient.get(line.name),
+            gradient_measured=measured_gradient.get(line.name),
+        )
+        for line in lines
+    ]
+
+
+def _zero_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
+    notes: list[str] = []
+    for name in names:
+        weight = dict(model.named_modules())[name].weight
+        if isinstance(weight, Tensor):
+            with torch.no_grad():
+                weight.zero_()
+            notes.append(f"weight of {name!r} is 0: its block starts as the identity")
+    return notes
+
+
+@contextmanager
+def _or_as_it_was(model: nn.Module) -> Iterator[None]:
+    """On any exception, put every parameter back."""
+    kept = [
+        (p, p.detach().clone())
+        for p in model.parameters()
+        if not isinstance(p, UninitializedParameter)
+    ]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for parameter, before in kept:
+                parameter.copy_(before)
+        raise
 
 
 class _Draw:
@@ -131,6 +256,7 @@ class _Draw:
         self.std = std
         self.value = value
         self.generator = generator
+        self.plan: Plan | None = None
 
     def __call__(self, each: LinearMap) -> InitLine:
         with torch.no_grad():
@@ -145,7 +271,9 @@ class _Draw:
         if self.scheme == "normal":
             normal_(each.weight, self.std, generator=self.generator)
             return self.std**2, f"normal, std {self.std:g}"
-        if self.scheme == "orthogonal":
+        if self.plan is not None:
+            return self._planned(each, self.plan)
+        if self.scheme in ("orthogonal", "lsuv"):
             rows = each.rows().clone()
             orthogonal_(rows, gain=self.gain, generator=self.generator)
             each.set_rows(rows)
@@ -162,6 +290,23 @@ class _Draw:
         )
         rule = f"{self.scheme} {self.distribution}, {self.mode}, gain {self.gain:.4g}"
         return self.gain**2 / each.fans.mean(self.mode), rule
+
+    def _planned(self, each: LinearMap, made: Plan) -> tuple[float, str]:
+        scale, rule = 1.0, "auto, not followed"
+        owner, _, last = each.name.rpartition(".")
+        if each.name in made.scales:
+            scale, rule = made.scales[each.name], f"auto, {made.rules[each.name]}"
+        elif last == "out_proj" and owner in made.branch_scale:
+            scale = made.branch_scale[owner]
+            rule = f"auto, 1 of {round(1 / scale)} residual branches"
+        variance_scaling_(
+            each.weight,
+            scale=scale,
+            distribution=self.distribution,
+            fans=each.fans,
+            generator=self.generator,
+        )
+        return scale / each.fans.fan_in, rule
 
 
 def line_of(each: LinearMap, rule: str, var: float) -> InitLine:
@@ -204,17 +349,7 @@ def chosen_maps(
     return chosen
 
 
-def _check(draw: _Draw, maps: Sequence[LinearMap]) -> None:
-    """Raise what drawing would raise, before anything is written."""
-    source = torch.Generator().manual_seed(0)
-    if draw.scheme in ("xavier", "kaiming"):
-        variance_scaling_(
-            torch.empty(1, 1),
-            scale=draw.gain**2,
-            mode=draw.mode,
-            distribution=draw.distribution,
-            generator=source,
-        )
+def _check_sizes(maps: Sequence[LinearMap]) -> None:
     for each in maps:
         if not each.weight.numel():
             raise ArgumentError(

@@ -1,0 +1,98 @@
+"""A scale for each linear map from what precedes and what follows it.
+
+    n·Var[w] = q / E[x²]
+
+E[x²] is what theory says of the layer's inputs, given the layers before, for inputs of
+the model of mean square 1. q is what its outputs should have: 1, or for activations
+with φ(cz) = c·φ(z), as ReLU, so much that their outputs have 1. The last linear map of
+each of L residual branches gets q/L, so that the sum of all grows by a factor of about
+e at most; a normalization that ends a branch gets weight 0: the block starts as the
+identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normkit.init.flow import Flow, Step
+from normkit.init.theory import kept_signal
+
+__all__ = ["Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `auto` does to a model.
+
+    Attributes:
+        scales: fan_in·Var[w] by name, for linear maps whose outputs are followed.
+        rules: The reason, in a few words, by name.
+        zeroed: Names of normalizations whose weight becomes 0.
+        branch_scale: For linear maps inside a module that is not followed (the output
+            projection of attention) and ends a branch, by name of the module.
+    """
+
+    scales: dict[str, float]
+    rules: dict[str, str]
+    zeroed: tuple[str, ...]
+    branch_scale: dict[str, float]
+
+
+def plan(flow: Flow, *, residual: bool = True) -> Plan:
+    """Choose the scales.
+
+    Args:
+        flow: A recorded run.
+        residual: Scale or zero the ends of residual branches.
+    """
+    ends = flow.branch_ends() if residual else []
+    share = 1.0 / max(len(ends), 1)
+    scaled = {step.name for step in ends if step.kind == "linear"}
+    zeroed = {step.name for step in ends if step.kind == "norm"}
+    opaque = {step.name: share for step in ends if step.kind == "opaque"}
+    scales: dict[str, float] = {}
+    rules: dict[str, str] = {}
+    mean_square: dict[int, float] = {}
+    for step in flow.steps:
+        incoming = mean_square.get(step.inputs[0], 1.0)
+        if step.kind == "linear":
+            if step.name not in scales:
+                activation = flow.following_activation(step.name)
+                q, rules[step.name] = _wanted(activation)
+                if step.name in scaled:
+                    q *= share
+                    rules[step.name] += f", 1 of {len(ends)} residual branches"
+                scales[step.name] = q / (incoming or 1.0)
+            outgoing = scales[step.name] * incoming
+        elif step.kind == "activation" and step.function is not None:
+            outgoing = kept_signal(step.function, incoming)
+        elif step.kind == "norm":
+            outgoing = 0.0 if step.name in zeroed else 1.0
+        elif step.kind == "add":
+            outgoing = sum(mean_square.get(value, 1.0) for value in step.inputs)
+        elif step.kind == "opaque":
+            outgoing = incoming * opaque.get(step.name, 1.0)
+        else:
+            outgoing = incoming
+        mean_square[step.output] = outgoing
+    return Plan(scales, rules, tuple(sorted(zeroed)), opaque)
+
+
+def _wanted(activation: Step | None) -> tuple[float, str]:
+    """The mean square that the outputs of a map should have, and why."""
+    if activation is None or activation.function is None:
+        return 1.0, "no activation follows"
+    if _is_homogeneous(activation.function):
+        q = 1.0 / kept_signal(activation.function)
+        return q, f"before {activation.name}"
+    return 1.0, f"before {activation.name}"
+
+
+def _is_homogeneous(function: Callable[[Tensor], Tensor]) -> bool:
+    z = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0], dtype=torch.float64)
+    with torch.no_grad():
+        return bool(torch.allclose(function(4 * z), 4 * function(z), rtol=1e-9))

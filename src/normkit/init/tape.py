@@ -1,0 +1,270 @@
+"""One run of a model, written down.
+
+Linear maps are known by their weight, activations and sums by the function called,
+normalizations by their module. Everything else passes its input on, scaled as measured.
+The model runs in eval mode, with normalizations that use the statistics of their input
+as at the start of training, and comes back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from normkit.calibrate.layers import find_layers
+from normkit.calibrate.undo import Loan
+from normkit.errors import ArgumentError
+from normkit.init.fans import LinearMap
+from normkit.init.flow import Flow, Step
+
+__all__ = ["at_the_start", "call", "record"]
+
+ACTIVATIONS = frozenset(
+    (
+        *("relu", "leaky_relu", "prelu", "rrelu", "relu6", "threshold", "elu", "celu"),
+        *("selu", "gelu", "silu", "mish", "softplus", "sigmoid", "logsigmoid", "tanh"),
+        *("tanhshrink", "softsign", "softshrink", "hardshrink", "hardtanh"),
+        *("hardsigmoid", "hardswish"),
+    )
+)
+_NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORM_FUNCTIONS = frozenset(
+    ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+)
+_OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+
+
+def record(model: nn.Module, inputs: Any, maps: Sequence[LinearMap]) -> Flow:
+    """Run `model` once, forward and backward, and write its flow down.
+
+    Args:
+        model: Bit for bit as it was afterwards, gradients included.
+        inputs: A tensor, a tuple of arguments, or a mapping of keywords.
+        maps: The linear maps to know by name.
+
+    Raises:
+        ArgumentError: No tensor comes out of the model.
+    """
+    flow = Flow()
+    with at_the_start(model), torch.enable_grad():
+        tape = _Tape(model, flow, {id(each.weight): each.name for each in maps})
+        try:
+            with tape:
+                output = call(model, inputs)
+        finally:
+            tape.close()
+        tensors = [t for t in _tensors(output) if t.is_floating_point()]
+        if not tensors:
+            raise ArgumentError(
+                f"the model returned {type(output).__name__} without a floating "
+                "tensor; initialize needs one to follow"
+            )
+        flow.outputs = tuple(tape.number(t) for t in tensors)
+        tape.measure_gradients(tensors)
+    return flow
+
+
+@contextmanager
+def at_the_start(model: nn.Module) -> Iterator[None]:
+    """Eval mode, but running statistics are those of the input; all undone at the end.
+
+    Dropout is off. A norm in this state has no buffers to change; one that is frozen
+    (in eval inside a model in training) uses its own statistics.
+    """
+    layers, _ = find_layers(model, None)
+    with Loan(model, layers):
+        for layer in layers:
+            for name in layer.buffers:
+                layer.module._buffers[name] = None
+            layer.module.training = True
+        yield
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Call `model` on a tensor, a tuple of arguments, or a mapping of keywords."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+class _Tape(TorchFunctionMode):
+    """Writes each torch function that meets a floating tensor into a Flow."""
+
+    def __init__(self, model: nn.Module, flow: Flow, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.flow = flow
+        self.names = names
+        self._numbers: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # ids are those of living tensors only
+        self._depth = 0
+        self._handles: list[RemovableHandle] = []
+        for name, module in model.named_modules():
+            if isinstance(module, (*_NORM_MODULES, *_OPAQUE)):
+                kind = "norm" if isinstance(module, _NORM_MODULES) else "opaque"
+                before, after = self._around(kind, name)
+                self._handles += [
+                    module.register_forward_pre_hook(before),
+                    module.register_forward_hook(after),
+                ]
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._depth:
+            return func(*args, **kwargs)
+        ins = [t for t in _tensors((args, kwargs)) if t.is_floating_point()]
+        # Before the call: it may write over its input.
+        mean_squares = {id(t): _mean_square(t) for t in ins}
+        numbers = [self.number(t, mean_squares[id(t)]) for t in ins if _is_value(t)]
+        output = func(*args, **kwargs)
+        outs = [t for t in _tensors(output) if t.is_floating_point()]
+        if not numbers or not outs:
+            return output
+        kind, name, function = self._classified(func, args, kwargs, ins, outs[0])
+        first = next(t for t in ins if _is_value(t))
+        used = numbers if kind == "add" else numbers[:1] if kind != "other" else numbers
+        for out in outs:
+            self._write(kind, name, tuple(used), mean_squares[id(first)], out, function)
+        return output
+
+    def _classified(
+        self, func: Any, args: Any, kwargs: Any, ins: list[Tensor], out: Tensor
+    ) -> tuple[str, str, Callable[[Tensor], Tensor] | None]:
+        for tensor in ins:
+            if id(tensor) in self.names:
+                return "linear", self.names[id(tensor)], None
+        name = getattr(func, "__name__", type(func).__name__)
+        plain = name.strip("_")
+        if plain in ACTIVATIONS:
+            return "activation", plain, _alone(func, args, kwargs)
+        if plain in _NORM_FUNCTIONS:
+            return "norm", plain, None
+        values = [t for t in ins if _is_value(t)]
+        is_sum = plain in ("add", "iadd", "radd", "sub", "isub", "rsub")
+        if is_sum and len(values) == 2 and all(t.shape == out.shape for t in values):
+            return "add", plain, None
+        return "other", plain, None
+
+    def number(self, tensor: Tensor, mean_square: float | None = None) -> int:
+        """The number of a value; a new one is a source."""
+        if id(tensor) not in self._numbers:
+            number = self._give_number(tensor)
+            if mean_square is None:
+                mean_square = _mean_square(tensor)
+            self.flow.sources[number] = mean_square
+        return self._numbers[id(tensor)]
+
+    def _give_number(self, tensor: Tensor) -> int:
+        self._alive.append(tensor)
+        self._numbers[id(tensor)] = len(self._alive)
+        return len(self._alive)
+
+    def _write(
+        self,
+        kind: str,
+        name: str,
+        inputs: tuple[int, ...],
+        before: float,
+        out: Tensor,
+        function: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        number = self._give_number(out)
+        after = _mean_square(out)
+        shape = tuple(out.shape)
+        step = Step(kind, name, inputs, number, before, after, function, shape=shape)
+        self.flow.steps.append(step)
+        if kind == "linear" and out.requires_grad:
+            out.register_hook(lambda g: setattr(step, "gradient", _mean_square(g)))
+
+    def _around(self, kind: str, name: str) -> tuple[Any, Any]:
+        """Hooks that write a whole module as one step."""
+        before: list[tuple[int, float]] = []
+
+        def enter(module: nn.Module, args: Any) -> None:
+            # Deeper first: what is computed here is no part of the model.
+            self._depth += 1
+            if self._depth == 1:
+                values = [t for t in _tensors(args) if t.is_floating_point()]
+                before[:] = [(self.number(t), _mean_square(t)) for t in values[:1]]
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if self._depth == 1 and before:
+                number, mean_square = before[0]
+                for out in _tensors(output):
+                    if out.is_floating_point():
+                        self._write(kind, name, (number,), mean_square, out)
+            self._depth -= 1
+
+        return enter, leave
+
+    def measure_gradients(self, outputs: Sequence[Tensor]) -> None:
+        """Send normal gradients back; the hooks on the way measure them."""
+        live = [t for t in outputs if t.requires_grad]
+        if not live:
+            return
+        source = torch.Generator().manual_seed(0)
+        cotangents = [
+            torch.randn(t.shape, generator=source).to(t.device, t.dtype) for t in live
+        ]
+        wanted = [t for t in self._alive if t.is_leaf and t.requires_grad]
+        wanted += self._parameters(live)
+        torch.autograd.grad(live, wanted, cotangents, allow_unused=True)
+
+    def _parameters(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """The leaves behind outputs: autograd.grad touches no .grad of theirs."""
+        found: dict[int, Tensor] = {}
+        seen: set[Any] = set()
+        stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                found[id(leaf)] = leaf
+            stack += [following for following, _ in node.next_functions if following]
+        return list(found.values())
+
+
+def _alone(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
+    """An activation with its other arguments fixed, as a function of one tensor."""
+    rest = [a.mean().double() if isinstance(a, Tensor) else a for a in args[1:]]
+    keywords = {k: v for k, v in kwargs.items() if k != "input"}
+    return lambda z: func(z.clone(), *rest, **keywords)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _is_value(tensor: Tensor) -> bool:
+    return not isinstance(tensor, nn.Parameter)
+
+
+def _mean_square(tensor: Tensor) -> float:
+    if not tensor.numel():
+        return 0.0
+    wide = torch.float64 if tensor.device.type != "mps" else torch.float32
+    return float(tensor.detach().to(wide).square().mean())
