@@ -28,8 +28,11 @@ Numbers = Sequence[float] | np.ndarray
 
 # CSS pixels; at this size 11-pixel text is still 10 pixels on a 400-pixel phone.
 WIDTH, HEIGHT, FONT = 400, 230, 11
-# Points kept per line; each bucket keeps its extremes, so no spike is lost.
-MOST_POINTS = 160
+# Characters that fit along the height.
+MOST_LABEL = 32
+# Points kept per line and per chart, against the size of the page; each bucket keeps
+# its extremes, so no spike is lost.
+MOST_POINTS, MOST_POINTS_IN_ALL = 160, 1600
 # page.html defines as many colours: 8 to tell series apart, 10 in order.
 NUM_HUES, NUM_RAMP = 8, 10
 
@@ -199,8 +202,8 @@ def draw(chart: Chart, prefix: str) -> str:
         axes = figure.add_subplot()
         _dress(figure, axes)
         _PAINTERS[type(chart)](axes, chart)
-        axes.set_xlabel(_printable(chart.x_label), color=_sentinel("ink", 1))
-        axes.set_ylabel(_printable(chart.y_label), color=_sentinel("ink", 1))
+        axes.set_xlabel(_label(chart.x_label), color=_sentinel("ink", 1))
+        axes.set_ylabel(_label(chart.y_label), color=_sentinel("ink", 1))
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return _inline(text.getvalue(), prefix)
@@ -211,7 +214,7 @@ def _paint_bands(axes: Any, chart: Bands) -> None:
         "Bands", chart.steps, chart.low, chart.middle, chart.high
     )
     colour = _sentinel("hue", chart.hue % NUM_HUES)
-    kept = _thin(steps, high - low, middle)
+    kept = _thin(MOST_POINTS, steps, low, middle, high)
     steps, low, middle, high = steps[kept], low[kept], middle[kept], high[kept]
     axes.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
     axes.plot(steps, middle, color=colour, linewidth=1.6)
@@ -232,7 +235,7 @@ def _paint_lines(axes: Any, chart: Lines) -> None:
         x, y = _same_length(name, steps, values)
         if chart.log_y:
             y = np.where(y > 0, y, math.nan)
-        kept = _thin(x, y)
+        kept = _thin(min(MOST_POINTS, MOST_POINTS_IN_ALL // len(colours)), x, y)
         # A single measurement is a dot; a line through it would not be seen.
         marker = "o" if len(kept) == 1 else None
         axes.plot(
@@ -356,12 +359,13 @@ def _same_length(name: str, *parts: Numbers) -> list[np.ndarray]:
     return [np.where(np.isfinite(a), a, math.nan) for a in arrays]
 
 
-def _thin(x: np.ndarray, *values: np.ndarray) -> np.ndarray:
+def _thin(most: int, x: np.ndarray, *values: np.ndarray) -> np.ndarray:
     """Which points to keep: all, or the extremes of each value in each bucket."""
-    if len(x) <= MOST_POINTS:
+    if len(x) <= most:
         return np.arange(len(x))
     kept = {0, len(x) - 1}
-    for bucket in np.array_split(np.arange(len(x)), MOST_POINTS // (2 * len(values))):
+    num_buckets = max(most // (2 * len(values)), 4)
+    for bucket in np.array_split(np.arange(len(x)), num_buckets):
         for y in values:
             part = y[bucket]
             if np.isnan(part).all():
@@ -402,8 +406,10 @@ def _histogram_summary(edges: Numbers, counts: Numbers) -> list[float | int | No
     ]
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def _label(text: str) -> str:
+    # What XML cannot hold is shown as missing; what is too long would leave no chart.
+    seen = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return seen if len(seen) <= MOST_LABEL else seen[: MOST_LABEL - 1] + "…"
 
 
 _COLOUR = re.compile(r"#e5(e[123])([0-9a-f]{2})")

@@ -353,7 +353,7 @@ class Page:
         )
         return template.render(
             page=self, figures=_Figures(), headings=_Headings(self.blocks)
-        )
+        ).lstrip()
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the page to `path`, whole or not at all, and return the path."""
