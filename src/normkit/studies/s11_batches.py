@@ -1,0 +1,408 @@
+"""S11: how large a batch, and how well mixed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normkit.calibrate import calibrate
+from normkit.errors import NormkitError
+from normkit.nn import BatchNorm2d, GroupNorm
+from normkit.studies.data import Images
+from normkit.studies.figure import band, bars
+from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.training import accuracy, cnn, train
+from normkit.studies.verdict import (
+    Verdict,
+    at_least,
+    at_most,
+    reported,
+    verdict,
+    within,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class _Ghost(nn.Module):
+    """Batch norm of chunks of `size` samples, as if they were batches of their own."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.norm, self.size = BatchNorm2d(channels), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.norm(x)
+        return torch.cat([self.norm(part) for part in x.split(self.size)])
+
+
+def _group(channels: int) -> nn.Module:
+    return GroupNorm(min(8, channels // 2), channels)
+
+
+def measure(
+    trial: Trial, *, sizes: tuple[int, ...], epochs: int, width: int, mix_epochs: int
+) -> Result:
+    """Batch size, order of the data, ghost batches, and the noise they make."""
+    images = trial.images("digits").standardized()
+    table: dict[str, dict[str, float]] = {}
+    for arm, norm in (("batch norm", BatchNorm2d), ("group norm", _group)):
+        table[arm] = {}
+        for size in sizes:
+            steps = epochs * len(images.y_train) // size
+            batches = images.batches(size, steps, trial.generator(1))
+            model = _fit(trial, images, batches, norm, width, 0.05 * (size / 32) ** 0.5)
+            table[arm][str(size)] = 100 * accuracy(model, images.x_test, images.y_test)
+    return {
+        "sizes": list(sizes),
+        "table": table,
+        "orders": _orders(trial, images, width, mix_epochs),
+        "ghosts": _ghosts(trial, images, width, mix_epochs),
+        "noise": _noise(trial, images, width),
+        "direction": _direction(trial, images, width),
+        "one_sample_error": _refuses_one_value(),
+    }
+
+
+def _fit(
+    trial: Trial,
+    images: Images,
+    batches: Tensor,
+    norm: Callable[[int], nn.Module],
+    width: int,
+    rate: float,
+) -> nn.Module:
+    torch.manual_seed(trial.seed)
+    model = cnn(images.classes, norm, width=width)
+    train(model, images, batches, rate)
+    return model
+
+
+def _orders(
+    trial: Trial, images: Images, width: int, epochs: int
+) -> dict[str, dict[str, float]]:
+    """Accuracy after training on shuffled, half-shuffled and sorted data."""
+    by_class = images.y_train.argsort(stable=True)
+    count, size = len(by_class), 64
+    generator = trial.generator(5)
+    found: dict[str, dict[str, float]] = {}
+    for order in ("shuffled", "buffer of 200", "sorted"):
+        rows = []
+        for _ in range(epochs):
+            if order == "shuffled":
+                epoch = torch.randperm(count, generator=generator)
+            elif order == "sorted":
+                epoch = by_class
+            else:
+                epoch = by_class[_through_buffer(count, 200, generator)]
+            rows.append(epoch[: count // size * size].view(-1, size))
+        batches = torch.cat(rows)
+        found[order] = {}
+        for arm, norm in (("batch norm", BatchNorm2d), ("group norm", _group)):
+            model = _fit(trial, images, batches, norm, width, 0.05)
+            found[order][arm] = 100 * accuracy(model, images.x_test, images.y_test)
+            if arm == "batch norm":
+                calibrate(model, [images.x_train])
+                exact = 100 * accuracy(model, images.x_test, images.y_test)
+                found[order]["batch norm, exact statistics"] = exact
+    return found
+
+
+def _through_buffer(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Positions in the order that a shuffle buffer of `size` lets them out."""
+    buffer = list(range(size))
+    out = []
+    for position in range(size, count + size):
+        pick = int(torch.randint(len(buffer), (), generator=generator))
+        out.append(buffer[pick])
+        if position < count:
+            buffer[pick] = position
+        else:
+            buffer.pop(pick)
+    return torch.tensor(out)
+
+
+def _ghosts(
+    trial: Trial, images: Images, width: int, epochs: int
+) -> dict[str, dict[str, float]]:
+    """Training and test accuracy on few images by ghost batch, at one SGD batch."""
+    few = trial.images("digits", train=256).standardized()
+    batches = few.batches(128, 10 * epochs, trial.generator(6))
+    found = {}
+    for size in (4, 16, 128):
+        model = _fit(trial, few, batches, lambda c, s=size: _Ghost(c, s), width, 0.05)
+        calibrate(model, [few.x_train])
+        found[str(size)] = {
+            "test": 100 * accuracy(model, few.x_test, few.y_test),
+            "train": 100 * accuracy(model, few.x_train, few.y_train),
+        }
+    return found
+
+
+@torch.no_grad()
+def _noise(trial: Trial, images: Images, width: int) -> dict[str, list[float]]:
+    """How much the logits of 16 fixed samples vary with the rest of their batch."""
+    batches = images.batches(64, 60, trial.generator(7))
+    with torch.enable_grad():
+        model = _fit(trial, images, batches, BatchNorm2d, width, 0.05).train()
+    generator = trial.generator(8)
+    sizes, spread = (8, 16, 32, 64, 128, 256), []
+    for size in sizes:
+        answers = []
+        for _ in range(24):
+            mates = torch.randint(len(images.y_train), (size - 1,), generator=generator)
+            answers.append(
+                torch.stack(
+                    [
+                        model(
+                            torch.cat([images.x_test[i : i + 1], images.x_train[mates]])
+                        )[0]
+                        for i in range(4)
+                    ]
+                )
+            )
+        spread.append(torch.stack(answers).std(0).mean().item())
+    return {"sizes": list(sizes), "spread": spread}
+
+
+def _direction(trial: Trial, images: Images, width: int) -> dict[str, list[float]]:
+    """Cosine of a batch's gradient with the full one, and samples per second.
+
+    The model has no norm layer, so that the gradient of a batch is a mean over samples.
+    """
+    torch.manual_seed(trial.seed)
+    model = cnn(images.classes, None, width=width)
+    parameters = list(model.parameters())
+
+    def gradient(rows: Tensor) -> Tensor:
+        loss = F.cross_entropy(model(images.x_train[rows]), images.y_train[rows])
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+    everything = gradient(torch.arange(len(images.y_train)))
+    generator = trial.generator(9)
+    sizes, cosines, rates = (1, 4, 16, 64), [], []
+    for size in sizes:
+        found = []
+        start = time.perf_counter()
+        for _ in range(12):
+            rows = torch.randint(len(images.y_train), (size,), generator=generator)
+            found.append(F.cosine_similarity(gradient(rows), everything, dim=0))
+        rates.append(12 * size / (time.perf_counter() - start))
+        cosines.append(torch.stack(found).mean().item())
+    return {"sizes": list(sizes), "cosine": cosines, "samples_per_second": rates}
+
+
+def _refuses_one_value() -> bool:
+    try:
+        BatchNorm2d(3).train()(torch.randn(1, 3, 1, 1))
+    except NormkitError:
+        return True
+    return False
+
+
+def judge(results: list[Result]) -> list[Verdict]:
+    """Apply the rule to the results of all seeds."""
+    sizes = results[0]["sizes"]
+    small, middle = str(sizes[0]), "32"
+
+    def cell(arm: str, size: str) -> list[float]:
+        return [r["table"][arm][size] for r in results]
+
+    def minus(a: list[float], b: list[float]) -> list[float]:
+        return [x - y for x, y in zip(a, b, strict=True)]
+
+    def order(name: str, arm: str) -> list[float]:
+        return [r["orders"][name][arm] for r in results]
+
+    def lost(arm: str) -> list[float]:
+        return minus(order("shuffled", arm), order("sorted", arm))
+
+    def gap(size: int) -> list[float]:
+        return [
+            r["ghosts"][str(size)]["train"] - r["ghosts"][str(size)]["test"]
+            for r in results
+        ]
+
+    def slope(x: list[float], y: list[float]) -> float:
+        a, b = torch.tensor(x).log(), torch.tensor(y).log()
+        return (
+            ((a - a.mean()) * (b - b.mean())).sum() / (a - a.mean()).square().sum()
+        ).item()
+
+    slopes = [slope(r["noise"]["sizes"], r["noise"]["spread"]) for r in results]
+    cosines = [r["direction"]["cosine"] for r in results]
+    speed = [
+        r["direction"]["samples_per_second"][-1]
+        / r["direction"]["samples_per_second"][0]
+        for r in results
+    ]
+    ghost_tests = minus(
+        [r["ghosts"]["16"]["test"] for r in results],
+        [r["ghosts"]["128"]["test"] for r in results],
+    )
+    return [
+        verdict(
+            "C16",
+            at_least(
+                "smallest gain in cosine from one batch size to the next",
+                [
+                    min(b - a for a, b in zip(c[:-1], c[1:], strict=True))
+                    for c in cosines
+                ],
+                0,
+            ),
+            at_least("samples per second, batch 64 / batch 1", speed, 5, none=1),
+            reported(
+                "cosine of batch 64 / cosine of batch 1",
+                [c[-1] / c[0] for c in cosines],
+            ),
+        ),
+        verdict(
+            "C34",
+            within(
+                "slope of log spread of an output against log batch",
+                slopes,
+                -0.65,
+                -0.35,
+            ),
+            at_least(
+                "test accuracy, ghost batch 16 − 128, points", ghost_tests, 0.3, none=0
+            ),
+            note="The first part: there is such noise. The second: it regularizes.",
+        ),
+        verdict(
+            "C50",
+            at_least(
+                "points lost by sorted data, batch norm", lost("batch norm"), 20, none=0
+            ),
+            at_least(
+                "the same, batch norm − group norm",
+                minus(lost("batch norm"), lost("group norm")),
+                1,
+                none=0,
+            ),
+            at_least(
+                f"accuracy, batch norm, batch {middle} − batch {small}, points",
+                minus(cell("batch norm", middle), cell("batch norm", small)),
+                5,
+                none=0,
+            ),
+            reported(
+                "sorted, batch norm with exact statistics, %",
+                order("sorted", "batch norm, exact statistics"),
+            ),
+            reported("sorted, group norm, %", order("sorted", "group norm")),
+        ),
+        verdict(
+            "C63",
+            at_least(
+                "gap of training and test accuracy, ghost batch 128 − 4, points",
+                minus(gap(128), gap(4)),
+                0.3,
+                none=0,
+            ),
+            reported(
+                "test accuracy, ghost batch 4 − 128, points",
+                minus(
+                    [r["ghosts"]["4"]["test"] for r in results],
+                    [r["ghosts"]["128"]["test"] for r in results],
+                ),
+            ),
+        ),
+        verdict(
+            "C65",
+            at_most(
+                "one value per channel trains (0: refused)",
+                [0.0 if r["one_sample_error"] else 1.0 for r in results],
+                0,
+            ),
+            at_least(
+                f"accuracy at batch {small}, group − batch norm, points",
+                minus(cell("group norm", small), cell("batch norm", small)),
+                5,
+                none=0,
+            ),
+            note="Maps larger than 1 × 1 give one image several values per channel: it "
+            "trains, badly.",
+        ),
+    ]
+
+
+def draw(figure: Figure, results: list[Result]) -> None:
+    """Accuracy over batch size, order of the data, and the noise of the statistics."""
+    axes = figure.subplots(1, 3, width_ratios=(1, 1.3, 0.9))
+    sizes = results[0]["sizes"]
+    for i, arm in enumerate(("batch norm", "group norm")):
+        rows = [[r["table"][arm][str(s)] for s in sizes] for r in results]
+        band(axes[0], sizes, rows, label=arm, index=i)
+    axes[0].set(
+        title="Test accuracy by batch", xlabel="batch", ylabel="%", xscale="log"
+    )
+    axes[0].set_xticks(sizes, [str(s) for s in sizes])
+    axes[0].minorticks_off()
+    axes[0].legend()
+    orders = ("shuffled", "buffer of 200", "sorted")
+    arms = ("batch norm", "batch norm, exact statistics", "group norm")
+    cells = [(o, a) for o in orders for a in arms]
+    rows = [[r["orders"][o][a] for r in results] for o, a in cells]
+    names = [o.replace(" of ", "\n") if a == arms[1] else "" for o, a in cells]
+    bars(axes[1], names, rows, indices=(0, 2, 1) * 3)
+    axes[1].set_title("By order (green: exact statistics)")
+    noise = results[0]["noise"]["sizes"]
+    spread = [r["noise"]["spread"] for r in results]
+    band(axes[2], noise, spread, index=0)
+    line = [spread[0][0] * math.sqrt(noise[0] / s) for s in noise]
+    axes[2].plot(noise, line, "k:", label="1/√batch")
+    axes[2].set(
+        title="Spread of one output", xscale="log", yscale="log", xlabel="batch"
+    )
+    axes[2].legend()
+
+
+STUDY = Study(
+    id="S11",
+    title="batches",
+    question="How do size and order of the batches act through batch norm?",
+    prediction="Small or sorted batches ruin batch norm and not group norm; the noise "
+    "falls with the root of the batch and regularizes.",
+    arms=(
+        "batch norm",
+        "group norm",
+        "ghost batches",
+        "shuffled, buffered and sorted data",
+    ),
+    metric="Test accuracy of a small CNN at equal epochs; spread of an output over "
+    "batch-mates; cosine of a batch's gradient with the full one.",
+    criterion="C50: sorted data costs 20 points, more than with group norm, and batch "
+    "32 is 5 points above the smallest. C34: slope −0.65 to −0.35, and ghost batches of "
+    "16 give 0.3 points. C63: a gap smaller by 0.3. C16: cosine grows, five times the "
+    "samples per second. C65: one value is refused, group norm 5 points ahead.",
+    claims=("C16", "C34", "C50", "C63", "C65"),
+    minutes=6,
+    scales={
+        "quick": Scale(2, {"sizes": (8, 32), "epochs": 1, "width": 8, "mix_epochs": 1}),
+        "cpu": Scale(
+            5, {"sizes": (2, 4, 8, 32, 128), "epochs": 3, "width": 16, "mix_epochs": 6}
+        ),
+        "gpu": Scale(
+            10,
+            {
+                "sizes": (2, 4, 8, 32, 128, 512),
+                "epochs": 30,
+                "width": 64,
+                "mix_epochs": 30,
+            },
+        ),
+    },
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)
