@@ -12,7 +12,7 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.engine import normalize, standardize
 from normkit.functional.running import update_running
-from normkit.moments import Moments
+from normkit.moments import Moments, broadcast_mask
 
 __all__ = ["batch_norm", "instance_norm"]
 
@@ -126,7 +126,8 @@ def batch_norm(
         if mask is None:
             return standardize(input, mean, var, gain, offset, eps)
         # Zeroed on the way in too: a NaN of the padding would meet dy = 0 in dweight.
-        hidden = ~mask if mask.dtype == torch.bool else mask <= 0
+        valid = broadcast_mask(mask, input)
+        hidden = ~valid if valid.dtype == torch.bool else valid <= 0
         seen = input.masked_fill(hidden, 0)
         y = standardize(seen, mean, var, gain, offset, eps)
         return y.masked_fill(hidden, 0)

@@ -1,20 +1,15 @@
 """Measure, standardize, and the backward of both.
 
-    y = (x − mean)·inv_std·weight + bias          over the values that share a statistic
+    y = act((x − mean)·inv_std·weight + bias + residual)
 
-With g = dy·weight and n values per statistic,
-
-    dx = inv_std·g − inv_std·Σg/n − (x − mean)·inv_std³·Σg(x − mean)/n
-    dweight = Σ dy·(x − mean)·inv_std,   dbias = Σ dy
-
-because d(mean)/dx = 1/n, d(var)/dx = 2(x − mean)/n and d(var)/d(mean) = 0. Root mean
-square is the same with mean = 0. The first derivative runs on the four primitives;
-higher derivatives, forward mode, `torch.func` and `torch.compile` run `composed`, the
-same map in differentiable torch operations.
+over the values that share a statistic. The first derivative runs on the kernels
+(`normkit.kernels.composed` derives it); higher derivatives, forward mode, `torch.func`
+and `torch.compile` run `composed`, the same map in differentiable torch operations.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +17,9 @@ from torch import Tensor
 
 from normkit.errors import ShapeError
 from normkit.kernels.choose import choose
-from normkit.kernels.primitives import vector_dtype
+from normkit.kernels.composed import Grads, fused
+from normkit.kernels.epilogue import Epilogue, activate
+from normkit.kernels.primitives import split, vector_dtype
 from normkit.moments import (
     Moments,
     broadcast_mask,
@@ -31,6 +28,8 @@ from normkit.moments import (
 )
 
 __all__ = ["composed", "normalize", "standardize"]
+
+_NONE = Epilogue()
 
 
 def normalize(
@@ -42,6 +41,7 @@ def normalize(
     *,
     mask: Tensor | None = None,
     centered: bool = True,
+    epilogue: Epilogue = _NONE,
 ) -> tuple[Tensor, Moments]:
     """Standardize `x` by its own statistics over `dims`.
 
@@ -55,6 +55,7 @@ def normalize(
         mask: Which values count: bool or weights ≥ 0, broadcastable to `x`. Outputs
             and gradients are 0 where it is False or 0.
         centered: Subtract the mean; False divides by the root mean square.
+        epilogue: A residual to add and an activation to apply, in the same pass.
 
     Returns:
         The standardized values, in the dtype of `x`, and the Moments they were
@@ -62,24 +63,19 @@ def normalize(
 
     Raises:
         DtypeError: `x` is not floating point.
-        ShapeError: `weight` or `bias` does not broadcast to `x`.
+        ShapeError: `weight` or `bias` does not broadcast to `x`, or the residual has
+            another shape.
     """
-    _check_affine(x, weight, bias)
+    _check_affine(x, weight, bias, epilogue.residual)
     is_weighted = mask is not None and mask.dtype != torch.bool
-    if _is_transformed() or is_weighted:
-        return composed(x, dims, weight, bias, eps, mask=mask, centered=centered)
-    with torch.no_grad():
-        valid = None if mask is None else broadcast_mask(mask, x)
-        measured = choose(x, dims).moments(x, dims, valid)
-        if centered:
-            center, spread = measured.mean, measured.var
-        else:
-            center, spread = torch.zeros_like(measured.mean), measured.mean_square
-        inv_std = torch.rsqrt(spread + eps)
-    y = _Standardize.apply(
-        x, weight, bias, valid, center, inv_std, measured.count, dims, eps, centered
-    )
-    return y, measured
+    if is_weighted or _is_transformed():
+        return composed(
+            *(x, dims, weight, bias, eps),
+            **{"mask": mask, "centered": centered, "epilogue": epilogue},
+        )
+    valid = None if mask is None else broadcast_mask(mask, x)
+    job = _Job(dims, eps, centered, epilogue.activation, epilogue.slope)
+    return _run(x, weight, bias, epilogue.residual, valid, job), job.measured
 
 
 def standardize(
@@ -89,6 +85,8 @@ def standardize(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    epilogue: Epilogue = _NONE,
 ) -> Tensor:
     """Standardize `x` by given statistics, as batch norm does in eval mode.
 
@@ -99,23 +97,24 @@ def standardize(
         weight: Factor after standardizing, broadcastable to `x`.
         bias: Summand after that, of the shape of `weight`.
         eps: Added to the variance, inside the root.
+        epilogue: A residual to add and an activation to apply, in the same pass.
 
     Returns:
-        (x − mean)/√(var + eps)·weight + bias, in the dtype of `x`. The statistics
-        are constants: no gradient goes to them, as in torch.
+        act((x − mean)/√(var + eps)·weight + bias + residual), in the dtype of `x`. The
+        statistics are constants: no gradient goes to them, as in torch.
     """
-    _check_affine(x, weight, bias)
+    _check_affine(x, weight, bias, epilogue.residual)
     with torch.no_grad():
-        inv_std = torch.rsqrt(var.to(vector_dtype(x.device)) + eps)
-    mean = mean.detach()
+        wide = vector_dtype(x.device)
+        inv_std = torch.rsqrt(var.to(wide) + eps)
+        # A copy: running statistics may move before this forward's backward.
+        center = mean.detach().to(wide, copy=True)
     if _is_transformed():
-        compute = statistics_dtype(x.dtype)
-        y = (x.to(compute) - mean.to(compute)) * inv_std.to(compute)
-        return _affine(y, weight, bias).to(x.dtype)
+        return _by_constants(x, center, inv_std, weight, bias, epilogue)
     dims = tuple(d for d in range(x.dim()) if mean.shape[d] == 1)
-    return _Standardize.apply(
-        x, weight, bias, None, mean, inv_std, None, dims, eps, True
-    )
+    job = _Job(dims, eps, True, epilogue.activation, epilogue.slope)
+    job.center, job.inv_std = center, inv_std
+    return _run(x, weight, bias, epilogue.residual, None, job)
 
 
 def composed(
@@ -127,6 +126,7 @@ def composed(
     *,
     mask: Tensor | None = None,
     centered: bool = True,
+    epilogue: Epilogue = _NONE,
 ) -> tuple[Tensor, Moments]:
     """`normalize` in torch operations that every transform of torch understands."""
     compute = statistics_dtype(x.dtype)
@@ -144,18 +144,77 @@ def composed(
     else:
         mean = measured.hi + measured.lo
         y = values * torch.rsqrt(var + mean.square() + eps)
-    y = _affine(y, weight, bias)
+    y = _finished(_affine(y, weight, bias), epilogue)
     if valid is not None:
         y = torch.where(valid, y, torch.zeros_like(y))
     moments = measured.to_moments(vector_dtype(x.device)).detach()
     return y.to(x.dtype), moments
 
 
-class _Standardize(torch.autograd.Function):
-    """y from x and its statistics; the statistics' dependence on x is in backward.
+@dataclass
+class _Job:
+    """What one forward is asked for, and what it found.
 
-    `count` is None when the statistics are constants.
+    `measured` is None until it ran, or when the statistics are constants.
     """
+
+    dims: tuple[int, ...]
+    eps: float
+    centered: bool
+    activation: str
+    slope: float
+    measured: Any = None
+    center: Tensor | None = None
+    inv_std: Tensor | None = None
+
+    @property
+    def count(self) -> Tensor | None:
+        return None if self.measured is None else self.measured.count
+
+    def epilogue(self, residual: Tensor | None = None) -> Epilogue:
+        return Epilogue(self.activation, self.slope, residual)
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        valid: Tensor | None,
+    ) -> Tensor:
+        kernels = choose(x, self.dims)
+        kernels = fused(kernels, x, self.dims, weight, bias, residual, valid)
+        epilogue = self.epilogue(residual)
+        if self.center is not None and self.inv_std is not None:
+            return kernels.apply_given(
+                x, self.center, self.inv_std, weight, bias, epilogue
+            )
+        y, self.measured, self.inv_std = kernels.normalize(
+            *(x, self.dims, weight, bias, self.eps),
+            **{"mask": valid, "centered": self.centered, "epilogue": epilogue},
+        )
+        self.center = self.measured.mean
+        return y
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    valid: Tensor | None,
+    job: _Job,
+) -> Tensor:
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias, residual)
+    ):
+        return _Standardize.apply(x, weight, bias, residual, valid, job)
+    with torch.no_grad():
+        return job.forward(x, weight, bias, residual, valid)
+
+
+class _Standardize(torch.autograd.Function):
+    """y from x and its statistics; the statistics' dependence on x is in backward."""
 
     @staticmethod
     def forward(
@@ -163,134 +222,104 @@ class _Standardize(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        residual: Tensor | None,
         valid: Tensor | None,
-        center: Tensor,
-        inv_std: Tensor,
-        count: Tensor | None,
-        dims: tuple[int, ...],
-        eps: float,
-        centered: bool,
+        job: _Job,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias, valid, center, inv_std, count)
-        ctx.dims, ctx.eps, ctx.centered = dims, eps, centered
-        kernels = choose(x, dims)
-        if weight is None or _shared_dims(weight, dims):
-            scale = inv_std if weight is None else inv_std * weight
-            y = kernels.apply(x, center, scale, bias)
-        else:
-            y = kernels.apply(x, center, inv_std, bias, weight=weight)
-        return y if valid is None else y.masked_fill_(~valid, 0)
+        y = job.forward(x, weight, bias, residual, valid)
+        gate = None
+        if residual is not None:
+            if job.activation == "relu":
+                # Whoever reads y keeps it anyway; the residual would be kept for us.
+                residual, gate = None, y
+            elif job.activation == "none":
+                residual = None
+        ctx.save_for_backward(
+            *(x, weight, bias, residual, valid, gate),
+            *(job.center, job.inv_std, job.count),
+        )
+        ctx.job = job
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grad_outputs
-        x, weight, bias, valid, center, inv_std, count = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled() or _is_transformed(dy):
-            grads = _differentiable_grads(
-                dy, x, weight, bias, valid, center, inv_std, count, ctx, wanted
-            )
+            grads = _differentiable_grads(dy, saved, ctx.job, wanted)
         else:
-            if valid is not None:
-                # What x holds at masked places must not meet a gradient of 0.
-                dy, x = dy.masked_fill(~valid, 0), x.masked_fill(~valid, 0)
-            grads = _grads(
+            x, weight, bias, residual, valid, gate, center, inv_std, count = saved
+            job: _Job = ctx.job
+            kernels = choose(x, job.dims)
+            kernels = fused(kernels, x, job.dims, weight, bias, residual, valid, dy)
+            grads = kernels.normalize_grads(
                 *(dy, x, weight, bias, center, inv_std, count),
-                *(ctx.dims, ctx.centered, wanted),
+                **{"mask": valid, "centered": job.centered, "y": gate},
+                epilogue=job.epilogue(residual),
+                wanted=wanted,
             )
-            if valid is not None and grads[0] is not None:
-                grads = (grads[0].masked_fill_(~valid, 0), *grads[1:])
-        return (*grads, None, None, None, None, None, None, None)
-
-
-def _grads(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    center: Tensor,
-    inv_std: Tensor,
-    count: Tensor | None,
-    dims: tuple[int, ...],
-    centered: bool,
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    kernels = choose(x, dims)
-    wants_x, wants_weight, wants_bias = wanted
-    affine = weight if weight is not None else bias
-    needs_sums = (wants_x and count is not None) or wants_weight or wants_bias
-    dweight = dbias = sum_g = sum_g_rest = None
-    shared = dims if affine is None else _shared_dims(affine, dims)
-    if needs_sums and shared:
-        # One reduction serves both: what is left to sum lies on small vectors.
-        sum_dy, sum_dy_rest = kernels.reduce_grads(dy, x, center, shared)
-        if wants_weight and weight is not None:
-            dweight = (sum_dy_rest * inv_std).sum_to_size(weight.shape)
-        if wants_bias and bias is not None:
-            dbias = sum_dy.sum_to_size(bias.shape)
-        left = tuple(d for d in dims if d not in shared)
-        wide_weight = 1 if weight is None else weight.to(sum_dy.dtype)
-        sum_g, sum_g_rest = sum_dy * wide_weight, sum_dy_rest * wide_weight
-        if left:
-            sum_g = sum_g.sum(left, keepdim=True)
-            sum_g_rest = sum_g_rest.sum(left, keepdim=True)
-    elif needs_sums and affine is not None:
-        if wants_x and count is not None:
-            sum_g, sum_g_rest = kernels.reduce_grads(dy, x, center, dims, weight=weight)
-        if wants_weight or wants_bias:
-            spread_over = tuple(d for d in range(x.dim()) if affine.shape[d] == 1)
-            dbias, dweight = kernels.reduce_grads(
-                dy, x, center, spread_over, scale=inv_std
-            )
-    dx = None
-    if wants_x:
-        a, factor = inv_std, weight
-        if weight is not None and _shared_dims(weight, dims):
-            a, factor = inv_std * weight, None
-        b = c = torch.zeros_like(inv_std)
-        if count is not None and sum_g is not None and sum_g_rest is not None:
-            n = count.to(inv_std.dtype).clamp(min=1)
-            b = inv_std.pow(3) * sum_g_rest / -n
-            if centered:
-                c = inv_std * sum_g / -n
-        dx = kernels.apply_grads(dy, x, center, a, b, c, weight=factor)
-    return (
-        dx,
-        dweight.to(weight.dtype)
-        if weight is not None and dweight is not None
-        else None,
-        dbias.to(bias.dtype) if bias is not None and dbias is not None else None,
-    )
+        return (*grads, None, None)
 
 
 def _differentiable_grads(
     dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    valid: Tensor | None,
-    center: Tensor,
-    inv_std: Tensor,
-    count: Tensor | None,
-    ctx: Any,
+    saved: tuple[Tensor, ...],
+    job: _Job,
     wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Grads:
     """The same gradients as a graph of their own, for create_graph=True."""
+    x, weight, bias, residual, valid, gate, center, inv_std, count = saved
+    with_graph = torch.is_grad_enabled()
+    epilogue = job.epilogue(residual)
+    if gate is not None:
+        # Where the relu was open is a constant: its second derivative is 0.
+        dy, epilogue = dy.masked_fill(gate <= 0, 0), _NONE
+    if valid is not None:
+        dy = dy.masked_fill(~valid, 0)
+    dresidual = dy if wanted[3] and residual is None else None
     with torch.enable_grad():
         if count is None:
-            compute = statistics_dtype(x.dtype)
-            y = (x.to(compute) - center.to(compute)) * inv_std.to(compute)
-            y = _affine(y, weight, bias).to(x.dtype)
+            y = _by_constants(x, center, inv_std, weight, bias, epilogue)
         else:
             y, _ = composed(
-                x, ctx.dims, weight, bias, ctx.eps, mask=valid, centered=ctx.centered
+                *(x, job.dims, weight, bias, job.eps),
+                **{"mask": valid, "centered": job.centered, "epilogue": epilogue},
             )
-    named = zip((x, weight, bias), wanted, strict=True)
-    inputs = [t for t, is_wanted in named if is_wanted and t is not None]
-    with_graph = torch.is_grad_enabled()
-    found = iter(torch.autograd.grad(y, inputs, dy, create_graph=with_graph))
-    dx, dweight, dbias = (next(found) if w else None for w in wanted)
-    return dx, dweight, dbias
+    named = zip((x, weight, bias, residual), wanted, strict=True)
+    is_asked = [is_wanted and t is not None for t, is_wanted in named]
+    inputs = [
+        t
+        for t, asked in zip((x, weight, bias, residual), is_asked, strict=True)
+        if asked
+    ]
+    found = iter(
+        torch.autograd.grad(y, inputs, dy, create_graph=with_graph) if inputs else ()
+    )
+    dx, dweight, dbias, through = (next(found) if asked else None for asked in is_asked)
+    return dx, dweight, dbias, through if dresidual is None else dresidual
+
+
+def _by_constants(
+    x: Tensor,
+    center: Tensor,
+    inv_std: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    epilogue: Epilogue,
+) -> Tensor:
+    compute = statistics_dtype(x.dtype)
+    hi, lo = split(center, compute)
+    rest = x.to(compute) - hi
+    rest = rest if lo is None else rest - lo
+    y = _affine(rest * inv_std.to(compute), weight, bias)
+    return _finished(y, epilogue).to(x.dtype)
+
+
+def _finished(z: Tensor, epilogue: Epilogue) -> Tensor:
+    if epilogue.residual is not None:
+        z = z + epilogue.residual.to(z.dtype)
+    return activate(epilogue.activation, z, epilogue.slope)
 
 
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -301,12 +330,9 @@ def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _shared_dims(affine: Tensor, dims: tuple[int, ...]) -> tuple[int, ...]:
-    """The reduced dimensions along which the learned affine is constant, too."""
-    return tuple(d for d in dims if affine.shape[d] == 1)
-
-
-def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+def _check_affine(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
+) -> None:
     statistics_dtype(x.dtype)
     for name, t in (("weight", weight), ("bias", bias)):
         if t is None:
@@ -323,6 +349,11 @@ def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None
         raise ShapeError(
             f"weight of shape {tuple(weight.shape)} and bias of shape "
             f"{tuple(bias.shape)} must have one shape"
+        )
+    if residual is not None and residual.shape != x.shape:
+        raise ShapeError(
+            f"residual of shape {tuple(residual.shape)} must have the shape of x, "
+            f"{tuple(x.shape)}; use expand()"
         )
 
 

@@ -15,6 +15,7 @@ from normkit.functional.arguments import (
     check_trailing,
 )
 from normkit.functional.engine import normalize
+from normkit.moments import broadcast_mask
 
 __all__ = ["group_norm", "layer_norm", "rms_norm"]
 
@@ -198,7 +199,7 @@ def group_norm(
     gain = None if weight is None else weight.view(shape)
     offset = None if bias is None else bias.view(shape)
     if mask is not None:
-        mask = mask.expand(input.shape).unflatten(1, grouped)
+        mask = broadcast_mask(mask, input).unflatten(1, grouped)
     dims = tuple(range(2, split.dim()))
     y, _ = normalize(split, dims, gain, offset, eps, mask=mask)
     return y.flatten(1, 2)

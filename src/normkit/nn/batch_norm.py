@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normkit.functional import batch_norm
 from normkit.nn.running_state import RunningStateLayer, check_momentum
-from normkit.nn.tracing import recorded_call
+from normkit.nn.tracing import is_recorded_by_jit, recorded_call
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormLayer"]
 
@@ -39,6 +39,8 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
         """
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
+        if is_recorded_by_jit(mask):
+            return super().forward(input)
         self._check_input_dim(input)
         has_buffers = self.running_mean is not None or self.running_var is not None
         # Buffers may outlive track_running_stats: eval then still uses them, and

@@ -14,7 +14,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional import instance_norm
 from normkit.nn.running_state import RunningStateLayer, check_momentum
-from normkit.nn.tracing import recorded_call
+from normkit.nn.tracing import is_recorded_by_jit, recorded_call
 
 __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "InstanceNormLayer"]
 
@@ -58,6 +58,8 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         """
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
+        if is_recorded_by_jit(mask):
+            return super().forward(input)
         self._check_input_dim(input)
         self._check_features(input)
         if input.dim() == self._get_no_batch_dim():

@@ -48,6 +48,11 @@ class _LazyLayer(_LazyNormBase):
         unbatched = getattr(self, "_get_no_batch_dim", lambda: None)()
         batch = input.unsqueeze(0) if input.dim() == unbatched else input
         super().initialize_parameters(batch)
+        # torch leaves 0 when a checkpoint has materialized the parameters, and when
+        # there are none.
+        per_channel = (self.weight, self.running_mean)
+        known = [v.numel() for v in per_channel if v is not None]
+        self.num_features = known[0] if known else batch.shape[1]
 
 
 class LazyBatchNorm1d(_LazyLayer, torch.nn.LazyBatchNorm1d, BatchNormLayer):

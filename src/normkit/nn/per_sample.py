@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.functional import group_norm, layer_norm, rms_norm
-from normkit.nn.tracing import recorded_call
+from normkit.nn.tracing import is_recorded_by_jit, recorded_call
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
@@ -56,6 +56,8 @@ class LayerNorm(torch.nn.LayerNorm):
         """
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
+        if is_recorded_by_jit(mask):
+            return super().forward(input)
         return layer_norm(
             *(input, self.normalized_shape, self.weight, self.bias, self.eps),
             mask=mask,
@@ -100,6 +102,8 @@ class RMSNorm(torch.nn.RMSNorm):
         """
         if (node := recorded_call(self, x, mask=mask)) is not None:
             return node
+        if is_recorded_by_jit(mask):
+            return super().forward(x)
         return rms_norm(x, self.normalized_shape, self.weight, self.eps, mask=mask)
 
 
@@ -176,6 +180,8 @@ class GroupNorm(torch.nn.GroupNorm):
         """
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
+        if is_recorded_by_jit(mask):
+            return super().forward(input)
         return group_norm(
             *(input, self.num_groups, self.weight, self.bias, self.eps), mask=mask
         )

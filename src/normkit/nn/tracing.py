@@ -1,7 +1,9 @@
-"""How `torch.fx` sees a layer: one call of one module, as it sees torch.nn's own.
+"""How the tracers of torch see a layer: as they see torch.nn's own, as one call.
 
-The tracer looks into every module whose class lies outside `torch.nn`. Inside it would
-bake the branch of the current mode into the graph and count a batch while tracing.
+torch.fx     looks into every module whose class lies outside `torch.nn`. Inside, it
+             would bake the current mode into the graph and count a batch.
+torch.jit    records tensor operations and bakes shapes. It is given torch's operator,
+             which exporters know and which takes other shapes later.
 """
 
 from __future__ import annotations
@@ -9,9 +11,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Proxy, Tracer
 
-__all__ = ["recorded_call"]
+__all__ = ["is_recorded_by_jit", "recorded_call"]
+
+
+def is_recorded_by_jit(mask: Tensor | None) -> bool:
+    """Whether torch.jit.trace is watching a call that torch.nn's forward can do."""
+    is_watching = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return mask is None and is_watching
 
 
 def recorded_call(layer: torch.nn.Module, x: Any, **extras: Any) -> Any:
