@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normkit.init.flow import Flow, Step
+from normkit.init.flow import Flow, Step, is_homogeneous
 from normkit.init.theory import kept_signal
 
 __all__ = ["Plan", "plan"]
@@ -57,6 +57,7 @@ def plan(flow: Flow, *, residual: bool = True) -> Plan:
     scales: dict[str, float] = {}
     rules: dict[str, str] = {}
     mean_square: dict[int, float] = {}
+    nonnegative: set[int] = set()
     for step in flow.steps:
         incoming = mean_square.get(step.inputs[0], 1.0)
         if step.kind == "linear":
@@ -69,15 +70,23 @@ def plan(flow: Flow, *, residual: bool = True) -> Plan:
                 scales[step.name] = q / (incoming or 1.0)
             outgoing = scales[step.name] * incoming
         elif step.kind == "activation" and step.function is not None:
-            outgoing = kept_signal(step.function, incoming)
+            positive = step.inputs[0] in nonnegative
+            outgoing = step.activated(incoming, is_nonnegative=positive)
+            if _is_rectifier(step.function):
+                nonnegative.add(step.output)
         elif step.kind == "norm":
             outgoing = 0.0 if step.name in zeroed else 1.0
         elif step.kind == "add":
-            outgoing = sum(mean_square.get(value, 1.0) for value in step.inputs)
+            terms = {v: mean_square.get(v, 1.0) for v in step.inputs}
+            outgoing = sum(terms.values())
+            if all(v in nonnegative for v, term in terms.items() if term):
+                nonnegative.add(step.output)
         elif step.kind == "opaque":
             outgoing = incoming * opaque.get(step.name, 1.0)
         else:
             outgoing = incoming
+            if step.inputs[0] in nonnegative:
+                nonnegative.add(step.output)
         mean_square[step.output] = outgoing
     return Plan(scales, rules, tuple(sorted(zeroed)), opaque)
 
@@ -86,13 +95,12 @@ def _wanted(activation: Step | None) -> tuple[float, str]:
     """The mean square that the outputs of a map should have, and why."""
     if activation is None or activation.function is None:
         return 1.0, "no activation follows"
-    if _is_homogeneous(activation.function):
+    if is_homogeneous(activation.function):
         q = 1.0 / kept_signal(activation.function)
         return q, f"before {activation.name}"
     return 1.0, f"before {activation.name}"
 
 
-def _is_homogeneous(function: Callable[[Tensor], Tensor]) -> bool:
-    z = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0], dtype=torch.float64)
+def _is_rectifier(function: Callable[[Tensor], Tensor]) -> bool:
     with torch.no_grad():
-        return bool(torch.allclose(function(4 * z), 4 * function(z), rtol=1e-9))
+        return bool((function(torch.linspace(-4, 4, 81).double()) >= 0).all())

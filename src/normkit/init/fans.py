@@ -101,7 +101,8 @@ def linear_maps(model: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
     """Every linear map of a model in the order of its modules, each weight once.
 
     Returns:
-        The maps, and the reason against each layer with a weight that is none.
+        The maps, and the reason against each layer with a weight that is none and no
+        normalization.
     """
     maps: list[LinearMap] = []
     left: dict[str, str] = {}
@@ -116,6 +117,7 @@ def linear_maps(model: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
             reason = f"shares its weight with {owners[id(weight)]!r}"
         if reason is not None:
             left[name] = reason
+        if reason is not None or isinstance(module, _NORMS):
             continue
         for parameter in own.values():
             owners.setdefault(id(parameter), name)
@@ -135,11 +137,9 @@ def _reason_against(module: nn.Module) -> str | None:
         return "lazy: run the model once first"
     if parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
         return "its weight is computed from others (a parametrization)"
-    known = (nn.Linear, *_CONV, *_TRANSPOSED, nn.RNNBase, nn.RNNCellBase)
+    known = (*_NORMS, nn.Linear, *_CONV, *_TRANSPOSED, nn.RNNBase, nn.RNNCellBase)
     if isinstance(module, (*known, nn.MultiheadAttention)):
         return None
-    if isinstance(module, _NORMS):
-        return "a normalization keeps its weight and bias"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "looks rows up and sums nothing"
     return f"a {type(module).__name__} is no linear map that is known here"

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from normkit.init.theory import kept_gradient, kept_signal
 
-__all__ = ["Flow", "Step", "ratio"]
+__all__ = ["Flow", "Step", "is_homogeneous", "ratio"]
 
 
 @dataclass
@@ -27,7 +28,9 @@ class Step:
         after: Mean square of the output, as measured.
         function: Of an activation: itself, on a tensor.
         gradient: Mean square of the gradient of the output, once measured.
-        shape: Of the output.
+        kept: Mean square of the gradient of the first input, per that of the output, as
+            measured by itself; None where it was not.
+        is_nonnegative: Whether the first input has no negative value.
     """
 
     kind: str
@@ -38,7 +41,20 @@ class Step:
     after: float
     function: Callable[[Tensor], Tensor] | None = None
     gradient: float | None = None
-    shape: tuple[int, ...] = ()
+    kept: float | None = None
+    is_nonnegative: bool = False
+
+    def activated(self, mean_square: float, *, is_nonnegative: bool) -> float:
+        """What the activation makes of a mean square.
+
+        By theory for normal inputs; where those are not negative and the activation is
+        the identity up to a factor there, as ReLU after ReLU, by that factor.
+        """
+        assert self.function is not None
+        if is_nonnegative and is_homogeneous(self.function):
+            one = self.function(torch.ones(1, dtype=torch.float64))
+            return float(one.square()) * mean_square
+        return kept_signal(self.function, mean_square)
 
 
 @dataclass
@@ -80,10 +96,12 @@ class Flow:
     def branch_ends(self) -> list[Step]:
         """The last linear map or normalization of each residual branch.
 
-        At a sum of two values, one is the branch if more layers were run for it alone
-        than for the other alone; without such a difference neither is.
+        At a sum of two values of common origin, one is the branch if more layers were
+        run for it alone than for the other alone, and for that no more than a
+        projection and its norm; without such a difference neither is.
         """
-        made_by: dict[int, frozenset[int]] = {}
+        # What a value was made by: the indices of layers, and sources as negatives.
+        made_by = {value: frozenset([-value]) for value in self.sources}
         last: dict[int, Step | None] = {}
         ends: list[Step] = []
         for index, step in enumerate(self.steps):
@@ -97,7 +115,8 @@ class Flow:
                 one, two = (made_by.get(v, frozenset()) for v in step.inputs)
                 longer = len(one - two) - len(two - one)
                 end = last.get(step.inputs[0 if longer > 0 else 1])
-                if longer and one & two and end is not None:
+                shortcut = min(len(one - two), len(two - one))
+                if longer and one & two and shortcut <= 2 and end is not None:
                     ends.append(end)
                 latest = None
             made_by[step.output], last[step.output] = past, latest
@@ -123,7 +142,8 @@ class Flow:
             if step.kind == "linear":
                 q[step.output] = forward.get(step.name, 1.0) * first
             elif step.kind == "activation" and step.function is not None:
-                q[step.output] = kept_signal(step.function, first)
+                positive = step.is_nonnegative
+                q[step.output] = step.activated(first, is_nonnegative=positive)
             elif step.kind == "norm":
                 q[step.output] = step.after
             elif step.kind == "add":
@@ -140,10 +160,12 @@ class Flow:
                 factor = backward.get(step.name, 1.0)
             elif step.kind == "activation" and step.function is not None:
                 factor = kept_gradient(step.function, first)
-            elif step.kind == "norm":
-                factor = ratio(step.after, first)
+                if step.is_nonnegative and is_homogeneous(step.function):
+                    factor = step.activated(1.0, is_nonnegative=True)
             elif step.kind == "add":
                 factor = 1.0
+            elif step.kept is not None:
+                factor = step.kept
             else:
                 factor = ratio(step.after, step.before)
             for value in step.inputs:
@@ -168,6 +190,13 @@ class Flow:
             if step.gradient is not None and scale:
                 gradient.setdefault(step.name, step.gradient / scale)
         return signal, gradient
+
+
+def is_homogeneous(function: Callable[[Tensor], Tensor]) -> bool:
+    """Whether φ(cz) = c·φ(z) for c > 0, as for ReLU and leaky ReLU."""
+    z = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0], dtype=torch.float64)
+    with torch.no_grad():
+        return bool(torch.allclose(function(4 * z), 4 * function(z), rtol=1e-9))
 
 
 def ratio(a: float, b: float) -> float:

@@ -47,6 +47,12 @@ class InitLine:
     gradient_predicted: float | None = None
     gradient_measured: float | None = None
 
+    @property
+    def label(self) -> str:
+        """The name, with the part of the layer where it holds several maps."""
+        _, _, part = self.kind.partition(".")
+        return f"{self.name} {part}" if part else self.name
+
 
 @dataclass(frozen=True)
 class InitReport:
@@ -68,15 +74,16 @@ class InitReport:
     def to_text(self) -> str:
         """A table: n·Var[w] as meant and drawn, forward and backward."""
         lines = [f"{self.scheme}: n·Var[w], predicted and measured"]
-        width = max([5, *(len(line.name) for line in self.lines)])
+        labels = [line.label for line in self.lines]
+        width = max([5, *(len(label) for label in labels)])
         has_signal = any(line.signal_measured is not None for line in self.lines)
         head = f"{'layer':<{width}}  {'forward':>17}  {'backward':>17}"
         if has_signal:
             head += f"  {'E[y²]':>19}  {'E[dy²], relative':>19}"
         lines.append(head + "  rule")
-        for line in self.lines:
+        for line, label in zip(self.lines, labels, strict=True):
             row = (
-                f"{line.name:<{width}}  {line.predicted:>8.4g} {line.measured:>8.4g}  "
+                f"{label:<{width}}  {line.predicted:>8.4g} {line.measured:>8.4g}  "
                 f"{line.predicted_back:>8.4g} {line.measured_back:>8.4g}"
             )
             if has_signal:

@@ -129,6 +129,7 @@ class _Tape(TorchFunctionMode):
         ins = [t for t in _tensors((args, kwargs)) if t.is_floating_point()]
         # Before the call: it may write over its input.
         mean_squares = {id(t): _mean_square(t) for t in ins}
+        positive = [bool((t >= 0).all()) for t in ins if _is_value(t)]
         numbers = [self.number(t, mean_squares[id(t)]) for t in ins if _is_value(t)]
         output = func(*args, **kwargs)
         outs = [t for t in _tensors(output) if t.is_floating_point()]
@@ -138,7 +139,11 @@ class _Tape(TorchFunctionMode):
         first = next(t for t in ins if _is_value(t))
         used = numbers if kind == "add" else numbers[:1] if kind != "other" else numbers
         for out in outs:
-            self._write(kind, name, tuple(used), mean_squares[id(first)], out, function)
+            step = Step(
+                kind, name, tuple(used), 0, mean_squares[id(first)], 0, function
+            )
+            step.is_nonnegative = positive[0]
+            self._write(step, first, out)
         return output
 
     def _classified(
@@ -173,40 +178,33 @@ class _Tape(TorchFunctionMode):
         self._numbers[id(tensor)] = len(self._alive)
         return len(self._alive)
 
-    def _write(
-        self,
-        kind: str,
-        name: str,
-        inputs: tuple[int, ...],
-        before: float,
-        out: Tensor,
-        function: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        number = self._give_number(out)
-        after = _mean_square(out)
-        shape = tuple(out.shape)
-        step = Step(kind, name, inputs, number, before, after, function, shape=shape)
+    def _write(self, step: Step, first: Tensor, out: Tensor) -> None:
+        """Complete a step by its output, and append it."""
+        step.output, step.after = self._give_number(out), _mean_square(out)
         self.flow.steps.append(step)
-        if kind == "linear" and out.requires_grad:
+        if step.kind in ("norm", "opaque", "other"):
+            step.kept = _kept_gradient(first, out)
+        if step.kind == "linear" and out.requires_grad:
             out.register_hook(lambda g: setattr(step, "gradient", _mean_square(g)))
 
     def _around(self, kind: str, name: str) -> tuple[Any, Any]:
         """Hooks that write a whole module as one step."""
-        before: list[tuple[int, float]] = []
+        before: list[tuple[Tensor, int, float]] = []
 
         def enter(module: nn.Module, args: Any) -> None:
             # Deeper first: what is computed here is no part of the model.
             self._depth += 1
             if self._depth == 1:
                 values = [t for t in _tensors(args) if t.is_floating_point()]
-                before[:] = [(self.number(t), _mean_square(t)) for t in values[:1]]
+                before[:] = [(t, self.number(t), _mean_square(t)) for t in values[:1]]
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if self._depth == 1 and before:
-                number, mean_square = before[0]
+                first, number, mean_square = before[0]
                 for out in _tensors(output):
                     if out.is_floating_point():
-                        self._write(kind, name, (number,), mean_square, out)
+                        step = Step(kind, name, (number,), 0, mean_square, 0)
+                        self._write(step, first, out)
             self._depth -= 1
 
         return enter, leave
@@ -246,6 +244,19 @@ def _alone(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
     rest = [a.mean().double() if isinstance(a, Tensor) else a for a in args[1:]]
     keywords = {k: v for k, v in kwargs.items() if k != "input"}
     return lambda z: func(z.clone(), *rest, **keywords)
+
+
+def _kept_gradient(first: Tensor, out: Tensor) -> float | None:
+    """Mean square of the gradient of `first` for a normal one of `out` of 1, alone."""
+    # Written over, or a view of it: it is then no longer what went in.
+    if first is out or not (first.requires_grad and out.requires_grad):
+        return None
+    source = torch.Generator().manual_seed(0)
+    v = torch.randn(out.shape, generator=source).to(out.device, out.dtype)
+    (gradient,) = torch.autograd.grad(
+        out, first, v, retain_graph=True, allow_unused=True
+    )
+    return None if gradient is None else _mean_square(gradient)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
