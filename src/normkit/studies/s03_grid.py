@@ -260,7 +260,7 @@ STUDY = Study(
     minutes=4,
     scales={
         "quick": Scale(2, {"steps": 60, "hidden": (32, 32, 32), "layer_draws": 8}),
-        "cpu": Scale(5, {"steps": 400, "hidden": (64, 64, 64, 64), "layer_draws": 24}),
+        "cpu": Scale(5, {"steps": 240, "hidden": (48, 48, 48, 48), "layer_draws": 16}),
         "gpu": Scale(10, {"steps": 2000, "hidden": (256,) * 6, "layer_draws": 128}),
     },
     measure=measure,

@@ -1,0 +1,253 @@
+"""S15: scaling the inputs, and what whitening costs."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from normkit.nn import BatchNorm1d
+from normkit.studies.data import Images
+from normkit.studies.figure import band, bars
+from normkit.studies.replicas import Recipe, Replicas, stds_for
+from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_RATES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_SCALINGS = ("0 to 255", "0 to 1", "standardized", "whitened")
+_TARGET = 0.92
+
+
+def measure(
+    trial: Trial, *, steps: int, hidden: tuple[int, ...], features: tuple[int, ...]
+) -> Result:
+    """Steps to the target by input scaling; cost of whitening; the detached toy."""
+    images = trial.images("digits").flat()
+    scaled = _scalings(images)
+    reached = {}
+    for name in _SCALINGS:
+        reached[name] = _steps_to_target(trial, scaled[name], steps, hidden)
+    white = scaled["whitened"].x_train
+    covariance = white.T @ white / len(white)
+    used = covariance.diagonal() > 0.5  # pixels that vary
+    apart = (covariance - torch.diag(covariance.diagonal()))[used][:, used]
+    return {
+        "steps": steps,
+        "reached": reached,
+        "correlation": apart.abs().max().item(),
+        "features": list(features),
+        "microseconds": _cost(trial, features),
+        "toy": _toy(trial),
+    }
+
+
+def _scalings(images: Images) -> dict[str, Images]:
+    """The same pixels in four scales; statistics of the training images."""
+
+    def made(convert) -> Images:
+        return replace(
+            images, x_train=convert(images.x_train), x_test=convert(images.x_test)
+        )
+
+    x = images.x_train
+    mean, std = x.mean(0), x.std(0)
+    centred = x - mean
+    values, vectors = torch.linalg.eigh((centred.T @ centred / len(x)).double())
+    # Directions in which the training images do not vary are left at zero.
+    inverse = torch.where(values > 1e-4, values.clamp(min=1e-4).rsqrt(), 0.0)
+    zca = ((vectors * inverse) @ vectors.T).float()
+    return {
+        "0 to 255": made(lambda v: v * 255),
+        "0 to 1": images,
+        "standardized": made(lambda v: (v - mean) / std.clamp(min=0.05)),
+        "whitened": made(lambda v: (v - mean) @ zca),
+    }
+
+
+def _steps_to_target(
+    trial: Trial, images: Images, steps: int, hidden: tuple[int, ...]
+) -> float:
+    """Steps of the best rate to the target test accuracy; inf if none gets there."""
+    widths = (images.x_train.shape[1], *hidden, images.classes)
+    stds = stds_for(widths, math.sqrt(2)).expand(len(_RATES), -1)
+    nets = Replicas(
+        Recipe(widths, "relu"), stds, trial.generator(1), device=trial.device
+    )
+    rates = torch.tensor(_RATES, device=trial.device)
+    for step, rows in enumerate(images.batches(60, steps, trial.generator(2)), 1):
+        nets.step(images.x_train[rows], images.y_train[rows], rates)
+        if (
+            step % 2 == 0
+            and max(nets.accuracy(images.x_test, images.y_test)) >= _TARGET
+        ):
+            return step
+    return math.inf
+
+
+@torch.no_grad()
+def _cost(trial: Trial, features: tuple[int, ...]) -> dict[str, list[float]]:
+    """Microseconds of a training-mode forward: batch norm and ZCA whitening.
+
+    The batch has four samples per feature, so that the covariance has full rank.
+    """
+    spent: dict[str, list[float]] = {"batch norm": [], "whitening": []}
+    for size in features:
+        x = torch.randn(4 * size, size, generator=trial.generator(3))
+        layer = BatchNorm1d(size, affine=False)
+        rounds: dict[str, list[float]] = {name: [] for name in spent}
+        for _ in range(5):
+            for name, call in (("batch norm", layer), ("whitening", _whiten)):
+                start = time.perf_counter()
+                call(x)
+                rounds[name].append(1e6 * (time.perf_counter() - start))
+        for name, times in rounds.items():
+            spent[name].append(sorted(times)[len(times) // 2])
+    return spent
+
+
+def _whiten(x: Tensor) -> Tensor:
+    centred = x - x.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+    return centred @ ((vectors * (values + 1e-5).rsqrt()) @ vectors.T)
+
+
+def _toy(trial: Trial) -> dict[str, float]:
+    """The example of the paper: a bias, then the mean removed.
+
+    The bias cannot change the output. A step that ignores how the mean depends on it
+    moves it for ever, and the loss stays.
+    """
+    u = torch.randn(64, generator=trial.generator(4))
+    target = 1 + 0.1 * torch.randn(64, generator=trial.generator(5))
+    found = {}
+    for name in ("detached", "full"):
+        bias = torch.zeros((), requires_grad=True)
+        losses = []
+        for _ in range(200):
+            x = u + bias
+            mean = x.mean()
+            out = x - (mean.detach() if name == "detached" else mean)
+            loss = (out - target).square().mean()
+            (grad,) = torch.autograd.grad(loss, bias)
+            with torch.no_grad():
+                bias -= 0.1 * grad
+            losses.append(loss.item())
+        found[f"{name} bias"] = abs(bias.item())
+        found[f"{name} loss change"] = max(losses) - min(losses)
+    return found
+
+
+def judge(results: list[Result]) -> list[Verdict]:
+    """Apply the rule to the results of all seeds."""
+
+    def faster(slow: str, fast: str) -> list[float]:
+        """Ratio of steps; what never arrives counts with the last step."""
+        return [
+            min(r["reached"][slow], r["steps"]) / min(r["reached"][fast], r["steps"])
+            for r in results
+        ]
+
+    def toy(name: str) -> list[float]:
+        return [r["toy"][name] for r in results]
+
+    middle = results[0]["features"][len(results[0]["features"]) // 2]
+    ratio = [
+        r["microseconds"]["whitening"][len(r["features"]) // 2]
+        / r["microseconds"]["batch norm"][len(r["features"]) // 2]
+        for r in results
+    ]
+    return [
+        verdict(
+            "C4",
+            at_least(
+                "steps to 92 %, 0 to 255 / standardized, best rates",
+                faster("0 to 255", "standardized"),
+                1.5,
+                none=1,
+            ),
+            at_least(
+                "steps, 0 to 1 / standardized",
+                faster("0 to 1", "standardized"),
+                1.5,
+                none=1,
+            ),
+            reported(
+                "steps, standardized / whitened", faster("standardized", "whitened")
+            ),
+        ),
+        verdict(
+            "C25",
+            at_most(
+                "largest correlation left by whitening",
+                [r["correlation"] for r in results],
+                0.01,
+            ),
+            at_least(
+                f"time of whitening / batch norm, {middle} features", ratio, 3, none=1
+            ),
+            at_least(
+                "growth of a bias under a detached mean",
+                toy("detached bias"),
+                10,
+                none=0,
+            ),
+            at_most("change of the loss meanwhile", toy("detached loss change"), 1e-3),
+            reported("growth of the bias under the full gradient", toy("full bias")),
+        ),
+    ]
+
+
+def draw(figure: Figure, results: list[Result]) -> None:
+    """Steps by input scaling, and the cost of whitening."""
+    left, right = figure.subplots(1, 2)
+    limit = results[0]["steps"]
+    rows = [[min(r["reached"][name], limit) for r in results] for name in _SCALINGS]
+    bars(left, list(_SCALINGS), rows)
+    left.set(title="Steps to 92 %, best rate of each", ylabel="steps")
+    for i, name in enumerate(("batch norm", "whitening")):
+        curves = [r["microseconds"][name] for r in results]
+        band(right, results[0]["features"], curves, label=name, index=i)
+    right.set(
+        title="Time of one forward",
+        xscale="log",
+        yscale="log",
+        xlabel="features",
+        ylabel="µs",
+    )
+    right.set_xticks(results[0]["features"], [str(f) for f in results[0]["features"]])
+    right.minorticks_off()
+    right.legend()
+
+
+STUDY = Study(
+    id="S15",
+    title="whitening",
+    question="What do standardized and whitened inputs bring, and what do they cost?",
+    prediction="Standardized inputs need fewer steps; whitening costs several times "
+    "more than batch norm, and a detached mean lets parameters run away.",
+    arms=_SCALINGS,
+    metric="Steps of a ReLU net to 92 % on the digits at the best of ten rates; time of "
+    "a forward over the number of features; the bias of the paper's example.",
+    criterion="C4: 1.5 times fewer steps than either raw scale. C25: correlations below "
+    "0.01, three times the time of batch norm, and a bias that grows past 10 while the "
+    "loss moves by less than 1e-3.",
+    claims=("C4", "C25"),
+    minutes=2,
+    scales={
+        "quick": Scale(2, {"steps": 80, "hidden": (32, 32), "features": (16, 64, 128)}),
+        "cpu": Scale(5, {"steps": 800, "hidden": (64, 64), "features": (64, 256, 512)}),
+        "gpu": Scale(
+            10, {"steps": 2000, "hidden": (256, 256), "features": (64, 256, 1024)}
+        ),
+    },
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

@@ -1,0 +1,160 @@
+"""S17: how a small change of the weights grows on its way through a deep net."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from normkit.studies.figure import band
+from normkit.studies.replicas import Recipe, Replicas, stds_for
+from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Name, activation, gain √(n·Var[w]), norm.
+_ARMS = (
+    ("tanh, gain 0.64", "tanh", 0.64, ""),
+    ("tanh, gain 1", "tanh", 1.0, ""),
+    ("tanh, gain 3.2", "tanh", 3.2, ""),
+    ("relu, gain √2", "relu", 2**0.5, ""),
+    ("relu, gain 3.2", "relu", 3.2, ""),
+    ("tanh, batch norm", "tanh", 3.2, "batch"),
+    ("relu, batch norm", "relu", 3.2, "batch"),
+)
+_CHANGE = 0.01
+
+
+def measure(trial: Trial, *, depth: int, width: int, batch: int) -> Result:
+    """Change all weights of the first layer by 1 % and follow it through the layers."""
+    images = trial.images("digits").flat().standardized()
+    x = images.x_train[:batch]
+    widths = (x.shape[1], *[width] * depth, 10)
+    changes, sizes = {}, {}
+    for name, activation, gain, norm in _ARMS:
+        nets = Replicas(
+            Recipe(widths, activation, norm),
+            stds_for(widths, gain)[None],
+            trial.generator(1),
+            device=trial.device,
+        )
+        before: list[torch.Tensor] = []
+        after: list[torch.Tensor] = []
+        with torch.no_grad():
+            nets(x, before)
+            first = nets.weights[0]
+            noise = torch.randn(first.shape, generator=trial.generator(2)).to(
+                first.device
+            )
+            first += _CHANGE * noise * first.std()
+            nets(x, after)
+        changes[name] = [
+            ((b - a).norm() / a.norm()).item()
+            for a, b in zip(before, after, strict=True)
+        ]
+        sizes[name] = [a.square().mean().sqrt().item() for a in before]
+    return {"depth": depth, "changes": changes, "sizes": sizes}
+
+
+def _per_layer(changes: list[float]) -> float:
+    """The factor by which the relative change grows from one layer to the next.
+
+    Over the part below 0.3: a change as large as the signal cannot grow.
+    """
+    rising = [c for c in changes if c < 0.3]
+    span = max(len(rising) - 1, 1)
+    return (rising[-1] / rising[0]) ** (1 / span)
+
+
+def judge(results: list[Result]) -> list[Verdict]:
+    """Apply the rule to the results of all seeds."""
+
+    def growth(arm: str) -> list[float]:
+        return [_per_layer(r["changes"][arm]) for r in results]
+
+    def less(act: str) -> list[float]:
+        plain, full = growth(f"{act}, gain 3.2"), growth(f"{act}, batch norm")
+        return [a / b for a, b in zip(plain, full, strict=True)]
+
+    return [
+        verdict(
+            "C22",
+            at_least(
+                "growth of a relative change per layer, tanh, gain 3.2",
+                growth("tanh, gain 3.2"),
+                1.05,
+                none=1,
+            ),
+            at_least("tanh, gain 1", growth("tanh, gain 1"), 1.05, none=1),
+            at_least("relu, gain 3.2", growth("relu, gain 3.2"), 1.05, none=1),
+            reported("tanh, gain 0.64", growth("tanh, gain 0.64")),
+            reported("relu, gain √2", growth("relu, gain √2")),
+        ),
+        verdict(
+            "C32",
+            at_most(
+                "growth per layer with batch norm, tanh",
+                growth("tanh, batch norm"),
+                1.02,
+                none=1.1,
+            ),
+            at_most(
+                "growth per layer with batch norm, relu",
+                growth("relu, batch norm"),
+                1.02,
+                none=1.1,
+            ),
+            at_least(
+                "growth, plain / batch norm at the same weights, tanh",
+                less("tanh"),
+                1.05,
+                none=1,
+            ),
+            at_least("the same, relu", less("relu"), 1.05, none=1),
+            note="Of changes at the start of training. What batch norm does to the "
+            "largest working rate is S03.",
+        ),
+    ]
+
+
+def draw(figure: Figure, results: list[Result]) -> None:
+    """The relative change, layer by layer."""
+    left, right = figure.subplots(1, 2)
+    layers = range(1, results[0]["depth"] + 1)
+    for i, (name, activation, _, norm) in enumerate(_ARMS):
+        rows = [r["changes"][name] for r in results]
+        axes = left if activation == "tanh" else right
+        band(axes, layers, rows, label=name, index=i, dashed=bool(norm))
+    for axes, act in ((left, "tanh"), (right, "relu")):
+        axes.set(
+            title=f"Relative change of pre-activations, {act}",
+            yscale="log",
+            xlabel="layer",
+        )
+        axes.legend()
+
+
+STUDY = Study(
+    id="S17",
+    title="changes through depth",
+    question="Do small changes of the parameters grow with depth, and does batch norm "
+    "stop that?",
+    prediction="They grow in every plain net and do not with batch norm.",
+    arms=tuple(arm[0] for arm in _ARMS),
+    metric="Relative change of each layer's pre-activations when the first layer's "
+    "weights change by 1 %; its factor per layer, where the change is below 0.3.",
+    criterion="C22: a factor of at least 1.05 per layer, 1 is none. C32: at most 1.02 "
+    "with batch norm (from 1.1 refuted), and 1.05 times less than without.",
+    claims=("C22", "C32"),
+    minutes=0.2,
+    scales={
+        "quick": Scale(2, {"depth": 10, "width": 64, "batch": 64}),
+        "cpu": Scale(7, {"depth": 30, "width": 128, "batch": 128}),
+        "gpu": Scale(20, {"depth": 100, "width": 512, "batch": 512}),
+    },
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

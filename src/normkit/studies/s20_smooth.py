@@ -1,0 +1,235 @@
+"""S20: large gradients or a smooth loss: why batch norm is fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from normkit.studies.data import Images
+from normkit.studies.figure import band, bars
+from normkit.studies.replicas import Recipe, Replicas
+from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_RATE = 0.5
+# How far along the gradient to look, as multiples of the learning rate.
+_STRIDES = (0.5, 1.0, 2.0, 4.0)
+
+
+def measure(trial: Trial, *, data: str, steps: int, hidden: int, looks: int) -> Result:
+    """Gradients, and the loss along them; then a plain net with steps as large."""
+    images = trial.images(data).flat()
+    widths = (images.x_train.shape[1], hidden, hidden, hidden, images.classes)
+    batches = images.batches(60, steps, trial.generator(1))
+    at = [round(steps * (i / looks) ** 2) for i in range(looks)]
+    arms = {}
+    for arm, norm in (("plain", ""), ("batch norm", "batch")):
+        nets = _nets(trial, widths, norm)
+        arms[arm] = _train(nets, images, batches, torch.tensor([_RATE]), set(at))
+    sizes = [torch.tensor(arms[arm]["early"]) for arm in ("batch norm", "plain")]
+    boost = sizes[0] / sizes[1]  # per layer
+    nets = _nets(trial, widths, "")
+    large = _train(nets, images, batches, _RATE * boost[None], set(at))
+    return {
+        "data": images.name,
+        "at": sorted(set(at)),
+        "arms": {**arms, "plain, steps as large": large},
+        "boost": boost.tolist(),
+    }
+
+
+def _nets(trial: Trial, widths: tuple[int, ...], norm: str) -> Replicas:
+    return Replicas(
+        Recipe(widths, "sigmoid", norm),
+        torch.tensor([0.1]),
+        trial.generator(2),
+        device=trial.device,
+    )
+
+
+def _train(
+    nets: Replicas, images: Images, batches: Tensor, rates: Tensor, at: set[int]
+) -> dict[str, list]:
+    rates = rates.to(batches.device)
+    layers = len(nets.weights)
+    early: list[list[float]] = []
+    curves: dict[str, list[float]] = {
+        key: []
+        for key in ("loss_range", "gradient_range", "smoothness", "accuracy", "loss")
+    }
+    for step, rows in enumerate(batches):
+        x, y = images.x_train[rows], images.y_train[rows]
+        if step in at:
+            for key, value in _landscape(nets, x, y).items():
+                curves[key].append(value)
+            with nets.population(images.x_train[:2000]):
+                hits = nets.accuracy(images.x_test[:2000], images.y_test[:2000])
+            curves["accuracy"].append(hits[0])
+        grads = nets.step(x, y, rates)
+        curves["loss"].append(nets.last_losses[0].item())
+        if step < 20:
+            early.append([g.norm().item() for g in grads[:layers]])
+    with nets.population(images.x_train[:2000]):
+        final = nets.accuracy(images.x_test[:2000], images.y_test[:2000])[0]
+    # Of the training loss, the mean of tenths of the run: short enough for the record.
+    losses = torch.tensor(curves["loss"]).nan_to_num(10.0)
+    return {
+        **curves,
+        "loss": [part.mean().item() for part in losses.tensor_split(10)],
+        "early": torch.tensor(early).median(0).values.tolist(),
+        "final": [final],
+    }
+
+
+def _landscape(nets: Replicas, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Range of the loss along the gradient, and how the gradient changes there."""
+    training_state = [(m.clone(), v.clone()) for m, v in nets.running]
+    grads = nets.gradients(x, y)
+    losses, distances, slopes = [], [], []
+    whole = torch.cat([g.flatten() for g in grads])
+    for stride in _STRIDES:
+        with torch.no_grad():
+            for p, g in zip(nets.parameters, grads, strict=True):
+                p -= stride * _RATE * g
+        moved = nets.gradients(x, y)
+        losses.append(nets.last_losses[0].item())
+        with torch.no_grad():
+            for p, g in zip(nets.parameters, grads, strict=True):
+                p += stride * _RATE * g
+        apart = (torch.cat([g.flatten() for g in moved]) - whole).norm()
+        distances.append((apart / whole.norm()).item())
+        slopes.append((apart / (stride * _RATE * whole.norm())).item())
+    for (mean, var), (old_mean, old_var) in zip(
+        nets.running, training_state, strict=True
+    ):
+        mean.copy_(old_mean)
+        var.copy_(old_var)
+    return {
+        "loss_range": max(losses) - min(losses),
+        "gradient_range": max(distances),
+        "smoothness": max(slopes),
+    }
+
+
+def judge(results: list[Result]) -> list[Verdict]:
+    """Apply the rule to the results of all seeds."""
+
+    def early(arm: str, layer: int) -> list[float]:
+        return [r["arms"][arm]["early"][layer] for r in results]
+
+    def ratio(key: str) -> list[float]:
+        """Plain over batch norm, median over the run."""
+        found = []
+        for r in results:
+            plain, full = (
+                torch.tensor(r["arms"][arm][key]).median().item()
+                for arm in ("plain", "batch norm")
+            )
+            found.append(plain / max(full, 1e-12))
+        return found
+
+    def final(arm: str) -> list[float]:
+        return [100 * r["arms"][arm]["final"][0] for r in results]
+
+    def half(arm: str) -> list[float]:
+        """Mean loss over the second tenth of the run: how fast it starts."""
+        return [r["arms"][arm]["loss"][1] for r in results]
+
+    larger = [
+        a / b for a, b in zip(early("batch norm", 0), early("plain", 0), strict=True)
+    ]
+    behind = [
+        a / b
+        for a, b in zip(half("plain, steps as large"), half("batch norm"), strict=True)
+    ]
+    return [
+        verdict(
+            "C17",
+            at_least("early ‖dW1‖, batch norm / plain", larger, 10, none=1),
+            at_most(
+                "early loss, plain with steps as large / batch norm",
+                behind,
+                1.2,
+                none=2,
+            ),
+            reported(
+                "early loss, plain / batch norm",
+                [a / b for a, b in zip(half("plain"), half("batch norm"), strict=True)],
+            ),
+            reported(
+                "final accuracy, plain with steps as large, %",
+                final("plain, steps as large"),
+            ),
+            reported("final accuracy, batch norm, %", final("batch norm")),
+            reported(
+                "relative change of the gradient along a step, plain / batch norm",
+                ratio("gradient_range"),
+            ),
+            reported(
+                "largest slope of the gradient, plain / batch norm", ratio("smoothness")
+            ),
+            note="If large gradients were the reason, a plain net whose layers all take "
+            "steps as large would be as fast.",
+        ),
+        verdict(
+            "C51",
+            at_least("early ‖dW1‖, batch norm / plain", larger, 10, none=1),
+        ),
+    ]
+
+
+def draw(figure: Figure, results: list[Result]) -> None:
+    """Gradient norms, the loss with large steps, and the change of the gradient."""
+    axes = figure.subplots(1, 3)
+    layers = range(1, 5)
+    arms = tuple(results[0]["arms"])
+    for i, arm in enumerate(arms):
+        if i < 2:
+            band(
+                axes[0],
+                layers,
+                [r["arms"][arm]["early"] for r in results],
+                label=arm,
+                index=i,
+            )
+            rows = [r["arms"][arm]["gradient_range"] for r in results]
+            band(axes[2], results[0]["at"], rows, label=arm, index=i)
+        tenths = [r["arms"][arm]["loss"] for r in results]
+        band(axes[1], range(1, 11), tenths, label=arm, index=i)
+    axes[0].set(title="‖dW‖, first 20 steps", yscale="log", xlabel="layer")
+    axes[0].set_xticks(list(layers))
+    axes[1].set(title="Training loss", xlabel="tenth of the run")
+    axes[2].set(title="Change of the gradient in a step", yscale="log", xlabel="step")
+    for ax in axes[:2]:
+        ax.legend()
+
+
+STUDY = Study(
+    id="S20",
+    title="gradients and smoothness",
+    question="Is batch norm fast because it keeps gradients large?",
+    prediction="Its early gradients are ten times larger, and a plain net with steps "
+    "as large is as fast.",
+    arms=("plain", "batch norm", "plain, each layer's rate raised to equal steps"),
+    metric="Norm of the first layer's gradient over 20 steps; training loss in the "
+    "second tenth of the run; range of loss and gradient along the gradient.",
+    criterion="C17: a ratio of 10, and the plain net with steps as large has at most 1.2 "
+    "times the early loss of batch norm (2 refutes). C51: the ratio of 10.",
+    claims=("C17", "C51"),
+    minutes=2,
+    scales={
+        "quick": Scale(2, {"data": "digits", "steps": 100, "hidden": 50, "looks": 5}),
+        "cpu": Scale(5, {"data": "mnist", "steps": 1500, "hidden": 100, "looks": 20}),
+        "gpu": Scale(
+            10, {"data": "mnist", "steps": 20_000, "hidden": 100, "looks": 50}
+        ),
+    },
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)
