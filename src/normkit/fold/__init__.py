@@ -2,8 +2,8 @@
 
 The way through: `capture` runs the model and reads who feeds whom (`lowering` says
 what each call is), `solve` looks for a change of gauge (`gauge`, `graph`) that every
-node can bear (`ops`, on the algebra of `algebra`), `rewrite` edits the module, `proof`
-compares, `ledger` tells.
+node can bear (`nodes`, on `algebra`), `rewrite` edits the module, `proof` compares,
+`ledger` tells.
 """
 
 from normkit.fold.ledger import FoldEntry, FoldLedger

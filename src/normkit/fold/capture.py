@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normkit.fold.graph import Graph, Slot, Value
 from normkit.fold.lowering import TorchCall, lower
 from normkit.fold.nest import map_tensors, tensors_in
-from normkit.fold.ops import Move, Node, Opaque, Stored
+from normkit.fold.nodes import Move, Node, Opaque, Stored
 
 __all__ = ["ModuleCall", "Trace", "capture"]
 
@@ -299,9 +299,11 @@ class _Reader(TorchFunctionMode):
             self._label(name),
             template[0],
             template[1],
-            self.call,
+            self.call.module,
+            self.call.path,
             self.slots,
             outputs,
+            made,
         )
         node = Opaque(call.label, values)
         if not written or any(made[0] is t for t in written):

@@ -4,7 +4,7 @@ The folded network may hold another tensor than the original did, as long as eve
 reader knows:  stored = scale·true + shift, element by element. A batch norm is gone
 when its input and its output are the same stored tensor, that is, when its own affine
 map has become the gauge of its input, or the inverse gauge of its output, or a part
-of each. Whether the neighbours can bear that is the matter of `ops`.
+of each. Whether the neighbours can bear that is the matter of `nodes`.
 
 A scale of 0 can be crossed one way only, so a gauge carries both directions and may
 lack one. Scale and shift are float64, have the rank of the tensor, and size 1 along

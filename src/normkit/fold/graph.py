@@ -1,7 +1,7 @@
 """The traced network: values, the slots that hold parameters, and the nodes between.
 
 One graph for every front end: a torch module run once, an exported program, an ONNX
-file. The nodes' kinds, and what each can bear, are in `ops`.
+file. The nodes' kinds, and what each can bear, are in `nodes`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from normkit.errors import NormkitError
 from normkit.fold.gauge import Gauge
 
 if TYPE_CHECKING:
-    from normkit.fold.ops import Node
+    from normkit.fold.nodes import Node
 
 __all__ = ["Gauges", "Graph", "Refusal", "Slot", "Value"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.fold.capture import ModuleCall, Trace
-from normkit.fold.ops import BatchNorm
+from normkit.fold.nodes import BatchNorm
 
 __all__ = ["NormModule", "Replace", "SetParameter", "norm_modules"]
 

@@ -9,7 +9,7 @@ share T out between the two sides:
     straddle   stored u = ±u + t/|s|, y = |s|·stored  the shift before, the scale after
     opposite   stored u = s·u,  y = stored + t        the scale before, the shift after
 
-Each is a first setting of gauges; `settle` asks the nodes around (`ops`) what they
+Each is a first setting of gauges; `settle` asks the nodes around (`nodes`) what they
 need in turn until all are content or one refuses.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from normkit.affine import Affine
 from normkit.fold.gauge import Gauge
 from normkit.fold.graph import Gauges, Graph, Refusal, Slot, Value
-from normkit.fold.ops import BatchNorm, Node
+from normkit.fold.nodes import BatchNorm, Node
 
 __all__ = ["WAYS", "Solution", "solve"]
 
