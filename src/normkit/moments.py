@@ -285,7 +285,8 @@ def deviations(
     """
     x = x.to(statistics_dtype(x.dtype))
     if mask is None:
-        n = math.prod(x.shape[d] for d in dims)
+        # A list: torch.compile cannot follow math.prod into a generator.
+        n = math.prod([x.shape[d] for d in dims])
         count = torch.full((), n, dtype=torch.int64, device=x.device)
         total = max(n, 1)
         hi = x.detach().sum(dims, keepdim=True) / total
