@@ -71,7 +71,9 @@ def normalize(
     if is_weighted or _is_transformed():
         return composed(
             *(x, dims, weight, bias, eps),
-            **{"mask": mask, "centered": centered, "epilogue": epilogue},
+            mask=mask,
+            centered=centered,
+            epilogue=epilogue,
         )
     valid = None if mask is None else broadcast_mask(mask, x)
     job = _Job(dims, eps, centered, epilogue.activation, epilogue.slope)
@@ -191,7 +193,9 @@ class _Job:
             )
         y, self.measured, self.inv_std = kernels.normalize(
             *(x, self.dims, weight, bias, self.eps),
-            **{"mask": valid, "centered": self.centered, "epilogue": epilogue},
+            mask=valid,
+            centered=self.centered,
+            epilogue=epilogue,
         )
         self.center = self.measured.mean
         return y
@@ -255,7 +259,9 @@ class _Standardize(torch.autograd.Function):
             kernels = fused(kernels, x, job.dims, weight, bias, residual, valid, dy)
             grads = kernels.normalize_grads(
                 *(dy, x, weight, bias, center, inv_std, count),
-                **{"mask": valid, "centered": job.centered, "y": gate},
+                mask=valid,
+                centered=job.centered,
+                y=gate,
                 epilogue=job.epilogue(residual),
                 wanted=wanted,
             )
@@ -284,7 +290,9 @@ def _differentiable_grads(
         else:
             y, _ = composed(
                 *(x, job.dims, weight, bias, job.eps),
-                **{"mask": valid, "centered": job.centered, "epilogue": epilogue},
+                mask=valid,
+                centered=job.centered,
+                epilogue=epilogue,
             )
     named = zip((x, weight, bias, residual), wanted, strict=True)
     is_asked = [is_wanted and t is not None for t, is_wanted in named]
@@ -338,7 +346,7 @@ def _check_affine(
         if t is None:
             continue
         fits = t.dim() == x.dim() and all(
-            a in (1, b) for a, b in zip(t.shape, x.shape, strict=True)
+            a == 1 or a == b for a, b in zip(t.shape, x.shape, strict=True)
         )
         if not fits:
             raise ShapeError(

@@ -1,0 +1,127 @@
+"""The native library: finding it, and calling it with one packed struct.
+
+It is built when the package is installed with a compiler at hand, and loaded when the
+backend is first asked about a tensor. It has no OpenMP of its own: it is given the
+`GOMP_parallel` that torch runs on, and stays serial where there is none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import struct
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ["CALL", "Library", "library", "why_absent"]
+
+# (B O G M I P affine) dtype weight_dtype bias_dtype activation flags threads; eps
+# slope; x residual mask weight bias dy gate y dx dresidual dweight dbias center scale
+# m2 count sum_dy sum_dyx b c
+CALL = struct.Struct("=13q2d20Q")
+
+_log = logging.getLogger("normkit")
+
+
+@dataclass(frozen=True)
+class Library:
+    """The entry points, each taking a packed `CALL`.
+
+    Attributes:
+        isas: The instruction sets that this machine can run, best first.
+        has_pool: Whether torch's thread pool was found.
+    """
+
+    native: ctypes.CDLL
+    isas: tuple[str, ...]
+    has_pool: bool
+
+    def run(self, name: str, call: bytes) -> None:
+        """Run one kernel.
+
+        Raises:
+            MemoryError: There was none for its working vectors.
+        """
+        status: int = getattr(self.native, name)(call)
+        if status:
+            raise MemoryError(f"normkit's {name} had no memory for its working vectors")
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self.native.normkit_chosen_isa().decode()
+
+    def choose_isa(self, name: str) -> None:
+        """Use another instruction set, one of `isas`; for tests and measurements."""
+        if self.native.normkit_choose_isa(name.encode()):
+            raise ValueError(f"isa={name!r} must be one of {self.isas}")
+
+
+def library() -> Library | None:
+    """The library, loaded at the first call; None where there is none to load."""
+    found = _found()
+    return found if isinstance(found, Library) else None
+
+
+def why_absent() -> str:
+    """Why there is no library; empty when there is one."""
+    found = _found()
+    return found if isinstance(found, str) else ""
+
+
+@cache
+def _found() -> Library | str:
+    found = _load()
+    if isinstance(found, str):
+        _log.warning("no native CPU kernels: %s", found)
+    return found
+
+
+def _path() -> Path | None:
+    beside = Path(__file__).with_name("_native.so")
+    if beside.exists():
+        return beside
+    # An editable install keeps what it built elsewhere and tells the import system.
+    spec = find_spec("normkit.kernels.cpu._native")
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _load() -> Library | str:
+    path = _path()
+    if path is None:
+        return (
+            "the package was installed without a C++ compiler; "
+            "the reference backend runs instead"
+        )
+    try:
+        native = ctypes.CDLL(str(path))
+    except OSError as error:
+        return f"{path.name} does not load ({error}); the reference backend runs"
+    if native.normkit_call_size() != CALL.size:
+        return f"{path} was built from other sources; install the package again"
+    for name in ("normkit_isa_name", "normkit_chosen_isa"):
+        getattr(native, name).restype = ctypes.c_char_p
+    for name in ("normkit_forward", "normkit_backward", "normkit_apply_grads"):
+        getattr(native, name).argtypes = [ctypes.c_char_p]
+    isas: list[str] = []
+    while name := native.normkit_isa_name(len(isas)):
+        isas.append(name.decode())
+    pool = _pool_of_torch()
+    native.normkit_set_pool.argtypes = [ctypes.c_void_p]
+    native.normkit_set_pool(pool)
+    return Library(native, tuple(isas), pool is not None)
+
+
+def _pool_of_torch() -> int | None:
+    """The address of the GOMP_parallel that torch links to, or None.
+
+    torch loads the libraries it needs into the global scope, so the plain look-up finds
+    the one that it uses, whatever its file is called.
+    """
+    try:
+        entry = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError):
+        return None
+    return ctypes.cast(entry, ctypes.c_void_p).value

@@ -1,0 +1,309 @@
+// Vectors of the instruction set this file is compiled for.
+//
+// Vec<float> and Vec<double> are GCC/Clang vector types; half precision is widened to
+// float when loaded and rounded to nearest even when stored. Arithmetic is plain
+// operators: nothing here allows the compiler to assume that NaN or Inf do not occur.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define NK_BYTES 64
+#elif defined(__AVX2__)
+#define NK_BYTES 32
+#else
+#define NK_BYTES 16
+#endif
+#define NK_INLINE inline __attribute__((always_inline))
+
+namespace normkit {
+namespace NK_ISA {
+
+using vf = float __attribute__((vector_size(NK_BYTES)));
+using vd = double __attribute__((vector_size(NK_BYTES)));
+using vi = int32_t __attribute__((vector_size(NK_BYTES)));
+using vu = uint32_t __attribute__((vector_size(NK_BYTES)));
+using vl = int64_t __attribute__((vector_size(NK_BYTES)));
+using half_vf = float __attribute__((vector_size(NK_BYTES / 2)));
+using half_vu = uint16_t __attribute__((vector_size(NK_BYTES / 2)));
+
+struct bf16 { uint16_t bits; };
+struct fp16 { uint16_t bits; };
+
+template <class T> struct Traits { using Compute = float; };
+template <> struct Traits<double> { using Compute = double; };
+template <class T> using compute_t = typename Traits<T>::Compute;
+
+template <class C> struct Lanes;
+template <> struct Lanes<float> {
+  using Vec = vf;
+  using Mask = vi;
+  using Bytes = uint8_t __attribute__((vector_size(NK_BYTES / 4)));
+  static constexpr int count = NK_BYTES / 4;
+};
+template <> struct Lanes<double> {
+  using Vec = vd;
+  using Mask = vl;
+  using Bytes = uint8_t __attribute__((vector_size(NK_BYTES / 8)));
+  static constexpr int count = NK_BYTES / 8;
+};
+template <class C> using Vec = typename Lanes<C>::Vec;
+template <class C> using Mask = typename Lanes<C>::Mask;
+
+NK_INLINE vf splat(float v) { return v - vf{}; }
+NK_INLINE vd splat(double v) { return v - vd{}; }
+template <class V, class M> NK_INLINE V select(M m, V a, V b) { return m ? a : b; }
+
+// Lanes below n.
+template <class C> NK_INLINE Mask<C> first_lanes(int64_t n) {
+  Mask<C> lane;
+  for (int k = 0; k < Lanes<C>::count; ++k) lane[k] = k;
+  using E = std::remove_reference_t<decltype(lane[0])>;
+  return lane < static_cast<E>(n) - Mask<C>{};
+}
+
+// Loads ------------------------------------------------------------------------------
+NK_INLINE vf load(const float* p) {
+  using unaligned = float __attribute__((vector_size(NK_BYTES), aligned(4), may_alias));
+  return *reinterpret_cast<const unaligned*>(p);
+}
+NK_INLINE vd load(const double* p) {
+  using unaligned =
+      double __attribute__((vector_size(NK_BYTES), aligned(8), may_alias));
+  return *reinterpret_cast<const unaligned*>(p);
+}
+NK_INLINE half_vu load_bits(const void* p) {
+  using unaligned =
+      uint16_t __attribute__((vector_size(NK_BYTES / 2), aligned(2), may_alias));
+  return *reinterpret_cast<const unaligned*>(p);
+}
+NK_INLINE void store_bits(void* p, half_vu v) {
+  using unaligned =
+      uint16_t __attribute__((vector_size(NK_BYTES / 2), aligned(2), may_alias));
+  *reinterpret_cast<unaligned*>(p) = v;
+}
+NK_INLINE vf widen_bf16(half_vu bits) {
+  return (vf)(__builtin_convertvector(bits, vu) << 16);
+}
+NK_INLINE vf load(const bf16* p) { return widen_bf16(load_bits(p)); }
+
+// Half precision without hardware: rebias the exponent by a multiplication, which also
+// makes subnormals right; Inf and NaN get their exponent back.
+NK_INLINE vf widen_fp16(half_vu bits) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtph_ps((__m256i)bits);
+#elif defined(__F16C__) && NK_BYTES == 32
+  return (vf)_mm256_cvtph_ps((__m128i)bits);
+#else
+  vu wide = __builtin_convertvector(bits, vu);
+  vu sign = (wide & 0x8000u) << 16, rest = (wide & 0x7fffu) << 13;
+  vf scaled = (vf)rest * 0x1p112f;
+  vu is_special = (vu)((wide & 0x7c00u) == 0x7c00u);
+  return (vf)(((vu)scaled | (is_special & 0x7f800000u)) | sign);
+#endif
+}
+NK_INLINE vf load(const fp16* p) { return widen_fp16(load_bits(p)); }
+
+// Stores -----------------------------------------------------------------------------
+NK_INLINE half_vu narrow_bf16(vf v) {
+  vu u = (vu)v;
+  vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  vu bits = select(v != v, vu{} + 0x7fc0u, rounded);
+#if defined(__AVX512F__)
+  return (half_vu)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, half_vu);
+#endif
+}
+NK_INLINE half_vu narrow_fp16(vf v) {
+#if defined(__AVX512F__)
+  return (half_vu)_mm512_cvtps_ph((__m512)v, 0);
+#elif defined(__F16C__) && NK_BYTES == 32
+  return (half_vu)_mm256_cvtps_ph((__m256)v, 0);
+#else
+  // Adding a number whose last bit has the weight of the target's last bit rounds
+  // there, subnormals included.
+  vu u = (vu)v, sign = (u >> 16) & 0x8000u, size = u & 0x7fffffffu;
+  vf magnitude = (vf)size;
+  vu normal = ((size + 0xfffu + ((size >> 13) & 1u)) >> 13) - (112u << 10);
+  vu subnormal = (vu)(magnitude + 0.5f) - 0x3f000000u;
+  vu bits = select(size < 0x38800000u + vu{}, subnormal, normal);
+  bits = select(size >= 0x477ff000u + vu{}, vu{} + 0x7c00u, bits);
+  bits = select(v != v, vu{} + 0x7e00u, bits);
+  return __builtin_convertvector(bits | sign, half_vu);
+#endif
+}
+NK_INLINE void store(float* p, vf v) {
+  using unaligned = float __attribute__((vector_size(NK_BYTES), aligned(4), may_alias));
+  *reinterpret_cast<unaligned*>(p) = v;
+}
+NK_INLINE void store(double* p, vd v) {
+  using unaligned =
+      double __attribute__((vector_size(NK_BYTES), aligned(8), may_alias));
+  *reinterpret_cast<unaligned*>(p) = v;
+}
+NK_INLINE void store(bf16* p, vf v) { store_bits(p, narrow_bf16(v)); }
+NK_INLINE void store(fp16* p, vf v) { store_bits(p, narrow_fp16(v)); }
+
+// Past the caches; p is aligned to the stored width.
+NK_INLINE void stream(float* p, vf v) {
+#if NK_BYTES == 64
+  _mm512_stream_ps(p, (__m512)v);
+#elif NK_BYTES == 32
+  _mm256_stream_ps(p, (__m256)v);
+#else
+  store(p, v);
+#endif
+}
+NK_INLINE void stream(double* p, vd v) {
+#if NK_BYTES == 64
+  _mm512_stream_pd(p, (__m512d)v);
+#elif NK_BYTES == 32
+  _mm256_stream_pd(p, (__m256d)v);
+#else
+  store(p, v);
+#endif
+}
+NK_INLINE void stream_bits(void* p, half_vu v) {
+#if NK_BYTES == 64
+  _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+#elif NK_BYTES == 32
+  _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
+#else
+  store_bits(p, v);
+#endif
+}
+NK_INLINE void stream(bf16* p, vf v) { stream_bits(p, narrow_bf16(v)); }
+NK_INLINE void stream(fp16* p, vf v) { stream_bits(p, narrow_fp16(v)); }
+NK_INLINE void finish_streams() {
+#if NK_BYTES >= 32
+  _mm_sfence();
+#endif
+}
+
+// The first n < lanes values, the rest `fill` --------------------------------------------
+template <class T>
+NK_INLINE Vec<compute_t<T>> load_first(const T* p, int64_t n, Vec<compute_t<T>> fill) {
+  [[maybe_unused]] constexpr int lanes = Lanes<compute_t<T>>::count;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    return (vf)_mm512_mask_loadu_ps((__m512)fill, (__mmask16)((1u << n) - 1), p);
+  } else if constexpr (std::is_same_v<T, double>) {
+    return (vd)_mm512_mask_loadu_pd((__m512d)fill, (__mmask8)((1u << n) - 1), p);
+  } else {
+    auto some = (__mmask16)((1u << n) - 1);
+    auto bits = (half_vu)_mm256_maskz_loadu_epi16(some, p);
+    vf wide;
+    if constexpr (std::is_same_v<T, bf16>) wide = widen_bf16(bits);
+    else wide = widen_fp16(bits);
+    return (vf)_mm512_mask_mov_ps((__m512)fill, some, (__m512)wide);
+  }
+#else
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    vi some = first_lanes<float>(n);
+    return select(some, (vf)_mm256_maskload_ps(p, (__m256i)some), fill);
+  }
+#endif
+  T some[lanes] = {};
+  for (int64_t k = 0; k < n; ++k) some[k] = p[k];
+  return select(first_lanes<compute_t<T>>(n), load(some), fill);
+#endif
+}
+template <class T>
+NK_INLINE void store_first(T* p, int64_t n, Vec<compute_t<T>> v) {
+  [[maybe_unused]] constexpr int lanes = Lanes<compute_t<T>>::count;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+  } else if constexpr (std::is_same_v<T, double>) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+  } else {
+    half_vu bits;
+    if constexpr (std::is_same_v<T, bf16>) bits = narrow_bf16(v);
+    else bits = narrow_fp16(v);
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)bits);
+  }
+#else
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) {
+    _mm256_maskstore_ps(p, (__m256i)first_lanes<float>(n), (__m256)v);
+    return;
+  }
+#endif
+  T some[lanes];
+  store(some, v);
+  for (int64_t k = 0; k < n; ++k) p[k] = some[k];
+#endif
+}
+
+// Which of n values count; a null mask counts all of them.
+template <class C> NK_INLINE Mask<C> load_mask(const uint8_t* p, int64_t n) {
+  if (!p) return first_lanes<C>(n);
+  if (n == Lanes<C>::count) {
+    typename Lanes<C>::Bytes some;
+    std::memcpy(&some, p, sizeof some);
+    return __builtin_convertvector(some, Mask<C>) != Mask<C>{};
+  }
+  Mask<C> lanes{};
+  for (int64_t k = 0; k < n; ++k) lanes[k] = p[k] ? -1 : 0;
+  return lanes;
+}
+
+// Sums in double -------------------------------------------------------------------------
+// Float lanes hold at most kFlush additions before they are added to double lanes, so a
+// sum errs by a few roundings of its own size however many values it has.
+constexpr int64_t kFlush = 64;
+
+template <class C> struct Wide;
+template <> struct Wide<float> {
+  vd low{}, high{};
+  NK_INLINE void add(vf v) {
+    half_vf part[2];
+    std::memcpy(part, &v, sizeof v);
+    low += __builtin_convertvector(part[0], vd);
+    high += __builtin_convertvector(part[1], vd);
+  }
+  NK_INLINE double total() const { return sum_lanes(low + high); }
+  static NK_INLINE double sum_lanes(vd v) {
+    double sum = 0;
+    for (int k = 0; k < Lanes<double>::count; ++k) sum += v[k];
+    return sum;
+  }
+};
+template <> struct Wide<double> {
+  vd sum{};
+  NK_INLINE void add(vd v) { sum += v; }
+  NK_INLINE double total() const { return Wide<float>::sum_lanes(sum); }
+};
+
+// Scalars of any dtype -------------------------------------------------------------------
+NK_INLINE double to_double(float v) { return v; }
+NK_INLINE double to_double(double v) { return v; }
+NK_INLINE double to_double(bf16 v) {
+  uint32_t bits = (uint32_t)v.bits << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+NK_INLINE double to_double(fp16 v) {
+  half_vu bits{};
+  bits[0] = v.bits;
+  return widen_fp16(bits)[0];
+}
+NK_INLINE void from_double(double v, float* p) { *p = (float)v; }
+NK_INLINE void from_double(double v, double* p) { *p = v; }
+NK_INLINE void from_double(double v, bf16* p) {
+  p->bits = narrow_bf16(vf{} + (float)v)[0];
+}
+NK_INLINE void from_double(double v, fp16* p) {
+  p->bits = narrow_fp16(vf{} + (float)v)[0];
+}
+
+}  // namespace NK_ISA
+}  // namespace normkit

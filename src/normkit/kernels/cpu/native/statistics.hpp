@@ -1,0 +1,120 @@
+// The algebra between sums and coefficients, in double.
+//
+// Sums run around a pilot p of the compute type:
+//
+//   s = Σ(x − p),  q = Σ(x − p)²   ⇒   mean = p + s/n,   m2 = q − s²/n
+//
+// x − p is exact where x is near p. The subtraction in m2 costs the digits of
+// n·(mean − p)²/m2; `is_far` says when that is too many, and the sums are taken again
+// around the mean that was found.
+#pragma once
+#include <cmath>
+#include <vector>
+
+#include "call.hpp"
+#include "simd.hpp"
+
+namespace normkit {
+namespace NK_ISA {
+
+struct Sums {
+  double s = 0, q = 0;
+  int64_t n = 0;
+  NK_INLINE void add(const Sums& other) {
+    s += other.s;
+    q += other.q;
+    n += other.n;
+  }
+};
+
+constexpr int kAttempts = 3;
+
+// More than 4 units of the last place of p away from it, and by more than 2 standard
+// deviations; false for NaN.
+template <class C> NK_INLINE bool is_far(const Sums& sums, C pilot) {
+  constexpr double few_ulp = sizeof(C) == 4 ? 0x1p-21 : 0x1p-50;
+  double shift = sums.s / (double)sums.n, m2 = sums.q - sums.s * shift;
+  return (double)sums.n * shift * shift > 4 * m2 &&
+         std::fabs(shift) > few_ulp * std::fabs((double)pilot);
+}
+
+struct Stat {
+  double center, m2, scale;
+};
+
+// What a normalization subtracts and multiplies by.
+NK_INLINE Stat finish(const Sums& sums, double pilot, const Call& call) {
+  if (sums.n == 0) return {0, 0, 0};
+  double n = (double)sums.n, shift = sums.s / n;
+  double mean = pilot + shift, m2 = sums.q - sums.s * shift;
+  if (m2 < 0) m2 = 0;
+  double spread = m2 / n;
+  if (!call.has(kCentered)) spread += mean * mean;
+  return {mean, m2, 1 / std::sqrt(spread + call.eps)};
+}
+
+// A centre as the part that x is compared with, and what is left of it.
+template <class C> struct Split {
+  C hi;
+  double lo;
+  NK_INLINE explicit Split(double center) : hi((C)center), lo(center - (double)hi) {
+    if (!std::isfinite(hi)) lo = 0;  // inf − inf
+  }
+};
+
+// A learned vector of any dtype, with a default where there is none.
+class Learned {
+ public:
+  Learned(const void* p, int64_t dtype, int64_t size, double otherwise)
+      : values_(p ? size : 1, otherwise), step_(p ? 1 : 0) {
+    for (int64_t k = 0; p && k < size; ++k) {
+      switch (dtype) {
+        case kFloat32: values_[k] = to_double(static_cast<const float*>(p)[k]); break;
+        case kBFloat16: values_[k] = to_double(static_cast<const bf16*>(p)[k]); break;
+        case kFloat16: values_[k] = to_double(static_cast<const fp16*>(p)[k]); break;
+        default: values_[k] = static_cast<const double*>(p)[k];
+      }
+    }
+  }
+  NK_INLINE double operator[](int64_t k) const { return values_[k * step_]; }
+
+ private:
+  std::vector<double> values_;
+  int64_t step_;
+};
+
+inline void store_learned(void* p, int64_t dtype, int64_t k, double v) {
+  switch (dtype) {
+    case kFloat32: from_double(v, static_cast<float*>(p) + k); break;
+    case kBFloat16: from_double(v, static_cast<bf16*>(p) + k); break;
+    case kFloat16: from_double(v, static_cast<fp16*>(p) + k); break;
+    default: from_double(v, static_cast<double*>(p) + k);
+  }
+}
+
+// y = act((x − hi)·a + shift [+ residual]), with the rest of the centre inside shift.
+template <class C> struct Map {
+  C hi, a, shift;
+  NK_INLINE Map(double center, double scale, double weight, double bias) {
+    Split<C> split(center);
+    hi = split.hi;
+    a = (C)(scale * weight);
+    shift = (C)(bias - split.lo * (scale * weight));
+  }
+};
+
+// dx = a·g + b·(x − center) + c, with the statistics' own dependence on x in b and c:
+//   b = −scale³·Σg(x − center)/n,   c = −scale·Σg/n     (g here weighted, n values)
+struct Slope {
+  double b = 0, c = 0;
+};
+NK_INLINE Slope slope_of(double sum_g, double sum_gx, double scale, int64_t count,
+                         const Call& call) {
+  if (call.has(kGiven) || count == 0) return {};
+  double n = (double)count;
+  double b = -scale * scale * scale * sum_gx / n;
+  return {b, call.has(kCentered) ? -scale * sum_g / n : 0};
+}
+
+}  // namespace NK_ISA
+}  // namespace normkit
