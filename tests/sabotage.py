@@ -12,6 +12,7 @@ function's name. Import normkit inside the function, not at the top.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -205,3 +206,420 @@ def padding_leaks_into_the_gradient(patch: pytest.MonkeyPatch) -> None:
         return honest(self, dy + leak, x, *rest)
 
     patch.setattr(Composed, "_grads", broken)
+
+
+# --- layers ------------------------------------------------------------------------
+
+
+def _batch_norm_called(
+    patch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """Let the layers call batch_norm with arguments that `change` has spoilt."""
+    import inspect
+
+    from normkit.nn import batch_norm as room
+
+    honest = room.batch_norm
+    signature = inspect.signature(honest)
+
+    def broken(*args, **kwargs):
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        change(given.arguments)
+        return honest(*given.args, **given.kwargs)
+
+    patch.setattr(room, "batch_norm", broken)
+
+
+BATCH_NORM = "tests/nn/test_batch_norm.py::"
+
+
+@fault(caught_by=BATCH_NORM + "test_running_statistics_follow_the_moving_average")
+def the_momentum_is_swapped(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import running
+
+    honest = running.ema_
+    patch.setattr(
+        running, "ema_", lambda old, new, rate, ok: honest(old, new, 1 - rate, ok)
+    )
+
+
+@fault(caught_by=BATCH_NORM + "test_running_statistics_follow_the_moving_average")
+def the_running_variance_is_the_population_one(patch: pytest.MonkeyPatch) -> None:
+    from normkit.moments import Moments
+
+    patch.setattr(Moments, "unbiased_var", Moments.var)
+
+
+@fault(caught_by=BATCH_NORM + "test_running_statistics_follow_the_moving_average")
+def batches_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    def change(given: dict[str, Any]) -> None:
+        given["num_batches_tracked"] = None
+
+    _batch_norm_called(patch, change)
+
+
+@fault(caught_by=BATCH_NORM + "test_eval_uses_the_running_statistics_alone")
+def eval_uses_the_statistics_of_the_batch(patch: pytest.MonkeyPatch) -> None:
+    def change(given: dict[str, Any]) -> None:
+        given["training"] = True
+
+    _batch_norm_called(patch, change)
+
+
+@fault(caught_by=BATCH_NORM + "test_in_eval_a_sample_does_not_depend_on_its_batch")
+def eval_moves_the_running_statistics(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import batch_norm as room
+
+    honest = room.batch_norm
+
+    def broken(x, mean, var, *rest, **kwargs):
+        y = honest(x, mean, var, *rest, **kwargs)
+        if mean is not None:
+            mean.mul_(0.99)
+        return y
+
+    patch.setattr(room, "batch_norm", broken)
+
+
+@fault(caught_by=BATCH_NORM + "test_without_momentum_every_batch_has_the_same_share")
+def no_momentum_is_taken_for_a_tenth(patch: pytest.MonkeyPatch) -> None:
+    def change(given: dict[str, Any]) -> None:
+        given["momentum"] = 0.1 if given["momentum"] is None else given["momentum"]
+
+    _batch_norm_called(patch, change)
+
+
+@fault(caught_by=BATCH_NORM + "test_without_momentum_a_bad_batch_takes_no_share")
+def a_batch_that_did_not_enter_is_counted(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import batch_norm as room
+
+    honest = room.batch_norm
+
+    def broken(*args, num_batches_tracked=None, **kwargs):
+        before = None if num_batches_tracked is None else num_batches_tracked.clone()
+        y = honest(*args, num_batches_tracked=num_batches_tracked, **kwargs)
+        if num_batches_tracked is not None:
+            num_batches_tracked.copy_(before + 1)
+        return y
+
+    patch.setattr(room, "batch_norm", broken)
+
+
+@fault(caught_by=BATCH_NORM + "test_a_non_finite_batch_leaves_the_state_alone")
+def the_layers_let_a_nan_in(patch: pytest.MonkeyPatch) -> None:
+    def change(given: dict[str, Any]) -> None:
+        given["on_nonfinite"] = "update"
+
+    _batch_norm_called(patch, change)
+
+
+@fault(caught_by=BATCH_NORM + "test_masked_positions_do_not_exist")
+def batch_norm_ignores_the_mask(patch: pytest.MonkeyPatch) -> None:
+    def change(given: dict[str, Any]) -> None:
+        given["mask"] = None
+
+    _batch_norm_called(patch, change)
+
+
+@fault(
+    caught_by="tests/nn/test_per_sample.py::test_outputs_are_those_of_the_definition"
+)
+def group_norm_forgets_the_weight(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import per_sample as room
+
+    honest = room.group_norm
+
+    def broken(x, groups, weight, bias, eps, **kwargs):
+        return honest(x, groups, None, bias, eps, **kwargs)
+
+    patch.setattr(room, "group_norm", broken)
+
+
+@fault(
+    caught_by="tests/nn/test_per_sample.py::test_outputs_are_those_of_the_definition"
+)
+def groups_take_every_third_channel(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import per_sample as room
+
+    honest = room.group_norm
+
+    def broken(x, groups, *rest, **kwargs):
+        mixed = x.unflatten(1, (-1, groups)).transpose(1, 2).flatten(1, 2)
+        return honest(mixed, groups, *rest, **kwargs)
+
+    patch.setattr(room, "group_norm", broken)
+
+
+@fault(
+    caught_by="tests/nn/test_per_sample.py::test_outputs_are_those_of_the_definition"
+)
+def layer_norm_forgets_the_bias(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import per_sample as room
+
+    honest = room.layer_norm
+
+    def broken(x, shape, weight, bias, eps, **kwargs):
+        return honest(x, shape, weight, None, eps, **kwargs)
+
+    patch.setattr(room, "layer_norm", broken)
+
+
+@fault(caught_by="tests/nn/test_per_sample.py::test_rms_norm_leaves_the_mean_in")
+def rms_norm_subtracts_the_mean(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import layer_norm
+    from normkit.nn import per_sample as room
+
+    def broken(x, shape, weight, eps, **kwargs):
+        return layer_norm(x, shape, weight, None, eps or 1e-7, **kwargs)
+
+    patch.setattr(room, "rms_norm", broken)
+
+
+@fault(
+    caught_by="tests/nn/test_instance_norm.py"
+    "::test_outputs_and_gradients_are_those_of_the_definition"
+)
+def instance_statistics_run_over_the_batch(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import batch_norm
+    from normkit.nn import instance_norm as room
+
+    def broken(x, mean, var, weight, bias, use_input_stats, momentum, eps, **kwargs):
+        return batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+
+    patch.setattr(room, "instance_norm", broken)
+
+
+@fault(
+    caught_by="tests/nn/test_instance_norm.py"
+    "::test_running_statistics_average_instances_without_bias"
+)
+def instance_statistics_are_those_of_the_first_sample(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.functional import batch
+    from normkit.moments import Moments
+
+    def broken(instances):
+        mean, m2 = instances.mean[0], instances.unbiased_var[0]
+        return Moments(instances.count.new_full((), 2), mean, m2)
+
+    patch.setattr(batch, "_over_samples", broken)
+
+
+@fault(
+    caught_by="tests/nn/test_lazy.py"
+    "::test_one_sample_without_its_batch_dimension_has_its_channels_first"
+)
+def a_lazy_layer_counts_positions(patch: pytest.MonkeyPatch) -> None:
+    from torch.nn.modules.batchnorm import _LazyNormBase
+
+    from normkit.nn import lazy as room
+
+    patch.setattr(
+        room._LazyLayer,
+        "initialize_parameters",
+        lambda self, x, mask=None: _LazyNormBase.initialize_parameters(self, x),
+    )
+
+
+@fault(
+    caught_by="tests/nn/test_drop_in.py"
+    "::test_a_symbolic_trace_records_one_call_and_runs_nothing"
+)
+def a_symbolic_trace_looks_into_the_layers(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import batch_norm as room
+
+    patch.setattr(room, "recorded_call", lambda layer, x, mask=None: None)
+
+
+# --- calibration, ranks and initialization ---------------------------------------
+
+
+@fault(
+    caught_by="tests/calibrate/test_choice.py::"
+    "test_sample_weights_count_values_several_times"
+)
+def sample_weights_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    from normkit.calibrate import passes
+
+    real = passes.fit_mask
+    patch.setattr(passes, "fit_mask", lambda *args: real(*args) > 0)
+
+
+@fault(
+    caught_by="tests/calibrate/test_exact.py::test_any_split_of_the_data_gives_the_same"
+)
+def a_short_batch_counts_as_much_as_a_long_one(patch: pytest.MonkeyPatch) -> None:
+    from normkit.calibrate import run
+    from normkit.calibrate.estimators import Average
+
+    patch.setattr(run, "Exact", lambda layer: Average(layer, by_weight=False))
+
+
+@fault(
+    caught_by="tests/calibrate/test_exact.py::"
+    "test_sorted_data_keep_the_variance_between_batches"
+)
+def the_variance_of_batch_means_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    from normkit.calibrate import run
+    from normkit.calibrate.estimators import Average
+
+    patch.setattr(run, "Exact", lambda layer: Average(layer, by_weight=True))
+
+
+@fault(
+    caught_by="tests/calibrate/test_transaction.py::"
+    "test_a_failure_of_data_or_model_changes_nothing"
+)
+def calibration_does_not_restore_the_momentum(patch: pytest.MonkeyPatch) -> None:
+    from normkit.calibrate.undo import Loan
+
+    real = Loan.__enter__
+
+    def enter(self: Loan) -> Loan:
+        for layer in self.layers:
+            layer.module.momentum = None
+        return real(self)
+
+    patch.setattr(Loan, "__enter__", enter)
+
+
+@fault(
+    caught_by="tests/calibrate/test_transaction.py::"
+    "test_a_failure_of_data_or_model_changes_nothing"
+)
+def a_failed_calibration_leaves_its_hooks(patch: pytest.MonkeyPatch) -> None:
+    from normkit.calibrate.undo import Loan
+
+    real = Loan.put_back
+
+    def put_back(self: Loan) -> None:
+        self.hooks.clear()
+        real(self)
+
+    patch.setattr(Loan, "put_back", put_back)
+
+
+@fault(
+    caught_by="tests/calibrate/test_exact.py::"
+    "test_earlier_layers_normalize_by_their_batch_and_dropout_is_off"
+)
+def dropout_is_left_on_while_calibrating(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from normkit.calibrate import run
+    from normkit.calibrate.undo import Loan
+
+    real = run.run_pass
+
+    def run_pass(loan: Loan, *args: object, **options: object) -> object:
+        for module in loan.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.training = True
+        return real(loan, *args, **options)  # type: ignore[arg-type]
+
+    patch.setattr(run, "run_pass", run_pass)
+
+
+@fault(
+    caught_by="tests/calibrate/test_choice.py::"
+    "test_a_layer_in_eval_inside_a_training_model_is_frozen"
+)
+def frozen_layers_are_calibrated(patch: pytest.MonkeyPatch) -> None:
+    from normkit.calibrate import run
+
+    real = run.find_layers
+    patch.setattr(
+        run, "find_layers", lambda model, layers: real(model, layers or ["*"])
+    )
+
+
+@fault(
+    caught_by="tests/calibrate/test_order.py::"
+    "test_eval_order_fits_what_eval_mode_feeds_each_layer"
+)
+def eval_order_runs_earlier_layers_on_their_batch(patch: pytest.MonkeyPatch) -> None:
+    from normkit.calibrate.undo import Loan
+
+    patch.setattr(Loan, "try_out", lambda self, values: None)
+
+
+@fault(
+    caught_by="tests/sync/test_merge_over.py::"
+    "test_ranks_of_uneven_size_merge_to_the_moments_of_the_whole"
+)
+def one_rank_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    from normkit import sync
+
+    real = sync._all_reduce
+
+    def all_reduce(x, group):
+        return real(x * 0 if dist.get_rank() == 1 else x, group)
+
+    patch.setattr(sync, "_all_reduce", all_reduce)
+
+
+@fault(
+    caught_by="tests/sync/test_merge_over.py::"
+    "test_gradients_across_ranks_equal_those_of_the_whole"
+)
+def the_backward_of_a_merge_stays_on_its_rank(patch: pytest.MonkeyPatch) -> None:
+    from normkit import sync
+
+    patch.setattr(
+        sync._SumOverRanks, "backward", staticmethod(lambda ctx, dy: (dy, None))
+    )
+
+
+@fault(
+    caught_by="tests/init/test_variance_scaling.py::"
+    "test_fan_out_is_what_the_gradients_sum"
+)
+def fan_in_is_taken_for_fan_out(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init.fans import Fans
+
+    patch.setattr(Fans, "mean", lambda self, mode: self.fan_in)
+
+
+@fault(
+    caught_by="tests/init/test_variance_scaling.py::test_fan_in_is_what_the_outputs_sum"
+)
+def transposed_convolutions_get_the_fan_of_their_shape(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from dataclasses import replace
+
+    from normkit.init import fans
+
+    real = fans._maps_of
+
+    def maps_of(name, module):
+        if not isinstance(module, fans._TRANSPOSED):
+            return real(name, module)
+        wrong = fans.Fans.of_tensor(module.weight)
+        return [replace(each, fans=wrong) for each in real(name, module)]
+
+    patch.setattr(fans, "_maps_of", maps_of)
+
+
+@fault(
+    caught_by="tests/init/test_variance_scaling.py::"
+    "test_kaiming_mode_keeps_signal_or_gradient"
+)
+def the_gain_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init import run
+
+    patch.setattr(run, "gain_of", lambda activation, slope=0.01: 1.0)
+
+
+@fault(
+    caught_by="tests/init/test_flow.py::"
+    "test_lsuv_gives_every_layer_outputs_of_variance_one"
+)
+def lsuv_forgets_to_fold(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init import data_dependent
+
+    patch.setattr(data_dependent, "fold_output", lambda each, after: None)
