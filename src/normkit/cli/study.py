@@ -45,13 +45,15 @@ def list_command() -> None:
 
 @app.command("run", epilog=EXAMPLES)
 def run_command(
-    names: list[str] = typer.Argument(None, help="Ids of studies, e.g. S01 S03."),
+    names: list[str] | None = typer.Argument(  # noqa: B008
+        None, help="Ids of studies, e.g. S01 S03."
+    ),
     run_all: bool = typer.Option(False, "--all", help="Run every study."),
     quick: bool = typer.Option(False, "--quick", help="Seconds each, few seeds."),
     cpu: bool = typer.Option(False, "--cpu", help="Minutes each; the default."),
     gpu: bool = typer.Option(False, "--gpu", help="Larger, on a CUDA device."),
     out: Path = _OUT,
-    data: Path = typer.Option(
+    data: Path | None = typer.Option(  # noqa: B008
         None, "--data", help="Folder with mnist.npz, …; default: $NORMKIT_DATA."
     ),
     jobs: int = typer.Option(

@@ -98,10 +98,7 @@ def load_images(
     found = None
     if name != "digits" and root is not None:
         found = next(iter(sorted(Path(root).glob(f"{name}*.npz"))), None)
-    if found is None:
-        images = _split_digits(generator)
-    else:
-        images = _read_npz(name, found)
+    images = _read_npz(name, found) if found else _split_digits(generator)
     if train and train < len(images.y_train):
         keep = torch.randperm(len(images.y_train), generator=generator)[:train]
         images = replace(

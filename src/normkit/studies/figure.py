@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ COLORS = (
     *("#E69F00", "#56B4E9", "#000000", "#8C8C8C"),
 )
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8.5,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 9,

@@ -161,7 +161,7 @@ def _page(study: Study, record: Record) -> str:
     notes = [f"- {v.claim}: {v.note}" for v in record.verdicts if v.note]
     lines += ["", *notes] if notes else []
     lines.append(
-        f"\n{len(record.results)} seeds, {record.seconds:.0f} s in all on one thread of "
+        f"\n{len(record.results)} seeds, {record.seconds:.0f} s in all, one thread of "
         f"{ran['processor'] if ran['device'] == 'cpu' else ran['device']}; "
         f"normkit {ran['normkit']}, torch {ran['torch']}, Python {ran['python']}. "
         f"Data: {data or 'none, random numbers'}."

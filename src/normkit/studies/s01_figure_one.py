@@ -112,13 +112,14 @@ def _first_step(result: Result, arm: str, rate: int, target: float) -> float:
 
 
 def _speed_up(result: Result, target: float, rate: int | None) -> float:
-    """Steps without over steps with batch norm; a net that never arrives counts as
-    arriving at the end, so the ratio is a lower bound. `rate=None`: best of each arm.
+    """Steps without over steps with batch norm; `rate=None` takes the best of each.
+
+    A net that never arrives counts as arriving at the end.
     """
     end = result["steps"][-1]
     picks = range(len(_RATES)) if rate is None else [rate]
     steps = [
-        min(min(_first_step(result, arm, r, target) for r in picks), end)
+        min(end, *(_first_step(result, arm, r, target) for r in picks))
         for arm in ("plain", "batch norm")
     ]
     return steps[0] / steps[1]

@@ -61,8 +61,10 @@ def measure(trial: Trial, *, steps: int, hidden: tuple[int, ...], looks: int) ->
 
 
 def _shift(nets: Replicas, x: Tensor, y: Tensor, rates: Tensor) -> Tensor:
-    """‖G' − G‖/‖G‖ of each net, averaged over layers: G' is the gradient of layer i
-    after the layers below it have taken their step (Santurkar et al., definition 2.1).
+    """‖G' − G‖/‖G‖ of each net, averaged over layers.
+
+    G' is the gradient of a layer after those below it have taken their step (Santurkar
+    et al., "How does batch normalization help optimization?", definition 2.1).
     """
     layers = len(nets.weights)
     kept = [p.detach().clone() for p in nets.parameters]
@@ -129,14 +131,14 @@ def judge(results: list[Result]) -> list[Verdict]:
                 )
                 for act in ("sigmoid", "relu")
             ),
-            note="The noise brings the shift back. If the shift made training slow, the "
+            note="The noise brings the shift back: if that made training slow, the "
             "noisy net would be slow.",
         ),
         verdict(
             "C26",
             *(
                 at_most(
-                    f"shift of gradients, batch norm / plain, {act}, rate {_RATES[_SAME]:g}",
+                    f"shift, batch norm / plain, {act}, rate {_RATES[_SAME]:g}",
                     lower(act),
                     0.5,
                     none=1,

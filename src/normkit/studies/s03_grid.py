@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from normkit.studies.figure import color
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
@@ -214,12 +213,13 @@ def judge(results: list[Result]) -> list[Verdict]:
 def draw(figure: Figure, results: list[Result]) -> None:
     """One heat map per arm: median accuracy over rate and gain."""
     axes = figure.subplots(1, 4, sharey=True)
-    image = None
     for ax, arm in zip(axes, results[0]["grids"], strict=True):
         table = torch.tensor([r["grids"][arm] for r in results]).median(0).values
-        image = ax.imshow(
+        heat = ax.imshow(
             table, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis"
         )
+        if ax is axes[-1]:
+            figure.colorbar(heat, ax=axes, label="test accuracy", shrink=0.9)
         ax.set_title(arm.replace("batch", "batch norm"))
         ax.set_xticks(range(len(_GAINS)), [f"{g:g}" for g in _GAINS])
         ax.set_xlabel("gain √(n·Var[w])")
@@ -240,8 +240,6 @@ def draw(figure: Figure, results: list[Result]) -> None:
                 )
     axes[0].set_yticks(range(len(_RATES)), [f"{r:g}" for r in _RATES])
     axes[0].set_ylabel("learning rate")
-    figure.colorbar(image, ax=axes, label="test accuracy", shrink=0.9)
-    figure.patch.set_edgecolor(color(6))
 
 
 STUDY = Study(

@@ -120,7 +120,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         verdict(
             "C9",
             at_most("largest error against N(0, 1)", column("shift_error"), 2e-4),
-            note="0.5 is read as the standard deviation; eps keeps it from being exact.",
+            note="0.5 is read as the standard deviation; eps makes it inexact.",
         ),
         verdict(
             "C36",

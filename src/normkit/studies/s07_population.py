@@ -232,7 +232,7 @@ STUDY = Study(
     metric="Test accuracy of a small CNN in eval mode, against the same weights "
     "normalized by test batches.",
     criterion="An estimate does when it is within half a point; 1 point away is a "
-    "failure. C29: weights equal bitwise whatever is recorded, and less than 1 % of the "
+    "failure. C29: weights equal whatever is recorded, and less than 1 % of the "
     "start left after ten batches. C66: the training output has to change by 1e-6.",
     claims=("C14", "C28", "C29", "C66"),
     minutes=4,

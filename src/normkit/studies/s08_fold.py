@@ -194,7 +194,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
 STUDY = Study(
     id="S08",
     title="folding",
-    question="Does batch norm disappear at inference, exactly, and does that save time?",
+    question="Does batch norm disappear at inference, exactly, and save time?",
     prediction="It is a precomputed map, joins the convolution exactly, and so does "
     "the standardization of the input.",
     arms=("a CNN and the same folded", "an input standardization folded forward"),

@@ -135,7 +135,7 @@ STUDY = Study(
     arms=tuple(_ARMS),
     metric="Test accuracy of a small CNN on few training images, each arm at the best "
     "of three rates and all at one rate.",
-    criterion="C19: 0.3 points above plain, not below dropout, and dropout adds at most "
+    criterion="C19: 0.3 points above plain, not below dropout, which adds at most "
     "0.3. C57: also a gap of training and test accuracy smaller by 0.3.",
     claims=("C19", "C57"),
     minutes=5,

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from normkit.studies.data import Images
 from normkit.studies.figure import band
@@ -130,7 +129,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         verdict(
             "C57",
             at_least(
-                "test accuracy at the end, clean, best rates, batch norm − plain, points",
+                "final test accuracy, clean, best rates, batch norm − plain, points",
                 difference("0", None),
                 0.5,
                 none=0,
@@ -144,7 +143,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         verdict(
             "C62",
             at_least(
-                "epoch of the test peak, 40 % random labels, same rate, batch norm / plain",
+                "epoch of the peak, 40 % random labels, same rate, batch norm / plain",
                 peak_ratio("0.4", same=True),
                 1.2,
                 none=1,

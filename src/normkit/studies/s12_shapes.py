@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,21 +69,15 @@ def measure(trial: Trial, *, steps: int, width: int) -> Result:
         "superposition_eval": _superposition(eval_layer.eval(), flat),
         "gradient": _gradient_error(eval_layer.train(), flat[:6]),
         "other_words": _leak(LayerNorm(6, dtype=torch.float64), words),
-        "other_words_joint": _leak(LayerNorm((7, 6), dtype=torch.float64), words),
+        "other_words_joint": _leak(LayerNorm([7, 6], dtype=torch.float64), words),
     }
     images = trial.images("digits").standardized()
     batches = images.batches(32, steps, trial.generator(2))
     trained = {}
     for arm in ("per channel", "per point"):
         torch.manual_seed(trial.seed)
-        sides = iter((8, 4, 2))
-        model = cnn(
-            10,
-            BatchNorm2d
-            if arm == "per channel"
-            else lambda c: _PerPoint(c, next(sides)),
-            width=width,
-        )
+        norm = BatchNorm2d if arm == "per channel" else _per_point_norms()
+        model = cnn(10, norm, width=width)
         train(model, images, batches, 0.05)
         trained[arm] = {
             "accuracy": accuracy(model, images.x_test, images.y_test),
@@ -95,6 +90,12 @@ def measure(trial: Trial, *, steps: int, width: int) -> Result:
         }
     shape = BatchNorm2d(6).weight.numel()
     return {"errors": errors, "trained": trained, "share_of_chw": shape / (6 * 5 * 5)}
+
+
+def _per_point_norms() -> Callable[[int], nn.Module]:
+    """Makes the norms of the three maps of the CNN, 8, 4 and 2 pixels wide, in turn."""
+    sides = iter((8, 4, 2))
+    return lambda channels: _PerPoint(channels, next(sides))
 
 
 def _error(y: Tensor, x: Tensor, dims: tuple[int, ...], correction: int = 0) -> float:

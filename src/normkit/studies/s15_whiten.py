@@ -233,9 +233,9 @@ STUDY = Study(
     prediction="Standardized inputs need fewer steps; whitening costs several times "
     "more than batch norm, and a detached mean lets parameters run away.",
     arms=_SCALINGS,
-    metric="Steps of a ReLU net to 92 % on the digits at the best of ten rates; time of "
+    metric="Steps of a ReLU net to 92 % on the digits, best of ten rates; time of "
     "a forward over the number of features; the bias of the paper's example.",
-    criterion="C4: 1.5 times fewer steps than either raw scale. C25: correlations below "
+    criterion="C4: 1.5 times fewer steps than raw scales. C25: correlations below "
     "0.01, three times the time of batch norm, and a bias that grows past 10 while the "
     "loss moves by less than 1e-3.",
     claims=("C4", "C25"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normkit.studies.data import Images
-from normkit.studies.figure import band, bars
+from normkit.studies.figure import band
 from normkit.studies.replicas import Recipe, Replicas
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
@@ -173,7 +173,7 @@ def judge(results: list[Result]) -> list[Verdict]:
             reported(
                 "largest slope of the gradient, plain / batch norm", ratio("smoothness")
             ),
-            note="If large gradients were the reason, a plain net whose layers all take "
+            note="If large gradients were the reason, a plain net whose layers take "
             "steps as large would be as fast.",
         ),
         verdict(
@@ -218,7 +218,7 @@ STUDY = Study(
     arms=("plain", "batch norm", "plain, each layer's rate raised to equal steps"),
     metric="Norm of the first layer's gradient over 20 steps; training loss in the "
     "second tenth of the run; range of loss and gradient along the gradient.",
-    criterion="C17: a ratio of 10, and the plain net with steps as large has at most 1.2 "
+    criterion="C17: a ratio of 10, and plain with steps as large has at most 1.2 "
     "times the early loss of batch norm (2 refutes). C51: the ratio of 10.",
     claims=("C17", "C51"),
     minutes=2,

@@ -1,0 +1,260 @@
+"""S13: batch norm in a recurrent net, with sequences of many lengths."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normkit.nn import BatchNorm1d, LayerNorm
+from normkit.studies.data import Images
+from normkit.studies.figure import band, bars
+from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.training import frozen
+from normkit.studies.verdict import Verdict, at_least, reported, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ARMS = {
+    # Name: norm, one per step, masked, bucketed.
+    "no norm": ("", False, False, False),
+    "shared": ("batch", False, False, False),
+    "per step": ("batch", True, False, False),
+    "shared, bucketed": ("batch", False, False, True),
+    "shared, masked": ("batch", False, True, False),
+    "per step, masked": ("batch", True, True, False),
+    "layer norm": ("layer", False, False, False),
+}
+_RATES = (0.05, 0.2)
+_SHORTEST = 3
+
+
+class _Cell(nn.Module):
+    """A recurrent net that reads an image row by row: h' = tanh(norm(Wx + Uh))."""
+
+    def __init__(
+        self,
+        inputs: int,
+        size: int,
+        classes: int,
+        steps: int,
+        norm: str,
+        per_step: bool,
+    ) -> None:
+        super().__init__()
+        self.read = nn.Linear(inputs, size)
+        self.keep = nn.Linear(size, size, bias=False)
+        self.answer = nn.Linear(size, classes)
+        nn.init.orthogonal_(self.keep.weight)
+        copies = steps if per_step else 1
+        made = {"batch": BatchNorm1d, "layer": LayerNorm}.get(norm)
+        self.norms = nn.ModuleList([made(size) for _ in range(copies)] if made else [])
+        for layer in self.norms:
+            # Small, so that tanh keeps its slope through time (Cooijmans et al.).
+            nn.init.constant_(layer.weight, 0.3)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, lengths: Tensor, *, masked: bool) -> Tensor:
+        h = x.new_zeros(len(x), self.keep.in_features)
+        last = h
+        for t in range(int(lengths.max())):
+            going = (lengths > t)[:, None]
+            z = self.read(x[:, t]) + self.keep(h)
+            if len(self.norms):
+                norm = self.norms[min(t, len(self.norms) - 1)]
+                # A step that one sequence alone reaches has no spread to divide by.
+                if masked and (not self.training or going.sum() > 1):
+                    z = norm(z, mask=going)
+                else:
+                    z = norm(z)
+            h = torch.tanh(z)
+            last = torch.where(going, h, last)
+        return self.answer(last)
+
+
+def measure(trial: Trial, *, steps: int, batch: int, size: int) -> Result:
+    """Test accuracy of each arm at two rates; error of the statistics by position."""
+    images = trial.images("digits").standardized()
+    rows = images.x_train.shape[2]
+    lengths = {
+        key: torch.randint(_SHORTEST, rows + 1, (len(y),), generator=trial.generator(i))
+        for i, (key, y) in enumerate(
+            (("train", images.y_train), ("test", images.y_test)), 11
+        )
+    }
+    test = {}
+    for arm, (norm, per_step, masked, bucketed) in _ARMS.items():
+        batches = _batches(images, lengths["train"], batch, steps, trial, bucketed)
+        found = []
+        for rate in _RATES:
+            torch.manual_seed(trial.seed)
+            model = _Cell(images.x_train.shape[3], size, 10, rows, norm, per_step)
+            _train(model, images, lengths["train"], batches, rate, masked)
+            found.append(_accuracy(model, images, lengths["test"], masked))
+        test[arm] = found
+    return {
+        "test": test,
+        "error": _error_by_step(trial, images, lengths["train"], batch),
+    }
+
+
+def _batches(
+    images: Images,
+    lengths: Tensor,
+    batch: int,
+    steps: int,
+    trial: Trial,
+    bucketed: bool,
+) -> Tensor:
+    mixed = images.batches(batch, steps, trial.generator(1))
+    if not bucketed:
+        return mixed
+    # Eight batches at a time, sorted by length and cut again; then in random order.
+    pieces = []
+    for part in mixed.split(8):
+        flat = part.flatten()
+        pieces.append(flat[lengths[flat].argsort(stable=True)].view_as(part))
+    rows = torch.cat(pieces)
+    return rows[torch.randperm(len(rows), generator=trial.generator(2))]
+
+
+def _padded(x: Tensor, lengths: Tensor) -> Tensor:
+    """Rows of the image as steps, zero after the end, as padding is."""
+    steps = torch.arange(x.shape[2])
+    return x[:, 0] * (steps[None, :, None] < lengths[:, None, None])
+
+
+def _train(
+    model: _Cell,
+    images: Images,
+    lengths: Tensor,
+    batches: Tensor,
+    rate: float,
+    masked: bool,
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
+    for rows in batches:
+        x = _padded(images.x_train[rows], lengths[rows])
+        loss = F.cross_entropy(
+            model(x, lengths[rows], masked=masked), images.y_train[rows]
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+
+
+@torch.no_grad()
+def _accuracy(model: _Cell, images: Images, lengths: Tensor, masked: bool) -> float:
+    with frozen(model):
+        answer = model(_padded(images.x_test, lengths), lengths, masked=masked)
+    return 100 * (answer.argmax(1) == images.y_test).float().mean().item()
+
+
+@torch.no_grad()
+def _error_by_step(
+    trial: Trial, images: Images, lengths: Tensor, batch: int
+) -> list[float]:
+    """Standard error of the batch mean of a row's pixels that are there, by position.
+
+    In units of that row's own spread; only as many sequences count as reach it.
+    """
+    draws = []
+    for rows in images.batches(batch, 60, trial.generator(3)):
+        means = []
+        for t in range(images.x_train.shape[2]):
+            there = images.x_train[rows, 0, t][lengths[rows] > t]
+            means.append(
+                there.mean(0) if len(there) else torch.full_like(there[0], 0.0)
+            )
+        draws.append(torch.stack(means))
+    spread = images.x_train[:, 0].std(0).clamp(min=0.1)
+    return (torch.stack(draws).std(0) / spread).mean(1).tolist()
+
+
+def judge(results: list[Result]) -> list[Verdict]:
+    """Apply the rule to the results of all seeds."""
+
+    def best(r: Result, arm: str) -> float:
+        return max(r["test"][arm])
+
+    def minus(a: str, b: str) -> list[float]:
+        return [best(r, a) - best(r, b) for r in results]
+
+    growth = [(r["error"][-1] / r["error"][_SHORTEST - 1]) ** 2 for r in results]
+    # Half the gap to layer norm: bucketing − shared − half of (layer norm − shared).
+    half = [
+        best(r, "shared, bucketed")
+        - best(r, "shared")
+        - (best(r, "layer norm") - best(r, "shared")) / 2
+        for r in results
+    ]
+    return [
+        verdict(
+            "C52",
+            at_least(
+                "test accuracy, layer norm − shared batch norm, points",
+                minus("layer norm", "shared"),
+                1,
+                none=0,
+            ),
+            at_least(
+                "variance of the batch mean, last step / third", growth, 2, none=1
+            ),
+            at_least("bucketing closes more than half the gap by, points", half, 0),
+            reported("per step − shared, points", minus("per step", "shared")),
+            reported(
+                "per step with a mask − without, points",
+                minus("per step, masked", "per step"),
+            ),
+            reported(
+                "shared with a mask − without, points",
+                minus("shared, masked", "shared"),
+            ),
+            reported(
+                "layer norm − per step with a mask, points",
+                minus("layer norm", "per step, masked"),
+            ),
+        ),
+    ]
+
+
+def draw(figure: Figure, results: list[Result]) -> None:
+    """Accuracy of each arm, and how uncertain the statistics are at late steps."""
+    left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
+    names = [arm.replace(", ", ",\n") for arm in _ARMS]
+    rows = [[max(r["test"][arm]) for r in results] for arm in _ARMS]
+    bars(left, names, rows, indices=(7, 0, 5, 0, 0, 5, 1))
+    low = min(min(row) for row in rows)
+    left.set(title="Test accuracy, best rate", ylabel="%", ylim=(max(0, low - 5), 100))
+    left.tick_params(axis="x", labelsize=6.5)
+    steps = range(1, len(results[0]["error"]) + 1)
+    band(right, steps, [r["error"] for r in results])
+    right.set(
+        title="Error of the batch mean", xlabel="step", ylabel="in standard deviations"
+    )
+
+
+STUDY = Study(
+    id="S13",
+    title="sequences",
+    question="How does batch norm fare in a recurrent net on varying lengths?",
+    prediction="Worse than layer norm; late steps have few samples; bucketing helps.",
+    arms=tuple(_ARMS),
+    metric="Test accuracy on digits read row by row, cut to 3 to 8 rows and padded, at "
+    "the best of two rates; error of the batch mean at each step.",
+    criterion="C52: layer norm a point ahead of shared batch norm, twice the variance "
+    "of the mean at the last step, and bucketing closes half the gap.",
+    claims=("C52",),
+    minutes=3,
+    scales={
+        "quick": Scale(2, {"steps": 40, "batch": 32, "size": 32}),
+        "cpu": Scale(5, {"steps": 150, "batch": 32, "size": 48}),
+        "gpu": Scale(10, {"steps": 5000, "batch": 32, "size": 256}),
+    },
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)

@@ -1,0 +1,171 @@
+"""S16: one image per device, with and without statistics across devices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from normkit.functional import batch_norm
+from normkit.moments import moments
+from normkit.studies.figure import bars
+from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+from normkit.sync import merge_over
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def measure(trial: Trial, *, ranks: int, channels: int, side: int) -> Result:
+    """Batch norm of a batch, and of the same batch spread over processes."""
+    generator = trial.generator()
+    x = 3 + 2 * torch.randn(ranks, channels, side, side, generator=generator)
+    cotangent = torch.randn(x.shape, generator=generator)
+    weight = torch.randn(channels, generator=generator)
+    whole = _whole(x, cotangent, weight)
+    local = [_whole(x[r : r + 1], cotangent[r : r + 1], weight) for r in range(ranks)]
+    synced = _on_ranks(x, cotangent, weight)
+    names = ("output", "input gradient", "weight gradient")
+    return {
+        "ranks": ranks,
+        "synced": {n: _relative(synced[n], whole[n]) for n in names},
+        "local": {
+            n: _relative(torch.cat([one[n] for one in local]), whole[n])
+            for n in names[:2]
+        },
+    }
+
+
+def _whole(x: Tensor, cotangent: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    y = batch_norm(x, None, None, weight, training=True)
+    dx, dw = torch.autograd.grad(y, (x, weight), cotangent)
+    return {"output": y.detach(), "input gradient": dx, "weight gradient": dw}
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def _on_ranks(x: Tensor, cotangent: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """The same with one image per process, statistics merged by gloo."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save({"x": x, "cotangent": cotangent, "weight": weight}, folder / "in.pt")
+        # Processes of their own main: a caller's script need not be importable.
+        command = [sys.executable, "-m", __name__, name]
+        workers = [
+            subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True)
+            for rank in range(len(x))
+        ]
+        for worker in workers:
+            _, said = worker.communicate(timeout=240)
+            if worker.returncode:
+                raise RuntimeError(f"a process of S16 failed: {said.strip()[-400:]}")
+        parts = [torch.load(folder / f"{rank}.pt") for rank in range(len(x))]
+    return {
+        "output": torch.cat([part["y"] for part in parts]),
+        "input gradient": torch.cat([part["dx"] for part in parts]),
+        # Each rank has the part of its own image; data-parallel training adds them.
+        "weight gradient": torch.stack([part["dw"] for part in parts]).sum(0),
+    }
+
+
+def _work(folder: Path, rank: int) -> None:
+    """What one process does: its image, normalized by the statistics of all."""
+    torch.set_num_threads(1)
+    given = torch.load(folder / "in.pt")
+    ranks = len(given["x"])
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
+    try:
+        mine = given["x"][rank : rank + 1].clone().requires_grad_()
+        weight = given["weight"].requires_grad_()
+        shape = (1, -1, 1, 1)
+        everyone = merge_over(moments(mine, (0, 2, 3)))
+        scale = everyone.inv_std(1e-5) * weight
+        y = (mine - everyone.mean.view(shape)) * scale.view(shape)
+        cotangent = given["cotangent"][rank : rank + 1]
+        dx, dw = torch.autograd.grad(y, (mine, weight), cotangent)
+        torch.save({"y": y.detach(), "dx": dx, "dw": dw}, folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def judge(results: list[Result]) -> list[Verdict]:
+    """Apply the rule to the results of all seeds."""
+
+    def synced(name: str) -> list[float]:
+        return [r["synced"][name] for r in results]
+
+    return [
+        verdict(
+            "C65",
+            at_most("relative error of synchronized outputs", synced("output"), 1e-5),
+            at_most(
+                "relative error of input gradients", synced("input gradient"), 1e-5
+            ),
+            at_most(
+                "relative error of weight gradients", synced("weight gradient"), 1e-5
+            ),
+            at_least(
+                "error of outputs without synchronizing",
+                [r["local"]["output"] for r in results],
+                0.1,
+                none=0,
+            ),
+            reported("processes", [r["ranks"] for r in results]),
+        ),
+    ]
+
+
+def draw(figure: Figure, results: list[Result]) -> None:
+    """Errors against one process with the whole batch."""
+    axes = figure.subplots()
+    names = ("output", "input gradient", "weight gradient")
+    rows = [[r["synced"][n] for r in results] for n in names]
+    rows += [[r["local"][n] for r in results] for n in names[:2]]
+    labels = [f"{n},\nsynchronized" for n in names] + [
+        f"{n},\neach alone" for n in names[:2]
+    ]
+    bars(
+        axes,
+        labels,
+        [[max(v, 1e-9) for v in row] for row in rows],
+        indices=(0, 0, 0, 1, 1),
+    )
+    axes.axhline(1e-5, color="black", lw=0.8, ls=":")
+    axes.set(
+        title="Relative error against one process with the whole batch", yscale="log"
+    )
+
+
+STUDY = Study(
+    id="S16",
+    title="one image per device",
+    question="Does batch norm over devices equal batch norm of the whole batch?",
+    prediction="Synchronized it does, outputs and gradients; alone it is far off.",
+    arms=("statistics merged over processes", "each process alone"),
+    metric="Relative error of outputs and gradients against a single process.",
+    criterion="C65: 1e-5 synchronized, more than 0.1 alone.",
+    claims=("C65",),
+    minutes=1,
+    scales={
+        "quick": Scale(1, {"ranks": 2, "channels": 8, "side": 5}),
+        "cpu": Scale(5, {"ranks": 2, "channels": 16, "side": 7}),
+        "gpu": Scale(5, {"ranks": 4, "channels": 64, "side": 14}),
+    },
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,217 @@
+"""S19: the paper's table of learning rates, on a small convolutional net."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from normkit.nn import BatchNorm2d
+from normkit.studies.figure import band, bars
+from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.training import accuracy, cnn, train
+from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Name: batch norm, multiple of the base rate, activation.
+_ARMS = {
+    "plain ×1": (False, 1.0, nn.ReLU),
+    "plain ×5": (False, 5.0, nn.ReLU),
+    "BN ×1": (True, 1.0, nn.ReLU),
+    "BN ×5": (True, 5.0, nn.ReLU),
+    "BN ×30": (True, 30.0, nn.ReLU),
+    "BN ×5 sigmoid": (True, 5.0, nn.Sigmoid),
+    "plain sigmoid": (False, 1.0, nn.Sigmoid),
+}
+_CANDIDATES = (0.01, 0.03, 0.1, 0.3)
+
+
+def measure(
+    trial: Trial, *, data: str, train_images: int, steps: int, width: int, looks: int
+) -> Result:
+    """The base rate is the best of the plain net; the others are multiples of it."""
+    images = trial.images(data, train=train_images).standardized()
+    batches = images.batches(64, steps, trial.generator(1))
+    channels, side = images.x_train.shape[1:3]
+    shown, labels = images.x_test[:1000], images.y_test[:1000]
+
+    def curve(has_norm: bool, rate: float, act: type[nn.Module]) -> list[float]:
+        torch.manual_seed(trial.seed)
+        norm = BatchNorm2d if has_norm else None
+        model = cnn(
+            images.classes,
+            norm,
+            channels=channels,
+            side=side,
+            width=width,
+            activation=act,
+        ).to(trial.device)
+        seen: list[float] = []
+
+        def look(step: int, _: float) -> None:
+            if step % max(1, steps // looks) == 0:
+                seen.append(100 * accuracy(model, shown, labels))
+
+        # Without momentum, as the multiples of the paper are of plain steps.
+        train(model, images, batches, rate, momentum=0.0, on_step=look)
+        return seen
+
+    tried = {rate: curve(False, rate, nn.ReLU) for rate in _CANDIDATES}
+    base = max(tried, key=lambda rate: tried[rate][-1])
+    curves = {}
+    for arm, (has_norm, factor, act) in _ARMS.items():
+        known = arm == "plain ×1"
+        curves[arm] = tried[base] if known else curve(has_norm, base * factor, act)
+    return {
+        "data": images.name,
+        "base": base,
+        "chance": 100 / images.classes,
+        "every": max(1, steps // looks),
+        "curves": curves,
+    }
+
+
+def judge(results: list[Result]) -> list[Verdict]:
+    """Apply the rule to the results of all seeds."""
+
+    def speed(arm: str) -> list[float]:
+        """Looks that plain ×1 needs for 95 % of its best, over those of `arm`."""
+        found = []
+        for r in results:
+            plain = r["curves"]["plain ×1"]
+            target = 0.95 * max(plain)
+            steps = [
+                next(
+                    (i for i, a in enumerate(r["curves"][name], 1) if a >= target),
+                    math.inf,
+                )
+                for name in ("plain ×1", arm)
+            ]
+            found.append(steps[0] / min(steps[1], len(plain)))
+        return found
+
+    def best(arm: str) -> list[float]:
+        return [max(r["curves"][arm]) for r in results]
+
+    def end(arm: str) -> list[float]:
+        return [r["curves"][arm][-1] for r in results]
+
+    def minus(a: list[float], b: list[float]) -> list[float]:
+        return [x - y for x, y in zip(a, b, strict=True)]
+
+    chance = [r["chance"] for r in results]
+    return [
+        verdict(
+            "C18",
+            at_least(
+                "steps to 95 % of the plain net's best, plain ×1 / BN ×1",
+                speed("BN ×1"),
+                1.5,
+                none=1,
+            ),
+            at_least("the same, BN ×5", speed("BN ×5"), 3, none=1),
+            reported("the same, BN ×30", speed("BN ×30")),
+            reported(
+                "best accuracy, BN ×5 − plain ×1, points",
+                minus(best("BN ×5"), best("plain ×1")),
+            ),
+        ),
+        verdict(
+            "C32",
+            at_least(
+                "end, BN ×5 − plain ×1, points", minus(end("BN ×5"), end("plain ×1")), 0
+            ),
+            at_least(
+                "end, BN ×30 − plain ×1, points",
+                minus(end("BN ×30"), end("plain ×1")),
+                0,
+            ),
+            at_most(
+                "end, plain ×5 above chance, points",
+                minus(end("plain ×5"), chance),
+                5,
+                none=20,
+            ),
+        ),
+        verdict(
+            "C33",
+            at_most(
+                "end, plain sigmoid above chance, points",
+                minus(end("plain sigmoid"), chance),
+                5,
+                none=20,
+            ),
+            at_least(
+                "best, BN ×5 sigmoid − plain sigmoid, points",
+                minus(best("BN ×5 sigmoid"), best("plain sigmoid")),
+                20,
+                none=0,
+            ),
+        ),
+    ]
+
+
+def draw(figure: Figure, results: list[Result]) -> None:
+    """Accuracy over time, and the best of each arm."""
+    left, right = figure.subplots(1, 2)
+    every = results[0]["every"]
+    for i, arm in enumerate(_ARMS):
+        rows = [r["curves"][arm] for r in results]
+        steps = [every * (k + 1) for k in range(len(rows[0]))]
+        band(left, steps, rows, label=arm, index=i, dashed="BN" not in arm)
+    left.set(title=f"Test accuracy ({results[0]['data']})", xlabel="step", ylabel="%")
+    left.legend(fontsize=6)
+    names = [arm.replace(" ", "\n") for arm in _ARMS]
+    bars(right, names, [[max(r["curves"][a]) for r in results] for a in _ARMS])
+    right.set_title("Best accuracy")
+    right.tick_params(axis="x", labelsize=6.5)
+
+
+STUDY = Study(
+    id="S19",
+    title="figures two and three",
+    question="How much larger a rate does batch norm bear, and what is gained?",
+    prediction="×1 is faster, ×5 faster still and better, ×30 works; plain ×5 fails; "
+    "the sigmoid net trains with batch norm alone.",
+    arms=tuple(_ARMS),
+    metric="Test accuracy of a small CNN over steps of plain SGD; the base rate is the "
+    "plain net's best of four.",
+    criterion="C18: 1.5 times fewer steps at ×1 and 3 times at ×5. C32: ×5 and ×30 end "
+    "no lower than plain ×1; plain ×5 within 5 points of chance (20 refutes). C33: "
+    "plain sigmoid at chance, batch norm 20 points above it.",
+    claims=("C18", "C32", "C33"),
+    minutes=6,
+    scales={
+        "quick": Scale(
+            2,
+            {"data": "digits", "train_images": 0, "steps": 40, "width": 8, "looks": 8},
+        ),
+        "cpu": Scale(
+            5,
+            {
+                "data": "cifar10",
+                "train_images": 4000,
+                "steps": 400,
+                "width": 12,
+                "looks": 20,
+            },
+        ),
+        "gpu": Scale(
+            5,
+            {
+                "data": "cifar10",
+                "train_images": 0,
+                "steps": 20_000,
+                "width": 64,
+                "looks": 100,
+            },
+        ),
+    },
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)
