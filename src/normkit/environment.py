@@ -70,7 +70,7 @@ class Environment:
             "python": self.python,
             "torch": self.torch,
             "system": self.system,
-            "processor": f"{self.cpu}, {self.cores} cores, {self.threads} threads",
+            "processor": f"{self.cpu}, cores: {self.cores}, threads: {self.threads}",
             "accelerators": ", ".join(self.devices) or "none",
         }
         for name, reasons in self.backends.items():

@@ -43,8 +43,10 @@ def command(
     with _progress() as tell:
         result = run_demo(seed=seed, quick=quick, on_progress=tell)
     report, data = result.write(out)
+    # Wider than this, a line is hard to follow.
     console = Console(highlight=False)
-    console.print(_table(result))
+    console.width = min(console.width, 120)
+    _print_checks(result, console)
     console.print(result.summary(), style="bold", markup=False)
     # Not through the console: a path must not be wrapped.
     print(f"report   {report.resolve()}")
@@ -79,17 +81,15 @@ def _progress() -> Generator[Callable[[str, float], None]]:
         )
 
 
-def _table(result: DemoResult) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("", "measured", "required", ""):
-        table.add_column(name, justify="right" if name == "measured" else "left")
-    for step in result.steps:
-        table.add_row(f"[bold]{step.title}[/bold]", "", f"{step.seconds:.0f} s", "")
+def _print_checks(result: DemoResult, console: Console) -> None:
+    for number, step in enumerate(result.steps, start=1):
+        console.print(f"{number}. {step.title}", style="bold", markup=False)
+        table = Table(box=None, show_header=False, pad_edge=False, expand=True)
+        table.add_column(width=6)
+        table.add_column(ratio=5)
+        table.add_column(ratio=3, justify="right")
+        table.add_column(ratio=5)
         for check in step.checks:
-            table.add_row(
-                f"  {check.what}",
-                check.shown,
-                check.required,
-                "[green]ok[/green]" if check.held else "[bold red]FAILED[/bold red]",
-            )
-    return table
+            mark = "[green]ok[/green]" if check.held else "[bold red]FAILED[/bold red]"
+            table.add_row(mark, check.what, check.shown, check.required)
+        console.print(table)

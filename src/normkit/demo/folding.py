@@ -20,7 +20,8 @@ from normkit.fold import FoldLedger, fold
 __all__ = ["FoldStep", "fold_away"]
 
 MOST_DIFFERENCE = 1e-9
-WARM_UP, ROUNDS = 3, 30
+# Rounds that are not counted.
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class FoldStep:
         }
 
 
-def fold_away(digits: Digits, network: Trained, *, tick: Tick) -> FoldStep:
+def fold_away(digits: Digits, network: Trained, *, rounds: int, tick: Tick) -> FoldStep:
     """Fold `network` and compare the two on the test images."""
     start = time.perf_counter()
     model, images = network.model.eval(), digits.test_images
@@ -108,7 +109,7 @@ def fold_away(digits: Digits, network: Trained, *, tick: Tick) -> FoldStep:
     exactly_folded, _ = fold(exact, images[:BATCH_SIZE].double())
     exactly_before = _scores(exact, images.double())
     exactly_after = _scores(exactly_folded, images.double())
-    ratios = _time_ratios(model, folded, images[:BATCH_SIZE], tick)
+    ratios = _time_ratios(model, folded, images[:BATCH_SIZE], rounds, tick)
     lower, speed, upper = statistics.quantiles(ratios, n=4)
     return FoldStep(
         name=network.name,
@@ -131,11 +132,11 @@ def _scores(model: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _time_ratios(
-    model: nn.Module, folded: nn.Module, images: Tensor, tick: Tick
+    model: nn.Module, folded: nn.Module, images: Tensor, rounds: int, tick: Tick
 ) -> list[float]:
     """How many times as long `model` takes as `folded`, in turns, per round."""
     ratios = []
-    for i in range(WARM_UP + ROUNDS):
+    for i in range(WARM_UP + rounds):
         # Who goes first changes, so that neither always finds the caches warm.
         seconds = {}
         for each in (model, folded) if i % 2 else (folded, model):

@@ -28,12 +28,13 @@ from normkit.doctor.page import (
     Severity,
     Table,
     Text,
+    format_value,
 )
 from normkit.doctor.report import finding_cards
 
 __all__ = ["demo_page"]
 
-_SEEN = ("saturated", "gradient")
+_SEEN, _WHICH = ("saturated %", "gradient"), ("without", "with")
 # Below this a chart of saturation is a line along its axis.
 WORTH_A_CHART = 0.01
 
@@ -85,7 +86,7 @@ def _headline(result: DemoResult) -> Numbers:
             Number(
                 "Folded",
                 f"{fold.speed:.2f} × as fast",
-                f"largest difference of a score {fold.difference:.0e}",
+                f"largest difference of a score {format_value(fold.difference)}",
                 _sign(fold.checks),
             ),
         ]
@@ -94,14 +95,13 @@ def _headline(result: DemoResult) -> Numbers:
 
 def _check_table(result: DemoResult) -> Table:
     return Table(
-        ["step", "check", "measured", "required", ""],
+        ["", "check", "measured", "required"],
         [
             [
-                number,
-                check.what,
+                Mark("ok", "held") if check.held else Mark("error", "failed"),
+                f"{number}. {check.what}",
                 check.shown,
                 check.required,
-                Mark("ok", "held") if check.held else Mark("error", "did not hold"),
             ]
             for number, step in enumerate(result.steps, start=1)
             for check in step.checks
@@ -242,29 +242,30 @@ def _saturation(both: tuple[Seen, Seen]) -> Iterable[Block]:
             ]
         )
     else:
+        most = f"at most {percent(largest)}" if largest else "none"
         yield Text(
-            f"In no layer of either network were more than {percent(largest)} of the "
-            "inputs where a sigmoid is flat. The gradient of the first network does "
-            "not vanish in saturated units: every layer of sigmoids multiplies it by "
-            "at most 1/4, and six of them do the rest."
+            f"Saturation is not what stops the first network: {most} of the inputs of "
+            "any layer were where the sigmoid is flat. The slope of a sigmoid is at "
+            "most 1/4, and the gradient passes six of them."
         )
     yield Table(
-        ["layers", *(f"{what}, {seen.name}" for what in _SEEN for seen in both)],
+        ["hidden layer", *(f"{what}, {which}" for what in _SEEN for which in _WHICH)],
         [
             [
-                f"{weights}, {activation}",
+                str(number),
                 *(
-                    percent(max(_finite(seen.saturated[activation]), default=math.nan))
+                    100 * max(_finite(seen.saturated[activation]), default=math.nan)
                     for seen in both
                 ),
                 *(seen.median_gradient(weights) for seen in both),
             ]
-            for weights, activation in zip(
-                both[0].gradient_norm, both[0].saturated, strict=False
+            for number, (weights, activation) in enumerate(
+                zip(both[0].gradient_norm, both[0].saturated, strict=False), start=1
             )
         ],
         "Saturated: the largest share, at any step, of inputs where the slope of the "
-        "sigmoid is below 5% of its largest. Gradient: the median norm over the steps",
+        "sigmoid is below 5% of its largest. Gradient: the median of ‖dL/dy‖ over the "
+        "steps. Without and with batch norm.",
     )
 
 
@@ -334,7 +335,7 @@ def _folding(step: FoldStep) -> Iterable[Block]:
                 "Largest difference",
                 step.difference,
                 "of any score of any test image, folded in float64; "
-                f"{step.difference_float32:.0e} in float32",
+                f"{format_value(step.difference_float32)} in float32",
             ),
             Number(
                 "Test accuracy",
@@ -361,7 +362,7 @@ def _folding(step: FoldStep) -> Iterable[Block]:
 def _environment(result: DemoResult) -> Iterable[Block]:
     here = result.environment
     rows = [
-        ["processor", f"{here.cpu}, {here.cores} cores, {here.threads} threads"],
+        ["processor", f"{here.cpu}, cores: {here.cores}, threads: {here.threads}"],
         ["system", here.system],
         ["accelerators", ", ".join(here.devices) or "none"],
         ["python", here.python],

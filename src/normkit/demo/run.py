@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from normkit.demo.digits import load_digits
-from normkit.demo.folding import ROUNDS, WARM_UP, fold_away
+from normkit.demo.folding import WARM_UP, fold_away
 from normkit.demo.repair import break_and_repair
 from normkit.demo.result import DemoResult
 from normkit.demo.training import train_networks
@@ -16,8 +17,17 @@ from normkit.errors import ArgumentError
 
 __all__ = ["run_demo"]
 
-# Steps of the sigmoid networks and of the CNNs. The checks are the same in both.
-FULL, QUICK = (600, 300), (120, 100)
+
+class Length(NamedTuple):
+    """How long a run is: steps of training, rounds of timing."""
+
+    sigmoid_steps: int
+    cnn_steps: int
+    rounds: int
+
+
+# The checks are the same in both.
+FULL, QUICK = Length(600, 300, rounds=30), Length(120, 100, rounds=10)
 
 
 def run_demo(
@@ -44,23 +54,24 @@ def run_demo(
     if seed < 0:
         raise ArgumentError(f"seed={seed} must not be negative; give 0 or more")
     start = time.perf_counter()
-    sigmoid_steps, cnn_steps = QUICK if quick else FULL
-    ticks = _Ticks(2 * sigmoid_steps + 2 * cnn_steps + WARM_UP + ROUNDS, on_progress)
+    length = QUICK if quick else FULL
+    training = 2 * length.sigmoid_steps + 2 * length.cnn_steps
+    ticks = _Ticks(training + WARM_UP + length.rounds, on_progress)
 
     digits = load_digits(seed)
     ticks.begin("training without and with batch norm")
     trained = train_networks(
         digits,
         seed=seed,
-        sigmoid_steps=sigmoid_steps,
-        cnn_steps=cnn_steps,
+        sigmoid_steps=length.sigmoid_steps,
+        cnn_steps=length.cnn_steps,
         tick=ticks,
     )
     watched = look_back(trained.plain, trained.normalized)
     ticks.begin("breaking, diagnosing, calibrating")
     repaired = break_and_repair(digits, trained.cnn, tick=ticks)
     ticks.begin("folding")
-    folded = fold_away(digits, trained.cnn, tick=ticks)
+    folded = fold_away(digits, trained.cnn, rounds=length.rounds, tick=ticks)
     return DemoResult(
         seed=seed,
         is_quick=quick,

@@ -154,6 +154,14 @@ class Table:
             for i in range(len(self.columns))
         ]
 
+    @property
+    def name_column(self) -> int | None:
+        """The column that names the rows: the first one of words."""
+        for i, is_numeric in enumerate(self.is_numeric):
+            if not is_numeric and not any(isinstance(r[i], Mark) for r in self.rows):
+                return i
+        return None
+
 
 @dataclass(frozen=True)
 class Bar:

@@ -1,0 +1,7 @@
+"""`python -m normkit.cli`, for where the script `normkit` is not on the path."""
+
+import sys
+
+from normkit.cli import main
+
+sys.exit(main())
