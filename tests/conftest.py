@@ -29,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if name:
         import sabotage
 
+        # Workers of tests/ranks.py plant it, too.
+        os.environ["NORMKIT_SABOTAGE"] = name
+
         patch = pytest.MonkeyPatch()
         config.add_cleanup(patch.undo)
         sabotage.FAULTS[name].plant(patch)

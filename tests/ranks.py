@@ -85,6 +85,12 @@ def _work(rank: int, size: int, store: str, pipe: Connection) -> None:
         world_size=size,
         timeout=timedelta(seconds=SECONDS),
     )
+    if fault := os.environ.get("NORMKIT_SABOTAGE"):
+        import pytest
+
+        import sabotage
+
+        sabotage.FAULTS[fault].plant(pytest.MonkeyPatch())
     modules: dict[str, Any] = {}
     while True:
         try:
