@@ -1,0 +1,45 @@
+"""The one place where kernels are started, and what they share on a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["submit", "tickets"]
+
+_tickets: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def submit(
+    kernel: Any, grid: tuple[int, ...], num_warps: int, **arguments: Any
+) -> None:
+    """Start `kernel` on the current stream of the device of its tensors.
+
+    Multiply and add may contract to one rounding (`enable_fp_fusion`): every kernel
+    that recomputes a value of another writes the same expression.
+    """
+    x = next(a for a in arguments.values() if isinstance(a, Tensor))
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            kernel[grid](num_warps=num_warps, enable_fp_fusion=True, **arguments)
+    else:
+        kernel[grid](num_warps=num_warps, enable_fp_fusion=True, **arguments)
+
+
+def tickets(device: torch.device, count: int) -> Tensor:
+    """At least `count` int32 zeros that every kernel leaves at zero.
+
+    Kept for each stream, on which launches follow one another. A CUDA graph may be
+    replayed on any stream and gets its own, zeroed by the graph itself.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    key = (device, torch.cuda.current_stream(device).cuda_stream)
+    kept = _tickets.get(key)
+    if kept is None or kept.numel() < count:
+        # Enough for 4096 channels at once, so that it rarely grows.
+        kept = torch.zeros(max(count, 4097), dtype=torch.int32, device=device)
+        _tickets[key] = kept
+    return kept

@@ -1,0 +1,162 @@
+"""Tile sizes and grids, by shape: a static table, no tuning at run time.
+
+Every number marked [awaiting a GPU] was chosen by arithmetic (bytes in flight,
+registers of the compiled code) and is not yet measured; `make gpu` measures.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+__all__ = [
+    "FORWARD_ROW",
+    "Grid",
+    "Tile",
+    "alignment",
+    "backward_rows",
+    "forward_rows",
+    "keeps_shares",
+    "matrix_tile_for",
+    "multiprocessors",
+    "piece_of",
+    "reduction_grid",
+    "reduction_tile_for",
+]
+
+# A lane of a reduction adds at most this many terms; more, and a sum of equal terms
+# drifts by more than 1e-6 (a quarter of the number of terms, in units of 6e-8).
+_TERMS_PER_LANE = 64
+# Programs of a reduction per multiprocessor: 2 of 8 warps fill half of its threads at
+# 128 registers. [awaiting a GPU]
+_PROGRAMS_PER_MULTIPROCESSOR = 2
+# Programs of a backward over rows per multiprocessor: each writes a share of dweight,
+# so few is cheap; the registers of one row leave room for 1 or 2. [awaiting a GPU]
+_ROW_PROGRAMS_PER_MULTIPROCESSOR = 2
+
+# The longest rows that stay in registers: 16 warps have 128 registers a thread. A row
+# of 16384 takes 32 of them. A backward holds x, dy, dweight and dbias: 8192 halves
+# compile to 114 registers, 8192 floats spill, 4096 take 94.
+FORWARD_ROW = 16384
+_BACKWARD_ROW_BYTES = 16384
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows and columns of one program's tile, and the warps that share it."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a reduction is shared: blocks of statistics, and splits of each block."""
+
+    blocks: int
+    splits: int
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors the device has; 132 (an H200) where there is none."""
+    if device.type != "cuda":
+        return 132
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+
+
+def alignment(width: int) -> int:
+    """The largest power of 2, at most 16, that divides every row's start."""
+    return math.gcd(width, 16)
+
+
+def piece_of(width: int) -> int:
+    """The longest piece (8 to 512, a power of 2) that wastes at most 1/16 of a row."""
+
+    def waste(piece: int) -> float:
+        return -(-width // piece) * piece / width - 1
+
+    pieces = [512, 256, 128, 64, 32, 16, 8]
+    for piece in pieces:
+        if waste(piece) <= 1 / 16:
+            return piece
+    return min(pieces, key=waste)
+
+
+def matrix_tile_for(rows: int, width: int, itemsize: int) -> Tile:
+    """The tile of an elementwise pass: 16 KiB of one operand, 32 bytes a thread.
+
+    Two 16-byte loads of each operand per thread are in flight. [awaiting a GPU]
+    """
+    columns = piece_of(width)
+    elements = 8192 // itemsize
+    return _tile(rows, columns, elements, 4)
+
+
+def reduction_tile_for(steps: int, columns: int, itemsize: int) -> Tile:
+    """The tile of one step of a reduction: two sums per element stay in registers.
+
+    16 elements of half precision per thread, so 32 registers of sums and two 16-byte
+    loads of each operand in flight. [awaiting a GPU]
+    """
+    return _tile(steps, columns, 4096 if itemsize == 2 else 2048, 8)
+
+
+def _tile(rows: int, columns: int, elements: int, warps: int) -> Tile:
+    most = _power_of_two(rows)
+    block = max(1, min(elements // columns, most))
+    while warps > 1 and block * columns < 32 * warps * 4:
+        warps //= 2
+    return Tile(block, columns, warps)
+
+
+def reduction_grid(
+    steps: int, statistics: int, columns: int, kind: str, tile: Tile, programs: int
+) -> Grid:
+    """Enough splits to fill `programs` and to keep the sums of a lane short."""
+    blocks = -(-statistics // columns) if kind == "columns" else statistics
+    tiles = -(-steps // tile.rows)
+    wanted = max(-(-programs // blocks), -(-tiles // _TERMS_PER_LANE))
+    # The same number of tiles for each, but for the last.
+    each = -(-tiles // max(1, min(wanted, tiles)))
+    return Grid(blocks, -(-tiles // each))
+
+
+def reduction_programs(device: torch.device) -> int:
+    """How many programs of a reduction fill the device."""
+    return multiprocessors(device) * _PROGRAMS_PER_MULTIPROCESSOR
+
+
+def forward_rows(rows: int, width: int) -> Tile:
+    """The tile of whole rows in a forward: 4096 elements, or one row."""
+    columns = _power_of_two(width)
+    block = max(1, min(4096 // columns, _power_of_two(rows)))
+    return Tile(block, columns, _warps(block * columns, 16))
+
+
+def backward_rows(rows: int, width: int, device: torch.device) -> tuple[Tile, int]:
+    """The tile of whole rows in a backward, and the rows of one program."""
+    columns = _power_of_two(width)
+    block = max(1, min(2048 // columns, _power_of_two(rows)))
+    programs = multiprocessors(device) * _ROW_PROGRAMS_PER_MULTIPROCESSOR
+    each = -(-rows // programs)
+    each = -(-each // block) * block
+    return Tile(block, columns, _warps(block * columns, 8)), each
+
+
+def keeps_shares(width: int, itemsize: int) -> bool:
+    """Whether a backward over rows can keep dweight and dbias in registers."""
+    return width * itemsize <= _BACKWARD_ROW_BYTES
+
+
+def _warps(elements: int, per_thread: int) -> int:
+    return max(1, min(16, _power_of_two(elements // (32 * per_thread))))
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest power of two that is at least `size`."""
+    return 1 << max(0, size - 1).bit_length()
