@@ -62,21 +62,21 @@ class Snapshot:
 
     Attributes:
         modes: Each module with its `training` flag.
-        buffers: Each module with the name, the object, a copy and the version of each
-            of its buffers.
+        buffers: Each module with the name, the object and a copy of each buffer.
         gradients: Each parameter with its `.grad`.
     """
 
     modes: list[tuple[nn.Module, bool]]
-    buffers: list[tuple[nn.Module, str, Tensor, Tensor, int]]
+    buffers: list[tuple[nn.Module, str, Tensor, Tensor]]
     gradients: list[tuple[nn.Parameter, Tensor | None]]
 
     def restore_buffers(self) -> None:
         """Put the buffers back: the same objects with the same bytes."""
         with torch.no_grad():
-            for module, name, buffer, copy, version in self.buffers:
+            for module, name, buffer, copy in self.buffers:
                 # Untouched buffers stay untouched, for autograd counts their changes.
-                if buffer._version != version:
+                # It does not count those of batch norm's own kernel, so bytes decide.
+                if not torch.equal(buffer, copy):
                     buffer.copy_(copy)
                 module._buffers[name] = buffer
 
@@ -98,7 +98,7 @@ def snapshot(model: nn.Module) -> Snapshot:
     return Snapshot(
         modes=[(module, module.training) for module in model.modules()],
         buffers=[
-            (module, name, buffer, buffer.detach().clone(), buffer._version)
+            (module, name, buffer, buffer.detach().clone())
             for module in model.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None

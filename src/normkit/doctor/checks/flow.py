@@ -2,8 +2,12 @@
 
 A signal that changes by the same factor g in every layer has changed by g^depth at the
 end. So the trend over the depth is judged, not two neighbouring layers: over layers of
-one kind, the rms of their outputs going forward, and the norm of dL/d output going
-backward.
+one kind, the rms of their outputs h going forward, and going backward
+
+    response = ‖dL/dh‖ · rms(h)
+
+by how much the loss answers to a relative change of h. dL/dh alone depends on the
+units of h, which a following batch norm takes out again.
 """
 
 from __future__ import annotations
@@ -72,22 +76,26 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         reason = f"{len(layers)} layers are too few for a trend"
         yield _D24(layers[0].name, "not_judged", evidence=reason)
         return
-    norm = [numbers.median(layer.gradient_norm[-RECENT:]) for layer in layers]
-    if not norm[-1] > 0:
-        reason = f"the gradient is {norm[-1]:.3g} at the last layer already"
+    response = [
+        numbers.median(layer.gradient_norm[-RECENT:]) * layer.output_rms
+        for layer in layers
+    ]
+    if not response[-1] > 0:
+        reason = f"the loss answers by {response[-1]:.3g} to the last layer already"
         yield _D24(layers[0].name, "not_judged", evidence=reason)
         return
-    ratio = norm[0] / norm[-1]
+    ratio = response[0] / response[-1]
     severity, threshold = below(ratio, warning=GRADIENT_WARNING, error=GRADIENT_ERROR)
     yield _D24(
         layers[0].name,
         severity,
         ratio,
         threshold,
-        f"dL/d output is {norm[-1]:.3g} at {layers[-1].name} and {norm[0]:.3g} here, a "
-        f"factor of {_slope(norm[::-1]):.2f} per layer",
+        f"to a relative change of its outputs the loss answers by {response[-1]:.3g} "
+        f"at {layers[-1].name} and by {response[0]:.3g} here, a factor of "
+        f"{_slope(response[::-1]):.2f} per layer",
         _START,
-        {"layers": [layer.name for layer in layers], "gradient_norm": norm},
+        {"layers": [layer.name for layer in layers], "response": response},
     )
 
 

@@ -233,9 +233,13 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
         weight = (1 - norm.momentum) ** norm.tracked
         severity, threshold = above(weight, warning=INITIAL_WEIGHT)
         measured = distance(norm)
-        if severity != "clear" and measured is not None and measured.is_small:
-            # Set by a calibration, or by luck: the values are right all the same.
-            severity = "info"
+        if severity != "clear" and measured is not None:
+            if measured.is_small:
+                # Set by a calibration, or by luck: the values are right all the same.
+                severity = "info"
+            elif measured.severity == "error" and norm.momentum > MOMENTUM_LOW:
+                # It is the cause; at a lower momentum, that is.
+                severity = "error"
         yield _D03(
             layer.name,
             severity,
