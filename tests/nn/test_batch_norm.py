@@ -156,6 +156,20 @@ def test_no_forward_waits_for_the_device(momentum: float | None) -> None:
         layer.eval()(x)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_training_on_a_gpu_never_synchronizes(momentum: float | None) -> None:
+    layer = normkit.nn.BatchNorm2d(5, momentum=momentum).cuda()
+    x = torch.randn(4, 5, 3, 3, device="cuda", requires_grad=True)
+    dy = torch.randn_like(x)
+    layer(x).backward(dy)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(x).backward(dy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("rank", RANKS)
 def test_a_non_finite_batch_leaves_the_state_alone(rank: int, value: float) -> None:

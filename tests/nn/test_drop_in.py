@@ -133,6 +133,18 @@ def test_a_subclass_is_traced_as_a_subclass_of_torch_is() -> None:
             torch.fx.symbolic_trace(nn.Sequential(Activated(3)))
 
 
+@each_layer
+def test_a_subclass_of_tensor_comes_out_as_one(name: str) -> None:
+    class Labelled(Tensor):
+        pass
+
+    layer, x = built(name)
+    y = layer(x.as_subclass(Labelled))
+    assert type(y) is Labelled
+    twin, _ = built(name)
+    torch.testing.assert_close(y.as_subclass(Tensor), twin(x))
+
+
 def test_a_subclass_may_change_the_check_of_dimensions() -> None:
     class AnyRank(normkit.nn.BatchNorm2d):
         def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
