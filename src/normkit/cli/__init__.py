@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import normkit
-from normkit.cli import demo, env
+from normkit.cli import demo, env, study
 from normkit.errors import NormkitError
 
 __all__ = ["app", "main"]
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.command("demo", epilog=demo.EXAMPLES)(demo.command)
 app.command("env", epilog=env.EXAMPLES)(env.command)
+app.add_typer(study.app, name="study")
 
 
 def _print_version(wanted: bool) -> None:

@@ -120,7 +120,7 @@ def report_command(
 def _table(record: studies.Record) -> Table:
     study = studies.find(record.study)
     table = Table(
-        title=f"{study.id} {study.title} ({record.seconds:.0f} s of one core)",
+        title=f"{study.id} {study.title} ({record.cpu_seconds:.0f} s of one core)",
         title_justify="left",
         box=None,
         pad_edge=False,

@@ -39,7 +39,8 @@ class Record:
         settings: What the scale set.
         data: SHA-256 by name of data set.
         environment: Versions, processor, threads.
-        seconds: Compute time of all seeds together.
+        seconds: Wall time of all seeds together.
+        cpu_seconds: Processor time of them, the cost on a quiet core.
         verdicts: One per claim.
         results: What each seed measured.
     """
@@ -51,6 +52,7 @@ class Record:
     data: Mapping[str, str]
     environment: Mapping[str, Any]
     seconds: float
+    cpu_seconds: float
     verdicts: tuple[Verdict, ...]
     results: list[dict[str, Any]] = field(repr=False)
 

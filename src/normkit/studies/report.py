@@ -86,7 +86,7 @@ def _front(records: dict[str, Record], studies: dict[str, Study]) -> str:
     words = Counter(overall(claim, records)[0] or "not run" for claim in CLAIMS)
     order = [*WORDS, "not run"]
     tally = ", ".join(f"{words[w]} {w}" for w in order if words[w])
-    minutes = sum(record.seconds for record in records.values()) / 60
+    minutes = sum(record.cpu_seconds for record in records.values()) / 60
     lines = [
         "# What is said about batch normalization, tested\n",
         f"{len(CLAIMS)} claims from five introductory articles (A0 to A4), each held "
@@ -112,7 +112,7 @@ def _front(records: dict[str, Record], studies: dict[str, Study]) -> str:
         data = ", ".join(sorted(record.data)) or "none"
         lines.append(
             f"| [{study_id}]({study_id}.md) | {study.title} | {study.question} | "
-            f"{len(record.results)} | {record.seconds / 60:.1f} | {data} |"
+            f"{len(record.results)} | {record.cpu_seconds / 60:.1f} | {data} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -161,7 +161,7 @@ def _page(study: Study, record: Record) -> str:
     notes = [f"- {v.claim}: {v.note}" for v in record.verdicts if v.note]
     lines += ["", *notes] if notes else []
     lines.append(
-        f"\n{len(record.results)} seeds, {record.seconds:.0f} s in all, one thread of "
+        f"\n{len(record.results)} seeds, {record.cpu_seconds:.0f} s of one thread of "
         f"{ran['processor'] if ran['device'] == 'cpu' else ran['device']}; "
         f"normkit {ran['normkit']}, torch {ran['torch']}, Python {ran['python']}. "
         f"Data: {data or 'none, random numbers'}."

@@ -126,13 +126,14 @@ def measure(study_id: str, scale: str, seed: int, data: Path | None) -> dict[str
     study = registry.find(study_id)
     device = "cuda" if scale == "gpu" else "cpu"
     trial = Trial(seed, data, device)
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         result = study.measure(trial, **study.scales[scale].settings)
     return {
         "seed": seed,
         "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - spent,
         "data": trial.digests,
         "result": result,
     }
@@ -238,6 +239,7 @@ class _Run:
             data=digests,
             environment=environment("cuda" if self.scale == "gpu" else "cpu"),
             seconds=sum(trial["seconds"] for trial in trials),
+            cpu_seconds=sum(trial["cpu_seconds"] for trial in trials),
             verdicts=tuple(self.study.judge(results)),
             results=results,
         )

@@ -432,8 +432,8 @@ STUDY = Study(
     "with n·Var[w] as at 4096 units.",
     criterion="C42: the recursion is right to 5 % at every layer of every start. C39, "
     "C40: forward as stated, ‖dW1‖/‖dW6‖ below 0.1, and six layers below 50 %. C41, "
-    "C43: flat means within 10 % (15 % for Kaiming) over the layers. C3: 40 points less "
-    "with depth off the critical start, 2 at Xavier. C24: each cure reaches 90 %.",
+    "C43: flat means within 10 % (15 % for Kaiming) over the layers. C3: depth "
+    "costs 40 points off the critical start, 2 at Xavier. C24: each cure reaches 90 %.",
     claims=("C3", "C23", "C24", "C38", "C39", "C40", "C41", "C42", "C43", "C44"),
     minutes=5,
     scales={

@@ -1,0 +1,151 @@
+"""Running, interrupting, resuming, recording."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from normkit.errors import ArgumentError
+from normkit.studies import registry, runner
+from normkit.studies.record import Record, read_json, run_key, write_json
+from normkit.studies.study import Scale, Study, Trial
+from normkit.studies.verdict import at_least, verdict
+
+RAN: list[int] = []
+
+
+def measure(trial: Trial, *, size: int) -> dict:
+    RAN.append(trial.seed)
+    if trial.seed in FAILING:
+        raise KeyboardInterrupt
+    draw = torch.rand(size, generator=trial.generator())
+    torch.rand(1)  # the global generator belongs to the caller, too
+    return {"value": draw.mean().item(), "never": math.inf}
+
+
+FAILING: set[int] = set()
+
+
+def judge(results: list[dict]) -> list:
+    return [verdict("C1", at_least("mean", [r["value"] for r in results], 0.4))]
+
+
+def draw(figure, results: list[dict]) -> None:
+    figure.subplots().plot([r["value"] for r in results])
+
+
+FAKE = Study(
+    id="S99",
+    title="fake",
+    question="?",
+    prediction="!",
+    arms=("one",),
+    metric="mean",
+    criterion="0.4",
+    claims=("C1",),
+    minutes=0,
+    scales={name: Scale(3, {"size": 1000}) for name in ("quick", "cpu", "gpu")},
+    measure=measure,
+    judge=judge,
+    draw=draw,
+)
+
+
+@pytest.fixture(autouse=True)
+def only_the_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find", lambda name: FAKE)
+    RAN.clear()
+    FAILING.clear()
+
+
+def run(out: Path, **options) -> Record:
+    (record,) = runner.run(["S99"], scale="quick", out=out, **options)
+    return record
+
+
+def test_a_run_leaves_a_record_and_a_figure(tmp_path: Path) -> None:
+    record = run(tmp_path)
+    assert record.verdicts[0].word == "supported"
+    assert [len(record.results), record.settings] == [3, {"size": 1000}]
+    assert {"torch", "processor", "threads_per_trial"} <= set(record.environment)
+    stored = Record.read(tmp_path / "records" / "S99.json")
+    assert stored.verdicts == record.verdicts
+    assert stored.results[0]["never"] == math.inf
+    for suffix in ("svg", "png"):
+        assert (tmp_path / "figures" / f"S99.{suffix}").stat().st_size > 1000
+    assert not (tmp_path / ".unfinished").exists()
+
+
+def test_an_interrupted_run_keeps_the_seeds_that_finished(tmp_path: Path) -> None:
+    FAILING.add(2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    FAILING.clear()
+    RAN.clear()
+    record = run(tmp_path)
+    assert RAN == [2]
+    assert record.results == run(tmp_path / "anew").results
+
+
+def test_a_finished_study_is_not_run_again_unless_asked(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    RAN.clear()
+    assert run(tmp_path).results == first.results
+    assert RAN == []
+    run(tmp_path, fresh=True)
+    assert RAN == [0, 1, 2]
+
+
+def test_more_seeds_run_again(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert len(run(tmp_path, seeds=4).results) == 4
+
+
+def test_random_numbers_and_threads_of_the_caller_are_left_alone(
+    tmp_path: Path,
+) -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    run(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_trial_repeats_and_its_streams_differ() -> None:
+    one, same, other = Trial(0), Trial(0), Trial(1)
+    draw = torch.rand(8, generator=one.generator())
+    assert torch.equal(draw, torch.rand(8, generator=same.generator()))
+    assert not torch.equal(draw, torch.rand(8, generator=one.generator(1)))
+    assert not torch.equal(draw, torch.rand(8, generator=other.generator()))
+
+
+def test_the_key_changes_with_settings_and_data_and_not_with_the_rule(
+    tmp_path: Path,
+) -> None:
+    key = run_key(FAKE, "quick", None)
+    (tmp_path / "mnist.npz").touch()
+    assert run_key(FAKE, "quick", tmp_path) != key
+    assert run_key(FAKE, "cpu", None) != key
+
+
+def test_unknown_scales_and_missing_devices_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="must be one of quick, cpu, gpu"):
+        runner.run(["S99"], scale="huge", out=tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(ArgumentError, match="CUDA"):
+            runner.run(["S99"], scale="gpu", out=tmp_path)
+
+
+def test_a_data_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="does not exist"):
+        runner.data_folder(tmp_path / "none")
+
+
+def test_json_keeps_what_it_has_no_word_for(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "value.json"
+    write_json(path, {"a": [math.inf, -math.inf, 1.5], "b": {"c": math.nan}})
+    json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+    back = read_json(path)
+    assert back["a"] == [math.inf, -math.inf, 1.5]
+    assert math.isnan(back["b"]["c"])
