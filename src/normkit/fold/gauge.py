@@ -26,7 +26,10 @@ __all__ = ["Gauge", "compact", "per_channel"]
 
 @dataclass(frozen=True)
 class Gauge:
-    """Both directions of stored = scale·true + shift; at least one is known.
+    """Both directions of stored = scale·true + shift.
+
+    At least one is known, except in the record of a fold, where neither says that no
+    such relation holds.
 
     Attributes:
         to_stored: true → stored, or None where a scale of 0 forbids it.

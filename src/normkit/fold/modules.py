@@ -23,7 +23,7 @@ from normkit.fold.graph import Gauges, Refusal, Slot
 from normkit.fold.ledger import FoldEntry, FoldLedger
 from normkit.fold.proof import TOLERANCE, Bench, Run, difference, gap_under
 from normkit.fold.rewrite import NormModule, Replace, SetParameter, norm_modules
-from normkit.fold.solve import WAYS, Solution, solve
+from normkit.fold.solve import WAYS, Solution, solve, solve_beside
 
 __all__ = ["fold"]
 
@@ -199,11 +199,11 @@ class _Folding:
         found = True
         while found and waiting:
             found = False
-            for way in WAYS:
+            for way in (*WAYS, "beside"):
                 for norm in list(waiting):
                     refusals = refused.setdefault(norm.path, {})
                     try:
-                        solution = solve(self.trace.graph, norm.nodes, way)
+                        solution = self._solved(norm, way)
                         self._believe(norm, solution)
                     except Refusal as refusal:
                         refusals[way] = str(refusal)
@@ -214,6 +214,11 @@ class _Folding:
         for norm in waiting:
             plan.reasons[norm.path] = _reason(refused[norm.path])
         return plan
+
+    def _solved(self, norm: NormModule, way: str) -> Solution:
+        if way == "beside":
+            return solve_beside(self.trace.graph, norm.nodes)
+        return solve(self.trace.graph, norm.nodes, way)
 
     def _believe(self, norm: NormModule, solution: Solution) -> None:
         """Refuse what another branch of the code could make wrong, or a cast."""
@@ -237,7 +242,7 @@ class _Folding:
             plan.rewrites.append(_as_rewrite(slot, tensor))
         for node in norm.nodes:
             node.is_gone = True
-        plan.rewrites.append(Replace(norm))
+        plan.rewrites.append(Replace(norm, solution.needs_copy))
         plan.solutions[norm.path] = solution
         for value, gauge in solution.gauges.items():
             plan.gauges[value] = plan.gauges.of(value).then(gauge)

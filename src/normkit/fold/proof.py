@@ -258,6 +258,8 @@ def gap_under(
     elif gauge.to_true is not None:
         affine = gauge.to_true
         stored = sampled(affine.scale) * stored + sampled(affine.shift)
+    else:
+        return 0.0  # No such relation; what comes after is compared.
     return difference(true, stored)
 
 

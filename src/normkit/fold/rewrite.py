@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normkit.fold.capture import ModuleCall, Trace
 from normkit.fold.nodes import BatchNorm
 
-__all__ = ["NormModule", "Replace", "SetParameter", "norm_modules"]
+__all__ = ["Copied", "NormModule", "Replace", "SetParameter", "norm_modules"]
 
 
 @dataclass(eq=False)
@@ -39,13 +39,30 @@ class NormModule:
         """The name of its class."""
         return type(self.module).__name__
 
-    def replacement(self, old: nn.Module) -> nn.Module:
+    def replacement(self, old: nn.Module, *, needs_copy: bool) -> nn.Module:
         """What stands in the place of `old`, this module or its double in a copy."""
-        if not self.rest:
+        children = OrderedDict((name, old.get_submodule(name)) for name in self.rest)
+        if needs_copy:
+            children = OrderedDict(copied=Copied(), **children)
+        if not children:
             return nn.Identity()
-        return nn.Sequential(
-            OrderedDict((name, old.get_submodule(name)) for name in self.rest)
+        return (
+            children["copied"]
+            if list(children) == ["copied"]
+            else nn.Sequential(children)
         )
+
+
+class Copied(nn.Module):
+    """The identity, on memory of its own.
+
+    It stands where a batch norm was whose output is later written to in place while
+    its input is still needed.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A copy of `x`."""
+        return x.clone()
 
 
 @dataclass(frozen=True)
@@ -89,11 +106,12 @@ class Replace:
     """Take the batch norm `norm` out, wherever the model holds it."""
 
     norm: NormModule
+    needs_copy: bool = False
 
     def apply(self, model: nn.Module) -> Callable[[], None]:
         """Do it; the answer undoes it."""
         old = model.get_submodule(self.norm.path)
-        new = self.norm.replacement(old)
+        new = self.norm.replacement(old, needs_copy=self.needs_copy)
         new.training = old.training
         places = [
             (parent._modules, name)

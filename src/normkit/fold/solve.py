@@ -9,7 +9,8 @@ share T out between the two sides:
     straddle   stored u = ±u + t/|s|, y = |s|·stored  the shift before, the scale after
     opposite   stored u = s·u,  y = stored + t        the scale before, the shift after
 
-Each is a first setting of gauges; `settle` asks the nodes around (`nodes`) what they
+A fifth, `solve_beside`, needs no gauge. Each of the four is a first setting of gauges;
+`settle` asks the nodes around (`nodes`) what they
 need in turn until all are content or one refuses.
 """
 
@@ -24,9 +25,9 @@ from torch import Tensor
 from normkit.affine import Affine
 from normkit.fold.gauge import Gauge
 from normkit.fold.graph import Gauges, Graph, Refusal, Slot, Value
-from normkit.fold.nodes import BatchNorm, Node
+from normkit.fold.nodes import Add, BatchNorm, Linear, Move, Node
 
-__all__ = ["WAYS", "Solution", "solve"]
+__all__ = ["WAYS", "Solution", "solve", "solve_beside"]
 
 # Beyond this many visits of nodes a search is given up; real folds need under 50.
 _MOST_VISITS = 4000
@@ -44,6 +45,8 @@ class Solution:
         bearers: Those of them that are edited.
         created: The slots that were empty.
         gauges: What each value is stored as.
+        needs_copy: Whether the norms must leave a copy behind, not the tensor itself,
+            because somebody writes to it in place.
     """
 
     way: str
@@ -53,6 +56,7 @@ class Solution:
     bearers: tuple[Node, ...]
     created: frozenset[Slot]
     gauges: Gauges
+    needs_copy: bool = False
 
     def in_words(self) -> str:
         """Where the batch norm went, for the ledger."""
@@ -64,6 +68,8 @@ class Solution:
             parts.append(f"into {_listed(before)} before it")
         if after:
             parts.append(f"into {_listed(after)} after it")
+        if self.way == "beside":
+            parts = [f"into {_listed([n.label for n in self.bearers])} beside it"]
         return " and ".join(parts) or "it was the identity already"
 
 
@@ -95,7 +101,6 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
                 raise Refusal(f"{value.name} would have to be two things")
             search.put(gauges, value, gauge)
             todo += search.around(value)
-    _check_aliases(graph, norms)
     edits, settled = search.settle(gauges, todo)
     near = {node for value in settled for node in search.around(value)}
     touched = sorted(
@@ -109,6 +114,7 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
         bearers=tuple(node for node in touched if node.edits(settled)),
         created=frozenset(slot for slot in edits if slot.tensor is None),
         gauges=settled,
+        needs_copy=_needs_copies(graph, norms),
     )
 
 
@@ -229,29 +235,133 @@ def _around(value: Value) -> list[Node]:
     return [*nodes, *dict.fromkeys(value.readers)]
 
 
-def _check_aliases(graph: Graph, norms: list[BatchNorm]) -> None:
-    """Without the batch norm its output is its input: a write to one hits both."""
+def _needs_copies(graph: Graph, norms: list[BatchNorm]) -> bool:
+    """Whether a write in place would hit what somebody else still needs.
+
+    Without the batch norm its output is its input, one memory for both.
+    """
     for norm in norms:
         u, y = norm.inputs[0], norm.outputs[0]
         groups = (_family(graph, u), _family(graph, y))
         for position, group in graph.writes:
             for mine, other in (groups, groups[::-1]):
-                if group not in {v.alias_group for v in mine}:
+                if group not in {value.alias_group for value in mine}:
                     continue
-                late = [
-                    node
-                    for value in other
-                    for node in value.readers
-                    if node.position > position and node is not norm
-                ]
-                leaves = [v for v in other if v.pinned]
-                if late or leaves:
-                    writer = graph.nodes[position].label
-                    reader = late[0].label if late else leaves[0].name
-                    raise Refusal(
-                        f"{writer} writes in place; without the batch norm "
-                        f"it would overwrite what {reader} needs"
-                    )
+                readers = [n for value in other for n in value.readers if n is not norm]
+                if any(node.position > position for node in readers):
+                    return True
+                if any(value.pinned for value in other):
+                    return True
+    return False
+
+
+def solve_beside(graph: Graph, norms: list[BatchNorm]) -> Solution:
+    """Fold a batch norm that is a branch of its own into a linear map beside it.
+
+    L·x + T(x) = (L + diag(s − 1))·x + t + x, when both are summed: the branch stays
+    as a plain x, as in RepVGG's identity branch.
+
+    Raises:
+        Refusal: there is no such map beside it.
+    """
+    if len(norms) != 1:
+        raise Refusal("it runs several times")
+    (norm,) = norms
+    affine = norm.affine()
+    if not bool(affine.scale.isfinite().all() and affine.shift.isfinite().all()):
+        raise Refusal("its own scale or shift is not finite")
+    source = _plain(norm.inputs[0])
+    for sibling in _siblings(norm):
+        linear, weight = sibling.linear, sibling.weight
+        if _plain(linear.inputs[0]) is not source:
+            continue
+        x, y = linear.inputs[0], linear.outputs[0]
+        if (
+            norm.channel_dim not in (linear.input_dim % len(x.shape),)
+            or x.shape != y.shape
+        ):
+            continue
+        edits = linear.with_diagonal(
+            Affine((affine.scale - 1) * weight, affine.shift * weight)
+        )
+        for slot in edits:
+            others = [reader for reader in slot.readers if reader is not linear]
+            if others:
+                raise Refusal(f"{slot.name} is also used by {others[0].label}")
+        return Solution(
+            "beside",
+            edits,
+            norms=(norm,),
+            touched=(),
+            bearers=(linear,),
+            created=frozenset(slot for slot in edits if slot.tensor is None),
+            # Up to where they meet neither is an affine map of what it was.
+            gauges=Gauges(dict.fromkeys(sibling.between, Gauge(None, None))),
+            needs_copy=_needs_copies(graph, norms),
+        )
+    raise Refusal("no linear map beside it is added to it")
+
+
+@dataclass(frozen=True)
+class _Sibling:
+    """A linear map in the same sum as a batch norm.
+
+    Attributes:
+        linear: It.
+        weight: The norm's factor in the sum over its own.
+        between: The values from it and from the norm up to where the two meet.
+    """
+
+    linear: Linear
+    weight: float
+    between: tuple[Value, ...]
+
+
+def _siblings(norm: BatchNorm) -> list[_Sibling]:
+    top, factor = norm.outputs[0], 1.0
+    climbed: list[Value] = []
+    found: list[_Sibling] = []
+
+    def descend(value: Value, weight: float, passed: tuple[Value, ...]) -> None:
+        node, passed = value.producer, (*passed, value)
+        if node is None or len(value.readers) != 1 or value.pinned:
+            return
+        if isinstance(node, Linear):
+            found.append(_Sibling(node, factor / weight, (*climbed, *passed)))
+        elif isinstance(node, Add):
+            for term, own in zip(node.inputs, node.factors, strict=True):
+                descend(term, weight * own, passed)
+        elif _is_plain(node):
+            descend(node.inputs[0], weight, passed)
+
+    while len(top.readers) == 1 and not top.pinned:
+        (node,) = top.readers
+        climbed.append(top)
+        if isinstance(node, Add):
+            if node.inputs.count(top) != 1:
+                break
+            factor *= node.factors[node.inputs.index(top)]
+            for term, other in zip(node.inputs, node.factors, strict=True):
+                if term is not top and factor and other:
+                    descend(term, other, ())
+        elif not _is_plain(node):
+            break
+        top = node.outputs[0]
+    return found
+
+
+def _plain(value: Value) -> Value:
+    """`value`, or what it is a mere other name of."""
+    while value.producer is not None and _is_plain(value.producer):
+        value = value.producer.inputs[0]
+    return value
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether its output is its input."""
+    if isinstance(node, BatchNorm):
+        return node.is_gone
+    return isinstance(node, Move) and node.replay is None
 
 
 def _family(graph: Graph, value: Value) -> list[Value]:

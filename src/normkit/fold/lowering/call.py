@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from normkit.fold.graph import Slot, Value
@@ -90,7 +91,8 @@ class TorchCall:
                 if isinstance(nest, Value):
                     if nest in position:
                         return tensors[position[nest]]
-                    assert nest.constant is not None
+                    if nest.constant is None:
+                        return torch.zeros(nest.shape)  # Asked for its shape alone.
                     return nest.constant.cpu()
                 if isinstance(nest, tuple | list):
                     parts = [filled(part) for part in nest]

@@ -49,7 +49,8 @@ def _first_moved(call: TorchCall) -> Node | None:
         return None
     if any(isinstance(argument, torch.dtype) for argument in call.args):
         return None  # view(dtype) reads the bits as something else.
-    if not all(v.constant is not None for v in values_in((call.args[1:], call.kwargs))):
+    others = values_in((call.args[1:], call.kwargs))
+    if not call.name.endswith("_as") and any(v.constant is None for v in others):
         return None
     return Move(call.label, [x], replay=call.replayed([x]))
 

@@ -36,7 +36,30 @@ def _convolution(call: TorchCall) -> Node | None:
         input_dim=channel_dim,
         output_dim=channel_dim,
         sees_all_taps=not _pads(call.get(4, "padding", 0), kernel),
+        own_tap=_own_tap(call, kernel),
     )
+
+
+def _own_tap(call: TorchCall, kernel: tuple[int, ...]) -> int | None:
+    """The tap on the output position: in each dimension number padding/dilation."""
+    if any(stride != 1 for stride in _listed(call.get(3, "stride", 1))):
+        return None
+    if (
+        call.get(0, "input").shape[-len(kernel) :]
+        != call.outputs[0].shape[-len(kernel) :]
+    ):
+        return None
+    dilations = _listed(call.get(5, "dilation", 1)) * len(kernel)
+    paddings = call.get(4, "padding", 0)
+    if isinstance(paddings, str):
+        paddings = [dilations[i] * (kernel[i] - 1) // 2 for i in range(len(kernel))]
+    paddings = _listed(paddings) * len(kernel)
+    tap = 0
+    for size, padding, dilation in zip(kernel, paddings, dilations, strict=False):
+        if padding % dilation or padding // dilation >= size:
+            return None
+        tap = tap * size + padding // dilation
+    return tap
 
 
 @lowers("conv_transpose1d conv_transpose2d conv_transpose3d")
@@ -89,6 +112,7 @@ def _linear(call: TorchCall) -> Node | None:
         bias=bias,
         bias_slot=None if bias is not None else call.empty_slot("bias", weight),
         layout=LINEAR,
+        own_tap=0,
     )
 
 

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from normkit.affine import Affine
-from normkit.fold.algebra import WeightLayout, fold_input_affine, fold_output_affine
+from normkit.fold.algebra import (
+    WeightLayout,
+    fold_input_affine,
+    fold_output_affine,
+    identity_kernel,
+)
 from normkit.fold.gauge import Gauge, per_channel
 from normkit.fold.graph import Gauges, Refusal, Slot, Value
 from normkit.fold.nodes.node import (
@@ -41,6 +46,8 @@ class Linear(Node):
         output_dim: The dimension of y that it makes.
         sees_all_taps: Whether every output position sees the whole kernel, which
             zero padding forbids.
+        own_tap: Which tap stands on the output position itself, if y has the
+            positions of x; None if it has others.
     """
 
     weight: Value | None = None
@@ -50,6 +57,7 @@ class Linear(Node):
     input_dim: int = -1
     output_dim: int = -1
     sees_all_taps: bool = True
+    own_tap: int | None = None
     alpha: float = 1.0
     beta: float = 1.0
 
@@ -82,6 +90,28 @@ class Linear(Node):
             new_bias = new_bias / self.beta
             edits |= put(self.bias, self.bias_slot, new_bias, self.label, "bias")
         return edits
+
+    def with_diagonal(self, added: Affine) -> dict[Slot, Tensor]:
+        """The edits after which it also adds scale·x + shift to its output.
+
+        Args:
+            added: Two vectors over its channels.
+        """
+        if self.weight is None or self.own_tap is None:
+            raise Refusal(f"{self.label} has no weight for its own position")
+        shape = self.weight.shape
+        if self.layout.input_channels(shape) != self.layout.output_channels(shape):
+            raise Refusal(f"{self.label} changes the number of channels")
+        eye = identity_kernel(shape, self.layout, self.own_tap, scale=added.scale)
+        weight = current(self.weight) + eye / self.alpha
+        bias = held(self.bias, self.bias_slot)
+        bias = torch.zeros_like(added.shift) if bias is None else bias
+        if self.beta == 0:
+            raise Refusal(f"{self.label} multiplies its bias by 0")
+        bias = bias + added.shift / self.beta
+        return store(self.weight, weight, self.label) | put(
+            self.bias, self.bias_slot, bias, self.label, "bias"
+        )
 
     def _maps(self, gauges: Gauges) -> tuple[Affine, Affine]:
         assert self.weight is not None
