@@ -9,6 +9,7 @@ that a coincidence of the first does not pass.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import random
 from collections.abc import Collection, Iterator
@@ -243,7 +244,7 @@ def gap_under(
         true: A sample from the original tensor.
         stored: The same places of the folded one.
     """
-    at = torch.unravel_index(_places(shape), shape)
+    at = _coordinates(shape)
 
     def sampled(values: Tensor) -> Tensor:
         index = tuple(
@@ -263,6 +264,11 @@ def gap_under(
     return difference(true, stored)
 
 
+@functools.lru_cache(maxsize=256)
+def _coordinates(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return torch.unravel_index(_places(shape), shape)
+
+
 def _sampled(result: Any) -> Tensor | None:
     if not isinstance(result, Tensor) or not result.is_floating_point():
         return None
@@ -271,6 +277,7 @@ def _sampled(result: Any) -> Tensor | None:
     return result.reshape(-1)[_places(tuple(result.shape)).to(result.device)]
 
 
+@functools.lru_cache(maxsize=256)
 def _places(shape: tuple[int, ...]) -> Tensor:
     """Up to 4096 places of a tensor of `shape`, the same ones every time."""
     count = math.prod(shape)

@@ -101,7 +101,7 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
                 raise Refusal(f"{value.name} would have to be two things")
             search.put(gauges, value, gauge)
             todo += search.around(value)
-    edits, settled = search.settle(gauges, todo)
+    edits, bearers, settled = search.settle(gauges, todo)
     near = {node for value in settled for node in search.around(value)}
     touched = sorted(
         (node for node in near if node.is_touched(settled)), key=lambda n: n.position
@@ -111,7 +111,7 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
         edits,
         norms=tuple(norms),
         touched=tuple(touched),
-        bearers=tuple(node for node in touched if node.edits(settled)),
+        bearers=tuple(node for node in touched if node in bearers),
         created=frozenset(slot for slot in edits if slot.tensor is None),
         gauges=settled,
         needs_copy=_needs_copies(graph, norms),
@@ -181,8 +181,8 @@ class _Search:
 
     def settle(
         self, gauges: Gauges, todo: list[Node]
-    ) -> tuple[dict[Slot, Tensor], Gauges]:
-        """Edits and gauges that content every node, or the first refusal."""
+    ) -> tuple[dict[Slot, Tensor], set[Node], Gauges]:
+        """Edits, who needs them, and the gauges that content every node."""
         todo = list(dict.fromkeys(todo))
         while todo:
             self.visits += 1
@@ -196,7 +196,8 @@ class _Search:
                 except Refusal:  # noqa: PERF203 - a search ends in refusals
                     continue
             gauges, todo = self._extended(gauges, alternatives[-1], todo)
-        return self._edits(gauges), gauges
+        edits, bearers = self._edits(gauges)
+        return edits, bearers, gauges
 
     def _extended(
         self, gauges: Gauges, alternative: dict[Value, Gauge], todo: list[Node]
@@ -210,7 +211,7 @@ class _Search:
             more += [node for node in self.around(value) if node not in more]
         return extended, more
 
-    def _edits(self, gauges: Gauges) -> dict[Slot, Tensor]:
+    def _edits(self, gauges: Gauges) -> tuple[dict[Slot, Tensor], set[Node]]:
         """What all touched nodes ask of their slots, which must be one thing."""
         nodes = dict.fromkeys(n for value in gauges for n in self.around(value))
         edits: dict[Slot, Tensor] = {}
@@ -218,7 +219,9 @@ class _Search:
         for node in nodes:
             for slot, tensor in node.edits(gauges).items():
                 asked = edits.setdefault(slot, tensor)
-                if not torch.allclose(asked, tensor, rtol=1e-11, atol=1e-14):
+                if asked is not tensor and not torch.allclose(
+                    asked, tensor, rtol=1e-11, atol=1e-14
+                ):
                     raise Refusal(
                         f"{slot.name} is used by several calls that need it different"
                     )
@@ -227,7 +230,9 @@ class _Search:
             for reader in slot.readers:
                 if reader not in nodes_asking and reader not in self.removed:
                     raise Refusal(f"{slot.name} is also used by {reader.label}")
-        return edits
+        return edits, {
+            node for nodes_asking in askers.values() for node in nodes_asking
+        }
 
 
 def _around(value: Value) -> list[Node]:

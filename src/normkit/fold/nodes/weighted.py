@@ -65,7 +65,6 @@ class Linear(Node):
         """Any map of its output channels; of its input channels if all taps count."""
         if self.is_touched(gauges):
             self._maps(gauges)
-            self.edits(gauges)
         return NOTHING_MORE
 
     def edits(self, gauges: Gauges) -> dict[Slot, Tensor]:
@@ -74,12 +73,17 @@ class Linear(Node):
             return {}
         before, after = self._maps(gauges)
         assert self.weight is not None
-        weight = self.alpha * current(self.weight)
+        weight = current(self.weight)
+        weight = weight if self.alpha == 1 else self.alpha * weight
         bias = held(self.bias, self.bias_slot)
         bias = None if bias is None else self.beta * bias
-        weight, new_bias = fold_input_affine(weight, bias, before, self.layout)
-        weight, new_bias = fold_output_affine(weight, new_bias, after, self.layout)
-        edits = store(self.weight, weight / self.alpha, self.label)
+        new_bias = torch.zeros_like(after.shift) if bias is None else bias
+        if gauges.moved(self.inputs[0]):
+            weight, new_bias = fold_input_affine(weight, bias, before, self.layout)
+        if gauges.moved(self.outputs[0]):
+            weight, new_bias = fold_output_affine(weight, new_bias, after, self.layout)
+        weight = weight if self.alpha == 1 else weight / self.alpha
+        edits = store(self.weight, weight, self.label)
         # Created even where it comes out 0, so that which parameters a folded model
         # has does not hang on the numbers in it; not for a mere change of scale.
         is_needed = bool((new_bias != 0).any())
