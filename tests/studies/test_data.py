@@ -15,7 +15,8 @@ def test_digits_are_split_anew_for_each_seed_and_alike_for_one() -> None:
     assert not torch.equal(one.y_test, other.y_test)
     assert (len(one.y_train), len(one.y_test)) == (1297, 500)
     assert one.x_train.shape[1:] == (1, 8, 8)
-    assert 0 <= one.x_train.min() and one.x_train.max() == 1
+    assert one.x_train.min() == 0
+    assert one.x_train.max() == 1
 
 
 def test_digits_stand_in_for_what_is_not_there_and_the_record_says_so() -> None:
@@ -31,7 +32,10 @@ def test_a_data_folder_is_read(tmp_path: Path) -> None:
     labels = np.arange(30, dtype=np.uint8) % 3
     np.savez(
         tmp_path / "cifar10_12k.npz",
-        **{"x_train": pixels, "y_train": labels, "x_test": pixels, "y_test": labels},
+        x_train=pixels,
+        y_train=labels,
+        x_test=pixels,
+        y_test=labels,
     )
     (tmp_path / "sample.txt").write_text("abcab" * 30_000)
     trial = Trial(0, data_root=data_folder(tmp_path))

@@ -40,15 +40,6 @@ def test_a_study_says_all_that_is_needed_to_judge_it(study) -> None:
     assert study.scales["cpu"].seeds >= 5
     for text in (study.question, study.prediction, study.metric, study.criterion):
         assert text.endswith((".", "?"))
-    for claim in study.claims:
-        assert (
-            claim + ":" in study.criterion
-            or claim in study.criterion
-            or (
-                # One rule may serve several claims of a study.
-                len(study.claims) > 1
-            )
-        )
 
 
 def check_quick(study_id: str, out: Path) -> None:
@@ -119,7 +110,7 @@ def test_the_pages_say_what_the_records_say(tmp_path: Path) -> None:
         target.write_bytes(record_path(DOCS, study_id).read_bytes())
     for page in write_report(tmp_path, figures=False):
         assert page.read_text() == (DOCS / page.name).read_text(), (
-            f"{page.name} is stale; write it with: normkit study report --out docs/claims"
+            f"{page.name} is stale: normkit study report --out docs/claims"
         )
 
 

@@ -15,6 +15,7 @@ from normkit.errors import DependencyError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["COLORS", "band", "bars", "color", "save"]
@@ -76,6 +77,9 @@ def save(draw: Callable[[Figure], None], stem: Path, title: str) -> list[Path]:
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                _label_powers(axis)
         for suffix, metadata in (
             ("svg", {"Title": title, "Date": None}),
             ("png", {"Title": title, "Software": None}),
@@ -84,6 +88,27 @@ def save(draw: Callable[[Figure], None], stem: Path, title: str) -> list[Path]:
             figure.savefig(path, dpi=160, metadata=metadata)
             written.append(path)
     return written
+
+
+def _label_powers(axis: Axis) -> None:
+    """On a log axis: powers of ten, or 1, 2, 5 in plain numbers within a decade or two.
+
+    matplotlib's own labels, 6 × 10⁻¹ at every tick, crowd a narrow axis.
+    """
+    from matplotlib.ticker import (
+        LogLocator,
+        NullFormatter,
+        NullLocator,
+        ScalarFormatter,
+    )
+
+    if axis.get_scale() != "log" or isinstance(axis.get_minor_locator(), NullLocator):
+        return
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if low > 0 and high / low < 100:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(ScalarFormatter())
 
 
 def band(

@@ -242,12 +242,12 @@ def draw(figure: Figure, results: list[Result]) -> None:
         axes[1 + i].fill_between(
             steps, bands[:, 0], bands[:, 2], color=color(i), alpha=0.15
         )
-        axes[1 + i].set(title=f"One input, {arm}", xlabel="step")
+        axes[1 + i].set(title=f"Input, {arm}", xlabel="step")
     axes[0].set(
         title=f"Test accuracy ({results[0]['data']})", xlabel="step", ylim=(0, 1)
     )
     axes[0].legend(loc="lower right")
-    axes[1].set_ylabel("15, 50, 85 % of a unit's input")
+    axes[1].set_ylabel("a unit's 15, 50, 85 %")
     targets = [0.5 + 0.01 * i for i in range(50)]
     for i, (rate, name) in enumerate(((None, "best rates"), (_MIDDLE, "same rate"))):
         rows = [[_speed_up(r, t, rate) for t in targets] for r in results]

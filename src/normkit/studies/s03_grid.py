@@ -220,7 +220,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
         )
         if ax is axes[-1]:
             figure.colorbar(heat, ax=axes, label="test accuracy", shrink=0.9)
-        ax.set_title(arm.replace("batch", "batch norm"))
+        ax.set_title(arm.replace("batch", "BN"))
         ax.set_xticks(range(len(_GAINS)), [f"{g:g}" for g in _GAINS])
         ax.set_xlabel("gain √(n·Var[w])")
         ax.grid(visible=False)

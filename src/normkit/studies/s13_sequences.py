@@ -227,8 +227,12 @@ def draw(figure: Figure, results: list[Result]) -> None:
     names = [arm.replace(", ", ",\n") for arm in _ARMS]
     rows = [[max(r["test"][arm]) for r in results] for arm in _ARMS]
     bars(left, names, rows, indices=(7, 0, 5, 0, 0, 5, 1))
-    low = min(min(row) for row in rows)
-    left.set(title="Test accuracy, best rate", ylabel="%", ylim=(max(0, low - 5), 100))
+    low, high = min(map(min, rows)), max(map(max, rows))
+    left.set(
+        title="Test accuracy, best rate",
+        ylabel="%",
+        ylim=(max(0, low - 5), min(100, high + 3)),
+    )
     left.tick_params(axis="x", labelsize=6.5)
     steps = range(1, len(results[0]["error"]) + 1)
     band(right, steps, [r["error"] for r in results])
