@@ -622,4 +622,168 @@ def the_gain_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 def lsuv_forgets_to_fold(patch: pytest.MonkeyPatch) -> None:
     from normkit.init import data_dependent
 
-    patch.setattr(data_dependent, "fold_output", lambda each, after: None)
+    patch.setattr(data_dependent, "_fold", lambda each, after: None)
+
+
+@fault(
+    caught_by="tests/doctor/test_checks.py::"
+    "test_d01_holds_the_variance_to_its_thresholds"
+)
+def d01_does_not_compare_the_variance(patch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from normkit.doctor.checks import population
+
+    real = population.distance
+
+    def distance(norm):
+        found = real(norm)
+        return found and replace(found, var=0.0)
+
+    patch.setattr(population, "distance", distance)
+
+
+@fault(
+    caught_by="tests/doctor/test_checks.py::"
+    "test_d01_few_samples_are_not_judged_however_far_off"
+)
+def d01_judges_whatever_it_gets(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "MOST_NOISE", 1e9)
+
+
+@fault(caught_by="tests/doctor/test_checks.py::test_d22_compares_last_and_first")
+def d22_compares_first_and_last_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import flow
+
+    real = flow.below
+    patch.setattr(flow, "below", lambda value, **k: real(1 / (value or 1e-9), **k))
+
+
+@fault(
+    caught_by="tests/doctor/test_watch.py::test_no_activation_outlives_its_step",
+)
+def a_probe_keeps_its_outputs(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probe import LayerProbe
+
+    real, kept = LayerProbe.see_output, []
+
+    def see_output(self, y, overall, unit_dim):
+        kept.append(y)
+        real(self, y, overall, unit_dim)
+
+    # What it is given is detached, and yet holds the storage.
+    patch.setattr(LayerProbe, "see_output", see_output)
+
+
+@fault(caught_by="tests/doctor/test_watch.py::test_no_hook_is_left_after_an_exception")
+def hooks_are_left_behind(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probe import Probes
+
+    patch.setattr(Probes, "detach", lambda self: self._handles.clear())
+
+
+@fault(
+    caught_by="tests/doctor/test_watch.py::"
+    "test_a_watched_run_is_bitwise_the_run_without"
+)
+def a_probe_draws_a_random_number(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from normkit.doctor import probe
+
+    real = probe._band
+
+    def band(x, unit_dim, unit):
+        torch.rand(1)
+        return real(x, unit_dim, unit)
+
+    patch.setattr(probe, "_band", band)
+
+
+@fault(
+    caught_by="tests/doctor/test_diagnose.py::"
+    "test_a_diagnosis_leaves_everything_bit_for_bit"
+)
+def buffers_are_put_back_when_autograd_counted_a_change(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.isolation import Snapshot
+
+    # Batch norm's kernel writes its buffers without counting: nothing is put back.
+    patch.setattr(Snapshot, "restore_buffers", lambda self: None)
+
+
+# --- studies -----------------------------------------------------------------------
+
+
+@fault(
+    caught_by="tests/studies/test_replicas.py::test_replicas_train_as_separate_modules"
+)
+def replicas_share_their_statistics(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import normalize
+    from normkit.studies import replicas
+
+    def broken(x, dims, weight=None, bias=None, eps=1e-5):
+        y, measured = normalize(x, (0, 1) if dims == (1,) else dims, weight, bias, eps)
+        _, own = normalize(x, dims, weight, bias, eps)
+        return y, own
+
+    patch.setattr(replicas, "normalize", broken)
+
+
+@fault(
+    caught_by="tests/studies/test_replicas.py::test_a_diverging_replica_leaves_the_others_bitwise_as_they_are"
+)
+def one_diverged_replica_stops_the_averages_of_all(patch: pytest.MonkeyPatch) -> None:
+    from normkit.studies import replicas
+
+    honest = replicas.ema_
+    patch.setattr(
+        replicas,
+        "ema_",
+        lambda old, new, rate, allowed: honest(old, new, rate, allowed.all()),
+    )
+
+
+@fault(
+    caught_by="tests/studies/test_verdict.py::test_a_bound_and_no_effect_split_the_line_into_four_words"
+)
+def a_verdict_looks_at_the_median_alone(patch: pytest.MonkeyPatch) -> None:
+    from normkit.studies import verdict
+    from normkit.studies.interval import Interval
+
+    honest = verdict.bootstrap
+
+    def broken(values):
+        middle = honest(values).median
+        return Interval(middle, middle, middle, len(values))
+
+    patch.setattr(verdict, "bootstrap", broken)
+
+
+@fault(
+    caught_by="tests/studies/test_runner.py::test_an_interrupted_run_keeps_the_seeds_that_finished"
+)
+def an_interrupted_run_starts_from_the_beginning(patch: pytest.MonkeyPatch) -> None:
+    from normkit.studies import runner
+
+    patch.setattr(
+        runner._Run, "seeds_to_run", lambda self, fresh: list(range(self.count))
+    )
+
+
+@fault(
+    caught_by="tests/studies/test_runner.py::test_a_trial_repeats_and_its_streams_differ"
+)
+def all_seeds_draw_the_same_numbers(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from normkit.studies.study import Trial
+
+    patch.setattr(
+        Trial,
+        "generator",
+        lambda self, stream=0: torch.Generator().manual_seed(stream),
+    )

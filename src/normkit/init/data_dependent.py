@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from normkit.affine import Affine
 from normkit.errors import ArgumentError
+from normkit.fold.algebra import fold_output_affine
 from normkit.init.fans import LinearMap
 from normkit.init.tape import at_the_start, call
 from normkit.moments import Moments, moments
 
-__all__ = ["fold_output", "unit_variance_"]
+__all__ = ["unit_variance_"]
 
 
 class _Enough(BaseException):
@@ -72,7 +73,7 @@ def unit_variance_(
                 break
             if per_channel and _is_standard(measured, each, tolerance):
                 break
-            fold_output(each, _to_unit(measured, whole, per_channel=per_channel))
+            _fold(each, _to_unit(measured, whole, per_channel=per_channel))
     return left
 
 
@@ -114,19 +115,16 @@ def _measured(
     return Moments.merge_all(calls)
 
 
-def fold_output(each: LinearMap, after: Affine) -> None:
-    """Fold an affine map of the outputs into weight and bias, in place, in float64.
+def _fold(each: LinearMap, after: Affine) -> None:
+    """Write weight and bias with an affine map of the outputs folded in.
 
     The shift is left out where there is no bias.
     """
     with torch.no_grad():
-        rows = each.rows().double()
-        scale = after.scale.double().view(rows.shape[0], -1, 1)
-        each.set_rows((rows * scale).to(each.weight.dtype))
+        weight, bias = fold_output_affine(each.weight, each.bias, after, each.layout)
+        each.weight.copy_(weight)
         if each.bias is not None:
-            # Its own bias alone scales when the outputs are not centred.
-            new = each.bias.double() * after.scale.double() + after.shift.double()
-            each.bias.copy_(new)
+            each.bias.copy_(bias)
 
 
 def _spatial_dims(module: nn.Module) -> int:

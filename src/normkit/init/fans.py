@@ -24,6 +24,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from normkit.fold.algebra import (
+    LINEAR,
+    WeightLayout,
+    conv_layout,
+    conv_transpose_layout,
+)
+
 __all__ = ["Fans", "LinearMap", "linear_maps"]
 
 
@@ -65,8 +72,7 @@ class LinearMap:
         weight: The parameter, or the part of it that is one map (a gate of an RNN).
         bias: Its bias, or the part that belongs; None without.
         fans: Its fans.
-        out_dim: The dimension of `weight` that outputs lie along.
-        conv_groups: Groups of a convolution; outputs of one see its inputs only.
+        layout: Where the weight keeps groups, outputs and inputs.
     """
 
     name: str
@@ -74,27 +80,17 @@ class LinearMap:
     weight: Tensor
     bias: Tensor | None
     fans: Fans
-    out_dim: int = 0
-    conv_groups: int = 1
+    layout: WeightLayout = LINEAR
 
     def rows(self) -> Tensor:
-        """The weight as `(conv_groups, outputs, terms of a sum)`; a view or a copy."""
-        g = self.conv_groups
-        if self.out_dim == 0:
-            return self.weight.reshape(g, self.weight.shape[0] // g, -1)
-        # Transposed: (in, out/g, *kernel), the groups along `in`.
-        grouped = self.weight.reshape(g, -1, *self.weight.shape[1:])
-        return grouped.transpose(1, 2).flatten(2)
+        """The weight as `(groups, outputs, terms of a sum)`; a view or a copy."""
+        return self.layout.to_goik(self.weight).flatten(2)
 
     def set_rows(self, rows: Tensor) -> None:
         """Write what `rows` gave, changed, back in place."""
-        g = self.conv_groups
-        if self.out_dim == 0:
-            self.weight.copy_(rows.reshape(self.weight.shape))
-            return
-        shape = (g, self.weight.shape[1], self.weight.shape[0] // g)
-        grouped = rows.reshape(*shape, *self.weight.shape[2:]).transpose(1, 2)
-        self.weight.copy_(grouped.reshape(self.weight.shape))
+        shape = self.layout.to_goik(self.weight).shape
+        whole = self.layout.from_goik(rows.reshape(shape), tuple(self.weight.shape))
+        self.weight.copy_(whole)
 
 
 def linear_maps(model: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
@@ -156,12 +152,12 @@ def _maps_of(name: str, module: nn.Module) -> list[LinearMap]:
         stride = math.prod(int(s) for s in module.stride)
         into = module.in_channels / module.groups * positions
         out = module.out_channels / module.groups * positions
+        layout = conv_transpose_layout if is_transposed else conv_layout
         fans = Fans(into / stride, out) if is_transposed else Fans(into, out / stride)
         return [
             LinearMap(
                 *(name, kind, module.weight, module.bias, fans),
-                out_dim=int(is_transposed),
-                conv_groups=module.groups,
+                layout=layout(module.groups),
             )
         ]
     if isinstance(module, nn.MultiheadAttention):
