@@ -673,7 +673,6 @@ def a_probe_keeps_its_outputs(patch: pytest.MonkeyPatch) -> None:
         kept.append(y)
         real(self, y, overall, unit_dim)
 
-    # What it is given is detached, and yet holds the storage.
     patch.setattr(LayerProbe, "see_output", see_output)
 
 

@@ -9,6 +9,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from normkit.moments import Moments
+
 NETS = ("mlp", "cnn", "residual")
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -141,3 +143,9 @@ def trained(net: str, steps: int = 120, seed: int = 0, **options: object) -> nn.
 def norms(model: nn.Module) -> dict[str, nn.Module]:
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
     return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def moments_of(count: int, mean: float, var: float) -> Moments:
+    """Moments with the given count, mean and population variance."""
+    mean_, m2 = torch.tensor([mean, var * count], dtype=torch.float64)
+    return Moments(torch.tensor(count), mean_, m2)

@@ -1,0 +1,330 @@
+"""The checks as functions: statistics made by hand, on both sides of each threshold."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from doctor.patients import moments_of
+from normkit.doctor import Finding, Statistics, checks
+from normkit.doctor.checks.judge import above, below
+from normkit.doctor.checks.population import distance
+from normkit.doctor.finding import plain
+from normkit.doctor.statistics import (
+    ChannelStream,
+    Evaluation,
+    LayerStatistics,
+    NormStatistics,
+    WeightStatistics,
+)
+from normkit.moments import moments
+
+NAN = math.nan
+
+
+def stream(
+    mean: float = 0.0, var: float = 1.0, batches: int = 20, size: int = 50
+) -> ChannelStream:
+    """A stream of two channels whose mean and unbiased variance are as given."""
+    x = torch.randn(batches, size, 2, dtype=torch.float64)
+    flat = x.flatten(0, 1)
+    flat -= flat.mean(0)
+    flat *= math.sqrt(var) / flat.std(0)
+    flat += mean
+    parts = [moments(part, 0) for part in x]
+    seen = ChannelStream.of_batch(parts[0], parts[0])
+    for part in parts[1:]:
+        seen = seen.merge(ChannelStream.of_batch(part, part))
+    return seen
+
+
+def norm(**changes: Any) -> NormStatistics:
+    healthy = NormStatistics(
+        momentum=0.1,
+        eps=0.0,
+        tracked=1000,
+        frozen=False,
+        running_mean=torch.zeros(2, dtype=torch.float64),
+        running_var=torch.ones(2, dtype=torch.float64),
+        stream=stream(),
+    )
+    return replace(healthy, **changes)
+
+
+def of_norm(**changes: Any) -> Statistics:
+    layer = LayerStatistics("bn", "BatchNorm1d", "norm", norm=norm(**changes))
+    return Statistics((layer,))
+
+
+def reading(statistics: Statistics, id_: str) -> Finding:
+    (found,) = checks.run(statistics, [id_])
+    return found
+
+
+def severity(statistics: Statistics, id_: str) -> str:
+    return reading(statistics, id_).severity
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"), [(0.24, "clear"), (0.26, "warning"), (0.51, "error")]
+)
+def test_d01_holds_the_mean_to_its_thresholds(mean: float, expected: str) -> None:
+    found = reading(of_norm(stream=stream(mean)), "D01")
+    assert found.severity == expected
+    assert found.details["d_mean"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "expected"),
+    [(0.34, "clear"), (0.36, "warning"), (1.01, "error"), (-1.01, "error")],
+)
+def test_d01_holds_the_variance_to_its_thresholds(
+    log_ratio: float, expected: str
+) -> None:
+    found = reading(of_norm(stream=stream(var=math.exp(log_ratio))), "D01")
+    assert found.severity == expected
+    assert found.details["d_var"] == pytest.approx(abs(log_ratio))
+
+
+def test_d01_opposite_errors_of_two_channels_do_not_cancel() -> None:
+    running = torch.tensor([math.e**2, math.e**-2], dtype=torch.float64)
+    assert reading(of_norm(running_var=running), "D01").value == pytest.approx(2)
+
+
+def test_d01_a_channel_without_variance_is_measured_against_eps() -> None:
+    x = torch.ones(100, 2, dtype=torch.float64)
+    still = ChannelStream.of_batch(moments(x, 0), moments(x, 0))
+    ones = torch.ones(2, dtype=torch.float64)
+    exact = of_norm(stream=still, eps=1e-5, running_mean=ones, running_var=0 * ones)
+    assert reading(exact, "D01").details["d_var"] == pytest.approx(0)
+    assert severity(exact, "D01") == "clear"
+
+
+@pytest.mark.parametrize("bad", [NAN, math.inf])
+def test_d01_what_is_not_finite_is_never_clear(bad: float) -> None:
+    running = torch.full((2,), bad, dtype=torch.float64)
+    assert severity(of_norm(running_mean=running), "D01") == "error"
+    assert severity(of_norm(running_var=running), "D01") == "error"
+
+
+def test_d01_few_samples_are_not_judged_however_far_off() -> None:
+    few = stream(mean=5.0, batches=2, size=8)
+    assert severity(of_norm(stream=few), "D01") == "not_judged"
+    assert severity(of_norm(stream=None), "D01") == "not_judged"
+    assert distance(norm(stream=few)) is None
+
+
+@pytest.mark.parametrize("id_", ["D01", "D03", "D04"])
+def test_frozen_layers_are_left_alone(id_: str) -> None:
+    off = of_norm(frozen=True, momentum=0.001, tracked=3, stream=stream(9.0))
+    assert checks.run(off, [id_]) == []
+
+
+def evaluation(**changes: Any) -> Statistics:
+    healthy = Evaluation(
+        samples=(50,) * 10,
+        batch_loss=(0.4, 0.5) * 5,
+        running_loss=(0.4, 0.5) * 5,
+        batch_metric=(0.95, 0.97) * 5,
+        running_metric=(0.95, 0.97) * 5,
+    )
+    return replace(of_norm(), evaluation=replace(healthy, **changes))
+
+
+@pytest.mark.parametrize(
+    ("metric", "loss", "expected"),
+    [
+        ((0.952, 0.952), (0.9, 0.9), "clear"),  # not a point
+        ((0.93, 0.94), (0.5, 0.5), "clear"),  # the loss does not tell
+        ((0.93, 0.94), (0.9, 0.9), "warning"),
+        ((0.89, 0.91), (0.5, 0.5), "error"),
+        ((NAN, NAN), (0.5, 0.5), "error"),
+    ],
+)
+def test_d02_by_metric_and_loss(metric: tuple, loss: tuple, expected: str) -> None:
+    found = evaluation(running_metric=metric * 5, running_loss=loss * 5)
+    assert severity(found, "D02") == expected
+
+
+def test_d02_a_difference_within_the_noise_is_clear() -> None:
+    noisy = (0.60, 1.32, 0.97, 0.97, 0.87) * 2
+    lower = tuple(m - 0.015 for m in (0.96,) * 10)
+    assert sum(noisy) < sum(m for m in (0.96,) * 10)
+    shaky = evaluation(running_metric=noisy, running_loss=(0.9,) * 10)
+    steady = evaluation(running_metric=lower, running_loss=(0.9,) * 10)
+    assert severity(shaky, "D02") == "clear"
+    assert severity(steady, "D02") == "warning"
+
+
+def test_d02_without_a_metric_goes_by_the_loss() -> None:
+    none = {"batch_metric": (), "running_metric": ()}
+    worse = evaluation(running_loss=(0.7, 0.8) * 5, **none)
+    assert severity(worse, "D02") == "warning"
+    assert severity(evaluation(**none), "D02") == "clear"
+    negative = evaluation(batch_loss=(-1.0,) * 10, **none)
+    assert severity(negative, "D02") == "not_judged"
+    assert severity(evaluation(samples=(9,) * 10), "D02") == "not_judged"
+
+
+@pytest.mark.parametrize(
+    ("momentum", "tracked", "expected"),
+    [(0.1, 28, "warning"), (0.1, 29, "clear"), (0.01, 298, "warning"),
+     (0.01, 299, "clear"), (1.0, 1, "clear"), (0.1, None, "not_judged"),
+     (1.5, 10, "not_judged")],
+)  # fmt: skip
+def test_d03_counts_the_weight_of_the_start(
+    momentum: float, tracked: int, expected: str
+) -> None:
+    statistics = of_norm(momentum=momentum, tracked=tracked, stream=None)
+    assert severity(statistics, "D03") == expected
+
+
+def test_d03_statistics_that_are_right_are_no_warning() -> None:
+    assert severity(of_norm(tracked=5), "D03") == "info"
+    assert severity(of_norm(tracked=5, stream=stream(0.2)), "D03") == "warning"
+    assert severity(of_norm(tracked=5, stream=stream(2.0)), "D03") == "error"
+    assert checks.run(of_norm(momentum=None, tracked=5), ["D03"]) == []
+
+
+@pytest.mark.parametrize(
+    ("momentum", "mean", "expected"),
+    [
+        (0.1, 0.0, "clear"),
+        (0.006, 2.0, "clear"),
+        (0.49, 2.0, "clear"),
+        (0.005, 0.0, "info"),
+        (0.005, 0.2, "warning"),
+        (0.005, 2.0, "error"),
+        (0.5, 0.0, "warning"),
+        (0.99, 2.0, "error"),
+    ],
+)
+def test_d04_asks_whether_it_did_harm(
+    momentum: float, mean: float, expected: str
+) -> None:
+    found = reading(of_norm(momentum=momentum, stream=stream(mean)), "D04")
+    assert found.severity == expected
+
+
+def activation(*shares: float, **changes: Any) -> Statistics:
+    layer = LayerStatistics(
+        "act", "Tanh", "activation", input=moments_of(2000, 0, 9), saturated=shares
+    )
+    training = changes.pop("while_training", False)
+    return Statistics((replace(layer, **changes),), while_training=training)
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [((0.24, 0.24), "clear"), ((0.1, 0.42), "warning"), ((0.61,), "error"),
+     ((NAN,), "error")],
+)  # fmt: skip
+def test_d20_judges_the_mean_share(shares: tuple, expected: str) -> None:
+    assert severity(activation(*shares), "D20") == expected
+
+
+def test_d20_while_training_only_what_lasts_counts() -> None:
+    def found(*shares: float) -> str:
+        return severity(activation(*shares, while_training=True), "D20")
+
+    assert found(0.9, 0.9) == "not_judged"
+    assert found(0.9, 0.9, 0.1) == "clear"
+    assert found(0.1, 0.3, 0.9, 0.4) == "warning"
+
+
+def test_d20_an_output_may_be_sure_of_itself() -> None:
+    assert severity(activation(0.9, is_output=True), "D20") == "not_judged"
+    few = moments_of(499, 0, 9)
+    assert severity(activation(0.9, input=few), "D20") == "not_judged"
+
+
+def stack(*rms: float, role: str = "activation", kind: str = "Tanh") -> Statistics:
+    return Statistics(
+        tuple(
+            LayerStatistics(
+                f"{kind}{i}",
+                kind,
+                role,
+                output=moments_of(100, 0, value**2),
+                gradient_norm=(1.0,),
+            )
+            for i, value in enumerate(rms)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("rms", "expected"),
+    [((1, 0.5, 0.21), "clear"), ((1, 0.5, 0.19), "warning"), ((1, 0.1, 0.019), "error"),
+     ((1, 0.1), "not_judged"), ((0, 0, 0), "error")],
+)  # fmt: skip
+def test_d22_compares_last_and_first(rms: tuple, expected: str) -> None:
+    assert severity(stack(*rms), "D22") == expected
+
+
+def test_d22_compares_layers_of_one_kind_only() -> None:
+    mixed = Statistics(
+        stack(1, 1, 1).layers + stack(1e-3, 1e-3, 1e-3, kind="ReLU").layers
+    )
+    assert {f.severity for f in checks.run(mixed, ["D22"])} == {"clear"}
+
+
+def gradients(*norms: float, rms: tuple = (), **weight: Any) -> Statistics:
+    rms = rms or (1.0,) * len(norms)
+    return Statistics(
+        tuple(
+            LayerStatistics(
+                f"fc{i}",
+                "Linear",
+                "weight",
+                output=moments_of(100, 0, r**2),
+                gradient_norm=(norm,),
+                weight=WeightStatistics(1.0, **weight) if weight else None,
+            )
+            for i, (norm, r) in enumerate(zip(norms, rms, strict=True))
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [((0.021, 1, 1), "clear"), ((0.019, 1, 1), "warning"), ((9e-5, 1, 1), "error"),
+     ((0, 1, 1), "error"), ((1, 1, 0), "not_judged"), ((1, 1), "not_judged")],
+)  # fmt: skip
+def test_d24_compares_first_and_last(norms: tuple, expected: str) -> None:
+    assert severity(gradients(*norms), "D24") == expected
+
+
+def test_d24_does_not_depend_on_the_units_of_the_outputs() -> None:
+    scaled = gradients(1e-3, 1e-3, 1, rms=(1e3, 1e3, 1))
+    assert severity(scaled, "D24") == "clear"
+
+
+def test_d24_layers_that_stand_still_are_named() -> None:
+    still = gradients(1, 1, 1, update_ratio=(1e-7, 1e-7, 1e-2))
+    found = checks.run(still, ["D24"])
+    assert [f.severity for f in found] == ["clear", "warning"]
+    moving = gradients(1, 1, 1, update_ratio=(1e-7, 1e-2, 1e-2))
+    assert [f.severity for f in checks.run(moving, ["D24"])] == ["clear"]
+
+
+def test_a_value_that_is_no_number_crosses_every_threshold() -> None:
+    assert above(NAN, warning=1.0, error=2.0) == ("error", 2.0)
+    assert above(NAN, warning=1.0)[0] == "warning"
+    assert below(NAN, warning=1.0, error=0.5) == ("error", 0.5)
+    assert below(NAN, warning=1.0)[0] == "warning"
+
+
+def test_no_check_says_anything_about_nothing() -> None:
+    assert checks.run(Statistics()) == []
+
+
+def test_findings_become_plain_data() -> None:
+    found = Finding("D01", "x", "bn", "error", NAN, math.inf, details={"t": (1, None)})
+    text = json.dumps(found.to_json(), allow_nan=False)
+    assert json.loads(text)["value"] == "nan"
+    assert json.loads(text)["threshold"] == "inf"
+    assert plain({"a": torch.tensor([1.0, NAN])}) == {"a": [1.0, "nan"]}
