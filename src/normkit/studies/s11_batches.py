@@ -379,10 +379,10 @@ STUDY = Study(
     ),
     metric="Test accuracy of a small CNN at equal epochs; spread of an output over "
     "batch-mates; cosine of a batch's gradient with the full one.",
-    criterion="C50: sorted data costs 20 points, group norm less; "
-    "batch 32 is 5 points above the smallest. C34: slope −0.65 to −0.35, and ghost "
-    "batches of 16 give 0.3 points. C63: a gap smaller by 0.3. C16: cosine grows, five times the "
-    "samples per second. C65: one value is refused, group norm 5 points ahead.",
+    criterion="C50: sorted data costs 20 points, group norm less; batch 32 is 5 points "
+    "above the smallest. C34: slope −0.65 to −0.35, ghost batches of 16 give 0.3 "
+    "points. C63: a gap smaller by 0.3. C16: cosine grows, five times the samples per "
+    "second. C65: one value is refused, group norm 5 points ahead.",
     claims=("C16", "C34", "C50", "C63", "C65"),
     minutes=6,
     scales={
