@@ -184,13 +184,6 @@ def judge(results: list[Result]) -> list[Verdict]:
         return [best(r, a) - best(r, b) for r in results]
 
     growth = [(r["error"][-1] / r["error"][_SHORTEST - 1]) ** 2 for r in results]
-    # Half the gap to layer norm: bucketing − shared − half of (layer norm − shared).
-    half = [
-        best(r, "shared, bucketed")
-        - best(r, "shared")
-        - (best(r, "layer norm") - best(r, "shared")) / 2
-        for r in results
-    ]
     return [
         verdict(
             "C52",
@@ -203,7 +196,12 @@ def judge(results: list[Result]) -> list[Verdict]:
             at_least(
                 "variance of the batch mean, last step / third", growth, 2, none=1
             ),
-            at_least("bucketing closes more than half the gap by, points", half, 0),
+            at_least(
+                "bucketed − mixed, shared batch norm, points",
+                minus("shared, bucketed", "shared"),
+                0.5,
+                none=0,
+            ),
             reported("per step − shared, points", minus("per step", "shared")),
             reported(
                 "per step with a mask − without, points",
@@ -250,7 +248,7 @@ STUDY = Study(
     metric="Test accuracy on digits read row by row, cut to 3 to 8 rows and padded, at "
     "the best of two rates; error of the batch mean at each step.",
     criterion="C52: layer norm a point ahead of shared batch norm, twice the variance "
-    "of the mean at the last step, and bucketing closes half the gap.",
+    "of the mean at the last step, and half a point from bucketing.",
     claims=("C52",),
     minutes=3,
     scales={
