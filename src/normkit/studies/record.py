@@ -79,6 +79,10 @@ class Record:
         return cls(**raw)
 
 
+# Counted up when what a trial leaves behind changes, so that old seeds are not reused.
+_FORMAT = 2
+
+
 def run_key(study: Study, scale: str, data: Path | None) -> str:
     """A digest of what decides the results: settings, code and data at hand.
 
@@ -95,7 +99,7 @@ def run_key(study: Study, scale: str, data: Path | None) -> str:
     ]
     files = sorted(path.name for path in data.iterdir()) if data else []
     settings = dict(study.scales[scale].settings)
-    text = json.dumps([study.id, scale, settings, files, kept], sort_keys=True)
+    text = json.dumps([_FORMAT, study.id, scale, settings, files, kept], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

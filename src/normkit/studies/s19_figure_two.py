@@ -164,10 +164,9 @@ def draw(figure: Figure, results: list[Result]) -> None:
         steps = [every * (k + 1) for k in range(len(rows[0]))]
         band(left, steps, rows, label=arm, index=i, dashed="BN" not in arm)
     left.set(title=f"Test accuracy ({results[0]['data']})", xlabel="step", ylabel="%")
-    left.legend(fontsize=6)
     names = [arm.replace(" ", "\n") for arm in _ARMS]
     bars(right, names, [[max(r["curves"][a]) for r in results] for a in _ARMS])
-    right.set_title("Best accuracy")
+    right.set_title("Best accuracy, and the colours of the left")
     right.tick_params(axis="x", labelsize=6.5)
 
 
