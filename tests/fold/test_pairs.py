@@ -51,9 +51,11 @@ def test_a_linear_layer_takes_the_batch_norm_over_its_features(shape):
     "make",
     [
         lambda: nn.BatchNorm2d(6, affine=False),
-        lambda: nn.BatchNorm2d(6, bias=False)
-        if "bias" in nn.BatchNorm2d.__init__.__code__.co_varnames
-        else nn.BatchNorm2d(6),
+        lambda: (
+            nn.BatchNorm2d(6, bias=False)
+            if "bias" in nn.BatchNorm2d.__init__.__code__.co_varnames
+            else nn.BatchNorm2d(6)
+        ),
         lambda: nn.BatchNorm2d(6, momentum=None),
         lambda: nn.SyncBatchNorm(6),
         lambda: nn.BatchNorm2d(6, eps=0.3),

@@ -24,7 +24,7 @@ class Refusal(NormkitError):  # noqa: N818 - an answer, not a failure
     """Why a change of gauge cannot be borne, in words for the ledger."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Slot:
     """One place that holds a parameter or a constant of the network.
 
@@ -41,8 +41,11 @@ class Slot:
     locked: str = ""
     readers: list[Node] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"<Slot {self.name}>"
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class Value:
     """One tensor of the network, at one moment of its life.
 
@@ -77,8 +80,11 @@ class Value:
             return "the model's input"
         return f"the output of {self.producer.label}"
 
+    def __repr__(self) -> str:
+        return f"<Value {self.shape}, {self.name}>"
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class Graph:
     """All nodes in the order in which they ran.
 

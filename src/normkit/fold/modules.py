@@ -222,7 +222,9 @@ class _Folding:
 
     def _believe(self, norm: NormModule, solution: Solution) -> None:
         """Refuse what another branch of the code could make wrong, or a cast."""
-        calls = [self.trace.call_of[n] for n in (*solution.touched, *norm.nodes)]
+        # A parameter read as a tensor is a node that no forward runs.
+        nodes = [n for n in solution.touched if n in self.trace.call_of]
+        calls = [self.trace.call_of[node] for node in (*nodes, *norm.nodes)]
         lines = [_ancestry(call) for call in calls]
         shared = sum(all(c is own[0] for c in own) for own in zip(*lines, strict=False))
         for line in lines:
@@ -271,7 +273,8 @@ class _Folding:
     def _near(self, solution: Solution) -> list[str]:
         """The modules whose outputs tell whether a fold is right."""
         nodes = (*solution.norms, *solution.touched)
-        names = dict.fromkeys(self.trace.call_of[node].path for node in nodes)
+        calls = [self.trace.call_of[n] for n in nodes if n in self.trace.call_of]
+        names = dict.fromkeys(call.path for call in calls)
         return [
             name
             for name in names

@@ -228,7 +228,11 @@ class _Search:
                 askers.setdefault(slot, set()).add(node)
         for slot, nodes_asking in askers.items():
             for reader in slot.readers:
-                if reader not in nodes_asking and reader not in self.removed:
+                if reader in nodes_asking or reader in self.removed:
+                    continue
+                # It may read the slot as a tensor among others, whose gauge it bore.
+                read = [value for value in reader.inputs if slot in value.roots]
+                if not read or any(value not in gauges for value in read):
                     raise Refusal(f"{slot.name} is also used by {reader.label}")
         return edits, {
             node for nodes_asking in askers.values() for node in nodes_asking

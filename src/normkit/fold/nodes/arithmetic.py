@@ -26,7 +26,7 @@ from normkit.fold.nodes.node import (
 __all__ = ["Add", "Gate", "Scale"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Add(Node):
     """Σ factorᵢ·inputᵢ + constant, with broadcasting.
 
@@ -154,7 +154,7 @@ class Add(Node):
         return NOTHING_MORE
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Scale(Node):
     """factor·x with a factor that is the same in every run.
 
@@ -234,7 +234,7 @@ class Scale(Node):
         return self.factor
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Gate(Node):
     """The product of two tensors that both depend on the model's input."""
 

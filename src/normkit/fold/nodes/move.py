@@ -25,7 +25,7 @@ from normkit.fold.nodes.node import (
 __all__ = ["Move"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Move(Node):
     """Elements carried elsewhere, copied, left out or joined by zeros; never changed.
 

@@ -53,7 +53,7 @@ Alternative = dict[Value, Gauge]
 NOTHING_MORE: list[Alternative] = [{}]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One operation of the traced network.
 
@@ -68,6 +68,9 @@ class Node:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     position: int = -1
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.label}>"
 
     def bear(self, gauges: Gauges) -> list[Alternative]:
         """Which gauges on the values not yet set make the node right again."""
@@ -90,7 +93,7 @@ class Node:
         return any(gauges.moved(value) for value in (*self.inputs, *self.outputs))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Opaque(Node):
     """An operation about which nothing is known, or that commutes with nothing.
 
@@ -113,7 +116,7 @@ class Opaque(Node):
         return NOTHING_MORE
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Stored(Node):
     """A parameter read as a tensor of the network (a position embedding, a token)."""
 

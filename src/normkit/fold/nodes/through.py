@@ -20,7 +20,7 @@ from normkit.fold.nodes.node import (
 __all__ = ["Mix", "Through"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Through(Node):
     """What commutes with a map that does not change inside its windows.
 
@@ -79,7 +79,7 @@ class Through(Node):
         return values
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Mix(Node):
     """A·v or v·A, where A depends on the input: inputs are [v, what makes A].
 

@@ -33,7 +33,7 @@ from normkit.fold.nodes.node import (
 __all__ = ["BatchNorm", "Linear", "Table", "Tail"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Linear(Node):
     """y = alpha·W·x + beta·b with a parameter W, over one channel dimension.
 
@@ -145,7 +145,7 @@ class Linear(Node):
         )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class BatchNorm(Node):
     """(x − mean)/√(var + eps)·weight + bias per channel, with fixed statistics.
 
@@ -228,7 +228,7 @@ class BatchNorm(Node):
         }
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Tail(Node):
     """A normalization by its own statistics that ends in ·weight + bias.
 
@@ -288,7 +288,7 @@ class Tail(Node):
         return edits
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Table(Node):
     """Rows of a parameter picked by number: an embedding."""
 
