@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from normkit.errors import ArgumentError, ShapeError
+from normkit.functional import operators
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.engine import normalize, standardize
 from normkit.functional.running import update_running
@@ -138,6 +139,17 @@ def batch_norm(
             f"(expected more than 1 value per channel when training), got shape "
             f"{tuple(input.shape)}; use training=False or a larger batch"
         )
+    if mask is None:
+        whole = operators.batch_norm(
+            *(input, dim, weight, bias, eps),
+            running_mean=running_mean,
+            running_var=running_var,
+            num_batches_tracked=num_batches_tracked,
+            momentum=momentum,
+            skips_nonfinite=on_nonfinite == "skip",
+        )
+        if whole is not None:
+            return whole
     y, measured = normalize(input, dims, gain, offset, eps, mask=mask)
     if running_mean is not None or running_var is not None:
         update_running(

@@ -14,7 +14,7 @@ from normkit.functional.arguments import (
     check_floating,
     check_trailing,
 )
-from normkit.functional.engine import normalize
+from normkit.functional.operators import normalize
 from normkit.moments import broadcast_mask
 
 __all__ = ["group_norm", "layer_norm", "rms_norm"]

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from normkit.errors import ArgumentError, KernelError
+from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.primitives import Backend
 from normkit.kernels.reference import ReferenceBackend
 from normkit.views import View, view_of
 
 __all__ = [
     "Explanation",
+    "asked_for",
     "available_backends",
     "backend",
     "backend_named",
@@ -29,7 +31,10 @@ __all__ = [
 ]
 
 # In order of preference.
-_BACKENDS: dict[str, Backend] = {"reference": ReferenceBackend()}
+_BACKENDS: dict[str, Backend] = {
+    "gpu": GpuBackend(),
+    "reference": ReferenceBackend(),
+}
 _asked_for: ContextVar[str | None] = ContextVar("normkit_backend", default=None)
 
 
@@ -73,6 +78,11 @@ class Explanation:
 def available_backends() -> tuple[str, ...]:
     """The names of the backends, in order of preference."""
     return tuple(_BACKENDS)
+
+
+def asked_for() -> str | None:
+    """The backend that the enclosing block asks for by name, if any."""
+    return _asked_for.get()
 
 
 def backend_named(name: str) -> Backend:

@@ -59,11 +59,7 @@ class GpuBackend:
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
         """Why these kernels cannot reduce `x` over `dims`; empty when they can."""
-        reasons: list[str] = []
-        if x.device.type not in self._device_types:
-            reasons.append(f"x is on {x.device.type}, it needs a CUDA device")
-        else:
-            reasons += _device_reasons(x.device)
+        reasons = self.device_reasons(x.device)
         if x.dtype not in _DTYPES:
             reasons.append(f"x is {x.dtype}, it runs float32, bfloat16 and float16")
         if not _is_plain(x):
@@ -77,6 +73,12 @@ class GpuBackend:
             elif max(view.sizes) >= 2**31 or x.numel() // max(view.sizes) >= 2**31:
                 reasons.append("a dimension has 2³¹ values or more")
         return reasons
+
+    def device_reasons(self, device: torch.device) -> list[str]:
+        """Why these kernels cannot run on `device`; empty when they can."""
+        if device.type not in self._device_types:
+            return [f"x is on {device.type}, it needs a CUDA device"]
+        return list(_device_reasons(device))
 
     def moments(
         self, x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None

@@ -126,7 +126,8 @@ def statistics(
     splits, count = grid.splits, r.statistics
     part_mean = _vectors(x, (splits, count), torch.float64)
     part_rest = _vectors(x, (2, splits, count), torch.float32)
-    mean, m2, inv_std = _vectors(x, (3, count), torch.float64).unbind(0)
+    # Results of an operator must not share memory, so each has its own.
+    mean, m2, inv_std = (_vectors(x, (count,), torch.float64) for _ in range(3))
     scale = _vectors(x, (count,), torch.float32)
     runs = "no"
     if running is not None:

@@ -429,9 +429,9 @@ def _move_running(
             finite = (tl.abs(mean) < float("inf")) & (tl.abs(m2) < float("inf"))
             bad += tl.sum((valid & ~finite).to(tl.int32), axis=0)
     if bad == 0:
-        rate = momentum.to(tl.float64)
+        rate = tl.zeros([1], tl.float64) + momentum
         if RUNNING == "cumulative":
-            rate = 1.0 / (tl.load(tracked_ptr) + 1).to(tl.float64)
+            rate = 1.0 / (tl.load(tracked_ptr + tl.arange(0, 1)) + 1).to(tl.float64)
         for start in range(0, statistics, BLOCK_RUNNING):
             index = start + tl.arange(0, BLOCK_RUNNING)
             valid = index < statistics

@@ -1,0 +1,316 @@
+"""The GPU layers as operators of torch, so that torch.compile and export keep them.
+
+    normkit::batch_norm             normkit::batch_norm_backward
+    normkit::standardize_rows       normkit::standardize_rows_backward
+
+Each is opaque to the compiler, promises the strides of its results and may be captured
+in a CUDA graph. The running statistics are changed inside `batch_norm`, by its first
+launch. Optional results that were not asked for are empty: operators return tensors.
+Derivatives are registered by `normkit.functional.operators`.
+"""
+# torch.library's own annotations are incomplete.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.kernels.epilogue import Epilogue
+from normkit.kernels.gpu import layers, passes
+from normkit.kernels.gpu.geometry import Runs, flat, laid_out_as, matrix_of, runs_of
+from normkit.views import View, view_of
+
+__all__ = ["FUNCTIONS", "LIBRARY", "saves_bits"]
+
+LIBRARY = torch.library.Library("normkit", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+
+LIBRARY.define(
+    "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "Tensor(c!)? num_batches_tracked, float? momentum, float eps, "
+    "bool skips_nonfinite, int channel_dim, str activation, float slope) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+LIBRARY.define(
+    "batch_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, "
+    "Tensor? residual, Tensor bits, Tensor mean, Tensor inv_std, Tensor scale, "
+    "int channel_dim, str activation, float slope, bool[4] wanted) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+LIBRARY.define(
+    "standardize_rows(Tensor x, Tensor? weight, Tensor? bias, int[] dims, float eps, "
+    "bool centered) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+LIBRARY.define(
+    "standardize_rows_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, "
+    "int[] dims, Tensor mean, Tensor inv_std, bool centered, bool[3] wanted) "
+    "-> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+
+
+def saves_bits(activation: str, residual: Tensor | None) -> bool:
+    """Whether the backward reads one bit per element: relu after a sum.
+
+    Any other gate is recomputed from x; a relu after a sum would need the residual,
+    and this way frees it.
+    """
+    return activation == "relu" and residual is not None
+
+
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    skips_nonfinite: bool,
+    channel_dim: int,
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dense, view = _dense(x, _all_but(x, channel_dim))
+    running = None
+    if running_mean is not None and running_var is not None:
+        running = passes.Running(
+            *(running_mean, running_var, num_batches_tracked),
+            *(momentum, skips_nonfinite),
+        )
+    y, found, bits = layers.channels_forward(
+        *(dense, layers.channels_of(view), weight, bias, eps),
+        Epilogue(activation, slope, residual),
+        running=running,
+        saves_bits=saves_bits(activation, residual),
+    )
+    assert found.inv_std is not None
+    assert found.scale is not None
+    if bits is None:
+        bits = _nothing(x, torch.uint8)
+    return laid_out_as(x, y), found.mean, found.m2, found.inv_std, found.scale, bits
+
+
+def _batch_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    bits: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    scale: Tensor,
+    channel_dim: int,
+    activation: str,
+    slope: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dense, view = _dense(x, _all_but(x, channel_dim))
+    gate = passes.Gate(
+        activation,
+        slope,
+        bits=bits if bits.numel() else None,
+        shift=bias,
+        residual=None if residual is None else laid_out_as(dense, residual),
+    )
+    asked = (wanted[0], wanted[1], wanted[2], wanted[3])
+    dx, dweight, dbias, dresidual = layers.channels_backward(
+        *(dy, dense, layers.channels_of(view), weight, bias),
+        *(mean, inv_std, scale, gate, asked),
+    )
+    return (
+        _nothing(x) if dx is None else laid_out_as(x, dx),
+        _nothing(x) if dweight is None else dweight,
+        _nothing(x) if dbias is None else dbias,
+        _nothing(x) if dresidual is None else laid_out_as(x, dresidual),
+    )
+
+
+def _standardize_rows(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: list[int],
+    eps: float,
+    centered: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dense, view = _dense(x, tuple(dims))
+    matrix = matrix_of(view)
+    affine = weight if weight is not None else bias
+    y, found = passes.rows_forward(
+        *(dense, matrix),
+        eps=eps,
+        weight=None if weight is None else flat(weight, dense),
+        bias=None if bias is None else flat(bias, dense),
+        runs=None if affine is None else _runs(affine, dense, dims),
+        centered=centered,
+    )
+    assert y is not None
+    assert found.inv_std is not None
+    return laid_out_as(x, y), found.mean, found.m2, found.inv_std
+
+
+def _standardize_rows_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: list[int],
+    mean: Tensor,
+    inv_std: Tensor,
+    centered: bool,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    dense, view = _dense(x, tuple(dims))
+    affine = weight if weight is not None else bias
+    dx, dweight, dbias = layers.rows_backward(
+        *(dy, dense, matrix_of(view)),
+        None if weight is None else flat(weight, dense),
+        None if bias is None else flat(bias, dense),
+        *(mean, inv_std),
+        None if affine is None else _runs(affine, dense, dims),
+        (wanted[0], wanted[1], wanted[2]),
+        centered=centered,
+    )
+    return (
+        _nothing(x) if dx is None else laid_out_as(x, dx),
+        _nothing(x) if dweight is None or weight is None else dweight.view_as(weight),
+        _nothing(x) if dbias is None or bias is None else dbias.view_as(bias),
+    )
+
+
+def _runs(affine: Tensor, x: Tensor, dims: list[int]) -> Runs | None:
+    """How the affine lies; None for one weight per element of the row."""
+    varies = [d for d in range(x.dim()) if affine.shape[d] != 1]
+    if varies == [d for d in dims if x.shape[d] != 1]:
+        return None
+    return runs_of(affine, x, matrix_of(view_of(x, tuple(dims))))
+
+
+def _dense(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, View]:
+    """`x` and its view; a copy where a compiler handed over something with gaps."""
+    view = view_of(x, dims)
+    if view.kind != "strided":
+        return x, view
+    x = x.contiguous()
+    return x, view_of(x, dims)
+
+
+def _all_but(x: Tensor, dim: int) -> tuple[int, ...]:
+    return tuple(d for d in range(x.dim()) if d != dim)
+
+
+def _nothing(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(0, dtype=dtype or x.dtype, device=x.device)
+
+
+def _fake_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    skips_nonfinite: bool,
+    channel_dim: int,
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    wide = [x.new_empty(x.shape[channel_dim], dtype=torch.float64) for _ in range(3)]
+    scale = x.new_empty(x.shape[channel_dim], dtype=torch.float32)
+    bits = _nothing(x, torch.uint8)
+    if saves_bits(activation, residual):
+        _, view = _dense(x, _all_but(x, channel_dim))
+        bits = passes.bits_like(x, matrix_of(view))
+    mean, m2, inv_std = wide
+    return torch.empty_like(x), mean, m2, inv_std, scale, bits
+
+
+def _fake_batch_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    bits: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    scale: Tensor,
+    channel_dim: int,
+    activation: str,
+    slope: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx, dweight, dbias = _fake_grads(x, weight, bias, wanted)
+    return dx, dweight, dbias, torch.empty_like(x) if wanted[3] else _nothing(x)
+
+
+def _fake_standardize_rows(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: list[int],
+    eps: float,
+    centered: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = 1
+    for d in range(x.dim()):
+        rows = rows if d in dims else rows * x.shape[d]
+    mean, m2 = (x.new_empty(rows, dtype=torch.float64) for _ in range(2))
+    return torch.empty_like(x), mean, m2, x.new_empty(rows, dtype=torch.float32)
+
+
+def _fake_standardize_rows_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: list[int],
+    mean: Tensor,
+    inv_std: Tensor,
+    centered: bool,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_grads(x, weight, bias, wanted)
+
+
+def _fake_grads(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(x) if wanted[0] else _nothing(x),
+        torch.empty_like(weight) if wanted[1] and weight is not None else _nothing(x),
+        torch.empty_like(bias) if wanted[2] and bias is not None else _nothing(x),
+    )
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "batch_norm": _batch_norm,
+    "batch_norm_backward": _batch_norm_backward,
+    "standardize_rows": _standardize_rows,
+    "standardize_rows_backward": _standardize_rows_backward,
+}
+_FAKES: dict[str, Callable[..., Any]] = {
+    "batch_norm": _fake_batch_norm,
+    "batch_norm_backward": _fake_batch_norm_backward,
+    "standardize_rows": _fake_standardize_rows,
+    "standardize_rows_backward": _fake_standardize_rows_backward,
+}
+for _name, _function in FUNCTIONS.items():
+    LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"normkit::{_name}", _FAKES[_name], lib=LIBRARY)
