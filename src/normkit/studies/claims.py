@@ -41,12 +41,15 @@ class Correction:
         source: The article.
         stated: What it says.
         found: What is so instead.
+        is_measured: It rests on the verdicts: a claim that a run supports is no
+            mistake, and its correction is left out. False for a slip of wording.
     """
 
     claims: tuple[str, ...]
     source: str
     stated: str
     found: str
+    is_measured: bool = True
 
 
 def _table(
@@ -133,17 +136,17 @@ CLAIMS: dict[str, Claim] = _table(
 CORRECTIONS: tuple[Correction, ...] = (
     Correction(("C6",), "A0", "Batch norm makes the inputs standard normal.", "It makes mean and variance those of a standard normal. The shape stays as it was: skewness and kurtosis do not move."),
     Correction(("C7",), "A0", "64 % of a normal lies within one standard deviation.", "68.27 %; 95.45 % within two."),
-    Correction(("C11",), "A0", "Each instance is moved in its own way.", "All instances of a unit go through the same affine map in a batch; the units differ."),
+    Correction(("C11",), "A0", "Each instance is moved in its own way.", "All instances of a unit go through the same affine map in a batch; the units differ.", is_measured=False),
     Correction(("C27",), "A1", "Batch norm is in essence a linear map.", "It is affine at inference. In training the statistics depend on the input and superposition fails."),
     Correction(("C28",), "A1", "Average the statistics of all batches seen in training.", "Most of those batches were seen by other weights. Average with the weights frozen, or use a moving average."),
     Correction(("C29",), "A1", "The moving average is an unbiased estimate.", "It starts from 0 and 1, which keep the share (1 − m)ⁿ after n batches, and lags behind moving weights."),
     Correction(("C36",), "A1", "The activation does not change the distribution of its input.", "It does: a ReLU of N(0, 1) has mean 0.40, a sigmoid standard deviation 0.21."),
-    Correction(("C37",), "A1", "The plotting code of the normal density.", "It defines one name and calls another, and labels a standard deviation of 1.5 as 2.5."),
+    Correction(("C37",), "A1", "The plotting code of the normal density.", "It defines one name and calls another, and labels a standard deviation of 1.5 as 2.5.", is_measured=False),
     Correction(("C39", "C40"), "A2", "Small weights (0.01) and not so small ones (0.05) both make gradients vanish and training fail.", "Both train at six layers. At 0.05 units do saturate, but n·Var[w] = 10 makes the weight gradients grow backwards."),
     Correction(("C41",), "A2", "Xavier keeps the variance.", "Exactly so for linear layers only; through tanh it decays slowly."),
-    Correction(("C49",), "A3", "σ is called the variance.", "σ is the standard deviation; the result has variance g²·var/(var + eps)."),
+    Correction(("C49",), "A3", "σ is called the variance.", "σ is the standard deviation; the result has variance g²·var/(var + eps).", is_measured=False),
     Correction(("C54",), "A3", "Layer norm normalizes all words of a sentence together.", "`LayerNorm(d)` in a transformer treats every word on its own."),
-    Correction(("C55",), "A3", "Layer norm has one transform for the layer.", "Its statistics are shared by the layer; its weight and bias are one per feature."),
+    Correction(("C55",), "A3", "Layer norm has one transform for the layer.", "Its statistics are shared by the layer; its weight and bias are one per feature.", is_measured=False),
     Correction(("C58",), "A4", "Batch norm of a convolution keeps C × H × W statistics.", "It keeps C. One per point is another layer, with H·W times the parameters."),
     Correction(("C62",), "A4", "Batch norm postpones over-fitting.", "The paper named for it says that batch norm steadies learning. Here the test accuracy peaks no later with it."),
     Correction(("C66",), "A4", "The moving statistics enter training as noise.", "Training never reads them; the noise comes from the statistics of the batch."),

@@ -20,7 +20,7 @@ from normkit.studies.record import Record
 from normkit.studies.registry import all_studies
 from normkit.studies.runner import draw_record, record_path
 from normkit.studies.study import Study
-from normkit.studies.verdict import UNSEEN, WORDS, Part, Verdict, combine
+from normkit.studies.verdict import SUPPORTED, UNSEEN, WORDS, Part, Verdict, combine
 
 __all__ = ["overall", "read_records", "write_report"]
 
@@ -187,6 +187,9 @@ def _wrong(records: dict[str, Record]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for one in CORRECTIONS:
+        words = {overall(claim, records)[0] for claim in one.claims}
+        if one.is_measured and words == {SUPPORTED}:
+            continue
         evidence = []
         for claim in one.claims:
             word, _ = overall(claim, records)
@@ -197,7 +200,7 @@ def _wrong(records: dict[str, Record]) -> str:
                 if v.claim == claim
             ]
             links = " ".join(f"[{study}]({study}.md)" for study in by)
-            evidence.append(f"{claim} {word} {links}".strip())
+            evidence.append(f"{claim} {word or 'not run'} {links}".strip())
         lines.append(
             f"| {one.source} | {one.stated} | {one.found} | {'; '.join(evidence)} |"
         )
