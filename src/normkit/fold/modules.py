@@ -79,8 +79,10 @@ def fold(
             "for a file in ONNX format use fold_onnx"
         )
     args, kwargs = _arguments(example_inputs)
+    with torch.no_grad():  # A scripted module's copy has no leaves otherwise.
+        work = _copied(model)
     try:
-        bench = Bench(_copied(model), args, kwargs)
+        bench = Bench(work, args, kwargs)
     except FoldError:
         raise
     except Exception as error:
