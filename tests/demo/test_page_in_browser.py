@@ -88,9 +88,11 @@ def show(browser: Any, path: Path, *, width: int, scheme: str = "light") -> None
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
     )
+    # Without smooth scrolling, or a screenshot is taken on the way.
+    media = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        {"features": [{"name": n, "value": v} for n, v in media.items()]},
     )
     browser.get_log("browser")
     browser.get(path.as_uri())

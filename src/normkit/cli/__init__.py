@@ -20,6 +20,9 @@ from normkit.errors import NormkitError
 
 __all__ = ["app", "main"]
 
+# 128 + SIGINT, as shells count.
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="normkit",
     help=(
@@ -79,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=words or ["--help"], standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("normkit: stopped", file=sys.stderr)
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has left; what is still buffered must not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"normkit: {_in_one_line(error)}", file=sys.stderr)
         return 2
+    # Some versions of typer make this code of an interrupt, some an exception.
+    if code == INTERRUPTED:
+        print("normkit: stopped", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

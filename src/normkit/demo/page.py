@@ -221,7 +221,7 @@ def _watching(step: WatchStep) -> Iterable[Block]:
 
 
 def _saturation(both: tuple[Seen, Seen]) -> Iterable[Block]:
-    largest = _most_saturated(both)
+    largest = max(seen.most_saturated(n) for seen in both for n in seen.saturated)
     if largest >= WORTH_A_CHART:
         yield Row(
             [
@@ -253,10 +253,7 @@ def _saturation(both: tuple[Seen, Seen]) -> Iterable[Block]:
         [
             [
                 str(number),
-                *(
-                    100 * max(_finite(seen.saturated[activation]), default=math.nan)
-                    for seen in both
-                ),
+                *(100 * seen.most_saturated(activation) for seen in both),
                 *(seen.median_gradient(weights) for seen in both),
             ]
             for number, (weights, activation) in enumerate(
@@ -408,18 +405,6 @@ def _gradient_range(both: Iterable[Seen]) -> tuple[float, float] | None:
         if v > 0
     ]
     return (min(values) / 2, max(values) * 2) if values else None
-
-
-def _most_saturated(both: Iterable[Seen]) -> float:
-    return max(
-        (
-            value
-            for seen in both
-            for series in seen.saturated.values()
-            for value in _finite(series)
-        ),
-        default=0.0,
-    )
 
 
 def _band_in_words(seen: Seen) -> str:

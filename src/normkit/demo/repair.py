@@ -135,8 +135,17 @@ class RepairStep:
         }
 
 
-def break_and_repair(digits: Digits, healthy: Trained, *, tick: Tick) -> RepairStep:
-    """Train the CNN again with the fault, then diagnose and calibrate it."""
+def break_and_repair(
+    digits: Digits, healthy: Trained, *, batches: int, tick: Tick
+) -> RepairStep:
+    """Train the CNN again with the fault, then diagnose and calibrate it.
+
+    Args:
+        digits: The data of both networks.
+        healthy: The network without the fault.
+        batches: How many the doctor looks at each time.
+        tick: Called after each step of training.
+    """
     start = time.perf_counter()
     broken = train(
         f"residual CNN, momentum={BROKEN_MOMENTUM}",
@@ -149,7 +158,7 @@ def break_and_repair(digits: Digits, healthy: Trained, *, tick: Tick) -> RepairS
     before = accuracy(model, digits)
     target = accuracy_by_batch_statistics(model, digits)
 
-    diagnosis = _diagnose(broken, digits)
+    diagnosis = _diagnose(broken, digits, batches)
     calibration = calibrate(model, digits.batches(BATCH_SIZE, seed=0))
     after = accuracy(model, digits)
 
@@ -166,13 +175,14 @@ def break_and_repair(digits: Digits, healthy: Trained, *, tick: Tick) -> RepairS
         ),
         diagnosis=diagnosis,
         calibration=calibration,
-        diagnosis_after=_diagnose(broken, digits),
-        healthy=_diagnose(healthy, digits),
+        diagnosis_after=_diagnose(broken, digits, batches),
+        healthy=_diagnose(healthy, digits, batches),
         seconds=time.perf_counter() - start,
     )
 
 
-def _diagnose(network: Trained, digits: Digits) -> Diagnosis:
+def _diagnose(network: Trained, digits: Digits, batches: int) -> Diagnosis:
     # As it would be trained on: the doctor looks at a model in training mode.
     model = copy.deepcopy(network.model).train()
-    return diagnose(model, digits.batches(BATCH_SIZE, seed=0), F.cross_entropy)
+    loader = digits.batches(BATCH_SIZE, seed=0)
+    return diagnose(model, loader, F.cross_entropy, max_batches=batches)

@@ -55,6 +55,11 @@ class Seen:
         values = [v for v in self.gradient_norm[layer] if v is not None]
         return statistics.median(values) if values else math.nan
 
+    def most_saturated(self, layer: str) -> float:
+        """The largest saturated share of one layer over the whole training."""
+        values = [v for v in self.saturated[layer] if v is not None]
+        return max(values, default=math.nan)
+
     def to_data(self) -> dict[str, Any]:
         """The numbers of its charts and findings."""
         low, middle, high = self.band
@@ -69,7 +74,9 @@ class Seen:
                 "p85": high,
             },
             "saturated": self.saturated,
+            "most_saturated": {n: self.most_saturated(n) for n in self.saturated},
             "gradient_norm": self.gradient_norm,
+            "median_gradient": {n: self.median_gradient(n) for n in self.gradient_norm},
             "findings": [finding.to_json() for finding in self.findings],
         }
 
@@ -132,10 +139,6 @@ class WatchStep:
         return {
             "first_layer": self.first_layer,
             "gradient_ratio": self.gradient_ratio,
-            "median_gradient": {
-                seen.name: seen.median_gradient(self.first_layer)
-                for seen in (self.plain, self.normalized)
-            },
             "networks": [self.plain.to_data(), self.normalized.to_data()],
         }
 
