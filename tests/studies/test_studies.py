@@ -1,5 +1,6 @@
 """Every study is complete, covers what it says, and runs at the quick scale."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ def test_every_correction_names_a_claim_with_a_study() -> None:
 def test_a_study_says_all_that_is_needed_to_judge_it(study) -> None:
     assert set(study.scales) == set(SCALES)
     assert study.scales["cpu"].seeds >= 5
+    wanted = set(inspect.signature(study.measure).parameters) - {"trial"}
+    for scale in study.scales.values():
+        assert set(scale.settings) == wanted
     for text in (study.question, study.prediction, study.metric, study.criterion):
         assert text.endswith((".", "?"))
 

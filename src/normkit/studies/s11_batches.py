@@ -50,7 +50,13 @@ def _group(channels: int) -> nn.Module:
 
 
 def measure(
-    trial: Trial, *, sizes: tuple[int, ...], epochs: int, width: int, mix_epochs: int
+    trial: Trial,
+    *,
+    sizes: tuple[int, ...],
+    epochs: int,
+    width: int,
+    mix_epochs: int,
+    noise_draws: int,
 ) -> Result:
     """Batch size, order of the data, ghost batches, and the noise they make."""
     images = trial.images("digits").standardized()
@@ -67,7 +73,7 @@ def measure(
         "table": table,
         "orders": _orders(trial, images, width, mix_epochs),
         "ghosts": _ghosts(trial, images, width, mix_epochs),
-        "noise": _noise(trial, images, width),
+        "noise": _noise(trial, images, width, noise_draws),
         "direction": _direction(trial, images, width),
         "one_sample_error": _refuses_one_value(),
     }
@@ -149,8 +155,10 @@ def _ghosts(
 
 
 @torch.no_grad()
-def _noise(trial: Trial, images: Images, width: int) -> dict[str, list[float]]:
-    """How much the logits of 16 fixed samples vary with the rest of their batch."""
+def _noise(
+    trial: Trial, images: Images, width: int, draws: int
+) -> dict[str, list[float]]:
+    """How much the logits of four fixed samples vary with the rest of their batch."""
     batches = images.batches(64, 60, trial.generator(7))
     with torch.enable_grad():
         model = _fit(trial, images, batches, BatchNorm2d, width, 0.05).train()
@@ -158,7 +166,7 @@ def _noise(trial: Trial, images: Images, width: int) -> dict[str, list[float]]:
     sizes, spread = (8, 16, 32, 64, 128, 256), []
     for size in sizes:
         answers = []
-        for _ in range(24):
+        for _ in range(draws):
             mates = torch.randint(len(images.y_train), (size - 1,), generator=generator)
             answers.append(
                 torch.stack(
@@ -386,9 +394,25 @@ STUDY = Study(
     claims=("C16", "C34", "C50", "C63", "C65"),
     minutes=6,
     scales={
-        "quick": Scale(2, {"sizes": (8, 32), "epochs": 1, "width": 8, "mix_epochs": 1}),
+        "quick": Scale(
+            2,
+            {
+                "sizes": (8, 32),
+                "epochs": 1,
+                "width": 8,
+                "mix_epochs": 1,
+                "noise_draws": 6,
+            },
+        ),
         "cpu": Scale(
-            5, {"sizes": (2, 4, 8, 32, 128), "epochs": 3, "width": 16, "mix_epochs": 6}
+            5,
+            {
+                "sizes": (2, 4, 8, 32, 128),
+                "epochs": 3,
+                "width": 16,
+                "mix_epochs": 6,
+                "noise_draws": 24,
+            },
         ),
         "gpu": Scale(
             10,
@@ -397,6 +421,7 @@ STUDY = Study(
                 "epochs": 30,
                 "width": 64,
                 "mix_epochs": 30,
+                "noise_draws": 100,
             },
         ),
     },

@@ -252,7 +252,7 @@ STUDY = Study(
     claims=("C52",),
     minutes=3,
     scales={
-        "quick": Scale(2, {"steps": 40, "batch": 32, "size": 32}),
+        "quick": Scale(2, {"steps": 24, "batch": 32, "size": 32}),
         "cpu": Scale(5, {"steps": 150, "batch": 32, "size": 48}),
         "gpu": Scale(10, {"steps": 5000, "batch": 32, "size": 256}),
     },
