@@ -119,7 +119,9 @@ def test_a_custom_autograd_function_is_not_overlooked():
         def backward(ctx, grad):
             return grad
 
-    net = Net(lambda net, x: F.gelu(net.bn(y := net.conv(x))) + Double.apply(y), **body())
+    net = Net(
+        lambda net, x: F.gelu(net.bn(y := net.conv(x))) + Double.apply(y), **body()
+    )
     check(randomised(net), normal(*IMAGE), left={"bn": "erf"})
 
 

@@ -52,7 +52,24 @@ def _first_moved(call: TorchCall) -> Node | None:
     others = values_in((call.args[1:], call.kwargs))
     if not call.name.endswith("_as") and any(v.constant is None for v in others):
         return None
-    return Move(call.label, [x], replay=call.replayed([x]))
+    dim = call.get(_CUT_DIM.get(call.name, 99), "dim", 0)
+    acts_on = (dim,) if call.name in _CUT_DIM and isinstance(dim, int) else None
+    if call.name in ("channel_shuffle", "native_channel_shuffle"):
+        acts_on = (1,)
+    return Move(call.label, [x], replay=call.replayed([x]), acts_on=acts_on)
+
+
+# Cuts along one dimension, and where they name it.
+_CUT_DIM = {
+    "chunk": 2,
+    "unsafe_chunk": 2,
+    "split": 2,
+    "unsafe_split": 2,
+    "split_with_sizes": 2,
+    "tensor_split": 2,
+    "narrow": 1,
+    "index_select": 1,
+}
 
 
 @lowers("cat concat concatenate stack hstack vstack dstack column_stack row_stack")
@@ -60,7 +77,11 @@ def _joined(call: TorchCall) -> Node | None:
     parts = values_in(call.get(0, "tensors"))
     if not call.makes_floats:
         return None
-    return Move(call.label, parts, replay=call.replayed(parts))
+    dim = call.get(1, "dim", 0)
+    ranks = {len(v.shape) for v in (*parts, *call.outputs)}
+    cats = call.name in ("cat", "concat", "concatenate") and isinstance(dim, int)
+    acts_on = (dim,) if cats and len(ranks) == 1 else None
+    return Move(call.label, parts, replay=call.replayed(parts), acts_on=acts_on)
 
 
 @lowers("pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad2d")

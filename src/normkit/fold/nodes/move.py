@@ -29,28 +29,30 @@ __all__ = ["Move"]
 class Move(Node):
     """Elements carried elsewhere, copied, left out or joined by zeros; never changed.
 
+    What it does is learnt by sending the numbers of the elements through it.
+
     Attributes:
-        replay: The same operation on other tensors of the inputs' shapes; None if
-            every element stays where it is. What it does is learnt by sending the
-            numbers of the elements through it.
+        replay: The same operation on other tensors; None if every element stays
+            where it is.
+        acts_on: The dimensions it works along, if it leaves the others alone and
+            takes any size there (a concatenation, a cut); None if it may use all.
     """
 
     replay: Callable[[list[Tensor]], list[Tensor]] | None = None
+    acts_on: tuple[int, ...] | None = None
 
     def bear(self, gauges: Gauges) -> list[Alternative]:
         """Each element's map goes where the element goes."""
         if self.replay is None:
             return carry_one(self, gauges)
-        known_in = [v for v in self.inputs if v in gauges]
         known_out = [v for v in self.outputs if v in gauges]
-        if len(known_in) == len(set(self.inputs)) or not known_out:
-            if not any(gauges.moved(v) for v in (*known_in, *known_out)):
-                return NOTHING_MORE
+        known_in = {v for v in self.inputs if v in gauges}
+        if not any(gauges.moved(v) for v in (*known_in, *known_out)):
+            same = {v: Gauge.identity(len(v.shape)) for v in self.inputs}
+            # A part of the outputs that stays says nothing about the others.
+            return fill(self, same, gauges) if known_out else NOTHING_MORE
+        if known_in == set(self.inputs) or not known_out:
             return fill(self, self._pushed(gauges), gauges)
-        if not any(gauges.moved(v) for v in known_out):
-            wanted = {v: Gauge.identity(len(v.shape)) for v in self.inputs}
-            wanted |= {v: Gauge.identity(len(v.shape)) for v in self.outputs}
-            return fill(self, wanted, gauges)
         return fill(self, self._pulled(gauges), gauges)
 
     def content(self, value: Value) -> Tensor:
@@ -65,143 +67,141 @@ class Move(Node):
         if len(self.inputs) != 1 or len(self.outputs) != 1:
             raise Refusal(f"the weight of {label} is put together in its forward")
         source = self.inputs[0]
-        return store(source, self.pull(new, current(source)), label)
+        old = current(source)
+        if self.replay is not None:
+            numbers = self._numbered([source.shape])
+            landed = _land(numbers, new.reshape(-1), self.label)
+            new = landed.reshape(old.shape)
+            new = torch.where(new.isnan(), old, new)
+        return store(source, new, label)
 
-    def pull(self, values: Tensor, old: Tensor) -> Tensor:
-        """The single input that makes the single output `values`."""
-        if self.replay is None:
-            return values
-        labels, source = self._labels()
-        kept = torch.full((source[-1],), math.nan, dtype=torch.float64)
-        flat = labels[0].reshape(-1).long()
-        kept[flat] = values.reshape(-1)
-        if bool((flat == 0).any()) or not torch.equal(kept[flat], values.reshape(-1)):
-            raise Refusal(f"{self.label} copies elements that would have to differ")
-        kept = kept[1:].reshape(old.shape)
-        return torch.where(kept.isnan(), old, kept)
-
-    def _labels(self) -> tuple[list[Tensor], list[int]]:
-        """Outputs filled with element numbers; 0 is an element that came from nowhere.
-
-        `source[i]` is the first number of input i, `source[-1]` one past the last.
-        """
+    def _numbered(self, shapes: list[tuple[int, ...]]) -> _Numbers:
+        """The numbers of the elements of inputs of `shapes`, and where they go."""
         assert self.replay is not None
-        source, inputs = [1], []
-        for value in self.inputs:
-            count = math.prod(value.shape)
-            numbers = torch.arange(source[-1], source[-1] + count, dtype=torch.float64)
-            inputs.append(numbers.reshape(value.shape))
-            source.append(source[-1] + count)
-        return self.replay(inputs), source
+        starts, inputs = [1], []
+        for shape in shapes:
+            count = math.prod(shape)
+            numbers = torch.arange(starts[-1], starts[-1] + count, dtype=torch.float64)
+            inputs.append(numbers.reshape(shape))
+            starts.append(starts[-1] + count)
+        outputs = [numbers.long() for numbers in self.replay(inputs)]
+        return _Numbers(tuple(starts), tuple(shapes), tuple(outputs))
+
+    def _smallest(self, value: Value, needed: set[int]) -> tuple[int, ...]:
+        """The shape of `value` without extent where nothing depends on it."""
+        if self.acts_on is None:
+            return value.shape
+        kept = needed | {dim % len(value.shape) for dim in self.acts_on}
+        return tuple(n if dim in kept else 1 for dim, n in enumerate(value.shape))
 
     def _pushed(self, gauges: Gauges) -> Alternative:
-        labels, _ = self._labels()
-        wanted = {v: gauges.of(v) for v in self.inputs}
-        flat = _directions(
-            [gauges.of(v) for v in self.inputs], [v.shape for v in self.inputs], self
-        )
-        for value, numbers in zip(self.outputs, labels, strict=True):
-            index = numbers.long()
-
-            def take(vector: Tensor, index: Tensor = index) -> Tensor:
-                return compact(vector[index])
-
-            wanted[value] = _gauge_from_flat(flat, take, index == 0, self)
+        given = [gauges.of(v) for v in self.inputs]
+        needed = {dim for gauge in given for dim in gauge.depends_on}
+        numbers = self._numbered([self._smallest(v, needed) for v in self.inputs])
+        wanted = dict(zip(self.inputs, given, strict=True))
+        flat = _directions(given, list(numbers.shapes), self.label)
+        for value, index in zip(self.outputs, numbers.outputs, strict=True):
+            gauge = _assembled([(a[index], b[index]) for a, b in flat], flat)
+            invented = bool((index == 0).any())
+            if invented and gauge.has_shift and set(gauge.depends_on) - needed:
+                raise Refusal(
+                    f"{self.label} pads with zeros, where a shift would be missing"
+                )
+            wanted[value] = gauge
         return wanted
 
     def _pulled(self, gauges: Gauges) -> Alternative:
-        labels, source = self._labels()
-        wanted = {v: gauges.of(v) for v in self.outputs}
-        flat = _directions(
-            [gauges.of(v) for v in self.outputs], [v.shape for v in self.outputs], self
-        )
-        index = torch.cat([numbers.reshape(-1).long() for numbers in labels])
-        invented = index == 0
+        given = [gauges.of(v) for v in self.outputs]
+        needed = {dim for gauge in given for dim in gauge.depends_on}
+        numbers = self._numbered([self._smallest(v, needed) for v in self.inputs])
+        wanted = dict(zip(self.outputs, given, strict=True))
+        shapes = [tuple(index.shape) for index in numbers.outputs]
+        flat = _directions(given, shapes, self.label)
+        landed = [
+            (_land(numbers, a[1:], self.label), _land(numbers, b[1:], self.label))
+            for a, b in flat
+        ]
+        invented = torch.cat([index.reshape(-1) for index in numbers.outputs]) == 0
+        known = [shift[1:] for scale, shift in flat if not bool(scale.isinf().any())]
+        if any(bool((shift[invented] != 0).any()) for shift in known):
+            raise Refusal(f"{self.label} pads with zeros, which would have to change")
         for i, value in enumerate(self.inputs):
-            first, last = source[i], source[i + 1]
-
-            def gather(
-                vector: Tensor,
-                first: int = first,
-                last: int = last,
-                shape: tuple[int, ...] = value.shape,
-            ) -> Tensor:
-                landed = vector[1:]
-                at = torch.full((source[-1],), math.nan, dtype=torch.float64)
-                at[index] = landed
-                agree = at[index] == landed
-                if not bool((agree | landed.isnan() | invented).all()):
-                    raise Refusal(
-                        f"{self.label} copies elements that would have to differ"
-                    )
-                return compact(at[first:last].reshape(shape))
-
-            gauge = _gauge_from_flat(flat, gather, None, self)
+            part = slice(numbers.starts[i] - 1, numbers.starts[i + 1] - 1)
+            shape = numbers.shapes[i]
+            parts = [
+                (a[part].reshape(shape), b[part].reshape(shape)) for a, b in landed
+            ]
+            gauge = _assembled(parts, flat)
             if value in wanted and not wanted[value].agrees_with(gauge):
                 raise Refusal(f"{self.label} reads {value.name} twice, differently")
             wanted[value] = gauge
-        if bool(invented.any()):
-            moved_zero = any(
-                bool((shift[1:][invented] != 0).any())
-                for _, shift in flat
-                if shift is not None
-            )
-            if moved_zero:
-                raise Refusal(
-                    f"{self.label} pads with zeros, which would have to change"
-                )
         return wanted
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """Where the elements of some inputs go.
+
+    Attributes:
+        starts: The number of the first element of each input, and one past the last;
+            0 is the number of an element that came from nowhere.
+        shapes: The shapes of the inputs.
+        outputs: The outputs, filled with the numbers of their elements.
+    """
+
+    starts: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    outputs: tuple[Tensor, ...]
+
+
+def _land(numbers: _Numbers, values: Tensor, label: str) -> Tensor:
+    """`values`, one per element of the outputs, sent back to where they came from.
+
+    NaN where an input element went nowhere.
+    """
+    index = torch.cat([output.reshape(-1) for output in numbers.outputs])
+    landed = torch.full((numbers.starts[-1],), math.nan, dtype=torch.float64)
+    landed[index] = values
+    agree = (landed[index] == values) | values.isnan() | (index == 0)
+    if not bool(agree.all()):
+        raise Refusal(f"{label} copies elements that would have to differ")
+    return landed[1:]
+
+
+_Vectors = list[tuple[Tensor, Tensor]]
+
+
 def _directions(
-    gauges: list[Gauge], shapes: list[tuple[int, ...]], node: Node
-) -> list[tuple[Tensor | None, Tensor | None]]:
-    """(scale, shift) of all elements in a row, element 0 blank, for both directions."""
-    result: list[tuple[Tensor | None, Tensor | None]] = []
+    gauges: list[Gauge], shapes: list[tuple[int, ...]], label: str
+) -> _Vectors:
+    """(scale, shift) of all elements in a row, element 0 free.
+
+    First true → stored, then stored → true; NaN throughout where one is not known.
+    """
+    result: _Vectors = []
     for pick in ("to_stored", "to_true"):
-        parts = [getattr(gauge, pick) for gauge in gauges]
-        if any(part is None for part in parts):
-            result.append((None, None))
-            continue
+        parts: list[Affine | None] = [getattr(gauge, pick) for gauge in gauges]
         rows = []
         for name, blank in (("scale", math.nan), ("shift", 0.0)):
-            flat = [
-                getattr(part, name).expand(shape).reshape(-1)
-                for part, shape in zip(parts, shapes, strict=True)
-            ]
-            rows.append(torch.cat([torch.tensor([blank], dtype=torch.float64), *flat]))
+            flat = [torch.tensor([blank], dtype=torch.float64)]
+            for part, shape in zip(parts, shapes, strict=True):
+                unknown = torch.tensor(math.inf, dtype=torch.float64)
+                values = unknown if part is None else getattr(part, name)
+                flat.append(values.expand(shape).reshape(-1))
+            rows.append(torch.cat(flat))
         result.append((rows[0], rows[1]))
-    if all(scale is None for scale, _ in result):
-        raise Refusal(f"{node.label} joins maps that can be crossed one way only")
+    if all(bool(scale.isinf().any()) for scale, _ in result):
+        raise Refusal(f"{label} joins maps that can be crossed one way only")
     return result
 
 
-def _gauge_from_flat(
-    flat: list[tuple[Tensor | None, Tensor | None]],
-    arrange: Callable[[Tensor], Tensor],
-    invented: Tensor | None,
-    node: Node,
-) -> Gauge:
+def _assembled(parts: _Vectors, flat: _Vectors) -> Gauge:
+    """The gauge of these scales and shifts; a free place takes what is around it."""
     directions: list[Affine | None] = []
-    for scale, shift in flat:
-        if scale is None or shift is None:
+    for (scale, shift), (all_scales, _) in zip(parts, flat, strict=True):
+        if bool(all_scales.isinf().any()):
             directions.append(None)
             continue
-        arranged = arrange(shift)
-        directions.append(
-            Affine(arrange(scale).nan_to_num(nan=1.0), arranged.nan_to_num(nan=0.0))
-        )
-    gauge = Gauge(directions[0], directions[1])
-    if (
-        invented is not None
-        and gauge.has_shift
-        and bool(invented.any())
-        and any(
-            bool((d.shift.expand(invented.shape)[~invented] != 0).any())
-            and len(gauge.depends_on) > 1
-            for d in directions
-            if d is not None
-        )
-    ):
-        raise Refusal(f"{node.label} pads with zeros, where a shift would be missing")
-    return gauge
+        scale = compact(scale).nan_to_num(nan=1.0)
+        directions.append(Affine(scale, compact(shift).nan_to_num(nan=0.0)))
+    return Gauge(directions[0], directions[1])
