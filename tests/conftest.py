@@ -24,7 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    # A worker of pytest-xdist has one core; more threads only wait for each other.
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    torch.set_num_threads(1 if is_worker else min(2, os.cpu_count() or 1))
     name = config.getoption("--sabotage")
     if name:
         import sabotage
