@@ -725,7 +725,7 @@ def replicas_share_their_statistics(patch: pytest.MonkeyPatch) -> None:
     from normkit.studies import replicas
 
     def broken(x, dims, weight=None, bias=None, eps=1e-5):
-        y, measured = normalize(x, (0, 1) if dims == (1,) else dims, weight, bias, eps)
+        y, _measured = normalize(x, (0, 1) if dims == (1,) else dims, weight, bias, eps)
         _, own = normalize(x, dims, weight, bias, eps)
         return y, own
 
