@@ -1,12 +1,16 @@
 """Compile the GPU kernels ahead of time, for the launches that real shapes make.
 
-Run in a process of its own, without a GPU: the host code runs on meta tensors, every
-launch is caught before it starts and compiled for the architectures asked for. What
-`ptxas` and the machine code say about it is printed as JSON.
+    python -m kernels.compiled 90 batch-norm rows-4096
+
+Run without a GPU and without the interpreter: the host code runs on meta tensors, every
+launch is caught before it starts and compiled for the architecture. What the machine
+code says about it is printed as JSON.
 """
 
+import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,7 +20,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from normkit.kernels.gpu import launch
+from normkit.kernels.epilogue import Epilogue
+from normkit.kernels.gpu import launch, layers, passes
+from normkit.kernels.gpu.geometry import Matrix, Runs
+from normkit.views import view_of
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -111,3 +118,89 @@ def run(tool: str, *arguments: str) -> str:
     return subprocess.run(
         [str(TOOLS / tool), *arguments], check=True, capture_output=True, text=True
     ).stdout
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def batch_norm(
+    channels: int,
+    size: int,
+    dtype=torch.bfloat16,
+    last=True,
+    activation="relu",
+    add=True,
+) -> None:
+    """All four launches of a batch norm at batch 64, running statistics included."""
+    x = meta(64, channels, size, size, dtype=dtype)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    geometry = layers.channels_of(view_of(x, (0, 2, 3)))
+    vector, tracked = meta(channels), meta(dtype=torch.int64)
+    y, found, bits = layers.channels_forward(
+        *(x, geometry, vector, vector, 1e-5),
+        Epilogue(activation, residual=x if add else None),
+        running=passes.Running(vector, vector, tracked, 0.1, True),
+        saves_bits=add and activation == "relu",
+    )
+    gate = passes.Gate(activation, bits=bits, shift=vector)
+    layers.channels_backward(
+        *(y, x, geometry, vector, vector, found.mean, found.inv_std, found.scale),
+        *(gate, (True, True, True, add)),
+    )
+
+
+def rows(
+    width: int, dtype=torch.bfloat16, centered=True, runs: Runs | None = None
+) -> None:
+    """Both launches of a layer norm (or RMS norm) over 16384 rows."""
+    x, matrix = meta(16384, width, dtype=dtype), Matrix(16384, width)
+    weight = meta(width if runs is None else runs.groups * (width // runs.length))
+    bias = weight if centered else None
+    y, found = passes.rows_forward(
+        x, matrix, eps=1e-5, weight=weight, bias=bias, runs=runs, centered=centered
+    )
+    assert y is not None
+    wanted = (True, True, centered)
+    layers.rows_backward(
+        *(y, x, matrix, weight, bias, found.mean, found.inv_std, runs, wanted),
+        centered=centered,
+    )
+
+
+PLANS = {
+    "batch-norm": lambda: batch_norm(256, 56),
+    "batch-norm-plain": lambda: batch_norm(256, 56, activation="none", add=False),
+    "batch-norm-gelu": lambda: batch_norm(256, 56, activation="gelu"),
+    "batch-norm-few": lambda: batch_norm(64, 112, add=False),
+    "batch-norm-many": lambda: batch_norm(2048, 7),
+    "batch-norm-half": lambda: batch_norm(512, 28, torch.float16),
+    "batch-norm-float": lambda: batch_norm(256, 56, torch.float32),
+    "batch-norm-nchw": lambda: batch_norm(256, 56, last=False),
+    "batch-norm-nchw-float": lambda: batch_norm(256, 28, torch.float32, last=False),
+    "batch-norm-nchw-odd": lambda: batch_norm(512, 7, last=False),
+    "rows-64": lambda: rows(64),
+    "rows-1024": lambda: rows(1024),
+    "rows-4096": lambda: rows(4096),
+    "rows-4096-float": lambda: rows(4096, torch.float32),
+    "rows-8192": lambda: rows(8192),
+    "rows-8192-float": lambda: rows(8192, torch.float32),
+    "rows-16384": lambda: rows(16384),
+    "rms-4096": lambda: rows(4096, centered=False),
+    "rms-16384": lambda: rows(16384, centered=False),
+    "groups": lambda: rows(8 * 784, runs=Runs(784, 32)),
+}
+
+
+def main(architecture: str, *names: str) -> None:
+    found = []
+    for name in names or PLANS:
+        with Caught() as launches:
+            PLANS[name]()
+        found += [{"plan": name, **figures(*c, int(architecture))} for c in launches]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -63,7 +63,7 @@ def batch_norm(
     Returns:
         The values, or None if the GPU kernels do not serve this call.
     """
-    if isinstance(momentum, Tensor) or x.numel() == 0:
+    if not _is_on_device(x) or isinstance(momentum, Tensor) or x.numel() == 0:
         return None
     dims = tuple(d for d in range(x.dim()) if d != channel_dim)
     residual = epilogue.residual
@@ -99,7 +99,8 @@ def normalize(
     other runtimes have to read it.
     """
     if (
-        torch.compiler.is_compiling()
+        _is_on_device(x)
+        and torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
         and mask is None
         and _serves(x, dims, weight, bias)
@@ -111,6 +112,12 @@ def normalize(
         )
         return y, None
     return engine.normalize(x, dims, weight, bias, eps, mask=mask, centered=centered)
+
+
+def _is_on_device(x: Tensor) -> bool:
+    """First of all and cheap: a call on a CPU pays nothing for what is a GPU's."""
+    kernels = backend_named("gpu")
+    return isinstance(kernels, GpuBackend) and x.device.type in kernels.device_types
 
 
 def _constant_for_compilers(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -55,7 +55,7 @@ class GpuBackend:
     name = "gpu"
 
     def __init__(self, device_types: Sequence[str] = ("cuda",)) -> None:
-        self._device_types = tuple(device_types)
+        self.device_types = tuple(device_types)
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
         """Why these kernels cannot reduce `x` over `dims`; empty when they can."""
@@ -76,7 +76,7 @@ class GpuBackend:
 
     def device_reasons(self, device: torch.device) -> list[str]:
         """Why these kernels cannot run on `device`; empty when they can."""
-        if device.type not in self._device_types:
+        if device.type not in self.device_types:
             return [f"x is on {device.type}, it needs a CUDA device"]
         return list(_device_reasons(device))
 

@@ -497,6 +497,7 @@ def rows_backward(
         CENTERED=centered,
         WRITES_DWEIGHT=wants_dweight,
         WRITES_DBIAS=wants_dbias,
+        READS_TWICE=not table.keeps_row(matrix.width),
         **_tile(tile),
     )
     return (

@@ -107,10 +107,13 @@ def rows_backward_kernel(
     CENTERED: tl.constexpr,
     WRITES_DWEIGHT: tl.constexpr,
     WRITES_DBIAS: tl.constexpr,
+    READS_TWICE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     """Gradient of whole rows, and each program's share of dweight and dbias.
+
+    READS_TWICE: rows too long to stay in registers over their sums are read again.
 
     Grid: one program per `rows_per_program` neighbouring rows.
     """
@@ -144,9 +147,24 @@ def rows_backward_kernel(
             weight = tl.load(weight_ptr + index, mask=loads, other=0.0)
             g = dy * weight.to(tl.float32)
         along = tl.sum(g * normal, axis=1) / width
+        if CENTERED:
+            level = tl.sum(g, axis=1) / width
+        if READS_TWICE:
+            # From the first-level cache; the modifier keeps it a load of its own.
+            x = tl.load(x_ptr + offsets, mask=valid, other=0.0, cache_modifier=".ca")
+            g = tl.load(dy_ptr + offsets, mask=valid, other=0.0, cache_modifier=".ca")
+            g = g.to(tl.float32)
+            if HAS_WEIGHT:
+                weight = tl.load(
+                    weight_ptr + index, mask=loads, other=0.0, cache_modifier=".ca"
+                )
+                g = g * weight.to(tl.float32)
+            normal = x.to(tl.float32) * inv_std
+            if CENTERED:
+                normal = centered(x.to(tl.float32), mean) * inv_std
         dx = g - normal * along[:, None]
         if CENTERED:
-            dx = dx - (tl.sum(g, axis=1) / width)[:, None]
+            dx = dx - level[:, None]
         dx = dx * inv_std
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=valid)
         if WRITES_DWEIGHT:

