@@ -242,7 +242,7 @@ def _saturation(both: tuple[Seen, Seen]) -> Iterable[Block]:
             ]
         )
     else:
-        most = f"at most {percent(largest)}" if largest else "none"
+        most = f"at most {100 * largest:.2g}%" if largest else "none"
         yield Text(
             f"Saturation is not what stops the first network: {most} of the inputs of "
             "any layer were where the sigmoid is flat. The slope of a sigmoid is at "
