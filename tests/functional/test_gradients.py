@@ -4,7 +4,7 @@ Cotangents, weights and biases are random: with ones and zeros, or `.sum()` as t
 loss, a wrong backward of a normalization passes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+import normkit
 import normkit.functional as F
 import oracles
 
@@ -85,6 +86,16 @@ def gradients(f: Callable[..., Tensor], inputs: list[Tensor], dy: Tensor):
     leaves = [t.detach().requires_grad_() for t in inputs]
     y = f(*leaves, *[None] * (3 - len(leaves)))
     return y, torch.autograd.grad(y, leaves, dy.to(y.dtype))
+
+
+@pytest.fixture(params=["chosen", "reference"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything runs on the backend that is chosen, and on the definition of right."""
+    if request.param == "chosen":
+        yield
+    else:
+        with normkit.backend(request.param):
+            yield
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4], ids=["centred", "offset"])

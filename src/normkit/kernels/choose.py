@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from normkit.errors import ArgumentError, KernelError
+from normkit.kernels.cpu import CpuBackend
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.primitives import Backend
 from normkit.kernels.reference import ReferenceBackend
@@ -33,6 +34,7 @@ __all__ = [
 # In order of preference.
 _BACKENDS: dict[str, Backend] = {
     "gpu": GpuBackend(),
+    "cpu": CpuBackend(),
     "reference": ReferenceBackend(),
 }
 _asked_for: ContextVar[str | None] = ContextVar("normkit_backend", default=None)

@@ -175,7 +175,7 @@ class Composed:
         if not centered:
             center = torch.zeros_like(center)
         if epilogue.activation != "none":
-            if y is None:
+            if y is None or epilogue.activation != "relu":
                 plain = Epilogue(residual=epilogue.residual)
                 y = self.apply_given(x, center, inv_std, weight, bias, plain)
             compute = statistics_dtype(x.dtype)

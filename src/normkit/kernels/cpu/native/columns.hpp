@@ -37,8 +37,7 @@ template <class T> class Columns {
       if (!e_.y) return;
       const Coefficients at(*this, item);
       each_task(threads, true, [&](int64_t block, int64_t tile) {
-        if (can_stream(e_.y, item)) write<true>(item, block, tile, at);
-        else write<false>(item, block, tile, at);
+        write(item, block, tile, at);
       });
     });
   }
@@ -58,11 +57,7 @@ template <class T> class Columns {
       if (!e_.dx) return;
       at.set_slopes(*this, item, slopes);
       each_task(threads, true, [&](int64_t block, int64_t tile) {
-        if (can_stream(e_.dx, item)) {
-          write_gradient<true>(item, block, tile, at, wants_sums);
-        } else {
-          write_gradient<false>(item, block, tile, at, wants_sums);
-        }
+        write_gradient(item, block, tile, at, wants_sums);
       });
     });
     if (call_.dweight || call_.dbias) reduce_learned(sums);
@@ -77,11 +72,7 @@ template <class T> class Columns {
       }
       at.set_slopes(*this, item, slopes);
       each_task(threads, true, [&](int64_t block, int64_t tile) {
-        if (can_stream(e_.dx, item)) {
-          write_gradient<true>(item, block, tile, at, false);
-        } else {
-          write_gradient<false>(item, block, tile, at, false);
-        }
+        write_gradient(item, block, tile, at, false);
       });
     });
   }
@@ -105,36 +96,71 @@ template <class T> class Columns {
     std::vector<C> hi, a, shift, b, c;
     Coefficients(const Columns& owner, int64_t item)
         : hi(owner.width_), a(owner.width_), shift(owner.width_) {
-      for (int64_t j = 0; j < owner.per_item_; ++j) {
-        const int64_t stat = item * owner.call_.G + j / owner.call_.I;
-        const int64_t k = owner.affine_entry(j);
-        const Map<C> map(owner.center_of(stat), owner.call_.scale[stat],
+      const int64_t first = item * owner.call_.G;
+      owner.each_column([&](int64_t e, int64_t g, int64_t k) {
+        const Map<C> map(owner.center_of(first + g), owner.call_.scale[first + g],
                          owner.weight_[k], owner.bias_[k]);
-        for (int64_t e = j; e < owner.width_; e += owner.per_item_) {
-          hi[e] = map.hi;
-          a[e] = map.a;
-          shift[e] = map.shift;
-        }
-      }
+        hi[e] = map.hi;
+        a[e] = map.a;
+        shift[e] = map.shift;
+      });
+      repeat(owner, hi);
+      repeat(owner, a);
+      repeat(owner, shift);
     }
     void set_slopes(const Columns& owner, int64_t item,
                     const std::vector<Slope>& slopes) {
       b.resize(owner.width_);
       c.resize(owner.width_);
-      for (int64_t j = 0; j < owner.per_item_; ++j) {
-        const int64_t g = j / owner.call_.I;
+      owner.each_column([&](int64_t e, int64_t g, int64_t) {
         const double lo = Split<C>(owner.center_of(item * owner.call_.G + g)).lo;
-        for (int64_t e = j; e < owner.width_; e += owner.per_item_) {
-          b[e] = (C)slopes[g].b;
-          c[e] = (C)(slopes[g].c - slopes[g].b * lo);
-        }
+        b[e] = (C)slopes[g].b;
+        c[e] = (C)(slopes[g].c - slopes[g].b * lo);
+      });
+      repeat(owner, b);
+      repeat(owner, c);
+    }
+    static void repeat(const Columns& owner, std::vector<C>& v) {
+      for (int64_t e = owner.per_item_; e < owner.width_; ++e) {
+        v[e] = v[e - owner.per_item_];
       }
     }
   };
 
-  NK_INLINE int64_t affine_entry(int64_t column) const {
-    const int64_t g = column / call_.I % call_.P;
-    return call_.affine == kPerElement ? g * call_.I + column % call_.I : g;
+  // Sums of two quantities for each column, of float in blocks and of double over them.
+  struct Partials {
+    int64_t width;
+    std::vector<double> u, v;
+    Partials(int64_t blocks, int64_t columns)
+        : width(columns), u(blocks * columns), v(blocks * columns) {}
+  };
+  // body(column, statistic, learned entry) for the columns of one row, without the
+  // divisions that would find the two from the column.
+  template <class Body> NK_INLINE void each_column(const Body& body) const {
+    if (call_.I == 1 && call_.P == call_.G) {
+      for (int64_t g = 0; g < call_.G; ++g) body(g, g, g);
+      return;
+    }
+    const bool is_own = call_.affine == kPerElement;
+    int64_t column = 0, in_period = 0;
+    for (int64_t g = 0; g < call_.G; ++g, ++in_period) {
+      if (in_period == call_.P) in_period = 0;
+      for (int64_t i = 0; i < call_.I; ++i, ++column) {
+        body(column, g, is_own ? in_period * call_.I + i : in_period);
+      }
+    }
+  }
+  // Sums of the k rows that were read as one, and over the blocks.
+  void gather(const Partials& all, std::vector<double>& u,
+              std::vector<double>& v) const {
+    u.assign(per_item_, 0);
+    v.assign(per_item_, 0);
+    for (int64_t at = 0; at < blocks_ * width_; at += per_item_) {
+      for (int64_t j = 0; j < per_item_; ++j) {
+        u[j] += all.u[at + j];
+        v[j] += all.v[at + j];
+      }
+    }
   }
   NK_INLINE double center_of(int64_t stat) const {
     return call_.has(kCentered) ? call_.center[stat] : 0;
@@ -183,21 +209,14 @@ template <class T> class Columns {
     }
   }
 
-  // Sums of two quantities for each column, of float in blocks and of double over them.
-  struct Partials {
-    int64_t width;
-    std::vector<double> u, v;
-    Partials(int64_t blocks, int64_t columns)
-        : width(columns), u(blocks * columns), v(blocks * columns) {}
-  };
   template <class Term>
   void sum_block(int64_t item, int64_t block, int64_t tile, Partials& all,
                  const Term& term) const {
     alignas(64) C u[kTile] = {}, v[kTile] = {};
     const int64_t low = tile * kTile;
     const int64_t n = width_ - low < kTile ? width_ - low : kTile;
-    each_group(item, block, tile, [&](int64_t at, auto together, int64_t some) {
-      each_vector<W>(some, [&](int64_t j, auto lanes) {
+    each_group(item, block, tile, [&](int64_t at, auto together, int64_t some) NK_BODY {
+      each_vector<W>(some, [&](int64_t j, auto lanes) NK_BODY {
         V su{}, sv{}, tu, tv;
         for (int r = 0; r < decltype(together)::value; ++r) {
           term(at + r * width_ + j, low + j, lanes, tu, tv);
@@ -218,99 +237,102 @@ template <class T> class Columns {
 
   void pilots_of(int64_t item, std::vector<C>& pilots) const {
     const int64_t picks = call_.O < 8 ? call_.O : 8;
-    for (int64_t g = 0; g < call_.G; ++g) {
-      double sum = 0;
-      int64_t n = 0;
-      for (int64_t k = 0; k < picks; ++k) {
-        const int64_t row = k * call_.O / picks;
-        const int64_t at = item_base(item) + row * per_item_ + g * call_.I;
-        if (e_.mask && !e_.mask[at]) continue;
-        sum += to_double(e_.x[at]);
-        ++n;
+    std::vector<double> sum(call_.G), n(call_.G);
+    for (int64_t k = 0; k < picks; ++k) {
+      const int64_t at = item_base(item) + k * call_.O / picks * per_item_;
+      for (int64_t g = 0; g < call_.G; ++g) {
+        if (e_.mask && !e_.mask[at + g * call_.I]) continue;
+        sum[g] += to_double(e_.x[at + g * call_.I]);
+        n[g] += 1;
       }
-      const C pilot = n ? (C)(sum / (double)n) : 0;
+    }
+    for (int64_t g = 0; g < call_.G; ++g) {
+      const C pilot = n[g] ? (C)(sum[g] / n[g]) : 0;
       pilots[g] = std::isfinite(pilot) ? pilot : 0;
     }
   }
 
   void measure(int64_t item, int64_t threads) const {
-    std::vector<C> pilots(call_.G), per_column(width_);
-    std::vector<Sums> sums(call_.G);
+    const int64_t G = call_.G, first = item * G;
+    std::vector<C> pilots(G), per_column(width_);
+    std::vector<double> u, v, s(G), q(G), n(G, (double)(call_.O * call_.I));
     pilots_of(item, pilots);
+    if (e_.mask) count_valid(item, n);
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
-      for (int64_t j = 0; j < width_; ++j) {
-        per_column[j] = pilots[j % per_item_ / call_.I];
-      }
+      each_column([&](int64_t j, int64_t g, int64_t) { per_column[j] = pilots[g]; });
+      Coefficients::repeat(*this, per_column);
       Partials all(blocks_, width_);
       each_task(threads, false, [&](int64_t block, int64_t tile) {
-        auto term = [&](int64_t at, int64_t j, auto lanes, V& u, V& v, auto kind) {
-          const V p = e_.get(&per_column[j], lanes);
-          u = e_.template centered<decltype(kind)::kind>(at, lanes, p);
-          v = u * u;
-        };
-        if (e_.mask) {
-          sum_block(item, block, tile, all,
-                    [&](int64_t at, int64_t j, auto lanes, V& u, V& v) {
-                      term(at, j, lanes, u, v, KindTag<kAny>{});
-                    });
-        } else {
-          sum_block(item, block, tile, all,
-                    [&](int64_t at, int64_t j, auto lanes, V& u, V& v) {
-                      term(at, j, lanes, u, v, KindTag<kPlain>{});
-                    });
-        }
+        if (e_.mask) sum_centered<kAny>(item, block, tile, per_column, all);
+        else sum_centered<kPlain>(item, block, tile, per_column, all);
       });
-      for (int64_t g = 0; g < call_.G; ++g) sums[g] = Sums{0, 0, call_.O * call_.I};
-      for (int64_t block = 0; block < blocks_; ++block) {
-        for (int64_t j = 0; j < width_; ++j) {
-          Sums& of_stat = sums[j % per_item_ / call_.I];
-          of_stat.s += all.u[block * width_ + j];
-          of_stat.q += all.v[block * width_ + j];
+      gather(all, u, v);
+      if (call_.I == 1) {
+        s.swap(u);
+        q.swap(v);
+      } else {
+        s.assign(G, 0);
+        q.assign(G, 0);
+        each_column([&](int64_t j, int64_t g, int64_t) {
+          s[g] += u[j];
+          q[g] += v[j];
+        });
+      }
+      int64_t far = 0;
+      for (int64_t g = 0; g < G; ++g) far += is_far(s[g], q[g], n[g], pilots[g]);
+      if (!far || attempt + 1 == kAttempts) break;
+      for (int64_t g = 0; g < G; ++g) {
+        if (is_far(s[g], q[g], n[g], pilots[g])) {
+          pilots[g] = (C)((double)pilots[g] + s[g] / n[g]);
         }
       }
-      if (e_.mask) count_valid(item, sums);
-      bool is_done = true;
-      for (int64_t g = 0; g < call_.G; ++g) {
-        if (sums[g].n == 0 || !is_far(sums[g], pilots[g])) continue;
-        if (attempt + 1 == kAttempts) continue;
-        pilots[g] = (C)((double)pilots[g] + sums[g].s / (double)sums[g].n);
-        is_done = false;
-      }
-      if (is_done) break;
     }
-    for (int64_t g = 0; g < call_.G; ++g) {
-      const int64_t stat = item * call_.G + g;
-      const Stat found = normkit::NK_ISA::finish(sums[g], (double)pilots[g], call_);
-      call_.center[stat] = found.center;
-      if (call_.m2) call_.m2[stat] = found.m2;
-      if (call_.scale) call_.scale[stat] = found.scale;
-      if (call_.count) call_.count[stat] = sums[g].n;
+    std::vector<Stat> found(G);
+    for (int64_t g = 0; g < G; ++g) {
+      found[g] = finish(s[g], q[g], n[g], (double)pilots[g], call_.eps,
+                        call_.has(kCentered));
+    }
+    for (int64_t g = 0; g < G; ++g) {
+      call_.center[first + g] = found[g].center;
+      if (call_.m2) call_.m2[first + g] = found[g].m2;
+      if (call_.scale) call_.scale[first + g] = found[g].scale;
+      if (call_.count) call_.count[first + g] = (int64_t)n[g];
     }
   }
-  void count_valid(int64_t item, std::vector<Sums>& sums) const {
+  template <int K>
+  void sum_centered(int64_t item, int64_t block, int64_t tile,
+                    const std::vector<C>& pilots, Partials& all) const {
+    sum_block(item, block, tile, all,
+              [&](int64_t at, int64_t j, auto lanes, V& u, V& v) NK_BODY {
+                u = e_.template centered<K>(at, lanes, e_.get(&pilots[j], lanes));
+                v = u * u;
+              });
+  }
+  void count_valid(int64_t item, std::vector<double>& n) const {
     std::vector<int32_t> valid(per_item_);
     const uint8_t* mask = e_.mask + item_base(item);
     for (int64_t o = 0; o < call_.O; ++o) {
       for (int64_t j = 0; j < per_item_; ++j) valid[j] += mask[o * per_item_ + j] != 0;
     }
-    for (Sums& of_stat : sums) of_stat.n = 0;
-    for (int64_t j = 0; j < per_item_; ++j) sums[j / call_.I].n += valid[j];
+    n.assign(call_.G, 0);
+    each_column([&](int64_t j, int64_t g, int64_t) { n[g] += valid[j]; });
   }
 
-  template <bool Streams>
   void write(int64_t item, int64_t block, int64_t tile, const Coefficients& co) const {
     const int64_t low = tile * kTile;
-    e_.with_forward_kind([&](auto tag) {
+    Elements<T> e = e_;
+    e.streams = can_stream(e_.y, item);
+    e.with_forward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
-      each_group(item, block, tile, [&](int64_t at, auto together, int64_t n) {
-        each_vector<W>(n, [&](int64_t j, auto lanes) {
-          const V hi = e_.get(&co.hi[low + j], lanes), a = e_.get(&co.a[low + j], lanes),
-                  shift = e_.get(&co.shift[low + j], lanes);
+      each_group(item, block, tile, [&](int64_t at, auto together, int64_t n) NK_BODY {
+        each_vector<W>(n, [&](int64_t j, auto lanes) NK_BODY {
+          const V hi = e.get(&co.hi[low + j], lanes), a = e.get(&co.a[low + j], lanes),
+                  shift = e.get(&co.shift[low + j], lanes);
           for (int r = 0; r < decltype(together)::value; ++r) {
             const int64_t here = at + r * width_ + j;
-            V z = e_.template centered<K>(here, lanes, hi) * a + shift;
-            z = e_.template finish<K>(z, here, lanes);
-            e_.template put<MayStream<K, Streams>::value>(e_.y + here, z, lanes);
+            V z = e.template centered<K>(here, lanes, hi) * a + shift;
+            z = e.template finish<K>(z, here, lanes);
+            e.put(e.y + here, z, lanes);
           }
         });
       });
@@ -324,46 +346,44 @@ template <class T> class Columns {
       e_.with_backward_kind([&](auto tag) {
         constexpr int K = decltype(tag)::kind;
         sum_block(item, block, tile, all,
-                  [&](int64_t at, int64_t j, auto lanes, V& u, V& v) {
+                  [&](int64_t at, int64_t j, auto lanes, V& u, V& v) NK_BODY {
                     const V hi = e_.get(&co.hi[j], lanes);
                     const V d = e_.template centered<K>(at, lanes, hi);
-                    u = e_.template gradient<K>(at, lanes, [&] {
+                    u = e_.template gradient<K>(at, lanes, [&]() NK_BODY {
                       return d * e_.get(&co.a[j], lanes) + e_.get(&co.shift[j], lanes);
                     });
                     if (e_.dresidual) {
-                      e_.template put<false>(e_.dresidual + at, u, lanes);
+                      e_.keep(e_.dresidual + at, u, lanes);
                     }
                     v = u * d;
                   });
       });
     });
-    const int64_t fold = per_item_ / (entries_ ? entries_ : 1);
-    for (int64_t block = 0; block < blocks_; ++block) {
-      for (int64_t j = 0; j < width_; ++j) {
-        double* of_entry = sums + 2 * (j % per_item_ / fold);
-        of_entry[0] += all.u[block * width_ + j];
-        of_entry[1] += all.v[block * width_ + j];
-      }
-    }
-    for (int64_t k = 0; k < entries_; ++k) {
-      const int64_t stat = item * call_.G + k * fold / call_.I;
-      sums[2 * k + 1] -= Split<C>(center_of(stat)).lo * sums[2 * k];
-    }
+    std::vector<double> u, v;
+    gather(all, u, v);
+    const bool is_own = entries_ == per_item_;
+    each_column([&](int64_t j, int64_t g, int64_t) {
+      double* of_entry = sums + 2 * (is_own ? j : g);
+      of_entry[0] += u[j];
+      of_entry[1] += v[j] - Split<C>(center_of(item * call_.G + g)).lo * u[j];
+    });
   }
 
   std::vector<Slope> slopes_of(int64_t item, const double* sums) const {
-    const int64_t per_stat = entries_ / (call_.G ? call_.G : 1);
     const bool is_weighted = !call_.sum_dy || call_.has(kWeighted);
     std::vector<Slope> slopes(call_.G);
+    std::vector<double> sum_gs(call_.G), sum_gxs(call_.G);
+    const int64_t step = entries_ == per_item_ ? 1 : call_.I;
+    each_column([&](int64_t j, int64_t g, int64_t k) {
+      if (step > 1 && j != g * step) return;
+      const double w = is_weighted ? weight_[k] : 1;
+      const double* of_entry = sums + 2 * (step > 1 ? g : j);
+      sum_gs[g] += w * of_entry[0];
+      sum_gxs[g] += w * of_entry[1];
+    });
     for (int64_t g = 0; g < call_.G; ++g) {
       const int64_t stat = item * call_.G + g;
-      double sum_g = 0, sum_gx = 0;
-      for (int64_t k = g * per_stat; k < (g + 1) * per_stat; ++k) {
-        const int64_t column = k * (per_item_ / entries_);
-        const double w = is_weighted ? weight_[affine_entry(column)] : 1;
-        sum_g += w * sums[2 * k];
-        sum_gx += w * sums[2 * k + 1];
-      }
+      const double sum_g = sum_gs[g], sum_gx = sum_gxs[g];
       if (call_.sum_dy) {
         call_.sum_dy[stat] = sum_g;
         call_.sum_dyx[stat] = sum_gx;
@@ -375,10 +395,10 @@ template <class T> class Columns {
     return slopes;
   }
 
-  template <bool Streams>
   void write_gradient(int64_t item, int64_t block, int64_t tile, const Coefficients& co,
                       bool is_gated) const {
     Elements<T> e = e_;
+    e.streams = can_stream(e_.dx, item);
     if (is_gated && e.dresidual) {
       e.dy = e.dresidual;
       e.dresidual = nullptr;
@@ -387,8 +407,8 @@ template <class T> class Columns {
     const int64_t low = tile * kTile;
     e.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
-      each_group(item, block, tile, [&](int64_t at, auto together, int64_t n) {
-        each_vector<W>(n, [&](int64_t j, auto lanes) {
+      each_group(item, block, tile, [&](int64_t at, auto together, int64_t n) NK_BODY {
+        each_vector<W>(n, [&](int64_t j, auto lanes) NK_BODY {
           const V hi = e.get(&co.hi[low + j], lanes), a = e.get(&co.a[low + j], lanes),
                   b = e.get(&co.b[low + j], lanes), c = e.get(&co.c[low + j], lanes);
           V shift{};
@@ -396,11 +416,11 @@ template <class T> class Columns {
           for (int r = 0; r < decltype(together)::value; ++r) {
             const int64_t here = at + r * width_ + j;
             const V d = e.template centered<K>(here, lanes, hi);
-            V g = e.template gradient<K>(here, lanes, [&] { return d * a + shift; });
-            if (e.dresidual) e.template put<false>(e.dresidual + here, g, lanes);
+            V g = e.template gradient<K>(here, lanes, [&]() NK_BODY { return d * a + shift; });
+            if (e.dresidual) e.keep(e.dresidual + here, g, lanes);
             g = g * a + (d * b + c);
             if (K == kAny && e.mask) g = select(e.valid(here, lanes), g, V{});
-            e.template put<MayStream<K, Streams>::value>(e.dx + here, g, lanes);
+            e.put(e.dx + here, g, lanes);
           }
         });
       });
@@ -409,15 +429,16 @@ template <class T> class Columns {
 
   void reduce_learned(const std::vector<double>& sums) const {
     const int64_t entries = call_.affine_size();
-    const int64_t fold = per_item_ / (entries_ ? entries_ : 1);
+    const bool is_own = entries_ == per_item_;
     std::vector<double> dweight(entries), dbias(entries);
     for (int64_t item = 0; item < call_.B; ++item) {
-      for (int64_t k = 0; k < entries_; ++k) {
-        const int64_t stat = item * call_.G + k * fold / call_.I;
-        const int64_t entry = affine_entry(k * fold);
-        dbias[entry] += sums[2 * (item * entries_ + k)];
-        dweight[entry] += call_.scale[stat] * sums[2 * (item * entries_ + k) + 1];
-      }
+      const double* of_item = &sums[2 * entries_ * item];
+      each_column([&](int64_t j, int64_t g, int64_t k) {
+        if (!is_own && j != g * call_.I) return;
+        const double* of_entry = of_item + 2 * (is_own ? j : g);
+        dbias[k] += of_entry[0];
+        dweight[k] += call_.scale[item * call_.G + g] * of_entry[1];
+      });
     }
     for (int64_t k = 0; k < entries; ++k) {
       if (call_.dweight) store_learned(call_.dweight, call_.weight_dtype, k, dweight[k]);

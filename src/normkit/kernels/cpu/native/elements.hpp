@@ -12,10 +12,6 @@ enum Kind { kPlain, kReluOnly, kAdd, kGated, kAny };
 
 template <int K> struct KindTag { static constexpr int kind = K; };
 
-// Only the kinds with loops of their own write past the caches.
-template <int K, bool Streams>
-using MayStream = std::bool_constant<Streams && K != kAny>;
-
 // All lanes of a vector, or the first n.
 struct Full {};
 struct First { int64_t n; };
@@ -52,13 +48,15 @@ template <class T> struct Elements {
   }
   static NK_INLINE V get(const C* p, Full) { return load(p); }
   static NK_INLINE V get(const C* p, First f) { return load_first(p, f.n, V{}); }
-  template <bool Streams> static NK_INLINE void put(T* p, V v, Full) {
-    if constexpr (Streams) stream(p, v);
+  // Where outputs stream, whole vectors have to be aligned. The branch costs a cycle; as
+  // a template parameter it doubled the library.
+  NK_INLINE void put(T* p, V v, Full) const {
+    if (streams) stream(p, v);
     else store(p, v);
   }
-  template <bool> static NK_INLINE void put(T* p, V v, First f) {
-    store_first(p, f.n, v);
-  }
+  NK_INLINE void put(T* p, V v, First f) const { store_first(p, f.n, v); }
+  static NK_INLINE void keep(T* p, V v, Full) { store(p, v); }
+  static NK_INLINE void keep(T* p, V v, First f) { store_first(p, f.n, v); }
   NK_INLINE Mask<C> valid(int64_t at, Full) const {
     return load_mask<C>(mask ? mask + at : nullptr, W);
   }

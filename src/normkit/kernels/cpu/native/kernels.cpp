@@ -1,9 +1,12 @@
-// The kernels for one instruction set; compiled once for each, with NK_ISA its name.
+// The kernels of one dtype for one instruction set. Compiled once for each pair, with
+// NK_ISA the namespace, NK_DTYPE the name of the table and NK_TYPE the element.
+#include "kernels.hpp"
+
 #include "columns.hpp"
 #include "rows.hpp"
 #include "runs.hpp"
 
-#include "kernels.hpp"
+NK_DECLARE(NK_ISA)
 
 namespace normkit {
 namespace NK_ISA {
@@ -12,38 +15,30 @@ namespace {
 // Below this many neighbours a vector would be mostly empty.
 constexpr int64_t kShortRun = 16;
 
-template <class T, class Body> void with_layout(const Call& call, const Body& body) {
-  if (call.O > 1 && (call.affine == kPerElement || call.I < kShortRun) && call.M == 1) {
-    return body(Columns<T>(call));
+template <class Body> void with_layout(const Call& call, const Body& body) {
+  const bool is_own = call.affine == kPerElement, is_short = call.I < kShortRun;
+  if (call.O > 1 && call.M == 1 && (is_own || is_short)) {
+    return body(Columns<NK_TYPE>(call));
   }
-  if (call.O == 1 && call.M == 1 && call.affine == kPerElement) {
-    return body(Rows<T>(call));
+  if (call.O == 1 && (is_own || (call.M > 1 && is_short))) {
+    return body(Rows<NK_TYPE>(call));
   }
-  if (call.O == 1 && call.M > 1 && call.I < kShortRun) return body(Rows<T>(call));
-  return body(Runs<T>(call));
-}
-
-template <class Body> int with_dtype(const Call& call, const Body& body) {
-  switch (call.dtype) {
-    case kFloat32: with_layout<float>(call, body); return 0;
-    case kBFloat16: with_layout<bf16>(call, body); return 0;
-    case kFloat16: with_layout<fp16>(call, body); return 0;
-    case kFloat64: with_layout<double>(call, body); return 0;
-    default: return 1;
-  }
+  return body(Runs<NK_TYPE>(call));
 }
 
 }  // namespace
 
-int forward(const Call& call) {
-  return with_dtype(call, [](const auto& layout) { layout.forward(); });
-}
-int backward(const Call& call) {
-  return with_dtype(call, [](const auto& layout) { layout.backward(); });
-}
-int apply_grads(const Call& call) {
-  return with_dtype(call, [](const auto& layout) { layout.apply_grads(); });
-}
+const Kernels NK_DTYPE = {
+    [](const Call& call) {
+      with_layout(call, [](const auto& layout) { layout.forward(); });
+    },
+    [](const Call& call) {
+      with_layout(call, [](const auto& layout) { layout.backward(); });
+    },
+    [](const Call& call) {
+      with_layout(call, [](const auto& layout) { layout.apply_grads(); });
+    },
+};
 
 }  // namespace NK_ISA
 }  // namespace normkit

@@ -1,16 +1,20 @@
-// The entry points that each instruction set provides.
+// What each instruction set provides for each dtype.
 #pragma once
 #include "call.hpp"
 
-#define NK_DECLARE(isa)            \
-  namespace isa {                  \
-  int forward(const Call& call);   \
-  int backward(const Call& call);  \
-  int apply_grads(const Call& call); \
-  }
-
 namespace normkit {
-NK_DECLARE(baseline)
-NK_DECLARE(avx2)
-NK_DECLARE(avx512)
+
+struct Kernels {
+  void (*forward)(const Call&);
+  void (*backward)(const Call&);
+  void (*apply_grads)(const Call&);
+};
+
 }  // namespace normkit
+
+#define NK_DECLARE(isa)                                                  \
+  namespace normkit {                                                    \
+  namespace isa {                                                        \
+  extern const Kernels float32, bfloat16, float16, float64;              \
+  }                                                                      \
+  }

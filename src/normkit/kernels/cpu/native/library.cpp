@@ -1,4 +1,5 @@
-// The C interface: one struct in, a status out; 0 is success.
+// The C interface: one struct in, a status out. 0 is success, 1 a dtype that is not
+// known, 2 no memory for working vectors.
 #include <pthread.h>
 
 #include <atomic>
@@ -7,6 +8,16 @@
 
 #include "kernels.hpp"
 #include "pool.hpp"
+
+#define NK_PUBLIC extern "C" __attribute__((visibility("default")))
+
+NK_DECLARE(baseline)
+#if defined(NK_WITH_AVX2)
+NK_DECLARE(avx2)
+#endif
+#if defined(NK_WITH_AVX512)
+NK_DECLARE(avx512)
+#endif
 
 namespace normkit {
 namespace {
@@ -18,42 +29,42 @@ std::atomic<bool> is_forked{false};
 
 struct Isa {
   const char* name;
-  int (*forward)(const Call&);
-  int (*backward)(const Call&);
-  int (*apply_grads)(const Call&);
   bool (*is_supported)();
+  const Kernels* of_dtype[4];
 };
 
-#define NK_ISA_ENTRY(isa, supported) \
-  {#isa, isa::forward, isa::backward, isa::apply_grads, [] { return supported; }}
+#define NK_ISA_ENTRY(isa, supported)                         \
+  {#isa, [] { return bool(supported); },                     \
+   {&isa::float32, &isa::bfloat16, &isa::float16, &isa::float64}}
 
 // Best first.
 const Isa kIsas[] = {
 #if defined(NK_WITH_AVX512)
-    NK_ISA_ENTRY(avx512, bool(__builtin_cpu_supports("avx512f") &&
-                              __builtin_cpu_supports("avx512bw") &&
-                              __builtin_cpu_supports("avx512vl") &&
-                              __builtin_cpu_supports("avx512dq"))),
+    NK_ISA_ENTRY(avx512,
+                 __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512vl") &&
+                     __builtin_cpu_supports("avx512dq")),
 #endif
 #if defined(NK_WITH_AVX2)
-    NK_ISA_ENTRY(avx2, bool(__builtin_cpu_supports("avx2") &&
-                            __builtin_cpu_supports("fma") &&
-                            __builtin_cpu_supports("f16c"))),
+    NK_ISA_ENTRY(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                           __builtin_cpu_supports("f16c")),
 #endif
     NK_ISA_ENTRY(baseline, true),
 };
 
 const Isa* best() {
-  for (const Isa& isa : kIsas) {
-    if (isa.is_supported()) return &isa;
-  }
-  return nullptr;  // not reached: the last one always is
+  const Isa* isa = kIsas;
+  while (!isa->is_supported()) ++isa;  // the last one always is
+  return isa;
 }
 std::atomic<const Isa*> chosen{best()};
 
-template <class F> int guarded(const F& f) {
+int run(const void* packed, void (*Kernels::*kernel)(const Call&)) {
+  const Call& call = *static_cast<const Call*>(packed);
+  if (call.dtype < kFloat32 || call.dtype > kFloat64) return 1;
   try {
-    return f();
+    (chosen.load()->of_dtype[call.dtype]->*kernel)(call);
+    return 0;
   } catch (const std::bad_alloc&) {
     return 2;
   }
@@ -69,32 +80,21 @@ void run_in_pool(int64_t threads, void (*body)(void*), void* data) {
 
 }  // namespace normkit
 
-extern "C" {
-
-__attribute__((visibility("default"))) int normkit_forward(const void* call) {
-  return normkit::guarded([&] {
-    return normkit::chosen.load()->forward(*static_cast<const normkit::Call*>(call));
-  });
+NK_PUBLIC int normkit_forward(const void* call) {
+  return normkit::run(call, &normkit::Kernels::forward);
 }
-__attribute__((visibility("default"))) int normkit_backward(const void* call) {
-  return normkit::guarded([&] {
-    return normkit::chosen.load()->backward(*static_cast<const normkit::Call*>(call));
-  });
+NK_PUBLIC int normkit_backward(const void* call) {
+  return normkit::run(call, &normkit::Kernels::backward);
 }
-__attribute__((visibility("default"))) int normkit_apply_grads(const void* call) {
-  return normkit::guarded([&] {
-    return normkit::chosen.load()->apply_grads(
-        *static_cast<const normkit::Call*>(call));
-  });
+NK_PUBLIC int normkit_apply_grads(const void* call) {
+  return normkit::run(call, &normkit::Kernels::apply_grads);
 }
 
 // Bytes of the struct that the caller has to pack.
-__attribute__((visibility("default"))) int normkit_call_size() {
-  return (int)sizeof(normkit::Call);
-}
+NK_PUBLIC int normkit_call_size() { return (int)sizeof(normkit::Call); }
 
 // The pool of torch: its GOMP_parallel, or null to stay serial.
-__attribute__((visibility("default"))) void normkit_set_pool(void* gomp_parallel) {
+NK_PUBLIC void normkit_set_pool(void* gomp_parallel) {
   static std::atomic<bool> is_watching{false};
   if (!is_watching.exchange(true)) {
     pthread_atfork(nullptr, nullptr, [] { normkit::is_forked.store(true); });
@@ -103,16 +103,14 @@ __attribute__((visibility("default"))) void normkit_set_pool(void* gomp_parallel
 }
 
 // The name of the k-th instruction set that this machine has, best first, or null.
-__attribute__((visibility("default"))) const char* normkit_isa_name(int k) {
+NK_PUBLIC const char* normkit_isa_name(int k) {
   for (const normkit::Isa& isa : normkit::kIsas) {
     if (isa.is_supported() && k-- == 0) return isa.name;
   }
   return nullptr;
 }
-__attribute__((visibility("default"))) const char* normkit_chosen_isa() {
-  return normkit::chosen.load()->name;
-}
-__attribute__((visibility("default"))) int normkit_choose_isa(const char* name) {
+NK_PUBLIC const char* normkit_chosen_isa() { return normkit::chosen.load()->name; }
+NK_PUBLIC int normkit_choose_isa(const char* name) {
   for (const normkit::Isa& isa : normkit::kIsas) {
     if (std::strcmp(isa.name, name) == 0 && isa.is_supported()) {
       normkit::chosen.store(&isa);
@@ -121,5 +119,3 @@ __attribute__((visibility("default"))) int normkit_choose_isa(const char* name) 
   }
   return 1;
 }
-
-}  // extern "C"

@@ -20,6 +20,7 @@
 #define NK_BYTES 16
 #endif
 #define NK_INLINE inline __attribute__((always_inline))
+#define NK_BODY __attribute__((always_inline))  // of a lambda in an inner loop
 
 namespace normkit {
 namespace NK_ISA {
@@ -87,9 +88,27 @@ NK_INLINE void store_bits(void* p, half_vu v) {
       uint16_t __attribute__((vector_size(NK_BYTES / 2), aligned(2), may_alias));
   *reinterpret_cast<unaligned*>(p) = v;
 }
-NK_INLINE vf widen_bf16(half_vu bits) {
-  return (vf)(__builtin_convertvector(bits, vu) << 16);
+// GCC 12 converts between element widths in halves: four shuffles for one.
+NK_INLINE vu widen_bits(half_vu bits) {
+#if NK_BYTES == 64
+  return (vu)_mm512_cvtepu16_epi32((__m256i)bits);
+#elif NK_BYTES == 32
+  return (vu)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+  return __builtin_convertvector(bits, vu);
+#endif
 }
+NK_INLINE half_vu narrow_bits(vu bits) {
+#if NK_BYTES == 64
+  return (half_vu)_mm512_cvtepi32_epi16((__m512i)bits);
+#elif NK_BYTES == 32
+  __m256i packed = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+  return (half_vu)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8));
+#else
+  return __builtin_convertvector(bits, half_vu);
+#endif
+}
+NK_INLINE vf widen_bf16(half_vu bits) { return (vf)(widen_bits(bits) << 16); }
 NK_INLINE vf load(const bf16* p) { return widen_bf16(load_bits(p)); }
 
 // Half precision without hardware: rebias the exponent by a multiplication, which also
@@ -100,7 +119,7 @@ NK_INLINE vf widen_fp16(half_vu bits) {
 #elif defined(__F16C__) && NK_BYTES == 32
   return (vf)_mm256_cvtph_ps((__m128i)bits);
 #else
-  vu wide = __builtin_convertvector(bits, vu);
+  vu wide = widen_bits(bits);
   vu sign = (wide & 0x8000u) << 16, rest = (wide & 0x7fffu) << 13;
   vf scaled = (vf)rest * 0x1p112f;
   vu is_special = (vu)((wide & 0x7c00u) == 0x7c00u);
@@ -113,12 +132,7 @@ NK_INLINE vf load(const fp16* p) { return widen_fp16(load_bits(p)); }
 NK_INLINE half_vu narrow_bf16(vf v) {
   vu u = (vu)v;
   vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  vu bits = select(v != v, vu{} + 0x7fc0u, rounded);
-#if defined(__AVX512F__)
-  return (half_vu)_mm512_cvtepi32_epi16((__m512i)bits);
-#else
-  return __builtin_convertvector(bits, half_vu);
-#endif
+  return narrow_bits(select(v != v, vu{} + 0x7fc0u, rounded));
 }
 NK_INLINE half_vu narrow_fp16(vf v) {
 #if defined(__AVX512F__)
@@ -135,7 +149,7 @@ NK_INLINE half_vu narrow_fp16(vf v) {
   vu bits = select(size < 0x38800000u + vu{}, subnormal, normal);
   bits = select(size >= 0x477ff000u + vu{}, vu{} + 0x7c00u, bits);
   bits = select(v != v, vu{} + 0x7e00u, bits);
-  return __builtin_convertvector(bits | sign, half_vu);
+  return narrow_bits(bits | sign);
 #endif
 }
 NK_INLINE void store(float* p, vf v) {
@@ -264,16 +278,34 @@ template <class C> struct Wide;
 template <> struct Wide<float> {
   vd low{}, high{};
   NK_INLINE void add(vf v) {
+#if NK_BYTES == 64
+    low += (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    high += (vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif NK_BYTES == 32
+    low += (vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+    high += (vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#else
     half_vf part[2];
     std::memcpy(part, &v, sizeof v);
     low += __builtin_convertvector(part[0], vd);
     high += __builtin_convertvector(part[1], vd);
+#endif
   }
   NK_INLINE double total() const { return sum_lanes(low + high); }
   static NK_INLINE double sum_lanes(vd v) {
-    double sum = 0;
-    for (int k = 0; k < Lanes<double>::count; ++k) sum += v[k];
-    return sum;
+    // By halves, so that additions depend on three others instead of seven.
+#if NK_BYTES == 64
+    const __m512d all = (__m512d)v;
+    const __m256d four = _mm512_castpd512_pd256(all) + _mm512_extractf64x4_pd(all, 1);
+    const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+    return two[0] + two[1];
+#elif NK_BYTES == 32
+    const __m256d four = (__m256d)v;
+    const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+    return two[0] + two[1];
+#else
+    return v[0] + v[1];
+#endif
   }
 };
 template <> struct Wide<double> {

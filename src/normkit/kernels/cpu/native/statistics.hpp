@@ -31,26 +31,27 @@ constexpr int kAttempts = 3;
 
 // More than 4 units of the last place of p away from it, and by more than 2 standard
 // deviations; false for NaN.
-template <class C> NK_INLINE bool is_far(const Sums& sums, C pilot) {
+template <class C> NK_INLINE bool is_far(double s, double q, double n, C pilot) {
   constexpr double few_ulp = sizeof(C) == 4 ? 0x1p-21 : 0x1p-50;
-  double shift = sums.s / (double)sums.n, m2 = sums.q - sums.s * shift;
-  return (double)sums.n * shift * shift > 4 * m2 &&
-         std::fabs(shift) > few_ulp * std::fabs((double)pilot);
+  const double shift = s / n, m2 = q - s * shift;
+  return (s * shift > 4 * m2) & (std::fabs(shift) > few_ulp * std::fabs((double)pilot));
 }
 
 struct Stat {
   double center, m2, scale;
 };
 
-// What a normalization subtracts and multiplies by.
-NK_INLINE Stat finish(const Sums& sums, double pilot, const Call& call) {
-  if (sums.n == 0) return {0, 0, 0};
-  double n = (double)sums.n, shift = sums.s / n;
-  double mean = pilot + shift, m2 = sums.q - sums.s * shift;
-  if (m2 < 0) m2 = 0;
-  double spread = m2 / n;
-  if (!call.has(kCentered)) spread += mean * mean;
-  return {mean, m2, 1 / std::sqrt(spread + call.eps)};
+// What a normalization subtracts and multiplies by; without branches, so that loops
+// over statistics run in vectors.
+NK_INLINE Stat finish(double s, double q, double n, double pilot, double eps,
+                      bool is_centered) {
+  const double inverse = 1 / n, shift = s * inverse, mean = pilot + shift;
+  const double m2 = q - s * shift;
+  const double positive = m2 < 0 ? 0 : m2;
+  const double spread = positive * inverse + (is_centered ? 0 : mean * mean);
+  const double scale = 1 / std::sqrt(spread + eps);
+  const bool is_empty = n == 0;
+  return {is_empty ? 0 : mean, is_empty ? 0 : positive, is_empty ? 0 : scale};
 }
 
 // A centre as the part that x is compared with, and what is left of it.
@@ -66,21 +67,22 @@ template <class C> struct Split {
 class Learned {
  public:
   Learned(const void* p, int64_t dtype, int64_t size, double otherwise)
-      : values_(p ? size : 1, otherwise), step_(p ? 1 : 0) {
-    for (int64_t k = 0; p && k < size; ++k) {
-      switch (dtype) {
-        case kFloat32: values_[k] = to_double(static_cast<const float*>(p)[k]); break;
-        case kBFloat16: values_[k] = to_double(static_cast<const bf16*>(p)[k]); break;
-        case kFloat16: values_[k] = to_double(static_cast<const fp16*>(p)[k]); break;
-        default: values_[k] = static_cast<const double*>(p)[k];
-      }
+      : values_(size, otherwise) {
+    if (!p) return;
+    switch (dtype) {
+      case kFloat32: read(static_cast<const float*>(p)); break;
+      case kBFloat16: read(static_cast<const bf16*>(p)); break;
+      case kFloat16: read(static_cast<const fp16*>(p)); break;
+      default: read(static_cast<const double*>(p));
     }
   }
-  NK_INLINE double operator[](int64_t k) const { return values_[k * step_]; }
+  NK_INLINE double operator[](int64_t k) const { return values_[k]; }
 
  private:
+  template <class T> void read(const T* p) {
+    for (size_t k = 0; k < values_.size(); ++k) values_[k] = to_double(p[k]);
+  }
   std::vector<double> values_;
-  int64_t step_;
 };
 
 inline void store_learned(void* p, int64_t dtype, int64_t k, double v) {
