@@ -10,8 +10,11 @@ register it with `@fault(caught_by="tests/…::test_…")`; the registry's key i
 function's name. Import normkit inside the function, not at the top.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -836,3 +839,80 @@ def demo_command_that_always_succeeds(patch: pytest.MonkeyPatch) -> None:
         return 0 if code == 1 else code
 
     patch.setattr(cli, "app", polite)
+
+
+# --- GPU kernels, in Triton's interpreter ------------------------------------------
+
+
+def _broken_kernel(name: str, test: str, module: str, honest: str, broken: str) -> None:
+    """Register a fault that changes one line of a kernel's source."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        from importlib import import_module, util
+
+        users = [
+            import_module(f"normkit.kernels.gpu.{user}")
+            for user in ("tile", "reduce", "elementwise", "rows", "passes", "layers")
+        ]
+        original = import_module(f"normkit.kernels.gpu.{module}")
+        whole = dict(vars(original))
+        source = Path(str(original.__file__)).read_text()
+        assert source.count(honest) == 1, f"{honest!r} must name one place of {module}"
+        path = Path(tempfile.mkdtemp()) / f"{module}.py"
+        path.write_text(source.replace(honest, broken))
+        spec = util.spec_from_file_location(f"broken_{module}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        copy = util.module_from_spec(spec)
+        spec.loader.exec_module(copy)
+        for user in users:
+            for key, value in whole.items():
+                if callable(value) and vars(user).get(key) is value:
+                    patch.setattr(user, key, getattr(copy, key))
+
+    plant.__name__ = name
+    run = f"-p kernels.interpreted tests/kernels/gpu_suite.py -k {test}"
+    fault(caught_by=run)(plant)
+
+
+if find_spec("triton") is not None:
+    _broken_kernel(
+        *("gpu_merge_forgets_a_split", "running_statistics_move"),
+        *("reduce", "part < splits", "part < splits - 1"),
+    )
+    _broken_kernel(
+        *("gpu_running_variance_is_biased", "running_statistics_move"),
+        *("reduce", "/ (count - 1)", "/ count"),
+    )
+    _broken_kernel(
+        *("gpu_never_reads_a_chunk_again", "all_outliers"),
+        *("reduce", "while reads < 2:", "while reads < 1:"),
+    )
+    _broken_kernel(
+        *("gpu_lets_a_bad_batch_in", "bad_batch_moves_nothing"),
+        *("reduce", "if bad == 0:", "if bad >= 0:"),
+    )
+    _broken_kernel(
+        *("gpu_leaves_its_ticket", "tickets_at_zero"),
+        *("reduce", "tl.store(ticket_ptr, 0)", "tl.store(ticket_ptr, drawn + 1)"),
+    )
+    _broken_kernel(
+        *("gpu_center_without_its_low_part", "mean_far_from_zero"),
+        *("tile", "return (x - hi) - lo", "return x - hi"),
+    )
+    _broken_kernel(
+        *("gpu_bits_ignore_their_order", "test_every_activation[relu]"),
+        *("tile", "grouped << place", "grouped << (7 - place)"),
+    )
+    _broken_kernel(
+        *("gpu_rows_forget_the_weight_in_dx", "test_rows_and_their"),
+        *(
+            "rows",
+            "            g = dy * weight.to(tl.float32)\n",
+            "            g = dy\n",
+        ),
+    )
+    _broken_kernel(
+        *("gpu_rows_forget_the_mean_of_g", "test_rows_and_their"),
+        *("rows", "dx = dx - level[:, None]", "dx = dx"),
+    )

@@ -34,9 +34,12 @@ def tickets(device: torch.device, count: int) -> Tensor:
     Kept for each stream, on which launches follow one another. A CUDA graph may be
     replayed on any stream and gets its own, zeroed by the graph itself.
     """
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    key = (device, torch.cuda.current_stream(device).cuda_stream)
+    stream = 0
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return torch.zeros(count, dtype=torch.int32, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    key = (device, stream)
     kept = _tickets.get(key)
     if kept is None or kept.numel() < count:
         # Enough for 4096 channels at once, so that it rarely grows.
