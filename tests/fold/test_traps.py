@@ -82,6 +82,18 @@ def test_one_batch_norm_after_two_convs_folds_into_both():
     }
 
 
+def test_a_bias_that_would_be_created_for_one_call_alone_is_refused():
+    net = Net(
+        lambda net, x: F.gelu(net.conv(net.bn(x))) + F.gelu(net.conv(2 * x)),
+        conv=conv(bias=False),
+        bn=nn.BatchNorm2d(4, eps=0.0),
+    )
+    net = randomised(net)
+    net.bn.weight.data.fill_(1.0)
+    net.bn.running_var.fill_(1.0)
+    check(net, normal(*IMAGE), left={"bn": "conv.bias is also used by 'conv'"})
+
+
 def test_tied_weights_are_cloned_where_they_must_differ():
     one, two = conv(), conv()
     two.weight = one.weight

@@ -337,8 +337,12 @@ class _Reader(TorchFunctionMode):
         self._claim_roots(node)
 
     def _claim_roots(self, node: Node) -> None:
-        values = [*node.inputs, *(v for v in vars(node).values() if type(v) is Value)]
-        for slot in dict.fromkeys(slot for value in values for slot in value.roots):
+        fields = vars(node).values()
+        values = [*node.inputs, *(v for v in fields if isinstance(v, Value))]
+        slots = [slot for value in values for slot in value.roots]
+        # An empty slot that an edit may fill is read, too, by every call.
+        slots += [slot for slot in fields if isinstance(slot, Slot)]
+        for slot in dict.fromkeys(slots):
             slot.readers.append(node)
 
     def _label(self, name: str) -> str:

@@ -114,6 +114,8 @@ class Gauge:
 
     def agrees_with(self, other: Gauge) -> bool:
         """Whether both describe the same relation, to 1e-11 of its size."""
+        if self is other:
+            return True
         if self.to_stored is not None and other.to_stored is not None:
             return _same(self.to_stored, other.to_stored)
         if self.to_true is not None and other.to_true is not None:

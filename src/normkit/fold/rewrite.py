@@ -80,8 +80,7 @@ class SetParameter:
         if self.name in module._buffers:
             held = module._buffers
         old = held[self.name]
-        like = old if old is not None else module._parameters["weight"]
-        assert like is not None
+        like = _like(module, self.name)
         new = self.tensor.to(like.device, like.dtype)
         if self.name in module._parameters:
             new = nn.Parameter(new, requires_grad=like.requires_grad)
@@ -95,10 +94,15 @@ class SetParameter:
     def overflows_in(self, model: nn.Module) -> bool:
         """Whether rounding to the dtype held there makes a finite number infinite."""
         module = model.get_submodule(self.path)
-        held = {**module._parameters, **module._buffers}
-        like = held[self.name] if held[self.name] is not None else held["weight"]
-        assert like is not None
+        like = _like(module, self.name)
         return not bool(self.tensor.to(like.dtype).isfinite().all())
+
+
+def _like(module: nn.Module, name: str) -> Tensor:
+    """What `name` holds, or what it would be made like: the weight, a statistic."""
+    held = {**module._parameters, **module._buffers}
+    ranked = [held.get(name), held.get("weight"), *held.values()]
+    return next(t for t in ranked if t is not None and t.is_floating_point())
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Move(Node):
         given = [gauges.of(v) for v in self.inputs]
         needed = {dim for gauge in given for dim in gauge.depends_on}
         numbers = self._numbered([self._smallest(v, needed) for v in self.inputs])
-        wanted = dict(zip(self.inputs, given, strict=True))
+        wanted: Alternative = {v: gauges.of(v) for v in self.inputs if v not in gauges}
         flat = _directions(given, list(numbers.shapes), self.label)
         for value, index in zip(self.outputs, numbers.outputs, strict=True):
             gauge = _assembled([(a[index], b[index]) for a, b in flat], flat)
@@ -114,7 +114,7 @@ class Move(Node):
         given = [gauges.of(v) for v in self.outputs]
         needed = {dim for gauge in given for dim in gauge.depends_on}
         numbers = self._numbered([self._smallest(v, needed) for v in self.inputs])
-        wanted = dict(zip(self.outputs, given, strict=True))
+        wanted: Alternative = {v: gauges.of(v) for v in self.outputs if v not in gauges}
         shapes = [tuple(index.shape) for index in numbers.outputs]
         flat = _directions(given, shapes, self.label)
         landed = [
