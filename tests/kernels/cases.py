@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normkit.kernels import available_backends
+from normkit.kernels.choose import backend_named
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -88,3 +91,10 @@ def tolerance(dtype: torch.dtype, terms: int = 1) -> dict[str, float]:
         "rtol": 0.51 * ulp + 8 * working,
         "atol": 4 * working * max(terms, 1) ** 0.5,
     }
+
+
+def backends_here() -> list[str]:
+    """The backends that take tensors of this machine's CPU; devices have own suites."""
+    x = torch.zeros(64, 64)
+    names = available_backends()
+    return [n for n in names if not backend_named(n).reasons_against(x, (0,))]

@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 import oracles
-from kernels.cases import CASES, DTYPES, EMPTY, Case, tolerance
-from normkit.kernels import available_backends
+from kernels.cases import CASES, DTYPES, EMPTY, Case, backends_here, tolerance
 from normkit.kernels.choose import backend_named
 from normkit.views import keepdim_shape
 
 OFFSETS = [(0.0, 1.0), (1e4, 1.0)]
 
 
-@pytest.fixture(params=available_backends())
+@pytest.fixture(params=backends_here())
 def kernels(request):
     return backend_named(request.param)
 
