@@ -41,7 +41,7 @@ lock: $(STAMP) ## Renew constraints.txt: one version of everything, for each Pyt
 	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal \
 		--python-version 3.10 --all-extras --no-annotate --no-header \
 		--constraints - pyproject.toml \
-	| grep -vE '^(nvidia|cuda|triton|setuptools)' > constraints.new
+	| grep -vE '^(nvidia|cuda|setuptools)' > constraints.new
 	(echo '# Tested together; renewed by `make lock`. What torch brings along is left to it.'; \
 		cat constraints.new) > constraints.txt
 	rm constraints.new
