@@ -13,7 +13,7 @@ import oracles
 from kernels.cases import DTYPES, channels_last, tolerance
 from normkit.kernels.composed import Composed
 from normkit.kernels.cpu import CpuBackend
-from normkit.kernels.cpu.library import library, why_absent
+from normkit.kernels.cpu.loading import library, why_absent
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.reference import ReferenceBackend
 from normkit.views import keepdim_shape

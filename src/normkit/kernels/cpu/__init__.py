@@ -1,6 +1,6 @@
 """The CPU backend: C++ kernels on plain tensors, several passes fused into one.
 
-    plan      where the values of a statistic lie      library   loading, calling
+    plan      where the values of a statistic lie      loading   the library, its calls
     native/   the kernels: runs, rows, columns, compiled for several instruction sets
 
 Each call packs the geometry, the options and the addresses into one struct. Results
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from normkit.errors import KernelError
 from normkit.kernels.composed import Composed
-from normkit.kernels.cpu.library import CALL, Library, library, why_absent
+from normkit.kernels.cpu.loading import CALL, Library, library, why_absent
 from normkit.kernels.cpu.plan import Plan, plan_of
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.reference import ReferenceBackend
