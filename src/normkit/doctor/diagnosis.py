@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from normkit.doctor import checks
-from normkit.doctor.examine import Case, examine, open_case
+from normkit.doctor.case import Case, open_case
+from normkit.doctor.examine import examine
 from normkit.doctor.finding import Finding
 from normkit.doctor.statistics import Statistics
 
@@ -21,7 +22,15 @@ SCHEMA = "normkit.diagnosis/1"
 
 # Causes before their consequences: of two findings of one severity, the one that
 # explains the other comes first.
-CAUSES_FIRST = ("D04", "D03", "D01", "D20", "D22", "D24", "D02")
+CAUSES_FIRST = (
+    # What no other finding explains,
+    *("D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33", "D29"),
+    *("D16", "D28", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
+    # what follows from it in the statistics and in the flow,
+    *("D01", "D18", "D21", "D20", "D22", "D23", "D24", "D25", "D27"),
+    # and what the user sees.
+    *("D02", "D14", "D19", "D10"),
+)
 _URGENCY = ("error", "warning", "info")
 
 

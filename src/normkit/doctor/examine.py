@@ -14,125 +14,29 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
+from normkit.doctor.case import Case, accuracy, moved, num_samples, targets_of
 from normkit.doctor.isolation import Snapshot, preserved_random, snapshot
-from normkit.doctor.probe import LayerProbe, Probes, first_tensor, norm_of
+from normkit.doctor.probe import Probes
 from normkit.doctor.statistics import (
-    ChannelStream,
+    DataStatistics,
     Evaluation,
-    LayerStatistics,
     NormStatistics,
     Statistics,
-    WeightStatistics,
 )
+from normkit.doctor.walk import Walk
 from normkit.errors import ArgumentError
-from normkit.moments import Moments
 
-__all__ = ["Case", "accuracy", "call_model", "examine", "norm_statistics", "open_case"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model with what is needed to examine it.
-
-    Attributes:
-        model: The model, which nothing here changes.
-        batches: The batches every pass sees, where the loader put them.
-        loss_fn: `loss_fn(output, targets)`; None when there is none.
-        forward: `forward(model, batch)` gives the output.
-        metric: `metric(output, targets)`, higher is better; None for accuracy where
-            the output and the targets are those of a classifier.
-        gradient_batches: On how many batches gradients are taken.
-        seed: Of dropout and of everything else that draws numbers.
-    """
-
-    model: nn.Module
-    batches: list[Any]
-    loss_fn: Callable[[Any, Any], Tensor] | None
-    forward: Callable[[nn.Module, Any], Any]
-    metric: Callable[[Any, Any], float] | None
-    gradient_batches: int = 8
-    seed: int = 0
-    skipped: list[str] = field(default_factory=list)
-
-
-def open_case(
-    model: nn.Module,
-    loader: Iterable[Any],
-    loss_fn: Callable[[Any, Any], Tensor] | None = None,
-    *,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
-    metric: Callable[[Any, Any], float] | None = None,
-    max_batches: int = 50,
-    gradient_batches: int = 8,
-    seed: int = 0,
-) -> Case:
-    """Draw the batches that every pass will see, without touching random states.
-
-    Raises:
-        ArgumentError: The loader gives nothing, or `max_batches` is below 1.
-    """
-    if max_batches < 1:
-        raise ArgumentError(
-            f"max_batches={max_batches} leaves nothing to look at; give 1 or more"
-        )
-    # A compiled model runs past hooks that were added later: the one inside does not.
-    model = getattr(model, "_orig_mod", model)
-    holders = [loader, getattr(loader, "sampler", None)]
-    with preserved_random(model, seed=seed, others=holders):
-        batches = list(itertools.islice(loader, max_batches))
-    if not batches:
-        raise ArgumentError(
-            "the loader gave no batch; an iterator that was used up must be made anew"
-        )
-    return Case(
-        model,
-        batches,
-        loss_fn,
-        forward or call_model,
-        metric,
-        gradient_batches,
-        seed,
-    )
-
-
-def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call `model` on a batch: `(inputs, targets)`, inputs alone, or keywords.
-
-    Of a tuple or list the first item is given to the model; a mapping is given as
-    keyword arguments; anything else as it is.
-    """
-    if isinstance(batch, tuple | list):
-        return model(batch[0])
-    if isinstance(batch, dict):
-        return model(**batch)
-    return model(batch)
-
-
-def targets_of(batch: Any) -> Any:
-    """What `loss_fn` gets beside the output: the second item, or the whole batch."""
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        return batch[1]
-    return batch
-
-
-def accuracy(output: Any, targets: Any) -> float | None:
-    """Share of right classes; None where these are no scores and classes."""
-    if not (isinstance(output, Tensor) and isinstance(targets, Tensor)):
-        return None
-    if output.dim() != 2 or targets.dim() != 1 or output.shape[1] < 2:
-        return None
-    if targets.is_floating_point() or len(output) != len(targets):
-        return None
-    return (output.argmax(1) == targets).double().mean().item()
+__all__ = ["examine", "norm_statistics"]
 
 
 def examine(case: Case) -> Statistics:
@@ -155,6 +59,8 @@ def examine(case: Case) -> Statistics:
                 stream=training.stream(name),
                 quiet=batch.stream(name),
                 evaluated=running.stream(name),
+                calls=training.calls(name),
+                padding=training.padding(name),
             )
             for name, norm in norm_statistics(model, frozen).items()
         }
@@ -167,11 +73,21 @@ def examine(case: Case) -> Statistics:
         _evaluation(batch, running),
         samples=sum(batch.samples),
         batches=len(batch.samples),
-        notes=tuple(dict.fromkeys(patient.notes)),
+        data=DataStatistics(batch.input, case.batch_size, case.last),
+        output=batch.output(case.loss_fn),
+        world_size=_world_size(),
+        is_averaged=isinstance(case.model, AveragedModel),
     )
 
 
-def _evaluation(batch: _Walk, running: _Walk) -> Evaluation | None:
+def _world_size() -> int:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
+def _evaluation(batch: Walk, running: Walk) -> Evaluation | None:
     if not batch.losses:
         return None
     return Evaluation(
@@ -201,10 +117,18 @@ def norm_statistics(
             eps=float(module.eps),
             tracked=None if tracked is None else int(tracked),
             frozen=name in (frozen or ()) or momentum == 0,
-            running_mean=mean.detach().to("cpu", torch.float64, copy=True),
-            running_var=var.detach().to("cpu", torch.float64, copy=True),
+            running_mean=_copied(mean),
+            running_var=_copied(var),
+            weight=None if module.weight is None else _copied(module.weight),
+            bias=None if module.bias is None else _copied(module.bias),
+            is_trainable=any(p.requires_grad for p in module.parameters()),
+            dtype=str(var.dtype).removeprefix("torch."),
         )
     return found
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.detach().to("cpu", torch.float64, copy=True)
 
 
 @contextmanager
@@ -244,7 +168,6 @@ class _Patient:
         self.case = case
         self.model = model
         self.frozen = frozen
-        self.notes: list[str] = []
         self.device = next(
             (t.device for t in itertools.chain(model.parameters(), model.buffers())),
             torch.device("cpu"),
@@ -259,9 +182,9 @@ class _Patient:
 
     def walk(
         self, *, streams: bool, gradients: bool = False, evaluate: bool = True
-    ) -> _Walk:
+    ) -> Walk:
         """Run every batch once, and give what was seen."""
-        walk = _Walk()
+        walk = Walk()
         torch.manual_seed(self.case.seed)  # the same dropout in every examination
         probes = Probes(self.model, streams=streams, gradients=gradients)
         with probes.attached():
@@ -273,13 +196,15 @@ class _Patient:
                 probes.reset()
         return walk
 
-    def _step(self, walk: _Walk, batch: Any, *, backward: bool, evaluate: bool) -> None:
-        batch = _moved(batch, self.device)
+    def _step(self, walk: Walk, batch: Any, *, backward: bool, evaluate: bool) -> None:
+        batch = moved(batch, self.device)
+        walk.take_input(batch)
         output = self.case.forward(self.model, batch)
-        walk.samples.append(_num_samples(batch))
+        walk.samples.append(num_samples(batch))
         if not evaluate:
             return
         targets = targets_of(batch)
+        walk.take_output(output, targets)
         metric = self.case.metric or accuracy
         value = metric(output, targets)
         if value is not None:
@@ -298,123 +223,3 @@ class _Patient:
             loss.backward()
             walk.take_weights(self.model)
             self.model.zero_grad(set_to_none=True)
-
-
-@dataclass
-class _Seen:
-    """What one walk saw of one layer."""
-
-    kind: str
-    probe: LayerProbe
-    samples: int = 0
-    input: Moments | None = None
-    output: Moments | None = None
-    gradient_norm: list[float] = field(default_factory=list)
-    saturated: list[float] = field(default_factory=list)
-    stream: ChannelStream | None = None
-
-
-class _Walk:
-    """One pass over all batches: what each layer saw, and the loss of each batch."""
-
-    def __init__(self) -> None:
-        self.samples: list[int] = []
-        self.losses: list[float] = []
-        self.metrics: list[float] = []
-        self.seen: dict[str, _Seen] = {}
-        self.weight_gradients: dict[str, list[float]] = {}
-
-    def take(self, probes: Probes) -> None:
-        """Merge what the probes saw of one batch."""
-        for probe in probes.in_order:
-            if probe.input is None:
-                continue
-            seen = self.seen.setdefault(probe.name, _Seen(probe.kind, probe))
-            seen.samples += probe.samples
-            seen.input = _merged(seen.input, probe.input)
-            if probe.output is not None:
-                seen.output = _merged(seen.output, probe.output)
-            if probe.stream is not None:
-                stream = probe.stream.to("cpu")
-                seen.stream = (
-                    stream if seen.stream is None else seen.stream.merge(stream)
-                )
-            if probe.gradient_norm is not None:
-                seen.gradient_norm.append(float(probe.gradient_norm))
-            if probe.saturated_share is not None:
-                seen.saturated.append(float(probe.saturated_share))
-
-    def take_weights(self, model: nn.Module) -> None:
-        """Note the norm of every weight's gradient."""
-        for name, module in model.named_modules():
-            weight = module._parameters.get("weight")
-            if weight is not None and weight.grad is not None:
-                norms = self.weight_gradients.setdefault(name, [])
-                norms.append(float(norm_of(weight.grad)))
-
-    def stream(self, name: str) -> ChannelStream | None:
-        """The per-channel stream of one layer; None when it was not called."""
-        return self.seen[name].stream if name in self.seen else None
-
-    def weight(self, name: str) -> WeightStatistics | None:
-        """The weight of one layer; None when it has no matrix."""
-        seen = self.seen[name]
-        weight = seen.probe.module._parameters.get("weight")
-        if seen.probe.role != "weight" or weight is None:
-            return None
-        return WeightStatistics(
-            norm=float(norm_of(weight.detach())),
-            gradient_norm=tuple(self.weight_gradients.get(name, ())),
-        )
-
-    def layers(self) -> list[LayerStatistics]:
-        """What was seen, layer by layer in the order of execution."""
-        ordered = sorted(self.seen.items(), key=lambda item: item[1].probe.order or 0)
-        return [
-            LayerStatistics(
-                name=name,
-                kind=seen.kind,
-                role=seen.probe.role,
-                is_output=seen.probe.is_output,
-                samples=seen.samples,
-                input=seen.input,
-                output=seen.output,
-                gradient_norm=tuple(seen.gradient_norm),
-                saturated=tuple(seen.saturated),
-            )
-            for name, seen in ordered
-        ]
-
-
-def _merged(old: Moments | None, new: Moments) -> Moments:
-    new = new.to(device="cpu", dtype=torch.float64)
-    return new if old is None else old.merge(new)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """The batch on the model's device, in whatever it is packed."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return type(value)({key: _moved(item, device) for key, item in value.items()})
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_moved(item, device) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_moved(item, device) for item in value)
-    return value
-
-
-def _num_samples(batch: Any) -> int:
-    x = first_tensor(batch)
-    if x is None:
-        x = next((t for t in _tensors(batch)), None)
-    return 1 if x is None or x.dim() == 0 else x.shape[0]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from itertools.chain.from_iterable(map(_tensors, value.values()))
-    elif isinstance(value, tuple | list):
-        yield from itertools.chain.from_iterable(map(_tensors, value))

@@ -146,7 +146,13 @@ class LayerProbe:
         gradient_norm: ‖dL/d output‖ over everything seen.
         saturated: Number of values beyond `slope_limits`; None where undefined.
         alive: Which units had an output other than zero; None for other roles.
+        units: Features or channels of the output.
         stream: Per-channel statistics of the input, when asked for.
+        kept: Moments per channel without the constant ends of sequences; None where
+            inputs are no sequences.
+        num_padded: Positions in such ends.
+        calls: Moments per channel of each call since the model was entered.
+        fed_by: Name of the layer whose output was given to this one as it was.
         band: The {15, 50, 85} percentiles of one unit's input, when asked for.
         samples: Samples seen.
     """
@@ -157,6 +163,7 @@ class LayerProbe:
         self.role: Role = role
         self.order: int | None = None
         self.is_output = False
+        self.units = 1
         self.limits = slope_limits(module)
         self.reset()
 
@@ -169,6 +176,10 @@ class LayerProbe:
         self.saturated: Tensor | None = None
         self.alive: Tensor | None = None
         self.stream: ChannelStream | None = None
+        self.kept: Moments | None = None
+        self.num_padded = 0
+        self.calls: list[Moments] = []
+        self.fed_by = ""
         self.band: Tensor | None = None
 
     @property
@@ -211,17 +222,36 @@ class LayerProbe:
             sample_means = moments(per_sample.mean, 0, held)
         else:
             sample_means = values
-        batch = ChannelStream.of_batch(values, sample_means)
+        length = x.shape[2] if x.dim() == 3 else 0
+        batch = ChannelStream.of_batch(values, sample_means, length)
+        self.calls.append(batch.pooled)
         if self.stream is None:
             self.stream = batch
         else:
             self.stream = self.stream.merge(batch.to(self.stream.within.device))
+        if length > 1 and mask is None:
+            self._see_ends(x, values)
+
+    def _see_ends(self, x: Tensor, values: Moments) -> None:
+        """Merge a batch of sequences `(N, C, L)` without their constant ends."""
+        # A run of positions that all equal the last one, in every channel.
+        last = x[..., -1:]
+        same = ((x - last).abs() <= 1e-5 * last.abs()).all(1)
+        ends = same.flip(1).long().cumprod(1).flip(1).bool()
+        # The last position equals itself: a run of one is no padding.
+        ends &= ends.sum(1, keepdim=True) > 1
+        padded = int(ends.sum())
+        kept = moments(x, (0, 2), ~ends[:, None].expand(x.shape)) if padded else values
+        kept = kept.to(dtype=torch.float64)
+        self.kept = kept if self.kept is None else self.kept.merge(kept)
+        self.num_padded += padded
 
     def see_output(self, y: Tensor, overall: Moments, unit_dim: int) -> None:
         """Merge one output, whose moments over everything are `overall`."""
         self.output = _merged(self.output, overall)
+        unit_dim = _dim_within(y, unit_dim)
+        self.units = y.shape[unit_dim] if y.dim() else 1
         if self.role == "activation" and y.dim() > 1:
-            unit_dim = _dim_within(y, unit_dim)
             others = tuple(d for d in range(y.dim()) if d != unit_dim)
             alive = (y != 0).any(dim=others) if others else y != 0
             if self.alive is None or self.alive.shape != alive.shape:
@@ -361,11 +391,13 @@ class Probes:
         if not self.inside or x is None or _is_traced(x):
             return
         overall = self._overall_of(x)
-        x = x.detach()
         with self._lock:
             if probe.order is None:
                 probe.order = self._calls
                 self._calls += 1
+            if self._last is not None and self._last.overall is overall:
+                probe.fed_by = self._last.probe.name
+            x = x.detach()
             if isinstance(probe.module, _BatchNorm):
                 self._unit_dim = getattr(probe.module, "channel_dim", 1)
                 if self.streams and x.dim() > 1:

@@ -7,7 +7,7 @@ measured is None, and a check that needs it answers "not judged".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,11 +17,15 @@ from normkit.moments import Moments
 
 __all__ = [
     "ChannelStream",
+    "DataStatistics",
     "Evaluation",
     "LayerStatistics",
     "NormStatistics",
+    "OutputStatistics",
+    "Padding",
     "Role",
     "Statistics",
+    "TrainingStatistics",
     "WeightStatistics",
 ]
 
@@ -44,6 +48,8 @@ class ChannelStream:
         sample_within: Σ over batches of the m2 of the sample means inside each batch.
         values: Fewest values per channel that one batch held.
         samples: Fewest samples that one batch held.
+        lengths: Fewest and most positions per sample, of inputs `(N, C, L)`; (0, 0)
+            for other inputs.
     """
 
     pooled: Moments
@@ -53,6 +59,13 @@ class ChannelStream:
     sample_within: Tensor
     values: int
     samples: int
+    lengths: tuple[int, int] = (0, 0)
+
+    @property
+    def values_per_sample(self) -> float:
+        """Values per channel and sample: the positions, for a convolution."""
+        samples = float(self.sample_means.count.max())
+        return float(self.pooled.count.max()) / samples if samples else 0.0
 
     @property
     def batches(self) -> int:
@@ -64,6 +77,7 @@ class ChannelStream:
         cls,
         values: Moments,
         sample_means: Moments,
+        length: int = 0,
     ) -> ChannelStream:
         """The stream after one batch: its values' and its sample means' moments."""
         values = values.to(dtype=torch.float64)
@@ -77,6 +91,7 @@ class ChannelStream:
             sample_within=sample_means.m2,
             values=int(values.count.min()),
             samples=int(sample_means.count.min()),
+            lengths=(length, length),
         )
 
     def merge(self, other: ChannelStream) -> ChannelStream:
@@ -89,6 +104,10 @@ class ChannelStream:
             sample_within=self.sample_within + other.sample_within,
             values=min(self.values, other.values),
             samples=min(self.samples, other.samples),
+            lengths=(
+                min(self.lengths[0], other.lengths[0]),
+                max(self.lengths[1], other.lengths[1]),
+            ),
         )
 
     def to(self, device: torch.device | str) -> ChannelStream:
@@ -101,7 +120,23 @@ class ChannelStream:
             self.sample_within.to(device),
             self.values,
             self.samples,
+            self.lengths,
         )
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What the constant ends of sequences do to the statistics of one batch norm.
+
+    Attributes:
+        share: Share of positions in a constant end.
+        shift: |mean with them − mean without| / sd without, mean over channels.
+        var_ratio: var with them / var without, geometric mean over channels.
+    """
+
+    share: float
+    shift: float
+    var_ratio: float
 
 
 @dataclass(frozen=True)
@@ -116,8 +151,16 @@ class NormStatistics:
         running_mean: Shape `(C,)`, float64.
         running_var: Shape `(C,)`, float64.
         stream: Inputs under batch statistics, everything else as in training.
-        quiet: The same with dropout off; None when there is no difference.
+        quiet: The same with dropout off.
         evaluated: Inputs in eval mode.
+        weight: The learned scale, shape `(C,)`, float64; None without.
+        bias: The learned shift; None without.
+        is_trainable: Some of its own parameters ask for gradients.
+        dtype: Name of the dtype of the running statistics, such as "float32".
+        calls: Moments of the inputs of each call within a forward, in order.
+        padding: Set where inputs `(N, C, L)` have constant ends.
+        eval_steps: Observed training steps that found the layer in eval mode.
+        train_steps: Observed training steps that found it in training mode.
     """
 
     momentum: float | None
@@ -129,6 +172,30 @@ class NormStatistics:
     stream: ChannelStream | None = None
     quiet: ChannelStream | None = None
     evaluated: ChannelStream | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    is_trainable: bool = True
+    dtype: str = "float32"
+    calls: tuple[Moments, ...] = ()
+    padding: Padding | None = None
+    eval_steps: int = 0
+    train_steps: int = 0
+
+    @property
+    def has_default_buffers(self) -> bool:
+        """Whether the running statistics are those of a new layer, mean 0 and var 1."""
+        zero, one = (self.running_mean == 0).all(), (self.running_var == 1).all()
+        return bool(zero and one)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing suggests that the layer was ever trained."""
+        return (
+            not self.tracked
+            and self.has_default_buffers
+            and (self.weight is None or bool((self.weight == 1).all()))
+            and (self.bias is None or bool((self.bias == 0).all()))
+        )
 
 
 @dataclass(frozen=True)
@@ -139,11 +206,18 @@ class WeightStatistics:
         norm: ‖w‖.
         gradient_norm: ‖dL/dw‖ per batch, in order; empty when never seen.
         update_ratio: ‖Δw‖ / ‖w‖ per optimizer step, in order; empty when never seen.
+        bias_gradient_norm: ‖dL/db‖ per batch; empty when never seen or without bias.
+        twins: Share of rows equal to another row; for one output unit 0.
+        gradient_twins: The same where the rows' gradients are equal as well; None
+            when no gradient was seen.
     """
 
     norm: float
     gradient_norm: tuple[float, ...] = ()
     update_ratio: tuple[float, ...] = ()
+    bias_gradient_norm: tuple[float, ...] = ()
+    twins: float = 0.0
+    gradient_twins: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,11 +230,16 @@ class LayerStatistics:
         role: What it is for: "weight", "norm", "activation" or "other".
         is_output: What it returns is what the model returns.
         samples: Samples seen.
+        units: Features or channels of the output.
         input: Moments of all input values, scalars.
         output: Moments of all output values, scalars.
         gradient_norm: ‖dL/d output‖ per batch, in order; empty when never seen.
         saturated: Share of values where the slope is below 5 % of its greatest,
             per observation, in order; empty where saturation has no meaning.
+        dead: Share of units whose output was zero on every one of the last
+            `dead_samples` samples; None where that has no meaning.
+        fed_by: The layer whose output this one was given as it was; "" for none.
+        features: Inputs and outputs of a linear layer.
         norm: Set for layers that keep running statistics.
         weight: Set for layers with a weight matrix.
     """
@@ -170,12 +249,24 @@ class LayerStatistics:
     role: Role
     is_output: bool = False
     samples: int = 0
+    units: int = 1
     input: Moments | None = None
     output: Moments | None = None
     gradient_norm: tuple[float, ...] = ()
     saturated: tuple[float, ...] = ()
+    dead: float | None = None
+    dead_samples: int = 0
+    fed_by: str = ""
+    features: tuple[int, int] | None = None
     norm: NormStatistics | None = None
     weight: WeightStatistics | None = None
+
+    @property
+    def positions(self) -> float:
+        """Output values per sample and unit; 0 when never seen."""
+        if self.output is None or not self.samples:
+            return 0.0
+        return float(self.output.count) / self.samples / self.units
 
     @property
     def output_rms(self) -> float:
@@ -212,6 +303,70 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class DataStatistics:
+    """How the loader makes batches, and what it puts in.
+
+    Attributes:
+        input: Moments of all values of the first floating input; None without one.
+        batch_size: Samples per full batch.
+        last: Samples in the last, incomplete batch of an epoch; 0 when there is none,
+            None when unknown.
+    """
+
+    input: Moments | None = None
+    batch_size: int = 0
+    last: int | None = None
+
+
+@dataclass(frozen=True)
+class OutputStatistics:
+    """What the model answers.
+
+    Attributes:
+        spread: Standard deviation over the samples, rms over the units.
+        scale: rms of the values.
+        units: Size of the last dimension.
+        sums_to_one: Every row is a probability distribution.
+        classes: Classes of the targets seen; None unless they are class numbers.
+        loss_kind: Name of the loss's class or function.
+    """
+
+    spread: float
+    scale: float
+    units: int
+    sums_to_one: bool
+    classes: int | None = None
+    loss_kind: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """What the training loop did, as far as the model can tell.
+
+    Attributes:
+        forwards: Calls in training mode with gradients.
+        updates: Steps of the optimizer; None without one.
+        updates_in_eval: Those after a call in eval mode only.
+        updates_before_eval: Updates before the first of these.
+        idle_bursts: How often the model was called several times in a row in training
+            mode without gradients.
+        samples: Samples per forward.
+        weight_decay: The largest decay on a normalization layer's parameters; None
+            without an optimizer.
+        is_decoupled: The decay is multiplied by the learning rate alone (AdamW).
+    """
+
+    forwards: int = 0
+    updates: int | None = None
+    updates_in_eval: int = 0
+    updates_before_eval: int = 0
+    idle_bursts: int = 0
+    samples: float = 0.0
+    weight_decay: float | None = None
+    is_decoupled: bool = False
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Everything that was measured on one model.
 
@@ -221,6 +376,12 @@ class Statistics:
         samples: Samples seen in all.
         batches: Batches seen in all.
         while_training: The weights moved between the measurements.
+        data: The loader; None when there was none.
+        output: The model's answers; None when they were not seen.
+        training: The training loop; None when it was not watched.
+        world_size: Ranks that train together.
+        is_averaged: The weights are an average over training (SWA, EMA).
+        notes: What the reader should know about the measurement.
     """
 
     layers: tuple[LayerStatistics, ...] = ()
@@ -228,7 +389,12 @@ class Statistics:
     samples: int = 0
     batches: int = 0
     while_training: bool = False
-    notes: tuple[str, ...] = field(default=())
+    data: DataStatistics | None = None
+    output: OutputStatistics | None = None
+    training: TrainingStatistics | None = None
+    world_size: int = 1
+    is_averaged: bool = False
+    notes: tuple[str, ...] = ()
 
     def of_role(self, role: Role) -> list[LayerStatistics]:
         """The layers of one role, in order of execution."""

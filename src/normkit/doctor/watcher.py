@@ -15,18 +15,32 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor import checks
 from normkit.doctor.diagnosis import ranked
 from normkit.doctor.examine import norm_statistics
 from normkit.doctor.finding import Finding
-from normkit.doctor.probe import Hook, LayerProbe, Probes, norm_of
-from normkit.doctor.statistics import LayerStatistics, Statistics, WeightStatistics
+from normkit.doctor.probe import (
+    Hook,
+    LayerProbe,
+    Probes,
+    first_tensor,
+    norm_of,
+    role_of,
+)
+from normkit.doctor.statistics import (
+    LayerStatistics,
+    Statistics,
+    TrainingStatistics,
+    WeightStatistics,
+)
 from normkit.errors import ArgumentError
 from normkit.moments import Moments
 
@@ -34,6 +48,8 @@ __all__ = ["SERIES", "Watch", "watch"]
 
 # How many observed steps a layer is judged by.
 RECENT = 5
+# A unit is dead when it is silent for two windows of so many samples.
+WINDOW = 1000
 
 # What is recorded per layer and observed step, in this order.
 SERIES = (
@@ -126,6 +142,13 @@ class Watch:
         self._handles: list[Any] = []
         # Numbers of the last observed steps of each layer, to judge it by.
         self._recent: dict[str, deque[dict[str, float]]] = {}
+        self._windows = {name: _Window() for name in self._probes.layers}
+        self._modes = {
+            name: [0, 0]
+            for name, probe in self._probes.layers.items()
+            if isinstance(probe.module, _BatchNorm)
+        }
+        self._loop = _Loop()
 
     def __enter__(self) -> Watch:
         try:
@@ -189,16 +212,24 @@ class Watch:
     def statistics(self) -> Statistics:
         """What was seen, as the checks read it."""
         self._settle()
-        norms = norm_statistics(self.model)
+        # In eval mode in every observed step: kept so on purpose, or D08's matter.
+        frozen = {
+            n for n, (evals, trains) in self._modes.items() if evals > trains == 0
+        }
+        norms = norm_statistics(self.model, frozen)
         layers = []
         for probe in self._probes.in_order:
             if probe.name not in self._recent:
                 continue
             series, recent = self._series[probe.name], self._recent[probe.name]
-            weight, norm = None, series["weight_norm"][-1]
+            norm = norms.get(probe.name)
             if norm is not None:
+                in_eval, in_training = self._modes[probe.name]
+                norm = replace(norm, eval_steps=in_eval, train_steps=in_training)
+            weight, size = None, series["weight_norm"][-1]
+            if size is not None:
                 weight = WeightStatistics(
-                    norm=norm,
+                    norm=size,
                     gradient_norm=_present(series["weight_gradient_norm"]),
                     update_ratio=_present(series["update_ratio"]),
                 )
@@ -209,11 +240,15 @@ class Watch:
                     role=probe.role,
                     is_output=probe.is_output,
                     samples=sum(int(found["samples"]) for found in recent),
+                    units=probe.units,
                     input=_pooled(recent, "input"),
                     output=_pooled(recent, "output"),
                     gradient_norm=_present(series["gradient_norm"]),
                     saturated=_present(series["saturated"]),
-                    norm=norms.get(probe.name),
+                    dead=self._windows[probe.name].dead,
+                    dead_samples=2 * WINDOW,
+                    fed_by=probe.fed_by,
+                    norm=norm,
                     weight=weight,
                 )
             )
@@ -222,6 +257,7 @@ class Watch:
             samples=max((layer.samples for layer in layers), default=0),
             batches=len(self._observed),
             while_training=True,
+            training=self._loop.statistics(self.model, self.optimizer),
         )
 
     def readings(self) -> list[Finding]:
@@ -272,6 +308,7 @@ class Watch:
         # The layers' hooks stay on through backward, where activation checkpointing
         # calls the layers again. Now that is over.
         self._probes.detach()
+        self._loop.saw_call(module, args, kwargs, is_grad=torch.is_grad_enabled())
         if not (module.training and torch.is_grad_enabled()):
             return
         if self.steps % self.every == 0:
@@ -284,6 +321,8 @@ class Watch:
     def _open(self) -> None:
         self._probes.reset()
         self._open_step = self.steps
+        for name, modes in self._modes.items():
+            modes[self._probes.layers[name].module.training] += 1
         self._extra = {
             (name, "weight_norm"): norm_of(weight.detach())
             for name, weight in self._weights.items()
@@ -307,6 +346,7 @@ class Watch:
             if "input.count" in found:
                 found["samples"] = probe.samples
                 self._recent.setdefault(name, deque(maxlen=RECENT)).append(found)
+                self._windows[name].see(probe)
             series = self._series.setdefault(
                 name, {key: [None] * index for key in SERIES}
             )
@@ -322,6 +362,7 @@ class Watch:
 
     @torch.no_grad()
     def _after_update(self, *_: Any) -> None:
+        self._loop.saw_update()
         for name, old in self._old_weights.items():
             change = self._weights[name].detach() - old
             self._extra[name, "update_ratio"] = norm_of(change) / norm_of(old)
@@ -387,3 +428,120 @@ def _pooled(recent: Iterable[dict[str, float]], side: str) -> Moments | None:
         if f"{side}.count" in found
     ]
     return Moments.merge_all(parts) if parts else None
+
+
+class _Window:
+    """Which units of one layer answered in the last two windows of samples."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.alive: Tensor | None = None
+        self.before: Tensor | None = None
+
+    @property
+    def dead(self) -> float | None:
+        """Share of units silent in both windows; None before there are two."""
+        if self.before is None:
+            return None
+        alive = self.before if self.alive is None else self.before | self.alive
+        return 1 - float(alive.double().mean())
+
+    def see(self, probe: LayerProbe) -> None:
+        """Add what the probe saw of one step."""
+        if probe.alive is None:
+            return
+        if self.samples >= WINDOW:
+            self.before, self.alive, self.samples = self.alive, None, 0
+        if self.alive is None or self.alive.shape != probe.alive.shape:
+            self.alive = probe.alive
+        else:
+            self.alive = self.alive | probe.alive
+        self.samples += probe.samples
+
+
+class _Loop:
+    """What the training loop does, by the calls of the model and the optimizer."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.samples = 0
+        self.updates = 0
+        self.updates_in_eval = 0
+        self.updates_before_eval = 0
+        self.idle_bursts = 0
+        self._idle_calls = 0
+        # Mode of the last call with gradients since the last update.
+        self._called_in_training: bool | None = None
+
+    def saw_call(
+        self, model: nn.Module, args: Any, kwargs: Any, *, is_grad: bool
+    ) -> None:
+        """The model is called."""
+        if not is_grad:
+            self._idle_calls += model.training and not _is_cumulative(model)
+            # One such call may belong to a step: a generator feeding its critic.
+            self.idle_bursts += self._idle_calls == 2
+            return
+        self._idle_calls = 0
+        self._called_in_training = model.training
+        if model.training:
+            x = first_tensor(args)
+            x = first_tensor(kwargs) if x is None else x
+            self.forwards += 1
+            self.samples += x.shape[0] if x is not None and x.dim() else 1
+
+    def saw_update(self) -> None:
+        """The optimizer made a step."""
+        self.updates += 1
+        if self._called_in_training is False:
+            if not self.updates_in_eval:
+                self.updates_before_eval = self.updates - 1
+            self.updates_in_eval += 1
+        self._called_in_training = None
+
+    def statistics(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None
+    ) -> TrainingStatistics:
+        """What was seen so far."""
+        decay, is_decoupled = _decay_on_norms(model, optimizer)
+        return TrainingStatistics(
+            forwards=self.forwards,
+            updates=None if optimizer is None else self.updates,
+            updates_in_eval=self.updates_in_eval,
+            updates_before_eval=self.updates_before_eval,
+            idle_bursts=self.idle_bursts,
+            samples=self.samples / max(self.forwards, 1),
+            weight_decay=decay,
+            is_decoupled=is_decoupled,
+        )
+
+
+def _is_cumulative(model: nn.Module) -> bool:
+    """Whether the batch norms average cumulatively, as in a calibration."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    return bool(norms) and all(norm.momentum is None for norm in norms)
+
+
+def _decay_on_norms(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> tuple[float | None, bool]:
+    """The largest weight decay on parameters of normalization layers."""
+    if optimizer is None:
+        return None, False
+    own = {
+        id(parameter)
+        for module in model.modules()
+        if role_of(module) == "norm"
+        for parameter in module.parameters(recurse=False)
+    }
+    decays = [
+        (float(group.get("weight_decay", 0.0)), _is_decoupled(optimizer, group))
+        for group in optimizer.param_groups
+        if any(id(parameter) in own for parameter in group["params"])
+    ]
+    return max(decays, default=(0.0, False))
+
+
+def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    known = group.get("decoupled_weight_decay")
+    return type(optimizer).__name__.endswith("W") if known is None else bool(known)

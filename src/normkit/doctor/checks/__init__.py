@@ -3,14 +3,26 @@
 Each takes a `Statistics` and yields a `Finding` for every layer it looked at: an
 error, a warning, an info, `clear` with the value, or `not_judged` with the reason.
 Grouped by question: `population` (do the running statistics describe the inputs?),
-`saturation` (can the units still learn?), `flow` (do signals and gradients pass?).
+`buffers` (can they be what they claim?), `batches` (does one batch speak for the
+data?), `modes` (was every layer in the right mode?), `weights` (have the weights what
+they need?), `saturation` (can the units still learn?), `flow` (do signals and gradients
+pass?), `basics` (input, output, order of the layers).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from normkit.doctor.checks import flow, population, saturation
+from normkit.doctor.checks import (
+    basics,
+    batches,
+    buffers,
+    flow,
+    modes,
+    population,
+    saturation,
+    weights,
+)
 from normkit.doctor.finding import Finding
 from normkit.doctor.statistics import Statistics
 from normkit.errors import ArgumentError
@@ -20,7 +32,20 @@ __all__ = ["CHECKS", "run"]
 Check = Callable[[Statistics], Iterator[Finding]]
 
 CHECKS: dict[str, Check] = dict(
-    sorted((population.CHECKS | saturation.CHECKS | flow.CHECKS).items())
+    sorted(
+        item
+        for group in (
+            basics,
+            batches,
+            buffers,
+            flow,
+            modes,
+            population,
+            saturation,
+            weights,
+        )
+        for item in group.CHECKS.items()
+    )
 )
 
 

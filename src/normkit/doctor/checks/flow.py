@@ -12,51 +12,83 @@ units of h, which a following batch norm takes out again.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics as numbers
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
-from normkit.doctor.checks.judge import below
+from normkit.doctor.checks.judge import above, below
 from normkit.doctor.finding import Finding
 from normkit.doctor.statistics import LayerStatistics, Statistics
 
-__all__ = ["CHECKS", "activations_vanish", "gradients_vanish"]
+__all__ = [
+    "CHECKS",
+    "activations_explode",
+    "activations_vanish",
+    "gradients_explode",
+    "gradients_vanish",
+]
 
-LEAST_LAYERS = 3
+LEAST_LAYERS = 4
 # Last layer against first. tanh: .09 at n·Var[w] = .41, .47 at Xavier's; ReLU: .17 at
 # Xavier's, .97 at Kaiming's.
 VANISH_WARNING, VANISH_ERROR = 0.2, 0.02
+EXPLODE_WARNING, EXPLODE_ERROR = 10.0, 100.0
 GRADIENT_WARNING, GRADIENT_ERROR = 0.02, 1e-4
+# First layer against last; and growth from one window of steps to the next.
+GRADIENT_HIGH = 100.0
+GROWTH, WINDOW = 2.0, 5
 # Median over steps of ‖Δw‖/‖w‖ below which a layer stands still.
 STILL = 1e-6
 RECENT = 5
 
 _D22 = partial(Finding, "D22", "activations_vanish")
+_D23 = partial(Finding, "D23", "activations_explode")
 _D24 = partial(Finding, "D24", "gradients_vanish")
+_D25 = partial(Finding, "D25", "gradients_explode")
 
 
 def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
     """D22: the outputs shrink from layer to layer."""
     for kind, layers in _stacks(statistics).items():
-        rms = [layer.output_rms for layer in layers]
         if len(layers) < LEAST_LAYERS:
             reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
             yield _D22(layers[-1].name, "not_judged", evidence=reason)
             continue
-        ratio = rms[-1] / rms[0] if rms[0] > 0 else math.nan
+        ratio = _trend(layers)
         severity, threshold = below(ratio, warning=VANISH_WARNING, error=VANISH_ERROR)
-        yield _D22(
-            layers[-1].name,
-            severity,
-            ratio,
-            threshold,
-            f"the rms of the outputs goes from {rms[0]:.3g} at {layers[0].name} to "
-            f"{rms[-1]:.3g} here, a factor of {_slope(rms):.2f} per layer of kind "
-            f"{kind}",
-            _START,
-            {"layers": [layer.name for layer in layers], "rms": rms},
-        )
+        yield _D22(layers[-1].name, severity, ratio, threshold, _told(layers), _START)
+
+
+def activations_explode(statistics: Statistics) -> Iterator[Finding]:
+    """D23: the outputs grow from layer to layer."""
+    for kind, layers in _stacks(statistics).items():
+        if len(layers) < LEAST_LAYERS:
+            reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
+            yield _D23(layers[-1].name, "not_judged", evidence=reason)
+            continue
+        ratio = _trend(layers)
+        if math.isnan(ratio) and all(s.output_rms == 0 for s in layers):
+            continue  # nothing arrives: that is D22
+        severity, threshold = above(ratio, warning=EXPLODE_WARNING, error=EXPLODE_ERROR)
+        yield _D23(layers[-1].name, severity, ratio, threshold, _told(layers), _START)
+
+
+def _trend(layers: Sequence[LayerStatistics]) -> float:
+    """The rms of the last output against the first; nan when the first is zero."""
+    first, last = layers[0].output_rms, layers[-1].output_rms
+    return last / first if first > 0 else math.nan
+
+
+def _told(layers: Sequence[LayerStatistics]) -> str:
+    rms = [layer.output_rms for layer in layers]
+    return (
+        f"the rms of the outputs goes from {rms[0]:.3g} at {layers[0].name} to "
+        f"{rms[-1]:.3g} here, a factor of {_slope(rms):.2f} per layer of kind "
+        f"{layers[0].kind}"
+    )
 
 
 def gradients_vanish(statistics: Statistics) -> Iterator[Finding]:
@@ -66,20 +98,13 @@ def gradients_vanish(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
-    layers = [layer for layer in statistics.of_role("weight") if layer.gradient_norm]
-    if not layers:
-        if statistics.of_role("weight"):
-            reason = "no gradient was seen; give a loss_fn"
-            yield _D24("", "not_judged", evidence=reason)
+    found = _responses(statistics)
+    if isinstance(found, Finding):
+        yield replace(found, id="D24", name="gradients_vanish")
         return
-    if len(layers) < LEAST_LAYERS:
-        reason = f"{len(layers)} layers are too few for a trend"
-        yield _D24(layers[0].name, "not_judged", evidence=reason)
+    if found is None:
         return
-    response = [
-        numbers.median(layer.gradient_norm[-RECENT:]) * layer.output_rms
-        for layer in layers
-    ]
+    layers, response = found
     if not response[-1] > 0:
         reason = f"the loss answers by {response[-1]:.3g} to the last layer already"
         yield _D24(layers[0].name, "not_judged", evidence=reason)
@@ -97,6 +122,81 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         _START,
         {"layers": [layer.name for layer in layers], "response": response},
     )
+
+
+def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
+    """D25: the gradients grow towards the first layers, over time, or without end."""
+    for layer in statistics.of_role("weight"):
+        norms = (
+            *layer.gradient_norm,
+            *(layer.weight.gradient_norm if layer.weight else ()),
+        )
+        bad = sum(not math.isfinite(norm) for norm in norms)
+        if bad:
+            evidence = f"{bad} of {len(norms)} gradients are not finite"
+            yield _D25(layer.name, "error", math.nan, 0.0, evidence, _CALM)
+    found = _responses(statistics)
+    if isinstance(found, Finding):
+        yield replace(found, id="D25", name="gradients_explode")
+    elif found is not None:
+        layers, response = found
+        ratio = response[0] / response[-1] if response[-1] > 0 else math.nan
+        if math.isfinite(ratio):
+            severity, threshold = above(ratio, warning=math.inf, error=GRADIENT_HIGH)
+            yield _D25(
+                layers[0].name,
+                severity,
+                ratio,
+                GRADIENT_HIGH if threshold == math.inf else threshold,
+                f"to a relative change of its outputs the loss answers by "
+                f"{response[0]:.3g} here and by {response[-1]:.3g} at "
+                f"{layers[-1].name}",
+                _CALM,
+            )
+    if statistics.while_training:
+        yield from _growth(statistics)
+
+
+def _growth(statistics: Statistics) -> Iterator[Finding]:
+    """Three windows in a row in which a weight's gradient more than doubles."""
+    for layer in statistics.of_role("weight"):
+        norms = layer.weight.gradient_norm if layer.weight else ()
+        last = norms[-4 * WINDOW :]
+        if len(last) < 4 * WINDOW or not all(math.isfinite(n) for n in last):
+            continue
+        medians = [
+            numbers.median(last[i * WINDOW : (i + 1) * WINDOW]) for i in range(4)
+        ]
+        growth = min(
+            after / before if before > 0 else 0.0
+            for before, after in itertools.pairwise(medians)
+        )
+        if growth > GROWTH:
+            evidence = (
+                f"the gradient of its weight grew {growth:.3g}-fold or more in each of "
+                f"the last three windows of {WINDOW} steps"
+            )
+            yield _D25(layer.name, "error", growth, GROWTH, evidence, _CALM)
+
+
+def _responses(
+    statistics: Statistics,
+) -> tuple[list[LayerStatistics], list[float]] | Finding | None:
+    """The response of each weight layer; or why there is none; None without layers."""
+    every = statistics.of_role("weight")
+    layers = [layer for layer in every if layer.gradient_norm]
+    if not every:
+        return None
+    if not layers:
+        reason = "no gradient was seen; give a loss_fn"
+        return Finding("", "", "", "not_judged", evidence=reason)
+    if len(layers) < LEAST_LAYERS:
+        reason = f"{len(layers)} layers are too few for a trend"
+        return Finding("", "", layers[0].name, "not_judged", evidence=reason)
+    return layers, [
+        numbers.median(layer.gradient_norm[-RECENT:]) * layer.output_rms
+        for layer in layers
+    ]
 
 
 def _stand_still(statistics: Statistics) -> Iterator[Finding]:
@@ -123,6 +223,10 @@ def _stand_still(statistics: Statistics) -> Iterator[Finding]:
     )
 
 
+_CALM = (
+    "lower the learning rate, clip the gradients, put batch norm between the layers, "
+    "or start from normkit.initialize(model)"
+)
 _START = (
     "start from normkit.initialize(model), put batch norm between the layers, or add "
     "skip connections"
@@ -132,10 +236,14 @@ _START = (
 def _stacks(statistics: Statistics) -> dict[str, list[LayerStatistics]]:
     """Layers of one kind: the activations, or the weights of a model without any.
 
-    The output layer is left out: its scale answers to the loss.
+    The output layer is left out: its scale answers to the loss. So are side branches
+    such as the gates of squeeze and excitation: layers on one position per sample,
+    with layers on many after them.
     """
     stacks: dict[str, list[LayerStatistics]] = {}
     seen = [s for s in statistics.layers if s.output is not None and not s.is_output]
+    last_wide = max((i for i, s in enumerate(seen) if s.positions > 1), default=-1)
+    seen = [s for i, s in enumerate(seen) if i >= last_wide or s.positions > 1]
     hidden = [s for s in seen if s.role == "activation"]
     for layer in hidden or [s for s in seen if s.role == "weight"]:
         stacks.setdefault(layer.kind, []).append(layer)
@@ -151,4 +259,9 @@ def _slope(values: Sequence[float]) -> float:
     )
 
 
-CHECKS = {"D22": activations_vanish, "D24": gradients_vanish}
+CHECKS = {
+    "D22": activations_vanish,
+    "D23": activations_explode,
+    "D24": gradients_vanish,
+    "D25": gradients_explode,
+}

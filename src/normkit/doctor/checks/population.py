@@ -125,7 +125,7 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     for layer, norm in statistics.norms:
         if norm.frozen:
             continue
-        found = distance(norm)
+        found = None if norm.is_new else distance(norm)
         if found is None:
             yield _D01(layer.name, "not_judged", evidence=_too_little(norm))
             continue
@@ -144,6 +144,8 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _too_little(norm: NormStatistics) -> str:
+    if norm.is_new:
+        return "the layer is new and has counted no batch yet"
     if norm.stream is None:
         return "the inputs were not measured with the weights held still"
     samples = int(norm.stream.sample_means.count.min())
@@ -158,6 +160,10 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
     if not any(not norm.frozen for _, norm in statistics.norms):
         return
     found = statistics.evaluation
+    if all(norm.is_new for _, norm in statistics.norms):
+        reason = "the layers are new and have counted no batch yet"
+        yield _D02("", "not_judged", evidence=reason)
+        return
     if found is None:
         yield _D02("", "not_judged", evidence="there is no loss_fn to compare with")
         return
@@ -221,6 +227,10 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
     """D03: the initial values still weigh in the running statistics."""
     for layer, norm in statistics.norms:
         if norm.frozen or norm.momentum is None:
+            continue
+        if norm.is_new:
+            reason = "the layer is new and has counted no batch yet"
+            yield _D03(layer.name, "not_judged", evidence=reason)
             continue
         if norm.tracked is None:
             reason = "the layer does not count its batches (num_batches_tracked)"

@@ -1,4 +1,4 @@
-"""Are the units of the activations still able to learn?"""
+"""Are the units, and the channels before them, still able to learn?"""
 
 from __future__ import annotations
 
@@ -10,15 +10,36 @@ from normkit.doctor.checks.judge import above
 from normkit.doctor.finding import Finding
 from normkit.doctor.statistics import Statistics
 
-__all__ = ["CHECKS", "saturation"]
+__all__ = [
+    "CHECKS",
+    "collapsed_scale",
+    "constant_channels",
+    "dead_units",
+    "saturation",
+]
 
-# Share of (unit, sample) pairs. Batch norm keeps it at 1 to 5 %; a sigmoid network
-# without it reaches 32 % at learning rate 1 and 63 % at 3.
-SATURATED_WARNING, SATURATED_ERROR = 0.25, 0.60
+# Share of (unit, sample) pairs. Batch norm keeps it at 1 to 5 %; healthy tanh networks
+# without it reach 32 % in their first layer, and a sigmoid network at a learning rate
+# of 3 has 63 %.
+SATURATED_WARNING, SATURATED_ERROR = 0.40, 0.60
 LEAST_VALUES = 500
 # While training, a state counts when it lasts this many observations.
 LASTING = 3
 
+# Share of a layer's units that were zero on every sample. Half of the zeros per unit
+# is healthy; a unit that never answers is not.
+DEAD_WARNING, DEAD_ERROR = 0.10, 0.50
+DEAD_SAMPLES = 1000
+# One of a few units says nothing: of 4 gates, 3 were off in a healthy network.
+LEAST_UNITS = 16
+RECTIFIERS = ("ReLU", "ReLU6", "Threshold", "Hardswish", "Hardshrink", "Softshrink")
+
+CONSTANT_SHARE = 0.05
+COLLAPSED, COLLAPSED_SHARE = 1e-3, 0.5
+
+_D18 = partial(Finding, "D18", "constant_channels")
+_D19 = partial(Finding, "D19", "collapsed_scale")
+_D21 = partial(Finding, "D21", "dead_units")
 _D20 = partial(Finding, "D20", "saturation")
 
 
@@ -57,4 +78,69 @@ def saturation(statistics: Statistics) -> Iterator[Finding]:
         )
 
 
-CHECKS = {"D20": saturation}
+def dead_units(statistics: Statistics) -> Iterator[Finding]:
+    """D21: units that are zero on every sample, and so have no gradient."""
+    for layer in statistics.of_role("activation"):
+        if layer.kind not in RECTIFIERS:
+            continue
+        if layer.dead is None or layer.dead_samples < DEAD_SAMPLES:
+            reason = f"{layer.samples} samples are too few; {DEAD_SAMPLES} are needed"
+            yield _D21(layer.name, "not_judged", evidence=reason)
+            continue
+        if layer.units < LEAST_UNITS:
+            reason = f"{layer.units} units are too few for a share"
+            yield _D21(layer.name, "not_judged", evidence=reason)
+            continue
+        severity, threshold = above(layer.dead, warning=DEAD_WARNING, error=DEAD_ERROR)
+        yield _D21(
+            layer.name,
+            severity,
+            layer.dead,
+            threshold,
+            f"{layer.dead:.0%} of its units were zero on each of "
+            f"{layer.dead_samples} samples",
+            "start from normkit.initialize(model), lower the learning rate, put batch "
+            "norm before it, or use a leaky activation",
+        )
+
+
+def constant_channels(statistics: Statistics) -> Iterator[Finding]:
+    """D18: channels without variance, which batch norm amplifies by 1/√eps."""
+    for layer, norm in statistics.norms:
+        if norm.stream is None or norm.eps <= 0:
+            continue
+        share = float((norm.stream.pooled.var <= norm.eps).double().mean())
+        severity, threshold = above(share, warning=CONSTANT_SHARE)
+        yield _D18(
+            layer.name,
+            severity,
+            share,
+            threshold,
+            f"{share:.0%} of its channels have a variance of at most eps={norm.eps:g}; "
+            f"there a change counts up to {norm.eps**-0.5:.3g}-fold",
+            "see whether the input of these channels arrives, and prune them if not",
+        )
+
+
+def collapsed_scale(statistics: Statistics) -> Iterator[Finding]:
+    """D19: channels that the learned scale has switched off."""
+    for layer, norm in statistics.norms:
+        if norm.weight is None or norm.is_new:
+            continue
+        share = float((norm.weight.abs() < COLLAPSED).double().mean())
+        yield _D19(
+            layer.name,
+            "info" if share > COLLAPSED_SHARE else "clear",
+            share,
+            COLLAPSED_SHARE,
+            f"{share:.0%} of its scales are below {COLLAPSED:g} in size",
+            "these channels can be pruned",
+        )
+
+
+CHECKS = {
+    "D18": constant_channels,
+    "D19": collapsed_scale,
+    "D20": saturation,
+    "D21": dead_units,
+}

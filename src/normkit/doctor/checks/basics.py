@@ -1,0 +1,151 @@
+"""Are input, output and order of the layers as they should be?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+from normkit.doctor.checks.judge import above
+from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.statistics import Statistics
+
+__all__ = ["CHECKS", "basics", "input_scale", "norm_choice"]
+
+# |mean| in standard deviations, and the standard deviation itself.
+INPUT_MEAN = 3.0
+INPUT_LOW, INPUT_HIGH = 0.05, 20.0
+# Standard deviation of an output below which a norm has erased its input.
+ERASED = 1e-3
+# Standard deviation over samples against the rms: a constant answer.
+CONSTANT = 1e-6
+START_RATIO = 2.0
+
+_D28 = partial(Finding, "D28", "input_scale")
+_D29 = partial(Finding, "D29", "norm_choice")
+_D34 = partial(Finding, "D34", "basics")
+
+
+def input_scale(statistics: Statistics) -> Iterator[Finding]:
+    """D28: inputs far from zero mean and unit variance."""
+    found = None if statistics.data is None else statistics.data.input
+    if found is None or not statistics.layers:
+        return
+    if int(found.count) < 100:
+        reason = f"{int(found.count)} input values are too few"
+        yield _D28("", "not_judged", evidence=reason)
+        return
+    mean, sd = float(found.mean), float(found.var.sqrt())
+    first = statistics.layers[0]
+    is_far = not abs(mean) <= INPUT_MEAN * sd
+    is_wide = not INPUT_LOW <= sd <= INPUT_HIGH
+    severity: Severity = "warning" if is_far or is_wide else "clear"
+    if first.role == "norm":
+        # The first layer takes any scale out again.
+        severity = "clear"
+    threshold = INPUT_HIGH if sd > 1 else INPUT_LOW
+    if is_far and not is_wide:
+        threshold = INPUT_MEAN
+    yield _D28(
+        "",
+        severity,
+        sd if is_wide or not is_far else abs(mean) / sd if sd else math.inf,
+        threshold,
+        f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}",
+        "subtract the mean of the training data and divide by its standard deviation",
+    )
+
+
+def norm_choice(statistics: Statistics) -> Iterator[Finding]:
+    """D29: a normalization that erases its input, or sees sequences of many lengths."""
+    for layer in statistics.of_role("norm"):
+        if layer.input is None or layer.output is None:
+            continue
+        given, left = (float(m.var.sqrt()) for m in (layer.input, layer.output))
+        is_erased = given > ERASED and not left > ERASED * given / max(given, 1.0)
+        norm = layer.norm
+        varies = (
+            norm is not None
+            and not norm.frozen
+            and norm.stream is not None
+            and norm.stream.lengths[0] != norm.stream.lengths[1]
+        )
+        severity: Severity = "error" if is_erased else "warning" if varies else "clear"
+        evidence = (
+            f"its inputs have a standard deviation of {given:.3g}, its outputs of "
+            f"{left:.3g}"
+        )
+        fix = (
+            "normalize over more than one value: fewer groups, other dimensions, or "
+            "batch norm"
+        )
+        if varies and not is_erased and norm is not None and norm.stream is not None:
+            low, high = norm.stream.lengths
+            evidence = f"it saw sequences of {low} to {high} positions in one average"
+            fix = "use layer norm, or pass mask= to normkit.nn's batch norm"
+        yield _D29(layer.name, severity, left, ERASED, evidence, fix)
+
+
+def basics(statistics: Statistics) -> Iterator[Finding]:
+    """D34: what is wrong before any normalization is."""
+    yield from _linear_after_linear(statistics)
+    out, data = statistics.output, statistics.evaluation
+    if out is None:
+        return
+    if not out.spread > CONSTANT * out.scale and statistics.samples > 1:
+        yield _D34(
+            "",
+            "warning",
+            out.spread,
+            CONSTANT * out.scale,
+            "the output is the same for every input",
+            "look for dead units, symmetric weights or inputs that do not arrive",
+        )
+    if out.sums_to_one and out.loss_kind in ("CrossEntropyLoss", "cross_entropy"):
+        yield _D34(
+            "",
+            "warning",
+            1.0,
+            0.0,
+            "the output is a softmax already, and cross_entropy applies another",
+            "give cross_entropy the logits: drop the last softmax",
+        )
+    is_new = bool(statistics.norms) and all(norm.is_new for _, norm in statistics.norms)
+    if data is None or out.classes is None or out.units < 2 or not is_new:
+        return
+    if out.loss_kind not in ("CrossEntropyLoss", "cross_entropy"):
+        return
+    loss, chance = data.mean(data.batch_loss), math.log(out.units)
+    severity, threshold = above(loss, warning=START_RATIO * chance)
+    yield _D34(
+        "",
+        severity,
+        loss,
+        threshold,
+        f"the loss at the start is {loss:.3g}; a guess among {out.units} classes costs "
+        f"{chance:.3g}",
+        "start the last layer with smaller weights: normkit.initialize(model)",
+    )
+
+
+def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
+    """Two linear layers in a row are one, unless the first is a bottleneck."""
+    by_name = {layer.name: layer for layer in statistics.layers}
+    for layer in statistics.layers:
+        before = by_name.get(layer.fed_by)
+        if before is None or layer.features is None or before.features is None:
+            continue
+        given, middle = before.features
+        if middle < min(given, layer.features[1]):
+            continue
+        yield _D34(
+            layer.name,
+            "warning",
+            1.0,
+            0.0,
+            f"{before.name} feeds it with nothing between: the two are one linear map",
+            "put an activation between them, or merge them",
+        )
+
+
+CHECKS = {"D28": input_scale, "D29": norm_choice, "D34": basics}

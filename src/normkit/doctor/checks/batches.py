@@ -1,0 +1,303 @@
+"""Does one batch speak for the data?
+
+    n_eff = var / Var(batch mean)
+
+is the number of independent values that a batch amounts to; neighbouring positions of
+one image count for little. F compares the means of batches with the means of samples
+inside them, and is 1 when batches are drawn at random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from normkit.doctor.checks.judge import above, below
+from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.statistics import ChannelStream, Statistics
+
+__all__ = [
+    "CHECKS",
+    "accumulated_batches",
+    "batch_too_small",
+    "batches_not_mixed",
+    "dropout_shift",
+    "last_batch_of_one",
+    "padding_contaminates",
+    "shared_norm",
+    "unsynchronised_ranks",
+]
+
+# Samples per batch: accuracy on digits fell by 32 points at 2 and by 1 at 4; on
+# ImageNet by 11, 3.7 and 1.2 points at 2, 4 and 8 (Wu & He 2018).
+SMALL_WARNING, SMALL_ERROR = 8, 2
+# Many independent positions make up for few samples, so far.
+LEAST_EFFECTIVE = 16.0
+
+# var with dropout off / var with dropout on: .97 to 1.05 without dropout before it,
+# .78 to .85 at p = .2, .43 to .46 at p = .5.
+DROPOUT_INFO, DROPOUT_WARNING = 0.9, 0.7
+
+# 9 % of padding: .04 / .93; 32 %: .16 / .73; 50 %: .25 / .57.
+PADDING_SHIFT, PADDING_RATIO = 0.1, 0.85
+
+# Shuffled: at most 1.2 (90th percentile 1.5); a shuffle buffer of 100 samples 5 to 11;
+# sorted by class 14 to 64.
+MIXED_WARNING, MIXED_ERROR = 2.5, 6.0
+LEAST_BATCHES = 20
+
+CALL_MEAN, CALL_VAR = 0.5, 1.0
+
+_D05 = partial(Finding, "D05", "batch_too_small")
+_D06 = partial(Finding, "D06", "last_batch_of_one")
+_D11 = partial(Finding, "D11", "dropout_shift")
+_D12 = partial(Finding, "D12", "padding_contaminates")
+_D13 = partial(Finding, "D13", "batches_not_mixed")
+_D15 = partial(Finding, "D15", "accumulated_batches")
+_D30 = partial(Finding, "D30", "unsynchronised_ranks")
+_D33 = partial(Finding, "D33", "shared_norm")
+
+
+def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
+    """D05: too few values per channel in a batch to estimate a mean and a variance."""
+    for layer, norm in statistics.norms:
+        if norm.frozen or norm.stream is None:
+            continue
+        samples = float(norm.stream.sample_means.count.max()) / norm.stream.batches
+        # In eval mode: in training mode the layers before would pin the batch means.
+        effective = math.nan
+        if norm.evaluated is not None:
+            effective = effective_values(norm.evaluated)
+        severity: Severity = "warning" if samples <= SMALL_WARNING else "clear"
+        if samples <= SMALL_ERROR and not effective > LEAST_EFFECTIVE:
+            severity = "error"
+        threshold = SMALL_ERROR if severity == "error" else SMALL_WARNING
+        yield _D05(
+            layer.name,
+            severity,
+            samples,
+            threshold,
+            f"{samples:.3g} samples per batch"
+            + (f", worth {effective:.3g} independent values" if effective > 0 else ""),
+            "use group norm (normkit.convert(model, to='group')), SyncBatchNorm over "
+            "ranks, or freeze the batch norms with good statistics",
+            {"n_eff": effective, "fewest_values": norm.stream.values},
+        )
+
+
+def effective_values(stream: ChannelStream) -> float:
+    """How many independent values a batch amounts to; nan when it cannot be told."""
+    if stream.batches < 8:
+        return math.nan
+    ratio = stream.pooled.var / stream.batch_means.unbiased_var
+    ratio = ratio[ratio.isfinite()]
+    return float(ratio.median()) if ratio.numel() else math.nan
+
+
+def last_batch_of_one(statistics: Statistics) -> Iterator[Finding]:
+    """D06: the last batch of an epoch has one sample, which batch norm cannot take."""
+    data = statistics.data
+    if data is None:
+        return
+    single = [
+        layer.name
+        for layer, norm in statistics.norms
+        if not norm.frozen
+        and norm.stream is not None
+        and norm.stream.values_per_sample <= 1
+    ]
+    if not single:
+        return
+    if data.last is None:
+        reason = "the loader does not say how its epoch ends"
+        yield _D06(single[0], "not_judged", evidence=reason)
+        return
+    yield _D06(
+        single[0],
+        "error" if data.last == 1 else "clear",
+        data.last,
+        1.0,
+        f"an epoch ends with a batch of {data.last or 'full size'}; here a sample has "
+        "one value per channel",
+        "pass drop_last=True to the loader, or another batch size",
+        {"layers": single},
+    )
+
+
+def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
+    """D11: dropout before the layer makes its variance another one in eval mode."""
+    for layer, norm in statistics.norms:
+        if norm.frozen or norm.stream is None or norm.quiet is None:
+            continue
+        both = norm.quiet.pooled.var / norm.stream.pooled.var
+        both = both[both.isfinite() & (both > 0)]
+        if not both.numel():
+            continue
+        ratio = float(both.log().mean().exp())
+        severity, threshold = below(ratio, warning=DROPOUT_WARNING)
+        if severity == "clear" and ratio < DROPOUT_INFO:
+            severity, threshold = "info", DROPOUT_INFO
+        yield _D11(
+            layer.name,
+            severity,
+            ratio,
+            threshold,
+            f"with dropout off its inputs have {ratio:.2f} times the variance they "
+            "have in training, which is what the running statistics hold",
+            "move dropout behind the last batch norm, or recompute the statistics "
+            "with dropout off: normkit.calibrate(model, loader)",
+        )
+
+
+def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
+    """D12: the padding of sequences enters the statistics."""
+    for layer, norm in statistics.norms:
+        found = norm.padding
+        if norm.frozen or norm.stream is None or norm.stream.lengths[1] < 2:
+            continue
+        shift = 0.0 if found is None else found.shift
+        ratio = 1.0 if found is None else found.var_ratio
+        is_bad = not (shift <= PADDING_SHIFT and ratio >= PADDING_RATIO)
+        share = 0.0 if found is None else found.share
+        yield _D12(
+            layer.name,
+            "warning" if is_bad else "clear",
+            shift,
+            PADDING_SHIFT,
+            f"{share:.0%} of the positions lie in constant ends of their sequence; "
+            f"they shift the mean by {shift:.2f} standard deviations and change the "
+            f"variance by a factor of {ratio:.2f}",
+            "pass mask= to normkit.nn's batch norm, or use layer norm",
+            {"share": share, "var_ratio": ratio},
+        )
+
+
+def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
+    """D13: the batches differ more than random ones would."""
+    readings: list[tuple[float, str]] = []
+    reason = ""
+    for layer, norm in statistics.norms:
+        if norm.frozen or norm.stream is None:
+            continue
+        if norm.stream.batches < LEAST_BATCHES:
+            reason = (
+                f"{norm.stream.batches} batches are too few to compare; "
+                f"give at least {LEAST_BATCHES}"
+            )
+            continue
+        found = mixing(norm.stream)
+        if not math.isnan(found):
+            readings.append((found, layer.name))
+    if not readings:
+        if reason:
+            yield _D13("", "not_judged", evidence=reason)
+        return
+    value, name = max(readings)
+    severity, threshold = above(value, warning=MIXED_WARNING, error=MIXED_ERROR)
+    yield _D13(
+        name,
+        severity,
+        value,
+        threshold,
+        f"the means of batches vary {value:.3g} times as much as random batches of the "
+        "same samples would (F, median over channels)",
+        "shuffle=True, or a larger shuffle buffer; for several domains a batch norm "
+        "for each",
+        {"by_layer": {layer: f for f, layer in readings}},
+    )
+
+
+def mixing(stream: ChannelStream) -> float:
+    """The F ratio of batches, median over channels; nan when it cannot be told."""
+    total, batches = stream.sample_means, stream.batches
+    spare = total.count.to(torch.float64) - batches
+    between = (total.m2 - stream.sample_within) / (batches - 1)
+    within = stream.sample_within / spare
+    ratio = (between / within)[(within > 0) & (spare > 0)]
+    return float(ratio.median()) if ratio.numel() else math.nan
+
+
+def accumulated_batches(statistics: Statistics) -> Iterator[Finding]:
+    """D15: gradients are accumulated over small batches, statistics are not."""
+    loop = statistics.training
+    if loop is None or not any(not norm.frozen for _, norm in statistics.norms):
+        return
+    if not loop.updates:
+        reason = "no optimizer was given to watch, or it made no step"
+        yield _D15("", "not_judged", evidence=reason)
+        return
+    per_update = loop.forwards / loop.updates
+    is_bad = per_update >= 1.5 and loop.samples <= SMALL_WARNING
+    yield _D15(
+        "",
+        "warning" if is_bad else "clear",
+        loop.samples,
+        SMALL_WARNING,
+        f"{per_update:.3g} forwards per step of the optimizer, of {loop.samples:.3g} "
+        "samples each; batch norm sees one of them at a time",
+        "larger batches, SyncBatchNorm over ranks, or group norm: "
+        "normkit.convert(model, to='group')",
+        {"forwards_per_update": per_update},
+    )
+
+
+def unsynchronised_ranks(statistics: Statistics) -> Iterator[Finding]:
+    """D30: several ranks with small batches, each normalizing alone."""
+    if statistics.world_size < 2:
+        return
+    for layer, norm in statistics.norms:
+        if norm.frozen or norm.stream is None or "Sync" in layer.kind:
+            continue
+        samples = float(norm.stream.sample_means.count.max()) / norm.stream.batches
+        severity: Severity = "warning" if samples <= SMALL_WARNING else "clear"
+        yield _D30(
+            layer.name,
+            severity,
+            samples,
+            SMALL_WARNING,
+            f"{samples:.3g} samples per rank on {statistics.world_size} ranks, "
+            "normalized apart",
+            "normkit.convert(model, to='sync')",
+        )
+
+
+def shared_norm(statistics: Statistics) -> Iterator[Finding]:
+    """D33: one batch norm serves inputs of different distributions."""
+    for layer, norm in statistics.norms:
+        if norm.frozen or len(norm.calls) < 2:
+            continue
+        first = norm.calls[0]
+        sd = (first.var + norm.eps).sqrt()
+        shifts = [float(((c.mean - first.mean).abs() / sd).mean()) for c in norm.calls]
+        ratios = [
+            float(((c.var + norm.eps) / sd.square()).log().abs().mean())
+            for c in norm.calls
+        ]
+        shift, ratio = max(shifts), max(ratios)
+        is_bad = not (shift <= CALL_MEAN and ratio <= CALL_VAR)
+        yield _D33(
+            layer.name,
+            "warning" if is_bad else "info",
+            shift,
+            CALL_MEAN,
+            f"{len(norm.calls)} calls in one forward, up to {shift:.2f} standard "
+            f"deviations and a variance factor of {math.exp(ratio):.2f} apart; one "
+            "running average holds them all",
+            "give each use its own batch norm (the other weights may stay shared)",
+            {"shift": shifts, "log_ratio": ratios},
+        )
+
+
+CHECKS = {
+    "D05": batch_too_small,
+    "D06": last_batch_of_one,
+    "D11": dropout_shift,
+    "D12": padding_contaminates,
+    "D13": batches_not_mixed,
+    "D15": accumulated_batches,
+    "D30": unsynchronised_ranks,
+    "D33": shared_norm,
+}

@@ -1,0 +1,137 @@
+"""Can the running statistics be what they claim: finite, set, precise, their own?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from normkit.doctor.checks.judge import above
+from normkit.doctor.checks.population import distance, train_eval_gap
+from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.statistics import Statistics
+
+__all__ = [
+    "CHECKS",
+    "averaged_weights",
+    "default_buffers",
+    "narrow_precision",
+    "nonfinite_statistics",
+]
+
+# The least positive number of float16; an eps below half of it is 0 there.
+LEAST_HALF = 6e-8
+# Share of channels whose variance is below ten times eps.
+EPS_SHARE = 0.5
+
+_D16 = partial(Finding, "D16", "narrow_precision")
+_D17 = partial(Finding, "D17", "nonfinite_statistics")
+_D31 = partial(Finding, "D31", "averaged_weights")
+_D32 = partial(Finding, "D32", "default_buffers")
+
+
+def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
+    """D16: statistics in half precision, or an eps as large as the variances."""
+    for layer, norm in statistics.norms:
+        is_half = norm.dtype in ("float16", "bfloat16")
+        if is_half:
+            is_lost = norm.dtype == "float16" and norm.eps < LEAST_HALF
+            yield _D16(
+                layer.name,
+                "error" if is_lost else "warning",
+                norm.eps,
+                LEAST_HALF,
+                f"the running statistics are {norm.dtype}"
+                + (f", where eps={norm.eps:g} is 0" if is_lost else ""),
+                "keep batch norms in float32: after model.half() call .float() on them",
+                {"dtype": norm.dtype},
+            )
+            continue
+        share = float((norm.running_var < 10 * norm.eps).double().mean())
+        severity, threshold = above(share, warning=EPS_SHARE)
+        yield _D16(
+            layer.name,
+            severity,
+            share,
+            threshold,
+            f"in {share:.0%} of the channels the variance is below ten times "
+            f"eps={norm.eps:g}, which then decides the scale",
+            "lower eps, or scale the inputs of the layer up",
+        )
+
+
+def nonfinite_statistics(statistics: Statistics) -> Iterator[Finding]:
+    """D17: running statistics that are NaN, infinite or of negative variance."""
+    for layer, norm in statistics.norms:
+        bad = ~(norm.running_mean.isfinite() & norm.running_var.isfinite())
+        bad |= norm.running_var < 0
+        share = float(bad.double().mean())
+        severity: Severity = "error" if share > 0 else "clear"
+        yield _D17(
+            layer.name,
+            severity,
+            share,
+            0.0,
+            f"{int(bad.sum())} of {bad.numel()} channels have a running mean or "
+            "variance that is no number, infinite or negative",
+            "find the batch that brought it in, then layer.reset_running_stats() and "
+            "normkit.calibrate(model, loader); normkit.nn's layers skip such batches",
+            {"channels": bad.nonzero().flatten()[:20].tolist()},
+        )
+
+
+def averaged_weights(statistics: Statistics) -> Iterator[Finding]:
+    """D31: averaged weights (SWA, EMA) with the statistics of other weights."""
+    if not statistics.is_averaged:
+        return
+    has_gap = any(f.is_alarm for f in train_eval_gap(statistics))
+    for layer, norm in statistics.norms:
+        found = None if norm.frozen else distance(norm)
+        if found is None:
+            reason = "the inputs were not measured, or on too few samples"
+            yield _D31(layer.name, "not_judged", evidence=reason)
+            continue
+        value, threshold = found.value_and_threshold
+        severity = found.severity
+        if severity != "clear":
+            severity = "error" if has_gap else "warning"
+        yield _D31(
+            layer.name,
+            severity,
+            value,
+            threshold,
+            "the weights are an average over training, the running statistics are not "
+            f"theirs (d_mean {found.mean:.2f}, d_var {found.var:.2f})",
+            "normkit.calibrate(averaged_model, loader) after the last average",
+        )
+
+
+def default_buffers(statistics: Statistics) -> Iterator[Finding]:
+    """D32: a trained layer whose running statistics were never set."""
+    for layer, norm in statistics.norms:
+        if norm.is_new:
+            reason = "the layer is new: default statistics, scale 1, shift 0"
+            yield _D32(layer.name, "not_judged", evidence=reason)
+            continue
+        # Also when batches were counted: then the statistics were reset, or the count
+        # was loaded without them.
+        severity: Severity = "error" if norm.has_default_buffers else "clear"
+        yield _D32(
+            layer.name,
+            severity,
+            float(norm.tracked or 0),
+            1.0,
+            "the running statistics are mean 0 and variance 1, as in a new layer, "
+            f"after {norm.tracked or 0} counted batches"
+            + ("" if norm.weight is None else ", yet scale and shift are learned"),
+            "save and load the buffers with the weights (state_dict holds them), or "
+            "normkit.calibrate(model, loader)",
+            {"tracked": norm.tracked},
+        )
+
+
+CHECKS = {
+    "D16": narrow_precision,
+    "D17": nonfinite_statistics,
+    "D31": averaged_weights,
+    "D32": default_buffers,
+}

@@ -1,0 +1,113 @@
+"""Was every layer in the mode that it was meant to be in?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.statistics import Statistics
+
+__all__ = ["CHECKS", "eval_forgotten", "frozen_but_training", "stuck_in_eval"]
+
+_D07 = partial(Finding, "D07", "frozen_but_training")
+_D08 = partial(Finding, "D08", "stuck_in_eval")
+_D09 = partial(Finding, "D09", "eval_forgotten")
+
+
+def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
+    """D07: scale and shift are frozen, the running statistics still move."""
+    norms = [
+        (layer, norm) for layer, norm in statistics.norms if norm.weight is not None
+    ]
+    is_training = any(norm.is_trainable for _, norm in norms) or any(
+        layer.weight is not None and layer.weight.gradient_norm
+        for layer in statistics.layers
+    )
+    for layer, norm in norms:
+        if norm.frozen:
+            continue
+        # Where nothing at all is trained, nothing is frozen either.
+        is_bad = not norm.is_trainable and is_training
+        severity: Severity = "error" if is_bad else "clear"
+        yield _D07(
+            layer.name,
+            severity,
+            float(is_bad),
+            0.5,
+            "weight and bias do not ask for gradients, but in training mode the "
+            "running statistics keep moving"
+            if is_bad
+            else "weight and bias are trained",
+            "keep the layer in eval mode, also after model.train(): "
+            "normkit.convert(model, to='frozen') does",
+        )
+
+
+def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
+    """D08: training goes on with batch norms in eval mode."""
+    loop = statistics.training
+    if loop is None:
+        return
+    if loop.updates_in_eval and statistics.norms:
+        is_after = loop.updates_before_eval > 0
+        yield _D08(
+            "",
+            "error" if is_after else "warning",
+            loop.updates_in_eval,
+            0.0,
+            f"{loop.updates_in_eval} optimizer steps with the whole model in eval mode"
+            + (f", after {loop.updates_before_eval} in training mode" * is_after),
+            "call model.train() again after each validation",
+        )
+    for layer, norm in statistics.norms:
+        seen = norm.eval_steps + norm.train_steps
+        if not norm.eval_steps:
+            if norm.train_steps:
+                evidence = f"in training mode in all {seen} observed steps"
+                yield _D08(layer.name, "clear", 0.0, 0.0, evidence)
+            continue
+        # From the first step on, and with its own parameters frozen: on purpose.
+        severity: Severity = "info"
+        if norm.train_steps:
+            severity = "warning"
+        elif not norm.is_trainable:
+            severity = "clear"
+        yield _D08(
+            layer.name,
+            severity,
+            norm.eval_steps / seen,
+            0.0,
+            f"in eval mode in {norm.eval_steps} of {seen} observed training steps"
+            + (", with a scale that is trained" if norm.is_trainable else ""),
+            "call model.train() before each epoch, or freeze the layer's parameters "
+            "as well: normkit.convert(model, to='frozen')",
+        )
+
+
+def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
+    """D09: the model is evaluated in training mode, which moves its statistics."""
+    loop = statistics.training
+    if loop is None or not any(not norm.frozen for _, norm in statistics.norms):
+        return
+    if not loop.forwards and not loop.idle_bursts:
+        reason = "the model was not called in training mode"
+        yield _D09("", "not_judged", evidence=reason)
+        return
+    yield _D09(
+        "",
+        "error" if loop.idle_bursts else "clear",
+        loop.idle_bursts,
+        0.0,
+        f"{loop.idle_bursts} times the model was called several times in a row without "
+        "gradients but in training mode: batch statistics decide, and the running "
+        "ones move",
+        "call model.eval() before validation and model.train() after it",
+    )
+
+
+CHECKS = {
+    "D07": frozen_but_training,
+    "D08": stuck_in_eval,
+    "D09": eval_forgotten,
+}

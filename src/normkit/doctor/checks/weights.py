@@ -1,0 +1,141 @@
+"""Do the weights have what they need to learn, and only that?"""
+
+from __future__ import annotations
+
+import statistics as numbers
+from collections.abc import Iterator
+from functools import partial
+
+from normkit.doctor.checks.judge import above
+from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.statistics import Statistics
+
+__all__ = [
+    "CHECKS",
+    "decayed_scale",
+    "redundant_bias",
+    "symmetric_weights",
+    "update_size",
+]
+
+# ‖dL/db‖ / ‖dL/dw‖ below which a bias has no say.
+BIAS_RATIO = 1e-6
+# Decay on a scale pulls the function towards 0, not the parametrization.
+DECAY_WARNING = 1e-3
+TWINS = 0.5
+# ‖Δw‖/‖w‖ per step, median after the first tenth of the run.
+UPDATE_LOW, UPDATE_HIGH = 1e-5, 1e-1
+LEAST_UPDATES = 20
+
+_D10 = partial(Finding, "D10", "redundant_bias")
+_D14 = partial(Finding, "D14", "decayed_scale")
+_D26 = partial(Finding, "D26", "symmetric_weights")
+_D27 = partial(Finding, "D27", "update_size")
+
+
+def redundant_bias(statistics: Statistics) -> Iterator[Finding]:
+    """D10: a bias that the batch norm after it subtracts again.
+
+    Found by its gradient, which is zero but for rounding; layer norm and group norm
+    do not cancel a bias, and their gradients show it.
+    """
+    for layer in statistics.of_role("weight"):
+        weight = layer.weight
+        if weight is None or layer.is_output:
+            continue
+        if not weight.bias_gradient_norm or not weight.gradient_norm:
+            continue
+        size = numbers.median(weight.gradient_norm)
+        if not size > 0:
+            reason = "the weight itself has no gradient"
+            yield _D10(layer.name, "not_judged", evidence=reason)
+            continue
+        ratio = numbers.median(weight.bias_gradient_norm) / size
+        yield _D10(
+            layer.name,
+            "info" if ratio < BIAS_RATIO else "clear",
+            ratio,
+            BIAS_RATIO,
+            f"the gradient of its bias is {ratio:.1e} of that of its weight"
+            + (": what follows takes the bias out" if ratio < BIAS_RATIO else ""),
+            "pass bias=False to the layer",
+        )
+
+
+def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
+    """D14: weight decay acts on the scale and shift of normalization layers."""
+    loop = statistics.training
+    if loop is None or loop.weight_decay is None:
+        return
+    severity: Severity = "clear"
+    if loop.weight_decay > 0:
+        is_strong = loop.weight_decay >= DECAY_WARNING and not loop.is_decoupled
+        severity = "warning" if is_strong else "info"
+    yield _D14(
+        "",
+        severity,
+        loop.weight_decay,
+        DECAY_WARNING,
+        f"weight_decay={loop.weight_decay:g} on normalization layers",
+        "give their parameters a group of their own with weight_decay=0",
+    )
+
+
+def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
+    """D26: units with equal weights and equal gradients, which stay equal for ever."""
+    for layer in statistics.of_role("weight"):
+        weight = layer.weight
+        if weight is None or layer.is_output:
+            continue
+        if weight.twins > 0 and weight.gradient_twins is None:
+            reason = (
+                f"{weight.twins:.0%} of the rows are equal, but no gradient was seen "
+                "that would tell whether they stay so"
+            )
+            yield _D26(layer.name, "not_judged", evidence=reason)
+            continue
+        share = min(weight.twins, weight.gradient_twins or 0.0)
+        severity: Severity = "error" if share >= TWINS else "clear"
+        yield _D26(
+            layer.name,
+            severity,
+            share,
+            TWINS,
+            f"{share:.0%} of the units have the same weights and the same gradients as "
+            "another: they remain one unit",
+            "start from random weights: normkit.initialize(model)",
+        )
+
+
+def update_size(statistics: Statistics) -> Iterator[Finding]:
+    """D27: steps that are far too large or too small for the weights."""
+    for layer in statistics.of_role("weight"):
+        if layer.weight is None or not layer.weight.update_ratio:
+            continue
+        ratios = layer.weight.update_ratio
+        if len(ratios) < LEAST_UPDATES:
+            reason = f"{len(ratios)} observed updates are too few"
+            yield _D27(layer.name, "not_judged", evidence=reason)
+            continue
+        ratio = numbers.median(ratios[len(ratios) // 10 :])
+        severity, threshold = above(ratio, warning=UPDATE_HIGH)
+        if ratio < UPDATE_LOW:
+            severity, threshold = "warning", UPDATE_LOW
+        yield _D27(
+            layer.name,
+            severity,
+            ratio,
+            threshold,
+            f"a step changes the weight by {ratio:.1e} of its size (median)",
+            "lower the learning rate"
+            if ratio > UPDATE_HIGH
+            else "raise the learning rate, or see whether gradients arrive here",
+        )
+
+
+CHECKS = {
+    "D10": redundant_bias,
+    "D14": decayed_scale,
+    "D26": symmetric_weights,
+    "D27": update_size,
+}
