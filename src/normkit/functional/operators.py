@@ -29,6 +29,8 @@ from normkit.moments import Moments
 __all__ = ["batch_norm", "normalize"]
 
 _NONE = Epilogue()
+# torch 2.6 cannot tell an export from a compilation.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def batch_norm(
@@ -101,7 +103,7 @@ def normalize(
     if (
         _is_on_device(x)
         and torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        and not _is_exporting()
         and mask is None
         and _serves(x, dims, weight, bias)
         and _fits_rows(x, dims, weight if weight is not None else bias)
