@@ -97,9 +97,23 @@ def figures(kernel, grid, num_warps, arguments, architecture: int) -> dict:
         + int(re.search(r"STACK:(\d+)", usage).group(1)),
         "shared": compiled.metadata.shared,
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        "tickets": tickets(compiled.asm["ptx"]),
         "loads": widths(code, "LDG"),
         "stores": widths(code, "STG"),
     }
+
+
+def tickets(ptx: str) -> list[str]:
+    """What happens around each ticket, in order: stores, barriers, atomics, loads."""
+    steps = re.findall(
+        r"(st\.global|bar\.sync|atom\.global\S+|ld\.global)", ptx.replace(",", " ")
+    )
+    merged = [s for i, s in enumerate(steps) if i == 0 or steps[i - 1] != s]
+    return [
+        " ".join(merged[max(i - 2, 0) : i + 2])
+        for i, step in enumerate(merged)
+        if step.startswith("atom")
+    ]
 
 
 def widths(code: str, operation: str) -> dict[str, int]:

@@ -152,6 +152,28 @@ def test_running_statistics_move_inside_the_first_launch(layout, momentum) -> No
     assert tracked == 3
 
 
+def test_vectors_with_gaps_are_read_as_they_are() -> None:
+    shape, then = LAYOUTS["channels-last"]
+    x = draw(shape, then)
+    weight, bias, mean, var = (draw((16, 2))[:, 0] for _ in range(4))
+    expected = oracles.running_after(mean, var, [x], 0.1)
+    y = normkit.functional.batch_norm(x, mean, var, weight, bias, training=True)
+    close(y, oracles.batch_norm(x, weight, bias), torch.float32, 16)
+    torch.testing.assert_close(mean.double(), expected[0], rtol=3e-7, atol=3e-7)
+    torch.testing.assert_close(var.double(), expected[1], rtol=1e-6, atol=3e-7)
+    rows = draw((6, 16))
+    close(
+        normkit.functional.layer_norm(rows, (16,), weight),
+        oracles.layer_norm(rows, (16,), weight),
+        torch.float32,
+        16,
+    )
+    z = normkit.functional.batch_norm(x, mean, var.abs(), weight, training=False)
+    exact = (x.double() - mean.view(1, -1, 1, 1).double()) * weight.view(1, -1, 1, 1)
+    exact = exact / (var.abs().view(1, -1, 1, 1).double() + 1e-5).sqrt()
+    close(z, exact, torch.float32, 16)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_batch_moves_nothing_unless_asked(bad: float) -> None:
     shape, then = LAYOUTS["channels-last"]

@@ -117,12 +117,19 @@ CEILINGS = {
 COSTLY = {("batch-norm-gelu", "apply_grads_kernel"): 168}
 
 
+FENCED = "st.global bar.sync atom.global.gpu.acq_rel.add.u32 bar.sync"
+
+
 def check_code(found: list[dict]) -> None:
     for launch in found:
         name = f"{launch['plan']} {launch['kernel']} sm_{launch['architecture']}"
         ceiling = COSTLY.get((launch["plan"], launch["kernel"]))
         assert launch["spills"] == launch["local_bytes"] == 0, name
         assert launch["registers"] <= (ceiling or CEILINGS[launch["kernel"]]), name
+        # The writes of all threads come before the release, the reads after the
+        # acquire: a barrier stands on either side.
+        for around in launch["tickets"]:
+            assert around == FENCED, (name, around)
         if "odd" in launch["plan"]:
             continue
         # Tensors as large as x travel 16 bytes at a time; 2 bytes at a time only a

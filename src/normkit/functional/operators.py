@@ -67,6 +67,9 @@ def batch_norm(
     """
     if not _is_on_device(x) or isinstance(momentum, Tensor) or x.numel() == 0:
         return None
+    for buffer in (running_mean, running_var):
+        if buffer is not None and not buffer.is_contiguous():
+            return None
     dims = tuple(d for d in range(x.dim()) if d != channel_dim)
     residual = epilogue.residual
     shape = [1] * x.dim()

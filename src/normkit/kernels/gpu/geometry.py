@@ -170,12 +170,12 @@ def _is_split(sizes: list[int], split: int, matrix: Matrix) -> bool:
 
 
 def flat(vector: Tensor, x: Tensor) -> Tensor:
-    """The elements of `vector` in the memory order of x."""
+    """The elements of `vector` in the memory order of x, one after the other."""
     order = _memory_order(x)
     if order != sorted(order):
         rest = [d for d in range(x.dim()) if d not in order]
         vector = vector.permute(order + rest)
-    return vector.reshape(-1)
+    return vector.reshape(-1).contiguous()
 
 
 def laid_out_as(x: Tensor, y: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ def _batch_norm(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dense, view = _dense(x, _all_but(x, channel_dim))
+    weight, bias = _contiguous(weight), _contiguous(bias)
     running = None
     if running_mean is not None and running_var is not None:
         running = passes.Running(
@@ -118,6 +119,7 @@ def _batch_norm_backward(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dense, view = _dense(x, _all_but(x, channel_dim))
+    weight, bias = _contiguous(weight), _contiguous(bias)
     gate = passes.Gate(
         activation,
         slope,
@@ -206,6 +208,10 @@ def _dense(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, View]:
         return x, view
     x = x.contiguous()
     return x, view_of(x, dims)
+
+
+def _contiguous(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
 
 
 def _all_but(x: Tensor, dim: int) -> tuple[int, ...]:

@@ -447,4 +447,6 @@ def _move_running(
                 new = new.to(running_var_ptr.dtype.element_ty)
                 tl.store(running_var_ptr + index, new, mask=valid)
         if COUNTS_BATCHES:
+            # Every thread has read the old count before one writes the new.
+            tl.debug_barrier()
             tl.store(tracked_ptr, tl.load(tracked_ptr) + 1)
