@@ -916,3 +916,71 @@ if find_spec("triton") is not None:
         *("gpu_rows_forget_the_mean_of_g", "test_rows_and_their"),
         *("rows", "dx = dx - level[:, None]", "dx = dx"),
     )
+
+
+@fault(
+    caught_by="tests/fold/test_pairs.py::"
+    "test_a_convolution_takes_the_batch_norm_after_it"
+)
+def a_grouped_weight_is_read_in_the_wrong_order(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.algebra import WeightLayout
+
+    right = WeightLayout.to_goik
+    patch.setattr(
+        WeightLayout, "to_goik", lambda self, weight: right(self, weight).flip(0)
+    )
+
+
+@fault(
+    caught_by="tests/fold/test_pairs.py::"
+    "test_a_gemm_takes_the_batch_norm_in_spite_of_alpha_and_beta"
+)
+def a_fold_forgets_alpha(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.nodes import Linear
+
+    patch.setattr(Linear, "alpha", property(lambda self: 1.0, lambda self, value: None))
+
+
+@fault(
+    caught_by="tests/fold/test_traps.py::"
+    "test_batch_norm_over_time_does_not_fold_into_a_linear_map_of_features"
+)
+def a_fold_takes_any_dimension_for_the_channels(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.nodes import weighted
+
+    patch.setattr(weighted, "needs_channels_only", lambda *args: None)
+
+
+@fault(caught_by="tests/fold/test_ways.py::test_a_shift_does_not_pass_zero_padding")
+def a_fold_ignores_zero_padding(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.lowering import weighted
+
+    patch.setattr(weighted, "_pads", lambda padding, kernel: False)
+
+
+@fault(
+    caught_by="tests/fold/test_traps.py::"
+    "test_a_conv_whose_output_is_read_by_something_else_stays"
+)
+def a_fold_overlooks_the_second_reader(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold import solve
+
+    right = solve._Search.around
+    patch.setattr(solve._Search, "around", lambda self, value: right(self, value)[:1])
+
+
+@fault(caught_by="tests/fold/test_proof.py::test_a_wrong_fold_is_undone_and_said")
+def a_fold_is_believed_without_proof(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold import modules
+
+    patch.setattr(modules, "TOLERANCE", float("inf"))
+
+
+@fault(
+    caught_by="tests/fold/test_traps.py::"
+    "test_max_pooling_lets_positive_scales_through_and_no_other"
+)
+def a_negative_scale_passes_a_relu(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.gauge import Gauge
+
+    patch.setattr(Gauge, "is_positive", property(lambda self: True))

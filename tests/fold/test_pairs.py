@@ -47,6 +47,22 @@ def test_a_linear_layer_takes_the_batch_norm_over_its_features(shape):
     check(randomised(Net()), torch.randn(shape, dtype=torch.float64))
 
 
+def test_a_gemm_takes_the_batch_norm_in_spite_of_alpha_and_beta():
+    class Gemm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 6))
+            self.bias = nn.Parameter(torch.randn(6))
+            self.before, self.bn = nn.BatchNorm1d(3), nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            x = self.before(x)
+            y = torch.addmm(self.bias, x, self.weight, alpha=2.0, beta=-0.5)
+            return self.bn(y)
+
+    check(randomised(Gemm()), torch.randn(5, 3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     "make",
     [

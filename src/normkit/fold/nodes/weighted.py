@@ -83,9 +83,11 @@ class Linear(Node):
         if gauges.moved(self.outputs[0]):
             weight, new_bias = fold_output_affine(weight, new_bias, after, self.layout)
         weight = weight if self.alpha == 1 else weight / self.alpha
-        edits = store(self.weight, weight, self.label)
+        edits: dict[Slot, Tensor] = {}
+        if any(gauges.of(v).has_scale for v in (self.inputs[0], self.outputs[0])):
+            edits = store(self.weight, weight, self.label)
         # Created even where it comes out 0, so that which parameters a folded model
-        # has does not hang on the numbers in it; not for a mere change of scale.
+        # has does not hang on the numbers in it.
         is_needed = bool((new_bias != 0).any())
         is_needed |= self.bias_slot is not None and gauges.moved(self.outputs[0])
         if bias is not None or is_needed:
