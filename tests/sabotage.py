@@ -984,3 +984,38 @@ def a_negative_scale_passes_a_relu(patch: pytest.MonkeyPatch) -> None:
     from normkit.fold.gauge import Gauge
 
     patch.setattr(Gauge, "is_positive", property(lambda self: True))
+
+
+@fault(
+    caught_by="tests/doctor/test_planted_more.py::"
+    "test_d13_sorted_batches_are_named_and_shuffled_ones_are_not"
+)
+def d13_forgets_the_spread_within_batches(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    patch.setattr(batches, "mixing", lambda stream: 1.0)
+
+
+@fault(
+    caught_by="tests/doctor/test_confirm.py::"
+    "test_a_warning_whose_remedy_does_not_help_stays_a_warning"
+)
+def every_remedy_is_said_to_help(patch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from normkit.doctor import confirm
+
+    real = confirm._compared
+    patch.setattr(
+        confirm, "_compared", lambda *a, **k: replace(real(*a, **k), helps=True)
+    )
+
+
+@fault(
+    caught_by="tests/doctor/test_confirm.py::"
+    "test_dropout_is_off_in_the_statistics_that_its_remedy_writes"
+)
+def the_remedy_of_dropout_keeps_dropout_on(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor import confirm
+
+    patch.setitem(confirm.REMEDIES, "D11", confirm._as_in_training)

@@ -6,6 +6,7 @@ which are pure functions.
 """
 
 from normkit.doctor.diagnosis import Diagnosis, diagnose
+from normkit.doctor.explain import GapExplanation, GapPart, explain_gap
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.statistics import Statistics
 from normkit.doctor.watcher import Watch, watch
@@ -13,9 +14,12 @@ from normkit.doctor.watcher import Watch, watch
 __all__ = [
     "Diagnosis",
     "Finding",
+    "GapExplanation",
+    "GapPart",
     "Severity",
     "Statistics",
     "Watch",
     "diagnose",
+    "explain_gap",
     "watch",
 ]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from normkit.doctor import checks
 from normkit.doctor.case import Case, open_case
+from normkit.doctor.confirm import REMEDIES, Confirmation, confirm
 from normkit.doctor.examine import examine
 from normkit.doctor.finding import Finding
 from normkit.doctor.statistics import Statistics
+from normkit.errors import ArgumentError
 
 __all__ = ["SCHEMA", "Diagnosis", "diagnose", "ranked"]
 
@@ -50,11 +52,13 @@ class Diagnosis:
         readings: Every reading of every check, in the order of the checks.
         statistics: What the checks read.
         case: What was examined.
+        confirmations: What the remedies did on a copy; empty before `confirm`.
     """
 
     readings: list[Finding]
     statistics: Statistics
     case: Case | None = field(default=None, repr=False)
+    confirmations: tuple[Confirmation, ...] = ()
 
     @property
     def findings(self) -> list[Finding]:
@@ -91,6 +95,61 @@ class Diagnosis:
         """Whether there is neither an error nor a warning."""
         return not self.named
 
+    def confirm(self) -> Diagnosis:
+        """Try the remedy of each alarm on a copy, and say whether it helps.
+
+        Remedies exist where the running statistics are at fault: they are replaced by
+        those of the examination, and eval mode is measured again on the same batches.
+
+        Returns:
+            A new diagnosis with `confirmations`, in which a warning whose remedy helps
+            has become an error. Findings without a remedy stay as they are.
+
+        Raises:
+            ArgumentError: The diagnosis holds no case, or was made without a loss.
+        """
+        if self.case is None or self.statistics.evaluation is None:
+            raise ArgumentError(
+                "confirm needs the model, its batches and a loss; make the diagnosis "
+                "by normkit.diagnose(model, loader, loss_fn)"
+            )
+        confirmations = confirm(self.case, self.statistics, self.findings)
+        helps = {c.id for c in confirmations if c.helps}
+        readings = [
+            replace(f, severity="error")
+            if f.id in helps and f.severity == "warning"
+            else f
+            for f in self.readings
+        ]
+        return replace(self, readings=readings, confirmations=tuple(confirmations))
+
+    def repair(self, model: nn.Module | None = None) -> list[str]:
+        """Apply the remedies of all alarms to the model, in place.
+
+        Running statistics take the values of the examination, and a momentum that D04
+        names becomes torch's 0.1. Weights are never touched.
+
+        Args:
+            model: The model; the one that was examined by default.
+
+        Returns:
+            The ids of the checks whose remedies were applied.
+        """
+        if model is None and self.case is not None:
+            model = self.case.model
+        if model is None:
+            raise ArgumentError("repair needs a model, and the diagnosis holds none")
+        modules = dict(model.named_modules())
+        applied = [id_ for id_ in self.named if id_ in REMEDIES]
+        # With dropout off last: it is what eval mode sees.
+        for id_ in sorted(applied, key=lambda id_: id_ == "D11"):
+            REMEDIES[id_](model, self.statistics)
+        for finding in self.findings:
+            if finding.id == "D04" and finding.is_alarm:
+                module: Any = modules[finding.layer]
+                module.momentum = 0.1
+        return applied
+
     def summary(self) -> str:
         """The outcome in one sentence."""
         seen = (
@@ -119,6 +178,8 @@ class Diagnosis:
             lines.append("")
             lines += [f.to_text() for f in group[:1]]
             lines += [f"{'':10s} also {f.where}: {f.evidence}" for f in group[1:]]
+        if self.confirmations:
+            lines += ["", *(c.to_text() for c in self.confirmations)]
         if self.not_judged:
             lines += ["", *(f.to_text() for f in self.not_judged)]
         return "\n".join(lines)
@@ -129,7 +190,9 @@ class Diagnosis:
         An object with `schema`, `summary`, `named` (ids, in order), `samples`,
         `batches`, and the lists `findings`, `not_judged` and `clear`. Each entry of a
         list has `id`, `name`, `layer`, `severity`, `value`, `threshold`, `evidence`,
-        `fix` and `details`. A number that is not finite is a string ("nan", "inf").
+        `fix` and `details`. The list `confirmations` has `id`, `measure`, `before`,
+        `after`, `error` and `helps`. A number that is not finite is a string ("nan",
+        "inf").
         """
         return json.dumps(
             {
@@ -141,6 +204,7 @@ class Diagnosis:
                 "findings": [f.to_json() for f in self.findings],
                 "not_judged": [f.to_json() for f in self.not_judged],
                 "clear": [f.to_json() for f in self.clear],
+                "confirmations": [c.to_json() for c in self.confirmations],
             },
             indent=2,
             allow_nan=False,

@@ -36,21 +36,17 @@ from normkit.doctor.statistics import (
 from normkit.doctor.walk import Walk
 from normkit.errors import ArgumentError
 
-__all__ = ["examine", "norm_statistics"]
+__all__ = ["Patient", "examine", "norm_statistics", "opened"]
 
 
 def examine(case: Case) -> Statistics:
     """Measure everything the checks can use on the case's model."""
-    with _working_copy(case) as (model, before):
-        frozen = _set_training(model, before)
-        patient = _Patient(case, model, frozen)
+    with opened(case) as patient:
         with torch.no_grad():
             training = patient.walk(streams=True, evaluate=False)
-        before.restore_buffers()
         patient.batch_statistics()
         batch = patient.walk(streams=True, gradients=case.loss_fn is not None)
-        before.restore_buffers()
-        model.eval()
+        patient.running_statistics()
         with torch.no_grad():
             running = patient.walk(streams=True)
         norms = {
@@ -62,7 +58,7 @@ def examine(case: Case) -> Statistics:
                 calls=training.calls(name),
                 padding=training.padding(name),
             )
-            for name, norm in norm_statistics(model, frozen).items()
+            for name, norm in norm_statistics(patient.model, patient.frozen).items()
         }
         layers = [
             replace(layer, norm=norms.get(layer.name), weight=batch.weight(layer.name))
@@ -132,8 +128,12 @@ def _copied(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _working_copy(case: Case) -> Iterator[tuple[nn.Module, Snapshot]]:
-    """A copy of the model, or the model itself as a transaction."""
+def opened(case: Case) -> Iterator[Patient]:
+    """Give a copy of the model in training mode, or the model itself to be put back.
+
+    Of a model that cannot be copied, buffers, modes and gradients are put back; who
+    uses the patient must leave the rest alone.
+    """
     with preserved_random(case.model, seed=case.seed):
         try:
             model = copy.deepcopy(case.model)
@@ -141,49 +141,57 @@ def _working_copy(case: Case) -> Iterator[tuple[nn.Module, Snapshot]]:
             model = case.model
         before = snapshot(model)
         try:
-            yield model, before
+            # One found in training mode is left as it is. One found in eval mode gets
+            # `train()`, which a model that keeps its batch norms frozen overrides.
+            if not model.training:
+                model.train()
+            frozen = {
+                name
+                for name, module in model.named_modules()
+                if isinstance(module, _BatchNorm) and not module.training
+            }
+            yield Patient(case, model, before, frozen)
         finally:
             before.restore()
 
 
-def _set_training(model: nn.Module, before: Snapshot) -> set[str]:
-    """Put the model in the mode it trains in; give the layers frozen on purpose.
+class Patient:
+    """The working copy, walked through the batches in one mode after the other.
 
-    A model found in training mode is left as it is. One found in eval mode gets
-    `train()`, which a model that keeps its batch norms frozen overrides.
+    Attributes:
+        case: What is examined.
+        model: The copy; in training mode at first.
+        frozen: The batch norms kept frozen on purpose, by dotted name.
     """
-    if not model.training:
-        model.train()
-    return {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and not module.training
-    }
 
-
-class _Patient:
-    """The working copy, walked through the batches in one mode after the other."""
-
-    def __init__(self, case: Case, model: nn.Module, frozen: set[str]) -> None:
+    def __init__(
+        self, case: Case, model: nn.Module, before: Snapshot, frozen: set[str]
+    ) -> None:
         self.case = case
         self.model = model
         self.frozen = frozen
+        self._before = before
         self.device = next(
             (t.device for t in itertools.chain(model.parameters(), model.buffers())),
             torch.device("cpu"),
         )
 
     def batch_statistics(self) -> None:
-        """Eval mode, but for the batch norms that train on their batch."""
-        self.model.eval()
+        """Eval mode and old buffers, but batch norms train on their batch."""
+        self.running_statistics()
         for name, module in self.model.named_modules():
             if isinstance(module, _BatchNorm) and name not in self.frozen:
                 module.training = True
 
+    def running_statistics(self) -> None:
+        """Eval mode and the buffers that the model came with."""
+        self._before.restore_buffers()
+        self.model.eval()
+
     def walk(
         self, *, streams: bool, gradients: bool = False, evaluate: bool = True
     ) -> Walk:
-        """Run every batch once, and give what was seen."""
+        """Run every batch once in the present mode, and give what was seen."""
         walk = Walk()
         torch.manual_seed(self.case.seed)  # the same dropout in every examination
         probes = Probes(self.model, streams=streams, gradients=gradients)

@@ -54,6 +54,7 @@ def diagnosis_page(diagnosis: Diagnosis) -> Page:
         lead=diagnosis.summary(),
         blocks=[
             *_outcome(diagnosis.findings, diagnosis.readings),
+            *_remedies(diagnosis),
             *_modes(diagnosis.statistics),
             *_by_layer(diagnosis.statistics, diagnosis.readings),
             *_not_judged(diagnosis.readings),
@@ -132,6 +133,21 @@ def _outcome(findings: list[Finding], readings: list[Finding]) -> Iterable[Block
         rows = [[f.id, f.layer, f.severity, f.value, f.threshold] for f in several]
         table = Table(columns, rows[: 5 * MOST_ROWS], "Every layer with a finding")
         yield Details(f"All {len(several)} layers", [table])
+
+
+def _remedies(diagnosis: Diagnosis) -> Iterable[Block]:
+    """What the remedies did, before and after."""
+    if not diagnosis.confirmations:
+        return
+    yield Heading("Remedies tried on a copy")
+    yield Table(
+        ["check", "measure in eval mode", "before", "after", "helps"],
+        [
+            [c.id, c.measure, c.before, c.after, c.helps]
+            for c in diagnosis.confirmations
+        ],
+        "Each remedy on a copy of its own, on the same batches",
+    )
 
 
 def _modes(statistics: Statistics) -> Iterable[Block]:

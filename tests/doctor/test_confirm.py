@@ -1,0 +1,147 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from doctor.patients import batches, build, norms, trained
+from normkit.doctor import diagnose, explain_gap
+from normkit.errors import ArgumentError
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def state(model: nn.Module) -> list[bytes]:
+    return [t.numpy().tobytes() for t in model.state_dict().values()]
+
+
+@pytest.mark.parametrize("net", ["mlp", "residual"])
+def test_the_remedy_of_stale_statistics_is_shown_to_help(net: str) -> None:
+    model = trained(net, momentum=0.001)
+    before = state(model)
+    diagnosis = diagnose(model, batches()[:14], LOSS)
+    confirmed = diagnosis.confirm()
+    assert state(model) == before
+    found = {c.id: c for c in confirmed.confirmations}
+    assert {"D04", "D01"} <= found.keys()
+    assert all(c.helps for c in found.values())
+    reached = diagnosis.statistics.evaluation.batch_metric
+    assert found["D01"].after > sum(reached) / len(reached) - 0.02
+    assert found["D01"].before < found["D01"].after - 0.05
+    raised = {f.severity for f in confirmed.readings if f.id == "D03" and f.is_alarm}
+    assert raised == {"error"}
+    assert "its remedy helps" in confirmed.to_text()
+    assert json.loads(confirmed.to_json())["confirmations"][0]["helps"] is True
+
+
+def test_a_warning_whose_remedy_does_not_help_stays_a_warning() -> None:
+    model = trained("mlp")
+    for norm in norms(model).values():
+        norm.momentum = 0.6
+    diagnosis = diagnose(model, batches()[:14], LOSS)
+    assert {f.severity for f in diagnosis.findings if f.id == "D04"} == {"warning"}
+    confirmed = diagnosis.confirm()
+    assert [c.helps for c in confirmed.confirmations] == [False]
+    assert {f.severity for f in confirmed.findings if f.id == "D04"} == {"warning"}
+
+
+def test_a_model_that_gives_nan_is_cured() -> None:
+    model = trained("mlp")
+    norms(model)["4"].running_var[:] = float("nan")
+    confirmed = diagnose(model, batches()[:14], LOSS).confirm()
+    assert confirmed.confirmations[0].id == "D17"
+    assert confirmed.confirmations[0].helps
+
+
+def test_repair_does_what_was_confirmed_and_touches_no_weight() -> None:
+    model = trained("mlp", momentum=0.001)
+    weights = [p.detach().clone() for p in model.parameters()]
+    diagnosis = diagnose(model, batches(), LOSS)
+    assert diagnosis.repair()[:2] == ["D04", "D01"]
+    assert all(map(torch.equal, weights, model.parameters()))
+    assert {norm.momentum for norm in norms(model).values()} == {0.1}
+    after = diagnose(model, batches(), LOSS)
+    assert after.named == []
+
+
+def test_dropout_is_off_in_the_statistics_that_its_remedy_writes() -> None:
+    model = trained("mlp", dropout=0.5)
+    diagnosis = diagnose(model, batches()[:14], LOSS)
+    assert "D11" in diagnosis.named
+    diagnosis.repair()
+    layer = next(s for s in diagnosis.statistics.layers if s.name == "5")
+    quiet, noisy = layer.norm.quiet.pooled, layer.norm.stream.pooled
+    found = norms(model)["5"].running_var.double()
+    assert torch.allclose(found, quiet.unbiased_var, rtol=1e-5)
+    assert not torch.allclose(found, noisy.unbiased_var, rtol=1e-2)
+
+
+def test_confirm_needs_a_loss() -> None:
+    diagnosis = diagnose(trained("mlp", momentum=0.001), batches()[:8])
+    with pytest.raises(ArgumentError, match="loss"):
+        diagnosis.confirm()
+
+
+def test_the_parts_of_the_gap_add_up() -> None:
+    model = trained("residual", momentum=0.003)
+    before = state(model)
+    found = explain_gap(model, batches()[:14])
+    assert state(model) == before
+    assert found.gap > 0.02
+    assert sum(part.value for part in found.causes) == pytest.approx(found.gap)
+    stale = next(p for p in found.causes if p.name == "stale statistics")
+    layers = sum(part.value for part in found.layers)
+    assert layers + found.interaction == pytest.approx(stale.value)
+    assert [p.name for p in found.layers] == list(norms(model))
+    assert json.dumps(found.to_json(), allow_nan=False)
+    assert "interaction" in found.to_text()
+
+
+def test_the_layer_that_was_broken_is_named() -> None:
+    model = trained("mlp")
+    norms(model)["7"].running_mean += 3.0
+    found = explain_gap(model, batches()[:14])
+    assert found.layer.name == "7"
+    assert found.cause.name == "stale statistics"
+    assert found.layer.value == pytest.approx(found.gap, abs=0.02)
+    low, high = found.layer.interval
+    assert low > 0.05
+    assert high > low
+
+
+def test_the_start_of_a_short_average_is_told_from_staleness() -> None:
+    """With frozen weights the average is cold and not stale."""
+    model = trained("mlp")
+    for norm in norms(model).values():
+        norm.reset_running_stats()
+        norm.momentum = 0.02
+    model.train()
+    with torch.no_grad():
+        for x, _ in batches()[:6]:
+            model(x)
+    for norm in norms(model).values():
+        norm.running_mean += 0  # the buffers as six batches left them
+    found = explain_gap(model, batches(), lambda out, y: -LOSS(out, y).item())
+    assert found.cause.name == "start of the average"
+    assert found.cause.value > 0.7 * found.gap
+    assert abs(found.causes[1].value) < 0.2 * found.gap
+
+
+def test_dropout_is_told_from_the_rest() -> None:
+    model = trained("mlp", dropout=0.7)
+    repaired = diagnose(model, batches(), LOSS)
+    for layer, norm in repaired.statistics.norms:
+        own = norms(model)[layer.name]
+        own.running_mean.copy_(norm.stream.pooled.mean)
+        own.running_var.copy_(norm.stream.pooled.unbiased_var)
+    found = explain_gap(model, batches(), lambda out, y: -LOSS(out, y).item())
+    parts = {part.name: abs(part.value) for part in found.causes}
+    assert parts["stale statistics"] < 1e-3
+    assert parts["start of the average"] < 1e-2
+    assert parts["dropout before batch norm"] == max(parts.values())
+
+
+def test_a_gap_without_a_metric_is_refused() -> None:
+    data = [(x, x) for x, _ in batches()[:2]]
+    with pytest.raises(ArgumentError, match="metric="):
+        explain_gap(build("mlp"), data)
