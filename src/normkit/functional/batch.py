@@ -112,7 +112,8 @@ def batch_norm(
         ("bias", bias),
     )
     for name, vector in named:
-        check_length(name, vector, channels)
+        if vector is not None and vector.numel() != channels:
+            check_length(name, vector, channels)
     shape = [1] * input.dim()
     shape[dim] = channels
     gain = None if weight is None else weight.view(shape)

@@ -9,15 +9,14 @@ and `torch.compile` run `composed`, the same map in differentiable torch operati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from normkit.errors import ShapeError
-from normkit.kernels.choose import choose
-from normkit.kernels.composed import Grads, fused
+from normkit.kernels.choose import choose_fused
+from normkit.kernels.composed import Grads
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.kernels.primitives import split, vector_dtype
 from normkit.moments import (
@@ -66,7 +65,7 @@ def normalize(
         ShapeError: `weight` or `bias` does not broadcast to `x`, or the residual has
             another shape.
     """
-    _check_affine(x, weight, bias, epilogue.residual)
+    _check_shapes(x, weight, bias, epilogue.residual)
     is_weighted = mask is not None and mask.dtype != torch.bool
     if is_weighted or _is_transformed():
         return composed(
@@ -76,7 +75,7 @@ def normalize(
             epilogue=epilogue,
         )
     valid = None if mask is None else broadcast_mask(mask, x)
-    job = _Job(dims, eps, centered, epilogue.activation, epilogue.slope)
+    job = _Job(dims, eps, centered, epilogue)
     return _run(x, weight, bias, epilogue.residual, valid, job), job.measured
 
 
@@ -105,16 +104,15 @@ def standardize(
         act((x − mean)/√(var + eps)·weight + bias + residual), in the dtype of `x`. The
         statistics are constants: no gradient goes to them, as in torch.
     """
-    _check_affine(x, weight, bias, epilogue.residual)
-    with torch.no_grad():
-        wide = vector_dtype(x.device)
-        inv_std = torch.rsqrt(var.to(wide) + eps)
-        # A copy: running statistics may move before this forward's backward.
-        center = mean.detach().to(wide, copy=True)
+    _check_shapes(x, weight, bias, epilogue.residual)
+    wide = vector_dtype(x.device)
+    inv_std = torch.rsqrt(var.detach().to(wide) + eps)
+    # A copy: running statistics may move before this forward's backward.
+    center = mean.detach().to(wide, copy=True)
     if _is_transformed():
         return _by_constants(x, center, inv_std, weight, bias, epilogue)
     dims = tuple(d for d in range(x.dim()) if mean.shape[d] == 1)
-    job = _Job(dims, eps, True, epilogue.activation, epilogue.slope)
+    job = _Job(dims, eps, True, epilogue)
     job.center, job.inv_std = center, inv_std
     return _run(x, weight, bias, epilogue.residual, None, job)
 
@@ -153,27 +151,34 @@ def composed(
     return y.to(x.dtype), moments
 
 
-@dataclass
 class _Job:
     """What one forward is asked for, and what it found.
 
     `measured` is None until it ran, or when the statistics are constants.
     """
 
-    dims: tuple[int, ...]
-    eps: float
-    centered: bool
-    activation: str
-    slope: float
-    measured: Any = None
-    center: Tensor | None = None
-    inv_std: Tensor | None = None
+    __slots__ = (
+        *("dims", "eps", "centered", "activation", "slope"),
+        *("measured", "center", "inv_std"),
+    )
+
+    def __init__(
+        self, dims: tuple[int, ...], eps: float, centered: bool, epilogue: Epilogue
+    ) -> None:
+        self.dims, self.eps, self.centered = dims, eps, centered
+        # The residual is left out: autograd keeps it, where it is needed at all.
+        self.activation, self.slope = epilogue.activation, epilogue.slope
+        self.measured: Any = None
+        self.center: Tensor | None = None
+        self.inv_std: Tensor | None = None
 
     @property
     def count(self) -> Tensor | None:
         return None if self.measured is None else self.measured.count
 
     def epilogue(self, residual: Tensor | None = None) -> Epilogue:
+        if residual is None and self.activation == "none":
+            return _NONE
         return Epilogue(self.activation, self.slope, residual)
 
     def forward(
@@ -184,8 +189,7 @@ class _Job:
         residual: Tensor | None,
         valid: Tensor | None,
     ) -> Tensor:
-        kernels = choose(x, self.dims)
-        kernels = fused(kernels, x, self.dims, weight, bias, residual, valid)
+        kernels = choose_fused(x, self.dims, weight, bias, residual, valid)
         epilogue = self.epilogue(residual)
         if self.center is not None and self.inv_std is not None:
             return kernels.apply_given(
@@ -209,12 +213,14 @@ def _run(
     valid: Tensor | None,
     job: _Job,
 ) -> Tensor:
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, bias, residual)
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
     ):
         return _Standardize.apply(x, weight, bias, residual, valid, job)
-    with torch.no_grad():
-        return job.forward(x, weight, bias, residual, valid)
+    return job.forward(x, weight, bias, residual, valid)
 
 
 class _Standardize(torch.autograd.Function):
@@ -255,8 +261,7 @@ class _Standardize(torch.autograd.Function):
         else:
             x, weight, bias, residual, valid, gate, center, inv_std, count = saved
             job: _Job = ctx.job
-            kernels = choose(x, job.dims)
-            kernels = fused(kernels, x, job.dims, weight, bias, residual, valid, dy)
+            kernels = choose_fused(x, job.dims, weight, bias, residual, valid, dy)
             grads = kernels.normalize_grads(
                 *(dy, x, weight, bias, center, inv_std, count),
                 mask=valid,
@@ -338,17 +343,12 @@ def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _check_affine(
+def _check_shapes(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
 ) -> None:
     statistics_dtype(x.dtype)
     for name, t in (("weight", weight), ("bias", bias)):
-        if t is None:
-            continue
-        fits = t.dim() == x.dim() and all(
-            a == 1 or a == b for a, b in zip(t.shape, x.shape, strict=True)
-        )
-        if not fits:
+        if t is not None and not _fits(t.shape, x.shape):
             raise ShapeError(
                 f"{name} of shape {tuple(t.shape)} must have the dimensions of x, "
                 f"{tuple(x.shape)}, each of the same size or 1; use view()"
@@ -365,6 +365,15 @@ def _check_affine(
         )
 
 
+def _fits(vector: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if len(vector) != len(shape):
+        return False
+    for a, b in zip(vector, shape, strict=True):  # noqa: SIM110  half the time of all()
+        if a != 1 and a != b:
+            return False
+    return True
+
+
 def _is_transformed(*gradients: Tensor) -> bool:
     """Whether torch.compile, export, torch.func or forward mode is watching."""
     return (
@@ -372,5 +381,8 @@ def _is_transformed(*gradients: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         # autograd.grad(is_grads_batched=True) maps over the backward alone.
-        or any(torch._C._functorch.is_legacy_batchedtensor(g) for g in gradients)
+        or any(
+            torch._C._functorch.is_legacy_batchedtensor(g)  # pyright: ignore[reportAttributeAccessIssue]
+            for g in gradients
+        )
     )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError
+from normkit.kernels.choose import asked_for, backend_named
+from normkit.kernels.cpu import CpuBackend
 from normkit.moments import Moments
 
 __all__ = ["ema_", "update_running"]
@@ -47,12 +49,23 @@ def update_running(
     """
     if on_nonfinite not in ("skip", "update"):
         raise ArgumentError(f"on_nonfinite={on_nonfinite!r} must be 'skip' or 'update'")
+    if rate is None and num_batches_tracked is None:
+        raise ArgumentError(
+            "momentum=None averages over all batches and needs num_batches_tracked "
+            "to count them, got None; give it a counter or choose a momentum"
+        )
+    # One call instead of twenty small operations, where nothing watches them.
+    if moments.mean.is_cpu and (kernels := _native()) is not None:
+        is_finite = kernels.move_running(
+            *(running_mean, running_var, moments),
+            rate.item() if isinstance(rate, Tensor) else rate,
+            skips_nonfinite=on_nonfinite == "skip",
+            num_batches_tracked=num_batches_tracked,
+        )
+        if is_finite is not None:
+            return is_finite
     if rate is None:
-        if num_batches_tracked is None:
-            raise ArgumentError(
-                "momentum=None averages over all batches and needs num_batches_tracked "
-                "to count them, got None; give it a counter or choose a momentum"
-            )
+        assert num_batches_tracked is not None
         rate = (num_batches_tracked + 1).to(moments.mean.dtype).reciprocal()
     with torch.no_grad():
         is_finite = moments.mean.isfinite().all() & moments.m2.isfinite().all()
@@ -67,6 +80,13 @@ def update_running(
             counted = allowed & (moments.count > 0).any()
             _writable(num_batches_tracked).add_(counted)
     return is_finite
+
+
+def _native() -> CpuBackend | None:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    kernels = backend_named("cpu") if asked_for() in (None, "cpu") else None
+    return kernels if isinstance(kernels, CpuBackend) else None
 
 
 def ema_(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from normkit.errors import ArgumentError, KernelError
+from normkit.kernels.composed import Fused, fused
 from normkit.kernels.cpu import CpuBackend
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.primitives import Backend
@@ -28,6 +29,7 @@ __all__ = [
     "backend",
     "backend_named",
     "choose",
+    "choose_fused",
     "explain",
 ]
 
@@ -116,10 +118,37 @@ def choose(x: Tensor, dims: tuple[int, ...]) -> Backend:
                 f"{', '.join(map(repr, able))} can: ask for that or for none"
             )
         return _BACKENDS[asked]
+    device = x.device.type
     for candidate in _BACKENDS.values():
+        # Most calls are refused by the kind of device; that needs no list of reasons.
+        serves: tuple[str, ...] | None = getattr(candidate, "device_types", None)
+        if serves is not None and device not in serves:
+            continue
         if not candidate.reasons_against(x, dims):
             return candidate
     raise KernelError(f"no backend can run this: {explain(x, dims).to_text()}")
+
+
+def choose_fused(
+    x: Tensor,
+    dims: tuple[int, ...],
+    weight: Tensor | None,
+    *others: Tensor | None,
+) -> Fused:
+    """The fused operations that normalize `x` over `dims`.
+
+    Args:
+        x: The values.
+        dims: The reduced dimensions.
+        weight: What the values are multiplied by; with its shape, the layout that the
+            kernels have to know.
+        *others: Every other tensor that they will read.
+    """
+    if x.is_cpu and _asked_for.get() in (None, "cpu"):
+        cpu = _BACKENDS.get("cpu")
+        if isinstance(cpu, CpuBackend) and cpu.serves(x, dims, weight, *others):
+            return cpu
+    return fused(choose(x, dims), x, dims, weight, *others)
 
 
 @contextmanager

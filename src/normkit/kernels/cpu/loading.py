@@ -15,19 +15,28 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["CALL", "Library", "library", "why_absent"]
+__all__ = ["CALL", "UPDATE", "Library", "library", "why_absent"]
 
 # (B O G M I P affine) dtype weight_dtype bias_dtype activation flags threads; eps
 # slope; x residual mask weight bias dy gate y dx dresidual dweight dbias center scale
 # m2 count sum_dy sum_dyx b c
 CALL = struct.Struct("=13q2d20Q")
 
+# channels dtype_mean dtype_var flags; rate; mean m2 count running_mean running_var
+# num_batches_tracked is_finite
+UPDATE = struct.Struct("=4qd7Q")
+
+_ENTRIES = (
+    *("normkit_forward", "normkit_backward", "normkit_apply_grads"),
+    "normkit_move_running",
+)
+
 _log = logging.getLogger("normkit")
 
 
 @dataclass(frozen=True)
 class Library:
-    """The entry points, each taking a packed `CALL`.
+    """The entry points, each taking a packed struct.
 
     Attributes:
         isas: The instruction sets that this machine can run, best first.
@@ -97,13 +106,14 @@ def _load() -> Library | str:
         )
     try:
         native = ctypes.CDLL(str(path))
-    except OSError as error:
+        sizes = (native.normkit_call_size(), native.normkit_update_size())
+    except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error}); the reference backend runs"
-    if native.normkit_call_size() != CALL.size:
+    if sizes != (CALL.size, UPDATE.size):
         return f"{path} was built from other sources; install the package again"
     for name in ("normkit_isa_name", "normkit_chosen_isa"):
         getattr(native, name).restype = ctypes.c_char_p
-    for name in ("normkit_forward", "normkit_backward", "normkit_apply_grads"):
+    for name in _ENTRIES:
         getattr(native, name).argtypes = [ctypes.c_char_p]
     isas: list[str] = []
     while name := native.normkit_isa_name(len(isas)):

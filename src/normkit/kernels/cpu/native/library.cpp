@@ -8,6 +8,7 @@
 
 #include "kernels.hpp"
 #include "pool.hpp"
+#include "running.hpp"
 
 #define NK_PUBLIC extern "C" __attribute__((visibility("default")))
 
@@ -90,8 +91,14 @@ NK_PUBLIC int normkit_apply_grads(const void* call) {
   return normkit::run(call, &normkit::Kernels::apply_grads);
 }
 
-// Bytes of the struct that the caller has to pack.
+NK_PUBLIC int normkit_move_running(const void* update) {
+  normkit::move_running(*static_cast<const normkit::Update*>(update));
+  return 0;
+}
+
+// Bytes of the structs that the caller has to pack.
 NK_PUBLIC int normkit_call_size() { return (int)sizeof(normkit::Call); }
+NK_PUBLIC int normkit_update_size() { return (int)sizeof(normkit::Update); }
 
 // The pool of torch: its GOMP_parallel, or null to stay serial.
 NK_PUBLIC void normkit_set_pool(void* gomp_parallel) {
