@@ -1,11 +1,9 @@
-"""Modules that need an optional package are not collected where it is missing."""
+"""What pytest must not import while it looks for doctests."""
 
 import importlib.util
 
-collect_ignore_glob = []
+# Importing `interpreted` turns the whole process over to Triton's interpreter, and
+# `compiled` holds programs for a process without it: each is for a process of its own.
+collect_ignore_glob = ["tests/kernels/interpreted.py", "tests/kernels/compiled.py"]
 if importlib.util.find_spec("triton") is None:
-    collect_ignore_glob += [
-        "src/normkit/kernels/gpu/*.py",
-        "tests/kernels/compiled.py",
-        "tests/kernels/interpreted.py",
-    ]
+    collect_ignore_glob.append("src/normkit/kernels/gpu/*.py")
