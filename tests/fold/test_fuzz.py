@@ -140,7 +140,7 @@ def test_a_random_network_stays_the_same_function(program, seed, signs):
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 @given(steps, st.integers(0, 2**16), st.booleans())
 def test_many_random_networks_stay_the_same_function(program, seed, signs):
     fold_and_compare(program, seed, signs)

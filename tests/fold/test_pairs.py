@@ -198,3 +198,25 @@ def test_a_model_in_bfloat16_folds_in_float64():
     assert folded[0].weight.dtype == folded[0].bias.dtype == torch.bfloat16
     expected = net.double()(x.double())
     assert (folded(x).double() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_frozen_batch_norm_written_out_by_hand_folds():
+    class FrozenBatchNorm2d(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.register_buffer("weight", torch.randn(channels))
+            self.register_buffer("bias", torch.randn(channels))
+            self.register_buffer("running_mean", torch.randn(channels))
+            self.register_buffer("running_var", torch.rand(channels) + 0.5)
+
+        def forward(self, x):
+            scale = self.weight * (self.running_var + 1e-5).rsqrt()
+            shift = self.bias - self.running_mean * scale
+            return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), FrozenBatchNorm2d(4), nn.GELU())
+    net = net.double().eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    folded, ledger = check(net, x, gone={"1"})
+    assert isinstance(folded[1], nn.Identity)
+    assert ledger.entries[0].kind == "FrozenBatchNorm2d"

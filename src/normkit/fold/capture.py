@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normkit.fold.graph import Graph, Slot, Value
-from normkit.fold.lowering import TorchCall, lower
+from normkit.fold.lowering import TorchCall, as_batch_norm, lower
 from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.nodes import Move, Node, Opaque, Stored
 
@@ -88,9 +88,10 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         kwargs: What to call it with, by name.
     """
     reader = _Reader(model)
-    with torch.no_grad(), reader.watching(), _Underneath(reader), reader:
+    with torch.no_grad():
         reader.welcome((args, kwargs))
-        result = model(*args, **kwargs)
+        with reader.watching(), _Underneath(reader), reader:
+            result = model(*args, **kwargs)
         reader.part_with(result)
     return Trace(reader.graph, reader.root, reader.call_of, reader.slots, result)
 
@@ -123,6 +124,15 @@ class _Reader(TorchFunctionMode):
     # Modules ---------------------------------------------------------------
 
     @contextlib.contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """What is computed within is the reader's own, and no part of the network."""
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+
+    @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Follow the calls of modules by hooks, which are removed at the end."""
         handles = []
@@ -149,6 +159,10 @@ class _Reader(TorchFunctionMode):
                 handle.remove()
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        with self.looking_away():
+            self._begin(module, args, kwargs)
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if module is self.model and not self.is_inside:
             call, self.is_inside = self.root, True
         else:
@@ -160,6 +174,12 @@ class _Reader(TorchFunctionMode):
     def _leave(
         self, module: nn.Module, result: Any, is_seen: bool, is_seen_before: bool
     ) -> None:
+        with self.looking_away():
+            self._end(module, result, is_seen, is_seen_before)
+
+    def _end(
+        self, module: nn.Module, result: Any, is_seen: bool, is_seen_before: bool
+    ) -> None:
         # After a model swallowed an exception the calls above it never returned.
         while self.call.module is not module and self.call.parent is not None:
             self.call = self.call.parent
@@ -168,8 +188,25 @@ class _Reader(TorchFunctionMode):
         for values, seen in ((call.outputs, is_seen), (call.inputs, is_seen_before)):
             for value in values if seen else ():
                 value.pinned = f"is seen by a hook of '{call.path}'"
+        self._recognise(call)
         if call.parent is not None:
             self.call = call.parent
+
+    def _recognise(self, call: ModuleCall) -> None:
+        """Put one node in the place of a batch norm written out."""
+        if len(call.inputs) != 1 or len(call.outputs) != 1 or call.children:
+            return
+        (x,), (y,) = call.inputs, call.outputs
+        node = as_batch_norm(call.module, call.path, call.nodes, x, y)
+        if node is None:
+            return
+        for old in call.nodes:
+            self.graph.nodes.remove(old)
+            for value in old.inputs:
+                value.readers.remove(old)
+        call.nodes.clear()
+        y.producer = node
+        self._append(node)
 
     # Tensors ---------------------------------------------------------------
 
@@ -251,20 +288,17 @@ class _Reader(TorchFunctionMode):
         if self.depth or name in METADATA:
             return func(*args, **kwargs)
         tensors = list(tensors_in((args, kwargs)))
-        values = [self.read(tensor) for tensor in tensors]
         versions = [tensor._version for tensor in tensors]
-        template = map_tensors((args, kwargs), self.read)
-        self.depth += 1
-        try:
+        with self.looking_away():
+            values = [self.read(tensor) for tensor in tensors]
+            template = map_tensors((args, kwargs), self.read)
             result = func(*args, **kwargs)
-        finally:
-            self.depth -= 1
-        written = [
-            tensor
-            for tensor, version in zip(tensors, versions, strict=True)
-            if tensor._version != version
-        ]
-        self._note(func, name, template, tensors, values, written, result)
+            written = [
+                tensor
+                for tensor, version in zip(tensors, versions, strict=True)
+                if tensor._version != version
+            ]
+            self._note(func, name, template, tensors, values, written, result)
         return result
 
     def _note(

@@ -2,5 +2,14 @@
 
 from normkit.fold.lowering import arithmetic, moves, through, weighted
 from normkit.fold.lowering.call import TorchCall, lower
+from normkit.fold.lowering.frozen import as_batch_norm
 
-__all__ = ["TorchCall", "arithmetic", "lower", "moves", "through", "weighted"]
+__all__ = [
+    "TorchCall",
+    "arithmetic",
+    "as_batch_norm",
+    "lower",
+    "moves",
+    "through",
+    "weighted",
+]
