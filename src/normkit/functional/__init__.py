@@ -9,10 +9,18 @@ from normkit.functional.batch import batch_norm, instance_norm
 from normkit.functional.engine import normalize, standardize
 from normkit.functional.rows import group_norm, layer_norm, rms_norm
 from normkit.functional.running import update_running
+from normkit.functional.state import (
+    BatchNormState,
+    batch_norm_with_state,
+    init_state,
+)
 
 __all__ = [
+    "BatchNormState",
     "batch_norm",
+    "batch_norm_with_state",
     "group_norm",
+    "init_state",
     "instance_norm",
     "layer_norm",
     "normalize",

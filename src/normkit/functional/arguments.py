@@ -26,7 +26,8 @@ def check_eps(
 ) -> None:
     """Require a finite eps; batch norm, as in torch, also one of the right sign."""
     fits = {"positive": eps > 0, "non-negative": eps >= 0, "finite": True}[required]
-    if not (math.isfinite(eps) and fits):
+    # Comparisons, not math.isfinite: a compiler for dynamic shapes follows them.
+    if not (-math.inf < eps < math.inf and fits):
         when = " during training" if required == "positive" else ""
         finite = "" if required == "finite" else " and finite"
         raise ArgumentError(
