@@ -129,3 +129,103 @@ def running_after(
         mean = (1 - momentum) * mean + momentum * batch_mean
         var = (1 - momentum) * var + momentum * batch_var
     return mean, var
+
+
+def batch_renorm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    r_max: float,
+    d_max: float,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Ioffe 2017, algorithm 1, over dimension 1; r and d are constants."""
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    dims = tuple(d for d in range(x.dim()) if d != 1)
+    count, mean, m2 = statistics(x, dims)
+    sigma_batch = torch.sqrt(m2 / count + eps)
+    sigma = torch.sqrt(running_var.double().view(shape) + eps)
+    r = (sigma_batch / sigma).detach().clamp(1 / r_max, r_max)
+    d = ((mean - running_mean.double().view(shape)) / sigma).detach()
+    y = (x.double() - mean) / sigma_batch * r + d.clamp(-d_max, d_max)
+    return y * weight.double().view(shape) + bias.double().view(shape)
+
+
+def whitened(
+    x: Tensor, num_groups: int = 1, eps: float = 1e-5, iterations: int | None = None
+) -> Tensor:
+    """Huang et al. 2018, by eigh; with `iterations`, Huang et al. 2019, by Newton."""
+    columns = x.double().transpose(0, 1).flatten(1)
+    parts = []
+    for group in columns.chunk(num_groups):
+        centred = group - group.mean(1, keepdim=True)
+        unit = torch.eye(len(group), dtype=torch.float64)
+        sigma = centred @ centred.T / centred.shape[1] + eps * unit
+        if iterations is None:
+            values, vectors = torch.linalg.eigh(sigma)
+            root = vectors @ torch.diag(values**-0.5) @ vectors.T
+        else:
+            root, trace = unit, sigma.trace()
+            for _ in range(iterations):
+                cube = torch.linalg.matrix_power(root, 3)
+                root = 0.5 * (3 * root - cube @ (sigma / trace))
+            root = root / trace.sqrt()
+        parts.append(root @ centred)
+    turned = x.transpose(0, 1)
+    return torch.cat(parts).view(turned.shape).transpose(0, 1)
+
+
+def filter_response(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: Tensor | float
+) -> Tensor:
+    """Singh & Krishnan 2020, over the positions of (N, C, *)."""
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    dims = tuple(range(2, x.dim()))
+    small = abs(eps) if isinstance(eps, float) else eps.double().abs()
+    y = x.double() / torch.sqrt((x.double() ** 2).mean(dims, keepdim=True) + small)
+    return y * weight.double().view(shape) + bias.double().view(shape)
+
+
+def batch_norm_lstm(
+    x: Tensor,
+    weights: dict[str, Tensor],
+    lengths: list[int],
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cooijmans et al. 2017, one layer of (T, N, C), sequence by sequence.
+
+    `weights`: ih, hh, bias, gamma_ih, gamma_hh, gamma_cell, beta_cell.
+    """
+    w = {name: tensor.double() for name, tensor in weights.items()}
+    size = w["hh"].shape[1]
+    h = [torch.zeros(size, dtype=torch.float64) for _ in lengths]
+    c = list(h)
+    y = torch.zeros(*x.shape[:2], size, dtype=torch.float64)
+
+    def norm(rows: list[Tensor], gamma: Tensor) -> list[Tensor]:
+        stacked = torch.stack(rows)
+        mean = stacked.mean(0)
+        var = ((stacked - mean) ** 2).mean(0)
+        return list((stacked - mean) / torch.sqrt(var + eps) * gamma)
+
+    outputs = []
+    for t in range(x.shape[0]):
+        alive = [n for n, length in enumerate(lengths) if t < length]
+        if not alive:
+            break
+        drive = norm([w["ih"] @ x[t, n].double() for n in alive], w["gamma_ih"])
+        term = norm([w["hh"] @ h[n] for n in alive], w["gamma_hh"])
+        exits = []
+        for k, n in enumerate(alive):
+            i, f, g, o = (drive[k] + term[k] + w["bias"]).chunk(4)
+            c[n] = torch.sigmoid(f) * c[n] + torch.sigmoid(i) * torch.tanh(g)
+            exits.append(torch.sigmoid(o))
+        cells = norm([c[n] for n in alive], w["gamma_cell"])
+        for k, n in enumerate(alive):
+            h[n] = exits[k] * torch.tanh(cells[k] + w["beta_cell"])
+            outputs.append((t, n, h[n]))
+    for t, n, value in outputs:
+        y = y.index_put((torch.tensor(t), torch.tensor(n)), value)
+    return y, torch.stack(h), torch.stack(c)

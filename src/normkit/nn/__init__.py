@@ -9,6 +9,10 @@ finds it, and checkpoints go both ways. What differs from torch:
 """
 
 from normkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normkit.nn.batch_norm_lstm import BatchNormLSTM
+from normkit.nn.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from normkit.nn.domain import DomainBatchNorm, use_domain
+from normkit.nn.filter_response import TLU, FilterResponseNorm
 from normkit.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normkit.nn.lazy import (
     LazyBatchNorm1d,
@@ -18,12 +22,26 @@ from normkit.nn.lazy import (
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
 )
+from normkit.nn.per_activation import PerActivationBatchNorm
 from normkit.nn.per_sample import GroupNorm, LayerNorm, RMSNorm
+from normkit.nn.recurrent import RecurrentBatchNorm
+from normkit.nn.weight_standardization import (
+    WeightStandardization,
+    weight_standardization,
+)
+from normkit.nn.whitening import WhiteningBatchNorm
 
 __all__ = [
+    "TLU",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormLSTM",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
+    "DomainBatchNorm",
+    "FilterResponseNorm",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -35,5 +53,11 @@ __all__ = [
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
+    "PerActivationBatchNorm",
     "RMSNorm",
+    "RecurrentBatchNorm",
+    "WeightStandardization",
+    "WhiteningBatchNorm",
+    "use_domain",
+    "weight_standardization",
 ]

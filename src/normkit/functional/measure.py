@@ -1,0 +1,41 @@
+"""The statistics of a batch as a value that no gradient passes through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from normkit.kernels.choose import choose
+from normkit.kernels.primitives import vector_dtype
+from normkit.moments import Moments, broadcast_mask, deviations
+
+__all__ = ["measure"]
+
+
+def measure(x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None) -> Moments:
+    """The moments of `x` over `dims`, a constant for every kind of derivative.
+
+    Args:
+        x: Values, any shape, any floating dtype.
+        dims: Distinct, non-negative dimensions that share a statistic.
+        mask: Which values count: bool or weights ≥ 0, broadcastable to `x`.
+
+    Returns:
+        Moments in float64 (float32 where the device has no more), `dims` kept with
+        size 1.
+
+    Raises:
+        DtypeError: `x` is not floating point.
+    """
+    is_watched = (
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    )
+    if is_watched or (mask is not None and mask.dtype != torch.bool):
+        found = deviations(x.detach(), dims, mask)
+        return found.to_moments(vector_dtype(x.device)).detach()
+    valid = None if mask is None else broadcast_mask(mask, x)
+    # detach() keeps the tangent of forward mode.
+    with torch.no_grad():
+        primal = forward_ad.unpack_dual(x).primal
+        return choose(primal, dims).moments(primal, dims, valid)

@@ -1,0 +1,199 @@
+"""Batch renorm: normalize by the batch, then correct towards the running statistics.
+
+    σ_B = √(var_B + eps),  σ = √(running_var + eps)
+    r = σ_B/σ within [1/r_max, r_max],   d = (mean_B − running_mean)/σ within ±d_max
+    y = ((x − mean_B)/σ_B·r + d)·weight + bias
+
+Where nothing is clipped, that is the output of eval mode: small or unlike batches train
+the network that will be used. r and d are constants for the gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from normkit.errors import ArgumentError
+from normkit.functional import batch_norm
+from normkit.functional.measure import measure
+from normkit.nn.batch_norm import BatchNormLayer
+from normkit.nn.running_state import check_momentum
+from normkit.nn.tracing import recorded_call
+
+__all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "BatchRenormLayer"]
+
+
+class BatchRenormLayer(BatchNormLayer):
+    """What batch renorm of every rank shares; use the classes named for the rank."""
+
+    siblings: ClassVar = {
+        2: "BatchRenorm1d",
+        3: "BatchRenorm1d",
+        4: "BatchRenorm2d",
+        5: "BatchRenorm3d",
+    }
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.01,
+        affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        renorm_from: int = 5_000,
+        d_max_at: int = 25_000,
+        r_max_at: int = 40_000,
+    ) -> None:
+        super().__init__(
+            *(num_features, eps, momentum, affine),
+            device=device,
+            dtype=dtype,
+            bias=bias,
+        )
+        if r_max < 1 or d_max < 0:
+            raise ArgumentError(
+                f"{type(self).__name__} needs r_max of at least 1 and d_max of at "
+                f"least 0, got r_max={r_max} and d_max={d_max}; 1 and 0 are batch norm"
+            )
+        if not 0 <= renorm_from <= min(d_max_at, r_max_at):
+            raise ArgumentError(
+                f"{type(self).__name__} needs 0 <= renorm_from <= d_max_at, r_max_at, "
+                f"got {renorm_from}, {d_max_at} and {r_max_at}; all 0 renorms fully "
+                "from the first batch"
+            )
+        self.r_max, self.d_max = r_max, d_max
+        self.renorm_from, self.d_max_at, self.r_max_at = renorm_from, d_max_at, r_max_at
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """The bounds on r and on |d| at this batch, as 0-d tensors."""
+        assert self.num_batches_tracked is not None
+        done = self.num_batches_tracked.to(torch.float32)
+
+        def share(end: int) -> Tensor:
+            if end == self.renorm_from:
+                return (done >= end).to(done.dtype)
+            return ((done - self.renorm_from) / (end - self.renorm_from)).clamp(0, 1)
+
+        r = 1 + (self.r_max - 1) * share(self.r_max_at)
+        return r, self.d_max * share(self.d_max_at)
+
+    def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
+        """Normalize `input`; in training, move the running statistics towards it.
+
+        Args:
+            input: Values, of a shape and dtype that the class names.
+            mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
+                The output is 0 elsewhere.
+        """
+        if not self.training or not self.track_running_stats:
+            return super().forward(input, mask=mask)
+        if (node := recorded_call(self, input, mask=mask)) is not None:
+            return node
+        self._check_input_dim(input)
+        check_momentum(self, self.momentum)
+        r, d = self._correction(input, mask)
+        weight = r if self.weight is None else r * self.weight
+        bias = d if self.weight is None else d * self.weight
+        return batch_norm(
+            *(input, self.running_mean, self.running_var),
+            *(weight, bias if self.bias is None else bias + self.bias, True),
+            *(self.momentum, self.eps),
+            mask=mask,
+            num_batches_tracked=self.num_batches_tracked,
+        )
+
+    def _correction(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        batch = measure(x, tuple(d for d in range(x.dim()) if d != 1), mask)
+        mean, var = batch.mean.flatten(), batch.var.flatten()
+        inv_std = torch.rsqrt(self.running_var.to(var.dtype) + self.eps)
+        r_max, d_max = (limit.to(var.dtype) for limit in self.limits())
+        r = torch.sqrt(var + self.eps) * inv_std
+        r = r.clamp(min=1 / r_max, max=r_max)
+        d = (mean - self.running_mean.to(mean.dtype)) * inv_std
+        d = d.clamp(min=-d_max, max=d_max)
+        # A channel without a valid value has no batch statistics to correct.
+        is_empty = (batch.count == 0).expand(batch.mean.shape).flatten()
+        r, d = r.masked_fill(is_empty, 1), d.masked_fill(is_empty, 0)
+        dtype = self.running_mean.dtype if self.weight is None else self.weight.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        return r.to(wide), d.to(wide)
+
+    def extra_repr(self) -> str:
+        """The arguments of torch's batch norm, and the bounds."""
+        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
+
+
+class BatchRenorm1d(BatchRenormLayer):
+    """Renormalize each channel of `(N, C)` or `(N, C, L)` over batch and positions.
+
+    For small batches, and batches unlike the data as a whole, where batch norm's eval
+    mode is not the network that was trained. Eval mode is that of batch norm, so a
+    checkpoint goes both ways and a fold works.
+
+    Args:
+        num_features: Number of channels C.
+        eps: Added to the variances, inside the root.
+        momentum: Share of the batch in the new running statistics; None gives all
+            batches the same share. They are part of training here, so a slow average
+            is the default.
+        affine: Learn `weight` and `bias`, shape `(C,)`, from 1 and 0.
+        device: Where parameters and buffers live.
+        dtype: Their dtype; float32 also serves half inputs.
+        bias: Learn a bias when `affine`.
+        r_max: Bound on the ratio of standard deviations, both ways.
+        d_max: Bound on the distance of the means, in running standard deviations.
+        renorm_from: Batches that are plain batch norm, while the running statistics
+            settle. After them the bounds grow linearly.
+        d_max_at: The batch from which on `d_max` holds.
+        r_max_at: The batch from which on `r_max` holds.
+
+    Raises:
+        ArgumentError: r_max below 1, d_max below 0, a schedule that runs backwards;
+            and what `BatchNorm1d` raises.
+        ShapeError: An input without `num_features` channels.
+        DtypeError: An input that is not floating point.
+
+    Numerics:
+        As `BatchNorm1d`; the statistics are read once more. The paper's schedule is
+        the default, counted in `num_batches_tracked`, on the device.
+
+    Example:
+        >>> layer = BatchRenorm1d(2, renorm_from=0, d_max_at=0, r_max_at=0)
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> y, eval_y = layer(x), BatchRenorm1d(2).eval()(x)
+        >>> torch.allclose(y, eval_y)
+        True
+
+    References:
+        Ioffe, "Batch Renormalization: Towards Reducing Minibatch Dependence in
+        Batch-Normalized Models", NeurIPS 2017.
+    """
+
+    shapes: ClassVar = {2: "(N, C)", 3: "(N, C, L)"}
+
+
+class BatchRenorm2d(BatchRenormLayer):
+    """Renormalize each channel of `(N, C, H, W)` over batch and positions.
+
+    Arguments, errors and numerics: `BatchRenorm1d`.
+    """
+
+    shapes: ClassVar = {4: "(N, C, H, W)"}
+
+
+class BatchRenorm3d(BatchRenormLayer):
+    """Renormalize each channel of `(N, C, D, H, W)` over batch and positions.
+
+    Arguments, errors and numerics: `BatchRenorm1d`.
+    """
+
+    shapes: ClassVar = {5: "(N, C, D, H, W)"}

@@ -1,0 +1,167 @@
+"""Batch norm with statistics for each feature at each position: C·H·W of everything.
+
+y[n, c, h, w] = (x[n, c, h, w] − mean[c, h, w])/√(var[c, h, w] + eps)·weight + bias
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional import normalize, standardize, update_running
+from normkit.functional.arguments import check_eps, check_floating
+from normkit.moments import broadcast_mask
+from normkit.nn.running_state import check_momentum
+from normkit.nn.tracing import recorded_call
+
+__all__ = ["PerActivationBatchNorm"]
+
+
+class PerActivationBatchNorm(nn.Module):
+    """Normalize each activation over the batch alone: no position shares a statistic.
+
+        y = (x − mean)/√(var + eps)·weight + bias
+
+    One reading of "batch norm" in the literature, and what it is for fully connected
+    layers; for convolutions it gives up their translation equivariance, and needs as
+    many parameters and statistics as the map has values.
+
+    Args:
+        feature_shape: The shape of a sample, `(C, *)`; an int for `(C,)`.
+        eps: Added to the variance, inside the root.
+        momentum: Share of the batch in the new running statistics, in [0, 1]; None
+            gives all batches the same share.
+        affine: Learn `weight` and `bias`, of `feature_shape`, from 1 and 0.
+        track_running_stats: Keep `running_mean` and the unbiased `running_var`, of
+            `feature_shape`, for eval. False uses the batch in eval, too.
+        device: Where parameters and buffers live.
+        dtype: Their dtype; float32 also serves half inputs.
+        bias: Learn a bias when `affine`.
+
+    Raises:
+        ArgumentError: momentum outside [0, 1]; in forward, one sample in training.
+        ShapeError: In forward, samples of another shape.
+        DtypeError: An input that is not floating point.
+
+    Numerics:
+        As `BatchNorm1d`. Each statistic comes from N values only, so the noise of the
+        batch is that of a fully connected layer.
+
+    Example:
+        >>> layer = PerActivationBatchNorm((3, 4, 4))
+        >>> layer(torch.randn(8, 3, 4, 4)).shape, layer.weight.shape
+        (torch.Size([8, 3, 4, 4]), torch.Size([3, 4, 4]))
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        feature_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        check_momentum(self, momentum)
+        shape = (feature_shape,) if isinstance(feature_shape, int) else feature_shape
+        self.feature_shape = tuple(shape)
+        self.eps, self.momentum = eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+
+        def empty() -> Tensor:
+            return torch.empty(self.feature_shape, device=device, dtype=dtype)
+
+        has_bias = affine and bias
+        self.register_parameter("weight", nn.Parameter(empty()) if affine else None)
+        self.register_parameter("bias", nn.Parameter(empty()) if has_bias else None)
+        keeps = track_running_stats
+        self.register_buffer("running_mean", empty() if keeps else None)
+        self.register_buffer("running_var", empty() if keeps else None)
+        count = torch.zeros((), dtype=torch.int64, device=device) if keeps else None
+        self.register_buffer("num_batches_tracked", count)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forget the running statistics; weight 1 and bias 0."""
+        if self.running_mean is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)  # type: ignore[union-attr]
+            self.num_batches_tracked.zero_()  # type: ignore[union-attr]
+        if self.weight is not None:
+            self.weight.fill_(1)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
+        """Normalize `input`, shape `(N, *feature_shape)`.
+
+        Args:
+            input: Values, any floating dtype.
+            mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
+                The output is 0 elsewhere.
+        """
+        if (node := recorded_call(self, input, mask=mask)) is not None:
+            return node
+        name = type(self).__name__
+        check_floating(input, name)
+        check_eps(self.eps, name, "positive")
+        if tuple(input.shape[1:]) != self.feature_shape or not input.dim():
+            raise ShapeError(
+                f"{name} of feature_shape={self.feature_shape} needs an input of shape "
+                f"(N, {', '.join(map(str, self.feature_shape))}), got "
+                f"{tuple(input.shape)}; every position has its own statistics"
+            )
+        if not self.training and self.running_mean is not None:
+            return self._standardized(input, mask)
+        if self.training and input.shape[0] == 1:
+            raise ArgumentError(
+                f"{name} needs more than one sample to train, got shape "
+                f"{tuple(input.shape)}; use eval() or a larger batch"
+            )
+        weight, bias = _first(self.weight), _first(self.bias)
+        y, measured = normalize(input, (0,), weight, bias, self.eps, mask=mask)
+        if self.training and self.track_running_stats:
+            check_momentum(self, self.momentum)
+            update_running(
+                *(self.running_mean, self.running_var, measured, self.momentum),
+                num_batches_tracked=self.num_batches_tracked,
+            )
+        return y
+
+    def _standardized(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean, var = self.running_mean.unsqueeze(0), self.running_var.unsqueeze(0)
+        hidden = None
+        if mask is not None:
+            hidden = ~(broadcast_mask(mask, x) > 0)
+            x = x.masked_fill(hidden, 0)
+        weight, bias = _first(self.weight), _first(self.bias)
+        y = standardize(x, mean, var, weight, bias, self.eps)
+        return y if hidden is None else y.masked_fill(hidden, 0)
+
+    def extra_repr(self) -> str:
+        """The arguments that differ between layers."""
+        return (
+            f"{self.feature_shape}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, track_running_stats={self.track_running_stats}"
+        )
+
+
+def _first(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.unsqueeze(0)

@@ -1,0 +1,251 @@
+"""Batch norm inside a recurrence: each time step has statistics of its own.
+
+    y_t = (x_t − mean_t)/√(var_t + eps)·weight + bias
+
+The statistics of early steps differ from those of late ones, where few sequences are
+left; weight and bias are shared. A step that no training sequence reached is normalized
+by the last one that any did.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional import normalize, standardize
+from normkit.functional.arguments import check_eps, check_floating
+from normkit.functional.running import ema_
+from normkit.moments import Moments, broadcast_mask
+from normkit.nn.running_state import check_momentum
+from normkit.nn.tracing import recorded_call
+
+__all__ = ["RecurrentBatchNorm"]
+
+
+class RecurrentBatchNorm(nn.Module):
+    """Normalize each feature of each time step over the batch.
+
+    Called with `step=t` on `(N, C)` inside a recurrence; or without a step on
+    `(T, N, C)`, where all steps are known at once.
+
+    Args:
+        num_features: Number of features C.
+        max_steps: Number of time steps with statistics of their own; later steps share
+            those of the last.
+        eps: Added to the variance, inside the root.
+        momentum: Share of the batch in the new running statistics, in [0, 1]; None
+            gives all batches the same share.
+        affine: Learn `weight` and `bias`, shape `(C,)`, from `first_weight` and 0.
+        track_running_stats: Keep `running_mean` and the unbiased `running_var`, shape
+            `(max_steps, C)`, and `num_batches_tracked`, shape `(max_steps,)`, for
+            eval. False uses the batch in eval, too.
+        device: Where parameters and buffers live.
+        dtype: Their dtype; float32 also serves half inputs.
+        bias: Learn a bias when `affine`.
+        first_weight: The weight to start from. The paper's 0.1 keeps the tanh of a
+            recurrence where its slope is near 1; 1 makes gradients vanish there.
+
+    Raises:
+        ArgumentError: max_steps below 1, momentum outside [0, 1]; in forward, a
+            negative step, one sample in training without a mask.
+        ShapeError: In forward, another number of features or dimensions.
+        DtypeError: An input that is not floating point.
+
+    Numerics:
+        As `BatchNorm1d`. A step at which a mask leaves one sample has no variance: its
+        output is `bias`, and it moves the running mean alone.
+
+    Example:
+        >>> layer = RecurrentBatchNorm(3, max_steps=5, affine=False)
+        >>> x = torch.randn(5, 8, 3)
+        >>> whole = layer(x)
+        >>> torch.allclose(layer(x[2], step=2), whole[2])
+        True
+
+    References:
+        Cooijmans, Ballas, Laurent, Gülçehre & Courville, "Recurrent Batch
+        Normalization", ICLR 2017.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        max_steps: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        first_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        check_momentum(self, momentum)
+        if max_steps < 1:
+            raise ArgumentError(
+                f"RecurrentBatchNorm needs max_steps of at least 1, got {max_steps}; "
+                "take the length of a usual sequence"
+            )
+        self.num_features, self.max_steps = num_features, max_steps
+        self.eps, self.momentum = eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        self.first_weight = first_weight
+        place = {"device": device, "dtype": dtype}
+        gain = nn.Parameter(torch.empty(num_features, **place)) if affine else None
+        self.register_parameter("weight", gain)
+        offset = torch.empty(num_features, **place) if affine and bias else None
+        self.register_parameter(
+            "bias", None if offset is None else nn.Parameter(offset)
+        )
+        mean = var = count = None
+        if track_running_stats:
+            mean = torch.empty(max_steps, num_features, **place)
+            var = torch.empty(max_steps, num_features, **place)
+            count = torch.zeros(max_steps, dtype=torch.int64, device=device)
+        self.register_buffer("running_mean", mean)
+        self.register_buffer("running_var", var)
+        self.register_buffer("num_batches_tracked", count)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forget the running statistics; weight as at first, and bias 0."""
+        if self.running_mean is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)  # type: ignore[union-attr]
+            self.num_batches_tracked.zero_()  # type: ignore[union-attr]
+        if self.weight is not None:
+            self.weight.fill_(self.first_weight)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002
+        step: int | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Normalize one step, or a whole sequence; in training, move its statistics.
+
+        Args:
+            input: Values, any floating dtype: shape `(N, C)` with a `step`, and
+                `(T, N, C)` without.
+            step: Which step this is, from 0.
+            mask: Which values count: bool or weights ≥ 0, broadcastable to `input`;
+                `(N, 1)` or `(T, N, 1)` for sequences of several lengths. The output
+                is 0 elsewhere.
+        """
+        if (node := recorded_call(self, input, step=step, mask=mask)) is not None:
+            return node
+        name = type(self).__name__
+        check_floating(input, name)
+        check_eps(self.eps, name, "positive")
+        dims = 3 if step is None else 2
+        if input.dim() != dims or input.shape[-1] != self.num_features:
+            wanted = "(N, C) with a step, or (T, N, C) without"
+            raise ShapeError(
+                f"{name} takes {wanted}, C = {self.num_features}; got "
+                f"{tuple(input.shape)} with step={step}"
+            )
+        if step is not None and step < 0:
+            raise ArgumentError(f"step={step} must not be negative; steps start at 0")
+        x = input if step is None else input.unsqueeze(0)
+        if mask is not None:
+            mask = broadcast_mask(mask, input).view(x.shape)
+        y = self._steps(x, 0 if step is None else step, mask)
+        return y if step is None else y.squeeze(0)
+
+    def _steps(self, x: Tensor, first: int, mask: Tensor | None) -> Tensor:
+        weight = None if self.weight is None else self.weight.view(1, 1, -1)
+        bias = None if self.bias is None else self.bias.view(1, 1, -1)
+        if not self.training and self.running_mean is not None:
+            return self._by_running(x, first, mask, weight, bias)
+        if self.training and x.shape[1] == 1 and mask is None:
+            raise ArgumentError(
+                f"{type(self).__name__} needs more than one sample to train, got "
+                f"{tuple(x.shape)}; use eval() or a larger batch"
+            )
+        y, measured = normalize(x, (1,), weight, bias, self.eps, mask=mask)
+        if self.training and self.running_mean is not None:
+            check_momentum(self, self.momentum)
+            self._track(measured, first, x.shape[0])
+        return y
+
+    @torch.no_grad()
+    def _track(self, measured: Moments, first: int, steps: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        shape = (steps, self.num_features)
+        mean, var = measured.mean.view(shape), measured.unbiased_var.view(shape)
+        count = measured.count.expand(measured.mean.shape).reshape(shape)
+        m2 = measured.m2.view(shape)
+        # Each step by itself: a NaN at one says nothing about the others.
+        is_finite = (mean.isfinite() & m2.isfinite()).all(1, keepdim=True)
+        # Of the steps that share the last statistics, all take their turn.
+        for begin, end in _runs(first, steps, self.max_steps):
+            at = slice(begin, end) if end <= self.max_steps else slice(-1, None)
+            here = slice(begin - first, end - first)
+            counter = self.num_batches_tracked[at]
+            rate: Any = self.momentum
+            if rate is None:
+                rate = (counter + 1).to(mean.dtype).reciprocal().unsqueeze(1)
+            allowed = is_finite[here] & (count[here] > 0)
+            ema_(self.running_mean[at], mean[here], rate, allowed)
+            has_spread = is_finite[here] & (count[here] > 1)
+            ema_(self.running_var[at], var[here], rate, has_spread)
+            counter.add_(allowed.any(1).to(counter.dtype))
+
+    def _by_running(
+        self,
+        x: Tensor,
+        first: int,
+        mask: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        places = torch.arange(first, first + x.shape[0], device=x.device)
+        seen = self.num_batches_tracked > 0
+        numbers = torch.arange(self.max_steps, device=x.device)
+        last = (numbers * seen).amax()
+        # All zero before any training: step by step, as the other layers.
+        last = torch.where(seen.any(), last, self.max_steps - 1)
+        places = torch.minimum(places, last)
+        mean = self.running_mean[places].unsqueeze(1)
+        var = self.running_var[places].unsqueeze(1)
+        hidden = None
+        if mask is not None:
+            hidden = ~(mask > 0)
+            x = x.masked_fill(hidden, 0)
+        y = standardize(x, mean, var, weight, bias, self.eps)
+        return y if hidden is None else y.masked_fill(hidden, 0)
+
+    def extra_repr(self) -> str:
+        """The arguments that differ between layers."""
+        return (
+            f"{self.num_features}, max_steps={self.max_steps}, eps={self.eps}, "
+            f"momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+
+
+def _runs(first: int, steps: int, max_steps: int) -> list[tuple[int, int]]:
+    """Steps with statistics of their own in one run, each later one by itself."""
+    end = first + steps
+    own = [(first, min(end, max_steps))] if first < max_steps else []
+    return own + [(t, t + 1) for t in range(max(first, max_steps), end)]
