@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format lock clean
+.PHONY: help demo test test-all check gpu format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ check: $(STAMP) ## Format, lint and type-check without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# On a machine with a GPU: its own python, torch and triton; nothing is installed.
+gpu: ## On a CUDA device: check the GPU kernels at real shapes, then time them
+	PYTHONPATH=src:tests:. $(PYTHON) -m benchmarks.gpu
 
 format: $(STAMP) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .
