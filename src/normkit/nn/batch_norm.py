@@ -39,7 +39,7 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
         """
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
-        if is_recorded_by_jit(mask):
+        if is_recorded_by_jit(mask) and self.channel_dim == 1:
             return super().forward(input)
         self._check_input_dim(input)
         has_buffers = self.running_mean is not None or self.running_var is not None
@@ -59,6 +59,7 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
             self.momentum if is_tracking else 0.0,
             self.eps,
             mask=mask,
+            channel_dim=self.channel_dim,
             num_batches_tracked=self.num_batches_tracked if is_tracking else None,
         )
 
@@ -81,6 +82,7 @@ class BatchNorm1d(BatchNormLayer, torch.nn.BatchNorm1d):
         device: Where parameters and buffers live.
         dtype: Their dtype; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
+        channel_dim: The dimension that channels lie along; -1 takes `(N, L, C)`.
 
     Raises:
         ArgumentError: momentum outside [0, 1], at construction. In forward: another

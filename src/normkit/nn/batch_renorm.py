@@ -45,6 +45,7 @@ class BatchRenormLayer(BatchNormLayer):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        channel_dim: int = 1,
         r_max: float = 3.0,
         d_max: float = 5.0,
         renorm_from: int = 5_000,
@@ -56,6 +57,7 @@ class BatchRenormLayer(BatchNormLayer):
             device=device,
             dtype=dtype,
             bias=bias,
+            channel_dim=channel_dim,
         )
         if r_max < 1 or d_max < 0:
             raise ArgumentError(
@@ -106,13 +108,15 @@ class BatchRenormLayer(BatchNormLayer):
             *(weight, bias if self.bias is None else bias + self.bias, True),
             *(self.momentum, self.eps),
             mask=mask,
+            channel_dim=self.channel_dim,
             num_batches_tracked=self.num_batches_tracked,
         )
 
     def _correction(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self.running_mean is not None
         assert self.running_var is not None
-        batch = measure(x, tuple(d for d in range(x.dim()) if d != 1), mask)
+        channel_dim = self.channel_dim % x.dim()
+        batch = measure(x, tuple(d for d in range(x.dim()) if d != channel_dim), mask)
         mean, var = batch.mean.flatten(), batch.var.flatten()
         inv_std = torch.rsqrt(self.running_var.to(var.dtype) + self.eps)
         r_max, d_max = (limit.to(var.dtype) for limit in self.limits())
@@ -149,6 +153,7 @@ class BatchRenorm1d(BatchRenormLayer):
         device: Where parameters and buffers live.
         dtype: Their dtype; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
+        channel_dim: The dimension that channels lie along; -1 takes `(N, L, C)`.
         r_max: Bound on the ratio of standard deviations, both ways.
         d_max: Bound on the distance of the means, in running standard deviations.
         renorm_from: Batches that are plain batch norm, while the running statistics

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.functional import instance_norm
+from normkit.moments import broadcast_mask
 from normkit.nn.running_state import RunningStateLayer, check_momentum
 from normkit.nn.tracing import is_recorded_by_jit, recorded_call
 
@@ -40,12 +41,14 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        channel_dim: int = 1,
     ) -> None:
         super().__init__(
             *(num_features, eps, momentum, affine, track_running_stats),
             device=device,
             dtype=dtype,
             bias=bias,
+            channel_dim=channel_dim,
         )
 
     def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
@@ -58,7 +61,7 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         """
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
-        if is_recorded_by_jit(mask):
+        if is_recorded_by_jit(mask) and self.channel_dim == 1:
             return super().forward(input)
         self._check_input_dim(input)
         self._check_features(input)
@@ -68,6 +71,15 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         return self._normalized(input, mask)
 
     def _normalized(self, batch: Tensor, mask: Tensor | None) -> Tensor:
+        if self.channel_dim == 1:
+            return self._channels_first(batch, mask)
+        if mask is not None:
+            mask = broadcast_mask(mask, batch).movedim(self.channel_dim, 1)
+        # A view: the values stay where they lie, and so does the output.
+        y = self._channels_first(batch.movedim(self.channel_dim, 1), mask)
+        return y.movedim(1, self.channel_dim)
+
+    def _channels_first(self, batch: Tensor, mask: Tensor | None) -> Tensor:
         uses_input = self.training or not self.track_running_stats
         if uses_input and self.track_running_stats:
             check_momentum(self, self.momentum)
@@ -88,14 +100,16 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         )
 
     def _check_features(self, input: Tensor) -> None:  # noqa: A002
-        dim = input.dim() - self._get_no_batch_dim()
+        is_sample = input.dim() == self._get_no_batch_dim()
+        dim = self.channel_dim % (input.dim() + is_sample) - is_sample
         if input.shape[dim] == self.num_features:
             return
         if self.affine:
             raise ArgumentError(
                 f"expected input's size at dim={dim} to match num_features "
                 f"({self.num_features}), but got: {input.shape[dim]}, in an input of "
-                f"shape {tuple(input.shape)}; channels come first, after the batch"
+                f"shape {tuple(input.shape)}; channels lie along "
+                f"channel_dim={self.channel_dim} of a batch"
             )
         warnings.warn(
             f"input's size at dim={dim} does not match num_features: "
@@ -124,6 +138,8 @@ class InstanceNorm1d(InstanceNormLayer, torch.nn.InstanceNorm1d):
         device: Where parameters and buffers live.
         dtype: Their dtype; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
+        channel_dim: The dimension of a batch that channels lie along; -1 takes
+            `(N, L, C)`.
 
     Raises:
         ArgumentError: momentum outside [0, 1], at construction. In forward: another

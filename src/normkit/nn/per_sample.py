@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import group_norm, layer_norm, rms_norm
+from normkit.moments import broadcast_mask
 from normkit.nn.tracing import is_recorded_by_jit, recorded_call
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
@@ -29,9 +30,14 @@ class LayerNorm(torch.nn.LayerNorm):
         bias: Learn a bias when `elementwise_affine`.
         device: Where parameters live.
         dtype: Their dtype; float32 also serves half inputs.
+        channel_dim: The dimension to normalize over, of size `normalized_shape`: 1 for
+            the channels of `(N, C, H, W)`, each position by itself. Nothing is
+            permuted or copied for it. -1 is torch's.
 
     Raises:
-        ShapeError: In forward, an input that does not end in `normalized_shape`.
+        ArgumentError: `channel_dim` with more than one size.
+        ShapeError: In forward, an input that does not end in `normalized_shape`, or
+            has another size along `channel_dim`.
         DtypeError: An input that is not floating point.
 
     Numerics:
@@ -42,9 +48,43 @@ class LayerNorm(torch.nn.LayerNorm):
         >>> LayerNorm(3, elementwise_affine=False)(torch.tensor([[1e4, 2e4, 3e4]]))
         tensor([[-1.2247,  0.0000,  1.2247]])
 
+        Over the channels of an image:
+
+        >>> y = LayerNorm(3, channel_dim=1)(torch.randn(2, 3, 4, 4))
+        >>> bool(y.mean(1).abs().max() < 1e-6)
+        True
+
     References:
         Ba, Kiros & Hinton, "Layer Normalization", 2016.
     """
+
+    channel_dim: int = -1
+
+    def __init__(
+        self,
+        normalized_shape: Any,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        channel_dim: int = -1,
+    ) -> None:
+        super().__init__(
+            *(normalized_shape, eps, elementwise_affine, bias),
+            device=device,
+            dtype=dtype,
+        )
+        if channel_dim == -1:
+            return
+        if len(self.normalized_shape) != 1:
+            raise ArgumentError(
+                f"LayerNorm with channel_dim={channel_dim} needs one size, got "
+                f"normalized_shape={tuple(self.normalized_shape)}; leave channel_dim "
+                "out to normalize over the last dimensions"
+            )
+        self.channel_dim = channel_dim
 
     def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
         """Normalize `input`, shape `(*, *normalized_shape)`.
@@ -56,6 +96,28 @@ class LayerNorm(torch.nn.LayerNorm):
         """
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
+        if self.channel_dim == -1:
+            return self._over_last(input, mask)
+        dim, sizes = self.channel_dim, self.normalized_shape
+        is_checked = not is_recorded_by_jit(mask)
+        is_there = -input.dim() <= dim < input.dim()
+        if is_checked and (not is_there or input.shape[dim] != sizes[0]):
+            raise ShapeError(
+                f"LayerNorm needs an input with {sizes[0]} channels along "
+                f"dim={dim}, got shape {tuple(input.shape)}"
+            )
+        if mask is not None:
+            mask = broadcast_mask(mask, input).movedim(dim, -1)
+        # A view: the values stay where they lie, and so does the output.
+        return self._over_last(input.movedim(dim, -1), mask).movedim(-1, dim)
+
+    def extra_repr(self) -> str:
+        """The arguments of torch's layer, and those that differ from it."""
+        usual = super().extra_repr()
+        last = self.channel_dim == -1
+        return usual if last else f"{usual}, channel_dim={self.channel_dim}"
+
+    def _over_last(self, input: Tensor, mask: Tensor | None) -> Tensor:  # noqa: A002
         if is_recorded_by_jit(mask):
             return super().forward(input)
         return layer_norm(

@@ -32,6 +32,8 @@ class RunningStateLayer(_NormBase):
     """The input shapes that the layer takes, by number of dimensions."""
     siblings: ClassVar[Mapping[int, str]] = {}
     """The layer to use for an input of another number of dimensions."""
+    channel_dim: int = 1
+    """The dimension of a batch that channels lie along."""
 
     def __init__(
         self,
@@ -44,8 +46,14 @@ class RunningStateLayer(_NormBase):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        channel_dim: int = 1,
     ) -> None:
         check_momentum(self, momentum)
+        if channel_dim == 0:
+            raise ArgumentError(
+                f"{type(self).__name__} needs channels behind the batch, got "
+                "channel_dim=0; -1 takes (N, *, C)"
+            )
         super().__init__(
             *(num_features, eps, momentum, affine, track_running_stats),
             device=device,
@@ -54,6 +62,14 @@ class RunningStateLayer(_NormBase):
         # Older torch has no `bias` argument; taken away afterwards, every one has.
         if not bias:
             self.register_parameter("bias", None)
+        if channel_dim != 1:
+            self.channel_dim = channel_dim
+
+    def extra_repr(self) -> str:
+        """The arguments of torch's layer, and those that differ from it."""
+        usual = super().extra_repr()
+        is_usual = self.channel_dim == 1
+        return usual if is_usual else f"{usual}, channel_dim={self.channel_dim}"
 
     def reset_parameters(self) -> None:
         """Forget the running statistics; weight 1 and bias 0."""
