@@ -1,0 +1,146 @@
+"""A checkpoint file: weights in a mapping, alone or beside other things."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.calibrate.saving import save_atomically
+from normkit.errors import TargetError
+
+__all__ = ["Checkpoint"]
+
+# Where training programs put the weights.
+PLACES = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
+# What wrappers put before every name.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+@dataclass
+class Checkpoint:
+    """What a file of `torch.save` held.
+
+    Attributes:
+        content: All of it.
+        place: Under which key the weights are; "" when they are all.
+        prefix: What stands before each of the model's names, such as "module.".
+    """
+
+    content: Any
+    place: str = ""
+    prefix: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read a file; no code in it is run (`weights_only=True`).
+
+        Raises:
+            TargetError: There is no such file, or it holds more than tensors and plain
+                data, or no weights.
+        """
+        if not path.is_file():
+            raise TargetError(f"there is no checkpoint {path}; give the path of a file")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise TargetError(
+                f"{path} cannot be read as tensors and plain data ({first}); save the "
+                "weights by torch.save(model.state_dict(), path)"
+            ) from error
+        found = next(
+            (
+                key
+                for key in ("", *PLACES)
+                if _is_weights(content if not key else _item(content, key))
+            ),
+            None,
+        )
+        if found is None:
+            raise TargetError(
+                f"{path} holds no mapping from names to tensors; save "
+                "model.state_dict(), alone or under 'state_dict'"
+            )
+        return cls(content, found)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Names and tensors, as in the file."""
+        return self.content[self.place] if self.place else self.content
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load the weights into the model, every one of them.
+
+        Raises:
+            TargetError: Names or shapes differ; the model is as it was.
+        """
+        wanted = model.state_dict()
+        self.prefix = self._found_prefix(wanted)
+        stripped = {
+            name.removeprefix(self.prefix): value
+            for name, value in self.weights.items()
+        }
+        missing = [name for name in wanted if name not in stripped]
+        # Files older than the count of batches do not hold it.
+        if all(name.endswith("num_batches_tracked") for name in missing):
+            stripped |= {name: wanted[name] for name in missing}
+            missing = []
+        extra = [name for name in stripped if name not in wanted]
+        differing = [
+            f"{name} {tuple(stripped[name].shape)} for {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in stripped and stripped[name].shape != value.shape
+        ]
+        for what, names in (
+            ("lacks", missing),
+            ("has too much", extra),
+            ("has other shapes", differing),
+        ):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise TargetError(
+                    f"the checkpoint does not fit the model: it {what}: "
+                    f"{', '.join(names[:3])}{more}; let the factory make the model "
+                    "that was saved"
+                )
+        model.load_state_dict(stripped)
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """Save the weights of `model` in the form of this file, whole or not at all.
+
+        Names that the file did not hold (a count of batches) are added; everything
+        beside the weights is kept.
+        """
+        weights = {
+            self.prefix + name: value.detach().cpu()
+            for name, value in model.state_dict().items()
+        }
+        content = {**self.content, self.place: weights} if self.place else weights
+        save_atomically(content, path)
+
+    def _found_prefix(self, wanted: Mapping[str, Tensor]) -> str:
+        names = list(self.weights)
+        if any(name in wanted for name in names):
+            return ""
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in names):
+                return prefix
+        return ""
+
+
+def _is_weights(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(value, Tensor) for value in found.values())
+    )
+
+
+def _item(found: Any, key: str) -> Any:
+    return found.get(key) if isinstance(found, Mapping) else None
