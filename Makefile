@@ -51,4 +51,4 @@ lock: $(STAMP) ## Renew constraints.txt: one version of everything, for each Pyt
 	rm constraints.new
 
 clean: ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist normkit-demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist src/normkit/kernels/cpu/_native.so normkit-demo .pytest_cache .ruff_cache .hypothesis
