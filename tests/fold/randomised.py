@@ -98,7 +98,7 @@ def check(
         assert part in reasons[name], f"\n{ledger}"
     for entry in ledger.entries:
         assert entry.folded != bool(entry.reason)
-        assert (entry.difference is None) == (not entry.folded)
+        assert (entry.difference is None) == (not entry.how)
     modules = dict(folded.named_modules())
     for name in found:
         assert not isinstance(modules[name], NORMS)

@@ -44,3 +44,26 @@ def test_a_model_without_batch_norm_has_an_empty_ledger():
     _, empty = normkit.fold(nn.Linear(3, 3), torch.randn(2, 3))
     assert empty.entries == ()
     assert empty.to_text() == "no batch norm in this model"
+
+
+def test_a_batch_norm_that_stays_is_drawn_with_what_stands_in_its_way():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return torch.relu(self.bn(y)) + torch.sigmoid(y)
+
+    _, ledger = normkit.fold(randomised(Net()), torch.randn(2, 3, 4, 4).double())
+    (entry,) = ledger.left
+    assert entry.picture.splitlines() == [
+        "the model's input",
+        "└─ 'conv'".rjust(len("   └─ 'conv'")),
+        "      └─ 'bn'   ← stays",
+        "         └─ relu in the model's forward   ✗",
+        "      └─ sigmoid in the model's forward   ✗",
+    ]
+    assert entry.picture.splitlines()[2] in ledger.to_text(pictures=True)
+    assert "← stays" not in ledger.to_text()

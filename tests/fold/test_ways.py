@@ -310,3 +310,44 @@ def test_a_scale_goes_through_a_relu_to_the_layer_after_the_next():
     net[1].running_mean.zero_()
     net[1].bias.data.zero_()
     check(net, normal(*IMAGE))
+
+
+def test_where_padding_forbids_the_shift_only_a_sum_per_channel_stays():
+    net = nn.Sequential(nn.GELU(), nn.BatchNorm2d(4), conv(kernel=3, padding=1))
+    folded, ledger = check(
+        randomised(net), normal(*IMAGE), left={"1": "a sum per channel stays"}
+    )
+    (entry,) = ledger.entries
+    assert entry.reduced
+    assert entry.where == ("2.weight",)
+    assert entry.parameters_saved == 4 * 4 - 4
+    assert [name for name, _ in folded[1].named_parameters()] == ["bias"]
+    assert "reduced into '2' after it, its scale alone" in ledger.to_text()
+
+
+def test_behind_a_gate_with_another_reader_a_sum_stays_and_the_scale_goes_before():
+    net = Net(
+        lambda net, x: F.gelu(net.bn(net.conv(x) * torch.sigmoid(x))),
+        conv=conv(),
+        bn=nn.BatchNorm2d(4),
+    )
+    _, ledger = check(randomised(net), normal(*IMAGE), left={"bn": "not a shift"})
+    assert ledger.entries[0].how == "into 'conv' before it, its scale alone"
+
+
+def test_a_combined_class_keeps_its_activation_behind_the_sum():
+    class NormAct(nn.BatchNorm2d):
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(super().forward(x))
+
+    net = Net(
+        lambda net, x: net.bn(net.conv(x) * torch.sigmoid(x)),
+        conv=conv(),
+        bn=NormAct(4),
+    )
+    folded, _ = check(randomised(net), normal(*IMAGE), gone=set())
+    assert [type(part).__name__ for part in folded.bn] == ["Shift", "ReLU"]

@@ -15,15 +15,16 @@ class FoldEntry:
     Attributes:
         name: Its path in the model.
         kind: Its class, e.g. `BatchNorm2d`.
-        folded: Whether it is gone.
+        folded: Whether it is gone altogether.
         where: The parameters that took it in, e.g. `("conv1.weight", "conv1.bias")`.
-        how: In words, e.g. "into 'conv1' before it"; empty if it stayed.
-        reason: Why it stayed, in words; empty if it is gone.
+        how: In words, e.g. "into 'conv1' before it"; empty if it stayed whole.
+        reason: Why it stayed, or why a part of it did, in words; empty if it is gone.
         difference: The largest difference measured in float64 where the fold is
             complete, relative to the largest value there (1 if that is smaller); None
-            if it stayed.
+            if it stayed whole.
         parameters_saved: How many stored numbers fewer the model holds for it.
         multiplications_saved: How many fewer it makes on the example inputs.
+        picture: The part of the network around it, drawn in text; empty if it is gone.
     """
 
     name: str
@@ -35,6 +36,12 @@ class FoldEntry:
     difference: float | None = None
     parameters_saved: int = 0
     multiplications_saved: int = 0
+    picture: str = ""
+
+    @property
+    def reduced(self) -> bool:
+        """Whether it stayed as no more than a sum per channel."""
+        return not self.folded and bool(self.how)
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,12 @@ class FoldLedger:
         """How many multiplications fewer it makes on the example inputs."""
         return sum(entry.multiplications_saved for entry in self.entries)
 
-    def to_text(self) -> str:
-        """The ledger as lines for a person."""
+    def to_text(self, *, pictures: bool = False) -> str:
+        """The ledger as lines for a person.
+
+        Args:
+            pictures: Whether to draw what is around each batch norm that stayed.
+        """
         total = len(self.entries)
         if not total:
             return "no batch norm in this model"
@@ -103,7 +114,11 @@ class FoldLedger:
                     detail += f"  ({entry.difference:.0e})"
             else:
                 detail = f"left    {entry.reason}"
+                if entry.reduced:
+                    detail = f"reduced {entry.how}; {entry.reason}"
             lines.append(f"  {entry.name:<{width}}  {detail}")
+            if pictures and entry.picture:
+                lines += [f"      {drawn}" for drawn in entry.picture.splitlines()]
         return "\n".join(lines)
 
     def to_json(self) -> str:

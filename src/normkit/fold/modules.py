@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,11 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.errors import FoldError
 from normkit.fold.capture import ModuleCall, Trace
-from normkit.fold.graph import Gauges, Refusal, Slot
+from normkit.fold.graph import Refusal, Slot
 from normkit.fold.ledger import FoldEntry, FoldLedger
+from normkit.fold.plan import Norm, Plan, Planner
 from normkit.fold.proof import TOLERANCE, Bench, Run, difference, gap_under
 from normkit.fold.rewrite import NormModule, Replace, SetParameter, norm_modules
-from normkit.fold.solve import WAYS, Solution, solve, solve_beside
+from normkit.fold.solve import Solution
+from normkit.fold.telling import entry_of
 
 __all__ = ["fold"]
 
@@ -91,7 +92,7 @@ def fold(
     plan = folding.proven()
     result = model if inplace else _copied(model)
     with torch.no_grad():
-        for rewrite in plan.rewrites:
+        for rewrite in folding.rewrites(plan):
             rewrite.apply(result)
     return result, folding.ledger(plan)
 
@@ -145,84 +146,33 @@ def _nothing_provable(
     )
 
 
-@dataclass(eq=False)
-class _Plan:
-    """Folds found together, each resting on the ones before it.
-
-    Attributes:
-        rewrites: What to do to a copy of the model, in order.
-        solutions: By the path of the batch norm.
-        reasons: Why the others stay.
-        gauges: What each value of the trace is stored as in the end.
-        differences: Measured, per batch norm.
-        max_difference: Measured at the outputs.
-    """
-
-    rewrites: list[SetParameter | Replace] = field(default_factory=list)
-    solutions: dict[str, Solution] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    gauges: Gauges = field(default_factory=Gauges)
-    differences: dict[str, float] = field(default_factory=dict)
-    max_difference: float = 0.0
-
-
-class _Folding:
-    """Finds folds on one trace, and keeps those that the bench confirms."""
+class _Folding(Planner):
+    """Plans on the trace of a bench, believes and judges by it, and tells."""
 
     def __init__(self, original: nn.Module, bench: Bench) -> None:
         self.original = original
         self.bench = bench
         self.trace: Trace = bench.trace
-        self.norms = norm_modules(self.trace)
+        self.modules = {norm.path: norm for norm in norm_modules(self.trace)}
         self.calls: dict[str, list[ModuleCall]] = {}
         todo = [self.trace.root]
         while todo:
             call = todo.pop(0)
             self.calls.setdefault(call.path, []).append(call)
             todo = call.children + todo
-        self.held = {slot: slot.tensor for slot in self.trace.slots.values()}
+        norms: list[Norm] = list(self.modules.values())
+        super().__init__(self.trace.graph, norms, list(self.trace.slots.values()))
 
-    # Finding ---------------------------------------------------------------
+    def rewrites(self, plan: Plan) -> list[SetParameter | Replace]:
+        """What to do to a copy of the model, in order."""
+        rewrites: list[SetParameter | Replace] = []
+        for norm, solution in plan.steps:
+            rewrites += [_as_rewrite(*edit) for edit in solution.edits.items()]
+            module = self.modules[norm.path]
+            rewrites.append(Replace(module, solution.needs_copy, solution.remainder))
+        return rewrites
 
-    def plan(self, allowed: set[str]) -> _Plan:
-        """Every fold that the algebra permits among the batch norms `allowed`."""
-        for slot in self.trace.slots.values():
-            slot.tensor = self.held.get(slot)
-        plan = _Plan()
-        waiting: list[NormModule] = []
-        for norm in self.norms:
-            for node in norm.nodes:
-                node.is_gone = False
-            if norm.refusal:
-                plan.reasons[norm.path] = norm.refusal
-            elif norm.path in allowed:
-                waiting.append(norm)
-        refused: dict[str, dict[str, str]] = {}
-        found = True
-        while found and waiting:
-            found = False
-            for way in (*WAYS, "beside"):
-                for norm in list(waiting):
-                    refusals = refused.setdefault(norm.path, {})
-                    try:
-                        solution = self._solved(norm, way)
-                        self._believe(norm, solution)
-                    except Refusal as refusal:
-                        refusals[way] = str(refusal)
-                        continue
-                    self._commit(plan, norm, solution)
-                    waiting.remove(norm)
-                    found = True
-        for norm in waiting:
-            plan.reasons[norm.path] = _reason(refused[norm.path])
-        return plan
-
-    def _solved(self, norm: NormModule, way: str) -> Solution:
-        if way == "beside":
-            return solve_beside(self.trace.graph, norm.nodes)
-        return solve(self.trace.graph, norm.nodes, way)
-
-    def _believe(self, norm: NormModule, solution: Solution) -> None:
+    def believe(self, norm: Norm, solution: Solution) -> None:
         """Refuse what another branch of the code could make wrong, or a cast."""
         # A parameter read as a tensor is a node that no forward runs.
         nodes = [n for n in solution.touched if n in self.trace.call_of]
@@ -240,37 +190,13 @@ class _Folding:
             if _as_rewrite(slot, tensor).overflows_in(self.original):
                 raise Refusal(f"{slot.name} would overflow its dtype")
 
-    def _commit(self, plan: _Plan, norm: NormModule, solution: Solution) -> None:
-        for slot, tensor in solution.edits.items():
-            slot.tensor = tensor
-            plan.rewrites.append(_as_rewrite(slot, tensor))
-        for node in norm.nodes:
-            node.is_gone = True
-        plan.rewrites.append(Replace(norm, solution.needs_copy))
-        plan.solutions[norm.path] = solution
-        for value, gauge in solution.gauges.items():
-            plan.gauges[value] = plan.gauges.of(value).then(gauge)
-
     # Proving ---------------------------------------------------------------
 
-    def proven(self) -> _Plan:
-        """The folds that remain when every one that disagrees is left out."""
-        allowed = [norm.path for norm in self.norms]
-        plan = self.plan(set(allowed))
+    def prepare(self, plan: Plan) -> None:
+        """Note what the original answers, at its outputs and around each fold."""
         self.near = {path: self._near(plan.solutions[path]) for path in plan.solutions}
         self.watched = {name for names in self.near.values() for name in names}
         self.expected = [self.bench.run(which, self.watched) for which in (0, 1)]
-        undone: dict[str, str] = {}
-        while plan.solutions:
-            culprit, why = self._judge(plan)
-            if not why:
-                break
-            if not culprit:
-                culprit = self._last_straw(list(plan.solutions))
-            undone[culprit] = f"folding it was undone: {why}"
-            plan = self.plan(set(allowed) - set(undone))
-            plan.reasons |= undone
-        return plan
 
     def _near(self, solution: Solution) -> list[str]:
         """The modules whose outputs tell whether a fold is right."""
@@ -283,21 +209,22 @@ class _Folding:
             if name and all(len(call.outputs) == 1 for call in self.calls[name])
         ]
 
-    def _judge(self, plan: _Plan) -> tuple[str, str]:
+    def judge(self, plan: Plan) -> tuple[str, str]:
         """(the batch norm to blame if it is known, what is wrong if anything is)."""
         undo: list[Callable[[], None]] = []
         try:
             with torch.no_grad():
-                undo += [rewrite.apply(self.bench.model) for rewrite in plan.rewrites]
+                undo += [step.apply(self.bench.model) for step in self.rewrites(plan)]
             found = [self.bench.run(which, self.watched) for which in (0, 1)]
         except Exception as error:
             return "", f"the folded model fails ({type(error).__name__}: {error})"
         finally:
             for step in reversed(undo):
                 step()
-        for path in plan.solutions:
-            gap = max(self._gap_at(name, plan, found) for name in self.near[path])
-            plan.differences[path] = gap
+        for path, solution in plan.solutions.items():
+            names = self.near.get(path) or self._near(solution)
+            gaps = [self._gap_at(n, plan, found) for n in names if n in self.watched]
+            plan.differences[path] = max(gaps, default=0.0)
         for path, gap in plan.differences.items():
             if not gap <= TOLERANCE:
                 return path, f"it differed by {gap:.1e} in float64"
@@ -309,7 +236,7 @@ class _Folding:
             return "", f"the outputs differed by {plan.max_difference:.1e} in float64"
         return "", ""
 
-    def _gap_at(self, name: str, plan: _Plan, found: list[Run]) -> float:
+    def _gap_at(self, name: str, plan: Plan, found: list[Run]) -> float:
         """How far the calls of module `name` are from what the gauges say."""
         gap = 0.0
         for expected, run in zip(self.expected, found, strict=True):
@@ -326,54 +253,18 @@ class _Folding:
                 gap = max(gap, gap_under(gauge, value.shape, one, other))
         return gap
 
-    def _last_straw(self, paths: list[str]) -> str:
-        """The first batch norm whose fold, with all before it, is one too many."""
-        good, bad = 0, len(paths)
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            _, why = self._judge(self.plan(set(paths[:middle])))
-            good, bad = (good, middle) if why else (middle, bad)
-        return paths[bad - 1]
-
     # Telling ---------------------------------------------------------------
 
-    def ledger(self, plan: _Plan) -> FoldLedger:
+    def ledger(self, plan: Plan) -> FoldLedger:
         """What was done, for the caller."""
-        entries = []
-        for norm in self.norms:
-            solution = plan.solutions.get(norm.path)
-            if solution is None:
-                reason = plan.reasons.get(norm.path, "")
-                entry = FoldEntry(norm.path, norm.kind, folded=False, reason=reason)
-            else:
-                entry = self._entry(norm, solution, plan.differences[norm.path])
-            entries.append(entry)
+        entries = [self._entry(norm, plan) for norm in self.modules.values()]
         proof = "float64, on the example inputs and on random ones"
         return FoldLedger(tuple(entries), plan.max_difference, proof)
 
-    def _entry(
-        self, norm: NormModule, solution: Solution, difference: float
-    ) -> FoldEntry:
-        module = norm.module
-        held = [*module._parameters.values(), *module._buffers.values()]
-        saved = sum(t.numel() for t in held if t is not None and t.is_floating_point())
-        created = sum(
-            tensor.numel()
-            for slot, tensor in solution.edits.items()
-            if slot in solution.created
-        )
-        return FoldEntry(
-            name=norm.path,
-            kind=norm.kind,
-            folded=True,
-            where=tuple(slot.name for slot in solution.edits),
-            how=solution.in_words(),
-            difference=difference,
-            parameters_saved=saved - created,
-            multiplications_saved=sum(
-                math.prod(node.outputs[0].shape) for node in norm.nodes
-            ),
-        )
+    def _entry(self, norm: NormModule, plan: Plan) -> FoldEntry:
+        held = [*norm.module._parameters.values(), *norm.module._buffers.values()]
+        stored = sum(t.numel() for t in held if t is not None and t.is_floating_point())
+        return entry_of(norm, norm.kind, plan, stored)
 
 
 def _as_rewrite(slot: Slot, tensor: Tensor) -> SetParameter:
@@ -386,10 +277,3 @@ def _ancestry(call: ModuleCall) -> list[ModuleCall]:
     while line[0].parent is not None:
         line.insert(0, line[0].parent)
     return line
-
-
-def _reason(refusals: dict[str, str]) -> str:
-    before, after = refusals["before"], refusals["after"]
-    if before == after:
-        return before
-    return f"not into what comes before: {before}; nor into what comes after: {after}"

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normkit.fold.capture import ModuleCall, Trace
 from normkit.fold.nodes import BatchNorm
 
-__all__ = ["Copied", "NormModule", "Replace", "SetParameter", "norm_modules"]
+__all__ = ["Copied", "NormModule", "Replace", "SetParameter", "Shift", "norm_modules"]
 
 
 @dataclass(eq=False)
@@ -39,18 +39,23 @@ class NormModule:
         """The name of its class."""
         return type(self.module).__name__
 
-    def replacement(self, old: nn.Module, *, needs_copy: bool) -> nn.Module:
+    def replacement(
+        self, old: nn.Module, *, needs_copy: bool, shift: Tensor | None
+    ) -> nn.Module:
         """What stands in the place of `old`, this module or its double in a copy."""
         children = OrderedDict((name, old.get_submodule(name)) for name in self.rest)
-        if needs_copy:
+        if shift is not None:
+            like = _like(old, "bias")
+            dim = self.nodes[0].channel_dim - len(self.nodes[0].inputs[0].shape)
+            first = Shift(shift.to(like.device, like.dtype), dim)
+            children = OrderedDict(shift=first, **children)
+        elif needs_copy:
             children = OrderedDict(copied=Copied(), **children)
         if not children:
             return nn.Identity()
-        return (
-            children["copied"]
-            if list(children) == ["copied"]
-            else nn.Sequential(children)
-        )
+        if not self.rest:
+            return next(iter(children.values()))
+        return nn.Sequential(children)
 
 
 class Copied(nn.Module):
@@ -63,6 +68,24 @@ class Copied(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """A copy of `x`."""
         return x.clone()
+
+
+class Shift(nn.Module):
+    """X + bias per channel: what stays of a batch norm whose scale alone could go.
+
+    Args:
+        bias: What to add, shape `(C,)`.
+        dim: The dimension of the channels, counted from the end.
+    """
+
+    def __init__(self, bias: Tensor, dim: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum, of the shape of `x`."""
+        return x + self.bias.reshape(-1, *(1,) * (-self.dim - 1))
 
 
 @dataclass(frozen=True)
@@ -107,15 +130,19 @@ def _like(module: nn.Module, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Replace:
-    """Take the batch norm `norm` out, wherever the model holds it."""
+    """Take the batch norm `norm` out, wherever the model holds it.
+
+    With `shift`, leave a sum per channel in its place.
+    """
 
     norm: NormModule
     needs_copy: bool = False
+    shift: Tensor | None = None
 
     def apply(self, model: nn.Module) -> Callable[[], None]:
         """Do it; the answer undoes it."""
         old = model.get_submodule(self.norm.path)
-        new = self.norm.replacement(old, needs_copy=self.needs_copy)
+        new = self.norm.replacement(old, needs_copy=self.needs_copy, shift=self.shift)
         new.training = old.training
         places = [
             (parent._modules, name)

@@ -9,9 +9,10 @@ share T out between the two sides:
     straddle   stored u = ±u + t/|s|, y = |s|·stored  the shift before, the scale after
     opposite   stored u = s·u,  y = stored + t        the scale before, the shift after
 
-A fifth, `solve_beside`, needs no gauge. Each of the four is a first setting of gauges;
-`settle` asks the nodes around (`nodes`) what they
-need in turn until all are content or one refuses.
+A fifth, `solve_beside`, needs no gauge. Where none of them is borne, the scale alone
+may still go, before or after, and a sum per channel stays. Each of the four is a first
+setting of gauges; `settle` asks the nodes around (`nodes`) what they need in turn
+until all are content or one refuses.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from normkit.fold.gauge import Gauge
 from normkit.fold.graph import Gauges, Graph, Refusal, Slot, Value
 from normkit.fold.nodes import Add, BatchNorm, Linear, Move, Node
 
-__all__ = ["WAYS", "Solution", "solve", "solve_beside"]
+__all__ = ["PARTIAL_WAYS", "WAYS", "Solution", "solve", "solve_beside"]
 
 # Beyond this many visits of nodes a search is given up; real folds need under 50.
 _MOST_VISITS = 4000
@@ -47,6 +48,8 @@ class Solution:
         gauges: What each value is stored as.
         needs_copy: Whether the norms must leave a copy behind, not the tensor itself,
             because somebody writes to it in place.
+        remainder: What stays in the place of each norm, a shift per channel; None if
+            nothing does.
     """
 
     way: str
@@ -57,6 +60,7 @@ class Solution:
     created: frozenset[Slot]
     gauges: Gauges
     needs_copy: bool = False
+    remainder: Tensor | None = None
 
     def in_words(self) -> str:
         """Where the batch norm went, for the ledger."""
@@ -79,7 +83,7 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
     Args:
         graph: Where they are.
         norms: The calls of one module, each with its own map.
-        way: One of `WAYS`.
+        way: One of `WAYS` or `PARTIAL_WAYS`.
 
     Raises:
         Refusal: it cannot be done this way; the message says what stands against it.
@@ -87,6 +91,7 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
     gauges = Gauges()
     todo: list[Node] = []
     search = _Search(set(norms))
+    remainder: Tensor | None = None
     for norm in norms:
         u, y = norm.inputs[0], norm.outputs[0]
         affine = norm.affine()
@@ -95,7 +100,13 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
         shape = [1] * len(u.shape)
         shape[norm.channel_dim] = norm.channels
         affine = Affine(affine.scale.reshape(shape), affine.shift.reshape(shape))
-        before, after = WAYS[way](affine)
+        if way in WAYS:
+            before, after = WAYS[way](affine)
+        else:
+            before, after, shift = PARTIAL_WAYS[way](affine)
+            if remainder is not None and not torch.equal(remainder, shift.reshape(-1)):
+                raise Refusal("its calls would keep different shifts")
+            remainder = shift.reshape(-1)
         for value, gauge in ((u, before), (y, after)):
             if value in gauges and not gauges[value].agrees_with(gauge):
                 raise Refusal(f"{value.name} would have to be two things")
@@ -114,7 +125,8 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
         bearers=tuple(node for node in touched if node in bearers),
         created=frozenset(slot for slot in edits if slot.tensor is None),
         gauges=settled,
-        needs_copy=_needs_copies(graph, norms),
+        needs_copy=remainder is None and _needs_copies(graph, norms),
+        remainder=remainder,
     )
 
 
@@ -157,6 +169,28 @@ WAYS: dict[str, Callable[[Affine], tuple[Gauge, Gauge]]] = {
     "after": _after,
     "straddle": _straddle,
     "opposite": _opposite,
+}
+
+
+def _scale_before(affine: Affine) -> tuple[Gauge, Gauge, Tensor]:
+    zero = torch.zeros_like(affine.scale)
+    same = Gauge.identity(affine.scale.dim())
+    return Gauge.storing(Affine(affine.scale, zero)), same, affine.shift
+
+
+def _scale_after(affine: Affine) -> tuple[Gauge, Gauge, Tensor]:
+    if bool((affine.scale == 0).any()):
+        raise Refusal("a scale of 0 cannot follow its shift")
+    zero = torch.zeros_like(affine.scale)
+    same = Gauge.identity(affine.scale.dim())
+    after = Gauge.reading(Affine(affine.scale, zero))
+    return same, after, affine.shift / affine.scale
+
+
+# Those that leave y = x + shift in the place of the batch norm.
+PARTIAL_WAYS: dict[str, Callable[[Affine], tuple[Gauge, Gauge, Tensor]]] = {
+    "scale before": _scale_before,
+    "scale after": _scale_after,
 }
 
 

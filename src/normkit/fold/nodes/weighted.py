@@ -88,9 +88,8 @@ class Linear(Node):
             edits = store(self.weight, weight, self.label)
         # Created even where it comes out 0, so that which parameters a folded model
         # has does not hang on the numbers in it.
-        is_needed = bool((new_bias != 0).any())
-        is_needed |= self.bias_slot is not None and gauges.moved(self.outputs[0])
-        if bias is not None or is_needed:
+        is_needed = self.bias_slot is not None and gauges.moved(self.outputs[0])
+        if is_needed or bool((new_bias != (0 if bias is None else bias)).any()):
             if self.beta == 0:
                 raise Refusal(f"{self.label} multiplies its bias by 0")
             new_bias = new_bias / self.beta
@@ -162,6 +161,7 @@ class BatchNorm(Node):
         channel_dim: The dimension of x that the channels lie along.
         locked: Why it is no fixed map; empty if it is one.
         is_gone: Whether it was folded: the node is then the identity.
+        is_reduced: Whether only a sum per channel was left of it.
     """
 
     mean: Value | None = None
@@ -174,6 +174,7 @@ class BatchNorm(Node):
     channel_dim: int = 1
     locked: str = ""
     is_gone: bool = False
+    is_reduced: bool = False
 
     @property
     def channels(self) -> int:
@@ -199,6 +200,8 @@ class BatchNorm(Node):
         if self.is_touched(gauges):
             if self.locked:
                 raise Refusal(f"{self.label} {self.locked}")
+            if self.is_reduced:
+                raise Refusal(f"of {self.label} only a sum is left")
             self.edits(gauges)
         return NOTHING_MORE
 
