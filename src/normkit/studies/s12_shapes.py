@@ -14,6 +14,7 @@ from normkit.nn import (
     BatchNorm2d,
     InstanceNorm2d,
     LayerNorm,
+    PerActivationBatchNorm,
 )
 from normkit.studies.figure import bars
 from normkit.studies.study import Result, Scale, Study, Trial
@@ -29,17 +30,6 @@ from normkit.studies.verdict import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class _PerPoint(nn.Module):
-    """Batch norm with statistics and affine map for each point of the map."""
-
-    def __init__(self, channels: int, side: int) -> None:
-        super().__init__()
-        self.norm = BatchNorm1d(channels * side * side)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.flatten(1)).view_as(x)
 
 
 def measure(trial: Trial, *, steps: int, width: int) -> Result:
@@ -84,7 +74,7 @@ def measure(trial: Trial, *, steps: int, width: int) -> Result:
             "parameters": sum(
                 p.numel()
                 for m in model.modules()
-                if isinstance(m, (BatchNorm1d, BatchNorm2d))
+                if isinstance(m, BatchNorm2d | PerActivationBatchNorm)
                 for p in m.parameters()
             ),
         }
@@ -95,7 +85,12 @@ def measure(trial: Trial, *, steps: int, width: int) -> Result:
 def _per_point_norms() -> Callable[[int], nn.Module]:
     """Makes the norms of the three maps of the CNN, 8, 4 and 2 pixels wide, in turn."""
     sides = iter((8, 4, 2))
-    return lambda channels: _PerPoint(channels, next(sides))
+
+    def made(channels: int) -> nn.Module:
+        side = next(sides)
+        return PerActivationBatchNorm((channels, side, side))
+
+    return made
 
 
 def _error(y: Tensor, x: Tensor, dims: tuple[int, ...], correction: int = 0) -> float:
