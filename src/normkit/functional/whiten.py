@@ -64,7 +64,7 @@ def inverse_sqrt(matrix: Tensor, eps: float) -> Tensor:
         The symmetric roots, of the shape and dtype of `matrix`. A matrix with a NaN or
         Inf gives NaN.
     """
-    found = _InverseSqrt.apply(matrix, eps)
+    found = _chosen(_InverseSqrt, _InverseSqrtForward).apply(matrix, eps)
     assert isinstance(found, Tensor)
     return found
 
@@ -102,6 +102,13 @@ def newton_inverse_sqrt(matrix: Tensor, eps: float, iterations: int) -> Tensor:
     return root * torch.rsqrt(trace)
 
 
+def _chosen(
+    backward: type[torch.autograd.Function], forward: type[torch.autograd.Function]
+) -> type[torch.autograd.Function]:
+    # torch.compile takes no function with a derivative of forward mode.
+    return backward if torch.compiler.is_compiling() else forward
+
+
 class _InverseSqrt(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -131,6 +138,8 @@ class _InverseSqrt(torch.autograd.Function):
             _root(matrix, inverse, ctx.eps), inverse @ grad @ inverse
         ), None
 
+
+class _InverseSqrtForward(_InverseSqrt):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         tangent = tangents[0]
@@ -149,7 +158,7 @@ def _root(matrix: Tensor, inverse: Tensor, eps: float) -> Tensor:
 
 def _lyapunov(root: Tensor, right: Tensor) -> Tensor:
     """X with S·X + X·S = Q, for a symmetric, positive S and a symmetric Q."""
-    found = _Lyapunov.apply(root, right)
+    found = _chosen(_Lyapunov, _LyapunovForward).apply(root, right)
     assert isinstance(found, Tensor)
     return found
 
@@ -181,6 +190,8 @@ class _Lyapunov(torch.autograd.Function):
         grad = _lyapunov(root, 0.5 * (grad_output + grad_output.mT))
         return -(grad @ solution + solution @ grad), grad
 
+
+class _LyapunovForward(_Lyapunov):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         droot, dright = tangents

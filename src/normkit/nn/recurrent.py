@@ -206,7 +206,7 @@ class RecurrentBatchNorm(nn.Module):
             ema_(self.running_mean[at], mean[here], rate, allowed)
             has_spread = is_finite[here] & (count[here] > 1)
             ema_(self.running_var[at], var[here], rate, has_spread)
-            counter.add_(allowed.any(1).to(counter.dtype))
+            ema_(counter, counter + 1, 1, allowed.any(1))
 
     def _by_running(
         self,
