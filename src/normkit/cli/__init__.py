@@ -1,7 +1,8 @@
 """The command line: `normkit COMMAND`, one file per command.
 
 Exit code 0: done. 1: the command ran and the outcome is not what it should be (a demo
-step that did not hold). 2: it could not run; one line on stderr says why.
+step that did not hold, an error that the doctor found). 2: it could not run; one line
+on stderr says why.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated
 import typer
 
 import normkit
-from normkit.cli import demo, env, study
+from normkit.cli import calibrate, demo, doctor, env, init, study
 from normkit.errors import NormkitError
 
 __all__ = ["app", "main"]
@@ -38,6 +39,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo", epilog=demo.EXAMPLES)(demo.command)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
+app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.command)
+app.command("init", epilog=init.EXAMPLES)(init.command)
 app.command("env", epilog=env.EXAMPLES)(env.command)
 app.add_typer(study.app, name="study")
 

@@ -1,0 +1,72 @@
+"""`normkit calibrate TARGET`: the running statistics of a checkpoint, anew."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from normkit.calibrate import calibrate
+from normkit.cli.checkpoint import Checkpoint
+from normkit.cli.printing import printable
+from normkit.cli.target import HELP, read_target
+
+EXAMPLES = (
+    "Example: `normkit calibrate train.py:make --checkpoint in.pt --out out.pt --order "
+    "eval`"
+)
+
+
+def command(
+    target: Annotated[str, typer.Argument(help=HELP)],
+    checkpoint: Annotated[
+        Path, typer.Option(help="The weights; only plain tensors are read.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where to save them; may be the same.")],
+    mode: Annotated[
+        str, typer.Option(help="The estimator: exact, average or running.")
+    ] = "exact",
+    order: Annotated[
+        str,
+        typer.Option(
+            help="What earlier layers do meanwhile: train (one pass) or eval (one "
+            "pass per layer)."
+        ),
+    ] = "train",
+    batches: Annotated[
+        int | None, typer.Option(min=1, help="Use no more batches than these.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Stop once every layer's standard error is below this."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of text.")
+    ] = False,
+) -> int:
+    """Measure the running statistics of every layer anew, and save the checkpoint.
+
+    Only running statistics change; the file keeps its form and all else it holds. It is
+    written whole or not at all.
+    """
+    found = read_target(target)
+    found.needs("model", "loader")
+    assert found.loader is not None
+    file = Checkpoint.read(checkpoint)
+    file.load_into(found.model)
+    report = calibrate(
+        found.model,
+        found.loader,
+        mode=mode,
+        order=order,
+        forward=found.forward,
+        max_batches=batches,
+        tolerance=tolerance,
+        progress=sys.stderr.isatty() and not as_json,
+    )
+    file.save(found.model, out)
+    print(report.to_json() if as_json else printable(report.to_text()))
+    print(f"weights  {out.resolve()}", file=sys.stderr if as_json else sys.stdout)
+    return 0

@@ -1,0 +1,139 @@
+"""`normkit doctor TARGET`: what is wrong with a model's normalization."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from normkit.cli.checkpoint import Checkpoint
+from normkit.cli.printing import printable, wide_console
+from normkit.cli.target import HELP, Target, read_target
+from normkit.doctor import Diagnosis, diagnose
+from normkit.errors import ArgumentError
+
+EXAMPLES = (
+    "Example: `normkit doctor train.py:make --checkpoint best.pt --report doctor.html`"
+)
+
+_COLOUR = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+# Layers of one check on the terminal; the report and the JSON have all.
+MOST_LAYERS = 5
+
+
+def command(
+    target: Annotated[str, typer.Argument(help=HELP)],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights to load into the model first.")
+    ] = None,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="The most batches to look at.")
+    ] = 50,
+    fix: Annotated[
+        bool,
+        typer.Option(
+            "--fix", help="Apply the remedies that there are, and look again."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="With --fix: where to save the mended weights.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the findings as one HTML page.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of text.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of everything that draws numbers.")] = 0,
+) -> int:
+    """Name what is wrong with a model's normalization, layer by layer.
+
+    The batches of the target go through the model in training and in eval mode; the
+    weights do not move. With a loss, the remedy of each alarm is tried on a copy. Exit
+    code 1 when an error stands (with `--fix`: still stands), so that CI can gate on it.
+    """
+    if out is not None and not fix:
+        raise ArgumentError(
+            "--out saves mended weights, and without --fix there are none; add --fix"
+        )
+    found = read_target(target, checkpoint)
+    found.needs("model", "loader")
+    diagnosis = _diagnosed(found, steps, seed)
+    mended: list[str] = []
+    if fix:
+        mended = diagnosis.repair()
+        if mended:
+            diagnosis = _diagnosed(found, steps, seed)
+    if report is not None:
+        diagnosis.to_html(report)
+    if as_json:
+        print(diagnosis.to_json())
+    else:
+        _show(diagnosis, wide_console())
+    # Not into the JSON.
+    notes = sys.stderr if as_json else sys.stdout
+    if fix:
+        print(f"applied  {', '.join(mended) or 'nothing: no remedy'}", file=notes)
+    if out is not None:
+        kept = Checkpoint({}) if checkpoint is None else Checkpoint.read(checkpoint)
+        kept.save(found.model, out)
+        print(f"weights  {out.resolve()}", file=notes)
+    if report is not None:
+        print(f"report   {report.resolve()}", file=notes)
+    return 1 if diagnosis.errors else 0
+
+
+def _diagnosed(target: Target, steps: int, seed: int) -> Diagnosis:
+    assert target.loader is not None
+    diagnosis = diagnose(
+        target.model,
+        target.loader,
+        target.loss_fn,
+        forward=target.forward,
+        metric=target.metric,
+        max_batches=steps,
+        seed=seed,
+    )
+    if diagnosis.named and diagnosis.statistics.evaluation is not None:
+        diagnosis = diagnosis.confirm()
+    return diagnosis
+
+
+def _show(diagnosis: Diagnosis, console: Console) -> None:
+    if diagnosis.findings:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "check", "layer"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("value", "threshold"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        seen: dict[str, int] = {}
+        for finding in diagnosis.findings:
+            seen[finding.id] = seen.get(finding.id, 0) + 1
+            if seen[finding.id] > MOST_LAYERS:
+                continue
+            table.add_row(
+                Text(finding.severity, _COLOUR[finding.severity]),
+                Text(f"{finding.id} {finding.name}"),
+                Text(printable(finding.where)),
+                f"{finding.value:.3g}",
+                f"{finding.threshold:.3g}",
+            )
+        console.print(table)
+        for id_, count in seen.items():
+            if count > MOST_LAYERS:
+                console.print(f"{id_}: {count - MOST_LAYERS} more layers")
+        console.print()
+    for id_ in dict.fromkeys(f.id for f in diagnosis.findings):
+        first = next(f for f in diagnosis.findings if f.id == id_)
+        line = f"{id_}: {first.evidence}\n  fix: {first.fix}"
+        console.print(printable(line), markup=False)
+    for confirmation in diagnosis.confirmations:
+        console.print(confirmation.to_text(), markup=False)
+    if diagnosis.findings:
+        console.print()
+    console.print(printable(diagnosis.summary()), style="bold", markup=False)

@@ -1,0 +1,127 @@
+"""`normkit init TARGET`: draw the weights, and show what becomes of the variance."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from normkit.cli.checkpoint import Checkpoint
+from normkit.cli.printing import printable, wide_console
+from normkit.cli.target import HELP, Target, read_target
+from normkit.errors import TargetError
+from normkit.init import InitReport, initialize
+
+EXAMPLES = "Example: `normkit init train.py:make --scheme auto --plot --out start.pt`"
+
+# Columns of a bar, and decades that it spans.
+WIDTH, DECADES = 40, 8
+
+
+def command(
+    target: Annotated[str, typer.Argument(help=HELP)],
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help="auto, lsuv, kaiming, xavier, orthogonal, normal or constant."
+        ),
+    ] = "auto",
+    plot: Annotated[
+        bool,
+        typer.Option("--plot", help="Draw the mean square of each layer's output."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where to save the weights.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of text.")
+    ] = False,
+) -> int:
+    """Initialize a model, and show n·Var[w] per layer as meant and as drawn.
+
+    With the target's `example_inputs`, or its loader, the size of every layer's outputs
+    and of the gradients on the way back are predicted and measured as well. Exit code 1
+    when one of them is off by 1,000 or more, or not finite.
+    """
+    found = read_target(target)
+    inputs = _example_inputs(found)
+    source = torch.Generator().manual_seed(seed)
+    report = initialize(found.model, scheme, example_inputs=inputs, generator=source)
+    if as_json:
+        print(report.to_json())
+    else:
+        print(printable(report.to_text()))
+        if plot:
+            _draw(report, wide_console())
+    if out is not None:
+        Checkpoint({}).save(found.model, out)
+        where = sys.stderr if as_json else sys.stdout
+        print(f"weights  {out.resolve()}", file=where)
+    return 0 if _is_sound(report) else 1
+
+
+def _example_inputs(target: Target) -> Any:
+    if target.example_inputs is not None or target.loader is None:
+        return target.example_inputs
+    batch = next(iter(target.loader), None)
+    if batch is None:
+        raise TargetError(
+            "the target's loader gave no batch; give example_inputs, or a loader that "
+            "can be iterated again"
+        )
+    if target.forward is not None:
+        raise TargetError(
+            "the target calls its model by forward=, which init cannot follow; give "
+            "example_inputs as the model takes them"
+        )
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _is_sound(report: InitReport) -> bool:
+    """Whether every measured size is within a factor of 1,000 of 1."""
+    for line in report.lines:
+        for value in (line.signal_measured, line.gradient_measured):
+            if value is not None and not 1e-6 <= value <= 1e6:
+                return False
+    return True
+
+
+def _draw(report: InitReport, console: Console) -> None:
+    """Bars on a logarithmic scale around 1, which is marked."""
+    lines = [line for line in report.lines if line.signal_measured is not None]
+    if not lines:
+        print("nothing to draw: without inputs no signal is measured")
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("E[y²] measured", justify="right", no_wrap=True)
+    table.add_column(f"1e-{DECADES // 2} … │1 … 1e{DECADES // 2}", no_wrap=True)
+    for line in lines:
+        assert line.signal_measured is not None
+        table.add_row(
+            Text(printable(line.label)),
+            f"{line.signal_measured:.3g}",
+            Text(_bar(line.signal_measured)),
+        )
+    console.print(table)
+
+
+def _bar(value: float) -> str:
+    """A bar from the mark of 1 to the value's place; full where it lies beyond."""
+    middle = WIDTH // 2
+    place = middle
+    if value > 0 and math.isfinite(value):
+        step = round(math.log10(value) / DECADES * WIDTH)
+        place = min(max(middle + step, 0), WIDTH)
+    elif not math.isnan(value):
+        place = WIDTH if value > 0 else 0
+    low, high = sorted((place, middle))
+    cells = ["█" if low <= i < high else " " for i in range(WIDTH + 1)]
+    cells[middle] = "│"
+    return "".join(cells)

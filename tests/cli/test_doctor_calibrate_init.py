@@ -1,0 +1,186 @@
+"""`normkit doctor`, `calibrate` and `init` on a file with factories."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from normkit import cli
+
+PROGRAMS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+def data():
+    source = torch.Generator().manual_seed(0)
+    x = 5 + 3 * torch.randn(8, 32, 6, generator=source)
+    return [(b, (b[:, 0] > 5).long()) for b in x]
+
+def net(momentum=0.1):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 24),
+                         nn.BatchNorm1d(24, momentum=momentum), nn.ReLU())
+    return nn.Sequential(body, nn.Linear(24, 2))
+
+def trained(momentum):
+    model = net(momentum)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(10):
+        for x, y in data():
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return {"model": model, "loader": data(), "loss_fn": F.cross_entropy}
+
+def healthy(): return trained(0.1)
+def stale(): return trained(0.001)
+def fresh(): return {"model": net(), "loader": data()}
+def alone(): return net()
+def hostile():
+    made = trained(0.001)
+    made["model"].add_module("\\x1b[31m[red]<b>", nn.BatchNorm1d(2, momentum=0.001))
+    return made
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "programs_of_test.py").write_text(PROGRAMS)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("programs_of_test", None)
+    yield str(tmp_path / "programs_of_test.py")
+    sys.modules.pop("programs_of_test", None)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_doctor_finds_nothing_in_a_healthy_model(capsys, place: str) -> None:
+    code, out, err = run(capsys, "doctor", f"{place}:healthy")
+    assert (code, err) == (0, "")
+    assert "error" not in out
+
+
+def test_doctor_names_the_cause_and_the_layer_and_fails(capsys, place: str) -> None:
+    code, out, _ = run(capsys, "doctor", f"{place}:stale")
+    assert code == 1
+    assert "D04 momentum_convention" in out.splitlines()[1]
+    assert "0.2" in out.splitlines()[1]
+    assert "fix: set momentum=0.1" in " ".join(out.split())
+    assert "D04: its remedy helps" in out
+
+
+def test_doctor_mends_what_has_a_remedy_and_then_passes(
+    capsys, place: str, tmp_path: Path
+) -> None:
+    mended = tmp_path / "mended.pt"
+    code, out, _ = run(
+        capsys, "doctor", f"{place}:stale", "--fix", "--out", str(mended)
+    )
+    assert code == 0
+    assert "applied  D04" in out
+    assert torch.load(mended, weights_only=True)["0.2.running_mean"].abs().max() > 0.1
+    words = ("doctor", f"{place}:stale", "--checkpoint", str(mended), "--json")
+    code, out, _ = run(capsys, *words)
+    found = json.loads(out)["findings"]
+    assert "D01" not in {f["id"] for f in found}
+
+
+def test_doctor_prints_nothing_but_json(capsys, place: str, tmp_path: Path) -> None:
+    page = tmp_path / "doctor.html"
+    code, out, err = run(
+        capsys, "doctor", f"{place}:stale", "--json", "--report", str(page)
+    )
+    assert code == 1
+    assert json.loads(out)["schema"].startswith("normkit.diagnosis/")
+    assert err == f"report   {page}\n"
+    assert "<h1>" in page.read_text()
+
+
+def test_doctor_shows_the_name_of_a_layer_and_does_not_obey_it(
+    capsys, place: str
+) -> None:
+    _, out, _ = run(capsys, "doctor", f"{place}:hostile")
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("doctor", "{}:alone"), "the target gave no loader"),
+        (("doctor", "{}:fresh", "--out", "x.pt"), "add --fix"),
+        (("doctor", "{}:fresh", "--checkpoint", "nope.pt"), "no checkpoint nope.pt"),
+        (("doctor", "{}:fresh", "--steps", "0"), "--steps"),
+        (("calibrate", "{}:fresh", "--out", "x.pt"), "--checkpoint"),
+        (("init", "{}:alone"), "pass example_inputs="),
+        (("init", "{}:fresh", "--scheme", "magic"), "scheme='magic'"),
+    ],
+)
+def test_what_cannot_run_is_one_line(capsys, place: str, words, told: str) -> None:
+    code, out, err = run(capsys, *(word.format(place) for word in words))
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert told in err
+
+
+def test_calibrate_changes_the_statistics_and_nothing_else(
+    capsys, place: str, tmp_path: Path
+) -> None:
+    before, after = tmp_path / "in.pt", tmp_path / "out.pt"
+    run(capsys, "init", f"{place}:fresh", "--out", str(before))
+    weights = torch.load(before, weights_only=True)
+    torch.save({"state_dict": weights, "epoch": 7}, before)
+    words = ("--checkpoint", str(before), "--out", str(after))
+    code, out, err = run(capsys, "calibrate", f"{place}:fresh", *words)
+    assert (code, err) == (0, "")
+    assert f"weights  {after}" in out
+    saved = torch.load(after, weights_only=True)
+    assert saved["epoch"] == 7
+    found = saved["state_dict"]
+    changed = {n for n in weights if not torch.equal(weights[n], found[n])}
+    kinds = {name.rpartition(".")[2] for name in changed}
+    assert kinds == {"running_mean", "running_var", "num_batches_tracked"}
+    # 256 samples of N(5, 3²).
+    torch.testing.assert_close(
+        found["0.0.running_mean"], torch.full((6,), 5.0), atol=1.0, rtol=0
+    )
+
+
+def test_calibrate_prints_json(capsys, place: str, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    run(capsys, "init", f"{place}:fresh", "--out", str(file))
+    words = ("--checkpoint", str(file), "--out", str(file), "--json", "--batches", "3")
+    code, out, err = run(capsys, "calibrate", f"{place}:fresh", *words)
+    assert (code, err) == (0, f"weights  {file}\n")
+    assert json.loads(out)["batches"] == 3
+
+
+def test_init_shows_predicted_and_measured_and_draws(capsys, place: str) -> None:
+    code, out, err = run(capsys, "init", f"{place}:fresh", "--plot")
+    assert (code, err) == (0, "")
+    assert "auto: n·Var[w], predicted and measured" in out
+    assert out.count("│") >= 3
+    assert "█" in out or "0.1" in out
+
+
+def test_init_is_the_same_for_the_same_seed(capsys, place, tmp_path: Path) -> None:
+    found = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        file = tmp_path / f"{name}.pt"
+        words = ("--seed", str(seed), "--out", str(file), "--json")
+        _, out, _ = run(capsys, "init", f"{place}:fresh", *words)
+        assert json.loads(out)["scheme"] == "auto"
+        found.append(torch.load(file, weights_only=True)["1.weight"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_init_fails_where_signals_vanish(capsys, place: str) -> None:
+    code, _, _ = run(capsys, "init", f"{place}:fresh", "--scheme", "constant")
+    assert code == 1
