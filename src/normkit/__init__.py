@@ -4,7 +4,8 @@ from normkit import functional, nn
 from normkit.affine import Affine
 from normkit.calibrate import CalibrationReport, calibrate
 from normkit.doctor import Diagnosis, diagnose, watch
-from normkit.fold import FoldLedger, fold
+from normkit.fold import FoldLedger, fold, fold_onnx
+from normkit.functional.memory import less_memory, saved_memory
 from normkit.init import InitReport, initialize
 from normkit.kernels import backend, explain
 from normkit.moments import Moments, moments
@@ -24,9 +25,12 @@ __all__ = [
     "diagnose",
     "explain",
     "fold",
+    "fold_onnx",
     "functional",
     "initialize",
+    "less_memory",
     "moments",
     "nn",
+    "saved_memory",
     "watch",
 ]

@@ -9,12 +9,14 @@ and `torch.compile` run `composed`, the same map in differentiable torch operati
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from normkit.errors import ShapeError
+from normkit.functional.memory import memory_mode, remember
 from normkit.kernels.choose import choose_fused
 from normkit.kernels.composed import Grads
 from normkit.kernels.epilogue import Epilogue, activate
@@ -159,7 +161,7 @@ class _Job:
 
     __slots__ = (
         *("dims", "eps", "centered", "activation", "slope"),
-        *("measured", "center", "inv_std"),
+        *("measured", "center", "inv_std", "keeps_bytes"),
     )
 
     def __init__(
@@ -171,6 +173,7 @@ class _Job:
         self.measured: Any = None
         self.center: Tensor | None = None
         self.inv_std: Tensor | None = None
+        self.keeps_bytes = False
 
     @property
     def count(self) -> Tensor | None:
@@ -204,6 +207,33 @@ class _Job:
         self.center = self.measured.mean
         return y
 
+    def again(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> Callable[[], Tensor]:
+        """How to compute the output once more from what the backward keeps."""
+        # Without the graph behind them: what is kept must not keep more.
+        x, version = x.detach(), x._version
+        weight = None if weight is None else weight.detach()
+        bias = None if bias is None else bias.detach()
+
+        def compute() -> Tensor:
+            if x._version != version:
+                raise RuntimeError(
+                    f"the input of a normalization, of shape {tuple(x.shape)}, was "
+                    "changed in place before the backward computed from it again; "
+                    "leave it as it is, or run outside of less_memory()"
+                )
+            with torch.no_grad():
+                assert self.center is not None
+                assert self.inv_std is not None
+                center = self.center if self.centered else self.center * 0
+                kernels = choose_fused(x, self.dims, weight, bias)
+                return kernels.apply_given(
+                    x, center, self.inv_std, weight, bias, self.epilogue()
+                )
+
+        return compute
+
 
 def _run(
     x: Tensor,
@@ -219,7 +249,17 @@ def _run(
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        return _Standardize.apply(x, weight, bias, residual, valid, job)
+        mode = memory_mode()
+        if mode is None:
+            return _Standardize.apply(x, weight, bias, residual, valid, job)
+        can_recompute = residual is None and valid is None
+        job.keeps_bytes = mode == "int8" and (
+            valid is None and (residual is not None or job.activation == "none")
+        )
+        y = _Standardize.apply(x, weight, bias, residual, valid, job)
+        if can_recompute and not job.keeps_bytes:
+            remember(y, job.again(x, weight, bias))
+        return y
     return job.forward(x, weight, bias, residual, valid)
 
 
@@ -244,9 +284,12 @@ class _Standardize(torch.autograd.Function):
                 residual, gate = None, y
             elif job.activation == "none":
                 residual = None
+        center = job.center
+        if job.keeps_bytes:
+            ctx.kept_dtype = x.dtype
+            x, center = _to_bytes(x, job)
         ctx.save_for_backward(
-            *(x, weight, bias, residual, valid, gate),
-            *(job.center, job.inv_std, job.count),
+            *(x, weight, bias, residual, valid, gate, center, job.inv_std, job.count)
         )
         ctx.job = job
         return y
@@ -256,6 +299,8 @@ class _Standardize(torch.autograd.Function):
         (dy,) = grad_outputs
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:4]
+        if ctx.job.keeps_bytes:
+            saved = _from_bytes(saved, ctx.kept_dtype)
         if torch.is_grad_enabled() or _is_transformed(dy):
             grads = _differentiable_grads(dy, saved, ctx.job, wanted)
         else:
@@ -271,6 +316,34 @@ class _Standardize(torch.autograd.Function):
                 wanted=wanted,
             )
         return (*grads, None, None)
+
+
+def _to_bytes(x: Tensor, job: _Job) -> tuple[Tensor, Tensor]:
+    """X − center in 255 equal steps for each statistic, and the size of a step."""
+    compute = statistics_dtype(x.dtype)
+    assert job.center is not None
+    rest = x.to(compute)
+    if job.centered:
+        hi, lo = split(job.center, compute)
+        rest = rest - hi if lo is None else (rest - hi).sub_(lo)
+    largest = rest.abs().amax(job.dims, keepdim=True)
+    step = (largest / 127).clamp(min=torch.finfo(compute).tiny)
+    # A NaN has no byte; it comes back through the step.
+    whole = (rest / step).round_().nan_to_num_(0.0, 127.0, -127.0)
+    return whole.to(torch.int8), step
+
+
+def _from_bytes(saved: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The saved tensors with x − center for x, and 0 for the centre."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a forward under less_memory('int8') kept its input as bytes, which has no "
+            "exact second derivative; run it under less_memory('recompute')"
+        )
+    x, *vectors, step, inv_std, count = saved
+    rest = (x.to(step.dtype) * step).to(dtype)
+    center = torch.zeros_like(inv_std)
+    return (rest, *vectors, center, inv_std, count)
 
 
 def _differentiable_grads(

@@ -1,0 +1,332 @@
+"""Less is kept for the backward, and the gradients stay what they were."""
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normkit.errors import ArgumentError
+from normkit.functional.engine import normalize, standardize
+from normkit.functional.memory import less_memory, saved_memory
+from normkit.kernels import backend
+from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
+
+DIMS = (0, 2, 3)
+
+
+class Block(nn.Module):
+    """Convolution, batch norm and activation, a residual or not."""
+
+    def __init__(self, channels: int, activation: str = "relu") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.weight = nn.Parameter(torch.randn(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.randn(1, channels, 1, 1))
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        epilogue = Epilogue(self.activation, residual=residual)
+        z = self.conv(x)
+        return normalize(z, DIMS, self.weight, self.bias, epilogue=epilogue)[0]
+
+
+def chain(length: int, activation: str = "relu") -> nn.Sequential:
+    return nn.Sequential(*(Block(8, activation) for _ in range(length)))
+
+
+def gradients(
+    run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, mode: str | None
+) -> list[Tensor]:
+    x = x.detach().requires_grad_()
+    model.zero_grad()
+    if mode is None:
+        y = run(x)
+    else:
+        with less_memory(mode):  # pyright: ignore[reportArgumentType]
+            y = run(x)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(3)))
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert x.grad is not None
+    return [x.grad, *grads]
+
+
+def distance(a: list[Tensor], b: list[Tensor]) -> float:
+    """The largest relative distance, in the norm of each gradient."""
+    pairs = zip(a, b, strict=True)
+    return max(float((p - q).norm() / q.norm()) for p, q in pairs)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_recomputed_gradients_are_the_same_bits(activation: str) -> None:
+    model, x = chain(3, activation), torch.randn(4, 8, 9, 7)
+    plain = gradients(model, model, x, None)
+    less = gradients(model, model, x, "recompute")
+    assert all(torch.equal(a, b) for a, b in zip(plain, less, strict=True))
+
+
+def test_gradients_agree_on_the_reference_kernels_too() -> None:
+    model, x = chain(3, "silu"), torch.randn(4, 8, 9, 7)
+    with backend("reference"):
+        plain = gradients(model, model, x, None)
+        less = gradients(model, model, x, "recompute")
+    assert distance(less, plain) < 1e-6
+
+
+def test_a_chain_keeps_one_activation_per_layer_instead_of_two() -> None:
+    model, x = chain(6), torch.randn(4, 8, 16, 16, requires_grad=True)
+    with saved_memory() as plain:
+        y = model(x)
+    with less_memory(), saved_memory() as less:
+        z = model(x)
+    one = x.numel() * 4
+    # The first input, then for each layer what the convolution gave and, without the
+    # block, what the normalization made of it; vectors are below a hundredth of that.
+    # Nothing reads the last output.
+    assert plain.bytes / one == pytest.approx(1 + 6 + 5, abs=0.12)
+    assert less.bytes / one == pytest.approx(1 + 6, abs=0.12)
+    assert torch.equal(y, z)
+
+
+def test_what_is_counted_is_released_with_the_output() -> None:
+    """The accounting speaks of memory: the activation itself is gone."""
+    model = chain(2)
+    seen: list[weakref.ref[Tensor]] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        seen.append(weakref.ref(y))
+
+    model[0].register_forward_hook(note)
+    with less_memory():
+        y = model(torch.randn(2, 8, 5, 5))
+    gc.collect()
+    assert seen[0]() is None
+    y.sum().backward()
+
+
+def test_modules_are_named_by_what_they_keep() -> None:
+    model, x = chain(2), torch.randn(2, 8, 4, 4)
+    with saved_memory() as saved:
+        model(x)
+    names = set(saved.by_module)
+    assert {"Sequential.0.conv", "Sequential.1.conv", "Sequential.0"} <= names
+    assert sum(saved.by_module.values()) == saved.bytes == saved.to_json()["bytes"]
+    assert "kept for the backward" in saved.to_text()
+
+
+def test_parameters_and_shared_tensors_are_counted_once_or_not_at_all() -> None:
+    x = torch.randn(5, 3, requires_grad=True)
+    weight = nn.Parameter(torch.randn(3, 3))
+    with saved_memory() as saved:
+        _ = (x @ weight) + (x @ weight.t()) + x.square()
+    assert saved.bytes == x.numel() * 4
+
+
+def test_int8_keeps_a_quarter_where_there_is_a_residual() -> None:
+    block, x = Block(8), torch.randn(4, 8, 16, 16, requires_grad=True)
+    residual = torch.randn_like(x)
+    with saved_memory() as plain:
+        block(x, residual)
+    with less_memory("int8"), saved_memory() as less:
+        block(x, residual)
+    one = x.numel() * 4
+    assert plain.bytes / one == pytest.approx(3, abs=0.12)
+    assert less.bytes / one == pytest.approx(2.25, abs=0.12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("centre", [0.0, 1e3])
+def test_int8_gradients_are_off_by_the_rounding_and_no_more(
+    layout: torch.memory_format, centre: float
+) -> None:
+    """Rounding to steps of max|x − mean|/127 errs by 1 % of a standard deviation.
+
+    That is step/√12 = 4.5σ/127/√12. In dx it is weighed down by Σdy·x̂/n; dweight,
+    the sum of dy·x̂, errs by 1 % of the norm of dy, in each channel.
+    """
+    weight, bias = torch.randn(2, 1, 8, 1, 1).unbind()
+    x = (torch.randn(8, 8, 16, 16) + centre).contiguous(memory_format=layout)
+    dy, residual = torch.randn_like(x), torch.randn_like(x)
+
+    def grads(mode: str | None) -> list[Tensor]:
+        inputs = [t.clone().requires_grad_() for t in (x, weight, bias, residual)]
+        _, gain, offset, added = inputs
+        epilogue = Epilogue("relu", residual=added)
+        if mode is None:
+            y, _ = normalize(inputs[0], DIMS, gain, offset, epilogue=epilogue)
+        else:
+            with less_memory("int8"):
+                y, _ = normalize(inputs[0], DIMS, gain, offset, epilogue=epilogue)
+        return list(torch.autograd.grad(y, inputs, dy))
+
+    exact, rounded = grads(None), grads("int8")
+    assert 0 < distance(rounded[:1], exact[:1]) < 1e-3
+    spread = 0.0102 * exact[3].square().sum(DIMS).sqrt()
+    error = (rounded[1] - exact[1]).flatten().abs()
+    assert (error > 0).all()
+    assert (error < 3.5 * spread).all()
+    assert torch.equal(rounded[2], exact[2])
+    assert torch.equal(rounded[3], exact[3])
+
+
+def test_int8_carries_a_nan_to_the_gradient() -> None:
+    x = torch.randn(4, 2, 3, 3)
+    x[1, 0, 0, 0] = torch.nan
+    x.requires_grad_()
+    with less_memory("int8"):
+        y, _ = normalize(x, DIMS)
+    (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
+    assert dx[:, 0].isnan().all()
+    assert dx[:, 1].isfinite().all()
+
+
+def test_int8_has_no_second_derivative_and_says_so() -> None:
+    x = torch.randn(4, 2, 3, 3, requires_grad=True)
+    with less_memory("int8"):
+        y, _ = normalize(x, DIMS)
+    with pytest.raises(RuntimeError, match=r"less_memory\('recompute'\)"):
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)
+
+
+def test_second_derivatives_go_through_what_was_recomputed() -> None:
+    x = torch.randn(3, 4, 5, 5, dtype=torch.double, requires_grad=True)
+    conv = nn.Conv2d(4, 4, 3).double()
+
+    def twice(mode: bool) -> Tensor:
+        if mode:
+            with less_memory():
+                y = conv(normalize(x, DIMS, epilogue=Epilogue("tanh"))[0]).square()
+        else:
+            y = conv(normalize(x, DIMS, epilogue=Epilogue("tanh"))[0]).square()
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), x)[0]
+
+    torch.testing.assert_close(twice(True), twice(False), rtol=1e-10, atol=1e-10)
+
+
+def test_views_of_an_output_are_computed_from_it_again() -> None:
+    x = torch.randn(4, 6, 5, 5, requires_grad=True)
+    kernel = torch.randn(75, 3, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        y, _ = normalize(x, DIMS, epilogue=Epilogue("relu"))
+        return y[:, 3:].flatten(1) @ kernel
+
+    plain = torch.autograd.grad(run(x).sin().sum(), (x, kernel))
+    with less_memory():
+        y = run(x)
+    less = torch.autograd.grad(y.sin().sum(), (x, kernel))
+    assert all(torch.equal(a, b) for a, b in zip(plain, less, strict=True))
+
+
+def test_given_statistics_are_recomputed_with_what_they_were() -> None:
+    mean, var = torch.randn(1, 4, 1, 1), torch.rand(1, 4, 1, 1) + 0.5
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    expected = standardize(x, mean, var).square()
+    (plain,) = torch.autograd.grad(expected.sum(), x)
+    with less_memory():
+        y = standardize(x, mean, var).square()
+    mean.zero_()
+    var.fill_(9.0)
+    (less,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(plain, less)
+
+
+def test_an_output_changed_in_place_is_kept_as_it_became() -> None:
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    plain_y = (normalize(x, DIMS)[0] + 0).mul_(2).square()
+    (plain,) = torch.autograd.grad(plain_y.sum(), x)
+    with less_memory():
+        y = normalize(x, DIMS)[0].mul_(2).square()
+    (less,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(less, plain)
+
+
+def test_another_tensor_at_an_outputs_address_is_not_taken_for_it() -> None:
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    with less_memory():
+        y, _ = normalize(x, DIMS)
+        other = torch.randn_like(x)
+        y.data = other
+        z = y.square()
+    (dx,) = torch.autograd.grad(z.sum(), y)
+    assert torch.equal(dx, 2 * other)
+
+
+def test_inputs_changed_in_place_before_the_backward_raise() -> None:
+    x = torch.randn(3, 4, 5, 5)
+    weight = torch.randn(1, 4, 1, 1, requires_grad=True)
+    with less_memory():
+        y = normalize(x, DIMS, weight)[0].square()
+    x.add_(1)
+    with pytest.raises(RuntimeError, match=r"changed in place|inplace"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, torch.exp, torch.relu])
+def test_a_saved_tensor_changed_in_place_raises_as_without_the_block(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    x = torch.randn(5, requires_grad=True)
+    with less_memory():
+        y = function(x)
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_nothing_is_left_behind_after_the_block() -> None:
+    from normkit.functional import memory
+
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    made: list[Tensor] = []
+
+    def run_and_fail() -> None:
+        with less_memory(), saved_memory():
+            made.append(normalize(x, DIMS)[0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_and_fail()
+    assert memory.memory_mode() is None
+    assert not memory._state.watches
+    made.clear()
+    gc.collect()
+    assert not memory._state.recipes
+    with saved_memory() as saved:
+        F.relu(x)
+    assert saved.bytes == x.numel() * 4
+
+
+def test_the_inner_block_decides() -> None:
+    from normkit.functional.memory import memory_mode
+
+    with less_memory("int8"):
+        with less_memory("recompute"):
+            assert memory_mode() == "recompute"
+        assert memory_mode() == "int8"
+
+
+def test_a_model_may_run_in_the_block_always() -> None:
+    model, x = chain(4), torch.randn(2, 8, 6, 6)
+    with saved_memory() as plain:
+        model(x)
+    handles = less_memory.during(model)
+    with saved_memory() as less:
+        model(x)
+    assert less.bytes < 0.7 * plain.bytes
+    with pytest.raises(RuntimeError):
+        model(x[:, :3])
+    for handle in handles:
+        handle.remove()
+    with saved_memory() as again:
+        model(x)
+    assert again.bytes == plain.bytes
+
+
+def test_an_unknown_mode_is_named_with_the_known() -> None:
+    with pytest.raises(ArgumentError, match="'recompute' or 'int8'"):
+        less_memory("half")  # pyright: ignore[reportArgumentType]
