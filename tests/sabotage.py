@@ -1019,3 +1019,50 @@ def the_remedy_of_dropout_keeps_dropout_on(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor import confirm
 
     patch.setitem(confirm.REMEDIES, "D11", confirm._as_in_training)
+
+
+# --- ranks ------------------------------------------------------------------------
+
+_ONE_PROCESS = (
+    "tests/sync/test_sync_batch_norm.py::test_any_number_of_ranks_equals_one_process"
+    "[3-whole-torch.float64]"
+)
+
+
+@fault(caught_by=_ONE_PROCESS)
+def the_backward_stays_on_its_rank(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import over_ranks
+
+    patch.setattr(over_ranks, "sum_over", lambda sums, group=None: list(sums))
+
+
+@fault(caught_by=_ONE_PROCESS)
+def ranks_average_their_means_whatever_their_counts(patch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    from normkit.functional import over_ranks
+    from normkit.moments import Moments
+    from normkit.sync import merge_over
+
+    def broken(local, group=None):
+        merged = merge_over(local, group)
+        alike = Moments(local.count * 0 + 1, local.mean, local.m2)
+        mean = merge_over(alike, group).mean
+        return (
+            merged
+            if not dist.is_initialized()
+            else Moments(merged.count, mean, merged.m2)
+        )
+
+    patch.setattr(over_ranks, "merge_over", broken)
+
+
+@fault(
+    caught_by="tests/sync/test_sync_batch_norm.py::"
+    "test_groups_are_taken_as_objects_names_and_mesh_dimensions"
+)
+def every_group_is_the_world(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import over_ranks
+    from normkit.sync import merge_over
+
+    patch.setattr(over_ranks, "merge_over", lambda local, group=None: merge_over(local))

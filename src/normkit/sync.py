@@ -19,9 +19,9 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.moments import Moments
 
-__all__ = ["merge_all_over", "merge_over", "sum_over"]
+__all__ = ["is_group", "merge_all_over", "merge_over", "sum_over"]
 
-# A ProcessGroup, or a one-dimensional DeviceMesh, or (DeviceMesh, dimension).
+# A ProcessGroup or its name, a one-dimensional DeviceMesh, or (DeviceMesh, dimension).
 Group = Any
 
 
@@ -34,7 +34,8 @@ def merge_over(
         moments: This rank's statistics; `Moments.empty(shape)` when it has no values.
             On all ranks of one shape, and all with a scalar count or none.
         process_group: The ranks to merge over; None is the default group. A
-            ProcessGroup, a one-dimensional DeviceMesh, or (DeviceMesh, dimension).
+            ProcessGroup or its name, a one-dimensional DeviceMesh, or
+            (DeviceMesh, dimension).
         pivot: A value near the mean, of the shape of `mean` and the same on every
             rank, that the sums are taken around.
 
@@ -122,6 +123,26 @@ def sum_over(tensors: Sequence[Tensor], process_group: Group = None) -> list[Ten
     sizes = [t.numel() for t in wide]
     pieces = flat.split(sizes)
     return [piece.view(t.shape) for piece, t in zip(pieces, wide, strict=True)]
+
+
+def is_group(process_group: Group = None) -> bool:
+    """Whether there are other ranks in the group; False without torch.distributed.
+
+    Args:
+        process_group: As in `merge_over`.
+    """
+    if not _is_running():
+        return False
+    if isinstance(process_group, tuple):
+        mesh, dim = process_group
+        return mesh.size(dim) > 1
+    if isinstance(process_group, dist.device_mesh.DeviceMesh):
+        return process_group.size() > 1
+    if isinstance(process_group, str):
+        # Where functional collectives find a name, too.
+        resolve: Any = vars(dist.distributed_c10d)["_resolve_process_group"]
+        process_group = resolve(process_group)
+    return dist.get_world_size(process_group) > 1
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -177,14 +177,16 @@ def test_a_non_finite_batch_leaves_the_state_alone(rank: int, value: float) -> N
     x = torch.randn(SHAPES[rank])
     x.view(-1)[3] = value
     layer = with_random_state(layer_of(rank))
-    before = {name: b.clone() for name, b in layer.named_buffers()}
+    before = {name: b.clone() for name, b in layer.state_dict().items()}
     y = layer(x)
     assert not y[:, 0].isfinite().any()  # the channel is lost, as in torch
     assert y[:, 1:].isfinite().all()
-    for name, buffer in layer.named_buffers():
-        assert torch.equal(buffer, before[name]), name
+    for name, value_after in layer.state_dict().items():
+        assert torch.equal(value_after, before[name]), name
     layer(torch.randn(SHAPES[rank]))
     assert int(layer.num_batches_tracked) == 1
+    assert int(layer.skipped) == 1
+    assert "1 non-finite batches skipped" in repr(layer)
 
 
 @pytest.mark.parametrize("rank", RANKS)

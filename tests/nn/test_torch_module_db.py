@@ -88,13 +88,19 @@ def inputs(sample: ModuleInput) -> Tensor:
     return x.detach()
 
 
+def saved_buffers(layer: nn.Module) -> list[Tensor]:
+    """The buffers that a checkpoint holds; ours count skipped batches besides."""
+    saved = layer.state_dict()
+    return [b.detach() for name, b in layer.named_buffers() if name in saved]
+
+
 def run(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
     """Output, gradients under the cotangent `dy`, and state after one forward."""
     x = x.detach().requires_grad_()
     y = layer(x)
     wanted = [x, *layer.parameters()]
     grads = torch.autograd.grad(y, wanted, dy)
-    return [y.detach(), *grads, *(b.detach().clone() for b in layer.buffers())]
+    return [y.detach(), *grads, *(b.clone() for b in saved_buffers(layer))]
 
 
 def assert_near(found: list[Tensor], wanted: list[Tensor], dtype: torch.dtype) -> None:
@@ -257,7 +263,7 @@ def test_checkpoints_go_from_torch_to_normkit_and_back(
         file.seek(0)
         assert not any(again.load_state_dict(torch.load(file, weights_only=True)))
         if x.numel():
-            assert_near(list(mine.buffers()), list(theirs.buffers()), torch.float64)
+            assert_near(saved_buffers(mine), saved_buffers(theirs), torch.float64)
 
 
 @each_module
@@ -271,10 +277,16 @@ def test_device_and_dtype_reach_every_tensor(peers, info: ModuleInfo) -> None:
             moved = cls(*given.args, **given.kwargs).to(device, dtype)
             skipped = nn.utils.skip_init(cls, *given.args, **given.kwargs, dtype=dtype)
             for layer in (under, named, moved, skipped.to(device)):
+                # torchtitan#674: a cast leaves the running statistics of ours wide.
+                is_ours = cls.__module__.startswith("normkit")
+                is_kept = is_ours and layer is moved and dtype.itemsize == 2
+                wanted = torch.float32 if is_kept else dtype
                 for tensor in itertools.chain(layer.parameters(), layer.buffers()):
                     assert tensor.device.type == device
-                    if tensor.is_floating_point():
-                        assert tensor.dtype == dtype
+                assert all(p.dtype == dtype for p in layer.parameters())
+                for buffer in layer.buffers():
+                    if buffer.is_floating_point():
+                        assert buffer.dtype == wanted
             empty = named.to_empty(device="cpu")
             assert all(p.device.type == "cpu" for p in empty.parameters())
             empty.reset_parameters()

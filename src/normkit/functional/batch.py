@@ -13,9 +13,12 @@ from normkit.functional import operators
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.engine import normalize, standardize
 from normkit.functional.running import update_running
+from normkit.kernels.epilogue import Epilogue
 from normkit.moments import Moments, broadcast_mask
 
 __all__ = ["batch_norm", "instance_norm"]
+
+_NONE = Epilogue()
 
 
 def batch_norm(
@@ -32,10 +35,14 @@ def batch_norm(
     channel_dim: int = 1,
     on_nonfinite: str = "skip",
     num_batches_tracked: Tensor | None = None,
+    num_batches_skipped: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Normalize each channel over the batch and all positions.
 
-        y = (x − mean)/√(var + eps)·weight + bias
+        y = act((x − mean)/√(var + eps)·weight + bias + residual)
 
     with the mean and population variance of the batch when `training`, which also
     moves the running statistics, and with the running statistics otherwise.
@@ -58,6 +65,12 @@ def batch_norm(
             statistics; `"update"` lets it in, as torch does.
         num_batches_tracked: Int64 scalar; counts in place the batches that entered the
             running statistics. Required when `momentum` is None.
+        num_batches_skipped: Int64 scalar; counts in place the batches that were kept
+            out of them because of a NaN or Inf.
+        activation: Applied last, in the same pass: `"none"`, `"relu"`, `"leaky_relu"`,
+            `"silu"`, `"gelu"` (by erf), `"sigmoid"` or `"tanh"`.
+        negative_slope: Of leaky_relu, below 0.
+        residual: Added before the activation, of the shape of `input`.
 
     Returns:
         The normalized values, shape, dtype and layout of `input`.
@@ -80,7 +93,8 @@ def batch_norm(
     """
     tensors = (
         *(input, running_mean, running_var, weight, bias, mask),
-        num_batches_tracked,
+        *(num_batches_tracked, num_batches_skipped),
+        residual,
     )
     if has_torch_function_variadic(*tensors):
         extras: dict[str, Any] = {
@@ -88,12 +102,19 @@ def batch_norm(
             "channel_dim": channel_dim,
             "on_nonfinite": on_nonfinite,
             "num_batches_tracked": num_batches_tracked,
+            "num_batches_skipped": num_batches_skipped,
+            "activation": activation,
+            "negative_slope": negative_slope,
+            "residual": residual,
         }
         return handle_torch_function(
             *(batch_norm, tensors, input, running_mean, running_var, weight, bias),
             **{"training": training, "momentum": momentum, "eps": eps, **extras},
         )
     check_floating(input, "batch_norm")
+    epilogue = _NONE
+    if residual is not None or activation != "none":
+        epilogue = Epilogue(activation, negative_slope, residual)
     check_eps(eps, "batch_norm", "positive" if training else "non-negative")
     _check_pair(running_mean, running_var)
     if not -input.dim() <= channel_dim < input.dim():
@@ -126,12 +147,12 @@ def batch_norm(
             )
         mean, var = running_mean.view(shape), running_var.view(shape)
         if mask is None:
-            return standardize(input, mean, var, gain, offset, eps)
+            return standardize(input, mean, var, gain, offset, eps, epilogue=epilogue)
         # Zeroed on the way in too: a NaN of the padding would meet dy = 0 in dweight.
         valid = broadcast_mask(mask, input)
         hidden = ~valid if valid.dtype == torch.bool else valid <= 0
         seen = input.masked_fill(hidden, 0)
-        y = standardize(seen, mean, var, gain, offset, eps)
+        y = standardize(seen, mean, var, gain, offset, eps, epilogue=epilogue)
         return y.masked_fill(hidden, 0)
     dims = tuple(d for d in range(input.dim()) if d != dim)
     if channels and input.numel() == channels:
@@ -141,6 +162,12 @@ def batch_norm(
             f"{tuple(input.shape)}; use training=False or a larger batch"
         )
     if mask is None:
+        is_counting = num_batches_skipped is not None and input.device.type != "cpu"
+        before = (
+            num_batches_tracked.clone()
+            if is_counting and num_batches_tracked is not None
+            else None
+        )
         whole = operators.batch_norm(
             *(input, dim, weight, bias, eps),
             running_mean=running_mean,
@@ -148,15 +175,23 @@ def batch_norm(
             num_batches_tracked=num_batches_tracked,
             momentum=momentum,
             skips_nonfinite=on_nonfinite == "skip",
+            epilogue=epilogue,
         )
         if whole is not None:
+            if num_batches_skipped is not None and before is not None:
+                # The kernel moves everything at once; what it did not count, it left.
+                assert num_batches_tracked is not None
+                num_batches_skipped.add_(1 - (num_batches_tracked - before))
             return whole
-    y, measured = normalize(input, dims, gain, offset, eps, mask=mask)
+    y, measured = normalize(
+        input, dims, gain, offset, eps, mask=mask, epilogue=epilogue
+    )
     if running_mean is not None or running_var is not None:
         update_running(
             *(running_mean, running_var, measured, momentum),
             on_nonfinite=on_nonfinite,
             num_batches_tracked=num_batches_tracked,
+            num_batches_skipped=num_batches_skipped,
         )
     return y
 

@@ -25,6 +25,7 @@ def update_running(
     *,
     on_nonfinite: str = "skip",
     num_batches_tracked: Tensor | None = None,
+    num_batches_skipped: Tensor | None = None,
 ) -> Tensor:
     """Move running statistics towards those of a batch, in place, without a host sync.
 
@@ -39,6 +40,8 @@ def update_running(
             nothing. `"update"`: it enters the averages, as in torch.
         num_batches_tracked: Int64 scalar, or None; counts in place the batches that
             entered the averages. A batch without a value does not.
+        num_batches_skipped: Int64 scalar, or None; counts in place the batches that
+            were kept out because of a NaN or Inf.
 
     Returns:
         A bool scalar tensor: whether every statistic of the batch was finite.
@@ -63,6 +66,8 @@ def update_running(
             num_batches_tracked=num_batches_tracked,
         )
         if is_finite is not None:
+            if num_batches_skipped is not None and on_nonfinite == "skip":
+                num_batches_skipped.add_(~is_finite)
             return is_finite
     if rate is None:
         assert num_batches_tracked is not None
@@ -79,6 +84,8 @@ def update_running(
         if num_batches_tracked is not None:
             counted = allowed & (moments.count > 0).any()
             _writable(num_batches_tracked).add_(counted)
+        if num_batches_skipped is not None:
+            _writable(num_batches_skipped).add_(~allowed)
     return is_finite
 
 

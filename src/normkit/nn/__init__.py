@@ -25,6 +25,7 @@ from normkit.nn.lazy import (
 from normkit.nn.per_activation import PerActivationBatchNorm
 from normkit.nn.per_sample import GroupNorm, LayerNorm, RMSNorm
 from normkit.nn.recurrent import RecurrentBatchNorm
+from normkit.nn.sync_batch_norm import SyncBatchNorm
 from normkit.nn.weight_standardization import (
     WeightStandardization,
     weight_standardization,
@@ -56,6 +57,7 @@ __all__ = [
     "PerActivationBatchNorm",
     "RMSNorm",
     "RecurrentBatchNorm",
+    "SyncBatchNorm",
     "WeightStandardization",
     "WhiteningBatchNorm",
     "use_domain",

@@ -4,12 +4,16 @@
 
 `momentum` is the share of the new value, as in torch. Keras and the articles speak of
 the share of the old one: their 0.9 is 0.1 here. None is the average of all batches.
+
+The running statistics are float32 whatever a model is cast to, unless the layer was
+constructed in half precision: an average that moves by 1e-3 of itself stands still in
+bfloat16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +21,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import ArgumentError
 
-__all__ = ["RunningStateLayer", "check_momentum"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["RunningStateLayer", "check_momentum", "is_recomputing"]
 
 
 class RunningStateLayer(_NormBase):
@@ -32,6 +39,9 @@ class RunningStateLayer(_NormBase):
     """The input shapes that the layer takes, by number of dimensions."""
     siblings: ClassVar[Mapping[int, str]] = {}
     """The layer to use for an input of another number of dimensions."""
+    is_frozen: bool = False
+    """Whether `freeze` keeps the layer in eval mode."""
+    _mode_to_return_to: bool = True
     channel_dim: int = 1
     """The dimension of a batch that channels lie along."""
 
@@ -65,6 +75,62 @@ class RunningStateLayer(_NormBase):
         if channel_dim != 1:
             self.channel_dim = channel_dim
 
+    def freeze(self, *, parameters: bool = False) -> None:
+        """Stay in eval mode, whatever `train()` says, until `unfreeze()`.
+
+        Args:
+            parameters: Stop the gradients of weight and bias, too.
+
+        Example:
+            >>> import normkit
+            >>> layer = normkit.nn.BatchNorm1d(2)
+            >>> layer.freeze()
+            >>> layer.train().training
+            False
+            >>> layer.unfreeze()
+            >>> layer.training
+            True
+        """
+        if not self.is_frozen:
+            self._mode_to_return_to = self.training
+        self.is_frozen = True
+        self.training = False
+        if parameters:
+            for parameter in self.parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+    def unfreeze(self, *, parameters: bool = False) -> None:
+        """Return to the mode that the model was last put in.
+
+        Args:
+            parameters: Let gradients go to weight and bias again, too.
+        """
+        if self.is_frozen:
+            self.is_frozen = False
+            self.training = self._mode_to_return_to
+        if parameters:
+            for parameter in self.parameters(recurse=False):
+                parameter.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a frozen layer remembers it and stays in eval mode."""
+        self._mode_to_return_to = mode
+        return super().train(mode and not self.is_frozen)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        wide: dict[str, Tensor] = {}
+        for name in ("running_mean", "running_var"):
+            buffer = self._buffers.get(name)
+            if buffer is not None and buffer.dtype in (torch.float32, torch.float64):
+                wide[name] = buffer
+        super()._apply(fn, recurse)
+        for name, before in wide.items():
+            after = self._buffers[name]
+            assert after is not None
+            if after.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = before.to(after.device, torch.float32)
+        return self
+
     def extra_repr(self) -> str:
         """The arguments of torch's layer, and those that differ from it."""
         usual = super().extra_repr()
@@ -92,6 +158,15 @@ class RunningStateLayer(_NormBase):
             f"expected {expected} input (got {input.dim()}D input): {name} takes "
             f"{takes}, the input has shape {tuple(input.shape)}; {way_out}"
         )
+
+
+def is_recomputing() -> bool:
+    """Whether this forward runs within a backward, as activation checkpointing does.
+
+    Both kinds of torch.utils.checkpoint run the forward again from there; the batch
+    has moved the running statistics already.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def check_momentum(layer: torch.nn.Module, momentum: object) -> None:

@@ -1,0 +1,86 @@
+"""Ghost batches: each part of a batch is normalized by its own statistics.
+
+The samples are dealt to ⌊N/ghost_size⌋ ghosts whose sizes differ by at most one, in
+order; so each ghost has at least `ghost_size` samples whatever the remainder, and a
+batch of fewer is one ghost. Ghosts of one size are one call, so there are two at most.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit.functional.engine import normalize
+from normkit.moments import Moments, broadcast_mask
+
+__all__ = ["ghost_sizes", "normalize_ghosts"]
+
+
+def ghost_sizes(samples: int, ghost_size: int) -> list[int]:
+    """The sizes of the ghosts of a batch of that many samples.
+
+    Example:
+        >>> ghost_sizes(64, 16), ghost_sizes(39, 16), ghost_sizes(5, 16)
+        ([16, 16, 16, 16], [20, 19], [5])
+    """
+    ghosts = max(1, samples // ghost_size)
+    size, larger = divmod(samples, ghosts)
+    return [size + 1] * larger + [size] * (ghosts - larger)
+
+
+def normalize_ghosts(
+    x: Tensor,
+    dims: tuple[int, ...],
+    ghost_size: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Moments]:
+    """Standardize each ghost batch of `x` by its own statistics over `dims`.
+
+    Args:
+        x: Values, shape `(N, *)`.
+        dims: Distinct, non-negative dimensions that share a statistic, 0 among them.
+        ghost_size: The least number of samples in a ghost, where the batch has them.
+        weight: Factor after standardizing, of as many dimensions as `x`.
+        bias: Summand after that, of the shape of `weight`.
+        eps: Added to the variance, inside the root.
+        mask: Which values count, broadcastable to `x`; outputs are 0 elsewhere.
+
+    Returns:
+        The standardized values, and the Moments of the whole batch: the merge of the
+        ghosts, so that the running statistics are those of the population.
+
+    References:
+        Hoffer, Hubara & Soudry, "Train longer, generalize better: closing the
+        generalization gap in large batch training of neural networks", NeurIPS 2017.
+    """
+    sizes = ghost_sizes(x.shape[0], ghost_size)
+    larger = sum(size > sizes[-1] for size in sizes)
+    valid = None if mask is None else broadcast_mask(mask, x)
+    inner = (1, *(d + 1 for d in dims if d))
+    gain, offset = (None if v is None else v.unsqueeze(0) for v in (weight, bias))
+    pieces: list[Tensor] = []
+    whole: Moments | None = None
+    start = 0
+    for ghosts, size in ((larger, sizes[0]), (len(sizes) - larger, sizes[-1])):
+        if not ghosts:
+            continue
+        stop = start + ghosts * size
+        shape = (ghosts, size, *x.shape[1:])
+        y, measured = normalize(
+            x[start:stop].reshape(shape),
+            inner,
+            gain,
+            offset,
+            eps,
+            mask=None if valid is None else valid[start:stop].reshape(shape),
+        )
+        pieces.append(y.reshape(ghosts * size, *x.shape[1:]))
+        merged = measured.merge_dim(0)
+        whole = merged if whole is None else whole.merge(merged)
+        start = stop
+    assert whole is not None
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces), whole
