@@ -7,7 +7,7 @@ from normkit.doctor import Diagnosis, diagnose, watch
 from normkit.fold import FoldLedger, fold, fold_onnx
 from normkit.functional.memory import less_memory, saved_memory
 from normkit.init import InitReport, initialize
-from normkit.kernels import backend, explain
+from normkit.kernels import backend, deterministic, explain
 from normkit.moments import Moments, moments
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "backend",
     "calibrate",
+    "deterministic",
     "diagnose",
     "explain",
     "fold",

@@ -11,7 +11,7 @@ probes of the doctor are all merges of this one value.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "broadcast_mask",
     "deviations",
     "moments",
+    "plain_sum",
     "statistics_dtype",
 ]
 
@@ -274,8 +275,17 @@ def moments(
     return Moments(count, mean, measured.m2.squeeze(dims))
 
 
+def plain_sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The sum over `dims`, kept with size 1, in the order that torch finds best."""
+    return x.sum(dims, keepdim=True)
+
+
 def deviations(
-    x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None
+    x: Tensor,
+    dims: tuple[int, ...],
+    mask: Tensor | None = None,
+    *,
+    add: Callable[[Tensor, tuple[int, ...]], Tensor] = plain_sum,
 ) -> Deviations:
     """Measure `x` over the non-negative, distinct `dims`, the mean as hi + lo.
 
@@ -289,12 +299,12 @@ def deviations(
         n = math.prod([x.shape[d] for d in dims])
         count = torch.full((), n, dtype=torch.int64, device=x.device)
         total = max(n, 1)
-        hi = x.detach().sum(dims, keepdim=True) / total
+        hi = add(x.detach(), dims) / total
         # A pilot that overflowed or met a NaN must not turn its neighbours to NaN.
         hi = torch.where(hi.isfinite(), hi, torch.zeros_like(hi))
         rest = x - hi
-        lo = rest.sum(dims, keepdim=True) / total
-        m2 = (rest - lo).square().sum(dims, keepdim=True)
+        lo = add(rest, dims) / total
+        m2 = add((rest - lo).square(), dims)
         return Deviations(count, hi, lo, m2)
 
     mask = broadcast_mask(mask, x)
@@ -304,16 +314,16 @@ def deviations(
         count = mask.sum(dims, keepdim=True)
     else:
         weight = mask.to(x.dtype)
-        count = mask.to(torch.float64).sum(dims, keepdim=True)
+        count = add(mask.to(torch.float64), dims)
     total = count.to(x.dtype).clamp(min=_SMALLEST_COUNT)
     zero = torch.zeros((), dtype=x.dtype, device=x.device)
     x = torch.where(is_valid, x, zero)
-    hi = (x.detach() * weight).sum(dims, keepdim=True) / total
+    hi = add(x.detach() * weight, dims) / total
     hi = torch.where(hi.isfinite(), hi, zero)
     rest = torch.where(is_valid, x - hi, zero)
-    lo = (rest * weight).sum(dims, keepdim=True) / total
+    lo = add(rest * weight, dims) / total
     around = torch.where(is_valid, rest - lo, zero)
-    m2 = (around.square() * weight).sum(dims, keepdim=True)
+    m2 = add(around.square() * weight, dims)
     return Deviations(count, hi, lo, m2)
 
 

@@ -9,6 +9,7 @@ from normkit.kernels.choose import (
     available_backends,
     backend,
     choose,
+    deterministic,
     explain,
 )
 from normkit.kernels.primitives import Backend
@@ -19,5 +20,6 @@ __all__ = [
     "available_backends",
     "backend",
     "choose",
+    "deterministic",
     "explain",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, KernelError
 from normkit.kernels.composed import Fused, fused
 from normkit.kernels.cpu import CpuBackend
+from normkit.kernels.fixed_order import fixed_order
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.primitives import Backend
 from normkit.kernels.reference import ReferenceBackend
@@ -30,6 +31,7 @@ __all__ = [
     "backend_named",
     "choose",
     "choose_fused",
+    "deterministic",
     "explain",
 ]
 
@@ -172,6 +174,26 @@ def backend(name: str) -> Generator[None]:
         yield
     finally:
         _asked_for.reset(token)
+
+
+@contextmanager
+def deterministic() -> Generator[None]:
+    """Make a sample's output in eval depend on the sample and the model alone.
+
+    Bitwise, within the block: whatever shares the batch, in whatever place, and with
+    any number of threads. Layers run on the reference backend, every sum in an order
+    that only its length decides; that takes several times as long. The rest of a model
+    (convolutions, matrix products) is torch's, and may still depend on the batch.
+
+    Example:
+        >>> import normkit, torch
+        >>> layer, x = normkit.nn.LayerNorm(1001).eval(), torch.randn(8, 1001)
+        >>> with deterministic():
+        ...     torch.equal(layer(x)[3:4], layer(x[3:4]))
+        True
+    """
+    with backend("reference"), fixed_order():
+        yield
 
 
 def explain(x: Tensor, dims: tuple[int, ...] | None = None) -> Explanation:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.epilogue import Epilogue, activate, gate
+from normkit.kernels.fixed_order import is_order_fixed
 from normkit.kernels.primitives import Backend
 from normkit.moments import Moments, statistics_dtype
 
@@ -273,6 +274,9 @@ def shared_dims(affine: Tensor, dims: tuple[int, ...]) -> tuple[int, ...]:
 
 def _absorbed(scale: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """`scale·weight` as one vector where that is smaller than x."""
+    if is_order_fixed():
+        # Whether it is smaller depends on the size of the batch.
+        return scale, weight
     dims = tuple(d for d in range(scale.dim()) if scale.shape[d] == 1)
     if weight is None or not shared_dims(weight, dims):
         return scale, weight

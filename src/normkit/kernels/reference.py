@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normkit.kernels.fixed_order import is_order_fixed, sum_in_fixed_order
 from normkit.kernels.primitives import split, vector_dtype
-from normkit.moments import Moments, deviations, statistics_dtype
+from normkit.moments import Moments, deviations, plain_sum, statistics_dtype
 
 __all__ = ["ReferenceBackend"]
 
@@ -30,7 +31,9 @@ class ReferenceBackend:
         self, x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None
     ) -> Moments:
         """See `Backend.moments`."""
-        return deviations(x, dims, mask).to_moments(vector_dtype(x.device))
+        add = sum_in_fixed_order if is_order_fixed() else plain_sum
+        found = deviations(x, dims, mask, add=add)
+        return found.to_moments(vector_dtype(x.device))
 
     def apply(
         self,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize
 from normkit.functional.arguments import check_eps, check_floating
-from normkit.moments import broadcast_mask, statistics_dtype
+from normkit.kernels.fixed_order import is_order_fixed, sum_in_fixed_order
+from normkit.moments import broadcast_mask, plain_sum, statistics_dtype
 from normkit.nn.tracing import recorded_call
 
 __all__ = ["TLU", "FilterResponseNorm"]
@@ -150,15 +151,16 @@ def _by_learned_eps(
     mask: Tensor | None,
 ) -> Tensor:
     wide = x.to(statistics_dtype(x.dtype))
+    add = sum_in_fixed_order if is_order_fixed() else plain_sum
     if mask is None:
-        mean_square = wide.square().mean(dims, keepdim=True)
+        mean_square = add(wide.square(), dims) / x.shape[2:].numel()
         valid = None
     else:
         share = broadcast_mask(mask, x).to(wide.dtype)
         valid = share > 0
         wide = torch.where(valid, wide, torch.zeros_like(wide))
-        total = share.sum(dims, keepdim=True).clamp(min=1e-30)
-        mean_square = (wide.square() * share).sum(dims, keepdim=True) / total
+        total = add(share, dims).clamp(min=1e-30)
+        mean_square = add(wide.square() * share, dims) / total
     y = wide * torch.rsqrt(mean_square + eps.abs())
     y = y if weight is None else y * weight.to(y.dtype)
     y = y if bias is None else y + bias.to(y.dtype)

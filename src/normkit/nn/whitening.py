@@ -20,6 +20,7 @@ from normkit.functional import update_running
 from normkit.functional.arguments import check_eps, check_floating
 from normkit.functional.running import ema_
 from normkit.functional.whiten import covariance, inverse_sqrt, newton_inverse_sqrt
+from normkit.kernels.fixed_order import is_order_fixed
 from normkit.moments import statistics_dtype
 from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import recorded_call
@@ -214,7 +215,14 @@ class WhiteningBatchNorm(nn.Module):
         centred = columns.to(compute) - mean
         if seen is not None:
             centred = torch.where(seen > 0, centred, torch.zeros_like(centred))
-        return self.running_whitening.to(compute, copy=True) @ centred
+        whitening = self.running_whitening.to(compute, copy=True)
+        if not is_order_fixed():
+            return whitening @ centred
+        # A matrix product takes an order that suits its whole shape.
+        y = torch.zeros_like(centred)
+        for d in range(centred.shape[1]):
+            y = y + whitening[:, :, d : d + 1] * centred[:, d : d + 1]
+        return y
 
     def _check(self, x: Tensor, mask: Tensor | None) -> None:
         name = type(self).__name__
