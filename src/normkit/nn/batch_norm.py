@@ -17,6 +17,7 @@ from normkit.functional import batch_norm, normalize, standardize, update_runnin
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghosts import normalize_ghosts
 from normkit.functional.over_ranks import normalize_over_ranks
+from normkit.kernels.epilogue import ACTIVATIONS, activate
 from normkit.moments import Moments, broadcast_mask
 from normkit.nn.running_state import (
     RunningStateLayer,
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 SMALL_BATCH_POLICIES = ("raise", "running", "renorm", "skip")
+_SHOWN = ("ghost_size", "estimator", "debias", "on_small_batch", "activation")
 
 
 class Observer(Protocol):
@@ -65,6 +67,8 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
     estimator: str = "unbiased"
     debias: bool = False
     on_small_batch: str = "raise"
+    activation: str = "none"
+    negative_slope: float = 0.01
     _observer: Observer | None = None
 
     def __init__(
@@ -84,6 +88,8 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
         estimator: str = "unbiased",
         debias: bool = False,
         on_small_batch: str = "raise",
+        activation: str = "none",
+        negative_slope: float = 0.01,
     ) -> None:
         super().__init__(
             *(num_features, eps, momentum, affine, track_running_stats),
@@ -98,6 +104,8 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
             "estimator": estimator,
             "debias": debias,
             "on_small_batch": on_small_batch,
+            "activation": activation,
+            "negative_slope": negative_slope,
         }
         for name, value in extras.items():
             # Only what differs is kept on the layer: defaults stand on the class.
@@ -129,18 +137,26 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
         """Whether the statistics are those of all ranks of `process_group`."""
         return self.process_group is not None
 
-    def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002
+        *,
+        mask: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
         """Normalize `input`; in training, move the running statistics towards it.
 
         Args:
             input: Values, of a shape and dtype that the class names.
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`,
                 e.g. `(N, 1, L)` for padded sequences. The output is 0 elsewhere.
+            residual: Added before the activation, of the shape of `input`.
         """
-        if (node := recorded_call(self, input, mask=mask)) is not None:
+        node = recorded_call(self, input, mask=mask, residual=residual)
+        if node is not None:
             return node
         if is_recorded_by_jit(mask) and self.channel_dim == 1:
-            return super().forward(input)
+            return self._followed(super().forward(input), residual, None)
         self._check_input_dim(input)
         has_buffers = self.running_mean is not None or self.running_var is not None
         # Buffers may outlive track_running_stats: eval then still uses them, and
@@ -153,7 +169,8 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
         if is_tracking:
             check_momentum(self, self.momentum)
         if uses_batch and self._has_extras():
-            return self._forward_with_extras(input, mask, is_tracking)
+            y = self._forward_with_extras(input, mask, is_tracking)
+            return self._followed(y, residual, mask)
         return batch_norm(
             input,
             self.running_mean if is_using else None,
@@ -167,12 +184,28 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
             channel_dim=self.channel_dim,
             num_batches_tracked=self.num_batches_tracked if is_tracking else None,
             num_batches_skipped=self.skipped if is_tracking else None,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
         )
+
+    def _followed(
+        self, y: Tensor, residual: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """What comes after, where no kernel has done it in the same pass."""
+        if residual is None and self.activation == "none":
+            return y
+        y = y if residual is None else y + residual
+        y = activate(self.activation, y, self.negative_slope)
+        if mask is None:
+            return y
+        valid = broadcast_mask(mask, y)
+        return y.masked_fill(~valid if valid.dtype == torch.bool else valid <= 0, 0)
 
     def extra_repr(self) -> str:
         """The arguments of torch's layer, and what differs from its behaviour."""
         parts = [super().extra_repr()]
-        for name in ("ghost_size", "estimator", "debias", "on_small_batch"):
+        for name in _SHOWN:
             value = getattr(self, name)
             if value != getattr(BatchNormLayer, name):
                 parts.append(f"{name}={value!r}")
@@ -203,6 +236,7 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
         for key, value, known in (
             ("estimator", self.estimator, ("unbiased", "biased")),
             ("on_small_batch", self.on_small_batch, SMALL_BATCH_POLICIES),
+            ("activation", self.activation, ACTIVATIONS),
         ):
             if value not in known:
                 raise ArgumentError(
@@ -382,6 +416,10 @@ class BatchNorm1d(BatchNormLayer, torch.nn.BatchNorm1d):
             deviations and without a gradient to the input, and the running mean moves.
             "skip": the output is `bias`, the running statistics stay. Under a mask or
             over ranks the device decides per channel, and "raise" gives `bias`.
+        activation: What follows in the same pass over memory: "relu", "leaky_relu",
+            "silu", "gelu" (by erf), "sigmoid" or "tanh"; "none" is nothing. A
+            `residual=` on forward is added before it.
+        negative_slope: Of leaky_relu, below 0.
 
     Raises:
         ArgumentError: momentum outside [0, 1], an unknown policy or estimator, at
