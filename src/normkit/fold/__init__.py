@@ -3,10 +3,11 @@
 The way through: `capture` runs the model and reads who feeds whom (`lowering` says
 what each call is), `solve` looks for a change of gauge (`gauge`, `graph`) that every
 node can bear (`nodes`, on `algebra`), `rewrite` edits the module, `proof` compares,
-`ledger` tells.
+`ledger` tells. `onnx` is a second front end; it alone loads onnx, when it is called.
 """
 
 from normkit.fold.ledger import FoldEntry, FoldLedger
 from normkit.fold.modules import fold
+from normkit.fold.onnx import fold_onnx
 
-__all__ = ["FoldEntry", "FoldLedger", "fold"]
+__all__ = ["FoldEntry", "FoldLedger", "fold", "fold_onnx"]

@@ -33,6 +33,7 @@ __all__ = [
     "gap_under",
     "perturbed",
     "same_draws",
+    "sampled",
     "to_float64",
     "widen",
 ]
@@ -201,7 +202,7 @@ class Bench:
                 result: Any,
                 kept: list[Tensor | None] = kept,
             ) -> None:
-                kept.append(_sampled(result))
+                kept.append(sampled(result))
 
             module = self.model.get_submodule(path)
             handles.append(module.register_forward_hook(keep))
@@ -246,7 +247,7 @@ def gap_under(
     """
     at = _coordinates(shape)
 
-    def sampled(values: Tensor) -> Tensor:
+    def along(values: Tensor) -> Tensor:
         index = tuple(
             place if size > 1 else torch.zeros_like(place)
             for place, size in zip(at, values.shape, strict=True)
@@ -255,10 +256,10 @@ def gap_under(
 
     if gauge.to_stored is not None:
         affine = gauge.to_stored
-        true = sampled(affine.scale) * true + sampled(affine.shift)
+        true = along(affine.scale) * true + along(affine.shift)
     elif gauge.to_true is not None:
         affine = gauge.to_true
-        stored = sampled(affine.scale) * stored + sampled(affine.shift)
+        stored = along(affine.scale) * stored + along(affine.shift)
     else:
         return 0.0  # No such relation; what comes after is compared.
     return difference(true, stored)
@@ -269,7 +270,8 @@ def _coordinates(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     return torch.unravel_index(_places(shape), shape)
 
 
-def _sampled(result: Any) -> Tensor | None:
+def sampled(result: Any) -> Tensor | None:
+    """Up to 4096 elements of a float tensor, the same places every time; else None."""
     if not isinstance(result, Tensor) or not result.is_floating_point():
         return None
     if result.dim() == 0:

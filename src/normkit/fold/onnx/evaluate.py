@@ -1,0 +1,259 @@
+"""An ONNX model run in float64 by onnx's reference evaluator, every value kept.
+
+Every float type becomes double, in the graph, its inner graphs and its attributes.
+Convolutions and pooling, which the reference computes window by window in Python, are
+left to torch in float64; operations that can make much of little are measured first.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator, op_run
+from onnx.reference.ops.op_batch_normalization import (
+    BatchNormalization_14 as _BatchNormalization,
+)
+from onnx.reference.ops.op_constant_of_shape import ConstantOfShape as _ConstantOfShape
+from onnx.reference.ops.op_conv import Conv as _Conv
+from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
+from onnx.reference.ops.op_expand import Expand as _Expand
+from onnx.reference.ops.op_max_pool import MaxPool as _MaxPool
+from onnx.reference.ops.op_range import Range as _Range
+from onnx.reference.ops.op_tile import Tile as _Tile
+
+from normkit.errors import FoldError
+from normkit.fold.onnx.files import graphs_in, tensors_of
+
+__all__ = ["FLOATS", "evaluator", "run_once", "to_float64"]
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_MOST_ELEMENTS = 2**30
+
+
+def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` that computes in double throughout."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for tensor in tensors_of(wide.graph):
+        if tensor.data_type in FLOATS:
+            values = numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for graph in graphs_in(wide.graph):
+        for held in (graph.input, graph.output, graph.value_info):
+            for value in held:
+                kind = value.type.tensor_type
+                if kind.elem_type in FLOATS:
+                    kind.elem_type = TensorProto.DOUBLE
+        for node in graph.node:
+            for attribute in node.attribute:
+                _widen(node, attribute)
+    return wide
+
+
+def _widen(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
+    types = ("to", "dtype", "stash_type", "output_dtype")
+    if attribute.name in types and attribute.i in FLOATS:
+        attribute.i = TensorProto.DOUBLE
+    elif node.op_type == "Constant" and attribute.name in (
+        "value_float",
+        "value_floats",
+    ):
+        values = attribute.f if attribute.name == "value_float" else attribute.floats
+        tensor = numpy_helper.from_array(np.array(values, dtype=np.float64))
+        attribute.CopyFrom(helper.make_attribute("value", tensor))
+
+
+def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
+    """An evaluator of `model`, which is in float64 already."""
+    return ReferenceEvaluator(model, new_ops=_OPERATORS)
+
+
+def run_once(model: onnx.ModelProto, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Every named value of one run."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = evaluator(model).run(None, inputs, intermediate=True)
+    assert isinstance(found, dict)
+    return {name: value for name, value in found.items() if name}
+
+
+def _guard(count: float, what: str) -> None:
+    if count > _MOST_ELEMENTS:
+        raise FoldError(
+            f"{what} would make {count:.0f} elements, at most {_MOST_ELEMENTS} are "
+            "computed here; pass example_inputs that are smaller"
+        )
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))
+
+
+class ConstantOfShape(_ConstantOfShape):
+    op_domain = ""
+
+    def _run(self, data: Any, **settings: Any) -> Any:
+        _guard(math.prod(int(n) for n in data), "ConstantOfShape")
+        return super()._run(data, **settings)
+
+
+class Expand(_Expand):
+    op_domain = ""
+
+    def _run(self, data: Any, shape: Any) -> Any:
+        _guard(data.size * math.prod(int(n) for n in shape), "Expand")
+        return super()._run(data, shape)
+
+
+class Tile(_Tile):
+    op_domain = ""
+
+    def _run(self, x: Any, repeats: Any) -> Any:
+        _guard(x.size * math.prod(int(n) for n in repeats), "Tile")
+        return super()._run(x, repeats)
+
+
+class Range(_Range):
+    op_domain = ""
+
+    def _run(self, starts: Any, ends: Any, steps: Any, **settings: Any) -> Any:
+        step = float(np.asarray(steps).reshape(-1)[0])
+        span = float(
+            np.asarray(ends).reshape(-1)[0] - np.asarray(starts).reshape(-1)[0]
+        )
+        _guard(span / step if step else math.inf, "Range")
+        return super()._run(starts, ends, steps, **settings)
+
+
+class Conv(_Conv):
+    op_domain = ""
+
+    def _run(self, x: Any, w: Any, b: Any = None, **settings: Any) -> Any:  # type: ignore[override]
+        rank = x.ndim - 2
+        pads = settings.get("pads") or [0] * 2 * rank
+        pads = _same_pads(x, w, settings, rank) or pads
+        if rank not in (1, 2, 3) or x.dtype != np.float64:
+            return super()._run(x, w, b, **settings)
+        padded = F.pad(_tensor(x), _for_torch(pads))
+        run = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+        y = run(
+            padded,
+            _tensor(w),
+            None if b is None else _tensor(b),
+            stride=tuple(settings.get("strides") or [1] * rank),
+            dilation=tuple(settings.get("dilations") or [1] * rank),
+            groups=settings.get("group") or 1,
+        )
+        return (y.numpy(),)
+
+
+class ConvTranspose(_ConvTranspose):
+    op_domain = ""
+
+    def _run(self, x: Any, w: Any, b: Any = None, **settings: Any) -> Any:  # type: ignore[override]
+        rank = x.ndim - 2
+        pads = settings.get("pads") or [0] * 2 * rank
+        is_plain = (
+            rank in (1, 2, 3)
+            and x.dtype == np.float64
+            and pads[:rank] == pads[rank:]
+            and not settings.get("output_shape")
+            and settings.get("auto_pad") in (None, "NOTSET")
+        )
+        if not is_plain:
+            return super()._run(x, w, b, **settings)
+        run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+        y = run(
+            _tensor(x),
+            _tensor(w),
+            None if b is None else _tensor(b),
+            stride=tuple(settings.get("strides") or [1] * rank),
+            padding=tuple(pads[:rank]),
+            output_padding=tuple(settings.get("output_padding") or [0] * rank),
+            groups=settings.get("group") or 1,
+            dilation=tuple(settings.get("dilations") or [1] * rank),
+        )
+        return (y.numpy(),)
+
+
+class BatchNormalization(op_run.OpRun):
+    op_domain = ""
+
+    def _run(self, x: Any, *parts: Any, **settings: Any) -> Any:
+        # The reference's own versions for opset 7 to 13 return other things.
+        if len(self.onnx_node.output) > 1 or settings.get("training_mode"):
+            own = (_BatchNormalization, self.onnx_node, self.run_params)
+            return own[0](*own[1:])._run(x, *parts, **settings)
+        shape = (-1, *(1,) * (x.ndim - 2))
+        if not settings.get("spatial", 1):
+            shape = x.shape[1:]
+        scale, bias, mean, var = (part.reshape(shape) for part in parts)
+        eps = settings.get("epsilon")
+        eps = 1e-5 if eps is None else eps
+        return (scale * (x - mean) / np.sqrt(var + eps) + bias,)
+
+
+class MaxPool(_MaxPool):
+    op_domain = ""
+
+    def _run(self, x: Any, **settings: Any) -> Any:  # type: ignore[override]
+        rank = x.ndim - 2
+        kernel = list(settings.get("kernel_shape") or [])
+        pads = settings.get("pads") or [0] * 2 * rank
+        is_plain = (
+            rank in (1, 2, 3)
+            and x.dtype == np.float64
+            and len(self.onnx_node.output) == 1
+            and settings.get("auto_pad") in (None, "NOTSET")
+            and not settings.get("ceil_mode")
+            and list(pads[:rank]) == list(pads[rank:])
+            and all(2 * pad <= size for pad, size in zip(pads, kernel, strict=False))
+        )
+        if not is_plain:
+            return super()._run(x, **settings)
+        run = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rank - 1]
+        y = run(
+            _tensor(x),
+            tuple(kernel),
+            stride=tuple(settings.get("strides") or [1] * rank),
+            padding=tuple(pads[:rank]),
+            dilation=tuple(settings.get("dilations") or [1] * rank),
+        )
+        return (y.numpy(),)
+
+
+def _same_pads(x: Any, w: Any, settings: dict[str, Any], rank: int) -> list[int]:
+    """What auto_pad comes to; empty if it asks for nothing."""
+    mode = settings.get("auto_pad")
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        return []
+    begin, end = [], []
+    for i in range(rank):
+        stride = (settings.get("strides") or [1] * rank)[i]
+        dilation = (settings.get("dilations") or [1] * rank)[i]
+        size = x.shape[i + 2]
+        span = (w.shape[i + 2] - 1) * dilation + 1
+        total = max((-(-size // stride) - 1) * stride + span - size, 0)
+        less, more = total // 2, total - total // 2
+        begin.append(less if mode == "SAME_UPPER" else more)
+        end.append(more if mode == "SAME_UPPER" else less)
+    return [*begin, *end]
+
+
+def _for_torch(pads: list[int]) -> list[int]:
+    """ONNX pads (all begins, all ends) as torch's (last dimension first, in pairs)."""
+    rank = len(pads) // 2
+    return [pads[i + side * rank] for i in reversed(range(rank)) for side in (0, 1)]
+
+
+_OPERATORS: list[type[op_run.OpRun]] = [
+    *(BatchNormalization, Conv, ConvTranspose, MaxPool),
+    *(ConstantOfShape, Expand, Range, Tile),
+]

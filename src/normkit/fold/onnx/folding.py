@@ -1,0 +1,361 @@
+"""From a model to its folded double: read, plan, compare, write."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto
+from onnx.inliner import inline_local_functions
+
+from normkit.errors import FoldError
+from normkit.fold.graph import Refusal
+from normkit.fold.ledger import FoldLedger
+from normkit.fold.onnx import files
+from normkit.fold.onnx.evaluate import run_once, to_float64
+from normkit.fold.onnx.operators import RULES
+from normkit.fold.onnx.reading import OnnxGraph, OnnxNorm, read_graph
+from normkit.fold.onnx.writing import rewritten
+from normkit.fold.plan import Norm, Plan, Planner
+from normkit.fold.proof import TOLERANCE, difference, gap_under, sampled
+from normkit.fold.solve import Solution
+from normkit.fold.telling import entry_of
+
+__all__ = ["fold_model"]
+
+# What a dimension without a size is tried as, after the batch.
+_SIZES = (16, 64, 224)
+
+_ARRAYS: dict[int, Any] = {
+    TensorProto.DOUBLE: np.float64,
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.INT64: np.int64,
+    TensorProto.INT32: np.int32,
+    TensorProto.INT8: np.int8,
+    TensorProto.UINT8: np.uint8,
+    TensorProto.BOOL: np.bool_,
+}
+
+
+def fold_model(
+    model: str | PathLike[str] | onnx.ModelProto,
+    out: str | PathLike[str] | None,
+    example_inputs: dict[str, Any] | None,
+    inputs: int,
+) -> tuple[onnx.ModelProto, FoldLedger]:
+    """See `normkit.fold_onnx`."""
+    beside = False
+    if isinstance(model, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+    else:
+        path = Path(fspath(model))
+        if not path.is_file():
+            raise FoldError(f"there is no file {path}; name an ONNX model")
+        proto = files.read(path)
+        plain = onnx.load_model(str(path), load_external_data=False)
+        beside = any(
+            tensor.data_location == TensorProto.EXTERNAL
+            for tensor in files.tensors_of(plain.graph)
+        )
+    files.check_sizes(proto)
+    opset = _opset(proto)
+    _check(proto, "the model given")
+    if proto.functions:
+        proto = inline_local_functions(proto)
+    wide = to_float64(proto)
+    given = _inputs(wide, example_inputs, max(inputs, 1))
+    folding = _OnnxFolding(proto, wide, given, opset)
+    plan = folding.proven()
+    folded = rewritten(proto, folding.read, plan) if plan.steps else proto
+    _check(folded, "the folded model")
+    agrees = _agrees_in_runtime(proto, folded, given[0], folding.expected[0])
+    if out is not None:
+        files.write(folded, Path(fspath(out)), beside=beside)
+        onnx.checker.check_model(fspath(out))
+    return folded, folding.ledger(plan, in_runtime=agrees)
+
+
+class _OnnxFolding(Planner):
+    """Plans on the ONNX graph, and judges by runs of its float64 double."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        wide: onnx.ModelProto,
+        given: list[dict[str, Any]],
+        opset: int,
+    ) -> None:
+        self.model, self.wide, self.given = model, wide, given
+        self.expected = [run_once(wide, each) for each in given]
+        self.read: OnnxGraph = read_graph(wide, dict(self.expected[0]), RULES, opset)
+        self.known = {norm.path: norm for norm in self.read.norms}
+        self.outputs = [output.name for output in wide.graph.output]
+        self.types = _types(model)
+        norms: list[Norm] = list(self.read.norms)
+        super().__init__(self.read.graph, norms, list(self.read.slots.values()))
+
+    def believe(self, norm: Norm, solution: Solution) -> None:
+        """Refuse what would overflow the type it is stored in."""
+        for (position, index), slot in self.read.slots.items():
+            if slot not in solution.edits:
+                continue
+            names = self.model.graph.node[position].input
+            name = names[index] if index < len(names) and names[index] else names[1]
+            if self.types.get(name) == TensorProto.FLOAT16:
+                short = solution.edits[slot].to(torch.float16)
+                if not bool(short.isfinite().all()):
+                    raise Refusal(f"{slot.name} would overflow its dtype")
+
+    def judge(self, plan: Plan) -> tuple[str, str]:
+        """(the batch norm to blame if it is known, what is wrong if anything is)."""
+        try:
+            folded = rewritten(self.wide, self.read, plan)
+            found = [run_once(folded, each) for each in self.given]
+        except Exception as error:
+            return "", f"the folded model fails ({type(error).__name__}: {error})"
+        for path, solution in plan.solutions.items():
+            gap = self._gap(solution, plan, found)
+            plan.differences[path] = gap
+            if not gap <= TOLERANCE:
+                return path, f"it differed by {gap:.1e} in float64"
+        pairs = list(zip(self.expected, found, strict=True))
+        plan.max_difference = max(
+            difference(_tensors(true, self.outputs), _tensors(run, self.outputs))
+            for true, run in pairs
+        )
+        if not plan.max_difference <= TOLERANCE:
+            return "", f"the outputs differed by {plan.max_difference:.1e} in float64"
+        return "", ""
+
+    @functools.cached_property
+    def _names(self) -> dict[Any, str]:
+        return {value: name for name, value in self.read.values.items()}
+
+    def _gap(
+        self, solution: Solution, plan: Plan, found: list[dict[str, Any]]
+    ) -> float:
+        """How far the values around a fold are from what the gauges say."""
+        gap = 0.0
+        for value in solution.gauges:
+            name = self._names.get(value)
+            if name is None:
+                continue
+            for expected, run in zip(self.expected, found, strict=True):
+                true, stored = expected.get(name), run.get(name)
+                if true is None or stored is None or np.shape(true) != value.shape:
+                    continue
+                one, other = (
+                    sampled(torch.as_tensor(np.array(a))) for a in (true, stored)
+                )
+                if one is not None and other is not None:
+                    gauge = plan.gauges.of(value)
+                    gap = max(gap, gap_under(gauge, value.shape, one, other))
+        return gap
+
+    def ledger(self, plan: Plan, *, in_runtime: bool) -> FoldLedger:
+        """What was done, for the caller."""
+        entries = [
+            entry_of(norm, norm.kind, plan, norm.stored) for norm in self.read.norms
+        ]
+        entries += _entries_inside(self.model)
+        proof = f"float64, on {len(self.given)} inputs"
+        proof += "; onnxruntime agrees" if in_runtime else "; onnxruntime cannot run it"
+        return FoldLedger(tuple(entries), plan.max_difference, proof)
+
+
+def _entries_inside(model: onnx.ModelProto) -> list[Any]:
+    """Batch norms in the branches of an If or the body of a loop, which stay."""
+    found = []
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            graphs = [*([attribute.g] if attribute.HasField("g") else [])]
+            for graph in (*graphs, *attribute.graphs):
+                for inner in files.graphs_in(graph):
+                    for each in inner.node:
+                        if each.op_type == "BatchNormalization":
+                            why = f"it runs inside {node.op_type} '{node.name}', "
+                            why += "whose inner graphs are left alone"
+                            norm = OnnxNorm(
+                                each.name or each.output[0], each.op_type, [], ()
+                            )
+                            plan = Plan(reasons={norm.path: why})
+                            found.append(entry_of(norm, norm.kind, plan, 0))
+    return found
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                types[node.output[0]] = attribute.t.data_type
+    for value in model.graph.value_info:
+        types.setdefault(value.name, value.type.tensor_type.elem_type)
+    return types
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    for each in model.opset_import:
+        if each.domain in ("", "ai.onnx"):
+            if each.version < files.FIRST_OPSET:
+                raise FoldError(
+                    f"the model uses opset {each.version}, fold_onnx reads opset "
+                    f"{files.FIRST_OPSET} and newer; convert it with "
+                    "onnx.version_converter.convert_version"
+                )
+            return each.version
+    raise FoldError("the model names no opset of ONNX; export it again")
+
+
+def _check(model: onnx.ModelProto, what: str) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        told = str(error).strip().splitlines()[0]
+        raise FoldError(f"onnx.checker rejects {what}: {told}") from error
+
+
+def _tensors(found: dict[str, Any], names: list[str]) -> list[torch.Tensor]:
+    arrays = [found[name] for name in names]
+    return [torch.as_tensor(np.array(a)) for a in arrays if isinstance(a, np.ndarray)]
+
+
+# Inputs -----------------------------------------------------------------------
+
+
+def _inputs(
+    wide: onnx.ModelProto, example: dict[str, Any] | None, count: int
+) -> list[dict[str, Any]]:
+    """What the model is run on: `count` times an array per input, in float64."""
+    held = {tensor.name for tensor in wide.graph.initializer}
+    wanted = [value for value in wide.graph.input if value.name not in held]
+    if example is not None:
+        missing = {value.name for value in wanted} - set(example)
+        if missing:
+            raise FoldError(
+                f"example_inputs lacks {sorted(missing)}; pass an array for each of "
+                f"{[value.name for value in wanted]}"
+            )
+        first = {
+            value.name: np.asarray(example[value.name]).astype(
+                _ARRAYS.get(value.type.tensor_type.elem_type, np.float64)
+            )
+            for value in wanted
+        }
+        _must_run(wide, first)
+        return [first, *(_redrawn(first, seed) for seed in range(1, count))]
+    problems = []
+    for size in _SIZES:
+        drawn = [_drawn(wanted, size, seed) for seed in range(count)]
+        try:
+            run_once(wide, drawn[0])
+        except FoldError:
+            raise
+        except Exception as error:
+            problems.append(f"{type(error).__name__}: {error}")
+            continue
+        return drawn
+    raise FoldError(
+        f"the model does not run on random inputs ({problems[0]}); pass "
+        f"example_inputs, an array for each of {[value.name for value in wanted]}"
+    )
+
+
+def _must_run(wide: onnx.ModelProto, first: dict[str, Any]) -> None:
+    try:
+        run_once(wide, first)
+    except FoldError:
+        raise
+    except Exception as error:
+        raise FoldError(
+            f"the model failed on example_inputs ({type(error).__name__}: {error}); "
+            "pass arrays that it accepts"
+        ) from error
+
+
+def _drawn(wanted: list[Any], size: int, seed: int) -> dict[str, Any]:
+    draw = np.random.default_rng(seed)
+    named: dict[str, int] = {}
+    inputs = {}
+    for value in wanted:
+        kind = value.type.tensor_type
+        shape = []
+        for i, dim in enumerate(kind.shape.dim):
+            if dim.HasField("dim_value"):
+                shape.append(dim.dim_value)
+            else:
+                known = named.setdefault(dim.dim_param, size if i else 2)
+                shape.append(known)
+        dtype = _ARRAYS.get(kind.elem_type, np.float64)
+        if dtype == np.float64:
+            inputs[value.name] = draw.standard_normal(shape)
+        else:
+            inputs[value.name] = draw.integers(0, 2, shape).astype(dtype)
+    return inputs
+
+
+def _redrawn(first: dict[str, Any], seed: int) -> dict[str, Any]:
+    draw = np.random.default_rng(seed)
+    again = copy.copy(first)
+    for name, array in first.items():
+        if array.dtype == np.float64:
+            again[name] = array + draw.standard_normal(array.shape)
+    return again
+
+
+def _agrees_in_runtime(
+    model: onnx.ModelProto,
+    folded: onnx.ModelProto,
+    given: dict[str, Any],
+    expected: dict[str, Any],
+) -> bool:
+    """Whether onnxruntime runs both; the folded model must be as near the truth."""
+    truth = _tensors(expected, [output.name for output in model.graph.output])
+    gaps = []
+    for each in (model, folded):
+        try:
+            answers = _run_in_runtime(each, given)
+        except Exception as error:
+            if each is model:
+                return False  # It knows less than the reference does.
+            raise FoldError(
+                f"onnxruntime runs the original but not the folded model ({error}); "
+                "please report the model"
+            ) from error
+        wide = [torch.as_tensor(np.array(a)) for a in answers]
+        wide = [t.double() if t.is_floating_point() else t for t in wide]
+        gaps.append(difference(truth, wide))
+    # Rounding alone can reach 1e-2 of the largest value in deep random networks.
+    if np.isfinite(gaps[0]) and not gaps[1] <= 1e-2 + 100 * gaps[0]:
+        raise FoldError(
+            f"in onnxruntime the folded model is {gaps[1]:.1e} from the exact answer, "
+            f"the original {gaps[0]:.1e}; please report the model"
+        )
+    return True
+
+
+def _run_in_runtime(model: onnx.ModelProto, given: dict[str, Any]) -> list[Any]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = level
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    kinds = {i.name: i.type for i in session.get_inputs()}
+    feed = {
+        name: array.astype(names.get(kinds[name], array.dtype))
+        for name, array in given.items()
+        if name in kinds
+    }
+    return list(session.run(None, feed))

@@ -1,0 +1,413 @@
+"""From an ONNX graph and the values of one run to the graph of `normkit.fold.graph`.
+
+A name is fixed when nothing that made it depends on an input of the model. Each use of
+a fixed name by an operator that holds weights becomes a slot of its own: an edit gives
+that one use a new initializer and leaves every other reader of the old one alone,
+whether it was shared, came from a Constant, or is used inside an If.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor
+
+from normkit.fold.graph import Graph, Slot, Value
+from normkit.fold.nodes import Add, BatchNorm, Node, Opaque, Scale, Stored
+from normkit.fold.onnx.evaluate import evaluator
+from normkit.fold.onnx.files import graphs_in
+
+__all__ = ["OnnxGraph", "OnnxNorm", "Operator", "read_graph"]
+
+# Their results differ from run to run, or hold more than they were given.
+_RANDOM = {
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    *("Bernoulli", "Multinomial"),
+}
+
+
+@dataclass(eq=False)
+class OnnxNorm:
+    """A batch norm of an ONNX model.
+
+    Attributes:
+        path: A name no other has.
+        kind: Its operator, or the operators it is written out in.
+        nodes: The one node it is.
+        positions: Which nodes of the ONNX graph it is, in order.
+        refusal: Why it cannot be taken out; empty if it can.
+        stored: How many numbers it holds.
+    """
+
+    path: str
+    kind: str
+    nodes: list[BatchNorm]
+    positions: tuple[int, ...]
+    refusal: str = ""
+    stored: int = 0
+
+
+@dataclass(eq=False)
+class OnnxGraph:
+    """An ONNX graph, read.
+
+    Attributes:
+        graph: The nodes and values.
+        values: By their ONNX names.
+        norms: The batch norms.
+        slots: By (position of the node, which of its inputs).
+        shapes: What the run made, by name, for names of inner results too.
+    """
+
+    graph: Graph = field(default_factory=Graph)
+    values: dict[str, Value] = field(default_factory=dict)
+    norms: list[OnnxNorm] = field(default_factory=list)
+    slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One node of an ONNX graph, with the values around it.
+
+    Attributes:
+        node: It.
+        position: Which one of the graph it is.
+        label: What a person calls it.
+        opset: The version of its operator set.
+        found: The arrays of one run by name.
+        reader: Who reads the graph.
+    """
+
+    node: onnx.NodeProto
+    position: int
+    label: str
+    opset: int
+    found: dict[str, Any]
+    reader: _Reader
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute's value; text as str."""
+        for attribute in self.node.attribute:
+            if attribute.name == name:
+                value = helper.get_attribute_value(attribute)
+                return value.decode() if isinstance(value, bytes) else value
+        return default
+
+    def has(self, index: int) -> bool:
+        """Whether the input number `index` is given."""
+        return index < len(self.node.input) and bool(self.node.input[index])
+
+    def is_fixed(self, index: int) -> bool:
+        """Whether that input is the same in every run."""
+        return self.has(index) and self.node.input[index] in self.reader.fixed
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Its shape in the run."""
+        return tuple(np.shape(self.found[self.node.input[index]]))
+
+    def array(self, index: int) -> Any:
+        """What it held in the run; None if it is not given or not the same always.
+
+        Names made of shapes alone count: they are the same for the same shapes.
+        """
+        if not self.has(index):
+            return None
+        name = self.node.input[index]
+        known = name in self.reader.fixed or name in self.reader.from_shapes
+        return self.found[name] if known else None
+
+    def value(self, index: int) -> Value:
+        """The value that flows in there."""
+        return self.reader.value(self.node.input[index])
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of its first output in the run."""
+        return tuple(np.shape(self.found[self.node.output[0]]))
+
+    def held(
+        self, index: int, *, name: str, shape: tuple[int, ...] | None = None
+    ) -> Value:
+        """The fixed input `index` as something to edit, expanded to `shape`."""
+        tensor = torch.as_tensor(
+            np.array(self.found[self.node.input[index]], dtype=np.float64)
+        )
+        if shape is not None:
+            tensor = tensor.expand(shape).clone()
+        slot = self.slot(index, name, tensor)
+        source = self.node.input[index]
+        if source in self.reader.quantized:
+            slot.locked = "is computed from quantized numbers"
+        value = Value(tuple(tensor.shape), Stored(f"'{slot.name}'", slot=slot))
+        value.roots = (slot,)
+        assert value.producer is not None
+        value.producer.outputs = [value]
+        return value
+
+    def slot(self, index: int, name: str, tensor: Tensor | None = None) -> Slot:
+        """The place of that input; empty without `tensor`."""
+        bare = self.label.strip("'")
+        slot = Slot(f"{bare}.{name}", tensor)
+        self.reader.result.slots[self.position, index] = slot
+        return slot
+
+    def replay(self, moved: list[int]) -> Callable[[list[Tensor]], list[Tensor]]:
+        """This node alone, on other tensors in the place of the inputs `moved`."""
+        inputs = [
+            helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
+            for name in dict.fromkeys(self.node.input)
+            if name
+        ]
+        outputs = [
+            helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
+            for name in self.node.output
+            if name
+        ]
+        graph = helper.make_graph([self.node], "one", inputs, outputs)
+        opset = helper.make_opsetid("", self.opset)
+        alone = evaluator(helper.make_model(graph, opset_imports=[opset]))
+        fixed = {
+            name: self.found[name]
+            for i, name in enumerate(self.node.input)
+            if name and i not in moved
+        }
+
+        def replay(tensors: list[Tensor]) -> list[Tensor]:
+            given = {
+                self.node.input[i]: tensor.numpy()
+                for i, tensor in zip(moved, tensors, strict=True)
+            }
+            found = alone.run(None, fixed | given)
+            return [torch.from_numpy(np.array(array)) for array in found]
+
+        return replay
+
+
+Lowering = Callable[[Operator], Node | None]
+
+
+class _Reader:
+    """Reads the nodes of a graph in order."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        found: dict[str, Any],
+        rules: dict[str, Lowering],
+        opset: int,
+    ) -> None:
+        self.proto = model.graph
+        self.found = found
+        self.rules = rules
+        self.opset = opset
+        self.result = OnnxGraph()
+        self.fixed: set[str] = set()
+        self.from_shapes: set[str] = set()
+        self.quantized: set[str] = set()
+        self.groups = 0
+
+    def read(self) -> OnnxGraph:
+        """The whole graph."""
+        inputs = {value.name for value in self.proto.input}
+        for tensor in self.proto.initializer:
+            if tensor.name not in inputs:
+                # One that is an input as well is only a default.
+                self.fixed.add(tensor.name)
+        for name in inputs:
+            value = self.value(name)
+            value.pinned = "is given from outside"
+            self.result.graph.inputs.append(value)
+        for position, node in enumerate(self.proto.node):
+            self._read_node(position, node)
+        for output in self.proto.output:
+            value = self.value(output.name)
+            value.pinned = value.pinned or "is returned by the model"
+            self.result.graph.outputs.append(value)
+        self._join_written_out()
+        return self.result
+
+    def value(self, name: str) -> Value:
+        """The value of that name."""
+        if name not in self.result.values:
+            array = self.found.get(name)
+            shape = () if array is None else tuple(np.shape(array))
+            value = Value(shape)
+            self.groups += 1
+            value.alias_group = self.groups
+            if name in self.fixed and isinstance(array, np.ndarray):
+                value.constant = torch.as_tensor(np.array(array, dtype=np.float64))
+            self.result.values[name] = value
+        return self.result.values[name]
+
+    def _read_node(self, position: int, node: onnx.NodeProto) -> None:
+        inner = {name for graph in _inner(node) for name in _captured(graph)}
+        read = [name for name in (*node.input, *sorted(inner)) if name]
+        if node.op_type in ("Shape", "Size"):
+            self.from_shapes.update(node.output)
+        elif node.op_type not in _RANDOM and not inner and not _inner(node):
+            if all(name in self.fixed for name in read):
+                self.fixed.update(node.output)
+                if node.op_type.startswith("Dequantize") or any(
+                    name in self.quantized for name in read
+                ):
+                    self.quantized.update(node.output)
+                return
+            if all(name in self.fixed | self.from_shapes for name in read):
+                self.from_shapes.update(node.output)
+        label = f"'{node.name or node.output[0]}'"
+        operator = Operator(node, position, label, self.opset, self.found, self)
+        rule = self.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        lowered = None
+        if rule is not None and _is_float(self.found.get(node.output[0])):
+            lowered = rule(operator)
+        if lowered is None:
+            self._drop_slots(position)
+            made = [n for n in read if n not in self.fixed]
+            lowered = Opaque(label, [self.value(name) for name in made])
+        lowered.position = position
+        lowered.outputs = [self.value(name) for name in node.output if name]
+        for value in lowered.outputs:
+            value.producer = lowered
+        for value in dict.fromkeys(lowered.inputs):
+            value.readers.append(lowered)
+        fields = [*lowered.inputs, *vars(lowered).values()]
+        slots = [s for f in fields if isinstance(f, Value) for s in f.roots]
+        slots += [f for f in fields if isinstance(f, Slot)]
+        for slot in dict.fromkeys(slots):
+            slot.readers.append(lowered)
+        self.result.graph.nodes.append(lowered)
+        if isinstance(lowered, BatchNorm):
+            stored = sum(np.size(self.found[name]) for name in node.input[1:5])
+            norm = OnnxNorm(label.strip("'"), node.op_type, [lowered], (position,))
+            norm.refusal = f"it {lowered.locked}" if lowered.locked else ""
+            norm.stored = stored
+            self.result.norms.append(norm)
+
+    def _drop_slots(self, position: int) -> None:
+        for key in [key for key in self.result.slots if key[0] == position]:
+            del self.result.slots[key]
+
+    def _join_written_out(self) -> None:
+        """One batch norm for a product and a sum of constants after a linear map."""
+        graph = self.result.graph
+        for node in list(graph.nodes):
+            chain = _written_out(node)
+            if not chain:
+                continue
+            first, last = chain[0], chain[-1]
+            affine = _affine_of(chain)
+            if affine is None:
+                continue
+            x, y = first.inputs[0], last.outputs[0]
+            scale, shift, dim = affine
+            weight, bias = (Value(tuple(t.shape), constant=t) for t in (scale, shift))
+            label = first.label
+            norm = BatchNorm(label, [x], [y], first.position)
+            norm.weight, norm.bias, norm.channel_dim = weight, bias, dim
+            at = graph.nodes.index(first)
+            for old in chain:
+                graph.nodes.remove(old)
+                for value in old.inputs:
+                    value.readers[:] = [r for r in value.readers if r is not old]
+                self._drop_slots(old.position)
+            graph.nodes.insert(at, norm)
+            x.readers.append(norm)
+            y.producer = norm
+            kind = "+".join(self.proto.node[old.position].op_type for old in chain)
+            positions = tuple(old.position for old in chain)
+            found = OnnxNorm(label.strip("'"), kind, [norm], positions)
+            found.stored = 2 * len(scale)
+            self.result.norms.append(found)
+        self.result.norms.sort(key=lambda norm: norm.positions)
+        seen: dict[str, int] = {}
+        for norm in self.result.norms:
+            count = seen[norm.path] = seen.get(norm.path, 0) + 1
+            norm.path += f" ({count})" if count > 1 else ""
+
+
+def _written_out(node: Node) -> list[Node]:
+    """A product with a constant, and the sum with one that alone reads it."""
+    if not isinstance(node, Scale) or len(node.outputs) != 1:
+        return []
+    y = node.outputs[0]
+    if y.pinned or len(y.readers) != 1 or not isinstance(y.readers[0], Add):
+        return []
+    (add,) = y.readers
+    others = [v for v in add.inputs if v is not y]
+    if len(add.inputs) != 2 or len(others) != 1 or not others[0].roots:
+        return []
+    return [node, add]
+
+
+def _affine_of(chain: list[Node]) -> tuple[Tensor, Tensor, int] | None:
+    """(scale, shift, the one dimension they run along) of what `_written_out` found."""
+    scale_node, add = chain
+    assert isinstance(scale_node, Scale)
+    assert isinstance(add, Add)
+    x, y = scale_node.inputs[0], add.outputs[0]
+    if x.shape != y.shape or scale_node.weight is None:
+        return None
+    own = add.inputs.index(scale_node.outputs[0])
+    factor = add.factors[own] * _content(scale_node.weight)
+    summand = add.factors[1 - own] * _content(add.inputs[1 - own])
+    rank = len(y.shape)
+    if max(factor.dim(), summand.dim()) > rank:
+        return None
+    parts = [
+        t.reshape((1,) * (rank - t.dim()) + tuple(t.shape)) for t in (factor, summand)
+    ]
+    dims = {d for t in parts for d in range(rank) if t.shape[d] > 1}
+    if dims != {1}:
+        return None  # A layer norm's weight runs along the last dimension.
+    vectors = [t.reshape(-1).expand(y.shape[1]).clone() for t in parts]
+    return vectors[0], vectors[1], 1
+
+
+def _content(value: Value) -> Tensor:
+    slot = value.roots[0]
+    assert slot.tensor is not None
+    return slot.tensor
+
+
+def _is_float(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype == np.float64
+
+
+def _inner(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    graphs = [a.g for a in node.attribute if a.HasField("g")]
+    return graphs + [g for a in node.attribute for g in a.graphs]
+
+
+def _captured(graph: onnx.GraphProto) -> set[str]:
+    """The names that an inner graph reads from outside."""
+    read, made = set(), set()
+    for inner in graphs_in(graph):
+        made |= {t.name for t in inner.initializer} | {v.name for v in inner.input}
+        read |= {value.name for value in inner.output}
+        for node in inner.node:
+            read |= set(node.input)
+            made |= set(node.output)
+    return read - made - {""}
+
+
+def read_graph(
+    model: onnx.ModelProto,
+    found: dict[str, Any],
+    rules: dict[str, Lowering],
+    opset: int,
+) -> OnnxGraph:
+    """Read the graph of `model`.
+
+    Args:
+        model: The model, in any precision.
+        found: Every value of one run in float64.
+        rules: What each operator is.
+        opset: The version of the operator set.
+    """
+    return _Reader(model, found, rules, opset).read()
