@@ -1066,3 +1066,59 @@ def every_group_is_the_world(patch: pytest.MonkeyPatch) -> None:
     from normkit.sync import merge_over
 
     patch.setattr(over_ranks, "merge_over", lambda local, group=None: merge_over(local))
+
+
+# --- options of the batch norm layers ----------------------------------------------
+
+
+@fault(caught_by="tests/nn/test_options.py::test_tabnet_243_ghosts_take_any_remainder")
+def ghosts_leave_a_small_remainder(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import ghosts
+
+    def broken(samples, ghost_size):
+        whole, rest = divmod(samples, ghost_size)
+        return [ghost_size] * whole + [rest] * (rest > 0)
+
+    patch.setattr(ghosts, "ghost_sizes", broken)
+
+
+@fault(
+    caught_by="tests/nn/test_accumulation.py::"
+    "test_torch_96136_a_checkpoint_moves_the_statistics_once"
+)
+def a_recomputation_counts_as_a_batch(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import batch_norm
+
+    patch.setattr(batch_norm, "is_recomputing", lambda: False)
+
+
+@fault(
+    caught_by="tests/nn/test_accumulation.py::"
+    "test_the_gradients_of_parts_are_those_of_the_whole"
+)
+def parts_forget_what_they_owe_to_the_statistics(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import accumulation
+
+    patch.setattr(accumulation._Whole, "owed_by_this", 0.0)
+
+
+@fault(
+    caught_by="tests/nn/test_accumulation.py::test_a_non_finite_part_is_left_out_alone"
+)
+def a_nan_of_one_part_spoils_the_step(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import accumulation
+
+    def broken(self, layer, measured):
+        before = self.merged.get(layer)
+        self.merged[layer] = measured if before is None else before.merge(measured)
+
+    patch.setattr(accumulation._Pool, "take", broken)
+
+
+@fault(caught_by="tests/nn/test_frozen.py::test_torch_86590_a_freeze_survives_train")
+def train_wakes_a_frozen_layer(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from normkit.nn.running_state import RunningStateLayer
+
+    patch.setattr(RunningStateLayer, "train", torch.nn.Module.train)

@@ -8,11 +8,13 @@ finds it, and checkpoints go both ways. What differs from torch:
     mask=         which values count, on every forward
 """
 
+from normkit.nn.accumulation import accumulate, backward_as_whole
 from normkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.nn.batch_norm_lstm import BatchNormLSTM
 from normkit.nn.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from normkit.nn.domain import DomainBatchNorm, use_domain
 from normkit.nn.filter_response import TLU, FilterResponseNorm
+from normkit.nn.frozen_batch_norm import FrozenBatchNorm
 from normkit.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normkit.nn.lazy import (
     LazyBatchNorm1d,
@@ -22,6 +24,7 @@ from normkit.nn.lazy import (
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
 )
+from normkit.nn.parameter_groups import parameter_groups
 from normkit.nn.per_activation import PerActivationBatchNorm
 from normkit.nn.per_sample import GroupNorm, LayerNorm, RMSNorm
 from normkit.nn.recurrent import RecurrentBatchNorm
@@ -43,6 +46,7 @@ __all__ = [
     "BatchRenorm3d",
     "DomainBatchNorm",
     "FilterResponseNorm",
+    "FrozenBatchNorm",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -60,6 +64,9 @@ __all__ = [
     "SyncBatchNorm",
     "WeightStandardization",
     "WhiteningBatchNorm",
+    "accumulate",
+    "backward_as_whole",
+    "parameter_groups",
     "use_domain",
     "weight_standardization",
 ]

@@ -1,0 +1,337 @@
+"""Gradient accumulation: several small batches that stand for one large one.
+
+`accumulate`         one update of the running statistics for all of them, by the merge
+                     of their Moments; gradients stay those of the small batches
+`backward_as_whole`  the gradients of the large batch, with the memory of a small one
+
+Accumulating gradients alone is not training on the large batch: each small one is
+normalized by its own statistics, and the running ones move several times per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normkit.errors import ArgumentError
+from normkit.kernels.primitives import split, vector_dtype
+from normkit.moments import Moments, broadcast_mask, deviations, statistics_dtype
+from normkit.nn.batch_norm import BatchNormLayer, Observer
+from normkit.sync import is_group, merge_over, sum_over
+
+__all__ = ["accumulate", "backward_as_whole"]
+
+Batch = TypeVar("Batch")
+
+
+@contextmanager
+def accumulate(model: nn.Module) -> Generator[None]:
+    """Move the running statistics once, by all batches that pass within the block.
+
+    Args:
+        model: Its batch norm layers are normkit's; those of torch are refused.
+
+    Raises:
+        ArgumentError: A layer of torch.nn that keeps running statistics.
+
+    Numerics:
+        The merge of the small batches' Moments is that of the large batch. A batch
+        with a NaN or Inf is left out alone. After an exception nothing has moved.
+
+    Example:
+        >>> from normkit.nn import BatchNorm1d
+        >>> layer, whole = BatchNorm1d(2), BatchNorm1d(2)
+        >>> x = torch.randn(12, 2)
+        >>> with accumulate(layer):
+        ...     for part in x.split(5):
+        ...         _ = layer(part)
+        >>> _ = whole(x)
+        >>> torch.allclose(layer.running_var, whole.running_var)
+        True
+        >>> int(layer.num_batches_tracked)
+        1
+    """
+    pool = _Pool()
+    with _observed(_layers(model), pool):
+        yield
+    for layer, merged in pool.merged.items():
+        layer.move_towards(merged)
+
+
+def backward_as_whole(
+    model: nn.Module, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor]
+) -> Tensor:
+    """Add the gradients that one batch of all `batches` would have given.
+
+    With L calls of batch norm in a forward there are L + 1 forwards without a graph
+    and L + 1 with one, over every small batch: the statistics of the whole are found
+    layer by layer, then what the loss owes to each of them, in reverse. Memory is that
+    of one small batch.
+
+    Args:
+        model: In training mode. Random numbers are drawn as in one pass and repeated.
+        batches: The parts; anything that `loss_of` takes.
+        loss_of: Runs the model on a part and gives its share of the loss: a scalar,
+            the sum of which over `batches` is the loss. It is called many times.
+
+    Returns:
+        The loss, detached. Gradients are added to `.grad`, and the running statistics
+        have moved once.
+
+    Raises:
+        ArgumentError: No batches, a layer of torch.nn or one with ghosts, or forwards
+            that call their layers in another order from part to part.
+
+    Example:
+        >>> from normkit.nn import BatchNorm1d
+        >>> model = nn.Sequential(nn.Linear(3, 4), BatchNorm1d(4))
+        >>> x, dy = torch.randn(2, 12, 3), torch.randn(12, 4)
+        >>> parts = list(zip(x[0].split(5), dy.split(5)))
+        >>> _ = backward_as_whole(model, parts, lambda p: (model(p[0]) * p[1]).sum())
+        >>> ours = model[0].weight.grad.clone()
+        >>> model.zero_grad()
+        >>> (model(x[0]) * dy).sum().backward()
+        >>> torch.allclose(ours, model[0].weight.grad, atol=1e-5)
+        True
+    """
+    if not batches:
+        raise ArgumentError("backward_as_whole needs at least one batch, got none")
+    layers = _layers(model)
+    for name, layer in layers.items():
+        if layer.ghost_size is not None:
+            raise ArgumentError(
+                f"backward_as_whole cannot run {name!r}: its ghost batches are not "
+                "normalized as a whole; set ghost_size=None or use accumulate()"
+            )
+    whole = _Whole()
+    with _observed(layers, whole):
+        states: list[Any] = []
+        with torch.no_grad():
+            for batch in batches:
+                states.append(_random_state())
+                whole.begin()
+                loss_of(batch)
+                whole.check_calls()
+            after = _random_state()
+            for k in range(len(whole.calls)):
+                whole.measuring = k
+                for batch, state in zip(batches, states, strict=True):
+                    _restore(state)
+                    whole.begin()
+                    with suppress(_Measured):
+                        loss_of(batch)
+                whole.finish_measuring()
+        whole.measuring = None
+        for k in reversed(range(len(whole.calls))):
+            whole.start_owing(k)
+            for batch, state in zip(batches, states, strict=True):
+                _restore(state)
+                whole.begin()
+                whole.collect_owed(loss_of(batch))
+            whole.finish_owing()
+        total: Tensor | None = None
+        for batch, state in zip(batches, states, strict=True):
+            _restore(state)
+            whole.begin()
+            loss = loss_of(batch)
+            (loss + whole.owed_by_this).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        _restore(after)
+    for layer, found in zip(whole.calls, whole.found, strict=True):
+        if layer.training and layer.track_running_stats and layer.momentum != 0:
+            layer.move_towards(found)
+    assert total is not None
+    return total
+
+
+class _Pool:
+    """Merges what the layers would have moved their running statistics by."""
+
+    def __init__(self) -> None:
+        self.merged: dict[BatchNormLayer, Moments] = {}
+
+    def normalize(
+        self, layer: BatchNormLayer, x: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Moments] | None:
+        return None
+
+    def take(self, layer: BatchNormLayer, measured: Moments) -> None:
+        is_finite = measured.mean.isfinite().all() & measured.m2.isfinite().all()
+        count = measured.count * is_finite
+        if layer.skipped is not None:
+            layer.skipped.add_(~is_finite)
+        zero = torch.zeros_like(measured.mean)
+        part = Moments(
+            count.expand(measured.mean.shape).flatten(),
+            torch.where(is_finite, measured.mean, zero).flatten(),
+            torch.where(is_finite, measured.m2, zero).flatten(),
+        )
+        before = self.merged.get(layer)
+        self.merged[layer] = part if before is None else before.merge(part)
+
+
+class _Measured(BaseException):
+    """Ends a forward whose statistic was measured; passes `except Exception`."""
+
+
+class _Whole:
+    """Stands between the layers and their statistics in `backward_as_whole`.
+
+    Each call k of a forward has a statistic (mean, var) of the whole batch, found
+    from earlier calls' and the data, and `owed[k]` = d(loss)/d(mean, var).
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[BatchNormLayer] = []
+        self.found: list[Moments] = []
+        self.owed: dict[int, tuple[Tensor, Tensor]] = {}
+        self.measuring: int | None = -1
+        self._call = 0
+        self._parts: list[Moments] = []
+        self._leaves: dict[int, tuple[Tensor, Tensor]] = {}
+        self._owing: list[Tensor] = []
+        self._terms: list[Tensor] = []
+        self._is_known = False
+
+    def begin(self) -> None:
+        self._call, self._terms = 0, []
+
+    def check_calls(self) -> None:
+        self._is_known = True
+        if self._call != len(self.calls):
+            raise ArgumentError(
+                f"backward_as_whole met {self._call} batch norms in a part after "
+                f"{len(self.calls)} in the first; each part must run the same layers"
+            )
+
+    @property
+    def owed_by_this(self) -> Tensor | float:
+        """What this part's values owe through the statistics."""
+        return sum(self._terms, start=0.0)
+
+    def finish_measuring(self) -> None:
+        layer = self.calls[len(self.found)]
+        merged = self._parts[0]
+        for part in self._parts[1:]:
+            merged = merged.merge(part)
+        if layer.is_synchronized and is_group(layer.process_group):
+            merged = merge_over(merged, layer.process_group)
+        self.found.append(merged)
+        self._parts = []
+
+    def start_owing(self, k: int) -> None:
+        found = self.found[k]
+        mean, var = found.mean.clone(), found.var.nan_to_num()
+        self._leaves = {k: (mean.requires_grad_(), var.requires_grad_())}
+        self._owing = [torch.zeros_like(mean), torch.zeros_like(var)]
+
+    def collect_owed(self, loss: Tensor) -> None:
+        (leaves,) = self._leaves.values()
+        total = loss + self.owed_by_this
+        if not total.requires_grad:
+            return
+        for kept, grad in zip(
+            self._owing,
+            torch.autograd.grad(total, leaves, allow_unused=True),
+            strict=True,
+        ):
+            if grad is not None:
+                kept += grad
+
+    def finish_owing(self) -> None:
+        (k,) = self._leaves
+        layer = self.calls[k]
+        owing = self._owing
+        if layer.is_synchronized and is_group(layer.process_group):
+            owing = sum_over(owing, layer.process_group)
+        self.owed[k] = (owing[0], owing[1])
+        self._leaves = {}
+
+    def take(self, layer: BatchNormLayer, measured: Moments) -> None:
+        """Nothing: the running statistics move once, at the end."""
+
+    def normalize(
+        self, layer: BatchNormLayer, x: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Moments] | None:
+        k, self._call = self._call, self._call + 1
+        if not self._is_known:
+            self.calls.append(layer)
+        elif k >= len(self.calls) or self.calls[k] is not layer:
+            raise ArgumentError(
+                "backward_as_whole met another layer than in the first part, "
+                f"{layer}; each part must run the same layers in the same order"
+            )
+        if self.measuring == -1:
+            return None
+        dims, weight, bias = layer._along(x)
+        wide, compute = vector_dtype(x.device), statistics_dtype(x.dtype)
+        if self.measuring == k:
+            self._parts.append(deviations(x.detach(), dims, mask).to_moments(wide))
+            raise _Measured
+        found = self.found[k]
+        mean, var = self._leaves.get(k, (found.mean, found.var.nan_to_num()))
+        valid = None
+        if mask is not None:
+            share = broadcast_mask(mask, x).to(compute)
+            valid = share > 0
+            x = torch.where(valid, x, torch.zeros_like(x))
+        else:
+            share = torch.ones((), dtype=compute, device=x.device)
+        hi, _ = split(found.mean, compute)
+        values = x.to(compute) - hi
+        y = values - (mean - hi.to(wide)).to(compute)
+        if k in self.owed:
+            # d(mean)/dx = 1/n and d(var)/dx = 2(x − mean)/n of the whole's n.
+            n = found.count.to(wide).clamp(min=1e-30)
+            d_mean, d_var = ((owed / n).to(compute) for owed in self.owed[k])
+            rest = values - (found.mean - hi.to(wide)).to(compute)
+            self._terms.append((share * (d_mean * values + d_var * rest**2)).sum())
+        y = y * torch.rsqrt(var + layer.eps).to(compute)
+        y = y if weight is None else y * weight.to(compute)
+        y = y if bias is None else y + bias.to(compute)
+        if valid is not None:
+            y = torch.where(valid, y, torch.zeros_like(y))
+        return y.to(x.dtype), found
+
+
+def _layers(model: nn.Module) -> dict[str, BatchNormLayer]:
+    layers: dict[str, BatchNormLayer] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNormLayer):
+            layers[name] = module
+        elif isinstance(module, _BatchNorm) and module.track_running_stats:
+            raise ArgumentError(
+                f"{name!r} is {type(module).__name__} of torch.nn, whose running "
+                "statistics move at every forward; normkit.convert(model, to='normkit')"
+            )
+    return layers
+
+
+@contextmanager
+def _observed(layers: dict[str, BatchNormLayer], observer: Observer) -> Generator[None]:
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            if layer._observer is not None:
+                raise ArgumentError(
+                    f"{name!r} is being accumulated already; blocks do not nest"
+                )
+            layer._observer = observer
+            stack.callback(layer.__dict__.pop, "_observer", None)
+        yield
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), on_devices
+
+
+def _restore(state: tuple[Tensor, list[Tensor]]) -> None:
+    on_cpu, on_devices = state
+    torch.set_rng_state(on_cpu)
+    if on_devices:
+        torch.cuda.set_rng_state_all(on_devices)

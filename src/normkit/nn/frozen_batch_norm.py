@@ -1,0 +1,78 @@
+"""Batch norm that never trains: the running statistics and the affine are constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.errors import ArgumentError
+from normkit.nn.batch_norm import BatchNormLayer
+
+__all__ = ["FrozenBatchNorm"]
+
+
+class FrozenBatchNorm(BatchNormLayer):
+    """Standardize each channel of `(N, C, *)` by statistics that nothing moves.
+
+        y = (x − running_mean)/√(running_var + eps)·weight + bias
+
+    Stays in eval mode whatever `train()` says. Weight and bias are parameters without
+    a gradient, so that a conversion back finds them, and the optimizer's state, as
+    they were. To freeze a layer for a while, use its `freeze()`.
+
+    Args:
+        num_features: Number of channels C.
+        eps: Added to the variance, inside the root.
+        device: Where parameters and buffers live.
+        dtype: Their dtype.
+
+    Raises:
+        ArgumentError: `unfreeze()`; in forward, fewer than 2 dimensions.
+
+    Example:
+        >>> layer = FrozenBatchNorm(3)
+        >>> layer.train().training
+        False
+    """
+
+    is_frozen = True
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, device=device, dtype=dtype)
+        self.freeze(parameters=True)
+
+    def unfreeze(self, *, parameters: bool = False) -> None:
+        """Refuse: this class is for good.
+
+        Raises:
+            ArgumentError: Always.
+        """
+        raise ArgumentError(
+            "FrozenBatchNorm stays frozen; normkit.convert(model, to='normkit') makes "
+            "it a layer that trains"
+        )
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        if input.dim() < 2:
+            raise ArgumentError(
+                f"expected at least 2D input (got {input.dim()}D input): "
+                f"FrozenBatchNorm takes (N, C, *), the input has shape "
+                f"{tuple(input.shape)}; add a batch dimension"
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Other systems' frozen layers do not count batches.
+        counter = self.num_batches_tracked
+        if counter is not None:
+            state_dict.setdefault(f"{prefix}num_batches_tracked", counter)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,55 @@
+"""Parameter groups for an optimizer: no weight decay on norms and biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+__all__ = ["parameter_groups"]
+
+
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, **options: Any
+) -> list[dict[str, Any]]:
+    """Two groups: weights with decay; biases and what normalizations learn without.
+
+    The scale of a weight before a normalization does not matter to the output, that of
+    the normalization's own weight does: decaying it shrinks the layer's output.
+
+    Args:
+        model: Frozen parameters are left out; shared ones are listed once.
+        weight_decay: Of the first group.
+        **options: Put into both groups, e.g. `lr=0.1`.
+
+    Returns:
+        What `torch.optim` takes as its first argument; an empty group is left out.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> groups = parameter_groups(model, weight_decay=5e-4)
+        >>> [(len(g["params"]), g["weight_decay"]) for g in groups]
+        [(1, 0.0005), (3, 0.0)]
+    """
+    norms = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    decayed: dict[int, nn.Parameter] = {}
+    spared: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        is_norm = isinstance(module, norms) or type(module).__name__ in _BY_NAME
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            # A bias is a vector; so is what a norm of another library learns.
+            is_spared = is_norm or name.endswith("bias") or parameter.dim() < 2
+            (spared if is_spared else decayed)[id(parameter)] = parameter
+    decayed = {key: p for key, p in decayed.items() if key not in spared}
+    groups = [
+        {"params": list(decayed.values()), "weight_decay": weight_decay, **options},
+        {"params": list(spared.values()), "weight_decay": 0.0, **options},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+# Normalizations of normkit whose parameters may have two dimensions or more.
+_BY_NAME = ("PerActivationBatchNorm", "FilterResponseNorm", "TLU")
