@@ -14,6 +14,7 @@ from normkit.doctor import checks
 from normkit.doctor.case import Case, open_case
 from normkit.doctor.confirm import REMEDIES, Confirmation, confirm
 from normkit.doctor.examine import examine
+from normkit.doctor.explain import GapExplanation, explain_case
 from normkit.doctor.finding import Finding
 from normkit.doctor.statistics import Statistics
 from normkit.errors import ArgumentError
@@ -53,12 +54,14 @@ class Diagnosis:
         statistics: What the checks read.
         case: What was examined.
         confirmations: What the remedies did on a copy; empty before `confirm`.
+        gap: The train/eval gap by cause and layer; None before `explain`.
     """
 
     readings: list[Finding]
     statistics: Statistics
     case: Case | None = field(default=None, repr=False)
     confirmations: tuple[Confirmation, ...] = ()
+    gap: GapExplanation | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -123,6 +126,31 @@ class Diagnosis:
         ]
         return replace(self, readings=readings, confirmations=tuple(confirmations))
 
+    def explain(self) -> Diagnosis:
+        """Split the train/eval gap over causes and layers, as `explain_gap` does.
+
+        It takes one pass per layer and cause. Without a metric the gap is that of the
+        loss, with the sign such that a positive part is what eval mode loses.
+
+        Returns:
+            The same diagnosis with `gap`.
+
+        Raises:
+            ArgumentError: The diagnosis holds no case, or was made without a loss.
+        """
+        if self.case is None or self.statistics.evaluation is None:
+            raise ArgumentError(
+                "explain needs the model, its batches and a loss; make the diagnosis "
+                "by normkit.diagnose(model, loader, loss_fn)"
+            )
+        case = self.case
+        loss_fn = case.loss_fn
+        if not self.statistics.evaluation.batch_metric and loss_fn is not None:
+            case = replace(
+                case, metric=lambda out, targets: -float(loss_fn(out, targets))
+            )
+        return replace(self, gap=explain_case(case, self.statistics))
+
     def repair(self, model: nn.Module | None = None) -> list[str]:
         """Apply the remedies of all alarms to the model, in place.
 
@@ -180,6 +208,8 @@ class Diagnosis:
             lines += [f"{'':10s} also {f.where}: {f.evidence}" for f in group[1:]]
         if self.confirmations:
             lines += ["", *(c.to_text() for c in self.confirmations)]
+        if self.gap is not None:
+            lines += ["", self.gap.to_text()]
         if self.not_judged:
             lines += ["", *(f.to_text() for f in self.not_judged)]
         return "\n".join(lines)
@@ -191,8 +221,9 @@ class Diagnosis:
         `batches`, and the lists `findings`, `not_judged` and `clear`. Each entry of a
         list has `id`, `name`, `layer`, `severity`, `value`, `threshold`, `evidence`,
         `fix` and `details`. The list `confirmations` has `id`, `measure`, `before`,
-        `after`, `error` and `helps`. A number that is not finite is a string ("nan",
-        "inf").
+        `after`, `error` and `helps`. `gap` is null, or what `explain` found. A number
+        that is not finite is a string ("nan", "inf"). docs/guide/doctor.md has the
+        schema; `normkit.doctor.schema.DIAGNOSIS` is the same for a validator.
         """
         return json.dumps(
             {
@@ -205,6 +236,7 @@ class Diagnosis:
                 "not_judged": [f.to_json() for f in self.not_judged],
                 "clear": [f.to_json() for f in self.clear],
                 "confirmations": [c.to_json() for c in self.confirmations],
+                "gap": None if self.gap is None else self.gap.to_json(),
             },
             indent=2,
             allow_nan=False,

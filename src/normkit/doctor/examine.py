@@ -45,7 +45,9 @@ def examine(case: Case) -> Statistics:
         with torch.no_grad():
             training = patient.walk(streams=True, evaluate=False)
         patient.batch_statistics()
-        batch = patient.walk(streams=True, gradients=case.loss_fn is not None)
+        batch = patient.walk(
+            streams=True, gradients=case.loss_fn is not None, histograms=True
+        )
         patient.running_statistics()
         with torch.no_grad():
             running = patient.walk(streams=True)
@@ -189,12 +191,19 @@ class Patient:
         self.model.eval()
 
     def walk(
-        self, *, streams: bool, gradients: bool = False, evaluate: bool = True
+        self,
+        *,
+        streams: bool,
+        gradients: bool = False,
+        evaluate: bool = True,
+        histograms: bool = False,
     ) -> Walk:
         """Run every batch once in the present mode, and give what was seen."""
         walk = Walk()
         torch.manual_seed(self.case.seed)  # the same dropout in every examination
-        probes = Probes(self.model, streams=streams, gradients=gradients)
+        probes = Probes(
+            self.model, streams=streams, gradients=gradients, histograms=histograms
+        )
         with probes.attached():
             for index, batch in enumerate(self.case.batches):
                 backward = gradients and index < self.case.gradient_batches

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.doctor.case import accuracy, open_case
+from normkit.doctor.case import Case, accuracy, open_case
 from normkit.doctor.confirm import set_statistics
 from normkit.doctor.examine import Patient, examine, opened
 from normkit.doctor.finding import plain
 from normkit.doctor.statistics import Statistics
 from normkit.errors import ArgumentError
 
-__all__ = ["GapExplanation", "GapPart", "explain_gap"]
+__all__ = ["GapExplanation", "GapPart", "explain_case", "explain_gap"]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,11 @@ def explain_gap(
         model, loader, None, forward=forward, metric=metric, max_batches=max_batches,
         seed=seed,
     )  # fmt: skip
-    statistics = examine(case)
+    return explain_case(case, examine(case))
+
+
+def explain_case(case: Case, statistics: Statistics) -> GapExplanation:
+    """`explain_gap` of what was examined already."""
     with opened(case) as patient, torch.no_grad():
         samples, batch = _measured(patient, patient.batch_statistics)
         running = _swapped(patient, lambda: None)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from normkit.doctor.statistics import ChannelStream, Role
+from normkit.doctor.statistics import ChannelStream, Histogram, Role
 from normkit.moments import Moments, moments
 
 __all__ = [
@@ -51,6 +51,9 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm
 # A percentile needs no more values than this; more are thinned evenly.
 MOST_BAND_VALUES = 4096
 BAND = (0.15, 0.50, 0.85)
+# Bins of a histogram, its half width in standard deviations of the first batch, and
+# the values of a batch that are counted; more are thinned evenly.
+BINS, REACH, MOST_COUNTED = 48, 4.0, 65_536
 
 
 def role_of(module: nn.Module) -> Role:
@@ -155,6 +158,8 @@ class LayerProbe:
         fed_by: Name of the layer whose output was given to this one as it was.
         band: The {15, 50, 85} percentiles of one unit's input, when asked for.
         samples: Samples seen.
+        before: Histogram of all inputs, when asked for; `reset` keeps it.
+        after: Histogram of all outputs.
     """
 
     def __init__(self, name: str, module: nn.Module, role: Role) -> None:
@@ -165,6 +170,8 @@ class LayerProbe:
         self.is_output = False
         self.units = 1
         self.limits = slope_limits(module)
+        self.before: Histogram | None = None
+        self.after: Histogram | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -278,6 +285,7 @@ class Probes:
         streams: Collect per-channel streams at batch norms.
         gradients: Collect gradients with respect to outputs.
         unit: Which unit's input to take percentiles of; None for none.
+        histograms: Count what goes into normalizations and what comes out.
     """
 
     def __init__(
@@ -287,7 +295,9 @@ class Probes:
         streams: bool = False,
         gradients: bool = True,
         unit: int | None = None,
+        histograms: bool = False,
     ) -> None:
+        self.histograms = histograms
         self.model = model
         self.streams = streams
         self.gradients = gradients
@@ -404,6 +414,8 @@ class Probes:
                     mask = kwargs.get("mask")
                     probe.see_channels(x, mask if isinstance(mask, Tensor) else None)
             probe.see_input(x, overall, self._unit_dim, self.unit)
+            if self.histograms and probe.role == "norm":
+                probe.before = _counted(probe.before, x, overall)
 
     def _overall_of(self, x: Tensor) -> Moments:
         """The moments of x; those of the last output, if x is that and unchanged."""
@@ -424,6 +436,8 @@ class Probes:
             self._unit_dim = _unit_dim_after(probe.module, self._unit_dim)
             overall = _overall(y.detach())
             probe.see_output(y.detach(), overall, self._unit_dim)
+            if self.histograms and probe.role == "norm":
+                probe.after = _counted(probe.after, y.detach(), overall)
             self._last = _Output(probe, weakref.ref(y), _version(y), overall)
 
     @torch.no_grad()
@@ -500,6 +514,25 @@ def _band(x: Tensor, unit_dim: int, unit: int) -> Tensor:
     edges = values[below]
     # A value that is not finite has no percentile: NaN instead.
     return torch.lerp(edges[0], edges[1], step) + 0 * (values[-1] - values[0])
+
+
+def _counted(old: Histogram | None, x: Tensor, overall: Moments) -> Histogram | None:
+    """The histogram with the values of x; its ends are set by the first of them."""
+    values = x.flatten()
+    if values.numel() > MOST_COUNTED:
+        values = values[:: math.ceil(values.numel() / MOST_COUNTED)]
+    values = values.float()
+    values = values[values.isfinite()]
+    if old is None:
+        middle, reach = float(overall.mean), REACH * float(overall.var.sqrt())
+        if not math.isfinite(middle + reach):
+            return None
+        # A constant gets a bin of its own, wide enough for float32.
+        reach = max(reach, 1e-3 * abs(middle), 1e-6)
+        old = Histogram(middle - reach, middle + reach, torch.zeros(BINS))
+    inside = values.clamp(old.low, old.high)
+    counts = torch.histc(inside, BINS, old.low, old.high).cpu()
+    return Histogram(old.low, old.high, old.counts + counts)
 
 
 @functools.lru_cache(maxsize=64)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics as numbers
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from normkit.doctor.checks.population import D_MEAN_WARNING, D_VAR_WARNING
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.page import (
     Bands,
@@ -18,6 +20,7 @@ from normkit.doctor.page import (
     Figure,
     Heading,
     Heat,
+    Histograms,
     Lines,
     Number,
     Numbers,
@@ -45,6 +48,7 @@ _SIGN: dict[Severity, Sign] = {
 # More layers than this are thinned in charts; tables and cards keep the worst.
 MOST_ROWS = 60
 MOST_COLUMNS = 40
+MOST_HISTOGRAMS = 6
 
 
 def diagnosis_page(diagnosis: Diagnosis) -> Page:
@@ -56,6 +60,7 @@ def diagnosis_page(diagnosis: Diagnosis) -> Page:
             *_outcome(diagnosis.findings, diagnosis.readings),
             *_remedies(diagnosis),
             *_modes(diagnosis.statistics),
+            *_gap(diagnosis),
             *_by_layer(diagnosis.statistics, diagnosis.readings),
             *_not_judged(diagnosis.readings),
         ],
@@ -170,33 +175,21 @@ def _modes(statistics: Statistics) -> Iterable[Block]:
 
 
 def _by_layer(statistics: Statistics, readings: list[Finding]) -> Iterable[Block]:
-    """Bars over the layers, in the order of execution."""
+    """What can be seen layer by layer, in the order of execution."""
     if not statistics.layers:
         return
+    yield from _histograms(statistics)
     yield Heading("Layer by layer")
+    yield from _flow(statistics)
     distances = [f for f in readings if f.id == "D01" and not math.isnan(f.value)]
     if distances:
-        yield Bars(
-            [
-                Bar(f.layer, f.details["d_var"], _SIGN[f.severity])
-                for f in _thinned(distances)
-            ],
-            "How far running_var is from the variance of the inputs, mean |ln ratio|",
-            "distance",
-        )
-    saturated = [f for f in readings if f.id == "D20" and not math.isnan(f.value)]
-    if saturated:
-        yield Bars(
-            [Bar(f.layer, f.value, _SIGN[f.severity]) for f in _thinned(saturated)],
-            "Share of inputs where the activation is flat",
-            "saturated",
-            limit=saturated[0].threshold,
-            largest=1.0,
-        )
+        yield Row([_drift(distances, "d_mean"), _drift(distances, "d_var")])
+    yield from _shares(readings, "D20", "Share of inputs where the activation is flat")
+    yield from _shares(readings, "D21", "Share of units that are zero on every sample")
     layers = _thinned(list(statistics.layers))
     rows = [
         [
-            layer.name or "(model)",
+            layer.where,
             layer.kind,
             *_mean_and_std(layer),
             layer.output_rms,
@@ -208,6 +201,130 @@ def _by_layer(statistics: Statistics, readings: list[Finding]) -> Iterable[Block
     shown = f"{len(layers)} of {len(statistics.layers)} layers"
     table = Table(columns, rows, f"{shown}, in the order of execution")
     yield Details("Activations and gradients", [table], is_open=len(layers) <= 30)
+
+
+def _histograms(statistics: Statistics) -> Iterable[Block]:
+    """Values before and after some of the normalizations."""
+    layers = [
+        layer
+        for layer in statistics.of_role("norm")
+        if layer.before is not None and layer.after is not None
+    ]
+    if not layers:
+        return
+    shown = _thinned(layers, MOST_HISTOGRAMS)
+    figures: list[Block] = []
+    for layer in shown:
+        before, after = layer.before, layer.after
+        assert before is not None
+        assert after is not None
+        (mean, std), out = _mean_and_std(layer), layer.output
+        alt = "Share of values in each bin."
+        if mean is not None and std is not None and out is not None:
+            left = float(out.mean), float(out.var.sqrt())
+            alt = (
+                f"Before: mean {mean:.3g}, standard deviation {std:.3g}. After: mean "
+                f"{left[0]:.3g}, standard deviation {left[1]:.3g}."
+            )
+        chart = Histograms(
+            {
+                "before": (before.edges, before.counts.tolist()),
+                "after": (after.edges, after.counts.tolist()),
+            },
+            x_label="value",
+        )
+        figures.append(Figure(f"{layer.kind} {layer.where}", chart, alt=alt))
+    yield Heading("Before and after normalization")
+    if len(shown) < len(layers):
+        yield Text(f"{len(shown)} of {len(layers)} layers, spread over the depth.")
+    yield Row(figures)
+
+
+def _flow(statistics: Statistics) -> Iterable[Block]:
+    """The size of signals and of gradients over the depth."""
+    layers = [layer for layer in statistics.of_role("weight") if layer.output_rms > 0]
+    if len(layers) < 2:
+        return
+    places = list(range(len(layers)))
+    series = {"rms of the outputs": (places, [la.output_rms for la in layers])}
+    if any(layer.gradient_norm for layer in layers):
+        # The middle one of the batches, as the checks take it.
+        gradients = [
+            numbers.median(la.gradient_norm) if la.gradient_norm else math.nan
+            for la in layers
+        ]
+        series["‖dL/dh‖"] = (places, gradients)
+    first, last = layers[0], layers[-1]
+    words = (
+        f"The rms of the outputs goes from {first.output_rms:.3g} at {first.where} to "
+        f"{last.output_rms:.3g} at {last.where}"
+    )
+    if "‖dL/dh‖" in series:
+        flow = series["‖dL/dh‖"][1]
+        words += f", the norm of the gradient from {flow[-1]:.3g} back to {flow[0]:.3g}"
+    yield Figure(
+        "Signals and gradients over the depth",
+        Lines(series, x_label="weight layer", log_y=True),
+        alt=f"{words}.",
+        caption=f"{words}.",
+    )
+
+
+def _drift(distances: list[Finding], key: str) -> Bars:
+    """How far the running statistics are from the population's, by layer."""
+    what, unit = {
+        "d_mean": ("running_mean from the mean of the inputs", "mean |Δ| / sd"),
+        "d_var": ("running_var from the variance of the inputs", "mean |ln ratio|"),
+    }[key]
+    return Bars(
+        [
+            Bar(f.layer or "(model)", f.details[key], _SIGN[f.severity])
+            for f in _thinned(distances)
+        ],
+        f"How far {what} is, {unit}",
+        "distance",
+        limit={"d_mean": D_MEAN_WARNING, "d_var": D_VAR_WARNING}[key],
+    )
+
+
+def _shares(readings: list[Finding], id_: str, caption: str) -> Iterable[Block]:
+    found = [f for f in readings if f.id == id_ and not math.isnan(f.value)]
+    if found:
+        yield Bars(
+            [
+                Bar(f.layer or "(model)", f.value, _SIGN[f.severity])
+                for f in _thinned(found)
+            ],
+            caption,
+            "share",
+            limit=min(f.threshold for f in found),
+            largest=1.0,
+        )
+
+
+def _gap(diagnosis: Diagnosis) -> Iterable[Block]:
+    """Where the train/eval gap comes from, by cause and by layer."""
+    gap = diagnosis.gap
+    if gap is None:
+        return
+    yield Heading("Where the gap comes from")
+    yield Text(
+        f"{gap.batch:.4g} with the statistics of each batch, {gap.running:.4g} in eval "
+        f"mode: {gap.gap:.4g} are lost. Statistics were swapped one cause after the "
+        "other; the parts add up to the gap."
+    )
+    yield Table(
+        ["cause", "part", "±"],
+        [[part.name, part.value, 2 * part.error] for part in gap.causes],
+        "Parts by cause, with two standard errors",
+    )
+    if gap.layers:
+        yield Bars(
+            [Bar(part.name, part.value) for part in _thinned(gap.layers)],
+            "Stale statistics by layer, each layer swapped alone; between them "
+            f"{gap.interaction:.3g}",
+            "part of the gap",
+        )
 
 
 def _mean_and_std(layer: LayerStatistics) -> tuple[float | None, float | None]:
@@ -248,6 +365,14 @@ def _over_time(history: dict[str, Any]) -> Iterable[Block]:
             Lines(gradients, y_label="‖dL/dh‖", log_y=True, in_order=True),
             alt="Norm of the loss's gradient at the output of each weight layer.",
         )
+    dead = {
+        name: s["dead"]
+        for name, s in layers.items()
+        if s["role"] == "activation" and any(s["dead"])
+    }
+    yield from _heat(
+        steps, dead, "Share of units that are zero on the whole batch", 1.0
+    )
     updates = {n: s["update_ratio"] for n, s in layers.items()}
     yield from _heat(steps, updates, "Change of the weights per step, ‖Δw‖/‖w‖")
 

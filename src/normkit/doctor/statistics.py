@@ -19,6 +19,7 @@ __all__ = [
     "ChannelStream",
     "DataStatistics",
     "Evaluation",
+    "Histogram",
     "LayerStatistics",
     "NormStatistics",
     "OutputStatistics",
@@ -122,6 +123,27 @@ class ChannelStream:
             self.samples,
             self.lengths,
         )
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often values fell where; what lies beyond an end counts in the last bin.
+
+    Attributes:
+        low: Lower edge of the first bin.
+        high: Upper edge of the last bin.
+        counts: Values per bin, all of one width, shape `(bins,)`.
+    """
+
+    low: float
+    high: float
+    counts: Tensor
+
+    @property
+    def edges(self) -> list[float]:
+        """One more than there are bins."""
+        step = (self.high - self.low) / len(self.counts)
+        return [self.low + i * step for i in range(len(self.counts) + 1)]
 
 
 @dataclass(frozen=True)
@@ -242,6 +264,9 @@ class LayerStatistics:
         features: Inputs and outputs of a linear layer.
         norm: Set for layers that keep running statistics.
         weight: Set for layers with a weight matrix.
+        before: How the inputs of a normalization were distributed; None where that
+            was not counted.
+        after: The same of its outputs.
     """
 
     name: str
@@ -260,6 +285,8 @@ class LayerStatistics:
     features: tuple[int, int] | None = None
     norm: NormStatistics | None = None
     weight: WeightStatistics | None = None
+    before: Histogram | None = None
+    after: Histogram | None = None
 
     @property
     def positions(self) -> float:
@@ -267,6 +294,11 @@ class LayerStatistics:
         if self.output is None or not self.samples:
             return 0.0
         return float(self.output.count) / self.samples / self.units
+
+    @property
+    def where(self) -> str:
+        """The layer's name, or "(model)" for a model that is one layer."""
+        return self.name or "(model)"
 
     @property
     def output_rms(self) -> float:

@@ -195,6 +195,8 @@ class Walk:
                 dead_samples=seen.samples,
                 fed_by=seen.fed_by,
                 features=_features(seen.probe.module),
+                before=seen.probe.before,
+                after=seen.probe.after,
             )
             for name, seen in ordered
         ]

@@ -278,6 +278,19 @@ class Watch:
 
         watch_page(self).write(path)
 
+    def to_tensorboard(self, writer: Any) -> int:
+        """Write what was recorded as scalars `normkit/SERIES/LAYER`.
+
+        Args:
+            writer: A folder, or a `torch.utils.tensorboard.SummaryWriter`.
+
+        Returns:
+            The number of scalars written.
+        """
+        from normkit.doctor.tensorboard import write_history
+
+        return write_history(self.history, writer)
+
     def _attach(self) -> None:
         register = self.model.register_forward_pre_hook
         hook = Hook(self._before_forward)

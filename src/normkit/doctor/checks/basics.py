@@ -124,7 +124,8 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
         threshold,
         f"the loss at the start is {loss:.3g}; a guess among {out.units} classes costs "
         f"{chance:.3g}",
-        "start the last layer with smaller weights: normkit.initialize(model)",
+        "start the last layer with smaller weights: "
+        "normkit.initialize(model, example_inputs=inputs)",
     )
 
 

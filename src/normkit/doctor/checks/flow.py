@@ -225,11 +225,11 @@ def _stand_still(statistics: Statistics) -> Iterator[Finding]:
 
 _CALM = (
     "lower the learning rate, clip the gradients, put batch norm between the layers, "
-    "or start from normkit.initialize(model)"
+    "or start from normkit.initialize(model, example_inputs=inputs)"
 )
 _START = (
-    "start from normkit.initialize(model), put batch norm between the layers, or add "
-    "skip connections"
+    "start from normkit.initialize(model, example_inputs=inputs), put batch norm "
+    "between the layers, or add skip connections"
 )
 
 

@@ -72,8 +72,9 @@ def saturation(statistics: Statistics) -> Iterator[Finding]:
             threshold,
             f"{share:.0%} of the inputs of this {layer.kind} lie where its slope is "
             "below 5 % of its greatest",
-            "put a batch norm before it, or start from normkit.initialize(model), or "
-            "lower the learning rate",
+            "put a batch norm before it, or start from "
+            "normkit.initialize(model, example_inputs=inputs), or lower the learning "
+            "rate",
             {"input_std": float(layer.input.var.sqrt())},
         )
 
@@ -99,8 +100,8 @@ def dead_units(statistics: Statistics) -> Iterator[Finding]:
             threshold,
             f"{layer.dead:.0%} of its units were zero on each of "
             f"{layer.dead_samples} samples",
-            "start from normkit.initialize(model), lower the learning rate, put batch "
-            "norm before it, or use a leaky activation",
+            "start from normkit.initialize(model, example_inputs=inputs), lower the "
+            "learning rate, put batch norm before it, or use a leaky activation",
         )
 
 

@@ -103,7 +103,8 @@ def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
             TWINS,
             f"{share:.0%} of the units have the same weights and the same gradients as "
             "another: they remain one unit",
-            "start from random weights: normkit.initialize(model)",
+            "start from random weights: "
+            "normkit.initialize(model, example_inputs=inputs)",
         )
 
 
