@@ -141,6 +141,15 @@ def test_a_poisoned_batch_shows_and_leaves_the_state_alone() -> None:
     assert layer(x)[:, 1].isnan().any()
     for key, tensor in layer.state_dict().items():
         assert torch.equal(tensor, before[key])
+    assert int(layer.skipped) == 1
+
+
+def test_checkpointing_is_refused_rather_than_wrong() -> None:
+    """The second forward would correct by statistics that the first one moved."""
+    x, layer = torch.randn(SHAPES[1]).requires_grad_(), layer_of(1)
+    y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+    with pytest.raises(ArgumentError, match="leave the layer out"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize(

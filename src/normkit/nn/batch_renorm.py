@@ -19,7 +19,7 @@ from normkit.errors import ArgumentError
 from normkit.functional import batch_norm
 from normkit.functional.measure import measure
 from normkit.nn.batch_norm import BatchNormLayer
-from normkit.nn.running_state import check_momentum
+from normkit.nn.running_state import check_momentum, is_recomputing
 from normkit.nn.tracing import recorded_call
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "BatchRenormLayer"]
@@ -86,17 +86,33 @@ class BatchRenormLayer(BatchNormLayer):
         r = 1 + (self.r_max - 1) * share(self.r_max_at)
         return r, self.d_max * share(self.d_max_at)
 
-    def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002
+        *,
+        mask: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
         """Normalize `input`; in training, move the running statistics towards it.
 
         Args:
             input: Values, of a shape and dtype that the class names.
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
+            residual: Added to the output, of the shape of `input`.
         """
+        # A forward that checkpointing repeats must correct as the first one did, by
+        # statistics that have moved on since.
+        if self.training and is_recomputing():
+            raise ArgumentError(
+                f"{type(self).__name__} cannot be recomputed by activation "
+                "checkpointing: its running statistics, which are part of the output, "
+                "have moved; leave the layer out of the checkpointed part"
+            )
         if not self.training or not self.track_running_stats:
-            return super().forward(input, mask=mask)
-        if (node := recorded_call(self, input, mask=mask)) is not None:
+            return super().forward(input, mask=mask, residual=residual)
+        node = recorded_call(self, input, mask=mask, residual=residual)
+        if node is not None:
             return node
         self._check_input_dim(input)
         check_momentum(self, self.momentum)
@@ -110,6 +126,10 @@ class BatchRenormLayer(BatchNormLayer):
             mask=mask,
             channel_dim=self.channel_dim,
             num_batches_tracked=self.num_batches_tracked,
+            num_batches_skipped=self.skipped,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
         )
 
     def _correction(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

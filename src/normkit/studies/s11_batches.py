@@ -32,19 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class _Ghost(nn.Module):
-    """Batch norm of chunks of `size` samples, as if they were batches of their own."""
-
-    def __init__(self, channels: int, size: int) -> None:
-        super().__init__()
-        self.norm, self.size = BatchNorm2d(channels), size
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return self.norm(x)
-        return torch.cat([self.norm(part) for part in x.split(self.size)])
-
-
 def _group(channels: int) -> nn.Module:
     return GroupNorm(min(8, channels // 2), channels)
 
@@ -145,7 +132,14 @@ def _ghosts(
     batches = few.batches(128, 10 * epochs, trial.generator(6))
     found = {}
     for size in (4, 16, 128):
-        model = _fit(trial, few, batches, lambda c, s=size: _Ghost(c, s), width, 0.05)
+        model = _fit(
+            trial,
+            few,
+            batches,
+            lambda c, s=size: BatchNorm2d(c, ghost_size=s),
+            width,
+            0.05,
+        )
         calibrate(model, [few.x_train])
         found[str(size)] = {
             "test": 100 * accuracy(model, few.x_test, few.y_test),
