@@ -3,7 +3,7 @@
 from normkit import functional, nn
 from normkit.affine import Affine
 from normkit.calibrate import CalibrationReport, calibrate
-from normkit.doctor import Diagnosis, diagnose, watch
+from normkit.doctor import Diagnosis, GapExplanation, diagnose, explain_gap, watch
 from normkit.fold import FoldLedger, fold, fold_onnx
 from normkit.functional.memory import less_memory, saved_memory
 from normkit.init import InitReport, initialize
@@ -17,6 +17,7 @@ __all__ = [
     "CalibrationReport",
     "Diagnosis",
     "FoldLedger",
+    "GapExplanation",
     "InitReport",
     "Moments",
     "__version__",
@@ -25,6 +26,7 @@ __all__ = [
     "deterministic",
     "diagnose",
     "explain",
+    "explain_gap",
     "fold",
     "fold_onnx",
     "functional",
