@@ -12,7 +12,7 @@ import normkit
 from normkit import cli
 from normkit.errors import ArgumentError
 
-COMMANDS = ("demo", "doctor", "calibrate", "init", "env")
+COMMANDS = ("demo", "doctor", "calibrate", "fold", "init", "env")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

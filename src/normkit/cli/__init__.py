@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 import normkit
-from normkit.cli import bench, calibrate, demo, doctor, env, init, study
+from normkit.cli import bench, calibrate, demo, doctor, env, fold, init, study
 from normkit.errors import NormkitError
 
 __all__ = ["app", "main"]
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.command("demo", epilog=demo.EXAMPLES)(demo.command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.command)
+app.command("fold", epilog=fold.EXAMPLES)(fold.command)
 app.command("init", epilog=init.EXAMPLES)(init.command)
 app.command("env", epilog=env.EXAMPLES)(env.command)
 app.add_typer(bench.app, name="bench")

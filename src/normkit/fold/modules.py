@@ -21,7 +21,14 @@ from normkit.fold.capture import ModuleCall, Trace
 from normkit.fold.graph import Refusal, Slot
 from normkit.fold.ledger import FoldEntry, FoldLedger
 from normkit.fold.plan import Norm, Plan, Planner
-from normkit.fold.proof import TOLERANCE, Bench, Run, difference, gap_under
+from normkit.fold.proof import (
+    MOST_SAMPLES,
+    TOLERANCE,
+    Bench,
+    Run,
+    difference,
+    gap_under,
+)
 from normkit.fold.rewrite import NormModule, Replace, SetParameter, norm_modules
 from normkit.fold.solve import Solution
 from normkit.fold.telling import entry_of
@@ -249,6 +256,10 @@ class _Folding(Planner):
                 value = call.outputs[0]
                 if one is None or other is None:
                     continue
+                if one.numel() != min(math.prod(value.shape), MOST_SAMPLES):
+                    continue  # Other data, other shapes; the outputs decide.
+                if one.shape != other.shape:
+                    return math.inf
                 gauge = plan.gauges.of(value)
                 gap = max(gap, gap_under(gauge, value.shape, one, other))
         return gap

@@ -25,6 +25,7 @@ from normkit.fold.gauge import Gauge
 from normkit.fold.nest import map_tensors, tensors_in
 
 __all__ = [
+    "MOST_SAMPLES",
     "TOLERANCE",
     "Bench",
     "InFloat64",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 TOLERANCE = 1e-7
+# So many elements of what a module returns are compared.
+MOST_SAMPLES = 4096
 
 _REDUCED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -283,7 +286,7 @@ def sampled(result: Any) -> Tensor | None:
 def _places(shape: tuple[int, ...]) -> Tensor:
     """Up to 4096 places of a tensor of `shape`, the same ones every time."""
     count = math.prod(shape)
-    if count <= 4096:
+    if count <= MOST_SAMPLES:
         return torch.arange(count)
     draw = torch.Generator().manual_seed(count)
-    return torch.randint(count, (4096,), generator=draw)
+    return torch.randint(count, (MOST_SAMPLES,), generator=draw)

@@ -99,7 +99,7 @@ def _tensor(array: Any) -> torch.Tensor:
 class ConstantOfShape(_ConstantOfShape):
     op_domain = ""
 
-    def _run(self, data: Any, **settings: Any) -> Any:
+    def _run(self, data: Any, **settings: Any) -> Any:  # type: ignore[override]
         _guard(math.prod(int(n) for n in data), "ConstantOfShape")
         return super()._run(data, **settings)
 
@@ -123,7 +123,9 @@ class Tile(_Tile):
 class Range(_Range):
     op_domain = ""
 
-    def _run(self, starts: Any, ends: Any, steps: Any, **settings: Any) -> Any:
+    def _run(  # type: ignore[override]
+        self, starts: Any, ends: Any, steps: Any, **settings: Any
+    ) -> Any:
         step = float(np.asarray(steps).reshape(-1)[0])
         span = float(
             np.asarray(ends).reshape(-1)[0] - np.asarray(starts).reshape(-1)[0]

@@ -1,0 +1,119 @@
+"""`normkit fold`: batch norms out of an ONNX file, or of a model and its weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import normkit
+from normkit.cli.checkpoint import Checkpoint
+from normkit.cli.printing import printable
+from normkit.cli.target import HELP, read_target
+from normkit.errors import ArgumentError, DependencyError, TargetError
+from normkit.fold import FoldLedger
+
+EXAMPLES = (
+    "Examples: `normkit fold model.onnx -o folded.onnx`, "
+    "`normkit fold train.py:make --checkpoint last.pt --export folded.pt2`"
+)
+
+_ENDINGS = (".onnx", ".pt2", ".pt", ".pth")
+
+
+def command(
+    target: Annotated[
+        str, typer.Argument(help="A file that ends in .onnx, or " + HELP)
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where to write an ONNX model.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights to load first; no code in it is run.")
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to write a torch model: .onnx, .pt2 (torch.export) or .pt (its "
+            "weights)."
+        ),
+    ] = None,
+    verify: Annotated[
+        int, typer.Option(min=1, help="On how many inputs to compare an ONNX model.")
+    ] = 2,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the ledger as JSON.")
+    ] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Draw what is around each that stays.")
+    ] = False,
+) -> int:
+    """Fold batch norms into the weights around them, proven in float64.
+
+    The ledger says of each where it went or why it stayed. A target of Python code
+    needs `example_inputs`, or a loader whose batches start with them. Exit code 1 when
+    none could be folded though there are some.
+    """
+    if target.endswith(".onnx"):
+        if checkpoint is not None or export is not None:
+            raise ArgumentError(
+                f"{target} is an ONNX file, which takes -o and neither --checkpoint "
+                "nor --export"
+            )
+        _, ledger = normkit.fold_onnx(target, out, inputs=verify)
+        written = out
+    else:
+        if out is not None:
+            raise ArgumentError("-o writes ONNX files; use --export for a torch model")
+        ledger = _fold_target(target, checkpoint, export)
+        written = export
+    if as_json:
+        print(ledger.to_json())
+    else:
+        print(printable(ledger.to_text(pictures=pictures)))
+    if written is not None:
+        where = sys.stderr if as_json else sys.stdout
+        print(f"model  {written.resolve()}", file=where)
+    return 1 if ledger.entries and not any(e.how for e in ledger.entries) else 0
+
+
+def _fold_target(text: str, checkpoint: Path | None, export: Path | None) -> FoldLedger:
+    if export is not None and export.suffix not in _ENDINGS:
+        raise ArgumentError(
+            f"--export {export} must end in one of {', '.join(_ENDINGS)}"
+        )
+    target = read_target(text, checkpoint)
+    inputs = target.example_inputs
+    if inputs is None:
+        target.needs("loader")
+        assert target.loader is not None
+        batch = next(iter(target.loader), None)
+        if batch is None:
+            raise TargetError("the target's loader gave no batch; give example_inputs")
+        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+    folded, ledger = normkit.fold(target.model.eval(), inputs)
+    if export is not None:
+        _export(folded, inputs, export)
+    return ledger
+
+
+def _export(model: torch.nn.Module, inputs: Any, path: Path) -> None:
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, dict):
+        args, kwargs = (), inputs
+    if path.suffix == ".pt2":
+        torch.export.save(torch.export.export(model, args, kwargs), path)
+    elif path.suffix == ".onnx":
+        try:
+            torch.onnx.export(model, args, str(path), kwargs=kwargs, dynamo=True)
+        except ImportError as error:
+            raise DependencyError(
+                f"torch's ONNX exporter needs another package ({error}); "
+                "pip install onnxscript"
+            ) from error
+    else:
+        Checkpoint({}).save(model, path)

@@ -1,0 +1,102 @@
+"""`normkit fold`: an ONNX file, or a model of Python code with its checkpoint."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from normkit import cli
+
+FACTORY = """
+import torch
+from torch import nn
+
+def make():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU())
+    return {"model": net, "example_inputs": torch.randn(2, 3, 8, 8)}
+
+def stays():
+    net = nn.Sequential(nn.GELU(), nn.BatchNorm2d(3), nn.GELU())
+    return {"model": net, "loader": [(torch.randn(2, 3, 8, 8), torch.zeros(2))]}
+"""
+
+
+def run(capsys, *words):
+    code = cli.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def factory(tmp_path):
+    path = tmp_path / "folding_factory.py"
+    path.write_text(FACTORY)
+    return path
+
+
+def trained():
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU())
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2.0)
+    return net.eval()
+
+
+def test_a_checkpoint_is_loaded_folded_and_exported(capsys, factory, tmp_path):
+    net, out = trained(), tmp_path / "folded.pt2"
+    torch.save(net.state_dict(), tmp_path / "last.pt")
+    code, text, _ = run(
+        capsys, "fold", f"{factory}:make", "--checkpoint", tmp_path / "last.pt",
+        "--export", out,
+    )  # fmt: skip
+    assert code == 0
+    assert "1 of 1 batch norms folded" in text
+    x = torch.randn(2, 3, 8, 8)
+    program = torch.export.load(out)
+    assert torch.allclose(program.module()(x), net(x), atol=1e-5)
+    assert "batch_norm" not in str(program.graph)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(capsys, factory, tmp_path):
+    torch.save(trained(), tmp_path / "whole.pt")
+    code, _, err = run(
+        capsys, "fold", f"{factory}:make", "--checkpoint", tmp_path / "whole.pt"
+    )
+    assert code == 2
+    assert "cannot be read as tensors and plain data" in err
+
+
+def test_json_is_the_ledger(capsys, factory):
+    code, text, _ = run(capsys, "fold", f"{factory}:make", "--json")
+    assert code == 0
+    assert json.loads(text)["folded"] == 1
+
+
+def test_a_model_of_which_nothing_folds_exits_with_1_and_is_drawn(capsys, factory):
+    code, text, _ = run(capsys, "fold", f"{factory}:stays", "--pictures")
+    assert code == 1
+    assert "'1'   ← stays" in text
+
+
+def test_an_ending_that_no_format_has_is_refused(capsys, factory):
+    code, _, err = run(capsys, "fold", f"{factory}:make", "--export", "net.keras")
+    assert code == 2
+    assert "must end in one of .onnx, .pt2" in err
+
+
+def test_an_onnx_file_is_folded_into_another(capsys, tmp_path):
+    pytest.importorskip("onnx_ir", reason="the extra `onnx` is not installed")
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    from fold.test_onnx import saved
+
+    path, out = saved(tmp_path), tmp_path / "folded.onnx"
+    code, text, _ = run(capsys, "fold", path, "-o", out, "--verify", "3")
+    assert code == 0
+    assert "on 3 inputs" in text
+    kinds = [node.op_type for node in onnx.load_model(out).graph.node]
+    assert kinds == ["Conv", "Sigmoid"]
+    code, _, err = run(capsys, "fold", path, "--export", out)
+    assert code == 2
+    assert "takes -o" in err
