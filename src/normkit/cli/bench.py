@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from normkit.bench.numerics import BEGIN, END, numerics
+from normkit.bench.speed import CASES, QUICK, speed
 from normkit.errors import ArgumentError
 
 app = typer.Typer(
-    help="Measure normkit beside torch.nn: how exact it is.", no_args_is_help=True
+    help="Measure normkit beside torch.nn: how exact, how fast.", no_args_is_help=True
 )
 
 
@@ -45,3 +46,40 @@ def _numerics(
         head, tail = page.split(BEGIN)[0], page.split(END)[1]
         write.write_text(head + found.to_markdown() + tail, encoding="utf-8")
     print(found.to_json() if as_json else found.to_text())
+
+
+@app.command(
+    "speed",
+    epilog="Example: `normkit bench speed --quick --json speed.json`",
+)
+def _speed(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A dozen cases, in under a minute.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write every number into this file.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write the table into this file.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="To compute with.")] = 1,
+    compile: Annotated[  # noqa: A002  the option's name
+        bool, typer.Option("--compile", help="Also measure torch.compile; slow.")
+    ] = False,
+) -> None:
+    """Time every layer forward and backward, beside torch.nn and a plain copy.
+
+    Contestants take turns; times are process CPU time, the least of many turns. A busy
+    machine moves single numbers, ratios less. Losses are marked.
+    """
+    found = speed(
+        QUICK if quick else CASES,
+        seconds=0.8 if quick else 1.5,
+        threads=threads,
+        with_compile=compile,
+    )
+    if json is not None:
+        json.write_text(found.to_json() + "\n", encoding="utf-8")
+    if markdown is not None:
+        markdown.write_text(found.to_markdown() + "\n", encoding="utf-8")
+    print(found.to_text())
