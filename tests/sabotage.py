@@ -436,6 +436,184 @@ def a_symbolic_trace_looks_into_the_layers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(room, "recorded_call", lambda layer, x, mask=None: None)
 
 
+# --- the family: renorm, whitening, recurrence, domains, transforms ---------------
+
+
+@fault(
+    caught_by="tests/nn/test_batch_renorm.py"
+    "::test_outputs_and_gradients_are_those_of_the_definition"
+)
+def renorm_lets_gradients_through_its_correction(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from normkit.moments import deviations
+    from normkit.nn import batch_renorm as room
+
+    patch.setattr(
+        room,
+        "measure",
+        lambda x, dims, mask=None: deviations(x, dims, mask).to_moments(torch.float64),
+    )
+
+
+@fault(
+    caught_by="tests/nn/test_batch_renorm.py"
+    "::test_it_is_batch_norm_until_the_schedule_begins"
+)
+def renorm_forgets_its_schedule(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from normkit.nn.batch_renorm import BatchRenormLayer
+
+    patch.setattr(
+        BatchRenormLayer,
+        "limits",
+        lambda self: (torch.tensor(self.r_max), torch.tensor(self.d_max)),
+    )
+
+
+@fault(caught_by="tests/nn/test_whitening.py::test_gradcheck_of_first_and_second_order")
+def whitening_takes_matrices_for_numbers_that_commute(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from normkit.functional import whiten as room
+
+    patch.setattr(
+        room, "_lyapunov", lambda root, right: 0.5 * torch.linalg.solve(root, right)
+    )
+
+
+@fault(caught_by="tests/nn/test_whitening.py::test_masked_observations_do_not_exist")
+def whitening_divides_by_the_padded_length(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import whitening as room
+
+    honest = room.covariance
+
+    def broken(x, mask=None):
+        measured, centred, sigma = honest(x, mask)
+        share = 1 if mask is None else mask.double().mean()
+        return measured, centred, sigma * share
+
+    patch.setattr(room, "covariance", broken)
+
+
+@fault(caught_by="tests/nn/test_per_activation.py")
+def per_activation_statistics_are_those_of_the_channel(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.nn import per_activation as room
+
+    honest = room.normalize
+
+    def broken(x, dims, *rest, **options):
+        y, measured = honest(x, (0, *range(2, x.dim())), *rest, **options)
+        return y, measured
+
+    patch.setattr(room, "normalize", broken)
+
+
+@fault(
+    caught_by="tests/nn/test_recurrent.py::test_eval_uses_the_statistics_of_the_step"
+)
+def every_step_is_the_first(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn.recurrent import RecurrentBatchNorm
+
+    honest = RecurrentBatchNorm._steps
+    patch.setattr(
+        RecurrentBatchNorm,
+        "_steps",
+        lambda self, x, first, mask: honest(self, x, 0, mask),
+    )
+
+
+@fault(
+    caught_by="tests/nn/test_recurrent.py"
+    "::test_padding_has_no_effect_in_training_and_in_eval"
+)
+def padding_moves_the_state_of_a_sequence(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import batch_norm_lstm as room
+
+    patch.setattr(room, "_mask", lambda lengths, steps, batch, device: None)
+
+
+@fault(
+    caught_by="tests/nn/test_filter_response.py"
+    "::test_outputs_and_gradients_are_those_of_the_definition"
+)
+def filter_responses_are_centred(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import filter_response as room
+
+    honest = room.normalize
+    patch.setattr(
+        room,
+        "normalize",
+        lambda *given, centered, **options: honest(*given, **options),
+    )
+
+
+@fault(
+    caught_by="tests/nn/test_domain.py"
+    "::test_each_domain_has_the_statistics_of_its_batches"
+)
+def domains_share_their_statistics(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn.domain import DomainBatchNorm
+
+    patch.setattr(DomainBatchNorm, "_copy_of", DomainBatchNorm._at)
+
+
+@fault(
+    caught_by="tests/nn/test_channel_dim.py"
+    "::test_nothing_is_permuted_and_the_output_lies_as_the_input"
+)
+def channels_elsewhere_are_copied_into_place(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import LayerNorm
+
+    honest = LayerNorm._over_last
+    patch.setattr(
+        LayerNorm,
+        "_over_last",
+        lambda self, x, mask: honest(self, x.contiguous(), mask),
+    )
+
+
+@fault(
+    caught_by="tests/transforms/test_state.py"
+    "::test_a_poisoned_or_empty_batch_does_not_move_the_state"
+)
+def a_state_takes_in_any_batch(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import state as room
+
+    honest = room._moved
+    patch.setattr(
+        room,
+        "_moved",
+        lambda state, batch, momentum, skips: honest(state, batch, momentum, False),
+    )
+
+
+@fault(
+    caught_by="tests/functional/test_deterministic.py"
+    "::test_a_sample_does_not_depend_on_its_batch_or_the_threads"
+)
+def sums_take_the_order_that_torch_finds_best(patch: pytest.MonkeyPatch) -> None:
+    from normkit.kernels import reference
+    from normkit.moments import plain_sum
+
+    patch.setattr(reference, "sum_in_fixed_order", plain_sum)
+
+
+@fault(
+    caught_by="tests/test_batches.py::test_it_is_the_ratio_of_an_analysis_of_variance"
+)
+def mixing_forgets_that_means_vary_too(patch: pytest.MonkeyPatch) -> None:
+    from normkit import batches as room
+
+    honest = room._columns
+    patch.setattr(room, "_columns", lambda parts: honest(parts) - 0.1)
+
+
 # --- calibration, ranks and initialization ---------------------------------------
 
 
@@ -1122,3 +1300,50 @@ def train_wakes_a_frozen_layer(patch: pytest.MonkeyPatch) -> None:
     from normkit.nn.running_state import RunningStateLayer
 
     patch.setattr(RunningStateLayer, "train", torch.nn.Module.train)
+
+
+# --- conversion ---------------------------------------------------------------------
+
+_CONVERT = "tests/convert/test_convert.py::"
+
+
+@fault(caught_by=_CONVERT + "test_torch_187298_a_subclass_keeps_its_activation")
+def a_conversion_forgets_the_subclass(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import kinds
+
+    patch.setattr(kinds, "_combined", lambda custom, target: target)
+
+
+@fault(
+    caught_by=_CONVERT
+    + "test_what_cannot_be_carried_is_refused_by_name_and_nothing_changes"
+)
+def a_forward_of_its_own_is_carried_blindly(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import kinds
+
+    patch.setattr(kinds, "_check_forward", lambda custom: None)
+
+
+@fault(caught_by=_CONVERT + "test_an_error_on_the_way_undoes_all")
+def a_failed_conversion_stays_half_done(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import run
+
+    patch.setattr(run, "_return_to", lambda module, snapshot: None)
+
+
+@fault(caught_by=_CONVERT + "test_opacus_472_group_norm_matches_batch_norm_on_data")
+def a_match_merges_its_batches_without_what_lies_between(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.convert import matching
+
+    patch.setattr(matching, "_merged", lambda a, b: a)
+
+
+@fault(caught_by=_CONVERT + "test_torch_15298_the_conventions_of_other_systems")
+def a_decay_is_taken_for_a_share(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import conventions
+
+    known = dict(conventions._CONVENTIONS)
+    known["keras"] = (False, *known["keras"][1:])
+    patch.setattr(conventions, "_CONVENTIONS", known)

@@ -3,6 +3,7 @@
 from normkit import functional, nn
 from normkit.affine import Affine
 from normkit.calibrate import CalibrationReport, calibrate
+from normkit.convert import ConversionReport, convert
 from normkit.doctor import Diagnosis, GapExplanation, diagnose, explain_gap, watch
 from normkit.fold import FoldLedger, fold, fold_onnx
 from normkit.functional.memory import less_memory, saved_memory
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Affine",
     "CalibrationReport",
+    "ConversionReport",
     "Diagnosis",
     "FoldLedger",
     "GapExplanation",
@@ -23,6 +25,7 @@ __all__ = [
     "__version__",
     "backend",
     "calibrate",
+    "convert",
     "deterministic",
     "diagnose",
     "explain",

@@ -1,0 +1,187 @@
+"""What each layer becomes, or the reason why it cannot.
+
+A layer is converted by changing its class: it stays the same object, with the same
+parameters, buffers, hooks and places in the model. A subclass that a user derived from
+torch's layer keeps its own behaviour, since the new class derives from both:
+
+    Activated(nn.BatchNorm2d)   →   Activated(Activated, SyncBatchNorm)
+
+so that `super().forward` in it reaches the new layer. A forward that does not call
+`super().forward` computes batch norm by itself; that cannot be carried, and is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+import normkit.nn as ours
+from normkit.nn.batch_norm import BatchNormLayer
+
+__all__ = ["NORMS", "TARGETS", "RefusalError", "base_of", "class_for", "is_current"]
+
+TARGETS = ("sync", "frozen", "ghost", "normkit", "torch", "group", "group_norm")
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+_RANKED = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
+_BATCH = (*_RANKED, "SyncBatchNorm", "FrozenBatchNorm")
+_OTHERS = (
+    *("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"),
+    *("LayerNorm", "GroupNorm", "RMSNorm"),
+)
+
+
+class RefusalError(Exception):
+    """A layer that cannot be carried over; the message is the reason."""
+
+
+def base_of(module: nn.Module) -> type[nn.Module]:
+    """The layer of torch.nn or normkit that the class of `module` is built on."""
+    for cls in (getattr(type(module), "_made_on", object), *type(module).__mro__):
+        if _is_library(cls) and issubclass(cls, NORMS):
+            return cls
+    raise RefusalError("it is built on no layer that is known")
+
+
+def is_current(module: nn.Module, to: str, options: dict[str, Any]) -> bool:
+    """Whether the layer is already what is asked for, and no option changes it."""
+    if to == "sync":
+        is_same_group = options.get("process_group") is None
+        return isinstance(module, ours.SyncBatchNorm) and is_same_group
+    if to == "frozen":
+        return isinstance(module, ours.FrozenBatchNorm)
+    libraries = [c.__module__.partition(".")[0] for c in type(module).__mro__]
+    if to == "normkit":
+        return "normkit" in libraries and "_origin" not in module.__dict__
+    return to == "torch" and "normkit" not in libraries
+
+
+def class_for(module: nn.Module, to: str) -> type[nn.Module]:
+    """The class that makes `module` what is asked for.
+
+    Raises:
+        RefusalError: It cannot be carried over.
+    """
+    if "forward" in module.__dict__:
+        raise RefusalError("its forward was replaced on the object itself")
+    if parametrize.is_parametrized(module):
+        raise RefusalError("it is parametrized; remove the parametrizations first")
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    if any(is_lazy(t) for t in tensors if t is not None):
+        raise RefusalError("it is lazy and has seen no input yet; run the model once")
+    custom = _custom_class(module)
+    if custom is not None:
+        _check_forward(custom)
+    name = base_of(module).__name__
+    if to != "torch" and to != "normkit" and name not in _BATCH:
+        raise RefusalError(f"{name} is no batch norm that to={to!r} is defined for")
+    if name not in (*_BATCH, *_OTHERS):
+        raise RefusalError(f"torch.nn has no {name}, and it is no plain batch norm")
+    if to in ("group", "group_norm"):
+        if custom is not None:
+            raise RefusalError(f"{custom.__name__} is a subclass of batch norm")
+        return ours.GroupNorm
+    if to == "sync":
+        return _combined(custom, ours.SyncBatchNorm)
+    if to == "frozen":
+        if module.running_mean is None:
+            raise RefusalError("it keeps no running statistics to freeze it at")
+        return _combined(custom, ours.FrozenBatchNorm)
+    origin: str = module.__dict__.get("_origin", name)
+    if to == "ghost":
+        if origin == "FrozenBatchNorm":
+            raise RefusalError("it is frozen, and has no batch")
+        return _combined(custom, getattr(ours, origin))
+    if origin == "FrozenBatchNorm":
+        raise RefusalError(
+            "it was made as FrozenBatchNorm, with no number of dimensions to return "
+            "to; make a BatchNorm2d and load its state"
+        )
+    if to == "normkit":
+        return _combined(custom, getattr(ours, origin))
+    _check_extras_for_torch(module)
+    if custom is None:
+        return getattr(nn, origin)
+    if any(c.__module__.startswith("normkit.") for c in custom.__mro__):
+        raise RefusalError(f"{custom.__name__} is a subclass of normkit's layer")
+    return custom
+
+
+def _is_library(cls: type) -> bool:
+    return cls.__module__.startswith(("torch.nn.modules.", "normkit.nn."))
+
+
+def _custom_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class that a user derived, without what a conversion put on top of it."""
+    made_for = getattr(type(module), "_made_for", None)
+    if made_for is not None:
+        return made_for
+    return None if _is_library(type(module)) else type(module)
+
+
+def _check_forward(custom: type[nn.Module]) -> None:
+    for cls in custom.__mro__:
+        if _is_library(cls):
+            return
+        forward = cls.__dict__.get("forward")
+        if forward is None:
+            continue
+        code = getattr(inspect.unwrap(forward), "__code__", None)
+        # A function that says super() closes over the class that it stands in.
+        if code is None or "__class__" not in code.co_freevars:
+            raise RefusalError(
+                f"the forward of {cls.__name__} does not call super().forward(), so "
+                "it normalizes by itself; change it to call super().forward()"
+            )
+
+
+def _check_extras_for_torch(module: nn.Module) -> None:
+    for name in ("channel_dim", "activation", "estimator"):
+        value = module.__dict__.get(name)
+        if value is not None and value != getattr(type(module), name, None):
+            raise RefusalError(f"torch.nn has nothing for {name}={value!r}")
+
+
+@cache
+def _combined(
+    custom: type[nn.Module] | None, target: type[nn.Module]
+) -> type[nn.Module]:
+    if custom is None or issubclass(custom, target):
+        return custom or target
+
+    def reduced(self: Any, protocol: Any) -> Any:
+        return _remade, (custom, target), self.__getstate__()
+
+    return type(
+        custom.__name__,
+        (custom, target),
+        {
+            "__module__": custom.__module__,
+            "__qualname__": custom.__qualname__,
+            "__doc__": custom.__doc__,
+            "__reduce_ex__": reduced,
+            "_made_for": custom,
+            "_made_on": target,
+        },
+    )
+
+
+def _remade(custom: type[nn.Module], target: type[nn.Module]) -> nn.Module:
+    """An empty object of the combined class, for copies and pickles."""
+    cls = _combined(custom, target)
+    return cls.__new__(cls)
+
+
+def extras_of(module: nn.Module) -> list[str]:
+    """The attributes that normkit's batch norm layers have beyond torch's."""
+    return [
+        name
+        for name in ("process_group", "ghost_size", "debias", "on_small_batch")
+        if name in module.__dict__ and isinstance(module, BatchNormLayer)
+    ]

@@ -1,0 +1,68 @@
+"""What a conversion did, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+__all__ = ["Conversion", "ConversionReport"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One layer before and after.
+
+    Attributes:
+        name: Its dotted name in the model.
+        before: The name of its class before.
+        after: The name of its class after.
+        explained: For group norm matched on data: the share of the variance of batch
+            norm's outputs that the new layer gives, the least over channels; else None.
+    """
+
+    name: str
+    before: str
+    after: str
+    explained: float | None = None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What `convert` returns.
+
+    Attributes:
+        model: The model that was given; it has been changed in place.
+        to: What was asked for.
+        layers: The converted layers, in the order of the model.
+        untouched: The reason for each normalization left as it was, by name.
+    """
+
+    model: nn.Module
+    to: str
+    layers: tuple[Conversion, ...]
+    untouched: Mapping[str, str] = field(default_factory=dict)
+
+    def to_text(self) -> str:
+        """One line per layer, then what was left alone."""
+        lines = [f"to {self.to}: {len(self.layers)} layers"]
+        for layer in self.layers:
+            line = f"  {layer.name or '(the model)'}: {layer.before} -> {layer.after}"
+            if layer.explained is not None:
+                line += f", {layer.explained:.1%} of the output's variance"
+            lines.append(line)
+        for name, reason in self.untouched.items():
+            lines.append(f"  {name or '(the model)'}: left as it is, {reason}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """The same as plain data."""
+        return {
+            "to": self.to,
+            "layers": [vars(layer) for layer in self.layers],
+            "untouched": dict(self.untouched),
+        }
+
+    def __str__(self) -> str:
+        return self.to_text()
