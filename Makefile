@@ -15,7 +15,7 @@ help: ## Show this list
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[demo,dev]'
+		-c constraints.txt -e '.[demo,onnx,dev]'
 	@touch $@
 
 demo: $(STAMP) ## Train, diagnose, calibrate, fold: the life cycle on real digits
