@@ -109,7 +109,7 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
             remainder = shift.reshape(-1)
         for value, gauge in ((u, before), (y, after)):
             if value in gauges and not gauges[value].agrees_with(gauge):
-                raise Refusal(f"{value.name} would have to be two things")
+                raise Refusal(f"{value.name} would need two different maps")
             search.put(gauges, value, gauge)
             todo += search.around(value)
     edits, bearers, settled = search.settle(gauges, todo)

@@ -217,7 +217,10 @@ def fill(node: Node, wanted: Alternative, gauges: Gauges) -> list[Alternative]:
         if value not in gauges:
             more[value] = gauge
         elif not gauges[value].agrees_with(gauge):
-            raise Refusal(f"{value.name} would have to be two things at {node.label}")
+            raise Refusal(
+                f"{value.name} is read by others that need it otherwise than "
+                f"{node.label} does"
+            )
     return [more]
 
 
