@@ -256,15 +256,15 @@ def one_infinite_batch(is_bad: bool) -> Run:
 
 @bug("spconv#513", "D16")
 def statistics_in_half_precision(is_bad: bool) -> Run:
-    """model.half() before training takes the batch norms along."""
+    """A model in half precision takes its batch norms along."""
     model = mlp()
-    watched = fit(model)
+    data = endless()
     if is_bad:
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d):
-                module.running_mean = module.running_mean.half()
-                module.running_var = module.running_var.half()
-    return Run(model, digits(), watched)
+        model = model.bfloat16()
+        data = ((x.bfloat16(), y) for x, y in data)
+    watched = fit(model, data=data)
+    kind = torch.bfloat16 if is_bad else torch.float32
+    return Run(model, [(x.to(kind), y) for x, y in digits()], watched)
 
 
 @bug("mmcv#1869, pytorch#46516", "D15", "D05")

@@ -117,7 +117,9 @@ class Hook:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Call what it wraps; the result is dropped."""
-        self._call(*args, **kwargs)
+        # A compiler would trace it into the model, and compile another model then.
+        if not torch.compiler.is_compiling():
+            self._call(*args, **kwargs)
 
     def retire(self) -> None:
         """Do nothing from now on: torch calls the hooks it had when a call began."""

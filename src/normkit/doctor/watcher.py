@@ -117,6 +117,7 @@ class Watch:
         unit: int,
     ) -> None:
         self.model = getattr(model, "_orig_mod", model)
+        self._is_compiled = self.model is not model or _is_compiled(model)
         self.optimizer = optimizer
         self.every = every
         self.unit = unit
@@ -265,6 +266,11 @@ class Watch:
         self._settle()
         if not self._observed:
             reason = "the model was not called in training mode inside the block"
+            if self._is_compiled:
+                reason = (
+                    "the model is compiled, and hooks do not run inside it; watch a "
+                    "few steps of the model as it was before torch.compile"
+                )
             return [Finding("watch", "watch", "", "not_judged", evidence=reason)]
         return checks.run(self.statistics())
 
@@ -527,6 +533,11 @@ class _Loop:
             weight_decay=decay,
             is_decoupled=is_decoupled,
         )
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether `model.compile()` was called on it."""
+    return getattr(model, "_compiled_call_impl", None) is not None
 
 
 def _is_cumulative(model: nn.Module) -> bool:
