@@ -1,0 +1,173 @@
+"""Activations move into the batch norms before them, only where nothing else reads."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import normkit
+from normkit.convert.fused import RectifiedOnce, fuse
+from normkit.errors import ArgumentError
+from normkit.nn import BatchNorm2d
+
+
+class Basic(nn.Module):
+    """A residual block that uses one relu twice, as torchvision's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.bn1 = BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.bn2 = BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x
+        return self.relu(y)
+
+
+class Calls(nn.Module):
+    def __init__(self, run: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.bn, self.act = BatchNorm2d(4), nn.SiLU()
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def images() -> Tensor:
+    return torch.randn(3, 4, 6, 6)
+
+
+def trained(model: Any) -> Any:
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return model
+
+
+def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    y = model(x)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return [y, *torch.autograd.grad(y, [x, *model.parameters()], dy)]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.LeakyReLU(0.3), nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.Tanh()],
+    ids=lambda a: type(a).__name__,
+)
+def test_every_activation_is_fused_with_equal_values_and_gradients(
+    activation: nn.Module,
+) -> None:
+    model = trained(nn.Sequential(nn.Conv2d(4, 4, 1), BatchNorm2d(4), activation))
+    plain, x = copy.deepcopy(model), images()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    report = fuse(model, x)
+    assert list(report.fused) == ["1"]
+    assert type(model[2]) is nn.Identity
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert all(m.training for m in model.modules())
+    for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_relu_used_twice_still_rectifies_the_sum() -> None:
+    model = trained(nn.Sequential(Basic(), Basic()))
+    plain, x = copy.deepcopy(model), images()
+    report = fuse(model, x)
+    assert report.fused == {"0.bn1": "relu", "1.bn1": "relu"}
+    assert "add" in report.left["0.bn2"]
+    assert isinstance(model[0].relu, RectifiedOnce)
+    for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    other = pickle.loads(pickle.dumps(model)).eval()
+    torch.testing.assert_close(other(x), model.eval()(x))
+
+
+def test_what_is_rectified_already_is_passed_on_and_what_changed_is_not() -> None:
+    relu, x = RectifiedOnce(), torch.randn(5)
+    assert not relu(x).lt(0).any()
+    x._normkit_rectified = x._version  # pyright: ignore[reportAttributeAccessIssue]
+    assert relu(x) is x
+    x.sub_(1)
+    assert torch.equal(relu(x), x.relu())
+
+
+def _shared(model: Any, x: Tensor) -> Tensor:
+    return model.act(model.bn(x)) + model.act(x)
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (lambda m, x: m.act(y := m.bn(x)) + y, "2 readers"),
+        (lambda m, x: torch.relu(m.bn(x)), "no module of an activation"),
+        (lambda m, x: m.act(m.bn(m.bn(x))), "called 2 times"),
+        (lambda m, x: m.bn(x), "returned"),
+        (lambda m, x: m.act(m.bn(x).flatten(1)), "no module of an activation"),
+        (lambda m, x: m.act(m.bn(x)) if x.sum() > -1e9 else x, "decides by the values"),
+        (_shared, "used in other places"),
+    ],
+)
+def test_what_cannot_be_fused_is_left_with_the_reason(
+    run: Callable[[Any, Tensor], Tensor], reason: str
+) -> None:
+    model, x = trained(Calls(run)), images()
+    expected = copy.deepcopy(model)(x)
+    report = fuse(model, x)
+    assert not report.fused
+    assert reason in report.left["bn"]
+    assert reason in report.to_text()
+    assert torch.equal(model(x), expected)
+
+
+def test_torchs_own_layers_are_left() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
+    assert "not a batch norm of normkit" in fuse(model, images()).left["0"]
+
+
+def test_hooks_keep_what_they_see() -> None:
+    model = nn.Sequential(BatchNorm2d(4), nn.ReLU())
+    model[0].register_forward_hook(lambda module, args, y: None)
+    assert "hook" in fuse(model, images()).left["0"]
+
+
+def test_a_model_that_gives_other_outputs_is_put_back() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    model = nn.Sequential(BatchNorm2d(4), nn.ReLU(), Noisy())
+    with pytest.raises(ArgumentError, match="changed the outputs"):
+        fuse(model, images())
+    assert model[0].activation == "none"
+    assert type(model[1]) is nn.ReLU
+
+
+def test_fused_chains_keep_one_activation_per_layer() -> None:
+    layers = [
+        m
+        for _ in range(4)
+        for m in (nn.Conv2d(4, 4, 3, padding=1), BatchNorm2d(4), nn.ReLU())
+    ]
+    model, x = nn.Sequential(*layers), torch.randn(4, 4, 16, 16)
+    with normkit.saved_memory() as plain:
+        model(x)
+    fuse(model, x)
+    with normkit.less_memory(), normkit.saved_memory() as less:
+        model(x)
+    # The input; then per layer the convolution's output and relu's, or the former.
+    one = x.numel() * 4
+    assert plain.bytes / one == pytest.approx(1 + 2 * 4, abs=0.12)
+    assert less.bytes / one == pytest.approx(1 + 4, abs=0.12)
