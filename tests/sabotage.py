@@ -595,7 +595,7 @@ def a_state_takes_in_any_batch(patch: pytest.MonkeyPatch) -> None:
 
 @fault(
     caught_by="tests/functional/test_deterministic.py"
-    "::test_a_sample_does_not_depend_on_its_batch_or_the_threads[layer, large-torch.float32-contiguous]"
+    "::test_a_sample_does_not_depend_on_its_batch_or_the_threads[layer-large-torch.float32-contiguous]"
 )
 def sums_take_the_order_that_torch_finds_best(patch: pytest.MonkeyPatch) -> None:
     from normkit.kernels import reference
