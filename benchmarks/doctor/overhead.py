@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from normkit.doctor import watch
 
-EVERY, BLOCKS, WARM_UP = 50, 8, 5
+EVERY, STEPS, BLOCKS = 50, 200, 5
 
 
 def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
@@ -52,7 +52,7 @@ def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
 
 
 def seconds(model: nn.Module, x: torch.Tensor, *, is_watched: bool) -> float:
-    """Processor time of `EVERY` training steps."""
+    """Processor time of `STEPS` training steps, and of a watch around them."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
     y = torch.arange(len(x)) % 10
     seen: Any = contextlib.nullcontext()
@@ -60,7 +60,7 @@ def seconds(model: nn.Module, x: torch.Tensor, *, is_watched: bool) -> float:
         seen = watch(model, optimizer, every=EVERY)
     began = time.process_time()
     with seen:
-        for _ in range(EVERY):
+        for _ in range(STEPS):
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
             optimizer.step()
