@@ -1023,6 +1023,10 @@ def demo_command_that_always_succeeds(patch: pytest.MonkeyPatch) -> None:
     caught_by="tests/cli/test_target.py::test_a_checkpoint_that_runs_code_is_refused"
 )
 def checkpoint_whose_code_is_run(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    import torch
+
     load = torch.load
     trusting = {"weights_only": False}
     patch.setattr(torch, "load", lambda path, **how: load(path, **{**how, **trusting}))
