@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,14 @@ from normkit.fold.rewrite import NormModule, Replace, SetParameter, norm_modules
 from normkit.fold.solve import Solution
 from normkit.fold.telling import entry_of
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
 __all__ = ["fold"]
 
 
 def fold(
-    model: nn.Module, example_inputs: Any, *, inplace: bool = False
+    model: nn.Module | ExportedProgram, example_inputs: Any, *, inplace: bool = False
 ) -> tuple[nn.Module, FoldLedger]:
     """Remove each batch norm of `model` that can go, exactly, and say why others stay.
 
@@ -48,7 +51,8 @@ def fold(
     activation), and a bias is created where there was none.
 
     Args:
-        model: A module in eval mode. Any that runs: it is read by running it.
+        model: A module in eval mode. Any that runs: it is read by running it. An
+            exported program is folded as the module it stands for.
         example_inputs: What to call it with: a tuple of positional arguments, a dict
             of named ones, or anything else as the single argument. The shapes do
             not limit the folded model; the control flow they lead through does.
@@ -81,6 +85,11 @@ def fold(
         >>> [(entry.name, entry.how) for entry in ledger.folded]
         [('1', "into '0' before it")]
     """
+    if type(model).__name__ == "ExportedProgram":
+        # Imported here: torch.export takes long to load, and few need it.
+        from normkit.fold.exported import as_module
+
+        model = as_module(cast("ExportedProgram", model))
     if not isinstance(model, nn.Module):
         raise FoldError(
             f"fold needs a torch.nn.Module, got {type(model).__name__}; "
