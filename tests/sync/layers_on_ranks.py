@@ -180,3 +180,37 @@ def sharded(rank: int) -> Any:
     y = model(torch.randn(16, 4))
     y.float().square().sum().backward()
     return y.dtype, model[1].running_mean, model[1].running_var.dtype
+
+
+def accumulated(
+    rank: int, state: dict[str, Tensor], parts: list[Tensor], masks: list[Tensor]
+) -> Any:
+    """Ghosts of masked values, in two parts a rank, over two ranks, in one update."""
+    group = first(2)
+    if rank >= 2:
+        return None
+    layer = built(state, group, ghost_size=2)
+    with normkit.nn.accumulate(layer):
+        for x, mask in zip(parts[rank].split(4), masks[rank].split(4), strict=True):
+            layer(x, mask=mask)
+    return layer.running_mean, layer.running_var, layer.num_batches_tracked
+
+
+def as_whole(
+    rank: int, state: dict[str, Tensor], parts: list[Tensor], dy: list[Tensor]
+) -> Any:
+    """The gradients of two ranks' parts, as of one batch in one process."""
+    group = first(2)
+    if rank >= 2:
+        return None
+    model = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Tanh())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    model.append(built(state, group))
+    normkit.nn.backward_as_whole(
+        model,
+        list(zip(parts[rank].split(3), dy[rank].split(3), strict=True)),
+        lambda part: (model(part[0]) * part[1]).sum(),
+    )
+    return [p.grad for p in model.parameters()], model[2].running_var

@@ -257,3 +257,45 @@ def test_plain_layers_synchronize_when_given_a_group() -> None:
     assert not BatchNorm2d(3).is_synchronized
     assert BatchNorm2d(3, process_group="0").is_synchronized
     assert isinstance(normkit.nn.SyncBatchNorm(3), nn.modules.batchnorm._BatchNorm)
+
+
+def test_mask_ghosts_ranks_and_accumulation_compose(four_ranks: Ranks) -> None:
+    parts = parts_of((8, 5), (4, 3), torch.float64)
+    masks = [torch.rand(p.shape) < 0.8 for p in parts]
+    state = state_of(4, torch.float64)
+    found = four_ranks.run(layers_on_ranks.accumulated, state, parts, masks)
+    count, mean, m2 = (
+        s.flatten()
+        for s in oracles.statistics(torch.cat(parts), (0, 2), torch.cat(masks))
+    )
+    for running_mean, running_var, batches in found[:2]:
+        wanted = 0.9 * state["running_mean"] + 0.1 * mean
+        assert_close(running_mean, wanted, 1e-12)
+        spread = 0.9 * state["running_var"] + 0.1 * m2 / (count - 1)
+        assert_close(running_var, spread, 1e-12)
+        assert int(batches) == 4
+
+
+def test_the_gradients_of_parts_on_ranks_are_those_of_the_whole(
+    four_ranks: Ranks,
+) -> None:
+    parts = parts_of((7, 4), (4,), torch.float64)
+    dy = [torch.randn_like(p) for p in parts]
+    state = state_of(4, torch.float64)
+    found = four_ranks.run(layers_on_ranks.as_whole, state, parts, dy)
+    linear = nn.Linear(4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    layer = BatchNorm1d(4, dtype=torch.float64)
+    layer.load_state_dict(state)
+    y = layer(linear(torch.cat(parts)).tanh())
+    (y * torch.cat(dy)).sum().backward()
+    truth = [p.grad for p in (*linear.parameters(), *layer.parameters())]
+    # The sum over ranks is what DDP, which averages, divides by their number.
+    for k, wanted in enumerate(truth):
+        assert wanted is not None
+        total = found[0][0][k] + found[1][0][k]
+        assert_close(total, wanted, 1e-10)
+    for _, running_var in found[:2]:
+        assert_close(running_var, layer.running_var, 1e-12)

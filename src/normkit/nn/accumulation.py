@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.errors import ArgumentError
+from normkit.functional import normalize
 from normkit.kernels.primitives import split, vector_dtype
 from normkit.moments import Moments, broadcast_mask, deviations, statistics_dtype
 from normkit.nn.batch_norm import BatchNormLayer, Observer
@@ -266,9 +267,10 @@ class _Whole:
                 "backward_as_whole met another layer than in the first part, "
                 f"{layer}; each part must run the same layers in the same order"
             )
-        if self.measuring == -1:
-            return None
         dims, weight, bias = layer._along(x)
+        if self.measuring == -1:
+            # Without other ranks: they may have another number of parts.
+            return normalize(x, dims, weight, bias, layer.eps, mask=mask)
         wide, compute = vector_dtype(x.device), statistics_dtype(x.dtype)
         if self.measuring == k:
             self._parts.append(deviations(x.detach(), dims, mask).to_moments(wide))
