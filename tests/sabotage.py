@@ -1025,8 +1025,6 @@ def demo_command_that_always_succeeds(patch: pytest.MonkeyPatch) -> None:
 def checkpoint_whose_code_is_run(patch: pytest.MonkeyPatch) -> None:
     import torch
 
-    import torch
-
     load = torch.load
     trusting = {"weights_only": False}
     patch.setattr(torch, "load", lambda path, **how: load(path, **{**how, **trusting}))
@@ -1039,19 +1037,6 @@ def doctor_command_that_always_passes(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor import Diagnosis
 
     patch.setattr(Diagnosis, "errors", property(lambda self: []))
-
-
-@fault(
-    caught_by="tests/doctor/test_compiled_and_parallel.py::"
-    "test_a_compiled_model_is_left_alone_and_not_judged[torch.compile-fresh]"
-)
-def watch_that_is_traced_into_a_compiled_model(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.probe import Hook
-
-    def call(self: Hook, *args: object, **kwargs: object) -> None:
-        self._call(*args, **kwargs)
-
-    patch.setattr(Hook, "__call__", call)
 
 
 # --- GPU kernels, in Triton's interpreter ------------------------------------------

@@ -381,3 +381,17 @@ def test_the_report_holds_untrusted_names_as_text(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "<img" not in page
     assert "&lt;img" in page
+
+
+def test_frozen_layers_are_not_said_to_stand_still() -> None:
+    """Found by a careful fine-tuning program among the bugs of real programs."""
+    model = build("mlp")
+    for parameter in model[:-1].parameters():
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.SGD(model[-1].parameters(), 0.05)
+    with watch(model, optimizer) as seen:
+        train(model, 8, optimizer=optimizer)
+    assert "D24" not in {f.id for f in seen.findings()}
+    layers = seen.history["layers"]
+    assert set(layers["0"]["update_ratio"]) == {None}
+    assert None not in list(layers.values())[-1]["update_ratio"]

@@ -375,8 +375,11 @@ class Watch:
     @torch.no_grad()
     def _before_update(self, *_: Any) -> None:
         if self._open_step is not None:
+            # A frozen weight stands still on purpose: it has no update to judge.
             self._old_weights = {
-                name: weight.detach().clone() for name, weight in self._weights.items()
+                name: weight.detach().clone()
+                for name, weight in self._weights.items()
+                if weight.requires_grad
             }
 
     @torch.no_grad()
