@@ -294,8 +294,9 @@ def test_the_gradients_of_parts_on_ranks_are_those_of_the_whole(
     truth = [p.grad for p in (*linear.parameters(), *layer.parameters())]
     # The sum over ranks is what DDP, which averages, divides by their number.
     for k, wanted in enumerate(truth):
-        assert wanted is not None
+        assert isinstance(wanted, Tensor)
         total = found[0][0][k] + found[1][0][k]
         assert_close(total, wanted, 1e-10)
+    assert layer.running_var is not None
     for _, running_var in found[:2]:
         assert_close(running_var, layer.running_var, 1e-12)
