@@ -49,9 +49,10 @@ def fold_onnx(
     Numerics:
         The algebra is in float64 and rounded once, to the type of each weight. The
         model is compared before and after in float64 on random inputs by onnx's
-        reference evaluator, value by value; what differs is undone. The result passes
-        `onnx.checker` with full checks, and loads and runs in onnxruntime, or it is
-        not handed out.
+        reference evaluator, value by value; what differs is undone. Convolution,
+        pooling and batch norm run there as torch and numpy operations in float64. The
+        result passes `onnx.checker` with full checks, and loads and runs in
+        onnxruntime, or it is not handed out.
     """
     try:
         from normkit.fold.onnx.folding import fold_model
