@@ -2,6 +2,10 @@
 
 import importlib.util
 
+# Before pytest imports a module by its path: it would then put the module `fold` where
+# the package has its function of that name.
+import normkit  # noqa: F401
+
 # Importing `interpreted` turns the whole process over to Triton's interpreter, and
 # `compiled` holds programs for a process without it: each is for a process of its own.
 collect_ignore_glob = ["tests/kernels/interpreted.py", "tests/kernels/compiled.py"]
