@@ -242,6 +242,7 @@ def the_momentum_is_swapped(patch: pytest.MonkeyPatch) -> None:
     from normkit.functional import running
 
     honest = running.ema_
+    patch.setattr(running, "_native", lambda: None)
     patch.setattr(
         running, "ema_", lambda old, new, rate, ok: honest(old, new, 1 - rate, ok)
     )
@@ -249,9 +250,28 @@ def the_momentum_is_swapped(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by=BATCH_NORM + "test_running_statistics_follow_the_moving_average")
 def the_running_variance_is_the_population_one(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import running
     from normkit.moments import Moments
 
+    patch.setattr(running, "_native", lambda: None)
     patch.setattr(Moments, "unbiased_var", Moments.var)
+
+
+@fault(caught_by=BATCH_NORM + "test_running_statistics_follow_the_moving_average")
+def the_fused_move_takes_the_share_of_the_old(patch: pytest.MonkeyPatch) -> None:
+    """In the C++ call where there is a library, and in its stand-in elsewhere."""
+    from normkit.functional import running
+    from normkit.kernels.cpu import CpuBackend
+
+    honest, honest_ema = CpuBackend.move_running, running.ema_
+
+    def swapped(self: Any, mean: Any, var: Any, moments: Any, rate: Any, **rest: Any):
+        return honest(self, mean, var, moments, rate and 1 - rate, **rest)
+
+    patch.setattr(CpuBackend, "move_running", swapped)
+    patch.setattr(
+        running, "ema_", lambda old, new, rate, ok: honest_ema(old, new, 1 - rate, ok)
+    )
 
 
 @fault(caught_by=BATCH_NORM + "test_running_statistics_follow_the_moving_average")

@@ -49,7 +49,8 @@ def test_the_database_knows_every_layer() -> None:
     named = {info.module_cls.__name__ for info in INFOS}
     eager = {name for name in normkit.nn.__all__ if not name.startswith("Lazy")}
     torch_has = {name for name in eager if hasattr(nn, name)}
-    assert named == torch_has
+    # torch's database has no SyncBatchNorm: it runs on several ranks (tests/sync).
+    assert named == torch_has - {"SyncBatchNorm"}
 
 
 def ours(info: ModuleInfo) -> type[nn.Module]:

@@ -39,7 +39,8 @@ def test_replicas_train_as_separate_modules(activation, norm, place) -> None:
     nets = made(Recipe(WIDTHS, activation, norm, place), paired=False)
     rates = torch.tensor([0.05, 0.2, 0.1])
     modules = [nets.module(k) for k in range(3)]
-    for x, y in batches(12):
+    # Few: at a rate of 0.2 a difference of rounding grows twentyfold in three steps.
+    for x, y in batches(5):
         nets.step(x, y, rates)
         for k, module in enumerate(modules):
             loss = F.cross_entropy(module(x), y)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import normkit
 from normkit.functional import batch, normalize
 from normkit.studies import find, replicas
 from normkit.studies.study import Trial
@@ -85,7 +86,8 @@ def test_definitions_are_told_from_their_neighbours(monkeypatch, fault) -> None:
     from normkit.moments import Moments
 
     settings = {"steps": 2, "width": 4}
-    assert verdicts("S12", **settings)["C13"].word == "supported"
+    with normkit.backend("reference"):
+        assert verdicts("S12", **settings)["C13"].word == "supported"
     if fault == "unbiased":
         wrong = property(lambda self: self.m2 / (self.count.to(self.m2.dtype) - 1))
     else:
@@ -93,4 +95,6 @@ def test_definitions_are_told_from_their_neighbours(monkeypatch, fault) -> None:
             lambda self: (self.m2 / self.count.to(self.m2.dtype)).mean() + 0 * self.m2
         )
     monkeypatch.setattr(Moments, "var", wrong)
-    assert verdicts("S12", **settings)["C13"].word == "refuted"
+    # The fault is in the reference's arithmetic; the C++ kernels have their own.
+    with normkit.backend("reference"):
+        assert verdicts("S12", **settings)["C13"].word == "refuted"
