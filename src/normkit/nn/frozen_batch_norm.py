@@ -56,8 +56,9 @@ class FrozenBatchNorm(BatchNormLayer):
             ArgumentError: Always.
         """
         raise ArgumentError(
-            "FrozenBatchNorm stays frozen; normkit.convert(model, to='normkit') makes "
-            "it a layer that trains"
+            "FrozenBatchNorm stays frozen; a layer that trains is BatchNorm1d, 2d or "
+            "3d with its state: BatchNorm2d(n).load_state_dict(frozen.state_dict()). "
+            "normkit.convert(model, to='normkit') takes back what it froze itself"
         )
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
