@@ -20,8 +20,11 @@ _is_fixed: ContextVar[bool] = ContextVar("normkit_fixed_order", default=False)
 
 
 def is_order_fixed() -> bool:
-    """Whether the enclosing block asks for sums in a fixed order."""
-    return _is_fixed.get()
+    """Whether the enclosing block asks for sums in a fixed order.
+
+    Never while torch.compile traces: its kernels choose an order of their own.
+    """
+    return not torch.compiler.is_compiling() and _is_fixed.get()
 
 
 @contextmanager
