@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import normkit
 from normkit.errors import ArgumentError
 from normkit.nn import (
     BatchNorm1d,
@@ -179,3 +180,38 @@ def test_torch_96136_a_checkpoint_moves_the_statistics_once(reentrant: bool) -> 
             layer = BatchNorm2d(2, **extras)
             checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
             assert int(layer.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        normkit.nn.BatchRenorm1d(3),
+        normkit.nn.WhiteningBatchNorm(3),
+        normkit.nn.PerActivationBatchNorm(3),
+        normkit.nn.RecurrentBatchNorm(3, max_steps=2),
+        normkit.nn.InstanceNorm1d(3, track_running_stats=True),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_whose_statistics_cannot_be_collected_is_refused(layer) -> None:
+    model = nn.Sequential(BatchNorm1d(3), layer)
+    refused = pytest.raises(ArgumentError, match=r"'1' is .* cannot be collected")
+    with refused, accumulate(model):
+        pass
+    with refused:
+        backward_as_whole(model, [torch.ones(2, 3)], lambda x: model(x).sum())
+    assert model[0]._observer is None
+
+
+def test_a_domain_moves_once_and_the_others_not_at_all() -> None:
+    x = torch.randn(12, 3)
+    whole = BatchNorm1d(3)
+    layer = normkit.nn.DomainBatchNorm(BatchNorm1d(3), ("day", "night"))
+    with accumulate(layer):
+        for part in x.split(5):
+            layer(part, domain="night")
+    whole(x)
+    night, day = layer.norms["night"], layer.norms["day"]
+    torch.testing.assert_close(night.running_var, whole.running_var)
+    assert int(night.num_batches_tracked) == 1
+    assert int(day.num_batches_tracked) == 0

@@ -38,7 +38,8 @@ def accumulate(model: nn.Module) -> Generator[None]:
         model: Its batch norm layers are normkit's; those of torch are refused.
 
     Raises:
-        ArgumentError: A layer of torch.nn that keeps running statistics.
+        ArgumentError: A layer of torch.nn that keeps running statistics, or one of
+            another kind whose running statistics cannot be collected.
 
     Numerics:
         The merge of the small batches' Moments is that of the large batch. A batch
@@ -85,8 +86,8 @@ def backward_as_whole(
         have moved once.
 
     Raises:
-        ArgumentError: No batches, a layer of torch.nn or one with ghosts, or forwards
-            that call their layers in another order from part to part.
+        ArgumentError: No batches, a layer that `accumulate` refuses or one with ghosts,
+            or forwards that call their layers in another order from part to part.
 
     Example:
         >>> from normkit.nn import BatchNorm1d
@@ -304,12 +305,20 @@ class _Whole:
 def _layers(model: nn.Module) -> dict[str, BatchNormLayer]:
     layers: dict[str, BatchNormLayer] = {}
     for name, module in model.named_modules():
-        if isinstance(module, BatchNormLayer):
+        if isinstance(module, BatchNormLayer) and module.is_observable:
             layers[name] = module
-        elif isinstance(module, _BatchNorm) and module.track_running_stats:
+        elif isinstance(module, _BatchNorm) and not isinstance(module, BatchNormLayer):
+            if module.track_running_stats:
+                raise ArgumentError(
+                    f"{name!r} is {type(module).__name__} of torch.nn, whose running "
+                    "statistics move at every forward; "
+                    "normkit.convert(model, to='normkit')"
+                )
+        elif module._buffers.get("running_mean") is not None:
             raise ArgumentError(
-                f"{name!r} is {type(module).__name__} of torch.nn, whose running "
-                "statistics move at every forward; normkit.convert(model, to='normkit')"
+                f"{name!r} is {type(module).__name__}, whose running statistics move "
+                "at every forward and cannot be collected; use a batch norm, or "
+                "accumulate without this block"
             )
     return layers
 

@@ -69,6 +69,8 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
     on_small_batch: str = "raise"
     activation: str = "none"
     negative_slope: float = 0.01
+    # Whether `accumulate` can stand between the layer and its statistics.
+    is_observable: ClassVar[bool] = True
     _observer: Observer | None = None
 
     def __init__(

@@ -34,6 +34,8 @@ class BatchRenormLayer(BatchNormLayer):
         4: "BatchRenorm2d",
         5: "BatchRenorm3d",
     }
+    # The correction of one part needs what the parts before it moved.
+    is_observable = False
 
     def __init__(
         self,
