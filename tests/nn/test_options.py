@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import oracles
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.ghosts import ghost_sizes
 from normkit.nn import BatchNorm1d, BatchNorm2d
 
@@ -149,6 +149,18 @@ def test_unknown_options_are_named() -> None:
         BatchNorm1d(3, on_small_batch="drop")
     with pytest.raises(ArgumentError, match="at least 1 sample, got 0"):
         BatchNorm1d(3, ghost_size=0)
+    with pytest.raises(ArgumentError, match="finite negative_slope, got nan"):
+        BatchNorm1d(3, activation="leaky_relu", negative_slope=float("nan"))
+
+
+@pytest.mark.parametrize("options", [{}, {"ghost_size": 2}, {"debias": True}])
+def test_shapes_are_refused_alike_with_and_without_options(options) -> None:
+    x = torch.randn(4, 3)
+    layer = BatchNorm1d(3, **options)
+    with pytest.raises(ShapeError, match=r"residual of shape \(1, 3\)"):
+        layer(x, residual=x[:1])
+    with pytest.raises(ShapeError, match="no dimension 7"):
+        BatchNorm1d(3, channel_dim=7, **options)(x)
 
 
 def test_options_are_shown_and_survive_a_copy() -> None:

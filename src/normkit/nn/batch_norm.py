@@ -7,12 +7,13 @@ with the batch's mean and population variance in training and the running ones i
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import batch_norm, normalize, standardize, update_running
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghosts import normalize_ghosts
@@ -197,7 +198,13 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
         """What comes after, where no kernel has done it in the same pass."""
         if residual is None and self.activation == "none":
             return y
-        y = y if residual is None else y + residual
+        if residual is not None:
+            if residual.shape != y.shape:
+                raise ShapeError(
+                    f"residual of shape {tuple(residual.shape)} must have the shape of "
+                    f"x, {tuple(y.shape)}; use expand()"
+                )
+            y = y + residual
         y = activate(self.activation, y, self.negative_slope)
         if mask is None:
             return y
@@ -235,6 +242,11 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
                 f"{name} needs ghost_size of at least 1 sample, got {ghost!r}; "
                 "None normalizes the batch as a whole"
             )
+        if not math.isfinite(self.negative_slope):
+            raise ArgumentError(
+                f"{name} needs a finite negative_slope, got {self.negative_slope}; "
+                "0.01 is usual"
+            )
         for key, value, known in (
             ("estimator", self.estimator, ("unbiased", "biased")),
             ("on_small_batch", self.on_small_batch, SMALL_BATCH_POLICIES),
@@ -261,6 +273,11 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
     ) -> Tensor:
         check_floating(x, "batch_norm")
         check_eps(self.eps, "batch_norm", "positive")
+        if not -x.dim() <= self.channel_dim < x.dim():
+            raise ShapeError(
+                f"{type(self).__name__} got an input of shape {tuple(x.shape)}, which "
+                f"has no dimension {self.channel_dim} for channels to lie along"
+            )
         channels = x.shape[self.channel_dim]
         check_length("weight", self.weight, channels)
         check_length("running_mean", self.running_mean, channels)
