@@ -3,9 +3,14 @@
     ranks = Ranks(3)
     results = ranks.run(function, argument, …)     # function(rank, argument, …)
 
+Every test that needs a process group uses it, even of one rank: with torch 2.13 a gloo
+group destroyed in the process of the tests can wait for ever, holding the interpreter's
+lock, for a thread of its own that wants the lock to free its last operation (1 in 4,000
+times, measured). These workers are ended, and never destroy their group.
+
 The function is found again in each worker by its file and name, so it must stand at
-the top of a module that imports without pytest. Workers are forked from a server that
-has torch loaded already: the pool starts in about 2 s and a call takes milliseconds.
+the top of a module. Workers are forked from a server that has torch loaded already: the
+pool starts in about 2 s and a call takes milliseconds.
 An exception in any rank is raised here, with its traceback.
 """
 

@@ -1,8 +1,6 @@
 """Watching takes no part where a compiler or other ranks do."""
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from doctor.patients import batches, build
 from normkit.doctor import watch
+from ranks import Ranks
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -92,19 +91,8 @@ def test_a_compiled_model_is_left_alone_and_not_judged(
     assert "compiled" in reading.evidence
 
 
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    distributed = torch.distributed
-    if not distributed.is_available() or distributed.is_initialized():
-        pytest.skip("needs a process group of its own")
-    store = distributed.FileStore(str(tmp_path / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("net", ["mlp", "residual"])
-def test_a_parallel_model_trains_bitwise_the_same(one_rank: None, net: str) -> None:
+def parallel(rank: int, net: str) -> dict[str, Any]:
+    """On every rank: watched and not, it trains bitwise the same."""
     start = build(net, dropout=0.0)
     found = []
     for every in (None, 2):
@@ -112,8 +100,13 @@ def test_a_parallel_model_trains_bitwise_the_same(one_rank: None, net: str) -> N
         made, seen = steps(model, DistributedDataParallel(model), every=every)
         found.append(made)
     assert_same(*found)
-    history = seen.history
-    assert history["steps"] == [0, 2, 4]
-    assert all(name.startswith("module.") for name in history["layers"])
-    first = next(iter(history["layers"].values()))
-    assert None not in first["gradient_norm"]
+    return seen.history
+
+
+@pytest.mark.parametrize("net", ["mlp", "residual"])
+def test_a_parallel_model_trains_bitwise_the_same(three_ranks: Ranks, net: str) -> None:
+    for history in three_ranks.run(parallel, net):
+        assert history["steps"] == [0, 2, 4]
+        assert all(name.startswith("module.") for name in history["layers"])
+        first = next(iter(history["layers"].values()))
+        assert None not in first["gradient_norm"]

@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import normkit.nn
+from ranks import Ranks
 
 BUILDS = {
     "BatchNorm1d": ((3,), (4, 3, 7)),
@@ -208,19 +208,21 @@ def test_torch_converts_it_to_a_synchronized_layer() -> None:
     assert model[0].running_mean is layer.running_mean
 
 
-def test_it_trains_under_distributed_data_parallel_with_two_forwards() -> None:
+def two_forwards(rank: int) -> tuple[bool, int]:
+    model = nn.Sequential(nn.Linear(4, 3), normkit.nn.BatchNorm1d(3))
+    parallel = nn.parallel.DistributedDataParallel(model)
+    a, b = torch.randn(2, 8, 4)
+    loss = (parallel(a) * torch.randn(8, 3)).sum() + parallel(b).square().sum()
+    loss.backward()
+    grads = [p.grad for p in model.parameters()]
+    return all(g.isfinite().all() for g in grads), int(model[1].num_batches_tracked)
+
+
+def test_it_trains_under_distributed_data_parallel_with_two_forwards(
+    three_ranks: Ranks,
+) -> None:
     """torch#175024: buffers are broadcast in place between the two forwards."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = nn.Sequential(nn.Linear(4, 3), normkit.nn.BatchNorm1d(3))
-        parallel = nn.parallel.DistributedDataParallel(model)
-        a, b = torch.randn(2, 8, 4)
-        loss = (parallel(a) * torch.randn(8, 3)).sum() + parallel(b).square().sum()
-        loss.backward()
-        assert model[0].weight.grad.isfinite().all()
-        assert int(model[1].num_batches_tracked) == 2
-    finally:
-        dist.destroy_process_group()
+    assert three_ranks.run(two_forwards) == [(True, 2)] * 3
 
 
 def test_the_transformer_layer_of_torch_runs_with_it() -> None:
