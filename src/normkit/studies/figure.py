@@ -5,7 +5,7 @@ matplotlib is loaded when a figure is drawn, not before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "band", "bars", "color", "save"]
+__all__ = ["COLORS", "band", "bars", "bars_by_group", "color", "save"]
 
 # Okabe & Ito: eight colours that colour-blind readers tell apart.
 COLORS = (
@@ -158,8 +158,48 @@ def bars(
     """
     for i, row in enumerate(rows):
         shade = color(i if indices is None else indices[i])
-        axes.bar(i, float(np.median(row)), color=shade, alpha=0.75, width=0.7)
-        spread = np.linspace(-0.15, 0.15, len(row)) if len(row) > 1 else [0.0]
-        axes.plot(i + np.asarray(spread), row, ".", color="black", ms=3)
+        _bar(axes, i, row, shade, 0.7)
     axes.set_xticks(range(len(names)), names)
     axes.grid(visible=False, axis="x")
+
+
+def bars_by_group(
+    axes: Axes,
+    groups: Sequence[str],
+    arms: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    indices: Sequence[int] | None = None,
+) -> None:
+    """The bars of several arms side by side in each group; the arms in the legend.
+
+    Args:
+        axes: Where to draw.
+        groups: Names below the groups.
+        arms: For each arm and group, one value per seed.
+        indices: Which colours; by default one after the other.
+    """
+    width = 0.8 / len(arms)
+    for i, (name, rows) in enumerate(arms.items()):
+        shade = color(i if indices is None else indices[i])
+        for group, row in enumerate(rows):
+            left = group - 0.4 + (i + 0.5) * width
+            label = name if group == 0 else ""
+            _bar(axes, left, row, shade, 0.9 * width, label)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.grid(visible=False, axis="x")
+
+
+def _bar(
+    axes: Axes,
+    x: float,
+    row: Sequence[float],
+    shade: str,
+    width: float,
+    label: str = "",
+) -> None:
+    """The median as a bar, the seeds as dots on it."""
+    median = float(np.median(row))
+    axes.bar(x, median, color=shade, alpha=0.75, width=width, label=label)
+    reach = 0.21 * width
+    spread = np.linspace(-reach, reach, len(row)) if len(row) > 1 else [0.0]
+    axes.plot(x + np.asarray(spread), row, ".", color="black", ms=3)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.calibrate import calibrate
 from normkit.errors import NormkitError
-from normkit.nn import BatchNorm2d, GroupNorm
+from normkit.nn import BatchNorm2d, BatchRenorm2d, GroupNorm
 from normkit.studies.data import Images
-from normkit.studies.figure import band, bars
+from normkit.studies.figure import band, bars_by_group
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
 from normkit.studies.verdict import (
@@ -32,8 +34,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _group(channels: int) -> nn.Module:
-    return GroupNorm(min(8, channels // 2), channels)
+_ARMS = ("batch norm", "batch renorm", "group norm")
+
+
+def _norm(arm: str, steps: int, epochs: int) -> Callable[[int], nn.Module]:
+    """Makes the layer of an arm for a training of so many steps and epochs.
+
+    Batch renorm is plain batch norm for a quarter of the steps and fully itself from
+    the half on. Its average spans an epoch, so that it has seen every class, where
+    that is 10 to 100 batches.
+    """
+    if arm == "batch norm":
+        return BatchNorm2d
+    if arm == "group norm":
+        return lambda channels: GroupNorm(min(8, channels // 2), channels)
+    return functools.partial(
+        BatchRenorm2d,
+        momentum=min(0.1, max(0.01, epochs / steps)),
+        renorm_from=steps // 4,
+        d_max_at=steps // 2,
+        r_max_at=steps // 2,
+    )
 
 
 def measure(
@@ -48,11 +69,12 @@ def measure(
     """Batch size, order of the data, ghost batches, and the noise they make."""
     images = trial.images("digits").standardized()
     table: dict[str, dict[str, float]] = {}
-    for arm, norm in (("batch norm", BatchNorm2d), ("group norm", _group)):
+    for arm in _ARMS:
         table[arm] = {}
         for size in sizes:
             steps = epochs * len(images.y_train) // size
             batches = images.batches(size, steps, trial.generator(1))
+            norm = _norm(arm, steps, epochs)
             model = _fit(trial, images, batches, norm, width, 0.05 * (size / 32) ** 0.5)
             table[arm][str(size)] = 100 * accuracy(model, images.x_test, images.y_test)
     return {
@@ -100,7 +122,8 @@ def _orders(
             rows.append(epoch[: count // size * size].view(-1, size))
         batches = torch.cat(rows)
         found[order] = {}
-        for arm, norm in (("batch norm", BatchNorm2d), ("group norm", _group)):
+        for arm in _ARMS:
+            norm = _norm(arm, len(batches), epochs)
             model = _fit(trial, images, batches, norm, width, 0.05)
             found[order][arm] = 100 * accuracy(model, images.x_test, images.y_test)
             if arm == "batch norm":
@@ -234,13 +257,10 @@ def judge(results: list[Result]) -> list[Verdict]:
             for r in results
         ]
 
-    def slope(x: list[float], y: list[float]) -> float:
-        a, b = torch.tensor(x).log(), torch.tensor(y).log()
-        return (
-            ((a - a.mean()) * (b - b.mean())).sum() / (a - a.mean()).square().sum()
-        ).item()
-
-    slopes = [slope(r["noise"]["sizes"], r["noise"]["spread"]) for r in results]
+    slopes = [
+        np.polyfit(np.log(r["noise"]["sizes"]), np.log(r["noise"]["spread"]), 1)[0]
+        for r in results
+    ]
     cosines = [r["direction"]["cosine"] for r in results]
     speed = [
         r["direction"]["samples_per_second"][-1]
@@ -299,6 +319,7 @@ def judge(results: list[Result]) -> list[Verdict]:
                 "sorted, batch norm with exact statistics, %",
                 order("sorted", "batch norm, exact statistics"),
             ),
+            reported("sorted, batch renorm, %", order("sorted", "batch renorm")),
             reported("sorted, group norm, %", order("sorted", "group norm")),
         ),
         verdict(
@@ -330,6 +351,10 @@ def judge(results: list[Result]) -> list[Verdict]:
                 5,
                 none=0,
             ),
+            reported(
+                f"accuracy at batch {small}, batch renorm − batch norm, points",
+                minus(cell("batch renorm", small), cell("batch norm", small)),
+            ),
             note="Maps larger than 1 × 1 give one image several values per channel: it "
             "trains, badly.",
         ),
@@ -340,7 +365,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     """Accuracy over batch size, order of the data, and the noise of the statistics."""
     axes = figure.subplots(1, 3, width_ratios=(1, 1.3, 0.9))
     sizes = results[0]["sizes"]
-    for i, arm in enumerate(("batch norm", "group norm")):
+    for i, arm in enumerate(_ARMS):
         rows = [[r["table"][arm][str(s)] for s in sizes] for r in results]
         band(axes[0], sizes, rows, label=arm, index=i)
     axes[0].set(
@@ -348,14 +373,18 @@ def draw(figure: Figure, results: list[Result]) -> None:
     )
     axes[0].set_xticks(sizes, [str(s) for s in sizes])
     axes[0].minorticks_off()
-    axes[0].legend()
+    axes[0].legend(loc="lower right")
     orders = ("shuffled", "buffer of 200", "sorted")
-    arms = ("batch norm", "batch norm, exact statistics", "group norm")
-    cells = [(o, a) for o in orders for a in arms]
-    rows = [[r["orders"][o][a] for r in results] for o, a in cells]
-    names = [o.replace(" of ", "\n") if a == arms[1] else "" for o, a in cells]
-    bars(axes[1], names, rows, indices=(0, 2, 1) * 3)
-    axes[1].set_title("By order (green: exact statistics)")
+    exact = "batch norm, exact statistics"
+    rows = {
+        arm: [[r["orders"][o][arm] for r in results] for o in orders]
+        for arm in (_ARMS[0], exact, *_ARMS[1:])
+    }
+    names = ["shuffled", "buffer\nof 200", "sorted"]
+    bars_by_group(axes[1], names, rows, indices=(0, 5, 1, 2))
+    axes[1].set(title="Test accuracy by order", ylim=(0, 160))
+    axes[1].set_yticks(range(0, 101, 20))
+    axes[1].legend(ncols=2, loc="upper center", columnspacing=1, handlelength=1)
     noise = results[0]["noise"]["sizes"]
     spread = [r["noise"]["spread"] for r in results]
     band(axes[2], noise, spread, index=0)
@@ -371,11 +400,11 @@ STUDY = Study(
     id="S11",
     title="batches",
     question="How do size and order of the batches act through batch norm?",
-    prediction="Small or sorted batches ruin batch norm and not group norm; the noise "
+    prediction="Small or sorted batches ruin batch norm and not group norm; batch "
+    "renorm, added later with a prediction of its own, lies between them. The noise "
     "falls with the root of the batch and regularizes.",
     arms=(
-        "batch norm",
-        "group norm",
+        *_ARMS,
         "ghost batches",
         "shuffled, buffered and sorted data",
     ),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normkit.nn import BatchNorm1d, LayerNorm
+from normkit.nn import LayerNorm, RecurrentBatchNorm
 from normkit.studies.data import Images
 from normkit.studies.figure import band, bars
 from normkit.studies.study import Result, Scale, Study, Trial
@@ -30,6 +30,8 @@ _ARMS = {
 }
 _RATES = (0.05, 0.2)
 _SHORTEST = 3
+# Small, so that tanh keeps its slope through time (Cooijmans et al.).
+_FIRST_WEIGHT = 0.3
 
 
 class _Cell(nn.Module):
@@ -49,12 +51,13 @@ class _Cell(nn.Module):
         self.keep = nn.Linear(size, size, bias=False)
         self.answer = nn.Linear(size, classes)
         nn.init.orthogonal_(self.keep.weight)
-        copies = steps if per_step else 1
-        made = {"batch": BatchNorm1d, "layer": LayerNorm}.get(norm)
-        self.norms = nn.ModuleList([made(size) for _ in range(copies)] if made else [])
-        for layer in self.norms:
-            # Small, so that tanh keeps its slope through time (Cooijmans et al.).
-            nn.init.constant_(layer.weight, 0.3)  # type: ignore[arg-type]
+        # Steps beyond the last share its statistics: of one step, all do.
+        self.batch_norm = RecurrentBatchNorm(
+            size, steps if per_step else 1, first_weight=_FIRST_WEIGHT
+        )
+        self.layer_norm = LayerNorm(size)
+        nn.init.constant_(self.layer_norm.weight, _FIRST_WEIGHT)
+        self.norm = norm
 
     def forward(self, x: Tensor, lengths: Tensor, *, masked: bool) -> Tensor:
         h = x.new_zeros(len(x), self.keep.in_features)
@@ -62,13 +65,10 @@ class _Cell(nn.Module):
         for t in range(int(lengths.max())):
             going = (lengths > t)[:, None]
             z = self.read(x[:, t]) + self.keep(h)
-            if len(self.norms):
-                norm = self.norms[min(t, len(self.norms) - 1)]
-                # A step that one sequence alone reaches has no spread to divide by.
-                if masked and (not self.training or going.sum() > 1):
-                    z = norm(z, mask=going)
-                else:
-                    z = norm(z)
+            if self.norm == "batch":
+                z = self.batch_norm(z, t, mask=going if masked else None)
+            elif self.norm == "layer":
+                z = self.layer_norm(z)
             h = torch.tanh(z)
             last = torch.where(going, h, last)
         return self.answer(last)

@@ -22,21 +22,13 @@ _RATES = (1e-3, 3e-3)
 _NORMS = ("layer norm", "batch norm", "none")
 
 
-class _OverTokens(nn.Module):
-    """Batch norm of `(batch, token, feature)` over batch and tokens."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.norm = BatchNorm1d(size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.flatten(0, 1)).view_as(x)
-
-
 def _norm(kind: str, size: int) -> nn.Module:
+    """A norm of `(batch, token, feature)`; batch norm is over batch and tokens."""
     if kind == "none":
         return nn.Identity()
-    return LayerNorm(size) if kind == "layer norm" else _OverTokens(size)
+    if kind == "layer norm":
+        return LayerNorm(size)
+    return BatchNorm1d(size, channel_dim=-1)
 
 
 class _Block(nn.Module):

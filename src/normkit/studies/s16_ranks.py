@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,12 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from normkit.functional import batch_norm
-from normkit.moments import moments
+from normkit.nn import BatchNorm2d, SyncBatchNorm
 from normkit.studies.figure import bars
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
-from normkit.sync import merge_over
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +43,18 @@ def measure(trial: Trial, *, ranks: int, channels: int, side: int) -> Result:
 
 
 def _whole(x: Tensor, cotangent: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    y = batch_norm(x, None, None, weight, training=True)
-    dx, dw = torch.autograd.grad(y, (x, weight), cotangent)
+    return _through(BatchNorm2d(len(weight), bias=False), x, cotangent, weight)
+
+
+def _through(
+    layer: BatchNorm2d | SyncBatchNorm, x: Tensor, cotangent: Tensor, weight: Tensor
+) -> dict[str, Tensor]:
+    """What training sees of `layer` with this weight, forward and backward."""
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    dx, dw = torch.autograd.grad(y, (x, layer.weight), cotangent)
     return {"output": y.detach(), "input gradient": dx, "weight gradient": dw}
 
 
@@ -55,7 +63,7 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def _on_ranks(x: Tensor, cotangent: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """The same with one image per process, statistics merged by gloo."""
+    """The same with one image per process, which talk by gloo."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.save({"x": x, "cotangent": cotangent, "weight": weight}, folder / "in.pt")
@@ -70,33 +78,24 @@ def _on_ranks(x: Tensor, cotangent: Tensor, weight: Tensor) -> dict[str, Tensor]
             if worker.returncode:
                 raise RuntimeError(f"a process of S16 failed: {said.strip()[-400:]}")
         parts = [torch.load(folder / f"{rank}.pt") for rank in range(len(x))]
-    return {
-        "output": torch.cat([part["y"] for part in parts]),
-        "input gradient": torch.cat([part["dx"] for part in parts]),
-        # Each rank has the part of its own image; data-parallel training adds them.
-        "weight gradient": torch.stack([part["dw"] for part in parts]).sum(0),
-    }
+    joined = {n: torch.cat([p[n] for p in parts]) for n in ("output", "input gradient")}
+    # Each rank has the part of its own image; data-parallel training adds them.
+    summed = torch.stack([p["weight gradient"] for p in parts]).sum(0)
+    return {**joined, "weight gradient": summed}
 
 
 def _work(folder: Path, rank: int) -> None:
     """What one process does: its image, normalized by the statistics of all."""
     torch.set_num_threads(1)
     given = torch.load(folder / "in.pt")
-    ranks = len(given["x"])
     meeting = f"file://{folder / 'meeting'}"
+    ranks, weight = len(given["x"]), given["weight"]
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
-    try:
-        mine = given["x"][rank : rank + 1].clone().requires_grad_()
-        weight = given["weight"].requires_grad_()
-        shape = (1, -1, 1, 1)
-        everyone = merge_over(moments(mine, (0, 2, 3)))
-        scale = everyone.inv_std(1e-5) * weight
-        y = (mine - everyone.mean.view(shape)) * scale.view(shape)
-        cotangent = given["cotangent"][rank : rank + 1]
-        dx, dw = torch.autograd.grad(y, (mine, weight), cotangent)
-        torch.save({"y": y.detach(), "dx": dx, "dw": dw}, folder / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    mine, cotangent = (given[n][rank : rank + 1] for n in ("x", "cotangent"))
+    layer = SyncBatchNorm(len(weight), bias=False)
+    torch.save(_through(layer, mine, cotangent, weight), folder / f"{rank}.pt")
+    # To destroy a gloo group can wait for ever (torch 2.13): the process just ends.
+    os._exit(0)
 
 
 def judge(results: list[Result]) -> list[Verdict]:
