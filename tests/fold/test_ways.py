@@ -200,8 +200,27 @@ def test_a_residual_stream_is_rebased():
 def test_a_residual_stream_with_signs_that_differ_is_not():
     net = randomised(PreActivation(), signs=True)
     # The first takes the stream with its own signs, on which the others do not agree.
-    reason = "lets no negative scale through"
+    reason = "of its 4 scales are negative after the folds before it"
     check(net, normal(2, 3, 6, 6), left={"bn21": reason, "bn": reason})
+
+
+def test_a_stream_that_cannot_turn_its_signs_takes_the_shift_alone():
+    # As in MobileNetV4: what reads the stream bears no sign, and what reads the batch
+    # norm pads with zeros; the shift goes into the bias of the stream's last term.
+    def forward(net, x):
+        x = net.stem(x)
+        x = x + net.first(F.gelu(x))
+        return F.gelu(x + net.second(net.bn(x)))
+
+    net = Net(
+        forward,
+        stem=conv(),
+        first=conv(kernel=3, padding=1),
+        bn=nn.BatchNorm2d(4),
+        second=conv(kernel=3, padding=1, bias=False),
+    )
+    _, ledger = check(randomised(net), normal(*IMAGE))
+    assert hows(ledger)["bn"] == "into 'first' before it and into 'second' after it"
 
 
 class Attention(nn.Module):

@@ -140,8 +140,13 @@ def compact(values: Tensor) -> Tensor:
         tensor([[1.],
                 [2.]])
     """
+    has_free = bool(values.isnan().any())
     for dim in range(values.dim()):
         if values.shape[dim] <= 1:
+            continue
+        if not has_free:
+            first = values.narrow(dim, 0, 1)
+            values = first if torch.equal(values, first.expand_as(values)) else values
             continue
         free = values.isnan()
         low = values.masked_fill(free, torch.inf).amin(dim, keepdim=True)

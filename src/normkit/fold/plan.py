@@ -13,9 +13,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from normkit.fold.beside import solve_beside
 from normkit.fold.graph import Gauges, Graph, Refusal, Slot
 from normkit.fold.nodes import BatchNorm
-from normkit.fold.solve import PARTIAL_WAYS, WAYS, Solution, solve, solve_beside
+from normkit.fold.solve import PARTIAL_WAYS, WAYS, Solution, solve
 
 __all__ = ["Norm", "Plan", "Planner"]
 
@@ -103,7 +104,8 @@ class Planner:
                         waiting.remove(norm)
                         found = True
         for norm in waiting:
-            plan.reasons[norm.path] = _reason(refused[norm.path])
+            reason = _reason(refused[norm.path])
+            plan.reasons[norm.path] = self._signs(norm, refused[norm.path]) or reason
             for way in PARTIAL_WAYS:
                 if self._try(plan, norm, way, {}):
                     break
@@ -125,6 +127,23 @@ class Planner:
             plan = self.plan(set(allowed) - set(undone))
             plan.reasons |= undone
         return plan
+
+    def _signs(self, norm: Norm, refusals: dict[str, str]) -> str:
+        """Why `norm` stays if negative scales alone keep it; else empty."""
+        scales = [node.affine().scale for node in norm.nodes]
+        negative = max(int((scale < 0).sum()) for scale in scales)
+        if not negative:
+            return ""
+        try:
+            solution = solve(self.graph, norm.nodes, "lift", as_if_positive=True)
+            self.believe(norm, solution)
+        except Refusal:
+            return ""
+        return (
+            f"{refusals['lift']}, and {negative} of its {len(scales[0])} scales are "
+            "negative after the folds before it; were all positive, its shift would go "
+            "before and its scale after"
+        )
 
     def _try(self, plan: Plan, norm: Norm, way: str, refusals: dict[str, str]) -> bool:
         try:

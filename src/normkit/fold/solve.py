@@ -1,16 +1,18 @@
 """Remove a batch norm by changing the gauges around it.
 
 With T the batch norm's own map, u its input and y its output, the identity may stand
-in its place when the stored u and the stored y are one tensor. There are four ways to
+in its place when the stored u and the stored y are one tensor. There are five ways to
 share T out between the two sides:
 
-    before     stored u = T(u)                       what comes before bears all of it
-    after      y = T(stored y)                       what comes after does
-    straddle   stored u = ±u + t/|s|, y = |s|·stored  the shift before, the scale after
+    before     stored u = T(u)                        what comes before bears all of it
+    after      y = T(stored y)                        what comes after does
+    straddle   stored u = ±u + t/|s|, y = |s|·stored  the shift before, the size after
+    lift       stored u = u + t/s,  y = s·stored      the shift before, the scale after
     opposite   stored u = s·u,  y = stored + t        the scale before, the shift after
 
-A fifth, `solve_beside`, needs no gauge. Where none of them is borne, the scale alone
-may still go, before or after, and a sum per channel stays. Each of the four is a first
+Straddle is for a relu behind, which bears no sign; lift for a residual stream before,
+which would turn as a whole. A sixth, in `beside`, needs no gauge. Where none of them
+is borne, the scale alone may still go, and a sum per channel stays. Each is a first
 setting of gauges; `settle` asks the nodes around (`nodes`) what they need in turn
 until all are content or one refuses.
 """
@@ -26,9 +28,10 @@ from torch import Tensor
 from normkit.affine import Affine
 from normkit.fold.gauge import Gauge
 from normkit.fold.graph import Gauges, Graph, Refusal, Slot, Value
-from normkit.fold.nodes import Add, BatchNorm, Linear, Move, Node
+from normkit.fold.memory import needs_copies
+from normkit.fold.nodes import BatchNorm, Node
 
-__all__ = ["PARTIAL_WAYS", "WAYS", "Solution", "solve", "solve_beside"]
+__all__ = ["PARTIAL_WAYS", "WAYS", "Solution", "solve"]
 
 # Beyond this many visits of nodes a search is given up; real folds need under 50.
 _MOST_VISITS = 4000
@@ -77,13 +80,17 @@ class Solution:
         return " and ".join(parts) or "it was the identity already"
 
 
-def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
+def solve(
+    graph: Graph, norms: list[BatchNorm], way: str, *, as_if_positive: bool = False
+) -> Solution:
     """Find the edits that remove all calls `norms` of one batch norm at once.
 
     Args:
         graph: Where they are.
         norms: The calls of one module, each with its own map.
         way: One of `WAYS` or `PARTIAL_WAYS`.
+        as_if_positive: Ask about the same calls with every scale without its sign; the
+            answer is for a reason, and wrong as an edit.
 
     Raises:
         Refusal: it cannot be done this way; the message says what stands against it.
@@ -97,6 +104,8 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
         affine = norm.affine()
         if not bool(affine.scale.isfinite().all() and affine.shift.isfinite().all()):
             raise Refusal("its own scale or shift is not finite")
+        if as_if_positive:
+            affine = Affine(affine.scale.abs(), affine.shift)
         shape = [1] * len(u.shape)
         shape[norm.channel_dim] = norm.channels
         affine = Affine(affine.scale.reshape(shape), affine.shift.reshape(shape))
@@ -125,7 +134,7 @@ def solve(graph: Graph, norms: list[BatchNorm], way: str) -> Solution:
         bearers=tuple(node for node in touched if node in bearers),
         created=frozenset(slot for slot in edits if slot.tensor is None),
         gauges=settled,
-        needs_copy=remainder is None and _needs_copies(graph, norms),
+        needs_copy=remainder is None and needs_copies(graph, norms),
         remainder=remainder,
     )
 
@@ -156,6 +165,16 @@ def _straddle(affine: Affine) -> tuple[Gauge, Gauge]:
     )
 
 
+def _lift(affine: Affine) -> tuple[Gauge, Gauge]:
+    if bool((affine.scale == 0).any()):
+        raise Refusal("a scale of 0 cannot follow its shift")
+    one, zero = torch.ones_like(affine.scale), torch.zeros_like(affine.scale)
+    return (
+        Gauge.storing(Affine(one, affine.shift / affine.scale)),
+        Gauge.reading(Affine(affine.scale, zero)),
+    )
+
+
 def _opposite(affine: Affine) -> tuple[Gauge, Gauge]:
     one, zero = torch.ones_like(affine.scale), torch.zeros_like(affine.scale)
     return (
@@ -168,6 +187,7 @@ WAYS: dict[str, Callable[[Affine], tuple[Gauge, Gauge]]] = {
     "before": _before,
     "after": _after,
     "straddle": _straddle,
+    "lift": _lift,
     "opposite": _opposite,
 }
 
@@ -276,154 +296,3 @@ class _Search:
 def _around(value: Value) -> list[Node]:
     nodes = [] if value.producer is None else [value.producer]
     return [*nodes, *dict.fromkeys(value.readers)]
-
-
-def _needs_copies(graph: Graph, norms: list[BatchNorm]) -> bool:
-    """Whether a write in place would hit what somebody else still needs.
-
-    Without the batch norm its output is its input, one memory for both.
-    """
-    for norm in norms:
-        u, y = norm.inputs[0], norm.outputs[0]
-        groups = (_family(graph, u), _family(graph, y))
-        for position, group in graph.writes:
-            for mine, other in (groups, groups[::-1]):
-                if group not in {value.alias_group for value in mine}:
-                    continue
-                readers = [n for value in other for n in value.readers if n is not norm]
-                if any(node.position > position for node in readers):
-                    return True
-                if any(value.pinned for value in other):
-                    return True
-    return False
-
-
-def solve_beside(graph: Graph, norms: list[BatchNorm]) -> Solution:
-    """Fold a batch norm that is a branch of its own into a linear map beside it.
-
-    L·x + T(x) = (L + diag(s − 1))·x + t + x, when both are summed: the branch stays
-    as a plain x, as in RepVGG's identity branch.
-
-    Raises:
-        Refusal: there is no such map beside it.
-    """
-    if len(norms) != 1:
-        raise Refusal("it runs several times")
-    (norm,) = norms
-    affine = norm.affine()
-    if not bool(affine.scale.isfinite().all() and affine.shift.isfinite().all()):
-        raise Refusal("its own scale or shift is not finite")
-    source = _plain(norm.inputs[0])
-    for sibling in _siblings(norm):
-        linear, weight = sibling.linear, sibling.weight
-        if _plain(linear.inputs[0]) is not source:
-            continue
-        x, y = linear.inputs[0], linear.outputs[0]
-        if (
-            norm.channel_dim not in (linear.input_dim % len(x.shape),)
-            or x.shape != y.shape
-        ):
-            continue
-        edits = linear.with_diagonal(
-            Affine((affine.scale - 1) * weight, affine.shift * weight)
-        )
-        for slot in edits:
-            others = [reader for reader in slot.readers if reader is not linear]
-            if others:
-                raise Refusal(f"{slot.name} is also used by {others[0].label}")
-        return Solution(
-            "beside",
-            edits,
-            norms=(norm,),
-            touched=(),
-            bearers=(linear,),
-            created=frozenset(slot for slot in edits if slot.tensor is None),
-            # Up to where they meet neither is an affine map of what it was.
-            gauges=Gauges(dict.fromkeys(sibling.between, Gauge(None, None))),
-            needs_copy=_needs_copies(graph, norms),
-        )
-    raise Refusal("no linear map beside it is added to it")
-
-
-@dataclass(frozen=True)
-class _Sibling:
-    """A linear map in the same sum as a batch norm.
-
-    Attributes:
-        linear: It.
-        weight: The norm's factor in the sum over its own.
-        between: The values from it and from the norm up to where the two meet.
-    """
-
-    linear: Linear
-    weight: float
-    between: tuple[Value, ...]
-
-
-def _siblings(norm: BatchNorm) -> list[_Sibling]:
-    top, factor = norm.outputs[0], 1.0
-    climbed: list[Value] = []
-    found: list[_Sibling] = []
-
-    def descend(value: Value, weight: float, passed: tuple[Value, ...]) -> None:
-        node, passed = value.producer, (*passed, value)
-        if node is None or len(value.readers) != 1 or value.pinned:
-            return
-        if isinstance(node, Linear):
-            found.append(_Sibling(node, factor / weight, (*climbed, *passed)))
-        elif isinstance(node, Add):
-            for term, own in zip(node.inputs, node.factors, strict=True):
-                descend(term, weight * own, passed)
-        elif _is_plain(node):
-            descend(node.inputs[0], weight, passed)
-
-    while len(top.readers) == 1 and not top.pinned:
-        (node,) = top.readers
-        climbed.append(top)
-        if isinstance(node, Add):
-            if node.inputs.count(top) != 1:
-                break
-            factor *= node.factors[node.inputs.index(top)]
-            for term, other in zip(node.inputs, node.factors, strict=True):
-                if term is not top and factor and other:
-                    descend(term, other, ())
-        elif not _is_plain(node):
-            break
-        top = node.outputs[0]
-    return found
-
-
-def _plain(value: Value) -> Value:
-    """`value`, or what it is a mere other name of."""
-    while value.producer is not None and _is_plain(value.producer):
-        value = value.producer.inputs[0]
-    return value
-
-
-def _is_plain(node: Node) -> bool:
-    """Whether its output is its input."""
-    if isinstance(node, BatchNorm):
-        return node.is_gone
-    return isinstance(node, Move) and node.replay is None
-
-
-def _family(graph: Graph, value: Value) -> list[Value]:
-    """The values that share memory with `value`, over batch norms gone before."""
-    family, todo = [], [value.alias_group]
-    groups: set[int] = set()
-    everything = [*graph.inputs, *(v for node in graph.nodes for v in node.outputs)]
-    while todo:
-        group = todo.pop()
-        if group in groups:
-            continue
-        groups.add(group)
-        for member in everything:
-            if member.alias_group != group:
-                continue
-            family.append(member)
-            gone = [n for n in member.readers if isinstance(n, BatchNorm) and n.is_gone]
-            todo += [n.outputs[0].alias_group for n in gone]
-            maker = member.producer
-            if isinstance(maker, BatchNorm) and maker.is_gone:
-                todo.append(maker.inputs[0].alias_group)
-    return family
