@@ -618,13 +618,83 @@ def test_a_missing_data_file_is_named(tmp_path):
         normkit.fold_onnx(path)
 
 
-def test_a_small_file_cannot_ask_for_much_memory():
+def blown_up(b, x, kind):
+    """What a node of this kind makes of a tensor of 4 × 4 and a large number."""
+
+    def numbers(*values):
+        return b.weight(values=np.array(values))
+
+    def row(y):
+        return b.op("Reshape", y, numbers(1, -1))
+
+    def column(y):
+        return b.op("Reshape", y, numbers(-1, 1))
+
+    huge = 2**40
+    return {
+        "ConstantOfShape": lambda: b.op("ConstantOfShape", numbers(2**20, 2**20)),
+        "Expand": lambda: b.op("Expand", x, numbers(huge, 4, 4)),
+        "Tile": lambda: b.op("Tile", x, numbers(huge, 1)),
+        "Pad": lambda: b.op("Pad", x, numbers(0, huge, 0, 0)),
+        "Resize": lambda: b.op("Resize", x, "", "", numbers(2**20, 2**20)),
+        "Resize by": lambda: b.op(
+            "Resize", x, "", b.weight(values=[1e5, 1e5], dtype=np.float32)
+        ),
+        "Range": lambda: b.op("Range", *(b.weight(values=v) for v in (0, huge, 1))),
+        "OneHot": lambda: b.op(
+            "OneHot", numbers(0), b.weight(values=huge), numbers(0.0, 1.0)
+        ),
+        "RandomNormal": lambda: b.op("RandomNormal", shape=[2**20, 2**20]),
+        "Concat": lambda: again(30, lambda y: b.op("Concat", y, y, axis=0), x),
+        "Mul": lambda: again(4, lambda y: b.op("Mul", row(y), column(y)), x),
+        "inside If": lambda: inside_if(b, x, numbers(huge, 1)),
+    }[kind]()
+
+
+def again(times, step, x):
+    for _ in range(times):
+        x = step(x)
+    return x
+
+
+def inside_if(b, x, repeats):
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("Tile", [x, repeats], [f"{name}_out"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_out", TensorProto.DOUBLE, None)],
+        )
+        for name in ("then", "else")
+    }
+    flag = b.weight(values=np.array(True))
+    return b.op("If", flag, **branches)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("ConstantOfShape", "Expand", "Tile", "Pad", "Resize", "Resize by", "Range"),
+        *("OneHot", "RandomNormal", "Concat", "Mul", "inside If"),
+    ],
+)
+def test_a_small_file_cannot_ask_for_much_memory(kind, monkeypatch):
+    from normkit.fold.onnx import budget
+
+    monkeypatch.setattr(budget, "MOST_ELEMENTS", 2**20)  # Reached at once.
     b = wide()
-    shape = b.weight(values=np.array([2**20, 2**20]))
-    b.input()
-    model = b.model(b.op("ConstantOfShape", shape), ranks=[2])
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    x = b.input((4, 4))
+    large = blown_up(b, x, kind)
+    model = b.model(b.op("Shape", large), ranks=[1])
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
     with pytest.raises(FoldError, match="would make"):
+        normkit.fold_onnx(model)
+
+
+def test_an_input_as_large_as_the_file_says_is_not_made():
+    b = wide()
+    model = b.model(b.norm(b.conv(b.input((2**20, 4, 2**10, 2**10)))))
+    with pytest.raises(FoldError, match=r"the inputs would make .* elements"):
         normkit.fold_onnx(model)
 
 

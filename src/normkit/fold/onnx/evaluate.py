@@ -2,12 +2,11 @@
 
 Every float type becomes double, in the graph, its inner graphs and its attributes.
 Convolutions and pooling, which the reference computes window by window in Python, are
-left to torch in float64; operations that can make much of little are measured first.
+left to torch in float64; how much memory it all may take is the matter of `budget`.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -20,21 +19,16 @@ from onnx.reference import ReferenceEvaluator, op_run
 from onnx.reference.ops.op_batch_normalization import (
     BatchNormalization_14 as _BatchNormalization,
 )
-from onnx.reference.ops.op_constant_of_shape import ConstantOfShape as _ConstantOfShape
 from onnx.reference.ops.op_conv import Conv as _Conv
 from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
-from onnx.reference.ops.op_expand import Expand as _Expand
 from onnx.reference.ops.op_max_pool import MaxPool as _MaxPool
-from onnx.reference.ops.op_range import Range as _Range
-from onnx.reference.ops.op_tile import Tile as _Tile
 
-from normkit.errors import FoldError
+from normkit.fold.onnx.budget import BoundedEvaluator, limited
 from normkit.fold.onnx.files import graphs_in, tensors_of
 
 __all__ = ["FLOATS", "evaluator", "run_once", "to_float64"]
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_MOST_ELEMENTS = 2**30
 
 
 def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,66 +66,20 @@ def _widen(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     """An evaluator of `model`, which is in float64 already."""
-    return ReferenceEvaluator(model, new_ops=_OPERATORS)
+    return BoundedEvaluator(model, new_ops=_OPERATORS)
 
 
 def run_once(model: onnx.ModelProto, inputs: dict[str, Any]) -> dict[str, Any]:
     """Every named value of one run."""
-    with np.errstate(all="ignore"), warnings.catch_warnings():
+    with np.errstate(all="ignore"), warnings.catch_warnings(), limited():
         warnings.simplefilter("ignore")
         found = evaluator(model).run(None, inputs, intermediate=True)
     assert isinstance(found, dict)
     return {name: value for name, value in found.items() if name}
 
 
-def _guard(count: float, what: str) -> None:
-    if count > _MOST_ELEMENTS:
-        raise FoldError(
-            f"{what} would make {count:.0f} elements, at most {_MOST_ELEMENTS} are "
-            "computed here; pass example_inputs that are smaller"
-        )
-
-
 def _tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
-
-
-class ConstantOfShape(_ConstantOfShape):
-    op_domain = ""
-
-    def _run(self, data: Any, **settings: Any) -> Any:  # type: ignore[override]
-        _guard(math.prod(int(n) for n in data), "ConstantOfShape")
-        return super()._run(data, **settings)
-
-
-class Expand(_Expand):
-    op_domain = ""
-
-    def _run(self, data: Any, shape: Any) -> Any:
-        _guard(data.size * math.prod(int(n) for n in shape), "Expand")
-        return super()._run(data, shape)
-
-
-class Tile(_Tile):
-    op_domain = ""
-
-    def _run(self, x: Any, repeats: Any) -> Any:
-        _guard(x.size * math.prod(int(n) for n in repeats), "Tile")
-        return super()._run(x, repeats)
-
-
-class Range(_Range):
-    op_domain = ""
-
-    def _run(  # type: ignore[override]
-        self, starts: Any, ends: Any, steps: Any, **settings: Any
-    ) -> Any:
-        step = float(np.asarray(steps).reshape(-1)[0])
-        span = float(
-            np.asarray(ends).reshape(-1)[0] - np.asarray(starts).reshape(-1)[0]
-        )
-        _guard(span / step if step else math.inf, "Range")
-        return super()._run(starts, ends, steps, **settings)
 
 
 class Conv(_Conv):
@@ -257,5 +205,4 @@ def _for_torch(pads: list[int]) -> list[int]:
 
 _OPERATORS: list[type[op_run.OpRun]] = [
     *(BatchNormalization, Conv, ConvTranspose, MaxPool),
-    *(ConstantOfShape, Expand, Range, Tile),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from normkit.errors import FoldError
 from normkit.fold.graph import Refusal
 from normkit.fold.ledger import FoldLedger
 from normkit.fold.onnx import files
+from normkit.fold.onnx.budget import check_count
 from normkit.fold.onnx.evaluate import run_once, to_float64
 from normkit.fold.onnx.operators import RULES
 from normkit.fold.onnx.reading import OnnxGraph, OnnxNorm, read_graph
@@ -285,16 +287,19 @@ def _must_run(wide: onnx.ModelProto, first: dict[str, Any]) -> None:
 def _drawn(wanted: list[Any], size: int, seed: int) -> dict[str, Any]:
     draw = np.random.default_rng(seed)
     named: dict[str, int] = {}
-    inputs = {}
+    shapes: dict[str, list[int]] = {}
     for value in wanted:
-        kind = value.type.tensor_type
-        shape = []
-        for i, dim in enumerate(kind.shape.dim):
+        shape = shapes[value.name] = []
+        for i, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value"):
                 shape.append(dim.dim_value)
             else:
                 known = named.setdefault(dim.dim_param, size if i else 2)
                 shape.append(known)
+    check_count(sum(map(math.prod, shapes.values())), "the inputs")
+    inputs = {}
+    for value in wanted:
+        kind, shape = value.type.tensor_type, shapes[value.name]
         dtype = _ARRAYS.get(kind.elem_type, np.float64)
         if dtype == np.float64:
             inputs[value.name] = draw.standard_normal(shape)
