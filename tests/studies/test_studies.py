@@ -106,6 +106,10 @@ def test_a_recorded_verdict_follows_from_the_recorded_numbers(study_id: str) -> 
     assert sure.items() <= {v.claim: v.word for v in again}.items()
 
 
+def test_all_studies_together_fit_an_hour_of_two_cores() -> None:
+    assert sum(record.cpu_seconds for record in RECORDS.values()) / 2 < 3600
+
+
 @pytest.mark.skipif(not RECORDS, reason="no records under docs/claims")
 def test_the_pages_say_what_the_records_say(tmp_path: Path) -> None:
     for study_id in RECORDS:

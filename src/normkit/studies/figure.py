@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "band", "bars", "bars_by_group", "color", "save"]
+__all__ = ["COLORS", "band", "bars", "bars_by_group", "color", "points", "save"]
 
 # Okabe & Ito: eight colours that colour-blind readers tell apart.
 COLORS = (
@@ -150,6 +150,8 @@ def bars(
 ) -> None:
     """One bar per arm: the median over seeds, with a dot for each seed.
 
+    For an axis from 0, or of orders of magnitude; `points` suits the others.
+
     Args:
         axes: Where to draw.
         names: One name per arm.
@@ -200,6 +202,35 @@ def _bar(
     """The median as a bar, the seeds as dots on it."""
     median = float(np.median(row))
     axes.bar(x, median, color=shade, alpha=0.75, width=width, label=label)
-    reach = 0.21 * width
+    _seeds(axes, x, row, 0.21 * width)
+
+
+def points(
+    axes: Axes,
+    names: Sequence[str],
+    rows: Sequence[Sequence[float]],
+    *,
+    indices: Sequence[int] | None = None,
+) -> None:
+    """One dash per arm at the median over seeds, with a dot for each seed.
+
+    For an axis that does not start at 0, where the length of a bar would mislead.
+
+    Args:
+        axes: Where to draw.
+        names: One name per arm.
+        rows: For each arm, one value per seed.
+        indices: Which colours; by default one after the other.
+    """
+    for i, row in enumerate(rows):
+        shade = color(i if indices is None else indices[i])
+        axes.hlines(float(np.median(row)), i - 0.3, i + 0.3, color=shade, lw=2)
+        _seeds(axes, i, row, 0.15)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.grid(visible=False, axis="x")
+
+
+def _seeds(axes: Axes, x: float, row: Sequence[float], reach: float) -> None:
     spread = np.linspace(-reach, reach, len(row)) if len(row) > 1 else [0.0]
     axes.plot(x + np.asarray(spread), row, ".", color="black", ms=3)

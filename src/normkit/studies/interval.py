@@ -83,4 +83,7 @@ def _short(value: float) -> str:
     size = abs(value)
     if size != 0 and (size < 1e-3 or size >= 1e5):
         return f"{value:.1e}"
-    return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+    if size >= 1000:
+        return f"{value:.0f}"
+    # One digit more after a leading 1, where three are good to 1 % only.
+    return f"{value:.4g}" if 1 <= size < 2 else f"{value:.3g}"

@@ -92,10 +92,7 @@ def run_key(study: Study, scale: str, data: Path | None) -> str:
     module = inspect.getmodule(study.measure)
     source = inspect.getsource(module or study.measure)
     kept = [
-        ast.unparse(node)
-        for node in ast.parse(source).body
-        if not (isinstance(node, ast.FunctionDef) and _is_afterwards(node.name))
-        and not (isinstance(node, ast.Assign) and ast.unparse(node).startswith("STUDY"))
+        ast.unparse(node) for node in ast.parse(source).body if not _is_afterwards(node)
     ]
     files = sorted(path.name for path in data.iterdir()) if data else []
     settings = dict(study.scales[scale].settings)
@@ -103,8 +100,13 @@ def run_key(study: Study, scale: str, data: Path | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _is_afterwards(name: str) -> bool:
-    return name.lstrip("_").startswith(("judge", "draw"))
+def _is_afterwards(node: ast.stmt) -> bool:
+    """Whether this part of a study's file only serves its rule or its figure."""
+    if isinstance(node, ast.FunctionDef):
+        return node.name.lstrip("_").startswith(("judge", "draw"))
+    if isinstance(node, ast.ImportFrom):
+        return node.module in ("normkit.studies.figure", "normkit.studies.verdict")
+    return isinstance(node, ast.Assign) and ast.unparse(node).startswith("STUDY")
 
 
 def environment(device: str) -> dict[str, Any]:

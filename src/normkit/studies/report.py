@@ -20,7 +20,15 @@ from normkit.studies.record import Record
 from normkit.studies.registry import all_studies
 from normkit.studies.runner import draw_record, record_path
 from normkit.studies.study import Study
-from normkit.studies.verdict import SUPPORTED, UNSEEN, WORDS, Part, Verdict, combine
+from normkit.studies.verdict import (
+    PARTLY,
+    SUPPORTED,
+    UNSEEN,
+    WORDS,
+    Part,
+    Verdict,
+    combine,
+)
 
 __all__ = ["overall", "read_records", "write_report"]
 
@@ -95,10 +103,11 @@ def _front(records: dict[str, Record], studies: dict[str, Study]) -> str:
         "*Partly* means that the effect is there and smaller than predicted, or that "
         "some parts of the claim hold; *not seen* that these small networks cannot "
         "tell. What the sources state wrongly: [corrections](corrections.md).\n",
-        f"All records: `normkit study run --all` ({minutes:.0f} minutes of one core). "
-        "One study: `normkit study run S01`.\n",
+        f"All records: `normkit study run --all --cpu`, {minutes:.0f} minutes of one "
+        f"core: {minutes / 2:.0f} minutes on two. One study: `normkit study run S01`."
+        "\n",
         "## Claims\n",
-        "| | claim | source | verdict | deciding number | studies |",
+        "| | claim | source | verdict | deciding numbers (predicted) | studies |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [_claim_row(claim, records) for claim in CLAIMS.values()]
@@ -121,18 +130,25 @@ def _claim_row(claim: Claim, records: dict[str, Record]) -> str:
     word, said = overall(claim.id, records)
     by = [r.study for r in records.values() for v in r.verdicts if v.claim == claim.id]
     links = " ".join(f"[{study}]({study}.md)" for study in by)
-    number = claim.note
-    if said:
-        same = [v for v in said if v.word == word] or said
-        # The part that carries the word; the first one of a mixed verdict.
-        parts = [p for p in same[0].parts if p.word == word] or [
-            p for p in same[0].parts if p.word
-        ]
-        number = f"{parts[0].text}: {parts[0].interval}" if parts else ""
+    parts = [part for verdict in said for part in verdict.parts if part.word]
+    numbers = "; ".join(map(_held_against, _deciding(word, parts))) or claim.note
     return (
         f"| {claim.id} | {claim.text} | {claim.sources} | {_bold(word)} | "
-        f"{_cell(number)} | {links} |"
+        f"{_cell(numbers)} | {links} |"
     )
+
+
+def _deciding(word: str, parts: list[Part]) -> list[Part]:
+    """The first part that carries the word; of a mixed verdict, one of each kind."""
+    first: dict[str, Part] = {}
+    for part in parts:
+        first.setdefault(part.word, part)
+    return [part for kind, part in first.items() if word in (kind, PARTLY)]
+
+
+def _held_against(part: Part) -> str:
+    wanted = part.wanted.partition(" (")[0]
+    return f"{part.text}: {part.interval}, {part.word} ({wanted})"
 
 
 def _page(study: Study, record: Record) -> str:

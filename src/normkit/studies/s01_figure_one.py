@@ -147,7 +147,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         wanted = [(0.95, 8.0)]
     speeds = [
         at_least(
-            f"steps to {t:.0%}, plain / batch norm, best rate each",
+            f"steps to {100 * t:g} %, plain / batch norm, best rate each",
             speed(t, None),
             bound,
             none=1,
@@ -155,7 +155,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         for t, bound in wanted
     ] + [
         at_least(
-            f"the same at the rate {_RATES[_MIDDLE]:g}",
+            f"steps to {100 * t:g} %, both at rate {_RATES[_MIDDLE]:g}",
             speed(t, _MIDDLE),
             bound,
             none=1,
@@ -163,7 +163,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         for t, bound in wanted
     ]
     rest = [
-        reported(f"steps to {t:.1%}, best rate each", speed(t, None))
+        reported(f"steps to {100 * t:g} %, best rate each", speed(t, None))
         for t in _TARGETS
         if t not in dict(wanted)
     ]
@@ -228,6 +228,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 def draw(figure: Figure, results: list[Result]) -> None:
     """Accuracy, the input of one unit in both nets, and speed-up against target."""
     axes = figure.subplots(1, 4, width_ratios=(1.25, 1, 1, 1))
+    axes[2].sharey(axes[1])
     steps = results[0]["steps"]
     for i, arm in enumerate(("plain", "batch norm")):
         rows = [[a[_MIDDLE] for a in r["arms"][arm]["accuracy"]] for r in results]
@@ -254,7 +255,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
         band(axes[3], targets, rows, label=name, index=2 + i)
     axes[3].axhline(1, color="black", lw=0.8)
     axes[3].set(title="Times faster", yscale="log", xlabel="target accuracy")
-    axes[3].legend()
+    axes[3].legend(loc="upper right", borderaxespad=0)
 
 
 STUDY = Study(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from normkit.studies.figure import band, bars
+from normkit.studies.figure import band, bars_by_group
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
@@ -159,15 +159,15 @@ def draw(figure: Figure, results: list[Result]) -> None:
         ax.set(title=f"Shift of gradients, {act}", yscale="log", xlabel="step")
     axes[0].legend()
     axes[0].set_ylabel("‖G′ − G‖ / ‖G‖")
-    cells = [(act, arm) for act in ("sigmoid", "relu") for arm in _ARMS]
-    limit = results[0]["steps"]
-    rows = [
-        [min(*r["reached"][f"{act} {arm}"], limit) for r in results]
-        for act, arm in cells
-    ]
-    names = [act if arm == "batch norm" else "" for act, arm in cells]
-    bars(axes[2], names, rows, indices=(0, 1, 2) * 2)
-    axes[2].set(title="Steps to 90 %, best rates", yscale="log")
+    limit, acts = results[0]["steps"], ("sigmoid", "relu")
+    rows = {
+        arm: [
+            [min(*r["reached"][f"{act} {arm}"], limit) for r in results] for act in acts
+        ]
+        for arm in _ARMS
+    }
+    bars_by_group(axes[2], acts, rows)
+    axes[2].set(title="Steps to 90 %, best rates", ylabel="steps")
 
 
 STUDY = Study(

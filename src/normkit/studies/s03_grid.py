@@ -216,10 +216,15 @@ def draw(figure: Figure, results: list[Result]) -> None:
     for ax, arm in zip(axes, results[0]["grids"], strict=True):
         table = torch.tensor([r["grids"][arm] for r in results]).median(0).values
         heat = ax.imshow(
-            table, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis"
+            100 * table,
+            origin="lower",
+            aspect="auto",
+            vmin=0,
+            vmax=100,
+            cmap="viridis",
         )
         if ax is axes[-1]:
-            figure.colorbar(heat, ax=axes, label="test accuracy", shrink=0.9)
+            figure.colorbar(heat, ax=axes, label="test accuracy, %", shrink=0.9)
         ax.set_title(arm.replace("batch", "BN"))
         ax.set_xticks(range(len(_GAINS)), [f"{g:g}" for g in _GAINS])
         ax.set_xlabel("gain √(n·Var[w])")

@@ -375,44 +375,35 @@ def draw(figure: Figure, results: list[Result]) -> None:
     axes = figure.subplots(1, 3)
     layers = range(1, _DEPTH + 1)
     for i, (name, _, _) in enumerate(_STARTS):
-        band(
-            axes[0],
-            layers,
-            [r["stack"][name]["std"] for r in results],
-            label=name,
-            index=i,
-        )
-        if not name.startswith("linear"):
-            first = results[0]["stack"][name]
-            rows = [
-                [
-                    g / r["stack"][name]["weight_grads"][-1]
-                    for g in r["stack"][name]["weight_grads"]
-                ]
-                for r in results
-            ]
-            band(axes[1], layers, rows, index=i)
-        else:
-            first = results[0]["stack"][name]
+        stacks = [r["stack"][name] for r in results]
+        band(axes[0], layers, [s["std"] for s in stacks], label=name, index=i)
         if name.startswith("tanh"):
             # rms = std there: the theory's line lies on it.
-            axes[0].plot(layers, first["theory"], "x", color=color(i), ms=4)
-    axes[0].set(title="Std of activations (× theory)", xlabel="layer", yscale="log")
-    axes[0].legend(ncols=2, fontsize=6)
+            axes[0].plot(layers, stacks[0]["theory"], "x", color=color(i), ms=4)
+        if not name.startswith("linear"):
+            rows = [
+                [g / s["weight_grads"][-1] for g in s["weight_grads"]] for s in stacks
+            ]
+            band(axes[1], layers, rows, index=i)
+    axes[0].set(title="Std of activations (×: theory)", xlabel="layer", yscale="log")
     axes[1].set(title="‖dW‖ relative to layer 6", xlabel="layer", yscale="log")
     depths = results[0]["depths"]
     for i, start in enumerate(("0.01", "0.05", "Xavier")):
         for norm, dashed in (("plain", False), ("batch", True)):
             rows = [
-                [r["trained"][f"{d} {norm}"][start] for d in depths] for r in results
+                [100 * r["trained"][f"{d} {norm}"][start] for d in depths]
+                for r in results
             ]
-            label = start if norm == "plain" else f"{start}, batch norm"
-            band(axes[2], depths, rows, label=label, index=i, dashed=dashed)
+            band(axes[2], depths, rows, index=i, dashed=dashed)
+    axes[2].plot([], [], "k--", label="with batch norm")
     axes[2].set(
-        title="Test accuracy, best rate", xlabel="layers (tanh)", ylim=(0, 1.02)
+        title="Test accuracy, best rate",
+        xlabel="layers (tanh)",
+        ylabel="%",
+        ylim=(0, 102),
     )
     axes[2].set_xticks(depths)
-    axes[2].legend(fontsize=6.5)
+    figure.legend(loc="outside lower center", ncols=7, columnspacing=1)
 
 
 STUDY = Study(

@@ -148,7 +148,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
         zip(("before", "after", "normal"), names, strict=True)
     ):
         left.step(edges, found[key], where="post", color=color(i), label=name)
-    left.set(title="Normalizing moves and scales, keeps the shape", ylabel="density")
+    left.set(title="Normalizing keeps the shape", ylabel="density")
     left.set_xlabel("value")
     left.legend()
     z = torch.linspace(-10, 5, 400)
@@ -156,7 +156,12 @@ def draw(figure: Figure, results: list[Result]) -> None:
     for i, centre in enumerate((-6, 0)):
         law = torch.exp(-(z - centre).square() / 2) * 0.1
         right.fill_between(
-            z, law, color=color(i), alpha=0.4, lw=0, label=f"N({centre}, 1)"
+            z,
+            law,
+            color=color(i),
+            alpha=0.4,
+            lw=0,
+            label=f"N({centre}, 1), not to scale".replace("-", "−"),
         )
     right.set(title="Where the sigmoid has a slope", xlabel="input")
     right.legend()

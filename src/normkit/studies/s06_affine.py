@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normkit.moments import moments
 from normkit.nn import BatchNorm1d
-from normkit.studies.figure import band, bars
+from normkit.studies.figure import band, points
 from normkit.studies.replicas import Recipe, Replicas
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
@@ -161,7 +161,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     left.legend()
     arms = list(results[0]["losses"])
     names = [arm.replace(", ", ",\n") for arm in arms]
-    bars(right, names, [[r["accuracies"][a] for r in results] for a in arms])
+    points(right, names, [[r["accuracies"][a] for r in results] for a in arms])
     right.set(title="Accuracy at the end", ylabel="share right", ylim=(0.4, 1.02))
 
 

@@ -115,13 +115,17 @@ def _times(model: nn.Module, folded: nn.Module, x: Tensor, rounds: int) -> list[
     return ratios
 
 
+def _judged(times: list[float]) -> float:
+    return sorted(times)[len(times) // 2]
+
+
 def judge(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def column(name: str) -> list[float]:
         return [r[name] for r in results]
 
-    speed = [sorted(r["times"])[len(r["times"]) // 2] for r in results]
+    speed = [_judged(r["times"]) for r in results]
     return [
         verdict(
             "C15",
@@ -186,7 +190,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
         yscale="log",
         ylim=(1e-8, 10),
     )
-    bars(right, ["CNN"], [[t for r in results for t in r["times"]]])
+    bars(right, ["CNN"], [[_judged(r["times"]) for r in results]])
     right.axhline(1, color="black", lw=0.8)
     right.set(title="Times faster folded")
 

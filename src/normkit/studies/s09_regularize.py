@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from normkit.nn import BatchNorm2d
-from normkit.studies.figure import bars
+from normkit.studies.figure import points
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
 from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
@@ -118,8 +118,8 @@ def draw(figure: Figure, results: list[Result]) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     rows = [[max(r["test"][arm]) for r in results] for arm in _ARMS]
     same = [[r["test"][arm][_SAME] for r in results] for arm in _ARMS]
-    bars(axes[0], list(_ARMS), rows)
-    bars(axes[1], list(_ARMS), same)
+    points(axes[0], list(_ARMS), rows)
+    points(axes[1], list(_ARMS), same)
     low = min(min(row) for row in (*rows, *same))
     axes[0].set(title=f"Test accuracy, best rate ({results[0]['data']})", ylabel="%")
     axes[0].set_ylim(max(0, low - 2), 100)

@@ -16,7 +16,7 @@ from normkit.nn import (
     LayerNorm,
     PerActivationBatchNorm,
 )
-from normkit.studies.figure import bars
+from normkit.studies.figure import bars, points
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
 from normkit.studies.verdict import (
@@ -232,9 +232,9 @@ def draw(figure: Figure, results: list[Result]) -> None:
     left.set(title="Largest error against the definition (float64)", yscale="log")
     left.set_ylim(floor, 10 ** math.ceil(math.log10(max(map(max, rows)) * 1.01)))
     arms = ("per channel", "per point")
-    accuracies = [[r["trained"][a]["accuracy"] for r in results] for a in arms]
-    bars(right, [a.replace(" ", "\n") for a in arms], accuracies, indices=(0, 1))
-    right.set(title="Test accuracy", ylim=(0.8, 1.0))
+    accuracies = [[100 * r["trained"][a]["accuracy"] for r in results] for a in arms]
+    points(right, [a.replace(" ", "\n") for a in arms], accuracies, indices=(0, 1))
+    right.set(title="Test accuracy", ylabel="%")
 
 
 STUDY = Study(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from normkit.nn import LayerNorm, RecurrentBatchNorm
 from normkit.studies.data import Images
-from normkit.studies.figure import band, bars
+from normkit.studies.figure import band, points
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import frozen
 from normkit.studies.verdict import Verdict, at_least, reported, verdict
@@ -224,7 +224,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
     names = [arm.replace(", ", ",\n") for arm in _ARMS]
     rows = [[max(r["test"][arm]) for r in results] for arm in _ARMS]
-    bars(left, names, rows, indices=(7, 0, 5, 0, 0, 5, 1))
+    points(left, names, rows, indices=(7, 0, 5, 0, 0, 5, 1))
     low, high = min(map(min, rows)), max(map(max, rows))
     left.set(
         title="Test accuracy, best rate",

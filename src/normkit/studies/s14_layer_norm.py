@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.nn import BatchNorm1d, LayerNorm
-from normkit.studies.figure import band, bars
+from normkit.studies.figure import band, points
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, frozen
 from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
@@ -240,7 +240,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     """Validation losses, and accuracy on mixed features."""
     left, right = figure.subplots(1, 2)
     rows = [[min(_finite(r["losses"][kind])) for r in results] for kind in _NORMS]
-    bars(left, list(_NORMS), rows, indices=(1, 0, 7))
+    points(left, list(_NORMS), rows, indices=(1, 0, 7))
     low, high = min(map(min, rows)), max(map(max, rows))
     left.set(
         title="Validation loss of a small transformer", ylim=(low * 0.97, high * 1.02)

@@ -220,6 +220,8 @@ def draw(figure: Figure, results: list[Result]) -> None:
     limit = results[0]["steps"]
     rows = [[min(r["reached"][name], limit) for r in results] for name in _SCALINGS]
     bars(left, list(_SCALINGS), rows)
+    left.axhline(limit, color="black", lw=0.8, ls=":", label="never")
+    left.legend()
     left.set(title="Steps to 92 %, best rate of each", ylabel="steps")
     for i, name in enumerate(_LAYERS):
         curves = [r["microseconds"][name] for r in results]

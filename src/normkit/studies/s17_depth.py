@@ -127,13 +127,16 @@ def draw(figure: Figure, results: list[Result]) -> None:
         rows = [r["changes"][name] for r in results]
         axes = left if activation == "tanh" else right
         band(axes, layers, rows, label=name, index=i, dashed=bool(norm))
+    # The plain ReLU nets scale with the gain: one curve, drawn inside the other.
+    right.lines[0].set_linewidth(4)
     for axes, act in ((left, "tanh"), (right, "relu")):
         axes.set(
             title=f"Relative change of pre-activations, {act}",
             yscale="log",
             xlabel="layer",
+            ylim=(1e-3, 3),
         )
-        axes.legend()
+        axes.legend(loc="lower center", ncols=2)
 
 
 STUDY = Study(

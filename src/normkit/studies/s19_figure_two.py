@@ -166,7 +166,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     left.set(title=f"Test accuracy ({results[0]['data']})", xlabel="step", ylabel="%")
     names = [arm.replace(" ", "\n") for arm in _ARMS]
     bars(right, names, [[max(r["curves"][a]) for r in results] for a in _ARMS])
-    right.set_title("Best accuracy, and the colours of the left")
+    right.set(title="Best accuracy, in the same colours", ylabel="%")
     right.tick_params(axis="x", labelsize=6.5)
 
 

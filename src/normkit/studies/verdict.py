@@ -45,7 +45,8 @@ class Part:
     Attributes:
         text: What was measured, with its unit.
         interval: Its median and interval over the seeds.
-        wanted: The prediction, e.g. `"≥ 5"`; empty when the number is only reported.
+        wanted: The prediction, e.g. `"≥ 5 (refuted below 1)"`; empty when the number
+            is only reported.
         word: One of the four words; empty when the number is only reported.
     """
 
@@ -85,6 +86,7 @@ def at_least(
     """
     interval = bootstrap(values)
     border = bound if none is None else none
+    wanted = f"≥ {bound:g}" + ("" if none is None else f" (refuted below {none:g})")
     if interval.low >= bound:
         word = SUPPORTED
     elif interval.high < border:
@@ -93,7 +95,7 @@ def at_least(
         word = PARTLY
     else:
         word = UNSEEN
-    return Part(text, interval, f"≥ {bound:g}", word)
+    return Part(text, interval, wanted, word)
 
 
 def at_most(
@@ -110,7 +112,8 @@ def at_most(
     mirrored = at_least(
         text, [-v for v in values], -bound, none=None if none is None else -none
     )
-    return Part(text, bootstrap(values), f"≤ {bound:g}", mirrored.word)
+    wanted = f"≤ {bound:g}" + ("" if none is None else f" (refuted above {none:g})")
+    return Part(text, bootstrap(values), wanted, mirrored.word)
 
 
 def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
@@ -122,7 +125,8 @@ def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
         word = REFUTED
     else:
         word = UNSEEN
-    return Part(text, interval, f"{low:g} … {high:g}", word)
+    wanted = f"{low:g} … {high:g}" if low < high else f"= {low:g}"
+    return Part(text, interval, wanted, word)
 
 
 def reported(text: str, values: Sequence[float]) -> Part:
