@@ -334,14 +334,6 @@ def test_every_opset_from_7_to_the_newest_folds(opset):
     y = b.op("Concat", *parts, axis=1)
     shape = b.weight(values=np.array([0, 4, -1]))
     model = b.model(b.op("Reshape", y, shape), ranks=[3])
-    if opset < 9:
-        # Before IR version 4 initializers are inputs, so that a caller may set them.
-        given = {"x", *[w.name for w in b.weights if w.data_type == TensorProto.INT64]}
-        kept = [value for value in model.graph.input if value.name == "x"]
-        del model.graph.input[:]
-        model.graph.input.extend(kept)
-        model.ir_version = 4
-        assert given
     try:
         onnxruntime.InferenceSession(model.SerializeToString())
     except Exception:
@@ -388,6 +380,13 @@ def test_an_initializer_that_a_caller_may_set_is_left_alone():
     )
     folded, _ = check(model, left=["nothing can be moved into 'conv"])
     assert norms_in(folded)
+    folded, ledger = normkit.fold_onnx(model, fixed_weights=True)
+    assert not norms_in(folded), f"\n{ledger}"
+    assert [value.name for value in folded.graph.input] == ["x"]
+    for one, other in zip(
+        answers(model, feeds(model)), answers(folded, feeds(model)), strict=True
+    ):
+        assert np.abs(one - other).max() < 1e-9
 
 
 def test_statistics_that_a_caller_may_set_keep_the_batch_norm():
@@ -397,7 +396,22 @@ def test_statistics_that_a_caller_may_set_keep_the_batch_norm():
     model.graph.input.append(
         helper.make_tensor_value_info(mean, TensorProto.DOUBLE, [4])
     )
-    check(model, left=["takes its statistics or weights from an input"])
+    _, ledger = check(model, left=["takes its statistics or weights from an input"])
+    assert "pass fixed_weights=True" in ledger.left[0].reason
+
+
+def test_weights_of_ir_version_3_are_constants_and_stay_inputs():
+    b = Build(opset=8)
+    model = b.model(b.stop(b.norm(b.conv(b.input()))))
+    assert model.ir_version == 3
+    folded, _ = check(model)
+    assert not norms_in(folded)
+    assert folded.ir_version == 3
+    held = {tensor.name for tensor in folded.graph.initializer}
+    assert {value.name for value in folded.graph.input} == {"x", *held}
+    kept, ledger = normkit.fold_onnx(model, fixed_weights=False)
+    assert norms_in(kept)
+    assert "pass fixed_weights=True" in ledger.left[0].reason
 
 
 def test_parameters_from_constant_nodes_and_through_identities_fold():

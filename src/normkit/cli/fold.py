@@ -44,6 +44,13 @@ def command(
     verify: Annotated[
         int, typer.Option(min=1, help="On how many inputs to compare an ONNX model.")
     ] = 2,
+    fixed_weights: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-weights",
+            help="Weights that are inputs of the ONNX graph, too, are constants.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the ledger as JSON.")
     ] = False,
@@ -63,7 +70,9 @@ def command(
                 f"{target} is an ONNX file, which takes -o and neither --checkpoint "
                 "nor --export"
             )
-        _, ledger = normkit.fold_onnx(target, out, inputs=verify)
+        _, ledger = normkit.fold_onnx(
+            target, out, inputs=verify, fixed_weights=fixed_weights or None
+        )
         written = out
     else:
         if out is not None:

@@ -25,6 +25,7 @@ def fold_onnx(
     *,
     example_inputs: dict[str, Any] | None = None,
     inputs: int = 2,
+    fixed_weights: bool | None = None,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     """Remove each batch norm of an ONNX model that can go; say why others stay.
 
@@ -37,6 +38,11 @@ def fold_onnx(
             weights lay beside it gets them beside it again, as `out` + `.data`.
         example_inputs: An array per input, for models that random ones do not fit.
         inputs: On how many inputs to compare, 1 or more.
+        fixed_weights: Whether a weight that is also an input of the graph is a
+            constant, which then is an input no more, or a default that callers may
+            replace, which keeps it as it is. By default what onnxruntime takes it
+            for: a constant up to IR version 3, where each weight has to be an input
+            (and stays one), a default from version 4 on.
 
     Returns:
         The folded model and the `FoldLedger`.
@@ -61,4 +67,4 @@ def fold_onnx(
             f"fold_onnx needs onnx, onnx-ir and onnxruntime ({error}); "
             "pip install 'normkit[onnx]'"
         ) from error
-    return fold_model(model, out, example_inputs, inputs)
+    return fold_model(model, out, example_inputs, inputs, fixed_weights)

@@ -35,6 +35,9 @@ __all__ = ["fold_model"]
 # What a dimension without a size is tried as, after the batch.
 _SIZES = (16, 64, 224)
 
+# Before this version of the format each weight had to be an input as well.
+_FIRST_WITH_DEFAULTS = 4
+
 _ARRAYS: dict[int, Any] = {
     TensorProto.DOUBLE: np.float64,
     TensorProto.FLOAT: np.float32,
@@ -52,6 +55,7 @@ def fold_model(
     out: str | PathLike[str] | None,
     example_inputs: dict[str, Any] | None,
     inputs: int,
+    fixed_weights: bool | None,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     """See `normkit.fold_onnx`."""
     beside = False
@@ -71,19 +75,47 @@ def fold_model(
     files.check_sizes(proto)
     opset = _opset(proto)
     _check(proto, "the model given")
+    original = proto
     if proto.functions:
         proto = inline_local_functions(proto)
+    is_old = proto.ir_version < _FIRST_WITH_DEFAULTS
+    if fixed_weights or (fixed_weights is None and is_old):
+        proto = _without_defaults(proto)
     wide = to_float64(proto)
     given = _inputs(wide, example_inputs, max(inputs, 1))
     folding = _OnnxFolding(proto, wide, given, opset)
     plan = folding.proven()
-    folded = rewritten(proto, folding.read, plan) if plan.steps else proto
+    folded = original
+    if plan.steps:
+        folded = rewritten(proto, folding.read, plan)
+        if is_old:
+            _list_weights(folded)
     _check(folded, "the folded model")
-    agrees = _agrees_in_runtime(proto, folded, given[0], folding.expected[0])
+    agrees = _agrees_in_runtime(original, folded, given[0], folding.expected[0])
     if out is not None:
         files.write(folded, Path(fspath(out)), beside=beside)
         onnx.checker.check_model(fspath(out))
     return folded, folding.ledger(plan, in_runtime=agrees)
+
+
+def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` in which no weight is an input as well."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    del copied.graph.input[:]
+    copied.graph.input.extend(v for v in model.graph.input if v.name not in held)
+    return copied
+
+
+def _list_weights(model: onnx.ModelProto) -> None:
+    """Name each weight among the inputs, as old models must."""
+    listed = {value.name for value in model.graph.input}
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.name not in listed
+    )
 
 
 class _OnnxFolding(Planner):

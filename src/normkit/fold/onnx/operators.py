@@ -26,7 +26,7 @@ from normkit.fold.nodes import (
     Tail,
     Through,
 )
-from normkit.fold.onnx.reading import Lowering, Operator
+from normkit.fold.onnx.reading import DEFAULTS, Lowering, Operator
 
 __all__ = ["RULES"]
 
@@ -169,6 +169,8 @@ def _batch_norm(op: Operator) -> Node | None:
         node.locked = "normalizes each position by itself"
     elif not all(op.is_fixed(i) for i in (1, 2, 3, 4)):
         node.locked = "takes its statistics or weights from an input of the model"
+        if op.reader.defaults & set(op.node.input):
+            node.locked += f": {DEFAULTS}"
     if node.locked:
         node.inputs += [op.value(i) for i in (1, 2, 3, 4) if not op.is_fixed(i)]
         return node

@@ -23,13 +23,20 @@ from normkit.fold.nodes import Add, BatchNorm, Node, Opaque, Scale, Stored
 from normkit.fold.onnx.evaluate import evaluator
 from normkit.fold.onnx.files import graphs_in
 
-__all__ = ["OnnxGraph", "OnnxNorm", "Operator", "read_graph"]
+__all__ = ["DEFAULTS", "OnnxGraph", "OnnxNorm", "Operator", "read_graph"]
 
 # Their results differ from run to run, or hold more than they were given.
 _RANDOM = {
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     *("Bernoulli", "Multinomial"),
 }
+
+
+# The reason, and the way out.
+DEFAULTS = (
+    "an input is a weight with a default in the file, which callers may replace; if "
+    "none does, pass fixed_weights=True (--fixed-weights)"
+)
 
 
 @dataclass(eq=False)
@@ -208,6 +215,7 @@ class _Reader:
         self.opset = opset
         self.result = OnnxGraph()
         self.fixed: set[str] = set()
+        self.defaults: set[str] = set()
         self.from_shapes: set[str] = set()
         self.quantized: set[str] = set()
         self.groups = 0
@@ -216,9 +224,9 @@ class _Reader:
         """The whole graph."""
         inputs = {value.name for value in self.proto.input}
         for tensor in self.proto.initializer:
-            if tensor.name not in inputs:
-                # One that is an input as well is only a default.
-                self.fixed.add(tensor.name)
+            # One that is an input as well is only a default.
+            held = self.defaults if tensor.name in inputs else self.fixed
+            held.add(tensor.name)
         for name in inputs:
             value = self.value(name)
             value.pinned = "is given from outside"
@@ -269,6 +277,8 @@ class _Reader:
         if lowered is None:
             self._drop_slots(position)
             made = [n for n in read if n not in self.fixed]
+            if self.defaults & set(read):
+                label += f", of which {DEFAULTS}"
             lowered = Opaque(label, [self.value(name) for name in made])
         lowered.position = position
         lowered.outputs = [self.value(name) for name in node.output if name]
