@@ -9,7 +9,7 @@ import torch
 
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+from normkit.studies.verdict import Verdict, at_least, at_most, minus, reported, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,12 +107,13 @@ def judge(results: list[Result]) -> list[Verdict]:
     def cell(result: Result, arm: str, rate: float) -> float:
         return 100 * result["grids"][arm][_RATES.index(rate)][_GAINS.index(1.0)]
 
+    def gained(act: str) -> list[float]:
+        return minus(share(f"{act}, batch"), share(f"{act}, plain"))
+
     def wider(act: str):
-        more = share(f"{act}, batch")
-        less = share(f"{act}, plain")
         return at_least(
             f"share of cells ≥ 90 %, {act}, batch norm − plain, points",
-            [a - b for a, b in zip(more, less, strict=True)],
+            gained(act),
             30,
             none=0,
         )
@@ -173,16 +174,7 @@ def judge(results: list[Result]) -> list[Verdict]:
             wider("sigmoid"),
             at_least(
                 "the same, sigmoid gain over ReLU gain, points",
-                [
-                    (a - b) - (c - d)
-                    for a, b, c, d in zip(
-                        share("sigmoid, batch"),
-                        share("sigmoid, plain"),
-                        share("relu, batch"),
-                        share("relu, plain"),
-                        strict=True,
-                    )
-                ],
+                minus(gained("sigmoid"), gained("relu")),
                 1,
                 none=0,
             ),
@@ -200,7 +192,7 @@ def judge(results: list[Result]) -> list[Verdict]:
             "C48",
             at_most(
                 "gain in log loss from own rates, batch norm − half of plain",
-                [b - a / 2 for a, b in zip(gap["plain"], gap["batch"], strict=True)],
+                minus(gap["batch"], [g / 2 for g in gap["plain"]]),
                 0,
             ),
             reported("gain, plain", gap["plain"]),

@@ -17,6 +17,8 @@ from normkit.studies.verdict import (
     Verdict,
     at_least,
     at_most,
+    minus,
+    over,
     reported,
     verdict,
     within,
@@ -205,25 +207,13 @@ def judge(results: list[Result]) -> list[Verdict]:
     shallow, deep = depths[0], depths[-1]
 
     def lost(start: str, norm: str = "plain") -> list[float]:
-        pairs = zip(
-            trained(shallow, norm, start), trained(deep, norm, start), strict=True
-        )
-        return [a - b for a, b in pairs]
+        return minus(trained(shallow, norm, start), trained(deep, norm, start))
 
     against = [
-        value / predicted
-        for r in results
-        for start in r["stack"].values()
-        for value, predicted in zip(start["rms"], start["theory"], strict=True)
-    ]
-    worst = [
-        max(
-            abs(v / p - 1)
-            for s in r["stack"].values()
-            for v, p in zip(s["rms"], s["theory"], strict=True)
-        )
+        [v for s in r["stack"].values() for v in over(s["rms"], s["theory"])]
         for r in results
     ]
+    worst = [max(abs(ratio - 1) for ratio in row) for row in against]
     return [
         verdict(
             "C3",
@@ -338,7 +328,7 @@ def judge(results: list[Result]) -> list[Verdict]:
                 0.05,
                 none=0.5,
             ),
-            reported("measured over calculated", against),
+            reported("measured over calculated", [v for row in against for v in row]),
         ),
         verdict(
             "C43",

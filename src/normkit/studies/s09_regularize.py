@@ -10,7 +10,7 @@ from normkit.nn import BatchNorm2d
 from normkit.studies.figure import points
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
-from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+from normkit.studies.verdict import Verdict, at_least, at_most, minus, reported, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def judge(results: list[Result]) -> list[Verdict]:
             found.append(r["train"][arm][i] - r["test"][arm][i])
         return found
 
-    more = [a - b for a, b in zip(overfit("plain"), overfit("batch norm"), strict=True)]
+    more = minus(overfit("plain"), overfit("batch norm"))
     higher = at_least(
         "test accuracy, batch norm − plain, best rates, points",
         gain("batch norm", "plain"),

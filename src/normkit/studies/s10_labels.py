@@ -11,7 +11,7 @@ from normkit.studies.data import Images
 from normkit.studies.figure import band
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import Verdict, at_least, reported, verdict
+from normkit.studies.verdict import Verdict, at_least, minus, reported, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,8 +115,9 @@ def judge(results: list[Result]) -> list[Verdict]:
         return found
 
     def difference(noise: str, rate: int | None) -> list[float]:
-        pair = (last(noise, arm, "test", rate) for arm in ("batch norm", "plain"))
-        return [a - b for a, b in zip(*pair, strict=True)]
+        return minus(
+            *(last(noise, arm, "test", rate) for arm in ("batch norm", "plain"))
+        )
 
     def fitted(arm: str) -> list[float]:
         """Highest training accuracy on random labels, any rate."""

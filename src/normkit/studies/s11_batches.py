@@ -25,6 +25,7 @@ from normkit.studies.verdict import (
     Verdict,
     at_least,
     at_most,
+    minus,
     reported,
     verdict,
     within,
@@ -242,35 +243,24 @@ def judge(results: list[Result]) -> list[Verdict]:
     def cell(arm: str, size: str) -> list[float]:
         return [r["table"][arm][size] for r in results]
 
-    def minus(a: list[float], b: list[float]) -> list[float]:
-        return [x - y for x, y in zip(a, b, strict=True)]
-
     def order(name: str, arm: str) -> list[float]:
         return [r["orders"][name][arm] for r in results]
 
     def lost(arm: str) -> list[float]:
         return minus(order("shuffled", arm), order("sorted", arm))
 
+    def ghost(size: int, split: str) -> list[float]:
+        return [r["ghosts"][str(size)][split] for r in results]
+
     def gap(size: int) -> list[float]:
-        return [
-            r["ghosts"][str(size)]["train"] - r["ghosts"][str(size)]["test"]
-            for r in results
-        ]
+        return minus(ghost(size, "train"), ghost(size, "test"))
 
     slopes = [
         np.polyfit(np.log(r["noise"]["sizes"]), np.log(r["noise"]["spread"]), 1)[0]
         for r in results
     ]
     cosines = [r["direction"]["cosine"] for r in results]
-    speed = [
-        r["direction"]["samples_per_second"][-1]
-        / r["direction"]["samples_per_second"][0]
-        for r in results
-    ]
-    ghost_tests = minus(
-        [r["ghosts"]["16"]["test"] for r in results],
-        [r["ghosts"]["128"]["test"] for r in results],
-    )
+    rates = [r["direction"]["samples_per_second"] for r in results]
     return [
         verdict(
             "C16",
@@ -279,7 +269,12 @@ def judge(results: list[Result]) -> list[Verdict]:
                 [min(b - a for a, b in itertools.pairwise(c)) for c in cosines],
                 0,
             ),
-            at_least("samples per second, batch 64 / batch 1", speed, 5, none=1),
+            at_least(
+                "samples per second, batch 64 / batch 1",
+                [per_second[-1] / per_second[0] for per_second in rates],
+                5,
+                none=1,
+            ),
             reported(
                 "cosine of batch 64 / cosine of batch 1",
                 [c[-1] / c[0] for c in cosines],
@@ -294,7 +289,10 @@ def judge(results: list[Result]) -> list[Verdict]:
                 -0.35,
             ),
             at_least(
-                "test accuracy, ghost batch 16 − 128, points", ghost_tests, 0.3, none=0
+                "test accuracy, ghost batch 16 − 128, points",
+                minus(ghost(16, "test"), ghost(128, "test")),
+                0.3,
+                none=0,
             ),
             note="The first part: there is such noise. The second: it regularizes.",
         ),
@@ -332,10 +330,7 @@ def judge(results: list[Result]) -> list[Verdict]:
             ),
             reported(
                 "test accuracy, ghost batch 4 − 128, points",
-                minus(
-                    [r["ghosts"]["4"]["test"] for r in results],
-                    [r["ghosts"]["128"]["test"] for r in results],
-                ),
+                minus(ghost(4, "test"), ghost(128, "test")),
             ),
         ),
         verdict(

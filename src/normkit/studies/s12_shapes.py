@@ -23,6 +23,7 @@ from normkit.studies.verdict import (
     Verdict,
     at_least,
     at_most,
+    minus,
     reported,
     verdict,
     within,
@@ -151,12 +152,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         return [r["trained"][arm][name] for r in results]
 
     exact = 1e-9
-    gap = [
-        100 * (a - b)
-        for a, b in zip(
-            of("per point", "accuracy"), of("per channel", "accuracy"), strict=True
-        )
-    ]
+    gap = minus(of("per point", "accuracy"), of("per channel", "accuracy"))
     return [
         verdict(
             "C13",
@@ -206,7 +202,9 @@ def judge(results: list[Result]) -> list[Verdict]:
             within(
                 "size of the weight / C·H·W", [r["share_of_chw"] for r in results], 1, 1
             ),
-            reported("accuracy per point − per channel, points", gap),
+            reported(
+                "accuracy per point − per channel, points", [100 * g for g in gap]
+            ),
             reported("parameters, per channel", of("per channel", "parameters")),
             reported("parameters, per point", of("per point", "parameters")),
         ),

@@ -9,7 +9,7 @@ import torch
 from normkit.studies.figure import band
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+from normkit.studies.verdict import Verdict, at_least, at_most, over, reported, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,8 +75,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         return [_per_layer(r["changes"][arm]) for r in results]
 
     def less(act: str) -> list[float]:
-        plain, full = growth(f"{act}, gain 3.2"), growth(f"{act}, batch norm")
-        return [a / b for a, b in zip(plain, full, strict=True)]
+        return over(growth(f"{act}, gain 3.2"), growth(f"{act}, batch norm"))
 
     return [
         verdict(

@@ -12,7 +12,7 @@ from normkit.nn import BatchNorm2d
 from normkit.studies.figure import band, bars
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
-from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+from normkit.studies.verdict import Verdict, at_least, at_most, minus, reported, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,9 +99,6 @@ def judge(results: list[Result]) -> list[Verdict]:
 
     def end(arm: str) -> list[float]:
         return [r["curves"][arm][-1] for r in results]
-
-    def minus(a: list[float], b: list[float]) -> list[float]:
-        return [x - y for x, y in zip(a, b, strict=True)]
 
     chance = [r["chance"] for r in results]
     return [

@@ -11,7 +11,7 @@ from normkit.studies.data import Images
 from normkit.studies.figure import band
 from normkit.studies.replicas import Recipe, Replicas
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
+from normkit.studies.verdict import Verdict, at_least, at_most, over, reported, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,13 +140,8 @@ def judge(results: list[Result]) -> list[Verdict]:
         """Mean loss over the second tenth of the run: how fast it starts."""
         return [r["arms"][arm]["loss"][1] for r in results]
 
-    larger = [
-        a / b for a, b in zip(early("batch norm", 0), early("plain", 0), strict=True)
-    ]
-    behind = [
-        a / b
-        for a, b in zip(half("plain, steps as large"), half("batch norm"), strict=True)
-    ]
+    larger = over(early("batch norm", 0), early("plain", 0))
+    behind = over(half("plain, steps as large"), half("batch norm"))
     return [
         verdict(
             "C17",
@@ -159,7 +154,7 @@ def judge(results: list[Result]) -> list[Verdict]:
             ),
             reported(
                 "early loss, plain / batch norm",
-                [a / b for a, b in zip(half("plain"), half("batch norm"), strict=True)],
+                over(half("plain"), half("batch norm")),
             ),
             reported(
                 "final accuracy, plain with steps as large, %",

@@ -26,6 +26,8 @@ __all__ = [
     "Verdict",
     "at_least",
     "at_most",
+    "minus",
+    "over",
     "reported",
     "verdict",
     "within",
@@ -132,6 +134,16 @@ def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
 def reported(text: str, values: Sequence[float]) -> Part:
     """A number that belongs beside the verdict and does not enter it."""
     return Part(text, bootstrap(values))
+
+
+def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """The difference of two arms, seed by seed: what the seeds share drops out."""
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def over(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """The ratio of two arms, seed by seed."""
+    return [x / y for x, y in zip(a, b, strict=True)]
 
 
 def verdict(claim: str, *parts: Part, note: str = "") -> Verdict:
