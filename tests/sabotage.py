@@ -1195,6 +1195,89 @@ def a_fold_is_believed_without_proof(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault(
+    caught_by="tests/fold/test_onnx.py::test_outputs_keep_their_names_and_their_order"
+)
+def a_fold_swaps_the_names_of_two_outputs(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.onnx import writing
+
+    right = writing._bypass
+    swapped = []
+
+    def broken(graph, own, source):
+        right(graph, own, source)
+        if graph in swapped:
+            return  # Swapped twice would be right.
+        swapped.append(graph)
+        first, last = graph.outputs[0], graph.outputs[-1]
+        name, first.name = first.name, "for_a_moment"
+        last.name, first.name = name, last.name
+
+    patch.setattr(writing, "_bypass", broken)
+
+
+@fault(
+    caught_by="tests/fold/test_onnx.py::"
+    "test_external_data_may_not_lead_out_of_the_folder"
+)
+def a_model_file_may_read_any_path(patch: pytest.MonkeyPatch) -> None:
+    import os
+
+    from normkit.fold.onnx import files
+
+    def broken(tensor, folder):
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        file = (folder / told["location"]).resolve()
+        return file, os.path.getsize(file)
+
+    patch.setattr(files, "_external", broken)
+
+
+@fault(
+    caught_by="tests/fold/test_onnx.py::test_a_small_file_cannot_ask_for_much_memory"
+)
+def an_onnx_file_may_take_any_memory(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.onnx import budget
+
+    patch.setattr(budget, "_elements_made", lambda *args: 0)
+
+
+@fault(
+    caught_by="tests/fold/test_ways.py::"
+    "test_where_padding_forbids_the_shift_only_a_sum_per_channel_stays"
+)
+def what_stays_of_a_norm_is_not_divided_by_its_scale(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold import solve
+
+    right = solve.PARTIAL_WAYS["scale after"]
+
+    def broken(affine):
+        before, after, _ = right(affine)
+        return before, after, affine.shift
+
+    patch.setitem(solve.PARTIAL_WAYS, "scale after", broken)
+
+
+@fault(
+    caught_by="tests/fold/test_ways.py::"
+    "test_a_stream_that_cannot_turn_its_signs_takes_the_shift_alone"
+)
+def a_lifted_scale_loses_its_sign(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold import solve
+
+    patch.setitem(solve.WAYS, "lift", solve.WAYS["straddle"])
+
+
+@fault(
+    caught_by="tests/fold/test_onnx.py::"
+    "test_an_initializer_that_a_caller_may_set_is_left_alone"
+)
+def a_default_is_taken_for_a_constant(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.onnx import folding
+
+    patch.setattr(folding, "_FIRST_WITH_DEFAULTS", 99)
+
+
+@fault(
     caught_by="tests/fold/test_traps.py::"
     "test_max_pooling_lets_positive_scales_through_and_no_other"
 )

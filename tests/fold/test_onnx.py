@@ -442,6 +442,15 @@ def test_a_value_with_a_second_reader_or_that_is_returned_stays():
     check(b.model(b.stop(b.norm(y)), y), left=["is returned by the model"])
 
 
+def test_outputs_keep_their_names_and_their_order():
+    b = wide()
+    x = b.input()
+    one, other = b.norm(b.conv(x)), b.norm(b.conv(x))
+    folded, _ = check(b.model(one, other))
+    assert [output.name for output in folded.graph.output] == [one, other]
+    assert [node.op_type for node in folded.graph.node] == ["Conv", "Conv"]
+
+
 def branching(b, x, inner):
     """If a flag is set `inner`, a list of nodes that make "inner_out", else zero."""
     b.inputs.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
