@@ -32,16 +32,25 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    *, caught_by: str
+    *, caught_by: str, in_small: bool = False
 ) -> Callable[
     [Callable[[pytest.MonkeyPatch], None]], Callable[[pytest.MonkeyPatch], None]
 ]:
-    """Register the decorated function as a fault that `caught_by` must catch."""
+    """Register the decorated function as a fault that `caught_by` must catch.
+
+    Small inputs run on torch's operators, which no fault is planted in: all run on our
+    own kernels meanwhile, unless the fault is `in_small`.
+    """
 
     def register(
         plant: Callable[[pytest.MonkeyPatch], None],
     ) -> Callable[[pytest.MonkeyPatch], None]:
-        FAULTS[plant.__name__] = Fault(plant, caught_by)
+        def plant_it(patch: pytest.MonkeyPatch) -> None:
+            if not in_small:
+                patch.setattr("normkit.functional.small.MOST_VALUES", 0)
+            plant(patch)
+
+        FAULTS[plant.__name__] = Fault(plant_it, caught_by)
         return plant
 
     return register
@@ -866,7 +875,7 @@ def d22_compares_first_and_last_the_wrong_way_round(patch: pytest.MonkeyPatch) -
     caught_by="tests/doctor/test_watch.py::test_no_activation_outlives_its_step",
 )
 def a_probe_keeps_its_outputs(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.probe import LayerProbe
+    from normkit.doctor.layer_probe import LayerProbe
 
     real, kept = LayerProbe.see_output, []
 
@@ -891,15 +900,15 @@ def hooks_are_left_behind(patch: pytest.MonkeyPatch) -> None:
 def a_probe_draws_a_random_number(patch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from normkit.doctor import probe
+    from normkit.doctor import layer_probe
 
-    real = probe._band
+    real = layer_probe.band_of
 
     def band(x, unit_dim, unit):
         torch.rand(1)
         return real(x, unit_dim, unit)
 
-    patch.setattr(probe, "_band", band)
+    patch.setattr(layer_probe, "band_of", band)
 
 
 @fault(
@@ -1317,9 +1326,9 @@ def every_remedy_is_said_to_help(patch: pytest.MonkeyPatch) -> None:
     "test_dropout_is_off_in_the_statistics_that_its_remedy_writes"
 )
 def the_remedy_of_dropout_keeps_dropout_on(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor import confirm
+    from normkit.doctor import remedies
 
-    patch.setitem(confirm.REMEDIES, "D11", confirm._as_in_training)
+    patch.setitem(remedies.REMEDIES, "D11", remedies.as_in_training)
 
 
 # --- ranks ------------------------------------------------------------------------

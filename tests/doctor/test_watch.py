@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import normkit
 from doctor.patients import batches, build, train
 from normkit.doctor import watch
 from normkit.errors import ArgumentError
@@ -220,6 +221,54 @@ def test_the_update_ratio_is_what_the_optimizer_did() -> None:
     layer = seen.history["layers"]["3"]
     assert layer["update_ratio"] == pytest.approx(expected, rel=1e-4)
     assert layer["weight_gradient_norm"] == pytest.approx(gradients, rel=1e-4)
+
+
+def test_an_observed_step_has_its_own_gradient_and_update() -> None:
+    """Once the weights were cloned on every step, and the last one's numbers kept."""
+    model = build("mlp")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    expected, gradients = [], []
+    with watch(model, optimizer, every=3) as seen:
+        for x, y in batches()[:5]:
+            old = model[3].weight.detach().clone()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            gradients.append(model[3].weight.grad.norm().item())
+            optimizer.step()
+            expected.append(((model[3].weight - old).norm() / old.norm()).item())
+            assert not seen._old_weights
+            assert not seen._on_weights
+    layer = seen.history["layers"]["3"]
+    assert layer["update_ratio"] == pytest.approx(expected[::3], rel=1e-4)
+    assert layer["weight_gradient_norm"] == pytest.approx(gradients[::3], rel=1e-4)
+
+
+def test_units_lie_along_the_dimension_that_a_norm_names() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 5, 4)
+    for norm, units in (
+        (normkit.nn.LayerNorm(3, channel_dim=1), 3),
+        (nn.LayerNorm(4), 4),
+        (nn.LayerNorm((3, 5, 4)), 3),  # where those of the convolution were
+    ):
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.ReLU())
+        with watch(model) as seen:
+            model(x).sum().backward()
+        found = {layer.name: layer.units for layer in seen.statistics().layers}
+        assert found["1"] == found["2"] == units
+
+
+def test_values_before_and_after_a_norm_are_counted_while_training() -> None:
+    model = build("cnn")
+    with watch(model, every=2) as seen:
+        train(model, 6)
+    norms = [s for s in seen.statistics().layers if s.role == "norm"]
+    assert len(norms) == 4
+    for layer in norms:
+        # 3 observed steps of 64 images of 8 channels of 8x8, thinned to 4096 each.
+        assert layer.before.counts.sum() == layer.after.counts.sum() == 3 * 4096
+        middle = sum(layer.after.edges) / len(layer.after.edges)
+        assert middle == pytest.approx(0.0, abs=0.2)
 
 
 def test_an_in_place_activation_shows_what_it_was_given() -> None:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,6 +39,8 @@ class Program:
 
 
 PROGRAMS: dict[str, Callable[[], Program]] = {}
+# Those that read MNIST and CIFAR-10 from the folder that NORMKIT_DATA names.
+ON_FILES: dict[str, Callable[[], Program]] = {}
 
 
 def program(make: Callable[[], Program]) -> Callable[[], Program]:
@@ -43,10 +48,15 @@ def program(make: Callable[[], Program]) -> Callable[[], Program]:
     return make
 
 
+def program_on_files(make: Callable[[], Program]) -> Callable[[], Program]:
+    ON_FILES[make.__name__] = make
+    return make
+
+
 def run(name: str, seed: int) -> tuple[list[Finding], list[Finding], float]:
     """Train a program; the readings of diagnosis and watch, and the last loss."""
     torch.manual_seed(seed)
-    it = PROGRAMS[name]()
+    it = (PROGRAMS | ON_FILES)[name]()
     forward = it.forward or (lambda model, batch: model(batch[0]))
 
     def step(model: nn.Module, batch: Batch) -> Tensor:
@@ -492,3 +502,98 @@ def instance_norm() -> Program:
         layers += [nn.InstanceNorm2d(16, affine=True), nn.ReLU()]
     end = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10)]
     return Program(nn.Sequential(*layers, *end))
+
+
+@functools.cache
+def images(file: str, count: int = 4000) -> tuple[Tensor, Tensor]:
+    """Images `(N, C, H, W)` of mean 0 and variance 1, and their classes."""
+    with np.load(Path(os.environ["NORMKIT_DATA"]) / file) as held:
+        x, y = held["x_train"][:count], held["y_train"][:count]
+    x = torch.from_numpy(x).float()
+    x = x[:, None] if x.dim() == 3 else x.movedim(-1, 1)
+    return (x - x.mean()) / x.std(), torch.from_numpy(y).long().flatten()
+
+
+def of_images(file: str) -> Callable[[int], list[Batch]]:
+    def data(seed: int) -> list[Batch]:
+        x, y = images(file)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        parts = order[:2048].split(64)
+        return [(x[part], y[part]) for part in parts]
+
+    return data
+
+
+MNIST, CIFAR = of_images("mnist.npz"), of_images("cifar10_12k.npz")
+
+
+def convolutions(channels: int, *widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in zip((channels, *widths), widths, strict=False):
+        layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False)]
+        layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)]
+    return nn.Sequential(*layers, *end)
+
+
+@program_on_files
+def mnist_mlp_bn() -> Program:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for index in range(3):
+        layers += [nn.Linear(96 if index else 784, 96), nn.BatchNorm1d(96), nn.ReLU()]
+    return Program(nn.Sequential(*layers, nn.Linear(96, 10)), data=MNIST)
+
+
+@program_on_files
+def mnist_cnn_bn() -> Program:
+    return Program(convolutions(1, 8, 16, 32), data=MNIST)
+
+
+@program_on_files
+def mnist_gru() -> Program:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(28, 48, batch_first=True), nn.Linear(48, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x.squeeze(1))[0][:, -1])
+
+    adam = functools.partial(torch.optim.Adam, lr=3e-3)
+    return Program(Rows(), data=MNIST, optimizer=adam, epochs=3)
+
+
+@program_on_files
+def cifar_cnn_bn() -> Program:
+    return Program(convolutions(3, 16, 32, 32), data=CIFAR)
+
+
+@program_on_files
+def cifar_residual_bn() -> Program:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        *(Residual(16, nn.BatchNorm2d, nn.ReLU) for _ in range(2)),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)),
+    )
+    return Program(model, data=CIFAR, epochs=3)
+
+
+@program_on_files
+def cifar_vision_transformer() -> Program:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, 32, 8, 8)
+            self.position = nn.Parameter(0.02 * torch.randn(16, 32))
+            layer = nn.TransformerEncoderLayer(
+                32, 4, 64, dropout=0.1, batch_first=True, norm_first=True
+            )
+            self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x).flatten(2).mT + self.position
+            return self.head(self.norm(self.body(x)).mean(1))
+
+    adamw = functools.partial(torch.optim.AdamW, lr=2e-3)
+    return Program(Patches(), data=CIFAR, optimizer=adamw)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.doctor.isolation import preserved_random
-from normkit.doctor.probe import first_tensor
+from normkit.doctor.measure import first_tensor
 from normkit.errors import ArgumentError
 
 __all__ = [

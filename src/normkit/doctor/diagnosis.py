@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from normkit.doctor import checks
 from normkit.doctor.case import Case, open_case
-from normkit.doctor.confirm import REMEDIES, Confirmation, confirm
+from normkit.doctor.confirm import Confirmation, confirm, remedied
 from normkit.doctor.examine import examine
 from normkit.doctor.explain import GapExplanation, explain_case
 from normkit.doctor.finding import Finding
+from normkit.doctor.remedies import REMEDIES
 from normkit.doctor.statistics import Statistics
 from normkit.errors import ArgumentError
 
@@ -101,8 +102,10 @@ class Diagnosis:
     def confirm(self) -> Diagnosis:
         """Try the remedy of each alarm on a copy, and say whether it helps.
 
-        Remedies exist where the running statistics are at fault: they are replaced by
-        those of the examination, and eval mode is measured again on the same batches.
+        Where the running statistics are at fault, they are replaced by those of the
+        examination, and eval mode is measured again on the same batches. What eval
+        mode does not show is examined again. Remedies that take training (other
+        layers, other weights, another loop) are named in `fix` and not tried.
 
         Returns:
             A new diagnosis with `confirmations`, in which a warning whose remedy helps
@@ -116,7 +119,9 @@ class Diagnosis:
                 "confirm needs the model, its batches and a loss; make the diagnosis "
                 "by normkit.diagnose(model, loader, loss_fn)"
             )
-        confirmations = confirm(self.case, self.statistics, self.findings)
+        confirmations = confirm(
+            self.case, self.statistics, self.findings, checks.CHECKS
+        )
         helps = {c.id for c in confirmations if c.helps}
         readings = [
             replace(f, severity="error")
@@ -155,28 +160,31 @@ class Diagnosis:
         """Apply the remedies of all alarms to the model, in place.
 
         Running statistics take the values of the examination, and a momentum that D04
-        names becomes torch's 0.1. Weights are never touched.
+        names becomes torch's 0.1. A layer that D06 or D07 names becomes one of
+        `normkit.nn` with the same state, that takes a batch of one or stays frozen;
+        one that D16 names goes to float32; a softmax before a loss that has its own
+        (D34) becomes an identity. No weight changes its value. What `confirm` saw do
+        harm is left out.
 
         Args:
             model: The model; the one that was examined by default.
 
         Returns:
-            The ids of the checks whose remedies were applied.
+            The ids of the checks whose remedies were applied, in the order of `named`.
         """
         if model is None and self.case is not None:
             model = self.case.model
         if model is None:
             raise ArgumentError("repair needs a model, and the diagnosis holds none")
-        modules = dict(model.named_modules())
-        applied = [id_ for id_ in self.named if id_ in REMEDIES]
-        # With dropout off last: it is what eval mode sees.
-        for id_ in sorted(applied, key=lambda id_: id_ == "D11"):
-            REMEDIES[id_](model, self.statistics)
-        for finding in self.findings:
-            if finding.id == "D04" and finding.is_alarm:
-                module: Any = modules[finding.layer]
-                module.momentum = 0.1
-        return applied
+        harmful = {c.id for c in self.confirmations if c.harms}
+        groups = {
+            id_: group
+            for id_, group in remedied(self.findings, self.statistics).items()
+            if id_ not in harmful
+        }
+        for id_, group in groups.items():
+            REMEDIES[id_](model, self.statistics, group)
+        return [id_ for id_ in self.named if id_ in groups]
 
     def summary(self) -> str:
         """The outcome in one sentence."""
@@ -221,9 +229,9 @@ class Diagnosis:
         `batches`, and the lists `findings`, `not_judged` and `clear`. Each entry of a
         list has `id`, `name`, `layer`, `severity`, `value`, `threshold`, `evidence`,
         `fix` and `details`. The list `confirmations` has `id`, `measure`, `before`,
-        `after`, `error` and `helps`. `gap` is null, or what `explain` found. A number
-        that is not finite is a string ("nan", "inf"). docs/guide/doctor.md has the
-        schema; `normkit.doctor.schema.DIAGNOSIS` is the same for a validator.
+        `after`, `error`, `helps` and `harms`. `gap` is null, or what `explain` found.
+        A number that is not finite is a string ("nan", "inf"). docs/guide/doctor.md
+        has the schema; `normkit.doctor.schema.DIAGNOSIS` is the same for a validator.
         """
         return json.dumps(
             {

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from normkit.doctor.case import Case, accuracy, moved, num_samples, targets_of
 from normkit.doctor.isolation import Snapshot, preserved_random, snapshot
+from normkit.doctor.measure import MOST_COUNTED, first_tensor
 from normkit.doctor.probe import Probes
 from normkit.doctor.statistics import (
     DataStatistics,
@@ -46,7 +47,7 @@ def examine(case: Case) -> Statistics:
             training = patient.walk(streams=True, evaluate=False)
         patient.batch_statistics()
         batch = patient.walk(
-            streams=True, gradients=case.loss_fn is not None, histograms=True
+            streams=True, gradients=case.loss_fn is not None, counted=MOST_COUNTED
         )
         patient.running_statistics()
         with torch.no_grad():
@@ -66,13 +67,16 @@ def examine(case: Case) -> Statistics:
             replace(layer, norm=norms.get(layer.name), weight=batch.weight(layer.name))
             for layer in batch.layers()
         ]
+        output = batch.output(case.loss_fn)
+        if output is not None and output.sums_to_one:
+            output = replace(output, softmax=patient.last_softmax())
     return Statistics(
         tuple(layers),
         _evaluation(batch, running),
         samples=sum(batch.samples),
         batches=len(batch.samples),
         data=DataStatistics(batch.input, case.batch_size, case.last),
-        output=batch.output(case.loss_fn),
+        output=output,
         world_size=_world_size(),
         is_averaged=isinstance(case.model, AveragedModel),
     )
@@ -121,6 +125,7 @@ def norm_statistics(
             bias=None if module.bias is None else _copied(module.bias),
             is_trainable=any(p.requires_grad for p in module.parameters()),
             dtype=str(var.dtype).removeprefix("torch."),
+            takes_one_value=getattr(module, "on_small_batch", "raise") != "raise",
         )
     return found
 
@@ -196,13 +201,13 @@ class Patient:
         streams: bool,
         gradients: bool = False,
         evaluate: bool = True,
-        histograms: bool = False,
+        counted: int = 0,
     ) -> Walk:
         """Run every batch once in the present mode, and give what was seen."""
         walk = Walk()
         torch.manual_seed(self.case.seed)  # the same dropout in every examination
         probes = Probes(
-            self.model, streams=streams, gradients=gradients, histograms=histograms
+            self.model, streams=streams, gradients=gradients, counted=counted
         )
         with probes.attached():
             for index, batch in enumerate(self.case.batches):
@@ -212,6 +217,25 @@ class Patient:
                 walk.take(probes)
                 probes.reset()
         return walk
+
+    def last_softmax(self) -> str:
+        """Name of the `nn.Softmax` that gives the model's output; "" for none."""
+        given: dict[str, Any] = {}
+        handles = [
+            module.register_forward_hook(
+                lambda module, args, output, name=name: given.update({name: output})
+            )
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Softmax) and name
+        ]
+        try:
+            with torch.no_grad():
+                batch = moved(self.case.batches[0], self.device)
+                output = first_tensor(self.case.forward(self.model, batch))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return next((name for name, y in given.items() if y is output), "")
 
     def _step(self, walk: Walk, batch: Any, *, backward: bool, evaluate: bool) -> None:
         batch = moved(batch, self.device)

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from normkit.doctor.case import Case, accuracy, open_case
-from normkit.doctor.confirm import set_statistics
 from normkit.doctor.examine import Patient, examine, opened
 from normkit.doctor.finding import plain
+from normkit.doctor.remedies import set_statistics
 from normkit.doctor.statistics import Statistics
 from normkit.errors import ArgumentError
 

@@ -39,11 +39,12 @@ _FINDING = _record(
 )
 _CONFIRMATION = _record(
     id=_TEXT,
-    measure={"enum": ["metric", "loss"]},
+    measure={"enum": ["metric", "loss", "alarms"]},
     before=_NUMBER,
     after=_NUMBER,
     error=_NUMBER,
     helps={"type": "boolean"},
+    harms={"type": "boolean"},
 )
 _PART = _record(name=_TEXT, value=_NUMBER, error=_NUMBER)
 _GAP = _record(

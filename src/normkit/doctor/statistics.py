@@ -179,10 +179,11 @@ class NormStatistics:
         bias: The learned shift; None without.
         is_trainable: Some of its own parameters ask for gradients.
         dtype: Name of the dtype of the running statistics, such as "float32".
-        calls: Moments of the inputs of each call within a forward, in order.
+        calls: The stream of each call within a forward by itself, in order.
         padding: Set where inputs `(N, C, L)` have constant ends.
         eval_steps: Observed training steps that found the layer in eval mode.
         train_steps: Observed training steps that found it in training mode.
+        takes_one_value: One value per channel is no error (`on_small_batch`).
     """
 
     momentum: float | None
@@ -198,10 +199,11 @@ class NormStatistics:
     bias: Tensor | None = None
     is_trainable: bool = True
     dtype: str = "float32"
-    calls: tuple[Moments, ...] = ()
+    calls: tuple[ChannelStream, ...] = ()
     padding: Padding | None = None
     eval_steps: int = 0
     train_steps: int = 0
+    takes_one_value: bool = False
 
     @property
     def has_default_buffers(self) -> bool:
@@ -361,6 +363,7 @@ class OutputStatistics:
         sums_to_one: Every row is a probability distribution.
         classes: Classes of the targets seen; None unless they are class numbers.
         loss_kind: Name of the loss's class or function.
+        softmax: The `nn.Softmax` whose output is the model's; "" for none.
     """
 
     spread: float
@@ -369,6 +372,7 @@ class OutputStatistics:
     sums_to_one: bool
     classes: int | None = None
     loss_kind: str = ""
+    softmax: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.doctor.probe import LayerProbe, Probes, first_tensor, norm_of
+from normkit.doctor.layer_probe import LayerProbe
+from normkit.doctor.measure import first_tensor, histogram_of, norm_of
+from normkit.doctor.probe import Probes
 from normkit.doctor.statistics import (
     ChannelStream,
     LayerStatistics,
@@ -33,7 +35,7 @@ class _Seen:
     gradient_norm: list[float] = field(default_factory=list)
     saturated: list[float] = field(default_factory=list)
     stream: ChannelStream | None = None
-    calls: list[Moments] = field(default_factory=list)
+    calls: list[ChannelStream] = field(default_factory=list)
     kept: Moments | None = None
     num_padded: int = 0
     alive: Tensor | None = None
@@ -79,9 +81,9 @@ class Walk:
                     seen.kept = _merged(seen.kept, probe.kept)
                 for index, call in enumerate(probe.calls):
                     if index < len(seen.calls):
-                        seen.calls[index] = _merged(seen.calls[index], call)
+                        seen.calls[index] = seen.calls[index].merge(call.to("cpu"))
                     else:
-                        seen.calls.append(_merged(None, call))
+                        seen.calls.append(call.to("cpu"))
             if probe.alive is not None:
                 alive = probe.alive.cpu()
                 seen.alive = alive if seen.alive is None else seen.alive | alive
@@ -137,8 +139,8 @@ class Walk:
             loss_kind=getattr(loss_fn, "__name__", type(loss_fn).__name__),
         )
 
-    def calls(self, name: str) -> tuple[Moments, ...]:
-        """The moments of each call of one layer within a forward."""
+    def calls(self, name: str) -> tuple[ChannelStream, ...]:
+        """The stream of each call of one layer within a forward."""
         return tuple(self.seen[name].calls) if name in self.seen else ()
 
     def padding(self, name: str) -> Padding | None:
@@ -195,8 +197,8 @@ class Walk:
                 dead_samples=seen.samples,
                 fed_by=seen.fed_by,
                 features=_features(seen.probe.module),
-                before=seen.probe.before,
-                after=seen.probe.after,
+                before=histogram_of(seen.probe.before),
+                after=histogram_of(seen.probe.after),
             )
             for name, seen in ordered
         ]

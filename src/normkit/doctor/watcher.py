@@ -4,17 +4,17 @@
         train(model)
     watch.report("report.html")
 
-Between observed steps only one small hook on the model itself runs. On an observed
-step every layer is probed; what was seen becomes plain numbers at the next one, with
-one transfer from the device. Nothing is drawn, written or kept that training could
-notice: the run is bitwise the run without.
+Between observed steps one small hook on the model itself runs and two that count the
+optimizer's steps. On an observed step every layer is probed; what was seen becomes
+plain numbers at the next one, with one transfer from the device. Nothing is drawn,
+written or kept that training could notice: the run is bitwise the run without.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -27,36 +27,29 @@ from normkit.doctor import checks
 from normkit.doctor.diagnosis import ranked
 from normkit.doctor.examine import norm_statistics
 from normkit.doctor.finding import Finding
-from normkit.doctor.probe import (
-    Hook,
-    LayerProbe,
-    Probes,
-    first_tensor,
-    norm_of,
-    role_of,
+from normkit.doctor.hook import Hook
+from normkit.doctor.loop import Loop
+from normkit.doctor.measure import histogram_of, norm_of
+from normkit.doctor.probe import Probes
+from normkit.doctor.series import (
+    SERIES,
+    WINDOW,
+    Window,
+    numbers_of,
+    pooled,
+    present,
+    to_floats,
+    with_spread,
 )
-from normkit.doctor.statistics import (
-    LayerStatistics,
-    Statistics,
-    TrainingStatistics,
-    WeightStatistics,
-)
+from normkit.doctor.statistics import LayerStatistics, Statistics, WeightStatistics
 from normkit.errors import ArgumentError
-from normkit.moments import Moments
 
 __all__ = ["SERIES", "Watch", "watch"]
 
 # How many observed steps a layer is judged by.
 RECENT = 5
-# A unit is dead when it is silent for two windows of so many samples.
-WINDOW = 1000
-
-# What is recorded per layer and observed step, in this order.
-SERIES = (
-    *("input_mean", "input_std", "output_mean", "output_std", "output_rms"),
-    *("low", "middle", "high", "saturated", "dead", "gradient_norm"),
-    *("weight_norm", "weight_gradient_norm", "update_ratio"),
-)
+# Values of a call that a histogram counts.
+MOST_COUNTED = 4096
 
 
 def watch(
@@ -122,7 +115,7 @@ class Watch:
         self.every = every
         self.unit = unit
         self.steps = 0
-        self._probes = Probes(self.model, unit=unit)
+        self._probes = Probes(self.model, unit=unit, counted=MOST_COUNTED)
         self._weights = {
             name: weight
             for name, probe in self._probes.layers.items()
@@ -141,15 +134,19 @@ class Watch:
         self._open_step: int | None = None
         self._old_weights: dict[str, Tensor] = {}
         self._handles: list[Any] = []
+        # What the open step waits for: the gradients and the update of its weights.
+        self._on_weights: list[Any] = []
+        self._is_noted = False
+        self._awaits_update = False
         # Numbers of the last observed steps of each layer, to judge it by.
         self._recent: dict[str, deque[dict[str, float]]] = {}
-        self._windows = {name: _Window() for name in self._probes.layers}
+        self._windows = {name: Window() for name in self._probes.layers}
         self._modes = {
             name: [0, 0]
             for name, probe in self._probes.layers.items()
             if isinstance(probe.module, _BatchNorm)
         }
-        self._loop = _Loop()
+        self._loop = Loop()
 
     def __enter__(self) -> Watch:
         try:
@@ -231,8 +228,8 @@ class Watch:
             if size is not None:
                 weight = WeightStatistics(
                     norm=size,
-                    gradient_norm=_present(series["weight_gradient_norm"]),
-                    update_ratio=_present(series["update_ratio"]),
+                    gradient_norm=present(series["weight_gradient_norm"]),
+                    update_ratio=present(series["update_ratio"]),
                 )
             layers.append(
                 LayerStatistics(
@@ -242,15 +239,17 @@ class Watch:
                     is_output=probe.is_output,
                     samples=sum(int(found["samples"]) for found in recent),
                     units=probe.units,
-                    input=_pooled(recent, "input"),
-                    output=_pooled(recent, "output"),
-                    gradient_norm=_present(series["gradient_norm"]),
-                    saturated=_present(series["saturated"]),
+                    input=pooled(recent, "input"),
+                    output=pooled(recent, "output"),
+                    gradient_norm=present(series["gradient_norm"]),
+                    saturated=present(series["saturated"]),
                     dead=self._windows[probe.name].dead,
                     dead_samples=2 * WINDOW,
                     fed_by=probe.fed_by,
                     norm=norm,
                     weight=weight,
+                    before=histogram_of(probe.before),
+                    after=histogram_of(probe.after),
                 )
             )
         return Statistics(
@@ -301,9 +300,6 @@ class Watch:
         register = self.model.register_forward_pre_hook
         hook = Hook(self._before_forward)
         self._handles.append(register(hook, prepend=True, with_kwargs=True))
-        for name, weight in self._weights.items():
-            if weight.requires_grad:
-                self._handles.append(self._note_gradients(name, weight))
         if self.optimizer is not None:
             before, after = Hook(self._before_update), Hook(self._after_update)
             self._handles.append(self.optimizer.register_step_pre_hook(before))
@@ -311,22 +307,36 @@ class Watch:
 
     def _detach(self) -> None:
         self._probes.detach()
+        self._leave_weights()
         while self._handles:
             self._handles.pop().remove()
         self._old_weights.clear()
 
-    def _note_gradients(self, name: str, weight: nn.Parameter) -> Any:
-        def note(parameter: Tensor) -> None:
-            if self._open_step is not None and parameter.grad is not None:
-                norm = norm_of(parameter.grad.detach())
-                self._extra[name, "weight_gradient_norm"] = norm
+    def _note_gradients(self) -> None:
+        """Note the gradients that the weights get until the next call or update."""
+        for name, weight in self._weights.items():
+            if weight.requires_grad:
+                hook = Hook(functools.partial(self._note_gradient, name))
+                handle = weight.register_post_accumulate_grad_hook(hook)
+                self._on_weights.append(handle)
 
-        return weight.register_post_accumulate_grad_hook(Hook(note))
+    def _note_gradient(self, name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            norm = norm_of(parameter.grad.detach())
+            self._extra[name, "weight_gradient_norm"] = norm
+            self._is_noted = True
+
+    def _leave_weights(self) -> None:
+        while self._on_weights:
+            self._on_weights.pop().remove()
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         # The layers' hooks stay on through backward, where activation checkpointing
-        # calls the layers again. Now that is over.
+        # calls the layers again. Now that is over, but a second call before the first
+        # backward is of the same step.
         self._probes.detach()
+        if self._is_noted:
+            self._leave_weights()
         self._loop.saw_call(module, args, kwargs, is_grad=torch.is_grad_enabled())
         if not (module.training and torch.is_grad_enabled()):
             return
@@ -340,8 +350,14 @@ class Watch:
     def _open(self) -> None:
         self._probes.reset()
         self._open_step = self.steps
+        self._is_noted, self._awaits_update = False, True
+        self._leave_weights()
+        self._note_gradients()
         for name, modes in self._modes.items():
             modes[self._probes.layers[name].module.training] += 1
+        if len(self._observed) % RECENT == 0:
+            for probe in self._probes.layers.values():
+                probe.before = probe.after = None
         self._extra = {
             (name, "weight_norm"): norm_of(weight.detach())
             for name, weight in self._weights.items()
@@ -352,16 +368,16 @@ class Watch:
         """Make numbers of what the probes saw since the last observed step."""
         if self._open_step is None:
             return
-        seen = {name: _numbers(probe) for name, probe in self._probes.layers.items()}
+        seen = {name: numbers_of(probe) for name, probe in self._probes.layers.items()}
         for (name, key), value in self._extra.items():
             seen[name][key] = value
-        values = iter(_to_floats([v for held in seen.values() for v in held.values()]))
+        values = iter(to_floats([v for held in seen.values() for v in held.values()]))
         index = len(self._observed)
         self._observed.append(self._open_step)
         self._open_step = None
         for name, probe in self._probes.layers.items():
             found = {key: next(values) for key in seen[name]}
-            found |= _finished(found)
+            found |= with_spread(found)
             if "input.count" in found:
                 found["samples"] = probe.samples
                 self._recent.setdefault(name, deque(maxlen=RECENT)).append(found)
@@ -374,7 +390,7 @@ class Watch:
 
     @torch.no_grad()
     def _before_update(self, *_: Any) -> None:
-        if self._open_step is not None:
+        if self._awaits_update:
             # A frozen weight stands still on purpose: it has no update to judge.
             self._old_weights = {
                 name: weight.detach().clone()
@@ -385,190 +401,16 @@ class Watch:
     @torch.no_grad()
     def _after_update(self, *_: Any) -> None:
         self._loop.saw_update()
+        if not self._awaits_update:
+            return
+        self._awaits_update = False
+        self._leave_weights()
         for name, old in self._old_weights.items():
             change = self._weights[name].detach() - old
             self._extra[name, "update_ratio"] = norm_of(change) / norm_of(old)
         self._old_weights.clear()
 
 
-def _numbers(probe: LayerProbe) -> dict[str, Tensor]:
-    """What one probe holds, as tensors of one value each, still on its device."""
-    found: dict[str, Tensor] = {}
-    for side, measured in (("input", probe.input), ("output", probe.output)):
-        if measured is not None:
-            found[f"{side}.count"] = measured.count
-            found[f"{side}.mean"] = measured.mean
-            found[f"{side}.m2"] = measured.m2
-    if probe.band is not None:
-        found["low"], found["middle"], found["high"] = probe.band.unbind()
-    if probe.saturated_share is not None:
-        found["saturated"] = probe.saturated_share
-    if probe.alive is not None:
-        found["dead"] = (~probe.alive).float().mean()
-    if probe.gradient_norm is not None:
-        found["gradient_norm"] = probe.gradient_norm
-    return found
-
-
-def _finished(found: dict[str, float]) -> dict[str, float]:
-    """Mean, standard deviation and rms of what was measured."""
-    more = {}
-    for side in ("input", "output"):
-        if found.get(f"{side}.count"):
-            mean = found[f"{side}.mean"]
-            var = found[f"{side}.m2"] / found[f"{side}.count"]
-            more[f"{side}_mean"] = mean
-            more[f"{side}_std"] = var**0.5
-            more[f"{side}_rms"] = (var + mean * mean) ** 0.5
-    return more
-
-
-def _to_floats(values: list[Tensor]) -> list[float]:
-    """Values from any device as floats, with one transfer per device and dtype."""
-    out = [0.0] * len(values)
-    for kind in {(value.device, value.dtype) for value in values}:
-        here = [i for i, v in enumerate(values) if (v.device, v.dtype) == kind]
-        numbers = torch.stack([values[i] for i in here]).tolist()
-        for i, number in zip(here, numbers, strict=True):
-            out[i] = number
-    return out
-
-
-def _present(series: list[float | None]) -> tuple[float, ...]:
-    return tuple(value for value in series if value is not None)
-
-
-def _pooled(recent: Iterable[dict[str, float]], side: str) -> Moments | None:
-    """The moments of one side of a layer over several observed steps."""
-    parts = [
-        Moments(
-            torch.tensor(int(found[f"{side}.count"])),
-            torch.tensor(found[f"{side}.mean"], dtype=torch.float64),
-            torch.tensor(found[f"{side}.m2"], dtype=torch.float64),
-        )
-        for found in recent
-        if f"{side}.count" in found
-    ]
-    return Moments.merge_all(parts) if parts else None
-
-
-class _Window:
-    """Which units of one layer answered in the last two windows of samples."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.alive: Tensor | None = None
-        self.before: Tensor | None = None
-
-    @property
-    def dead(self) -> float | None:
-        """Share of units silent in both windows; None before there are two."""
-        if self.before is None:
-            return None
-        alive = self.before if self.alive is None else self.before | self.alive
-        return 1 - float(alive.double().mean())
-
-    def see(self, probe: LayerProbe) -> None:
-        """Add what the probe saw of one step."""
-        if probe.alive is None:
-            return
-        if self.samples >= WINDOW:
-            self.before, self.alive, self.samples = self.alive, None, 0
-        if self.alive is None or self.alive.shape != probe.alive.shape:
-            self.alive = probe.alive
-        else:
-            self.alive = self.alive | probe.alive
-        self.samples += probe.samples
-
-
-class _Loop:
-    """What the training loop does, by the calls of the model and the optimizer."""
-
-    def __init__(self) -> None:
-        self.forwards = 0
-        self.samples = 0
-        self.updates = 0
-        self.updates_in_eval = 0
-        self.updates_before_eval = 0
-        self.idle_bursts = 0
-        self._idle_calls = 0
-        # Mode of the last call with gradients since the last update.
-        self._called_in_training: bool | None = None
-
-    def saw_call(
-        self, model: nn.Module, args: Any, kwargs: Any, *, is_grad: bool
-    ) -> None:
-        """The model is called."""
-        if not is_grad:
-            self._idle_calls += model.training and not _is_cumulative(model)
-            # One such call may belong to a step: a generator feeding its critic.
-            self.idle_bursts += self._idle_calls == 2
-            return
-        self._idle_calls = 0
-        self._called_in_training = model.training
-        if model.training:
-            x = first_tensor(args)
-            x = first_tensor(kwargs) if x is None else x
-            self.forwards += 1
-            self.samples += x.shape[0] if x is not None and x.dim() else 1
-
-    def saw_update(self) -> None:
-        """The optimizer made a step."""
-        self.updates += 1
-        if self._called_in_training is False:
-            if not self.updates_in_eval:
-                self.updates_before_eval = self.updates - 1
-            self.updates_in_eval += 1
-        self._called_in_training = None
-
-    def statistics(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None
-    ) -> TrainingStatistics:
-        """What was seen so far."""
-        decay, is_decoupled = _decay_on_norms(model, optimizer)
-        return TrainingStatistics(
-            forwards=self.forwards,
-            updates=None if optimizer is None else self.updates,
-            updates_in_eval=self.updates_in_eval,
-            updates_before_eval=self.updates_before_eval,
-            idle_bursts=self.idle_bursts,
-            samples=self.samples / max(self.forwards, 1),
-            weight_decay=decay,
-            is_decoupled=is_decoupled,
-        )
-
-
 def _is_compiled(model: nn.Module) -> bool:
     """Whether `model.compile()` was called on it."""
     return getattr(model, "_compiled_call_impl", None) is not None
-
-
-def _is_cumulative(model: nn.Module) -> bool:
-    """Whether the batch norms average cumulatively, as in a calibration."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    return bool(norms) and all(norm.momentum is None for norm in norms)
-
-
-def _decay_on_norms(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> tuple[float | None, bool]:
-    """The largest weight decay on parameters of normalization layers."""
-    if optimizer is None:
-        return None, False
-    own = {
-        id(parameter)
-        for module in model.modules()
-        if role_of(module) == "norm"
-        for parameter in module.parameters(recurse=False)
-    }
-    decays = [
-        (float(group.get("weight_decay", 0.0)), _is_decoupled(optimizer, group))
-        for group in optimizer.param_groups
-        if any(id(parameter) in own for parameter in group["params"])
-    ]
-    return max(decays, default=(0.0, False))
-
-
-def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
-    known = group.get("decoupled_weight_decay")
-    return type(optimizer).__name__.endswith("W") if known is None else bool(known)

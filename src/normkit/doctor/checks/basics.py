@@ -109,6 +109,7 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
             0.0,
             "the output is a softmax already, and cross_entropy applies another",
             "give cross_entropy the logits: drop the last softmax",
+            {"softmax": out.softmax},
         )
     is_new = bool(statistics.norms) and all(norm.is_new for _, norm in statistics.norms)
     if data is None or out.classes is None or out.units < 2 or not is_new:

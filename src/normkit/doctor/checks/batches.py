@@ -106,6 +106,7 @@ def last_batch_of_one(statistics: Statistics) -> Iterator[Finding]:
         layer.name
         for layer, norm in statistics.norms
         if not norm.frozen
+        and not norm.takes_one_value
         and norm.stream is not None
         and norm.stream.values_per_sample <= 1
     ]
@@ -182,13 +183,16 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     for layer, norm in statistics.norms:
         if norm.frozen or norm.stream is None:
             continue
-        if norm.stream.batches < LEAST_BATCHES:
+        # The first call of each forward: how much the calls of a shared layer differ
+        # is the model's doing (D33), not the loader's.
+        stream = norm.calls[0] if norm.calls else norm.stream
+        if stream.batches < LEAST_BATCHES:
             reason = (
-                f"{norm.stream.batches} batches are too few to compare; "
+                f"{stream.batches} batches are too few to compare; "
                 f"give at least {LEAST_BATCHES}"
             )
             continue
-        found = mixing(norm.stream)
+        found = mixing(stream)
         if not math.isnan(found):
             readings.append((found, layer.name))
     if not readings:
@@ -269,12 +273,12 @@ def shared_norm(statistics: Statistics) -> Iterator[Finding]:
     for layer, norm in statistics.norms:
         if norm.frozen or len(norm.calls) < 2:
             continue
-        first = norm.calls[0]
+        calls = [call.pooled for call in norm.calls]
+        first = calls[0]
         sd = (first.var + norm.eps).sqrt()
-        shifts = [float(((c.mean - first.mean).abs() / sd).mean()) for c in norm.calls]
+        shifts = [float(((c.mean - first.mean).abs() / sd).mean()) for c in calls]
         ratios = [
-            float(((c.var + norm.eps) / sd.square()).log().abs().mean())
-            for c in norm.calls
+            float(((c.var + norm.eps) / sd.square()).log().abs().mean()) for c in calls
         ]
         shift, ratio = max(shifts), max(ratios)
         is_bad = not (shift <= CALL_MEAN and ratio <= CALL_VAR)

@@ -1,0 +1,159 @@
+"""What is measured of one tensor, at once and with nothing of it kept."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from normkit.doctor.statistics import Histogram
+from normkit.moments import Moments
+
+__all__ = [
+    "MOST_COUNTED",
+    "Tally",
+    "band_of",
+    "dim_within",
+    "first_tensor",
+    "histogram_of",
+    "is_traced",
+    "norm_of",
+    "overall_of",
+    "tallied",
+    "version_of",
+]
+
+# A percentile needs no more values than this; more are thinned evenly.
+MOST_BAND_VALUES = 4096
+BAND = (0.15, 0.50, 0.85)
+# Bins of a histogram, its half width in standard deviations of the first batch, and
+# the values of a batch that a diagnosis counts; more are thinned evenly.
+BINS, REACH, MOST_COUNTED = 48, 4.0, 65_536
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first floating-point tensor with any values in nested lists and dicts."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() and value.numel() else None
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return None
+    return next((t for t in map(first_tensor, value) if t is not None), None)
+
+
+def dim_within(x: Tensor, dim: int) -> int:
+    """`dim` counted from the start, or the last one where x has no such dimension."""
+    return dim % x.dim() if -x.dim() <= dim < x.dim() else x.dim() - 1
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether x stands for values that are not there (vmap, grad, meta)."""
+    return x.is_meta or is_functorch_wrapped_tensor(x)
+
+
+def overall_of(x: Tensor) -> Moments:
+    """The moments of all values of x, in two passes.
+
+    On a CPU this takes a fifth of the time of torch.var_mean over everything, and a
+    third of that of `moments`, which keeps the dimensions it does not reduce apart.
+    """
+    x = x.to(_dtype(x))
+    mean = x.mean()
+    m2 = torch.linalg.vector_norm(x - mean).square()
+    return Moments(torch.full((), x.numel(), device=x.device), mean, m2)
+
+
+def norm_of(x: Tensor) -> Tensor:
+    """‖x‖, in float32 or better."""
+    return torch.linalg.vector_norm(x if x.is_complex() else x.to(_dtype(x)))
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """The dtype for statistics of x: never a half one."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def version_of(x: Tensor) -> int:
+    """How often x was written to; -1 in inference mode, which does not count."""
+    return -1 if x.is_inference() else x._version
+
+
+def band_of(x: Tensor, unit_dim: int, unit: int) -> Tensor:
+    """The {15, 50, 85} percentiles of one unit over samples and positions."""
+    dim = dim_within(x, unit_dim)
+    values = x.select(dim, unit % x.shape[dim]).flatten()
+    if values.numel() > MOST_BAND_VALUES:
+        values = values[:: math.ceil(values.numel() / MOST_BAND_VALUES)]
+    # Linear between neighbours, as torch.quantile and 5 times faster on a batch.
+    values = values.float().sort().values
+    below, step = _places(values.numel(), values.device)
+    edges = values[below]
+    # A value that is not finite has no percentile: NaN instead.
+    return torch.lerp(edges[0], edges[1], step) + 0 * (values[-1] - values[0])
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A histogram that grows batch by batch, on the device and without waiting for it.
+
+    Values are counted as (value − middle) / reach, clipped to [−1, 1]; middle and reach
+    are those of the first batch with finite moments.
+
+    Attributes:
+        middle: The middle of the histogram, a scalar.
+        reach: Its half width, a scalar.
+        counts: Values per bin, shape `(bins,)`.
+    """
+
+    middle: Tensor
+    reach: Tensor
+    counts: Tensor
+
+    @property
+    def histogram(self) -> Histogram | None:
+        """The histogram on the CPU; None when no batch had finite moments."""
+        middle, reach = float(self.middle), float(self.reach)
+        if not math.isfinite(middle + reach):
+            return None
+        return Histogram(middle - reach, middle + reach, self.counts.cpu())
+
+
+def histogram_of(tally: Tally | None) -> Histogram | None:
+    """The histogram of a tally; None without one."""
+    return None if tally is None else tally.histogram
+
+
+def tallied(old: Tally | None, x: Tensor, overall: Moments, most: int) -> Tally:
+    """The tally with the values of x, of which at most about `most` are counted."""
+    middle, spread = overall.mean.float(), overall.var.sqrt().float()
+    # A constant gets a bin of its own, wide enough for float32.
+    reach = (REACH * spread).maximum(1e-3 * middle.abs()).clamp(min=1e-6)
+    counts = torch.zeros(BINS, device=x.device)
+    if old is not None:
+        middle, reach = middle.to(old.middle.device), reach.to(old.middle.device)
+        is_set = (old.middle + old.reach).isfinite()
+        middle = torch.where(is_set, old.middle, middle)
+        reach = torch.where(is_set, old.reach, reach)
+        counts = old.counts
+    values = x.flatten()
+    if values.numel() > most:
+        values = values[:: math.ceil(values.numel() / most)]
+    values = values.to(counts.device, torch.float32)
+    # 0·value is NaN where the value is not finite, and NaN is not counted.
+    places = ((values - middle) / reach).clamp(-1, 1) + 0 * values
+    return Tally(middle, reach, counts + torch.histc(places, BINS, -1, 1))
+
+
+@functools.lru_cache(maxsize=64)
+def _places(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the percentiles of sorted values lie: the two neighbours, and between."""
+    places = [share * (count - 1) for share in BAND]
+    neighbours = [[math.floor(p) for p in places], [math.ceil(p) for p in places]]
+    steps = [p - math.floor(p) for p in places]
+    return torch.tensor(neighbours, device=device), torch.tensor(steps, device=device)
