@@ -110,6 +110,11 @@ def test_all_studies_together_fit_an_hour_of_two_cores() -> None:
     assert sum(record.cpu_seconds for record in RECORDS.values()) / 2 < 3600
 
 
+def test_every_refuted_claim_is_corrected() -> None:
+    refuted = {claim for claim in CLAIMS if overall(claim, RECORDS)[0] == "refuted"}
+    assert refuted <= {claim for one in CORRECTIONS for claim in one.claims}
+
+
 @pytest.mark.skipif(not RECORDS, reason="no records under docs/claims")
 def test_the_pages_say_what_the_records_say(tmp_path: Path) -> None:
     for study_id in RECORDS:
