@@ -1,6 +1,7 @@
 """`normkit fold`: an ONNX file, or a model of Python code with its checkpoint."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -56,6 +57,38 @@ def test_a_checkpoint_is_loaded_folded_and_exported(capsys, factory, tmp_path):
     program = torch.export.load(out)
     assert torch.allclose(program.module()(x), net(x), atol=1e-5)
     assert "batch_norm" not in str(program.graph)
+
+
+def test_a_model_is_folded_and_exported_to_onnx(capsys, factory, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is missing")
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    net, out = trained(), tmp_path / "folded.onnx"
+    torch.save(net.state_dict(), tmp_path / "last.pt")
+    code, text, _ = run(
+        capsys, "fold", f"{factory}:make", "--checkpoint", tmp_path / "last.pt",
+        "--export", out, "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(text)["folded"] == 1
+    model = onnx.load_model(out)
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    session = runtime.InferenceSession(out)
+    x = torch.randn(2, 3, 8, 8)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.allclose(torch.from_numpy(y), net(x), atol=1e-5)
+
+
+def test_an_export_to_onnx_without_its_package_says_what_to_install(
+    capsys, factory, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    code, _, err = run(
+        capsys, "fold", f"{factory}:make", "--export", tmp_path / "folded.onnx"
+    )
+    assert code == 2
+    assert "needs onnxscript" in err
+    assert "pip install 'normkit[onnx]'" in err
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(capsys, factory, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,8 @@ EXAMPLES = (
 )
 
 _ENDINGS = (".onnx", ".pt2", ".pt", ".pth")
+# Above it the weights of an ONNX model must lie beside it.
+_MOST_IN_ONE_FILE = 2**31 - 2**20
 
 
 def command(
@@ -94,6 +98,13 @@ def _fold_target(text: str, checkpoint: Path | None, export: Path | None) -> Fol
         raise ArgumentError(
             f"--export {export} must end in one of {', '.join(_ENDINGS)}"
         )
+    if export is not None and export.suffix == ".onnx":
+        lacking = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+        if lacking:
+            raise DependencyError(
+                f"torch's ONNX exporter needs {' and '.join(lacking)}, not installed "
+                "here; pip install 'normkit[onnx]'"
+            )
     target = read_target(text, checkpoint)
     inputs = target.example_inputs
     if inputs is None:
@@ -117,12 +128,23 @@ def _export(model: torch.nn.Module, inputs: Any, path: Path) -> None:
     if path.suffix == ".pt2":
         torch.export.save(torch.export.export(model, args, kwargs), path)
     elif path.suffix == ".onnx":
-        try:
-            torch.onnx.export(model, args, str(path), kwargs=kwargs, dynamo=True)
-        except ImportError as error:
-            raise DependencyError(
-                f"torch's ONNX exporter needs another package ({error}); "
-                "pip install onnxscript"
-            ) from error
+        _export_onnx(model, args, kwargs, path)
     else:
         Checkpoint({}).save(model, path)
+
+
+def _export_onnx(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
+) -> None:
+    stored = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The exporter's own, about itself.
+        torch.onnx.export(
+            model,
+            args,
+            str(path),
+            kwargs=kwargs,
+            dynamo=True,
+            verbose=False,
+            external_data=stored > _MOST_IN_ONE_FILE,
+        )
