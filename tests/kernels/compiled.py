@@ -33,10 +33,12 @@ class Caught(list):
 
     def __enter__(self):
         self._submit = launch.submit
-        launch.submit = lambda kernel, grid, num_warps, **arguments: self.append(
-            (kernel, grid, num_warps, arguments)
-        )
+        launch.submit = self._catch
         return self
+
+    def _catch(self, kernel, grid, num_warps, max_registers=None, **arguments) -> None:
+        options = launch.options_of(num_warps, max_registers)
+        self.append((kernel, grid, options, arguments))
 
     def __exit__(self, *error) -> None:
         launch.submit = self._submit
@@ -74,12 +76,12 @@ POINTERS = {
 }
 
 
-def figures(kernel, grid, num_warps, arguments, architecture: int) -> dict:
+def figures(kernel, grid, options, arguments, architecture: int) -> dict:
     """Registers, spills, and the widths of global loads and stores of one launch."""
     compiled = triton.compile(
         source(kernel, arguments),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": num_warps, "enable_fp_fusion": True},
+        options=options,
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -90,7 +92,7 @@ def figures(kernel, grid, num_warps, arguments, architecture: int) -> dict:
         "kernel": kernel.__name__,
         "architecture": architecture,
         "grid": grid,
-        "warps": num_warps,
+        "warps": options["num_warps"],
         "tile": [arguments["BLOCK_ROWS"], arguments["BLOCK_COLUMNS"]],
         "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
         "local_bytes": int(re.search(r"LOCAL:(\d+)", usage).group(1))

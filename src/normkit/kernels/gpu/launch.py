@@ -7,25 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["submit", "tickets"]
+__all__ = ["options_of", "submit", "tickets"]
 
 _tickets: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def submit(
-    kernel: Any, grid: tuple[int, ...], num_warps: int, **arguments: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    num_warps: int,
+    max_registers: int | None = None,
+    **arguments: Any,
 ) -> None:
     """Start `kernel` on the current stream of the device of its tensors.
 
-    Multiply and add may contract to one rounding (`enable_fp_fusion`): every kernel
+    `max_registers` is what a thread may use when the grid leaves room for it; without
+    it the compiler trades registers for programs that are never started. Multiply and
+    add may contract to one rounding (`enable_fp_fusion`): every kernel
     that recomputes a value of another writes the same expression.
     """
     x = next(a for a in arguments.values() if isinstance(a, Tensor))
+    options = options_of(num_warps, max_registers)
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         with torch.cuda.device(x.device):
-            kernel[grid](num_warps=num_warps, enable_fp_fusion=True, **arguments)
+            kernel[grid](**options, **arguments)
     else:
-        kernel[grid](num_warps=num_warps, enable_fp_fusion=True, **arguments)
+        kernel[grid](**options, **arguments)
+
+
+def options_of(num_warps: int, max_registers: int | None) -> dict[str, Any]:
+    """What the compiler is told beside the arguments."""
+    options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": True}
+    # The option is of Triton's NVIDIA backend alone.
+    if max_registers is not None and torch.version.hip is None:
+        options["maxnreg"] = max_registers
+    return options
 
 
 def tickets(device: torch.device, count: int) -> Tensor:

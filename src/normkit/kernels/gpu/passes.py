@@ -137,6 +137,7 @@ def statistics(
         statistics_kernel,
         (grid.blocks, splits),
         tile.warps,
+        table.REDUCTION_REGISTERS,
         x_ptr=x,
         part_mean_ptr=part_mean,
         part_m2_ptr=part_rest[0],

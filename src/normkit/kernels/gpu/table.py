@@ -14,6 +14,7 @@ import torch
 
 __all__ = [
     "FORWARD_ROW",
+    "REDUCTION_REGISTERS",
     "Grid",
     "Tile",
     "alignment",
@@ -36,6 +37,9 @@ _MOST_SPLITS = 65535
 # Programs of a reduction per multiprocessor: 2 of 8 warps fill half of its threads at
 # 128 registers. [awaiting a GPU]
 _PROGRAMS_PER_MULTIPROCESSOR = 2
+# So a thread of the statistics may use 128. Left to itself, ptxas 13 fits a third
+# program of 80 registers that the grid never starts, and on sm_100 spills for it.
+REDUCTION_REGISTERS = 128
 # Programs of a backward over rows per multiprocessor: each writes a share of dweight,
 # so few is cheap; the registers of one row leave room for 1 or 2. [awaiting a GPU]
 _ROW_PROGRAMS_PER_MULTIPROCESSOR = 2
