@@ -1,10 +1,13 @@
 """Fold every architecture of the zoo, check it independently, and count.
 
     python benchmarks/fold/coverage.py run results.jsonl [NAME ...]
+    python benchmarks/fold/coverage.py positive results.jsonl [NAME ...]
     python benchmarks/fold/coverage.py table results.jsonl > docs/fold_coverage.md
 
 `run` appends one line per model and skips models that have one, so it can be stopped
-and started again. Each model runs in a process of its own, with a time limit.
+and started again; of a model measured twice the last line counts. `positive` measures
+once more, without negative weights, those that keep a batch norm. Each model runs in a
+process of its own, with a time limit.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ _LIMIT_SECONDS = 150
 _FORK = multiprocessing.get_context("fork")
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, negative: float = 0.03) -> dict[str, Any]:
     """Fold the model `name` and compare it in float64 on an input of our own."""
     from normkit.fold import fold
     from normkit.fold.nest import map_tensors
@@ -41,7 +44,7 @@ def measure(name: str) -> dict[str, Any]:
         model = chosen.build().eval()
     except Exception as error:
         return record | {"failed": f"build: {type(error).__name__}: {error}"[:300]}
-    randomise(model)
+    randomise(model, negative=negative)
     # Folded in float64 too: rounding the new weights to float32 would hide the rest.
     model = to_float64(model)
     for given in chosen.inputs:
@@ -99,22 +102,44 @@ def run(path: Path, names: list[str]) -> None:
 
     import normkit.fold  # noqa: F401
 
-    done = {record["name"] for record in _records(path)}
-    if not names:
-        names = [each.name for each in cases()]
+    # Named ones are measured again.
+    done = set() if names else {record["name"] for record in _records(path)}
+    names = names or [each.name for each in cases()]
     for name in names:
-        if name in done:
+        if name not in done:
+            _append(path, _apart(name))
+            done.add(name)
+
+
+def run_positive(path: Path, names: list[str]) -> None:
+    """Add to each record with a batch norm left what goes without negative weights."""
+    prepare_torchvision()
+    import timm  # noqa: F401
+
+    import normkit.fold  # noqa: F401
+
+    for record in _records(path):
+        wanted = (
+            record["name"] in names if names else "folded_if_positive" not in record
+        )
+        if not wanted or not record.get("left"):
             continue
-        record = _apart(name)
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        done.add(name)
+        found = _apart(record["name"], 0.0)
+        count = found.get("folded") if found.get("difference", 1.0) < 1e-6 else None
+        _append(path, record | {"folded_if_positive": count})
 
 
-def _apart(name: str) -> dict[str, Any]:
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _apart(name: str, negative: float = 0.03) -> dict[str, Any]:
     """`measure` in a process of its own, with a time limit."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    worker = _FORK.Process(target=lambda: theirs.send(measure(name)), daemon=True)
+    worker = _FORK.Process(
+        target=lambda: theirs.send(measure(name, negative)), daemon=True
+    )
     worker.start()
     theirs.close()
     try:
@@ -131,15 +156,48 @@ def _apart(name: str) -> dict[str, Any]:
 def _records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return list({record["name"]: record for record in records}.values())
 
 
 # Their batch norms come before an activation with several readers, or after one.
 _HARD = ("densenet", "dpn", "convmixer")
 
-# They normalize a residual stream before an activation: with relu that folds where all
-# weights along the stream have one sign, which 3 % of negative ones forbid.
+# They normalize a residual stream, or what a gate made, before an activation.
 _BEFORE = ("resnetv2", "regnetv", "xception41p", "coatnet")
+
+
+_PROOFS = """\
+## What no exact fold can remove
+
+Counted are the batch norms left outside densenet, dpn and convmixer, and each group
+has its proof. f is the activation behind, s and t are the scale and shift of the
+batch norm.
+
+- **Before silu, upon a stream** (regnetv, coatnet): silu(s·x + t) is c·silu(x + a)
+  for no constants unless s = 1, so the stored tensor must be s·x + t itself. An
+  identity shortcut hands on the same tensor, which has one scale: one batch norm per
+  stream goes, the next has another s. In regnetv the shortcut starts behind the silu,
+  where no weight can give it even one.
+- **Before silu, behind squeeze-and-excitation** (regnetv): the gate makes g·u, where
+  s moves into u, and t would have to be g·(t/g): no weight knows g. A sum stays.
+- **Before relu, upon a stream, with signs that differ** (resnetv2, xception41p): two
+  batch norms of one channel need relu(x + a) and relu(−x + b), and no stored α·x + β
+  gives both. Without negative weights they go. Before max pooling the same: −x is not
+  carried by it.
+- **After local attention** (halonet): the windows are padded with zeros that the
+  softmax counts, so its weights on real values do not sum to 1 at the border. A sum
+  stays.
+- **After a lambda layer**: its output is Σₖ qₖ·λₖᵥ per head and value channel; scales
+  of q and λ reach products a(head)·b(channel) alone, and s has no such form.
+- **Along dimensions that a weight shares or mixes** (patchtsmixer, clap): the map
+  changes from row to row, and one weight serves, or sums over, all rows.
+- **Between a layer norm and a padded convolution** (hubert): the layer norm measures
+  the sum that the batch norm reads, the padding takes no shift. A sum stays.
+
+In densenet and dpn a channel is concatenated once and normalized by every later layer
+with another t/s before a relu: relu(x + a) and relu(x + b) of one stored tensor, a ≠
+b. In convmixer the batch norm stands between an activation and zero padding."""
 
 
 def page(records: list[dict[str, Any]]) -> str:
@@ -166,27 +224,47 @@ def page(records: list[dict[str, Any]]) -> str:
         f"Models that lose every batch norm: "
         f"{sum(r['norms'] == r['folded'] for r in ran)} of {len(ran)}.",
         "",
-        "densenet, dpn and convmixer normalize what several layers made, or after an",
-        "activation. resnetv2, regnetv, xception41p and coatnet normalize a residual",
-        "stream before an activation: with relu that folds where all weights along the",
-        "stream have one sign, which the negative ones forbid here; with silu, never.",
+        f"Without negative weights {_positive(easy)} of the {_left(easy)} left in the",
+        "second row go, too: those that normalize a residual stream before a relu. The",
+        "others stay for the reasons below, so that no more can go from these models.",
         "The last row was drawn up after it was seen which models keep some.",
+        "",
+        *_PROOFS.splitlines(),
         "",
         "## Where some stay",
         "",
-        "| model | gone | the first that stays, and why |",
-        "| --- | --: | --- |",
+        "| model | gone | without negative weights | the first that stays, and why |",
+        "| --- | --: | --: | --- |",
     ]
     for record in sorted(ran, key=lambda r: r["name"]):
         if record["left"]:
             name, _, reason = record["left"][0]
-            cells = (record["name"], f"{record['folded']} of {record['norms']}")
-            lines.append(f"| {cells[0]} | {cells[1]} | `{name}`: {reason} |")
+            positive = record.get("folded_if_positive")
+            cells = (
+                record["name"],
+                f"{record['folded']} of {record['norms']}",
+                "not measured" if positive is None else str(positive),
+                f"`{name}`: {reason}",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "## Not measured", "", "| model | why |", "| --- | --- |"]
     for record in sorted(failed, key=lambda r: r["name"]):
         why = " ".join(record["failed"].replace("|", "/").split())
         lines.append(f"| {record['name']} | {why[:120]} |")
     return "\n".join([*lines, ""])
+
+
+def _left(records: list[dict[str, Any]]) -> int:
+    return sum(record["norms"] - record["folded"] for record in records)
+
+
+def _positive(records: list[dict[str, Any]]) -> int:
+    """How many more go without negative weights, where that was measured."""
+    return sum(
+        record["folded_if_positive"] - record["folded"]
+        for record in records
+        if record.get("folded_if_positive") is not None
+    )
 
 
 def _total(name: str, records: list[dict[str, Any]]) -> str:
@@ -208,5 +286,7 @@ if __name__ == "__main__":
         print(json.dumps(measure(rest[0])))
     elif what == "run":
         run(Path(rest[0]), rest[1:])
+    elif what == "positive":
+        run_positive(Path(rest[0]), rest[1:])
     elif what == "table":
         print(page(_records(Path(rest[0]))))

@@ -496,26 +496,35 @@ def test_a_batch_norm_inside_an_if_is_in_the_ledger():
     assert ledger.left[0].name == "inner_norm"
 
 
-def test_what_a_loop_reads_inside_is_seen():
-    b = wide()
-    x = b.input()
-    y = b.conv(x)
-    z = b.op("Sigmoid", b.norm(y))
+def looping(b, x, inner):
+    """Three times `inner`, nodes that make "state_out" of "state", from x on."""
     kinds = [("i", TensorProto.INT64), ("go", TensorProto.BOOL)]
     inputs = [helper.make_tensor_value_info(n, kind, []) for n, kind in kinds]
     shape = [None] * 4
     state = helper.make_tensor_value_info("state", TensorProto.DOUBLE, shape)
     out = helper.make_tensor_value_info("state_out", TensorProto.DOUBLE, shape)
     going = helper.make_tensor_value_info("go_out", TensorProto.BOOL, [])
-    nodes = [
-        helper.make_node("Identity", ["go"], ["go_out"]),
-        helper.make_node("Add", ["state", y], ["state_out"]),
-    ]
+    nodes = [helper.make_node("Identity", ["go"], ["go_out"]), *inner]
     body = helper.make_graph(nodes, "body", [*inputs, state], [going, out])
     times = b.weight(values=np.array(3))
-    go = b.weight(values=np.array(True))
-    looped = b.op("Loop", times, go, x, body=body)
+    return b.op("Loop", times, b.weight(values=np.array(True)), x, body=body)
+
+
+def test_what_a_loop_reads_inside_is_seen():
+    b = wide()
+    x = b.input()
+    y = b.conv(x)
+    z = b.op("Sigmoid", b.norm(y))
+    looped = looping(b, x, [helper.make_node("Add", ["state", y], ["state_out"])])
     check(b.model(z, looped), left=["'loop"])
+
+
+def test_a_weight_that_is_used_inside_a_loop_is_not_changed_there():
+    b = wide()
+    x, weight = b.input(), b.weight(4, 4, 1, 1)
+    y = b.stop(b.norm(b.op("Conv", x, weight)))
+    inner = [helper.make_node("Conv", ["state", weight], ["state_out"])]
+    check(b.model(y, looping(b, x, inner)))
 
 
 @pytest.mark.parametrize("statistics", [np.float16, np.float32])
