@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normkit
 from normkit.convert.fused import RectifiedOnce, fuse
 from normkit.errors import ArgumentError
 from normkit.nn import BatchNorm2d
+from normkit.nn.pending import Pending
 
 
 class Basic(nn.Module):
@@ -86,8 +88,9 @@ def test_a_relu_used_twice_still_rectifies_the_sum() -> None:
     model = trained(nn.Sequential(Basic(), Basic()))
     plain, x = copy.deepcopy(model), images()
     report = fuse(model, x)
-    assert report.fused == {"0.bn1": "relu", "1.bn1": "relu"}
-    assert "add" in report.left["0.bn2"]
+    both = {"bn1": "relu", "bn2": "add+relu"}
+    assert report.fused == {f"{k}.{n}": act for k in "01" for n, act in both.items()}
+    assert not report.left
     assert isinstance(model[0].relu, RectifiedOnce)
     for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -108,16 +111,26 @@ def _shared(model: Any, x: Tensor) -> Tensor:
     return model.act(model.bn(x)) + model.act(x)
 
 
+def _changed(model: Any, x: Tensor) -> Tensor:
+    residual = x.clone()
+    y = model.bn(x)
+    residual.mul_(2)
+    return model.act(y + residual)
+
+
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
         (lambda m, x: m.act(y := m.bn(x)) + y, "2 readers"),
-        (lambda m, x: torch.relu(m.bn(x)), "no module of an activation"),
         (lambda m, x: m.act(m.bn(m.bn(x))), "called 2 times"),
         (lambda m, x: m.bn(x), "returned"),
-        (lambda m, x: m.act(m.bn(x).flatten(1)), "no module of an activation"),
+        (lambda m, x: m.act(m.bn(x).flatten(1)), "no activation and no plain sum"),
+        (lambda m, x: m.act(2 * m.bn(x) + x), "no activation and no plain sum"),
+        (lambda m, x: m.act(m.bn(x) + x[:1]), "no activation and no plain sum"),
+        (lambda m, x: m.act(y := m.bn(x) + x) + y, "2 readers"),
+        (lambda m, x: m.act(m.bn(x) + x + x), "no activation and no plain sum"),
+        (_changed, "changed in place"),
         (lambda m, x: m.act(m.bn(x)) if x.sum() > -1e9 else x, "decides by the values"),
-        (_shared, "used in other places"),
     ],
 )
 def test_what_cannot_be_fused_is_left_with_the_reason(
@@ -130,6 +143,103 @@ def test_what_cannot_be_fused_is_left_with_the_reason(
     assert reason in report.left["bn"]
     assert reason in report.to_text()
     assert torch.equal(model(x), expected)
+
+
+WAITING = [
+    (lambda m, x: F.relu(m.bn(x)), "relu"),
+    (lambda m, x: m.bn(x).sigmoid(), "sigmoid"),
+    (_shared, "silu"),
+    (lambda m, x: torch.relu(m.bn(x) + x), "add+relu"),
+    (lambda m, x: F.relu(x + m.bn(x), inplace=True), "add+relu"),
+    (lambda m, x: m.act(torch.add(x, m.bn(x))), "add+silu"),
+    (lambda m, x: m.bn(x).add_(x).relu_().flatten(1), "add+relu"),
+    (lambda m, x: torch.tanh(m.bn(x) + m.bn(x[:1]).mean() * 0 + x), None),
+]
+
+
+@pytest.mark.parametrize(("run", "took"), WAITING)
+@pytest.mark.parametrize("is_large", [True, False])
+def test_calls_and_sums_in_a_forward_are_waited_for(
+    run: Callable[[Any, Tensor], Tensor], took: str | None, is_large: bool
+) -> None:
+    model = trained(Calls(run)).double()
+    x = torch.randn(3, 4, 40, 40).double() if is_large else images().double()
+    plain = copy.deepcopy(model)
+    report = fuse(model, x)
+    assert report.fused == ({} if took is None else {"bn": took})
+    for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
+        assert type(ours) is Tensor
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for mine, other in zip(model.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+def test_whoever_reads_a_waiting_output_gets_its_values_and_statistics_move_once() -> (
+    None
+):
+    layer, x = BatchNorm2d(4).double(), torch.randn(3, 4, 6, 6).double()
+    plain = copy.deepcopy(layer)
+    layer.defers = True
+    y, wanted = layer(x), plain(x)
+    assert isinstance(y, Pending)
+    assert (y.shape, y.dtype, y.is_contiguous()) == (x.shape, x.dtype, True)
+    total = y + x
+    torch.testing.assert_close(total * 2, (wanted + x) * 2)
+    torch.testing.assert_close(torch.relu(y), torch.relu(wanted))
+    torch.testing.assert_close(y.mean(), wanted.mean())
+    torch.testing.assert_close(torch.cat([y, x]), torch.cat([wanted, x]))
+    torch.testing.assert_close(layer.state_dict(), plain.state_dict())
+    y = layer(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.relu()
+
+
+def test_a_layer_that_is_watched_does_not_wait() -> None:
+    layer, x = BatchNorm2d(4).double(), torch.randn(3, 4, 6, 6).double()
+    layer.defers = True
+    assert type(layer(x, residual=x)) is Tensor
+    assert type(torch.func.grad(lambda x: layer(x).sum())(x)) is Tensor
+    seen: list[type] = []
+    handle = layer.register_forward_hook(lambda m, args, y: seen.append(type(y)))
+    layer(x)
+    handle.remove()
+    assert seen == [Tensor]
+    state = pickle.loads(pickle.dumps(layer))
+    assert state.defers
+    normkit.convert(layer, to="torch")
+    assert "defers" not in layer.__dict__
+
+
+def test_one_line_exchanges_and_fuses_and_none_is_changed_when_it_fails() -> None:
+    def network() -> Any:
+        model = nn.Sequential(Basic(), Basic(), nn.Flatten())
+        normkit.convert(model, to="torch")
+        return model.double()
+
+    x, model = images().double(), network()
+    plain = copy.deepcopy(model)
+    report = normkit.convert(model, to="normkit", example_inputs=x, memory="recompute")
+    assert list(report.fused.values()) == ["relu", "add+relu"] * 2
+    assert not report.unfused
+    assert "4 of 4 fused" in report.to_text()
+    assert model[0].bn1.memory == "recompute"
+    for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    model = nn.Sequential(network(), Noisy())
+    with pytest.raises(ArgumentError, match="changed the outputs"):
+        normkit.convert(model, to="normkit", example_inputs=(x,))
+    assert type(model.get_submodule("0.0.bn1")) is nn.BatchNorm2d
+    assert type(model.get_submodule("0.0.relu")) is nn.ReLU
+    with pytest.raises(ArgumentError, match="belongs to to='normkit'"):
+        normkit.convert(model, to="sync", example_inputs=x)
+    with pytest.raises(ArgumentError, match="belongs to to='normkit'"):
+        normkit.convert(model, to="sync", memory="int8")
 
 
 def test_torchs_own_layers_are_left() -> None:

@@ -1,8 +1,10 @@
 """Less is kept for the backward, and the gradients stay what they were."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 from normkit.errors import ArgumentError
 from normkit.functional.engine import normalize, standardize
 from normkit.functional.memory import less_memory, saved_memory
+from normkit.functional.remembered import Remembered
 from normkit.kernels import backend
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
+from normkit.nn import BatchNorm2d
 
 DIMS = (0, 2, 3)
 
@@ -330,3 +334,70 @@ def test_a_model_may_run_in_the_block_always() -> None:
 def test_an_unknown_mode_is_named_with_the_known() -> None:
     with pytest.raises(ArgumentError, match="'recompute' or 'int8'"):
         less_memory("half")  # pyright: ignore[reportArgumentType]
+
+
+def layers(memory: str | None, activation: str, length: int = 3) -> nn.Sequential:
+    torch.manual_seed(5)
+    found: list[nn.Module] = []
+    for _ in range(length):
+        norm: Any = BatchNorm2d(4, activation=activation, memory=memory)  # pyright: ignore[reportArgumentType]
+        nn.init.normal_(norm.weight)
+        found += [nn.Conv2d(4, 4, 3, padding=1), norm]
+    return nn.Sequential(*found, nn.Conv2d(4, 4, 1))
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_a_layer_of_its_own_needs_no_block_around_it(activation: str) -> None:
+    x = torch.randn(5, 4, 32, 32)
+    plain, less = layers(None, activation), layers("recompute", activation)
+    found, kept = [], []
+    for model in (plain, less):
+        with saved_memory() as saved:
+            y = model(x)
+        assert type(y) is Tensor
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(3)))
+        kept.append(saved.bytes / (x.numel() * 4))
+        found.append([p.grad for p in model.parameters()])
+    # The input; then for each of three layers both activations, or one.
+    assert kept == [pytest.approx(1 + 6, abs=0.12), pytest.approx(1 + 3, abs=0.12)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    torch.testing.assert_close(less.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+def test_a_layer_may_keep_its_input_as_bytes() -> None:
+    x = torch.randn(4, 4, 16, 16)
+    kept = {}
+    for memory in (None, "int8"):
+        layer = BatchNorm2d(4, memory=memory)
+        with saved_memory() as saved:
+            layer(x * torch.ones((), requires_grad=True))
+        kept[memory] = saved.bytes / x.numel()
+    assert kept["int8"] == pytest.approx(kept[None] - 3, abs=0.1)
+    with pytest.raises(ArgumentError, match="memory="):
+        BatchNorm2d(4, memory="less")  # pyright: ignore[reportArgumentType]
+    assert "memory='int8'" in repr(BatchNorm2d(4, memory="int8"))
+
+
+def test_what_is_remembered_is_a_tensor_like_any_other() -> None:
+    layer = BatchNorm2d(4, activation="relu", memory="recompute")
+    x = torch.randn(4, 4, 8, 8)
+    y, wanted = layer(x), copy.deepcopy(layer)(x)
+    assert isinstance(y, Remembered)
+    for run in (torch.relu, lambda t: t + 1, lambda t: torch.cat([t, x]), torch.sum):
+        got = run(y)
+        assert type(got) is Tensor
+        torch.testing.assert_close(got, run(wanted))
+    z = wanted.clone()
+    y += 1
+    z += 1
+    torch.testing.assert_close(y, z)
+    with torch.no_grad():
+        assert type(layer(x)) is Tensor
+    grads = []
+    for memory in (None, "recompute"):
+        layer.memory = memory
+        given = x.clone().requires_grad_()
+        out = layer(given)
+        out.mul_(2)  # changed in place: the recipe makes what it was before
+        grads.append(torch.autograd.grad((out * out).sum(), given)[0])
+    torch.testing.assert_close(*grads)

@@ -44,8 +44,9 @@ def test_it_is_the_layer_the_sum_and_the_activation_one_after_another(
 
     for got, expected in zip(run(together, True), run(alone, False), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    # Not the same bits: alone, a small input runs on torch's operator.
     torch.testing.assert_close(
-        together.state_dict(), alone.state_dict(), rtol=0, atol=0
+        together.state_dict(), alone.state_dict(), rtol=1e-6, atol=1e-8
     )
 
 

@@ -4,12 +4,14 @@
 
 One trace of the model says who reads y. The module of the activation steps aside: an
 `Identity` if all its calls are fused, else, for a relu that one block uses in several
-places, `RectifiedOnce`, which knows what is rectified already.
+places, `RectifiedOnce`, which knows what is rectified already. A sum with a residual
+and an activation that is a call in a forward stay where they are written: the layer's
+output waits for them (`normkit.nn.pending`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normkit.convert.kinds import norm_act_of
 from normkit.errors import ArgumentError
 from normkit.fold.capture import ModuleCall, Trace, capture
 from normkit.fold.nest import tensors_in
+from normkit.fold.nodes import Add, Node
 from normkit.nn.batch_norm import BatchNormLayer
 
 __all__ = ["FusionReport", "RectifiedOnce", "fuse"]
@@ -31,7 +35,8 @@ class FusionReport:
 
     Attributes:
         model: The model.
-        fused: The activation that each batch norm took over, by the layer's name.
+        fused: What each batch norm took over, by the layer's name: "relu", or
+            "add+relu" with the sum before it.
         left: The reason for each other batch norm.
     """
 
@@ -93,10 +98,13 @@ def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
     with _evaluating(model):
         trace = capture(model, args, kwargs)
         fused, left = _plan(model, trace)
-        before = _Before(model, fused)
+        waiting = _waiting(model, trace, left)
+        before = _Before(model, fused, waiting)
         try:
             for layer, activation, _ in fused.values():
                 _take_over(layer, activation)
+            for path in waiting:
+                model.get_submodule(path).defers = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
             _step_aside(model, trace, fused)
             with torch.no_grad():
                 after = model(*args, **kwargs)
@@ -105,7 +113,11 @@ def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
             before.restore()
             raise
     named = {path: _name_of(activation) for path, (_, activation, _) in fused.items()}
-    return FusionReport(model, {p: n for p, n in named.items() if n}, left)
+    named |= waiting
+    left = {path: why for path, why in left.items() if path not in waiting}
+    order = [path for path, _ in model.named_modules()]
+    taken = {path: named[path] or "" for path in order if path in named}
+    return FusionReport(model, taken, left)
 
 
 _Plan = dict[str, tuple[BatchNormLayer, nn.Module, ModuleCall]]
@@ -136,24 +148,97 @@ def _plan(model: nn.Module, trace: Trace) -> tuple[_Plan, dict[str, str]]:
     return fused, left
 
 
+def _waiting(model: nn.Module, trace: Trace, left: dict[str, str]) -> dict[str, str]:
+    """Layers whose output can wait for a sum or a call that follows, and for which.
+
+    What cannot is given its reason in `left`.
+    """
+    calls: dict[nn.Module, list[ModuleCall]] = {}
+    for call in _calls(trace.root):
+        calls.setdefault(call.module, []).append(call)
+    found: dict[str, str] = {}
+    claimed: set[Node] = set()
+    for path in left:
+        layer = model.get_submodule(path)
+        own = norm_act_of(layer) or ()
+        if (
+            _reason_against(layer, calls.get(layer, []))
+            or any(type(child) is not nn.Identity for child in own)
+            or layer._forward_hooks
+            or layer._backward_hooks
+        ):
+            continue
+        (call,) = calls[layer]
+        follows = _sum_or_call(call, trace, claimed)
+        if isinstance(follows, str):
+            left[path] = follows
+        else:
+            claimed.update(follows)
+            act = _called(follows[-1])
+            found[path] = f"add+{act}" if len(follows) == 2 else str(act)
+    return found
+
+
+def _sum_or_call(
+    call: ModuleCall, trace: Trace, claimed: set[Node]
+) -> list[Node] | str:
+    """`[activation]` or `[sum, activation]` that alone read the layer's output."""
+    (y,), (x,) = call.outputs, call.inputs
+    kept = {x.alias_group}
+    path: list[Node] = []
+    for _ in range(2):
+        if y.pinned:
+            return f"its output {y.pinned}" if not path else f"the sum {y.pinned}"
+        readers = list(dict.fromkeys(y.readers))
+        if len(readers) != 1:
+            return f"{y.name} has {len(readers)} readers"
+        (node,) = readers
+        if node in claimed:
+            return f"{node.label} is fused into the other batch norm that it adds"
+        path.append(node)
+        if _called(node) is not None:
+            break
+        if (
+            len(path) == 2
+            or not isinstance(node, Add)
+            or len(node.inputs) != 2
+            or node.factors != [1.0, 1.0]
+            or node.constant is not None
+            or node.inputs[0] is node.inputs[1]
+            or any(v.shape != y.shape for v in node.inputs)
+        ):
+            return f"{node.label} follows, which is no activation and no plain sum"
+        kept |= {v.alias_group for v in node.inputs if v is not y}
+        (y,) = node.outputs
+    first = call.nodes[0].position if call.nodes else -1
+    for position, group in trace.graph.writes:
+        if first < position <= path[-1].position and group in kept:
+            return "what it reads is changed in place before the activation"
+    runs = {trace.call_of[node] for node in path}
+    if any(run.looked_at_values for run in runs):
+        return "the forward around it decides by the values of tensors"
+    return path
+
+
+def _called(node: Node) -> str | None:
+    """The activation that a node is, by its label."""
+    if len(node.inputs) != 1:
+        return None
+    name = node.label.split(" in ")[0]
+    return name if name in ("relu", "silu", "sigmoid", "tanh") else None
+
+
 def _follower(
     layer: nn.Module, calls: list[ModuleCall], trace: Trace
 ) -> ModuleCall | str:
     """The call of the activation that alone reads the layer, or why there is none."""
-    if (
-        not isinstance(layer, BatchNormLayer)
-        or type(layer).forward is not BatchNormLayer.forward
-    ):
-        return f"{type(layer).__name__} is not a batch norm of normkit with its forward"
-    if layer.activation != "none":
-        return f"it has activation={layer.activation!r} already"
-    if len(calls) != 1:
-        return f"it is called {len(calls)} times"
+    reason = _reason_against(layer, calls)
+    if reason:
+        return reason
     (call,) = calls
-    if len(call.inputs) != 1 or len(call.outputs) != 1:
-        return "it is called with a mask or a residual"
-    if call.parent is not None and call.parent.looked_at_values:
-        return f"'{call.parent.path}' decides by the values of tensors"
+    own = norm_act_of(layer)
+    if own is not None and type(own[1]) is not nn.Identity:
+        return _own_activation(call, *own)
     (y,) = call.outputs
     if y.pinned:
         return f"its output {y.pinned}"
@@ -167,6 +252,37 @@ def _follower(
     if reader.module._forward_hooks or reader.module._forward_pre_hooks:
         return f"'{reader.path}' has hooks"
     return reader
+
+
+def _own_activation(
+    call: ModuleCall, drop: nn.Module, act: nn.Module
+) -> ModuleCall | str:
+    """The call of the activation that the layer itself applies, or why it stays."""
+    name = type(act).__name__
+    if _name_of(act) is None or type(drop) is not nn.Identity:
+        return f"its {name} or {type(drop).__name__} has no fused form"
+    if act._forward_hooks or act._forward_pre_hooks or call.module._forward_hooks:
+        return f"'{call.path}' or its activation has hooks"
+    return next(child for child in call.children if child.module is act)
+
+
+def _reason_against(layer: nn.Module, calls: list[ModuleCall]) -> str:
+    if not isinstance(layer, BatchNormLayer) or (
+        type(layer).forward is not BatchNormLayer.forward and norm_act_of(layer) is None
+    ):
+        return f"{type(layer).__name__} is not a batch norm of normkit with its forward"
+    if layer.activation != "none":
+        return f"it has activation={layer.activation!r} already"
+    if layer.defers:
+        return "it waits for what follows already"
+    if len(calls) != 1:
+        return f"it is called {len(calls)} times"
+    (call,) = calls
+    if len(call.inputs) != 1 or len(call.outputs) != 1:
+        return "it is called with a mask or a residual"
+    if call.parent is not None and call.parent.looked_at_values:
+        return f"'{call.parent.path}' decides by the values of tensors"
+    return ""
 
 
 def _name_of(module: nn.Module) -> str | None:
@@ -241,7 +357,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 class _Before:
     """Where the activations were, and what the layers were."""
 
-    def __init__(self, model: nn.Module, fused: _Plan) -> None:
+    def __init__(
+        self, model: nn.Module, fused: _Plan, waiting: Iterable[str] = ()
+    ) -> None:
         self.places = [
             (parent, name, activation)
             for activation in dict.fromkeys(a for _, a, _ in fused.values())
@@ -249,7 +367,10 @@ class _Before:
         ]
         self.layers = [
             (layer, dict(layer.__dict__), dict(layer._forward_hooks))
-            for layer, _, _ in fused.values()
+            for layer in (
+                *(layer for layer, _, _ in fused.values()),
+                *(model.get_submodule(path) for path in waiting),
+            )
         ]
 
     def restore(self) -> None:

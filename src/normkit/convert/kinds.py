@@ -8,6 +8,8 @@ torch's layer keeps its own behaviour, since the new class derives from both:
 
 so that `super().forward` in it reaches the new layer. A forward that does not call
 `super().forward` computes batch norm by itself; that cannot be carried, and is refused.
+One such class is known by name: timm's `BatchNormAct2d`, batch norm, then its children
+`drop` and `act`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ from torch.nn.utils import parametrize
 import normkit.nn as ours
 from normkit.nn.batch_norm import BatchNormLayer
 
-__all__ = ["NORMS", "TARGETS", "RefusalError", "base_of", "class_for", "is_current"]
+__all__ = [
+    "NORMS",
+    "TARGETS",
+    "RefusalError",
+    "base_of",
+    "class_for",
+    "is_current",
+    "norm_act_of",
+]
 
 TARGETS = ("sync", "frozen", "ghost", "normkit", "torch", "group", "group_norm")
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -132,6 +142,8 @@ def _check_forward(custom: type[nn.Module]) -> None:
         forward = cls.__dict__.get("forward")
         if forward is None:
             continue
+        if _is_norm_act(cls):
+            return
         code = getattr(inspect.unwrap(forward), "__code__", None)
         # A function that says super() closes over the class that it stands in.
         if code is None or "__class__" not in code.co_freevars:
@@ -139,6 +151,19 @@ def _check_forward(custom: type[nn.Module]) -> None:
                 f"the forward of {cls.__name__} does not call super().forward(), so "
                 "it normalizes by itself; change it to call super().forward()"
             )
+
+
+def _is_norm_act(cls: type) -> bool:
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    return name == "timm.layers.norm_act.BatchNormAct2d"
+
+
+def norm_act_of(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The `drop` and `act` that a `BatchNormAct2d` applies; None for other layers."""
+    custom = getattr(type(module), "_made_for", None)
+    if custom is None or not _is_norm_act(custom):
+        return None
+    return module.get_submodule("drop"), module.get_submodule("act")
 
 
 def _check_extras_for_torch(module: nn.Module) -> None:
@@ -158,10 +183,15 @@ def _combined(
     def reduced(self: Any, protocol: Any) -> Any:
         return _remade, (custom, target), self.__getstate__()
 
+    def normalize_and_act(self: Any, x: Any) -> Any:
+        return self.act(self.drop(target.forward(self, x)))
+
+    own = {"forward": normalize_and_act} if _is_norm_act(custom) else {}
     return type(
         custom.__name__,
         (custom, target),
-        {
+        own
+        | {
             "__module__": custom.__module__,
             "__qualname__": custom.__qualname__,
             "__doc__": custom.__doc__,

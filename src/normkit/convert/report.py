@@ -37,12 +37,17 @@ class ConversionReport:
         to: What was asked for.
         layers: The converted layers, in the order of the model.
         untouched: The reason for each normalization left as it was, by name.
+        fused: What each batch norm took over, by name: `"relu"`, `"add+relu"`; empty
+            where nothing was to be fused.
+        unfused: The reason for each other batch norm.
     """
 
     model: nn.Module
     to: str
     layers: tuple[Conversion, ...]
     untouched: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, str] = field(default_factory=dict)
+    unfused: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """One line per layer, then what was left alone."""
@@ -54,6 +59,11 @@ class ConversionReport:
             lines.append(line)
         for name, reason in self.untouched.items():
             lines.append(f"  {name or '(the model)'}: left as it is, {reason}")
+        if self.fused or self.unfused:
+            total = len(self.fused) + len(self.unfused)
+            lines.append(f"{len(self.fused)} of {total} fused")
+            lines += [f"  {name}: {what}" for name, what in self.fused.items()]
+            lines += [f"  {name}: left, {why}" for name, why in self.unfused.items()]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
@@ -62,6 +72,8 @@ class ConversionReport:
             "to": self.to,
             "layers": [vars(layer) for layer in self.layers],
             "untouched": dict(self.untouched),
+            "fused": dict(self.fused),
+            "unfused": dict(self.unfused),
         }
 
     def __str__(self) -> str:

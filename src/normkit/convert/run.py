@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import normkit.nn as ours
+from normkit.convert.fused import fuse
 from normkit.convert.kinds import (
     NORMS,
     TARGETS,
@@ -22,6 +23,7 @@ from normkit.convert.kinds import (
 from normkit.convert.matching import Match, fitting_groups, match_outputs
 from normkit.convert.report import Conversion, ConversionReport
 from normkit.errors import ArgumentError
+from normkit.functional.memory import Mode
 from normkit.nn.batch_norm import BatchNormLayer
 
 __all__ = ["convert"]
@@ -37,6 +39,8 @@ def convert(
     batches: Iterable[Any] | None = None,
     call: Callable[[nn.Module, Any], Any] | None = None,
     strict: bool = True,
+    example_inputs: Any = None,
+    memory: Mode | None = None,
 ) -> ConversionReport:
     """Change the normalizations of `model` for others, in place.
 
@@ -62,6 +66,13 @@ def convert(
         call: Runs the model on a batch; by default `model(batch)`, or `model(*batch)`
             for a tuple.
         strict: Raise if a layer cannot be converted; otherwise leave it, and say so.
+        example_inputs: For `"normkit"`: what to call the model with: a tuple of
+            positional arguments, a dict of named ones, or the single argument. The
+            model is read by running it once in eval mode, and each batch norm takes
+            over the activation that alone reads it, and the sum with a residual before
+            that: one pass over memory instead of two or three. Without, layers are
+            exchanged and nothing is fused.
+        memory: For `"normkit"`: `memory=` of every batch norm, see `BatchNorm1d`.
 
     Returns:
         The report; `report.model` is `model`.
@@ -79,9 +90,23 @@ def convert(
         >>> _ = convert(model, to="torch")
         >>> type(model[1]) is nn.BatchNorm2d
         True
+
+        Exchanged and fused with what follows:
+
+        >>> _ = model.append(nn.ReLU())
+        >>> print(convert(model, to="normkit", example_inputs=torch.randn(2, 3, 8, 8)))
+        to normkit: 1 layers
+          1: BatchNorm2d -> BatchNorm2d
+        1 of 1 fused
+          1: relu
     """
     options = {"process_group": process_group, "ghost_size": ghost_size}
     _check_arguments(to, process_group, ghost_size, num_groups, batches)
+    for name, value in (("example_inputs", example_inputs), ("memory", memory)):
+        if value is not None and to != "normkit":
+            raise ArgumentError(f"{name}= belongs to to='normkit', got to={to!r}")
+    if memory not in (None, "recompute", "int8"):
+        raise ArgumentError(f"memory={memory!r} must be 'recompute' or 'int8'")
     planned: list[tuple[str, nn.Module, type[nn.Module]]] = []
     untouched: dict[str, str] = {}
     refused: dict[str, str] = {}
@@ -119,12 +144,30 @@ def convert(
                 _become(module, cls, to, options)
             explained = None if match is None else match.explained
             done.append(Conversion(name, old, base_of(module).__name__, explained))
+        fused, unfused = _fuse(model, example_inputs)
     except BaseException:
         for module, cls, snapshot in before:
             module.__class__ = cls
             _return_to(module, snapshot)
         raise
-    return ConversionReport(model, to, tuple(done), {**untouched, **refused})
+    if memory is not None:
+        for module in model.modules():
+            if isinstance(module, BatchNormLayer):
+                module.memory = memory
+    left = {**untouched, **refused}
+    return ConversionReport(model, to, tuple(done), left, fused, unfused)
+
+
+def _fuse(model: nn.Module, example_inputs: Any) -> tuple[dict[str, str], ...]:
+    if example_inputs is None:
+        return {}, {}
+    if isinstance(example_inputs, dict):
+        found = fuse(model, **example_inputs)
+    elif isinstance(example_inputs, tuple):
+        found = fuse(model, *example_inputs)
+    else:
+        found = fuse(model, example_inputs)
+    return found.fused, found.left
 
 
 def _check_arguments(
@@ -192,7 +235,10 @@ def _become(
 def _forget_ours(module: nn.Module) -> None:
     module._buffers.pop("num_batches_skipped", None)
     module._non_persistent_buffers_set.discard("num_batches_skipped")
-    for key in ("is_frozen", "_mode_to_return_to", "estimator", "_observer"):
+    for key in (
+        *("is_frozen", "_mode_to_return_to", "estimator", "_observer"),
+        *("memory", "defers"),
+    ):
         module.__dict__.pop(key, None)
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional import operators
+from normkit.functional import operators, small
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.engine import normalize, standardize
 from normkit.functional.running import update_running
-from normkit.kernels.epilogue import Epilogue
+from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.moments import Moments, broadcast_mask
 
 __all__ = ["batch_norm", "instance_norm"]
@@ -111,6 +111,18 @@ def batch_norm(
             *(batch_norm, tensors, input, running_mean, running_var, weight, bias),
             **{"training": training, "momentum": momentum, "eps": eps, **extras},
         )
+    if (
+        mask is None
+        and residual is None
+        and channel_dim == 1
+        and activation in ACTIVATIONS
+    ):
+        y = small.batch_norm(
+            *(input, running_mean, running_var, weight, bias, training),
+            *(momentum, eps, num_batches_tracked, activation, negative_slope),
+        )
+        if y is not None:
+            return y
     check_floating(input, "batch_norm")
     epilogue = _NONE
     if residual is not None or activation != "none":

@@ -30,7 +30,15 @@ from torch.utils.module_tracker import ModuleTracker
 
 from normkit.errors import ArgumentError
 
-__all__ = ["SavedMemory", "less_memory", "memory_mode", "remember", "saved_memory"]
+__all__ = [
+    "Mode",
+    "SavedMemory",
+    "is_remembered",
+    "less_memory",
+    "memory_mode",
+    "remember",
+    "saved_memory",
+]
 
 Mode = Literal["recompute", "int8"]
 
@@ -168,6 +176,8 @@ class saved_memory:  # noqa: N801
 
 def memory_mode() -> Mode | None:
     """The mode of the innermost `less_memory` block of this thread."""
+    if not _state.watches:
+        return None
     for watch in reversed(_state.watches):
         if watch.mode is not None:
             return watch.mode
@@ -185,6 +195,12 @@ def remember(y: Tensor, compute: Callable[[], Tensor]) -> None:
     recipe = _Recipe(compute, weakref.ref(y), y._version)
     _state.recipes[key] = recipe
     weakref.finalize(y, _forget, _state.recipes, key, recipe)
+
+
+def is_remembered(y: Tensor) -> bool:
+    """Whether there is a recipe that makes `y` again."""
+    recipe = _state.recipes.get(y.untyped_storage().data_ptr())
+    return recipe is not None and recipe.makes(y)
 
 
 def _forget(recipes: dict[int, _Recipe], key: int, recipe: _Recipe) -> None:

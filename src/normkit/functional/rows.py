@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from normkit.errors import ArgumentError, ShapeError
+from normkit.functional import small
 from normkit.functional.arguments import (
     check_eps,
     check_floating,
@@ -18,6 +19,8 @@ from normkit.functional.operators import normalize
 from normkit.moments import broadcast_mask
 
 __all__ = ["group_norm", "layer_norm", "rms_norm"]
+
+_EPS = torch.finfo(torch.float32).eps
 
 
 def layer_norm(
@@ -59,6 +62,10 @@ def layer_norm(
             eps=eps,
             mask=mask,
         )
+    if mask is None and type(normalized_shape) is tuple:
+        y = small.layer_norm(input, normalized_shape, weight, bias, eps)
+        if y is not None:
+            return y
     check_floating(input, "layer_norm")
     check_eps(eps, "layer_norm", "finite")
     sizes = tuple(normalized_shape)
@@ -112,10 +119,13 @@ def rms_norm(
     if input.is_complex() and mask is None:
         # Drop-in, not more: torch divides by √(mean(x²) + eps) of x itself, not of |x|.
         return torch.nn.functional.rms_norm(input, list(normalized_shape), weight, eps)
-    check_floating(input, "rms_norm")
     if eps is None:
-        wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-        eps = torch.finfo(wide).eps
+        eps = _EPS if input.dtype != torch.float64 else torch.finfo(torch.float64).eps
+    if mask is None and type(normalized_shape) is tuple:
+        y = small.rms_norm(input, normalized_shape, weight, eps)
+        if y is not None:
+            return y
+    check_floating(input, "rms_norm")
     check_eps(eps, "rms_norm", "finite")
     sizes = tuple(normalized_shape)
     check_trailing(input, sizes, "rms_norm", weight=weight)
@@ -165,6 +175,10 @@ def group_norm(
             eps=eps,
             mask=mask,
         )
+    if mask is None:
+        y = small.group_norm(input, num_groups, weight, bias, eps)
+        if y is not None:
+            return y
     check_floating(input, "group_norm")
     check_eps(eps, "group_norm", "finite")
     if input.dim() < 2:

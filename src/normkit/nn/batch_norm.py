@@ -8,18 +8,29 @@ with the batch's mean and population variance in training and the running ones i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional import batch_norm, normalize, standardize, update_running
+from normkit.functional import (
+    batch_norm,
+    normalize,
+    small,
+    standardize,
+    update_running,
+)
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghosts import normalize_ghosts
+from normkit.functional.memory import Mode, is_remembered, less_memory
 from normkit.functional.over_ranks import normalize_over_ranks
+from normkit.functional.remembered import Remembered
+from normkit.kernels.cpu.plain import is_watched
 from normkit.kernels.epilogue import ACTIVATIONS, activate
 from normkit.moments import Moments, broadcast_mask
+from normkit.nn.pending import Pending
 from normkit.nn.running_state import (
     RunningStateLayer,
     check_momentum,
@@ -37,7 +48,10 @@ __all__ = [
 ]
 
 SMALL_BATCH_POLICIES = ("raise", "running", "renorm", "skip")
-_SHOWN = ("ghost_size", "estimator", "debias", "on_small_batch", "activation")
+_SHOWN = (
+    *("ghost_size", "estimator", "debias", "on_small_batch", "activation"),
+    "memory",
+)
 
 
 class Observer(Protocol):
@@ -70,6 +84,9 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
     on_small_batch: str = "raise"
     activation: str = "none"
     negative_slope: float = 0.01
+    memory: Mode | None = None
+    defers: bool = False
+    """Whether the output waits for the sum and activation after it: `nn.pending`."""
     # Whether `accumulate` can stand between the layer and its statistics.
     is_observable: ClassVar[bool] = True
     _observer: Observer | None = None
@@ -93,6 +110,7 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
         on_small_batch: str = "raise",
         activation: str = "none",
         negative_slope: float = 0.01,
+        memory: Mode | None = None,
     ) -> None:
         super().__init__(
             *(num_features, eps, momentum, affine, track_running_stats),
@@ -109,6 +127,7 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
             "on_small_batch": on_small_batch,
             "activation": activation,
             "negative_slope": negative_slope,
+            "memory": memory,
         }
         for name, value in extras.items():
             # Only what differs is kept on the layer: defaults stand on the class.
@@ -155,6 +174,12 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
                 e.g. `(N, 1, L)` for padded sequences. The output is 0 elsewhere.
             residual: Added before the activation, of the shape of `input`.
         """
+        if (
+            mask is None
+            and residual is None
+            and (y := self._if_small(input)) is not None
+        ):
+            return y
         node = recorded_call(self, input, mask=mask, residual=residual)
         if node is not None:
             return node
@@ -167,29 +192,105 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
         is_tracking = (
             self.training and self.track_running_stats and not is_recomputing()
         )
-        is_using = is_tracking or not self.training
         uses_batch = self.training or not has_buffers
         if is_tracking:
             check_momentum(self, self.momentum)
         if uses_batch and self._has_extras():
-            y = self._forward_with_extras(input, mask, is_tracking)
-            return self._followed(y, residual, mask)
-        return batch_norm(
-            input,
-            self.running_mean if is_using else None,
-            self.running_var if is_using else None,
-            self.weight,
-            self.bias,
-            uses_batch,
-            self.momentum if is_tracking else 0.0,
-            self.eps,
-            mask=mask,
-            channel_dim=self.channel_dim,
-            num_batches_tracked=self.num_batches_tracked if is_tracking else None,
-            num_batches_skipped=self.skipped if is_tracking else None,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
+
+            def run_with_extras() -> Tensor:
+                y = self._forward_with_extras(input, mask, is_tracking)
+                return self._followed(y, residual, mask)
+
+            return self._keeping(run_with_extras)
+
+        def run(
+            residual: Tensor | None, activation: str, slope: float, moves: bool
+        ) -> Tensor:
+            moves = moves and is_tracking
+            is_using = moves or not self.training
+            return self._keeping(
+                lambda: batch_norm(
+                    input,
+                    self.running_mean if is_using else None,
+                    self.running_var if is_using else None,
+                    self.weight,
+                    self.bias,
+                    uses_batch,
+                    self.momentum if moves else 0.0,
+                    self.eps,
+                    mask=mask,
+                    channel_dim=self.channel_dim,
+                    num_batches_tracked=self.num_batches_tracked if moves else None,
+                    num_batches_skipped=self.skipped if moves else None,
+                    activation=activation,
+                    negative_slope=slope,
+                    residual=residual,
+                )
+            )
+
+        if self.defers and mask is None and residual is None and self._can_wait(input):
+            return Pending.of(input, run)
+        return run(residual, self.activation, self.negative_slope, True)
+
+    def _can_wait(self, x: Tensor) -> bool:
+        """Whether nobody watches who would take a Pending for the values."""
+        return (
+            not torch.compiler.is_compiling()
+            and type(x) is Tensor
+            and self.activation == "none"
+            and x.is_floating_point()
+            and x.shape[self.channel_dim] == self.num_features
+            and (
+                x.is_contiguous()
+                or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+            )
+            and not (self._forward_hooks or self._backward_hooks)
+            and not self._backward_pre_hooks
+            and not is_watched()
+            and not torch._C._len_torch_function_stack()
+            and not torch._C._are_functorch_transforms_active()
+            and torch.autograd.forward_ad._current_level < 0
+        )
+
+    def _keeping(self, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` gives, keeping for the backward what `memory` says."""
+        if self.memory is None or not torch.is_grad_enabled():
+            return compute()
+        if torch.compiler.is_compiling():
+            return compute()  # a compiler decides itself what it keeps
+        with less_memory(self.memory):
+            y = compute()
+        return Remembered.of(y) if is_remembered(y) else y
+
+    def _if_small(self, x: Tensor) -> Tensor | None:
+        """The output if `x` is small and torch's operator exact; see functional.small.
+
+        Of all that a call may ask for, this looks at what layers mostly are.
+        """
+        is_training = self.training
+        if (
+            type(x) is not Tensor
+            or x.dim() not in self.shapes
+            or self.channel_dim != 1
+            or self.memory is not None
+            or (is_training and self._has_extras())
+        ):
+            return None
+        try:
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+            running_mean = self._buffers["running_mean"]
+            running_var = self._buffers["running_var"]
+            tracked = self._buffers["num_batches_tracked"]
+        except KeyError:  # parametrized, or a replica
+            return None
+        if is_training and (not self.track_running_stats or is_recomputing()):
+            running_mean = running_var = tracked = None
+        momentum = self.momentum
+        check_momentum(self, momentum)
+        return small.batch_norm(
+            *(x, running_mean, running_var, weight, bias, is_training),
+            *(0.0 if running_mean is None else momentum, self.eps, tracked),
+            *(self.activation, self.negative_slope),
         )
 
     def _followed(
@@ -251,6 +352,7 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
             ("estimator", self.estimator, ("unbiased", "biased")),
             ("on_small_batch", self.on_small_batch, SMALL_BATCH_POLICIES),
             ("activation", self.activation, ACTIVATIONS),
+            ("memory", self.memory, (None, "recompute", "int8")),
         ):
             if value not in known:
                 raise ArgumentError(
@@ -439,6 +541,11 @@ class BatchNorm1d(BatchNormLayer, torch.nn.BatchNorm1d):
             "silu", "gelu" (by erf), "sigmoid" or "tanh"; "none" is nothing. A
             `residual=` on forward is added before it.
         negative_slope: Of leaky_relu, below 0.
+        memory: What is kept for the backward, see `less_memory`: None, all; or
+            "recompute": whoever saves the output keeps how to compute it from the
+            input again; or "int8": also the input as a byte per value, where a residual
+            is added or no activation follows. Approximate, and without a second
+            derivative.
 
     Raises:
         ArgumentError: momentum outside [0, 1], an unknown policy or estimator, at

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional import group_norm, layer_norm, rms_norm
+from normkit.functional import group_norm, layer_norm, rms_norm, small
 from normkit.moments import broadcast_mask
 from normkit.nn.tracing import is_recorded_by_jit, recorded_call
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
+
+_EPS = torch.finfo(torch.float32).eps
+# Not so for a parametrized layer, or a replica of torch's DataParallel.
+_ARE_HERE = frozenset(("weight", "bias"))
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -94,6 +98,14 @@ class LayerNorm(torch.nn.LayerNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
+        given = self._parameters
+        if mask is None and self.channel_dim == -1 and given.keys() >= _ARE_HERE:
+            y = small.layer_norm(
+                *(input, self.normalized_shape, given["weight"], given["bias"]),
+                self.eps,
+            )
+            if y is not None:
+                return y
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
         if self.channel_dim == -1:
@@ -162,6 +174,13 @@ class RMSNorm(torch.nn.RMSNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `x`. The
                 output is 0 elsewhere.
         """
+        if mask is None and "weight" in self._parameters:
+            y = small.rms_norm(
+                *(x, self.normalized_shape, self._parameters["weight"]),
+                _EPS if self.eps is None else self.eps,
+            )
+            if y is not None:
+                return y
         if (node := recorded_call(self, x, mask=mask)) is not None:
             return node
         if is_recorded_by_jit(mask):
@@ -240,6 +259,13 @@ class GroupNorm(torch.nn.GroupNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
+        given = self._parameters
+        if mask is None and given.keys() >= _ARE_HERE:
+            y = small.group_norm(
+                *(input, self.num_groups, given["weight"], given["bias"], self.eps)
+            )
+            if y is not None:
+                return y
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
         if is_recorded_by_jit(mask):

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["CALL", "UPDATE", "Library", "library", "why_absent"]
+__all__ = ["CALL", "SAVED", "UPDATE", "Library", "library", "why_absent"]
 
 # (B O G M I P affine) dtype weight_dtype bias_dtype activation flags threads; eps
 # slope; x residual mask weight bias dy gate y dx dresidual dweight dbias center scale
@@ -26,9 +26,13 @@ CALL = struct.Struct("=13q2d20Q")
 # num_batches_tracked is_finite
 UPDATE = struct.Struct("=4qd7Q")
 
+# statistics count dtype_mean dtype_var flags; bound eps rate; mean inv_std var
+# running_mean running_var num_batches_tracked
+SAVED = struct.Struct("=5q3d6Q")
+
 _ENTRIES = (
     *("normkit_forward", "normkit_backward", "normkit_apply_grads"),
-    "normkit_move_running",
+    *("normkit_move_running", "normkit_settle"),
 )
 
 _log = logging.getLogger("normkit")
@@ -56,6 +60,10 @@ class Library:
         status: int = getattr(self.native, name)(call)
         if status:
             raise MemoryError(f"normkit's {name} had no memory for its working vectors")
+
+    def settle(self, saved: bytes) -> bool:
+        """Judge what an operator saved, and move the running statistics if it fits."""
+        return self.native.normkit_settle(saved) == 0
 
     @property
     def isa(self) -> str:
@@ -106,10 +114,13 @@ def _load() -> Library | str:
         )
     try:
         native = ctypes.CDLL(str(path))
-        sizes = (native.normkit_call_size(), native.normkit_update_size())
+        sizes = (
+            *(native.normkit_call_size(), native.normkit_update_size()),
+            native.normkit_saved_size(),
+        )
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error}); the reference backend runs"
-    if sizes != (CALL.size, UPDATE.size):
+    if sizes != (CALL.size, UPDATE.size, SAVED.size):
         return f"{path} was built from other sources; install the package again"
     for name in ("normkit_isa_name", "normkit_chosen_isa"):
         getattr(native, name).restype = ctypes.c_char_p

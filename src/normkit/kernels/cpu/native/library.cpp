@@ -96,9 +96,15 @@ NK_PUBLIC int normkit_move_running(const void* update) {
   return 0;
 }
 
+// 0 where the saved statistics were taken in.
+NK_PUBLIC int normkit_settle(const void* saved) {
+  return normkit::settle(*static_cast<const normkit::Saved*>(saved)) ? 0 : 1;
+}
+
 // Bytes of the structs that the caller has to pack.
 NK_PUBLIC int normkit_call_size() { return (int)sizeof(normkit::Call); }
 NK_PUBLIC int normkit_update_size() { return (int)sizeof(normkit::Update); }
+NK_PUBLIC int normkit_saved_size() { return (int)sizeof(normkit::Saved); }
 
 // The pool of torch: its GOMP_parallel, or null to stay serial.
 NK_PUBLIC void normkit_set_pool(void* gomp_parallel) {
