@@ -95,7 +95,7 @@ def page(rows: Iterable[list[str]]) -> str:
             "",
             "Time of the original over time of the folded model, for one image and for",
             f"sixteen of {_SIZE}×{_SIZE}, medians of runs in turn; torch "
-            f"{torch.__version__} on a CPU ({machine}). Above 1 the folded one is faster.",
+            f"{torch.__version__} on a CPU ({machine}). Above 1 the folded is faster.",
             "",
             "| model | folded | eager, 1 | eager, 16 | compiled, 1 | compiled, 16 |",
             "| --- | --- | --: | --: | --: | --: |",
