@@ -157,7 +157,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
             rows = [r["shift"][f"{act} {arm}"][_SAME] for r in results]
             band(ax, results[0]["at"], rows, label=arm, index=i)
         ax.set(title=f"Shift of gradients, {act}", yscale="log", xlabel="step")
-    axes[0].legend()
+    axes[0].legend(loc=(0, 0.62))
     axes[0].set_ylabel("‖G′ − G‖ / ‖G‖")
     limit, acts = results[0]["steps"], ("sigmoid", "relu")
     rows = {

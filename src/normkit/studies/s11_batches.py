@@ -351,7 +351,7 @@ def judge(results: list[Result]) -> list[Verdict]:
                 minus(cell("batch renorm", small), cell("batch norm", small)),
             ),
             note="Maps larger than 1 × 1 give one image several values per channel: it "
-            "trains, badly.",
+            "trains.",
         ),
     ]
 
@@ -377,17 +377,15 @@ def draw(figure: Figure, results: list[Result]) -> None:
     }
     names = ["shuffled", "buffer\nof 200", "sorted"]
     bars_by_group(axes[1], names, rows, indices=(0, 5, 1, 2))
-    axes[1].set(title="Test accuracy by order", ylim=(0, 160))
+    axes[1].set(title="Test accuracy by order", ylim=(0, 180))
     axes[1].set_yticks(range(0, 101, 20))
-    axes[1].legend(ncols=2, loc="upper center", columnspacing=1, handlelength=1)
+    axes[1].legend(loc="upper right", handlelength=1)
     noise = results[0]["noise"]["sizes"]
     spread = [r["noise"]["spread"] for r in results]
     band(axes[2], noise, spread, index=0)
     line = [spread[0][0] * math.sqrt(noise[0] / s) for s in noise]
     axes[2].plot(noise, line, "k:", label="1/√batch")
-    axes[2].set(
-        title="Spread of one output", xscale="log", yscale="log", xlabel="batch"
-    )
+    axes[2].set(title="Spread of a logit", xscale="log", yscale="log", xlabel="batch")
     axes[2].legend()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normkit.batches import LengthBucketSampler
 from normkit.nn import LayerNorm, RecurrentBatchNorm
 from normkit.studies.data import Images
 from normkit.studies.figure import band, points
@@ -108,16 +110,13 @@ def _batches(
     trial: Trial,
     bucketed: bool,
 ) -> Tensor:
-    mixed = images.batches(batch, steps, trial.generator(1))
     if not bucketed:
-        return mixed
-    # Eight batches at a time, sorted by length and cut again; then in random order.
-    pieces = []
-    for part in mixed.split(8):
-        flat = part.flatten()
-        pieces.append(flat[lengths[flat].argsort(stable=True)].view_as(part))
-    rows = torch.cat(pieces)
-    return rows[torch.randperm(len(rows), generator=trial.generator(2))]
+        return images.batches(batch, steps, trial.generator(1))
+    sampler = LengthBucketSampler(
+        lengths, batch, window=8, drop_last=True, seed=trial.seed
+    )
+    epochs = itertools.chain.from_iterable(itertools.repeat(sampler))
+    return torch.tensor(list(itertools.islice(epochs, steps)))
 
 
 def _padded(x: Tensor, lengths: Tensor) -> Tensor:
@@ -161,17 +160,15 @@ def _error_by_step(
 
     In units of that row's own spread; only as many sequences count as reach it.
     """
-    draws = []
-    for rows in images.batches(batch, 60, trial.generator(3)):
-        means = []
-        for t in range(images.x_train.shape[2]):
-            there = images.x_train[rows, 0, t][lengths[rows] > t]
-            means.append(
-                there.mean(0) if len(there) else torch.full_like(there[0], 0.0)
-            )
-        draws.append(torch.stack(means))
+    draws = images.batches(batch, 60, trial.generator(3))
     spread = images.x_train[:, 0].std(0).clamp(min=0.1)
-    return (torch.stack(draws).std(0) / spread).mean(1).tolist()
+    errors = []
+    for t in range(images.x_train.shape[2]):
+        present = [rows[lengths[rows] > t] for rows in draws]
+        # Now and then a batch has no sequence that long, and no mean.
+        means = [images.x_train[rows, 0, t].mean(0) for rows in present if len(rows)]
+        errors.append((torch.stack(means).std(0) / spread[t]).mean().item())
+    return errors
 
 
 def judge(results: list[Result]) -> list[Verdict]:

@@ -199,7 +199,12 @@ def draw(figure: Figure, results: list[Result]) -> None:
     axes[0].set(title="‖dW‖, first 20 steps", yscale="log", xlabel="layer")
     axes[0].set_xticks(list(layers))
     axes[1].set(title="Training loss", xlabel="tenth of the run")
-    axes[2].set(title="Change of gradient", yscale="log", xlabel="step")
+    axes[2].set(
+        title="Change of the gradient",
+        yscale="log",
+        xlabel="step",
+        ylabel="‖g′ − g‖ / ‖g‖ along a step",
+    )
     for ax in axes[:2]:
         ax.legend()
 
