@@ -496,6 +496,45 @@ def test_a_batch_norm_inside_an_if_is_in_the_ledger():
     assert ledger.left[0].name == "inner_norm"
 
 
+def inner_conv_and_norm(b, x, out):
+    """Nodes that make `out` of x by a conv and a batch norm."""
+    at = len(b.nodes)
+    y = b.norm(b.conv(x))
+    inner, b.nodes[at:] = b.nodes[at:], []
+    inner[-1].output[0] = out
+    assert y
+    return inner
+
+
+def test_a_batch_norm_beside_its_conv_in_a_branch_folds_there():
+    b = wide()
+    x = b.input()
+    inner = inner_conv_and_norm(b, x, "inner_out")
+    weight = inner[0].input[1]
+    shared = b.op("Conv", x, weight)
+    model = b.model(b.stop(b.norm(shared)), branching(b, x, inner))
+    folded, ledger = check(model)
+    (branches,) = [node for node in folded.graph.node if node.op_type == "If"]
+    kinds = [[n.op_type for n in a.g.node] for a in branches.attribute]
+    assert sorted(kinds) == [["Conv"], ["Neg"]]
+    assert "inside If" in ledger.folded[-1].how
+    feed = feeds(model)
+    for flag in (True, False):
+        feed["flag"] = np.array(flag)
+        one, other = answers(model, feed), answers(folded, feed)
+        assert all(np.abs(p - q).max() < 1e-9 for p, q in zip(one, other, strict=True))
+
+
+def test_a_batch_norm_beside_its_conv_in_a_loop_folds_there():
+    b = wide()
+    x = b.input()
+    inner = inner_conv_and_norm(b, "state", "state_out")
+    folded, _ = check(b.model(looping(b, x, inner)))
+    (loop,) = [node for node in folded.graph.node if node.op_type == "Loop"]
+    kinds = [node.op_type for node in loop.attribute[0].g.node]
+    assert sorted(kinds) == ["Conv", "Identity"]
+
+
 def looping(b, x, inner):
     """Three times `inner`, nodes that make "state_out" of "state", from x on."""
     kinds = [("i", TensorProto.INT64), ("go", TensorProto.BOOL)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from onnx.inliner import inline_local_functions
 
 from normkit.errors import FoldError
 from normkit.fold.graph import Refusal
-from normkit.fold.ledger import FoldLedger
+from normkit.fold.ledger import FoldEntry, FoldLedger
 from normkit.fold.onnx import files
 from normkit.fold.onnx.budget import check_count
 from normkit.fold.onnx.evaluate import run_once, to_float64
+from normkit.fold.onnx.inside import fold_inside, has_norms_inside, left_inside
 from normkit.fold.onnx.operators import RULES
-from normkit.fold.onnx.reading import OnnxGraph, OnnxNorm, read_graph
+from normkit.fold.onnx.reading import OnnxGraph, read_graph
 from normkit.fold.onnx.writing import rewritten
 from normkit.fold.plan import Norm, Plan, Planner
 from normkit.fold.proof import TOLERANCE, difference, gap_under, sampled
@@ -83,19 +85,23 @@ def fold_model(
         proto = _without_defaults(proto)
     wide = to_float64(proto)
     given = _inputs(wide, example_inputs, max(inputs, 1))
-    folding = _OnnxFolding(proto, wide, given, opset)
-    plan = folding.proven()
-    folded = original
-    if plan.steps:
-        folded = rewritten(proto, folding.read, plan)
-        if is_old:
-            _list_weights(folded)
+    result = _fold_graph(proto, given, opset, inside=not is_old)
+    if has_norms_inside(proto) and not is_old:
+        truth = _tensors(run_once(wide, given[0]), _outputs(wide))
+        found = _tensors(result.expected[0], _outputs(wide))
+        if not difference(truth, found) <= TOLERANCE:
+            result = _fold_graph(proto, given, opset, inside=False)
+    folded = result.model if any(entry.how for entry in result.entries) else original
+    if is_old and folded is not original:
+        _list_weights(folded)
     _check(folded, "the folded model")
-    agrees = _agrees_in_runtime(original, folded, given[0], folding.expected[0])
+    agrees = _agrees_in_runtime(original, folded, given[0], result.expected[0])
     if out is not None:
         files.write(folded, Path(fspath(out)), beside=beside)
         onnx.checker.check_model(fspath(out))
-    return folded, folding.ledger(plan, in_runtime=agrees)
+    proof = f"float64, on {len(given)} inputs"
+    proof += "; onnxruntime agrees" if agrees else "; onnxruntime cannot run it"
+    return folded, FoldLedger(tuple(result.entries), result.difference, proof)
 
 
 def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -132,7 +138,7 @@ class _OnnxFolding(Planner):
         self.expected = [run_once(wide, each) for each in given]
         self.read: OnnxGraph = read_graph(wide, dict(self.expected[0]), RULES, opset)
         self.known = {norm.path: norm for norm in self.read.norms}
-        self.outputs = [output.name for output in wide.graph.output]
+        self.outputs = _outputs(wide)
         self.types = _types(model)
         norms: list[Norm] = list(self.read.norms)
         super().__init__(self.read.graph, norms, list(self.read.slots.values()))
@@ -195,35 +201,58 @@ class _OnnxFolding(Planner):
                     gap = max(gap, gap_under(gauge, value.shape, one, other))
         return gap
 
-    def ledger(self, plan: Plan, *, in_runtime: bool) -> FoldLedger:
-        """What was done, for the caller."""
-        entries = [
+    def entries(self, plan: Plan) -> list[FoldEntry]:
+        """What was done with each batch norm, inner graphs apart."""
+        return [
             entry_of(norm, norm.kind, plan, norm.stored) for norm in self.read.norms
         ]
-        entries += _entries_inside(self.model)
-        proof = f"float64, on {len(self.given)} inputs"
-        proof += "; onnxruntime agrees" if in_runtime else "; onnxruntime cannot run it"
-        return FoldLedger(tuple(entries), plan.max_difference, proof)
 
 
-def _entries_inside(model: onnx.ModelProto) -> list[Any]:
-    """Batch norms in the branches of an If or the body of a loop, which stay."""
-    found = []
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            graphs = [*([attribute.g] if attribute.HasField("g") else [])]
-            for graph in (*graphs, *attribute.graphs):
-                for inner in files.graphs_in(graph):
-                    for each in inner.node:
-                        if each.op_type == "BatchNormalization":
-                            why = f"it runs inside {node.op_type} '{node.name}', "
-                            why += "whose inner graphs are left alone"
-                            norm = OnnxNorm(
-                                each.name or each.output[0], each.op_type, [], ()
-                            )
-                            plan = Plan(reasons={norm.path: why})
-                            found.append(entry_of(norm, norm.kind, plan, 0))
-    return found
+@dataclass(frozen=True)
+class _Folded:
+    """A model folded, and what was done.
+
+    Attributes:
+        model: It; the one given if nothing was folded.
+        entries: One per batch norm, those of inner graphs last.
+        difference: The largest one measured at its outputs and those of inner graphs.
+        expected: Every value of each run in float64 before the outer folds.
+    """
+
+    model: onnx.ModelProto
+    entries: list[FoldEntry]
+    difference: float
+    expected: list[dict[str, Any]]
+
+
+def _fold_graph(
+    model: onnx.ModelProto, given: list[dict[str, Any]], opset: int, *, inside: bool
+) -> _Folded:
+    """Fold the inner graphs first, each as a model of its own, then the outer one."""
+    entries: list[FoldEntry] = []
+    largest = 0.0
+    if not inside:
+        entries = left_inside(model)
+    elif has_norms_inside(model):
+
+        def alone(
+            part: onnx.ModelProto, first: dict[str, Any]
+        ) -> tuple[onnx.ModelProto, list[FoldEntry], float]:
+            onnx.checker.check_model(part)
+            twice = [first, _redrawn(first, 1)]
+            folded = _fold_graph(part, twice, opset, inside=True)
+            return folded.model, folded.entries, folded.difference
+
+        found = run_once(to_float64(model), given[0])
+        model, entries, largest = fold_inside(model, found, alone)
+    folding = _OnnxFolding(model, to_float64(model), given, opset)
+    plan = folding.proven()
+    return _Folded(
+        rewritten(model, folding.read, plan) if plan.steps else model,
+        folding.entries(plan) + entries,
+        max(plan.max_difference, largest),
+        folding.expected,
+    )
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
@@ -256,6 +285,10 @@ def _check(model: onnx.ModelProto, what: str) -> None:
     except Exception as error:
         told = str(error).strip().splitlines()[0]
         raise FoldError(f"onnx.checker rejects {what}: {told}") from error
+
+
+def _outputs(model: onnx.ModelProto) -> list[str]:
+    return [output.name for output in model.graph.output]
 
 
 def _tensors(found: dict[str, Any], names: list[str]) -> list[torch.Tensor]:

@@ -23,7 +23,15 @@ from normkit.fold.nodes import Add, BatchNorm, Node, Opaque, Scale, Stored
 from normkit.fold.onnx.evaluate import evaluator
 from normkit.fold.onnx.files import graphs_in
 
-__all__ = ["DEFAULTS", "OnnxGraph", "OnnxNorm", "Operator", "read_graph"]
+__all__ = [
+    "DEFAULTS",
+    "OnnxGraph",
+    "OnnxNorm",
+    "Operator",
+    "captured_by",
+    "inner_graphs",
+    "read_graph",
+]
 
 # Their results differ from run to run, or hold more than they were given.
 _RANDOM = {
@@ -254,11 +262,11 @@ class _Reader:
         return self.result.values[name]
 
     def _read_node(self, position: int, node: onnx.NodeProto) -> None:
-        inner = {name for graph in _inner(node) for name in _captured(graph)}
+        inner = {name for graph in inner_graphs(node) for name in captured_by(graph)}
         read = [name for name in (*node.input, *sorted(inner)) if name]
         if node.op_type in ("Shape", "Size"):
             self.from_shapes.update(node.output)
-        elif node.op_type not in _RANDOM and not inner and not _inner(node):
+        elif node.op_type not in _RANDOM and not inner and not inner_graphs(node):
             if all(name in self.fixed for name in read):
                 self.fixed.update(node.output)
                 if node.op_type.startswith("Dequantize") or any(
@@ -389,12 +397,13 @@ def _is_float(array: Any) -> bool:
     return isinstance(array, np.ndarray) and array.dtype == np.float64
 
 
-def _inner(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+def inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a node: branches, bodies."""
     graphs = [a.g for a in node.attribute if a.HasField("g")]
     return graphs + [g for a in node.attribute for g in a.graphs]
 
 
-def _captured(graph: onnx.GraphProto) -> set[str]:
+def captured_by(graph: onnx.GraphProto) -> set[str]:
     """The names that an inner graph reads from outside."""
     read, made = set(), set()
     for inner in graphs_in(graph):
