@@ -27,8 +27,8 @@ import torch
 from bugs import BUGS, Bug, Run
 
 from normkit.doctor import Diagnosis, diagnose
-from normkit.doctor.diagnosis import ranked
 from normkit.doctor.finding import Finding
+from normkit.doctor.order import ranked
 
 PAGE = Path(__file__).parents[2] / "docs" / "doctor-score.md"
 RECORD = Path(__file__).parent / "record.json"

@@ -12,6 +12,8 @@ from torch.nn.functional import cross_entropy
 from normkit.moments import Moments
 
 NETS = ("mlp", "cnn", "residual")
+# They read a digit row by row.
+SEQUENCES = ("gru", "transformer")
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -46,6 +48,41 @@ class Residual(nn.Module):
         return self.act2(y)
 
 
+class Recurrent(nn.Module):
+    def __init__(self, width: int, dropout: float, momentum: float | None) -> None:
+        super().__init__()
+        self.gru = nn.GRU(8, width, batch_first=True)
+        self.hidden, self.drop = nn.Linear(width, width), nn.Dropout(dropout)
+        self.norm = nn.BatchNorm1d(width, momentum=momentum)
+        self.act, self.head = nn.ReLU(), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = self.gru(x.view(-1, 8, 8))[0][:, -1]
+        return self.head(self.act(self.norm(self.drop(self.hidden(last)))))
+
+
+class Attending(nn.Module):
+    """A transformer of one block, with batch norm along the channels."""
+
+    def __init__(self, width: int, dropout: float, momentum: float | None) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, width)
+        self.position = nn.Parameter(0.02 * torch.randn(8, width))
+        self.norm1 = nn.BatchNorm1d(width, momentum=momentum)
+        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.norm2 = nn.BatchNorm1d(width, momentum=momentum)
+        self.hidden, self.act = nn.Linear(width, width), nn.ReLU()
+        self.out, self.head = nn.Linear(width, width), nn.Linear(width, 10)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.view(-1, 8, 8)) + self.position
+        y = self.norm1(self.drop(x).mT).mT
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.out(self.act(self.hidden(self.norm2(self.drop(x).mT).mT)))
+        return self.head(x.mean(1))
+
+
 def _act(act: type) -> nn.Module:
     return act(inplace=True) if act is nn.ReLU else act()
 
@@ -61,7 +98,7 @@ def build(
     dropout: float = 0.0,
     seed: int = 0,
 ) -> nn.Module:
-    """A network of one of `NETS`; its weights depend on `seed` alone."""
+    """A network of one of `NETS` or `SEQUENCES`; its weights depend on `seed` alone."""
 
     def norm(rank: int) -> Callable[[int], nn.Module]:
         if not normalized:
@@ -75,6 +112,9 @@ def build(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        if net in SEQUENCES:
+            kind = Recurrent if net == "gru" else Attending
+            return kind(width or 32, dropout, momentum)
         if net == "mlp":
             width = width or 48
             layers: list[nn.Module] = []

@@ -14,12 +14,12 @@ from normkit.doctor.checks.judge import above, below
 from normkit.doctor.checks.population import distance
 from normkit.doctor.finding import plain
 from normkit.doctor.statistics import (
-    ChannelStream,
     Evaluation,
     LayerStatistics,
     NormStatistics,
     WeightStatistics,
 )
+from normkit.doctor.streams import ChannelStream
 from normkit.moments import moments
 
 NAN = math.nan

@@ -22,7 +22,8 @@ from demo.test_page_in_browser import pytestmark as pytestmark
 from doctor.patients import batches, build, moments_of
 from normkit.doctor import Diagnosis, Statistics, checks, diagnose, watch
 from normkit.doctor.report import diagnosis_page
-from normkit.doctor.statistics import Histogram, LayerStatistics
+from normkit.doctor.statistics import LayerStatistics
+from normkit.doctor.streams import Histogram
 
 __all__ = ["browser"]
 
@@ -90,7 +91,12 @@ def test_every_chart_of_a_report_is_drawn_and_told_in_words(
             "Before and after normalization",
             "Layer by layer",
         },
-        "watched": {"Findings", "Inputs over time", "Gradients over time"},
+        "watched": {
+            "Findings",
+            "Inputs over time",
+            "Gradients over time",
+            "Before and after normalization",
+        },
     }
     assert wanted[name] <= set(headings)
 

@@ -18,6 +18,7 @@ __all__ = [
     "Case",
     "accuracy",
     "call_model",
+    "measured",
     "moved",
     "num_samples",
     "open_case",
@@ -137,6 +138,31 @@ def targets_of(batch: Any) -> Any:
     if isinstance(batch, tuple | list) and len(batch) > 1:
         return batch[1]
     return batch
+
+
+def measured(case: Case) -> float | None:
+    """Mean of the metric over the samples of all batches, in eval mode.
+
+    None where there is no metric: none was given, and the accuracy is not defined.
+    """
+    model, values, sizes = case.model, [], []
+    before = [(module, module.training) for module in model.modules()]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in case.batches:
+                batch = moved(batch, device)
+                output = case.forward(model, batch)
+                value = (case.metric or accuracy)(output, targets_of(batch))
+                if value is None:
+                    return None
+                values.append(float(value))
+                sizes.append(num_samples(batch))
+    finally:
+        for module, training in before:
+            module.training = training
+    return sum(n * v for n, v in zip(sizes, values, strict=True)) / sum(sizes)
 
 
 def accuracy(output: Any, targets: Any) -> float | None:

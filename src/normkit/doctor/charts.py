@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import io
 import math
-import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from normkit.doctor.svg import FONT, HEIGHT, WIDTH, css_name, inlined, sentinel
 from normkit.errors import ArgumentError, DependencyError
 
 __all__ = ["Bands", "Chart", "Histograms", "Lines", "draw", "legend", "summary"]
 
 Numbers = Sequence[float] | np.ndarray
 
-# CSS pixels; at this size 11-pixel text is still 10 pixels on a 400-pixel phone.
-WIDTH, HEIGHT, FONT = 400, 230, 11
 # Characters that fit along the height.
 MOST_LABEL = 32
 # Points kept per line and per chart, against the size of the page; each bucket keeps
@@ -124,7 +121,7 @@ def legend(chart: Chart) -> list[LegendEntry]:
     """What each colour of `chart` stands for, in drawing order."""
     match chart:
         case Bands():
-            colour = _css_name("hue", chart.hue % NUM_HUES)
+            colour = css_name("hue", chart.hue % NUM_HUES)
             line, band = chart.names
             return [
                 LegendEntry(line, colour, "line"),
@@ -133,16 +130,16 @@ def legend(chart: Chart) -> list[LegendEntry]:
         case Lines():
             colours = _series_colours(len(chart.series), in_order=chart.in_order)
             return [
-                LegendEntry(name, _css_name(*colour), "line")
+                LegendEntry(name, css_name(*colour), "line")
                 for name, colour in zip(chart.series, colours, strict=True)
             ] + [
-                LegendEntry(name, _css_name("ink", 1), "mark")
+                LegendEntry(name, css_name("ink", 1), "mark")
                 for name in chart.marks or {}
             ]
         case Histograms():
             colours = _series_colours(len(chart.series), in_order=False)
             return [
-                LegendEntry(name, _css_name(*colour), "band")
+                LegendEntry(name, css_name(*colour), "band")
                 for name, colour in zip(chart.series, colours, strict=True)
             ]
 
@@ -202,18 +199,18 @@ def draw(chart: Chart, prefix: str) -> str:
         axes = figure.add_subplot()
         _dress(figure, axes)
         _PAINTERS[type(chart)](axes, chart)
-        axes.set_xlabel(_label(chart.x_label), color=_sentinel("ink", 1))
-        axes.set_ylabel(_label(chart.y_label), color=_sentinel("ink", 1))
+        axes.set_xlabel(_label(chart.x_label), color=sentinel("ink", 1))
+        axes.set_ylabel(_label(chart.y_label), color=sentinel("ink", 1))
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
-    return _inline(text.getvalue(), prefix)
+    return inlined(text.getvalue(), prefix)
 
 
 def _paint_bands(axes: Any, chart: Bands) -> None:
     steps, low, middle, high = _same_length(
         "Bands", chart.steps, chart.low, chart.middle, chart.high
     )
-    colour = _sentinel("hue", chart.hue % NUM_HUES)
+    colour = sentinel("hue", chart.hue % NUM_HUES)
     kept = _thin(MOST_POINTS, steps, low, middle, high)
     steps, low, middle, high = steps[kept], low[kept], middle[kept], high[kept]
     axes.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
@@ -241,13 +238,13 @@ def _paint_lines(axes: Any, chart: Lines) -> None:
         axes.plot(
             x[kept],
             y[kept],
-            color=_sentinel(*colour),
+            color=sentinel(*colour),
             linewidth=1.6,
             marker=marker,
         )
         drawn += int(np.isfinite(y).sum())
     for value in (chart.marks or {}).values():
-        axes.axhline(value, color=_sentinel("ink", 1), linewidth=1, dashes=(4, 3))
+        axes.axhline(value, color=sentinel("ink", 1), linewidth=1, dashes=(4, 3))
     _set_limits(axes, y_range=chart.y_range, empty=drawn == 0)
 
 
@@ -267,7 +264,7 @@ def _paint_histograms(axes: Any, chart: Histograms) -> None:
         axes.stairs(
             counts / total if total else counts,
             edges,
-            color=_sentinel(*colour),
+            color=sentinel(*colour),
             fill=True,
             alpha=0.35,
         )
@@ -297,11 +294,11 @@ def _dress(figure: Any, axes: Any) -> None:
     axes.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_sentinel("ink", 2))
-    axes.grid(axis="y", color=_sentinel("ink", 3), linewidth=0.8)
+    axes.spines["bottom"].set_color(sentinel("ink", 2))
+    axes.grid(axis="y", color=sentinel("ink", 3), linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(
-        which="both", length=0, labelcolor=_sentinel("ink", 1), labelsize=FONT
+        which="both", length=0, labelcolor=sentinel("ink", 1), labelsize=FONT
     )
     axes.margins(x=0.01)
 
@@ -324,20 +321,8 @@ def _set_limits(
             *(0.5, 0.5, "no finite values to draw"),
             transform=axes.transAxes,
             ha="center",
-            color=_sentinel("ink", 1),
+            color=sentinel("ink", 1),
         )
-
-
-# Sentinel colours: #e5 and the family, then the index.
-_FAMILIES = {"hue": "e1", "ramp": "e2", "ink": "e3"}
-
-
-def _sentinel(family: str, index: int) -> str:
-    return f"#e5{_FAMILIES[family]}{index:02x}"
-
-
-def _css_name(family: str, index: int) -> str:
-    return f"--{family}-{index}"
 
 
 def _series_colours(count: int, *, in_order: bool) -> list[tuple[str, int]]:
@@ -410,73 +395,3 @@ def _label(text: str) -> str:
     # What XML cannot hold is shown as missing; what is too long would leave no chart.
     seen = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return seen if len(seen) <= MOST_LABEL else seen[: MOST_LABEL - 1] + "…"
-
-
-_COLOUR = re.compile(r"#e5(e[123])([0-9a-f]{2})")
-_LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
-_FONT = re.compile(r"font(?:-family|-size|-weight|-style)?:[^;]*(?:;\s*|$)")
-_REFERENCE = re.compile(r"url\(#([^)]+)\)")
-_FAMILY_OF = {code: family for family, code in _FAMILIES.items()}
-
-
-def _inline(document: str, prefix: str) -> str:
-    """Turn matplotlib's SVG document into an element that an HTML page can hold."""
-    root = ElementTree.fromstring(document)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            # The document's own style rule would apply to the whole page.
-            if _bare(child.tag) in ("metadata", "style"):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = _bare(element.tag)
-        element.attrib = {
-            _bare(name): _LONG_NUMBER.sub(_round, value)
-            if name in ("d", "x", "y", "transform", "points")
-            else value
-            for name, value in element.attrib.items()
-        }
-        if "style" in element.attrib:
-            style = _COLOUR.sub(_to_variable, element.attrib["style"])
-            element.attrib["style"] = _FONT.sub("", style).strip()
-        element.text = (element.text or "").strip() or None
-        element.tail = None
-    _rename_ids(root, prefix)
-    root.attrib = {
-        "viewBox": f"0 0 {WIDTH} {HEIGHT}",
-        "aria-hidden": "true",
-        "focusable": "false",
-    }
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _rename_ids(root: ElementTree.Element, prefix: str) -> None:
-    used: set[str] = set()
-    for element in root.iter():
-        for name, value in element.attrib.items():
-            used.update(_REFERENCE.findall(value))
-            if name == "href":
-                used.add(value.removeprefix("#"))
-    names = {old: f"{prefix}-{i}" for i, old in enumerate(sorted(used))}
-    for element in root.iter():
-        if element.attrib.get("id") in names:
-            element.attrib["id"] = names[element.attrib["id"]]
-        else:
-            element.attrib.pop("id", None)
-        for name, value in element.attrib.items():
-            if name == "href":
-                value = f"#{names[value.removeprefix('#')]}"
-            element.attrib[name] = _REFERENCE.sub(
-                lambda found: f"url(#{names[found[1]]})", value
-            )
-
-
-def _bare(tag: str) -> str:
-    return tag.rpartition("}")[2]
-
-
-def _round(found: re.Match[str]) -> str:
-    return f"{float(found[0]):.1f}".removesuffix(".0")
-
-
-def _to_variable(found: re.Match[str]) -> str:
-    return f"var({_css_name(_FAMILY_OF[found[1]], int(found[2], 16))})"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from normkit.doctor import checks
@@ -16,34 +17,15 @@ from normkit.doctor.confirm import Confirmation, confirm, remedied
 from normkit.doctor.examine import examine
 from normkit.doctor.explain import GapExplanation, explain_case
 from normkit.doctor.finding import Finding
+from normkit.doctor.order import ranked
+from normkit.doctor.rehearsal import observed, rehearsed
 from normkit.doctor.remedies import REMEDIES
 from normkit.doctor.statistics import Statistics
 from normkit.errors import ArgumentError
 
-__all__ = ["SCHEMA", "Diagnosis", "diagnose", "ranked"]
+__all__ = ["SCHEMA", "Diagnosis", "diagnose"]
 
 SCHEMA = "normkit.diagnosis/1"
-
-# Causes before their consequences: of two findings of one severity, the one that
-# explains the other comes first.
-CAUSES_FIRST = (
-    # What no other finding explains,
-    *("D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33", "D29"),
-    *("D16", "D28", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
-    # what follows from it in the statistics and in the flow,
-    *("D01", "D18", "D21", "D20", "D22", "D23", "D24", "D25", "D27"),
-    # and what the user sees.
-    *("D02", "D14", "D19", "D10"),
-)
-_URGENCY = ("error", "warning", "info")
-
-
-def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """What there is to report, the most severe first, causes before consequences."""
-    return sorted(
-        (finding for finding in findings if finding.stands),
-        key=lambda f: (_URGENCY.index(f.severity), CAUSES_FIRST.index(f.id)),
-    )
 
 
 @dataclass(frozen=True)
@@ -155,6 +137,53 @@ class Diagnosis:
                 case, metric=lambda out, targets: -float(loss_fn(out, targets))
             )
         return replace(self, gap=explain_case(case, self.statistics))
+
+    def train(
+        self,
+        steps: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        train: Callable[[int], Any] | None = None,
+    ) -> Diagnosis:
+        """Watch some steps of training, for the checks that need weights that move.
+
+        Args:
+            steps: How many.
+            optimizer: The optimizer of the examined model. Without `train`, copies of
+                both are trained on the batches of the examination.
+            train: `train(steps)`, the program's own loop on the examined model, which
+                is put back afterwards, and so is the optimizer. D08, D09 and D15 are
+                about this loop and are judged only with it.
+
+        Returns:
+            A new diagnosis with the readings that training adds: of checks that were
+            not judged without it, and of gradients (D24, D25) while it goes on.
+
+        Raises:
+            ArgumentError: `steps` is below 1, there is neither an optimizer nor
+                `train`, or the diagnosis holds no case or no loss.
+        """
+        if steps < 1:
+            raise ArgumentError(f"steps={steps} trains nothing; give 1 or more")
+        if self.case is None:
+            raise ArgumentError("train needs the model, and the diagnosis holds none")
+        if train is not None:
+            found = observed(self.case, train, optimizer, steps)
+        elif optimizer is not None:
+            found = rehearsed(self.case, optimizer, steps)
+        else:
+            raise ArgumentError("train needs an optimizer, or train= for your own loop")
+        judged = {f.id for f in self.readings if f.severity != "not_judged"}
+        added = [
+            f
+            for f in found
+            if f.id not in judged or (f.id in ("D24", "D25") and f.is_alarm)
+        ]
+        told = {f.id for f in added}
+        kept = [
+            f for f in self.readings if f.severity != "not_judged" or f.id not in told
+        ]
+        readings = sorted([*kept, *added], key=lambda f: f.id)
+        return replace(self, readings=readings)
 
     def repair(self, model: nn.Module | None = None) -> list[str]:
         """Apply the remedies of all alarms to the model, in place.

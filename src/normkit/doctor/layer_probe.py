@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from normkit.doctor.measure import Tally, band_of, dim_within, norm_of
 from normkit.doctor.roles import slope_limits
-from normkit.doctor.statistics import ChannelStream, Role
+from normkit.doctor.statistics import Role
+from normkit.doctor.streams import ChannelStream
 from normkit.moments import Moments, moments
 
 __all__ = ["LayerProbe"]

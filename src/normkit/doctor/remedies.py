@@ -15,7 +15,8 @@ from torch import nn
 
 from normkit import nn as ours
 from normkit.doctor.finding import Finding
-from normkit.doctor.statistics import ChannelStream, NormStatistics, Statistics
+from normkit.doctor.statistics import NormStatistics, Statistics
+from normkit.doctor.streams import ChannelStream
 
 __all__ = [
     "REMEDIES",

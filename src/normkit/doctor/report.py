@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from normkit.doctor.checks.population import D_MEAN_WARNING, D_VAR_WARNING
 from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.over_time import MOST_ROWS, over_time, thinned
 from normkit.doctor.page import (
-    Bands,
     Bar,
     Bars,
     Block,
@@ -19,7 +19,6 @@ from normkit.doctor.page import (
     Details,
     Figure,
     Heading,
-    Heat,
     Histograms,
     Lines,
     Number,
@@ -30,6 +29,7 @@ from normkit.doctor.page import (
     Text,
 )
 from normkit.doctor.page import Severity as Sign
+from normkit.doctor.series import RECENT
 from normkit.doctor.statistics import LayerStatistics, Statistics
 
 if TYPE_CHECKING:
@@ -45,9 +45,6 @@ _SIGN: dict[Severity, Sign] = {
     "clear": "ok",
     "not_judged": "not judged",
 }
-# More layers than this are thinned in charts; tables and cards keep the worst.
-MOST_ROWS = 60
-MOST_COLUMNS = 40
 MOST_HISTOGRAMS = 6
 
 
@@ -79,7 +76,7 @@ def watch_page(watch: Watch) -> Page:
         f"of {watch.steps} steps.",
         blocks=[
             *_outcome(findings, readings),
-            *_over_time(history),
+            *over_time(history),
             *_by_layer(watch.statistics(), readings),
             *_not_judged(readings),
         ],
@@ -186,7 +183,7 @@ def _by_layer(statistics: Statistics, readings: list[Finding]) -> Iterable[Block
         yield Row([_drift(distances, "d_mean"), _drift(distances, "d_var")])
     yield from _shares(readings, "D20", "Share of inputs where the activation is flat")
     yield from _shares(readings, "D21", "Share of units that are zero on every sample")
-    layers = _thinned(list(statistics.layers))
+    layers = thinned(list(statistics.layers))
     rows = [
         [
             layer.where,
@@ -212,7 +209,7 @@ def _histograms(statistics: Statistics) -> Iterable[Block]:
     ]
     if not layers:
         return
-    shown = _thinned(layers, MOST_HISTOGRAMS)
+    shown = thinned(layers, MOST_HISTOGRAMS)
     figures: list[Block] = []
     for layer in shown:
         before, after = layer.before, layer.after
@@ -235,6 +232,8 @@ def _histograms(statistics: Statistics) -> Iterable[Block]:
         )
         figures.append(Figure(f"{layer.kind} {layer.where}", chart, alt=alt))
     yield Heading("Before and after normalization")
+    if statistics.while_training:
+        yield Text(f"On the last observed steps, at most {RECENT}.")
     if len(shown) < len(layers):
         yield Text(f"{len(shown)} of {len(layers)} layers, spread over the depth.")
     yield Row(figures)
@@ -279,7 +278,7 @@ def _drift(distances: list[Finding], key: str) -> Bars:
     return Bars(
         [
             Bar(f.layer or "(model)", f.details[key], _SIGN[f.severity])
-            for f in _thinned(distances)
+            for f in thinned(distances)
         ],
         f"How far {what} is, {unit}",
         "distance",
@@ -293,7 +292,7 @@ def _shares(readings: list[Finding], id_: str, caption: str) -> Iterable[Block]:
         yield Bars(
             [
                 Bar(f.layer or "(model)", f.value, _SIGN[f.severity])
-                for f in _thinned(found)
+                for f in thinned(found)
             ],
             caption,
             "share",
@@ -320,7 +319,7 @@ def _gap(diagnosis: Diagnosis) -> Iterable[Block]:
     )
     if gap.layers:
         yield Bars(
-            [Bar(part.name, part.value) for part in _thinned(gap.layers)],
+            [Bar(part.name, part.value) for part in thinned(gap.layers)],
             "Stale statistics by layer, each layer swapped alone; between them "
             f"{gap.interaction:.3g}",
             "part of the gap",
@@ -333,104 +332,9 @@ def _mean_and_std(layer: LayerStatistics) -> tuple[float | None, float | None]:
     return float(layer.input.mean), float(layer.input.var.sqrt())
 
 
-def _over_time(history: dict[str, Any]) -> Iterable[Block]:
-    """Bands of some layers, saturation and gradients of all, over the steps."""
-    steps, layers = history["steps"], history["layers"]
-    hidden = {n: s for n, s in layers.items() if s["role"] == "activation"} or layers
-    banded = {n: s for n, s in hidden.items() if not _is_empty(s["middle"])}
-    if banded:
-        yield Heading("Inputs over time")
-        yield Row(
-            [
-                Figure(
-                    f"Input of unit {history['unit']} of {name}",
-                    Bands(steps, _gaps(s["low"]), _gaps(s["middle"]), _gaps(s["high"])),
-                    alt=f"The median goes from {_first(s['middle']):.3g} to "
-                    f"{_first(s['middle'][::-1]):.3g}.",
-                )
-                for name, s in _ends(banded)
-            ]
-        )
-    saturated = {n: s["saturated"] for n, s in layers.items()}
-    yield from _heat(steps, saturated, "Saturated share", largest=1.0)
-    gradients = {
-        name: (steps, _gaps(s["gradient_norm"]))
-        for name, s in _thin_items(layers, 10)
-        if s["role"] == "weight" and not _is_empty(s["gradient_norm"])
-    }
-    if gradients:
-        yield Heading("Gradients over time")
-        yield Figure(
-            "Gradient norm by layer",
-            Lines(gradients, y_label="‖dL/dh‖", log_y=True, in_order=True),
-            alt="Norm of the loss's gradient at the output of each weight layer.",
-        )
-    dead = {
-        name: s["dead"]
-        for name, s in layers.items()
-        if s["role"] == "activation" and any(s["dead"])
-    }
-    yield from _heat(
-        steps, dead, "Share of units that are zero on the whole batch", 1.0
-    )
-    updates = {n: s["update_ratio"] for n, s in layers.items()}
-    yield from _heat(steps, updates, "Change of the weights per step, ‖Δw‖/‖w‖")
-
-
-def _heat(
-    steps: list[int],
-    series: dict[str, list[float | None]],
-    title: str,
-    largest: float | None = None,
-) -> Iterable[Block]:
-    present = {name: values for name, values in series.items() if not _is_empty(values)}
-    if not present:
-        return
-    columns = _thinned(list(range(len(steps))), MOST_COLUMNS)
-    yield Heading(title)
-    yield Heat(
-        [str(steps[i]) for i in columns],
-        [
-            (name, [values[i] for i in columns])
-            for name, values in _thin_items(present, MOST_ROWS)
-        ],
-        f"{title}, by layer and step",
-        largest=largest,
-    )
-
-
 def _not_judged(readings: list[Finding]) -> Iterable[Block]:
     found = [f for f in readings if f.severity == "not_judged"]
     if found:
         rows = [[f.id, f.where, f.evidence] for f in found[: 5 * MOST_ROWS]]
         table = Table(["check", "layer", "why"], rows, "What could not be judged")
         yield Details(f"{len(found)} not judged", [table])
-
-
-def _thinned(items: list[Any], most: int = MOST_ROWS) -> list[Any]:
-    """At most `most` of the items, spread evenly, first and last among them."""
-    if len(items) <= most:
-        return items
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
-def _thin_items(found: dict[str, Any], most: int) -> list[tuple[str, Any]]:
-    return _thinned(list(found.items()), most)
-
-
-def _ends(found: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The first and the last entry."""
-    items = list(found.items())
-    return items if len(items) <= 2 else [items[0], items[-1]]
-
-
-def _is_empty(values: list[float | None]) -> bool:
-    return all(value is None for value in values)
-
-
-def _gaps(values: list[float | None]) -> list[float]:
-    return [math.nan if value is None else value for value in values]
-
-
-def _first(values: list[float | None]) -> float:
-    return next((v for v in values if v is not None), math.nan)

@@ -11,6 +11,7 @@ from normkit.doctor.layer_probe import LayerProbe
 from normkit.moments import Moments
 
 __all__ = [
+    "RECENT",
     "SERIES",
     "WINDOW",
     "Window",
@@ -21,6 +22,8 @@ __all__ = [
     "with_spread",
 ]
 
+# How many observed steps a layer is judged by.
+RECENT = 5
 # A unit is dead when it is silent for two windows of so many samples.
 WINDOW = 1000
 

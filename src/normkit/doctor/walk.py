@@ -12,12 +12,11 @@ from normkit.doctor.layer_probe import LayerProbe
 from normkit.doctor.measure import first_tensor, histogram_of, norm_of
 from normkit.doctor.probe import Probes
 from normkit.doctor.statistics import (
-    ChannelStream,
     LayerStatistics,
     OutputStatistics,
-    Padding,
     WeightStatistics,
 )
+from normkit.doctor.streams import ChannelStream, Padding
 from normkit.moments import Moments, moments
 
 __all__ = ["Walk", "twins"]

@@ -24,14 +24,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor import checks
-from normkit.doctor.diagnosis import ranked
 from normkit.doctor.examine import norm_statistics
 from normkit.doctor.finding import Finding
 from normkit.doctor.hook import Hook
 from normkit.doctor.loop import Loop
 from normkit.doctor.measure import histogram_of, norm_of
+from normkit.doctor.order import ranked
 from normkit.doctor.probe import Probes
 from normkit.doctor.series import (
+    RECENT,
     SERIES,
     WINDOW,
     Window,
@@ -46,8 +47,6 @@ from normkit.errors import ArgumentError
 
 __all__ = ["SERIES", "Watch", "watch"]
 
-# How many observed steps a layer is judged by.
-RECENT = 5
 # Values of a call that a histogram counts.
 MOST_COUNTED = 4096
 

@@ -15,9 +15,10 @@ from functools import partial
 
 import torch
 
-from normkit.doctor.checks.judge import above, below
+from normkit.doctor.checks.judge import NOT_ITS_LOOP, above, below
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import ChannelStream, Statistics
+from normkit.doctor.statistics import Statistics
+from normkit.doctor.streams import ChannelStream
 
 __all__ = [
     "CHECKS",
@@ -228,6 +229,9 @@ def accumulated_batches(statistics: Statistics) -> Iterator[Finding]:
     """D15: gradients are accumulated over small batches, statistics are not."""
     loop = statistics.training
     if loop is None or not any(not norm.frozen for _, norm in statistics.norms):
+        return
+    if loop.is_rehearsed:
+        yield _D15("", "not_judged", evidence=NOT_ITS_LOOP)
         return
     if not loop.updates:
         reason = "no optimizer was given to watch, or it made no step"

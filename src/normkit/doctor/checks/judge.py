@@ -6,7 +6,13 @@ import math
 
 from normkit.doctor.finding import Severity
 
-__all__ = ["above", "below"]
+__all__ = ["NOT_ITS_LOOP", "above", "below"]
+
+# Why a check of the training loop judges nothing after a rehearsal.
+NOT_ITS_LOOP = (
+    "the steps were not those of the program's own loop; watch it, or let the target "
+    "give `train`"
+)
 
 
 def above(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.judge import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.statistics import Statistics
 
@@ -47,9 +48,12 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
 def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
     """D08: training goes on with batch norms in eval mode."""
     loop = statistics.training
-    if loop is None:
+    if loop is None or not statistics.norms:
         return
-    if loop.updates_in_eval and statistics.norms:
+    if loop.is_rehearsed:
+        yield _D08("", "not_judged", evidence=NOT_ITS_LOOP)
+        return
+    if loop.updates_in_eval:
         is_after = loop.updates_before_eval > 0
         yield _D08(
             "",
@@ -89,6 +93,9 @@ def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
     """D09: the model is evaluated in training mode, which moves its statistics."""
     loop = statistics.training
     if loop is None or not any(not norm.frozen for _, norm in statistics.norms):
+        return
+    if loop.is_rehearsed:
+        yield _D09("", "not_judged", evidence=NOT_ITS_LOOP)
         return
     if not loop.forwards and not loop.idle_bursts:
         reason = "the model was not called in training mode"
