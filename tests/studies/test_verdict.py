@@ -14,6 +14,8 @@ from normkit.studies.verdict import (
     UNSEEN,
     at_least,
     at_most,
+    minus,
+    over,
     reported,
     verdict,
     within,
@@ -100,3 +102,17 @@ def test_never_is_a_value_like_any_other() -> None:
 def test_an_interval_of_nothing_is_refused(values) -> None:
     with pytest.raises(ArgumentError, match="one number per seed"):
         bootstrap(values)
+
+
+def test_a_prediction_says_where_it_is_refuted() -> None:
+    assert at_least("x", [1.0], 5, none=1).wanted == "≥ 5 (refuted below 1)"
+    assert at_most("x", [1.0], 5, none=9).wanted == "≤ 5 (refuted above 9)"
+    assert at_least("x", [1.0], 5).wanted == "≥ 5"
+    assert within("x", [1.0], 1, 1).wanted == "= 1"
+
+
+def test_arms_are_compared_seed_by_seed() -> None:
+    assert minus([3.0, 5.0], [1.0, 4.0]) == [2.0, 1.0]
+    assert over([3.0, 5.0], [1.0, 4.0]) == [3.0, 1.25]
+    with pytest.raises(ValueError, match="shorter"):
+        minus([1.0, 2.0], [1.0])

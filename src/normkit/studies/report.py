@@ -143,7 +143,7 @@ def _deciding(word: str, parts: list[Part]) -> list[Part]:
     first: dict[str, Part] = {}
     for part in parts:
         first.setdefault(part.word, part)
-    return [part for kind, part in first.items() if word in (kind, PARTLY)]
+    return [part for kind, part in first.items() if word in (kind, PARTLY, UNSEEN)]
 
 
 def _held_against(part: Part) -> str:

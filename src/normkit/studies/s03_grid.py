@@ -210,7 +210,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     for ax, arm in zip(axes, results[0]["grids"], strict=True):
         table = torch.tensor([r["grids"][arm] for r in results]).median(0).values
         heat = ax.imshow(
-            100 * table,
+            100 * table.numpy(),
             origin="lower",
             aspect="auto",
             vmin=0,

@@ -156,13 +156,13 @@ def draw(figure: Figure, results: list[Result]) -> None:
     for i, arm in enumerate(results[0]["curves"]):
         rows = [r["curves"][arm] for r in results]
         band(left, range(len(rows[0])), rows, label=arm, index=i)
-    left.set(yscale="log", xlabel="training (1/60ths)", ylabel="loss")
+    left.set(yscale="log", xlabel="60ths of the training", ylabel="loss")
     left.set_title("Two spirals, best rate of each arm")
     left.legend()
     arms = list(results[0]["losses"])
     names = [arm.replace(", ", ",\n") for arm in arms]
     points(right, names, [[r["accuracies"][a] for r in results] for a in arms])
-    right.set(title="Accuracy at the end", ylabel="share right", ylim=(0.4, 1.02))
+    right.set(title="Accuracy at the end", ylabel="share right")
 
 
 STUDY = Study(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normkit.calibrate import calibrate
 from normkit.nn import BatchNorm1d, BatchNorm2d
 from normkit.studies.data import Images
-from normkit.studies.figure import band, color
+from normkit.studies.figure import band, bars_by_group
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
 from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
@@ -195,24 +195,14 @@ def draw(figure: Figure, results: list[Result]) -> None:
     """Accuracy of each estimator against training mode, and the start that is left."""
     left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
     sizes = results[0]["sizes"]
-    for i, name in enumerate(_ESTIMATORS):
-        for j, size in enumerate(sizes):
-            values = [r["gaps"][str(size)][name] for r in results]
-            place = j + (i - 2) * 0.16
-            left.bar(
-                place,
-                sorted(values)[(len(values) - 1) // 2],
-                0.15,
-                color=color(i),
-                alpha=0.75,
-                label=name if not j else None,
-            )
-            left.plot([place] * len(values), values, ".", color="black", ms=3)
+    rows = {
+        name: [[r["gaps"][str(size)][name] for r in results] for size in sizes]
+        for name in _ESTIMATORS
+    }
+    bars_by_group(left, [f"batch {size}" for size in sizes], rows)
     left.axhline(0, color="black", lw=0.8)
-    left.set_xticks(range(len(sizes)), [f"batch {size}" for size in sizes])
     left.set(title="Test accuracy in eval minus training mode", ylabel="points")
     left.legend(fontsize=6.5)
-    left.grid(visible=False, axis="x")
     steps = range(1, 41)
     band(
         right, steps, [r["start_share"]["measured"] for r in results], label="measured"

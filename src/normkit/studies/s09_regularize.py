@@ -120,9 +120,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     same = [[r["test"][arm][_SAME] for r in results] for arm in _ARMS]
     points(axes[0], list(_ARMS), rows)
     points(axes[1], list(_ARMS), same)
-    low = min(min(row) for row in (*rows, *same))
     axes[0].set(title=f"Test accuracy, best rate ({results[0]['data']})", ylabel="%")
-    axes[0].set_ylim(max(0, low - 2), 100)
     axes[1].set_title(f"The same at rate {_RATES[_SAME]:g}")
 
 

@@ -199,6 +199,7 @@ def judge(results: list[Result]) -> list[Verdict]:
                 0.5,
                 none=0,
             ),
+            reported("no norm − layer norm, points", minus("no norm", "layer norm")),
             reported("per step − shared, points", minus("per step", "shared")),
             reported(
                 "per step with a mask − without, points",
@@ -222,12 +223,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     names = [arm.replace(", ", ",\n") for arm in _ARMS]
     rows = [[max(r["test"][arm]) for r in results] for arm in _ARMS]
     points(left, names, rows, indices=(7, 0, 5, 0, 0, 5, 1))
-    low, high = min(map(min, rows)), max(map(max, rows))
-    left.set(
-        title="Test accuracy, best rate",
-        ylabel="%",
-        ylim=(max(0, low - 5), min(100, high + 3)),
-    )
+    left.set(title="Test accuracy, best rate", ylabel="%")
     left.tick_params(axis="x", labelsize=6.5)
     steps = range(1, len(results[0]["error"]) + 1)
     band(right, steps, [r["error"] for r in results])

@@ -241,11 +241,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     left, right = figure.subplots(1, 2)
     rows = [[min(_finite(r["losses"][kind])) for r in results] for kind in _NORMS]
     points(left, list(_NORMS), rows, indices=(1, 0, 7))
-    low, high = min(map(min, rows)), max(map(max, rows))
-    left.set(
-        title="Validation loss of a small transformer", ylim=(low * 0.97, high * 1.02)
-    )
-    left.set_ylabel("nats per letter")
+    left.set(title="Validation loss of a small transformer", ylabel="nats per letter")
     for i, kind in enumerate(("batch norm", "layer norm")):
         curves = [[r["mixed"][s][kind] for s in ("1", "1000")] for r in results]
         band(right, (0, 1), curves, label=kind, index=i)
