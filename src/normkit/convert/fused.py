@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from normkit.convert.kinds import norm_act_of
 from normkit.errors import ArgumentError
-from normkit.fold.capture import ModuleCall, Trace, capture
+from normkit.fold.capture import capture
 from normkit.fold.nest import tensors_in
 from normkit.fold.nodes import Add, Node
+from normkit.fold.trace import ModuleCall, Trace
 from normkit.nn.batch_norm import BatchNormLayer
 
 __all__ = ["FusionReport", "RectifiedOnce", "fuse"]

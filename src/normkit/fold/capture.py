@@ -16,64 +16,21 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normkit.fold.graph import Graph, Slot, Value
 from normkit.fold.lowering import TorchCall, as_batch_norm, lower
 from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.nodes import Move, Node, Opaque, Stored
+from normkit.fold.op_names import METADATA, RANDOM, op_name
+from normkit.fold.trace import ModuleCall, Trace
 
-__all__ = ["ModuleCall", "Trace", "capture"]
-
-
-@dataclass(eq=False)
-class ModuleCall:
-    """One call of one module.
-
-    Attributes:
-        module: The module.
-        path: Its first name in the model, "" for the model itself.
-        parent: The call within which it happened.
-        inputs: The tensors that it was called with.
-        outputs: The tensors that it returned.
-        nodes: What ran in its own forward, not in a child's.
-        children: The calls made by its forward, in order.
-        looked_at_values: Whether its own forward read a tensor's values into Python.
-    """
-
-    module: nn.Module
-    path: str
-    parent: ModuleCall | None
-    inputs: list[Value] = field(default_factory=list)
-    outputs: list[Value] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    children: list[ModuleCall] = field(default_factory=list)
-    looked_at_values: bool = False
-
-
-@dataclass(eq=False)
-class Trace:
-    """One forward pass, read.
-
-    Attributes:
-        graph: The nodes and values.
-        root: The call of the model itself.
-        call_of: The module call whose own forward ran a node.
-        slots: Every place that holds a parameter or buffer, by (module, attribute).
-        result: What the model returned.
-    """
-
-    graph: Graph
-    root: ModuleCall
-    call_of: dict[Node, ModuleCall]
-    slots: dict[tuple[nn.Module, str], Slot]
-    result: Any
+__all__ = ["capture"]
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
@@ -405,51 +362,6 @@ class _Underneath(TorchDispatchMode):
 
 # A module without children that calls one of these is known by its path alone.
 _NAMED_BY_PATH = ("conv", "linear", "batch_norm", "layer_norm", "group_norm", "embed")
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-RANDOM = _words(
-    "rand randn randint randperm bernoulli normal rand_like randn_like randint_like "
-    "multinomial dropout dropout1d dropout2d dropout3d alpha_dropout "
-    "feature_alpha_dropout uniform random empty empty_like new_empty"
-)
-
-# What a tensor tells about itself without telling its values.
-METADATA = _words(
-    "shape size dim ndim dtype device layout is_cuda is_cpu is_meta is_sparse is_mps "
-    "is_mkldnn is_quantized is_nested is_leaf is_complex is_floating_point is_signed "
-    "requires_grad requires_grad_ grad grad_fn numel nelement stride storage_offset "
-    "is_contiguous element_size __len__ _version names is_inference data_ptr "
-    "get_device output_nr retains_grad is_shared untyped_storage _is_view itemsize "
-    "nbytes is_conj is_neg is_xla is_xpu is_ipu is_maia is_same_size __hash__ __dir__"
-)
-
-
-def op_name(func: Any) -> str:
-    """The bare name of a torch function: `conv2d`, `add`, `relu`, `reshape`.
-
-    Example:
-        >>> op_name(torch.Tensor.__iadd__), op_name(torch.ops.aten.relu_.default)
-        ('iadd', 'relu')
-        >>> op_name(torch.nn.functional.conv2d), op_name(torch.Tensor.shape.__get__)
-        ('conv2d', 'shape')
-    """
-    if isinstance(func, torch._ops.OpOverload):
-        full = func._schema.name.split("::")[-1]
-    else:
-        full = resolve_name(func) or getattr(func, "__name__", str(func))
-        if full.endswith(".__get__"):
-            full = full[: -len(".__get__")]
-        full = full.rsplit(".", 1)[-1]
-    if full.startswith("__") and full.endswith("__"):
-        bare = full[2:-2]
-        return full if full in METADATA else bare
-    if full.endswith("_") and not full.endswith("__") and full not in METADATA:
-        full = full[:-1]
-    return full
 
 
 def _stored_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from normkit.fold.capture import op_name
+from normkit.fold.op_names import op_name
 
 __all__ = ["ExportedLayer", "as_module"]
 

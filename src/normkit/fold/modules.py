@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.errors import FoldError
-from normkit.fold.capture import ModuleCall, Trace
 from normkit.fold.graph import Refusal, Slot
 from normkit.fold.ledger import FoldEntry, FoldLedger
 from normkit.fold.plan import Norm, Plan, Planner
@@ -32,6 +31,7 @@ from normkit.fold.proof import (
 from normkit.fold.rewrite import NormModule, Replace, SetParameter, norm_modules
 from normkit.fold.solve import Solution
 from normkit.fold.telling import entry_of
+from normkit.fold.trace import ModuleCall, Trace
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normkit.fold.capture import ModuleCall, Trace
 from normkit.fold.nodes import BatchNorm
+from normkit.fold.trace import ModuleCall, Trace
 
 __all__ = ["Copied", "NormModule", "Replace", "SetParameter", "Shift", "norm_modules"]
 

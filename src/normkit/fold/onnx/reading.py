@@ -19,9 +19,10 @@ from onnx import helper
 from torch import Tensor
 
 from normkit.fold.graph import Graph, Slot, Value
-from normkit.fold.nodes import Add, BatchNorm, Node, Opaque, Scale, Stored
+from normkit.fold.nodes import BatchNorm, Node, Opaque, Stored
 from normkit.fold.onnx.evaluate import evaluator
 from normkit.fold.onnx.files import graphs_in
+from normkit.fold.onnx.written_out import affine_of, written_out
 
 __all__ = [
     "DEFAULTS",
@@ -315,11 +316,11 @@ class _Reader:
         """One batch norm for a product and a sum of constants after a linear map."""
         graph = self.result.graph
         for node in list(graph.nodes):
-            chain = _written_out(node)
+            chain = written_out(node)
             if not chain:
                 continue
             first, last = chain[0], chain[-1]
-            affine = _affine_of(chain)
+            affine = affine_of(chain)
             if affine is None:
                 continue
             x, y = first.inputs[0], last.outputs[0]
@@ -347,50 +348,6 @@ class _Reader:
         for norm in self.result.norms:
             count = seen[norm.path] = seen.get(norm.path, 0) + 1
             norm.path += f" ({count})" if count > 1 else ""
-
-
-def _written_out(node: Node) -> list[Node]:
-    """A product with a constant, and the sum with one that alone reads it."""
-    if not isinstance(node, Scale) or len(node.outputs) != 1:
-        return []
-    y = node.outputs[0]
-    if y.pinned or len(y.readers) != 1 or not isinstance(y.readers[0], Add):
-        return []
-    (add,) = y.readers
-    others = [v for v in add.inputs if v is not y]
-    if len(add.inputs) != 2 or len(others) != 1 or not others[0].roots:
-        return []
-    return [node, add]
-
-
-def _affine_of(chain: list[Node]) -> tuple[Tensor, Tensor, int] | None:
-    """(scale, shift, the one dimension they run along) of what `_written_out` found."""
-    scale_node, add = chain
-    assert isinstance(scale_node, Scale)
-    assert isinstance(add, Add)
-    x, y = scale_node.inputs[0], add.outputs[0]
-    if x.shape != y.shape or scale_node.weight is None:
-        return None
-    own = add.inputs.index(scale_node.outputs[0])
-    factor = add.factors[own] * _content(scale_node.weight)
-    summand = add.factors[1 - own] * _content(add.inputs[1 - own])
-    rank = len(y.shape)
-    if max(factor.dim(), summand.dim()) > rank:
-        return None
-    parts = [
-        t.reshape((1,) * (rank - t.dim()) + tuple(t.shape)) for t in (factor, summand)
-    ]
-    dims = {d for t in parts for d in range(rank) if t.shape[d] > 1}
-    if dims != {1}:
-        return None  # A layer norm's weight runs along the last dimension.
-    vectors = [t.reshape(-1).expand(y.shape[1]).clone() for t in parts]
-    return vectors[0], vectors[1], 1
-
-
-def _content(value: Value) -> Tensor:
-    slot = value.roots[0]
-    assert slot.tensor is not None
-    return slot.tensor
 
 
 def _is_float(array: Any) -> bool:
