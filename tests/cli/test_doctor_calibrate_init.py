@@ -37,6 +37,25 @@ def trained(momentum):
 
 def healthy(): return trained(0.1)
 def stale(): return trained(0.001)
+def accumulating():
+    made = trained(0.1)
+    model = made["model"]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    def train(steps):
+        for index in range(steps):
+            x, y = made["loader"][index % 20]
+            F.cross_entropy(model(x[:8]), y[:8]).backward()
+            if index % 4 == 3:
+                optimizer.step()
+                optimizer.zero_grad()
+        model.eval()
+    return made | {"optimizer": optimizer, "train": train}
+def fast(rate=1e3):
+    made = trained(0.1)
+    made["optimizer"] = torch.optim.SGD(
+        made["model"].parameters(), rate, weight_decay=1e-2)
+    return made
+def slow(): return fast(0.05)
 def fresh(): return {"model": net(), "loader": data()}
 def alone(): return net()
 def hostile():
@@ -110,9 +129,37 @@ def test_doctor_shows_the_name_of_a_layer_and_does_not_obey_it(
     assert "\x1b" not in out
 
 
+def readings(out: str) -> dict[str, str]:
+    found = json.loads(out)
+    every = [f for name in ("findings", "not_judged", "clear") for f in found[name]]
+    worst = ("clear", "not_judged", "info", "warning", "error")
+    every.sort(key=lambda f: worst.index(f["severity"]))
+    return {f["id"]: f["severity"] for f in every}
+
+
+def test_doctor_watches_a_few_steps_of_a_copy(capsys, place: str) -> None:
+    words = ("--json", "--steps", "25")
+    _, out, _ = run(capsys, "doctor", f"{place}:fast", *words)
+    found = readings(out)
+    assert (found["D27"], found["D14"]) == ("warning", "warning")
+    # They are about the program's own loop, which is not this one.
+    assert {found[i] for i in ("D08", "D09", "D15")} == {"not_judged"}
+    _, out, _ = run(capsys, "doctor", f"{place}:slow", *words)
+    assert readings(out)["D27"] == "clear"
+
+
+def test_doctor_watches_the_target_s_own_loop(capsys, place: str) -> None:
+    words = ("doctor", f"{place}:accumulating", "--json", "--steps", "24")
+    _, out, _ = run(capsys, *words)
+    found = readings(out)
+    assert found["D15"] == "warning"
+    assert (found["D08"], found["D09"]) == ("clear", "clear")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (("doctor", "{}:healthy", "--steps", "9"), "the target gave no optimizer"),
         (("doctor", "{}:alone"), "the target gave no loader"),
         (("doctor", "{}:fresh", "--out", "x.pt"), "add --fix"),
         (("doctor", "{}:fresh", "--checkpoint", "nope.pt"), "no checkpoint nope.pt"),
@@ -140,6 +187,7 @@ def test_calibrate_changes_the_statistics_and_nothing_else(
     code, out, err = run(capsys, "calibrate", f"{place}:fresh", *words)
     assert (code, err) == (0, "")
     assert f"weights  {after}" in out
+    assert "metric   " in out
     saved = torch.load(after, weights_only=True)
     assert saved["epoch"] == 7
     found = saved["state_dict"]
@@ -158,7 +206,10 @@ def test_calibrate_prints_json(capsys, place: str, tmp_path: Path) -> None:
     words = ("--checkpoint", str(file), "--out", str(file), "--json", "--batches", "3")
     code, out, err = run(capsys, "calibrate", f"{place}:fresh", *words)
     assert (code, err) == (0, f"weights  {file}\n")
-    assert json.loads(out)["batches"] == 3
+    found = json.loads(out)
+    assert found["batches"] == 3
+    assert set(found["metric"]) == {"before", "after"}
+    assert found["metric"]["before"] != found["metric"]["after"]
 
 
 def test_init_shows_predicted_and_measured_and_draws(capsys, place: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +13,8 @@ import typer
 from normkit.calibrate import calibrate
 from normkit.cli.checkpoint import Checkpoint
 from normkit.cli.printing import printable
-from normkit.cli.target import HELP, read_target
+from normkit.cli.target import HELP, Target, read_target
+from normkit.doctor.case import measured, open_case
 
 EXAMPLES = (
     "Example: `normkit calibrate train.py:make --checkpoint in.pt --out out.pt --order "
@@ -49,13 +52,15 @@ def command(
     """Measure the running statistics of every layer anew, and save the checkpoint.
 
     Only running statistics change; the file keeps its form and all else it holds. It is
-    written whole or not at all.
+    written whole or not at all. Where the target gives a `metric`, or scores and
+    classes, it says what eval mode reaches before and after, on the first 50 batches.
     """
     found = read_target(target)
     found.needs("model", "loader")
     assert found.loader is not None
     file = Checkpoint.read(checkpoint)
     file.load_into(found.model)
+    before = _metric(found)
     report = calibrate(
         found.model,
         found.loader,
@@ -67,6 +72,24 @@ def command(
         progress=sys.stderr.isatty() and not as_json,
     )
     file.save(found.model, out)
-    print(report.to_json() if as_json else printable(report.to_text()))
+    after = _metric(found)
+    if as_json:
+        metric = {"before": before, "after": after}
+        told = json.loads(report.to_json()) | {"metric": metric}
+        print(json.dumps(told, indent=2))
+    else:
+        print(printable(report.to_text()))
+        if before is not None and after is not None:
+            print(f"metric   {before:.4g} before, {after:.4g} after, in eval mode")
     print(f"weights  {out.resolve()}", file=sys.stderr if as_json else sys.stdout)
     return 0
+
+
+def _metric(target: Target) -> float | None:
+    """What eval mode reaches; None without a metric, or batches that come but once."""
+    loader = target.loader
+    if loader is None or isinstance(loader, Iterator):
+        return None
+    return measured(
+        open_case(target.model, loader, forward=target.forward, metric=target.metric)
+    )

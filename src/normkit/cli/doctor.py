@@ -32,7 +32,13 @@ def command(
         Path | None, typer.Option(help="Weights to load into the model first.")
     ] = None,
     steps: Annotated[
-        int, typer.Option("--steps", min=1, help="The most batches to look at.")
+        int | None,
+        typer.Option(
+            min=1, help="Watch so many steps of training; the weights are put back."
+        ),
+    ] = None,
+    batches: Annotated[
+        int, typer.Option(min=1, help="The most batches to look at.")
     ] = 50,
     fix: Annotated[
         bool,
@@ -54,8 +60,11 @@ def command(
     """Name what is wrong with a model's normalization, layer by layer.
 
     The batches of the target go through the model in training and in eval mode; the
-    weights do not move. With a loss, the remedy of each alarm is tried on a copy. Exit
-    code 1 when an error stands (with `--fix`: still stands), so that CI can gate on it.
+    weights do not move. With a loss, the remedy of each alarm is tried on a copy.
+    `--steps` adds the checks that need training (D14, D24, D25, D27): with `loss_fn`
+    and `optimizer` in the target, copies are trained; with `train`, a function that
+    trains for so many steps, your own loop is watched (D08, D09, D15, too). Exit code 1
+    when an error stands (with `--fix`: still stands), so that CI can gate on it.
     """
     if out is not None and not fix:
         raise ArgumentError(
@@ -63,12 +72,14 @@ def command(
         )
     found = read_target(target, checkpoint)
     found.needs("model", "loader")
-    diagnosis = _diagnosed(found, steps, seed)
+    if steps is not None and found.train is None:
+        found.needs("loss_fn", "optimizer")
+    diagnosis = _diagnosed(found, batches, steps, seed)
     mended: list[str] = []
     if fix:
         mended = diagnosis.repair()
         if mended:
-            diagnosis = _diagnosed(found, steps, seed)
+            diagnosis = _diagnosed(found, batches, steps, seed)
     if report is not None:
         diagnosis.to_html(report)
     if as_json:
@@ -88,7 +99,7 @@ def command(
     return 1 if diagnosis.errors else 0
 
 
-def _diagnosed(target: Target, steps: int, seed: int) -> Diagnosis:
+def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Diagnosis:
     assert target.loader is not None
     diagnosis = diagnose(
         target.model,
@@ -96,11 +107,13 @@ def _diagnosed(target: Target, steps: int, seed: int) -> Diagnosis:
         target.loss_fn,
         forward=target.forward,
         metric=target.metric,
-        max_batches=steps,
+        max_batches=batches,
         seed=seed,
     )
     if diagnosis.named and diagnosis.statistics.evaluation is not None:
         diagnosis = diagnosis.confirm()
+    if steps is not None:
+        diagnosis = diagnosis.train(steps, target.optimizer, target.train)
     return diagnosis
 
 

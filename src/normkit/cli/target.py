@@ -11,7 +11,7 @@ The factory is called without arguments and returns what a command works on:
 
 a mapping or an object with these names as attributes, a tuple in this order, or the
 model alone. Names that only some commands use: `optimizer`, `forward`, `metric`,
-`example_inputs`.
+`example_inputs`, `train`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Target:
         forward: `forward(model, batch)`, for models that are called another way.
         metric: `metric(output, targets)`, higher is better.
         example_inputs: What the model is called with.
+        train: `train(steps)` trains the model for about so many steps, in the
+            program's own loop.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Target:
     forward: Callable[[nn.Module, Any], Any] | None = None
     metric: Callable[[Any, Any], float] | None = None
     example_inputs: Any = None
+    train: Callable[[int], Any] | None = None
 
     def needs(self, *names: str) -> None:
         """Say which of `names` the factory did not give.
