@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check gpu format lock clean
+.PHONY: help demo test test-all check sanitize gpu format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,17 @@ check: $(STAMP) ## Format, lint and type-check without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# A library with sanitizers needs their run-time before everything else; leaks are Python's.
+SANITIZED := build/sanitize
+sanitize: $(STAMP) ## Run the tests of the C++ kernels under ASan and UBSan
+	cmake -S . -B $(SANITIZED) -DNORMKIT_SANITIZE=address,undefined \
+		'-DNORMKIT_ISAS=baseline;avx2' > /dev/null
+	cmake --build $(SANITIZED) --parallel 2
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 NORMKIT_CPU_LIBRARY=$(SANITIZED)/_native.so \
+	$(BIN)/python -m pytest -q -x -p no:cacheprovider --capture=sys \
+		tests/kernels/test_cpu.py tests/kernels/test_cpu_fused.py tests/functional/test_small.py
 
 # On a machine with a GPU: its own python, torch and triton; nothing is installed.
 gpu: ## On a CUDA device: check the GPU kernels at real shapes, then time them

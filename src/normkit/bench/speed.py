@@ -8,6 +8,7 @@ memory already there); `speedup` is torch's time over ours: below 1 is a loss.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from math import exp, log, prod
@@ -15,97 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import normkit
+from normkit.bench.cases import CASES, COMPILED, SpeedCase, inputs_of, ours, theirs
+from normkit.bench.steps import STEPS, Step, measure_step
 from normkit.bench.timing import Timing, in_turns
 from normkit.environment import environment
 
-__all__ = ["CASES", "QUICK", "Cell", "Speed", "SpeedCase", "speed"]
-
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
-
-@dataclass(frozen=True)
-class SpeedCase:
-    """One layer on one kind of tensor.
-
-    Attributes:
-        layer: `"batch"`, `"group"`, `"instance"`, `"layer"` or `"rms"`.
-        shape: Of the input.
-        layout: `"nchw"` or `"nhwc"` for images, `"rows"` for others.
-        dtype: Name of the input's dtype.
-        follows: `"none"`, `"relu"`, or `"add+relu"` with a residual.
-    """
-
-    layer: str
-    shape: tuple[int, ...]
-    layout: str
-    dtype: str = "float32"
-    follows: str = "none"
-
-    def __str__(self) -> str:
-        follows = "" if self.follows == "none" else f"+{self.follows}"
-        sizes = "×".join(map(str, self.shape))
-        return f"{self.layer}{follows} {sizes} {self.layout} {self.dtype}"
-
-
-def _images(shapes: list[tuple[int, ...]], dtype: str) -> Iterator[SpeedCase]:
-    for shape in shapes:
-        for layout in ("nchw", "nhwc"):
-            for follows in ("none", "relu", "add+relu"):
-                yield SpeedCase("batch", shape, layout, dtype, follows)
-
-
-_RESNET = [
-    (32, 64, 56, 56),
-    (32, 256, 56, 56),
-    (32, 128, 28, 28),
-    (32, 512, 28, 28),
-    (32, 256, 14, 14),
-    (32, 1024, 14, 14),
-    (32, 2048, 7, 7),
-]
-CASES: tuple[SpeedCase, ...] = (
-    *_images(_RESNET, "float32"),
-    *_images(_RESNET[:4], "bfloat16"),
-    SpeedCase("batch", (4096, 1024), "rows"),
-    SpeedCase("batch", (4096, 1024), "rows", "float32", "relu"),
-    SpeedCase("batch", (256, 512), "rows"),
-    *(
-        SpeedCase(layer, shape, "nchw", "float32")
-        for layer in ("group", "instance")
-        for shape in (_RESNET[0], _RESNET[3], _RESNET[6])
-    ),
-    *(
-        SpeedCase(layer, shape, "rows", dtype)
-        for layer in ("layer", "rms")
-        for shape in ((4096, 1024), (512, 4096), (8192, 256))
-        for dtype in ("float32", "bfloat16")
-    ),
-    SpeedCase("batch", (8, 32), "rows"),
-    SpeedCase("batch", (8, 16, 8, 8), "nchw"),
-    SpeedCase("layer", (8, 32), "rows"),
-)
-QUICK: tuple[SpeedCase, ...] = (
-    SpeedCase("batch", (32, 64, 56, 56), "nchw"),
-    SpeedCase("batch", (32, 64, 56, 56), "nchw", "float32", "relu"),
-    SpeedCase("batch", (32, 64, 56, 56), "nhwc", "float32", "relu"),
-    SpeedCase("batch", (32, 64, 56, 56), "nhwc", "float32", "add+relu"),
-    SpeedCase("batch", (32, 512, 28, 28), "nchw", "bfloat16", "relu"),
-    SpeedCase("batch", (4096, 1024), "rows"),
-    SpeedCase("group", (32, 64, 56, 56), "nchw"),
-    SpeedCase("instance", (32, 64, 56, 56), "nchw"),
-    SpeedCase("layer", (4096, 1024), "rows"),
-    SpeedCase("rms", (4096, 1024), "rows"),
-    SpeedCase("batch", (8, 32), "rows"),
-    SpeedCase("layer", (8, 32), "rows"),
-)
+__all__ = ["Cell", "Speed", "speed"]
 
 
 @dataclass(frozen=True)
@@ -135,10 +53,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Speed:
-    """All cells, and the machine that they were measured on."""
+    """All cells, whole training steps, and the machine they were measured on."""
 
     cells: tuple[Cell, ...]
     environment: dict[str, Any]
+    steps: tuple[Step, ...] = ()
+
+    @classmethod
+    def from_json(cls, text: str) -> Speed:
+        """What `to_json` wrote."""
+        data = json.loads(text)
+        cells = []
+        for cell in data["cells"]:
+            case = SpeedCase(**cell["case"] | {"shape": tuple(cell["case"]["shape"])})
+            timings = {n: Timing(**t) for n, t in cell["timings"].items()}
+            cells.append(Cell(case, cell["direction"], timings))
+        steps = tuple(Step.from_json(step) for step in data.get("steps", ()))
+        return cls(tuple(cells), data["environment"], steps)
 
     def groups(self) -> dict[str, float]:
         """The geometric mean of the speedup over torch eager, by kind of case."""
@@ -169,7 +100,8 @@ class Speed:
             }
             for cell in self.cells
         ]
-        data = {"environment": self.environment, "cells": cells}
+        steps = [asdict(step) for step in self.steps]
+        data = {"environment": self.environment, "cells": cells, "steps": steps}
         return json.dumps(data | {"speedup_over_torch": self.groups()}, indent=1)
 
     def to_markdown(self) -> str:
@@ -191,7 +123,10 @@ class Speed:
             f"| {name} | {_ratio(mean)} |" for name, mean in self.groups().items()
         )
         head = "| geometric mean over | torch ÷ ours |\n| --- | ---: |"
-        return f"{table}\n\n{head}\n{means}"
+        blocks = [f"{head}\n{means}"]
+        if self.steps:
+            blocks.append("\n".join([*_STEP_HEAD, *(s.to_row() for s in self.steps)]))
+        return "\n\n".join([*blocks, table])
 
     def to_text(self) -> str:
         """The same, in columns."""
@@ -207,52 +142,79 @@ class Speed:
         lines += [
             f"{name:58} {_ratio(mean):>33}" for name, mean in self.groups().items()
         ]
+        lines += ["", *_STEP_HEAD[:1], *(s.to_row() for s in self.steps)]
         return "\n".join(lines)
+
+
+_STEP_HEAD = (
+    "| training step | | ms | torch ÷ ours | kept for backward | of torch's |",
+    "| --- | --- | ---: | ---: | ---: | ---: |",
+)
 
 
 def speed(
     cases: tuple[SpeedCase, ...] = CASES,
     *,
-    seconds: float = 1.0,
+    budget: float = 480.0,
     threads: int = 1,
     with_compile: bool = False,
+    steps: tuple[tuple[str, str], ...] = STEPS,
 ) -> Speed:
-    """Measure the cases, forward and backward.
+    """Measure the cases, forward and backward, and whole training steps.
 
     Args:
         cases: What to run.
-        seconds: For each cell, all contestants together.
+        budget: Seconds for everything, shared evenly; a cell takes at least three
+            turns, so that a slow machine may need more.
         threads: That torch and the kernels compute with; restored afterwards.
-        with_compile: Also measure torch.compile, which takes seconds to compile each.
+        with_compile: Also measure torch.compile, in the few cases of `COMPILED`.
+        steps: Networks and layouts of training steps.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    end = time.perf_counter() + budget
+    # A step is as long as many cells.
+    shares = 2 * len(cases) + _SHARES_OF_A_STEP * len(steps)
+    cells: list[Cell] = []
+    measured: list[Step] = []
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            cells = [
-                cell
-                for case in cases
-                for cell in _measured(case, seconds, with_compile)
-            ]
+            for case in cases:
+                is_compiled = with_compile and case in COMPILED
+                for cell in _measured(case, end, shares, is_compiled):
+                    cells.append(cell)
+                    shares -= 1
+            for network, layout in steps:
+                left = max(end - time.perf_counter(), 0) / max(shares, 1)
+                seconds = left * _SHARES_OF_A_STEP
+                measured += measure_step(network, layout, seconds)
+                shares -= _SHARES_OF_A_STEP
         found = json.loads(environment().to_json())
     finally:
         torch.set_num_threads(before)
-    return Speed(tuple(cells), found)
+    return Speed(tuple(cells), found, tuple(measured))
+
+
+_SHARES_OF_A_STEP = 12
 
 
 def _ratio(value: float) -> str:
     return f"{value:.2f}" + (" (slower)" if value < 0.995 else "")
 
 
-def _measured(case: SpeedCase, seconds: float, with_compile: bool) -> Iterator[Cell]:
-    x, *others = _inputs(case)
+def _measured(
+    case: SpeedCase, end: float, shares: int, with_compile: bool
+) -> Iterator[Cell]:
+    x, *others = inputs_of(case)
     dy = torch.randn_like(x)
-    ours, theirs = _ours(case), _theirs(case)
-    contestants: dict[str, Callable[..., Tensor]] = {"normkit": ours, "torch": theirs}
+    contestants: dict[str, Callable[..., Tensor]] = {
+        "normkit": ours(case),
+        "torch": theirs(case),
+    }
     if with_compile:
         torch.compiler.reset()
-        contestants["compile"] = torch.compile(theirs, dynamic=False)
+        contestants["compile"] = torch.compile(theirs(case), dynamic=False)
     source = np.zeros(x.numel() * x.element_size(), np.uint8)
     target = np.zeros_like(source)
 
@@ -269,70 +231,7 @@ def _measured(case: SpeedCase, seconds: float, with_compile: bool) -> Iterator[C
 
     for direction, ready in (("forward", forward), ("backward", backward)):
         calls = {name: ready(run) for name, run in contestants.items()}
-        yield Cell(case, direction, in_turns({**calls, "copy": copy}, seconds))
-
-
-def _inputs(case: SpeedCase) -> list[Tensor]:
-    dtype, is_per_row = _DTYPES[case.dtype], case.layer in ("layer", "rms")
-    x = torch.randn(case.shape).to(dtype)
-    if case.layout == "nhwc":
-        x = x.contiguous(memory_format=torch.channels_last)
-    width = case.shape[-1] if is_per_row else case.shape[1]
-    # Half inputs of rows meet weights of their dtype, of images those of float32.
-    of_weights = dtype if case.layer != "batch" else torch.float32
-    weight, bias = (torch.randn(width).to(of_weights).requires_grad_() for _ in "wb")
-    given = [x.requires_grad_(), weight]
-    if case.layer != "rms":
-        given.append(bias)
-    if case.follows == "add+relu":
-        given.append(torch.randn_like(x).detach().requires_grad_())
-    return given
-
-
-def _ours(case: SpeedCase) -> Callable[..., Tensor]:
-    f, width = normkit.functional, case.shape[-1:]
-    activation = "none" if case.follows == "none" else "relu"
-    if case.layer == "batch":
-        mean, var = torch.zeros(case.shape[1]), torch.ones(case.shape[1])
-
-        def batch(
-            x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None
-        ) -> Tensor:
-            return f.batch_norm(
-                *(x, mean, var, weight, bias, True),
-                activation=activation,
-                residual=residual,
-            )
-
-        return batch
-    if case.layer == "group":
-        return lambda x, weight, bias: f.group_norm(x, 32, weight, bias)
-    if case.layer == "instance":
-        return lambda x, weight, bias: f.instance_norm(x, weight=weight, bias=bias)
-    if case.layer == "layer":
-        return lambda x, weight, bias: f.layer_norm(x, width, weight, bias)
-    return lambda x, weight: f.rms_norm(x, width, weight)
-
-
-def _theirs(case: SpeedCase) -> Callable[..., Tensor]:
-    width = case.shape[-1:]
-    if case.layer == "batch":
-        mean, var = torch.zeros(case.shape[1]), torch.ones(case.shape[1])
-
-        def batch(
-            x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None
-        ) -> Tensor:
-            y = F.batch_norm(x, mean, var, weight, bias, True)
-            # In place, as torchvision's networks do.
-            if residual is not None:
-                y += residual
-            return y if case.follows == "none" else F.relu_(y)
-
-        return batch
-    if case.layer == "group":
-        return lambda x, weight, bias: F.group_norm(x, 32, weight, bias)
-    if case.layer == "instance":
-        return lambda x, weight, bias: F.instance_norm(x, weight=weight, bias=bias)
-    if case.layer == "layer":
-        return lambda x, weight, bias: F.layer_norm(x, width, weight, bias)
-    return lambda x, weight: F.rms_norm(x, width, weight)
+        left = max(end - time.perf_counter(), 0) / max(shares, 1)
+        shares -= 1
+        timings = in_turns({**calls, "copy": copy}, 0.9 * left)
+        yield Cell(case, direction, timings)

@@ -41,7 +41,7 @@ def in_turns(
 
     Args:
         contestants: What to call, by name.
-        seconds: For all of them together; each has at least five turns.
+        seconds: For all of them together; each has at least three turns.
 
     Returns:
         The timings, by name. A turn of a fast contestant is many calls.
@@ -49,7 +49,7 @@ def in_turns(
     repeats = {name: _repeats(call) for name, call in contestants.items()}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, taken.values())) < 5:
+    while time.perf_counter() < end or min(map(len, taken.values())) < 3:
         for name, call in contestants.items():
             times = range(repeats[name])
             cpu, wall = time.process_time(), time.perf_counter()

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from normkit.bench.cases import CASES, QUICK
 from normkit.bench.numerics import BEGIN, END, numerics
-from normkit.bench.speed import CASES, QUICK, speed
+from normkit.bench.page import renew
+from normkit.bench.speed import speed
+from normkit.bench.steps import STEPS
 from normkit.errors import ArgumentError
 
 app = typer.Typer(
@@ -56,30 +59,50 @@ def _speed(
     quick: Annotated[
         bool, typer.Option("--quick", help="A dozen cases, in under a minute.")
     ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Minutes for everything: 8, or 0.6 with --quick."),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(help="Also write every number into this file.")
     ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(help="Also write the table into this file.")
-    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="To compute with.")] = 1,
     compile: Annotated[  # noqa: A002  the option's name
-        bool, typer.Option("--compile", help="Also measure torch.compile; slow.")
+        bool, typer.Option("--compile", help="Also measure torch.compile in six cases.")
     ] = False,
 ) -> None:
-    """Time every layer forward and backward, beside torch.nn and a plain copy.
+    """Time layers and training steps beside torch.nn and a plain copy.
 
     Contestants take turns; times are process CPU time, the least of many turns. A busy
-    machine moves single numbers, ratios less. Losses are marked.
+    machine moves single numbers, ratios less. Losses are marked. Training steps are
+    left out of a quick run.
     """
+    minutes = (0.6 if quick else 8.0) if budget is None else budget
     found = speed(
         QUICK if quick else CASES,
-        seconds=0.8 if quick else 1.5,
+        budget=60 * minutes,
         threads=threads,
         with_compile=compile,
+        steps=() if quick else STEPS,
     )
     if json is not None:
         json.write_text(found.to_json() + "\n", encoding="utf-8")
-    if markdown is not None:
-        markdown.write_text(found.to_markdown() + "\n", encoding="utf-8")
     print(found.to_text())
+
+
+@app.command(
+    "page",
+    epilog="Example: `normkit bench page benchmarks/README.md`",
+)
+def _page(
+    page: Annotated[Path, typer.Argument(help="A page with the two marks.")] = Path(
+        "benchmarks/README.md"
+    ),
+    record: Annotated[
+        Path | None, typer.Option(help="By default the newest in results/ beside it.")
+    ] = None,
+) -> None:
+    """Write the tables of a record of `bench speed` into a page."""
+    text = renew(page, record)
+    page.write_text(text, encoding="utf-8")
+    print(f"{page} is written")

@@ -91,6 +91,18 @@ def batch_norm(
         Ioffe & Szegedy, "Batch Normalization: Accelerating Deep Network Training by
         Reducing Internal Covariate Shift", ICML 2015.
     """
+    if (
+        mask is None
+        and residual is None
+        and channel_dim == 1
+        and activation in ACTIVATIONS
+    ):
+        y = small.batch_norm(
+            *(input, running_mean, running_var, weight, bias, training),
+            *(momentum, eps, num_batches_tracked, activation, negative_slope),
+        )
+        if y is not None:
+            return y
     tensors = (
         *(input, running_mean, running_var, weight, bias, mask),
         *(num_batches_tracked, num_batches_skipped),
@@ -111,18 +123,6 @@ def batch_norm(
             *(batch_norm, tensors, input, running_mean, running_var, weight, bias),
             **{"training": training, "momentum": momentum, "eps": eps, **extras},
         )
-    if (
-        mask is None
-        and residual is None
-        and channel_dim == 1
-        and activation in ACTIVATIONS
-    ):
-        y = small.batch_norm(
-            *(input, running_mean, running_var, weight, bias, training),
-            *(momentum, eps, num_batches_tracked, activation, negative_slope),
-        )
-        if y is not None:
-            return y
     check_floating(input, "batch_norm")
     epilogue = _NONE
     if residual is not None or activation != "none":

@@ -55,6 +55,10 @@ def layer_norm(
     References:
         Ba, Kiros & Hinton, "Layer Normalization", 2016.
     """
+    if mask is None and type(normalized_shape) is tuple:
+        y = small.layer_norm(input, normalized_shape, weight, bias, eps)
+        if y is not None:
+            return y
     tensors = (input, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
@@ -62,10 +66,6 @@ def layer_norm(
             eps=eps,
             mask=mask,
         )
-    if mask is None and type(normalized_shape) is tuple:
-        y = small.layer_norm(input, normalized_shape, weight, bias, eps)
-        if y is not None:
-            return y
     check_floating(input, "layer_norm")
     check_eps(eps, "layer_norm", "finite")
     sizes = tuple(normalized_shape)
@@ -166,6 +166,10 @@ def group_norm(
     References:
         Wu & He, "Group Normalization", ECCV 2018.
     """
+    if mask is None:
+        y = small.group_norm(input, num_groups, weight, bias, eps)
+        if y is not None:
+            return y
     tensors = (input, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
@@ -175,10 +179,6 @@ def group_norm(
             eps=eps,
             mask=mask,
         )
-    if mask is None:
-        y = small.group_norm(input, num_groups, weight, bias, eps)
-        if y is not None:
-            return y
     check_floating(input, "group_norm")
     check_eps(eps, "group_norm", "finite")
     if input.dim() < 2:

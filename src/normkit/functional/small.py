@@ -85,7 +85,8 @@ def batch_norm(
         buffers = (0, 0, 0)
     else:
         if not (
-            running_mean.dtype is running_var.dtype is _FLOAT
+            type(running_mean) is type(running_var) is Tensor
+            and running_mean.dtype is running_var.dtype is _FLOAT
             and running_mean.shape == running_var.shape == (channels,)
             and running_mean.is_contiguous()
             and running_var.is_contiguous()

@@ -2,13 +2,15 @@
 
 It is built when the package is installed with a compiler at hand, and loaded when the
 backend is first asked about a tensor. It has no OpenMP of its own: it is given the
-`GOMP_parallel` that torch runs on, and stays serial where there is none.
+`GOMP_parallel` that torch runs on, and stays serial where there is none. The variable
+NORMKIT_CPU_LIBRARY names another build of it, e.g. with sanitizers.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -97,6 +99,9 @@ def _found() -> Library | str:
 
 
 def _path() -> Path | None:
+    other = os.environ.get("NORMKIT_CPU_LIBRARY")
+    if other:
+        return Path(other)
     beside = Path(__file__).with_name("_native.so")
     if beside.exists():
         return beside
