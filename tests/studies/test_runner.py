@@ -1,5 +1,6 @@
 """Running, interrupting, resuming, recording."""
 
+import ast
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,13 @@ import torch
 
 from normkit.errors import ArgumentError
 from normkit.studies import registry, runner
-from normkit.studies.record import Record, read_json, run_key, write_json
+from normkit.studies.record import (
+    Record,
+    is_afterwards,
+    read_json,
+    run_key,
+    write_json,
+)
 from normkit.studies.study import Scale, Study, Trial
 from normkit.studies.verdict import at_least, verdict
 
@@ -127,6 +134,24 @@ def test_the_key_changes_with_settings_and_data_and_not_with_the_rule(
     (tmp_path / "mnist.npz").touch()
     assert run_key(FAKE, "quick", tmp_path) != key
     assert run_key(FAKE, "cpu", None) != key
+
+
+@pytest.mark.parametrize(
+    ("line", "counts"),
+    [
+        ("from normkit.studies.figure import bars", False),
+        ("from normkit.nn import BatchNorm2d", True),
+        ("def _judged(x): ...", False),
+        ("def draw(x): ...", False),
+        ("def measure(x): ...", True),
+        ("_RATES = (0.1,)", True),
+    ],
+)
+def test_what_serves_the_rule_and_the_figure_is_left_out_of_the_key(
+    line: str, counts: bool
+) -> None:
+    (node,) = ast.parse(line).body
+    assert is_afterwards(node) is not counts
 
 
 def test_unknown_scales_and_missing_devices_are_refused(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def run_key(study: Study, scale: str, data: Path | None) -> str:
     module = inspect.getmodule(study.measure)
     source = inspect.getsource(module or study.measure)
     kept = [
-        ast.unparse(node) for node in ast.parse(source).body if not _is_afterwards(node)
+        ast.unparse(node) for node in ast.parse(source).body if not is_afterwards(node)
     ]
     files = sorted(path.name for path in data.iterdir()) if data else []
     settings = dict(study.scales[scale].settings)
@@ -100,7 +100,7 @@ def run_key(study: Study, scale: str, data: Path | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _is_afterwards(node: ast.stmt) -> bool:
+def is_afterwards(node: ast.stmt) -> bool:
     """Whether this part of a study's file only serves its rule or its figure."""
     if isinstance(node, ast.FunctionDef):
         return node.name.lstrip("_").startswith(("judge", "draw"))

@@ -408,7 +408,7 @@ STUDY = Study(
     "points. C63: a gap smaller by 0.3. C16: cosine grows, five times the samples per "
     "second. C65: one value is refused, group norm 5 points ahead.",
     claims=("C16", "C34", "C50", "C63", "C65"),
-    minutes=6,
+    minutes=8,
     scales={
         "quick": Scale(
             2,
