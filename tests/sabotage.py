@@ -924,6 +924,57 @@ def buffers_are_put_back_when_autograd_counted_a_change(
     patch.setattr(Snapshot, "restore_buffers", lambda self: None)
 
 
+@fault(
+    caught_by="tests/doctor/test_watch.py::"
+    "test_an_observed_step_has_its_own_gradient_and_update"
+)
+def every_update_is_taken_for_that_of_the_observed_step(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor import Watch
+
+    waits = property(lambda self: self._open_step is not None, lambda *_: None)
+    patch.setattr(Watch, "_awaits_update", waits, raising=False)
+
+
+@fault(
+    caught_by="tests/doctor/test_remedies.py::"
+    "test_d13_calls_of_a_shared_norm_are_no_batches"
+)
+def d13_takes_the_calls_of_a_shared_norm_for_batches(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from dataclasses import replace
+
+    from normkit.doctor import examine
+
+    class Merged(tuple):
+        def __getitem__(self, index):
+            first, *others = list(self)
+            for other in others:
+                first = first.merge(other)
+            return first
+
+    def renamed(norm, **changes):
+        if "calls" in changes:
+            changes["calls"] = Merged(changes["calls"])
+        return replace(norm, **changes)
+
+    patch.setattr(examine, "replace", renamed)
+
+
+@fault(
+    caught_by="tests/doctor/test_rehearsal.py::"
+    "test_a_loop_that_fails_leaves_the_model_as_it_was"
+)
+def a_watched_loop_leaves_its_weights(patch: pytest.MonkeyPatch) -> None:
+    import contextlib
+
+    from normkit.doctor import rehearsal
+
+    patch.setattr(rehearsal, "_put_back", lambda *_: contextlib.nullcontext())
+
+
 # --- studies -----------------------------------------------------------------------
 
 
@@ -1479,3 +1530,82 @@ def a_decay_is_taken_for_a_share(patch: pytest.MonkeyPatch) -> None:
     known = dict(conventions._CONVENTIONS)
     known["keras"] = (False, *known["keras"][1:])
     patch.setattr(conventions, "_CONVENTIONS", known)
+
+
+# --- less memory, fused forwards, small inputs ---------------------------------------
+
+
+@fault(
+    caught_by="tests/functional/test_memory.py::"
+    "test_a_layer_of_its_own_needs_no_block_around_it"
+)
+def outputs_are_made_again_from_twice_the_input(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import engine
+
+    again = engine._Job.again
+
+    def broken(self: Any, x: Any, weight: Any, bias: Any) -> Any:
+        return again(self, x * 2, weight, bias)
+
+    patch.setattr(engine._Job, "again", broken)
+
+
+@fault(
+    caught_by="tests/functional/test_memory.py::"
+    "test_int8_gradients_are_off_by_the_rounding_and_no_more"
+)
+def bytes_forget_the_size_of_a_step(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from normkit.functional import engine
+
+    to_bytes = engine._to_bytes
+
+    def broken(x: Any, job: Any) -> Any:
+        whole, step = to_bytes(x, job)
+        return whole, torch.ones_like(step)
+
+    patch.setattr(engine, "_to_bytes", broken)
+
+
+@fault(
+    caught_by="tests/convert/test_fused.py::"
+    "test_what_cannot_be_fused_is_left_with_the_reason"
+)
+def a_second_reader_is_overlooked(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import fused
+
+    follower = fused._follower
+
+    def broken(layer: Any, calls: Any, trace: Any) -> Any:
+        for call in calls:
+            for y in call.outputs:
+                y.readers[:] = y.readers[:1]
+        return follower(layer, calls, trace)
+
+    patch.setattr(fused, "_follower", broken)
+
+
+@fault(
+    caught_by="tests/convert/test_fused.py::"
+    "test_calls_and_sums_in_a_forward_are_waited_for",
+)
+def a_waiting_output_forgets_its_residual(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import pending
+
+    values = pending._Source.values
+
+    def broken(self: Any, residual: Any, *rest: Any) -> Any:
+        return values(self, None, *rest)
+
+    patch.setattr(pending._Source, "values", broken)
+
+
+@fault(
+    caught_by="tests/functional/test_small.py::"
+    "test_batch_norm_keeps_its_promise_at_any_mean",
+    in_small=True,
+)
+def any_statistics_of_torch_are_good_enough(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("normkit.functional.small.MOST_OFFSET", 1e9)
+    patch.setattr("normkit.functional.small._MOST_OFFSET_OF_COLUMN", 1e9)
