@@ -2,9 +2,9 @@
 
 The way through: `capture` runs the model and reads who feeds whom into a `trace`
 (`lowering` says what each call is), `solve` and `beside` look for a change of gauge
-(`gauge`, `graph`) that every node can bear (`nodes`, on `algebra`), `plan` tries them in
-turn, `rewrite` edits the module, `proof` compares, `ledger` tells. `onnx` is a second
-front end; it alone loads onnx, when it is called.
+(`gauge`, `graph`) that every node can bear (`nodes`, on `algebra`), `plan` tries the
+ways in turn, `rewrite` edits the module, `proof` compares, `ledger` tells. `onnx` is a
+second front end; it alone loads onnx, when it is called.
 """
 
 from normkit.fold.ledger import FoldEntry, FoldLedger

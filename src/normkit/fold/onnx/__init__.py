@@ -1,9 +1,9 @@
 """Fold the batch norms of an ONNX model; the one place of normkit that imports onnx.
 
-`files` reads what may come from anywhere, `drawing` finds inputs for it, `evaluate` runs
-it in float64 within the limits of `budget`, `reading` turns it into the graph that every
-front end shares (`operators` says what each operation is), `writing` puts the result
-back, `inside` does the same for branches and bodies, `folding` leads the way.
+`files` reads what may come from anywhere, `drawing` finds inputs for it, `evaluate`
+runs it in float64 within the limits of `budget`, `reading` turns it into the graph that
+every front end shares (`operators` says what each operation is), `writing` puts the
+result back, `inside` does the same for branches and bodies, `folding` leads the way.
 """
 
 from __future__ import annotations
