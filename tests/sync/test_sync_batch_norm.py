@@ -247,7 +247,7 @@ def test_without_ranks_it_is_plain_batch_norm() -> None:
     torch.testing.assert_close(
         dict(alone.state_dict()), dict(plain.state_dict()), rtol=1e-6, atol=1e-8
     )
-    torch.testing.assert_close(alone.eval()(x), plain.eval()(x), rtol=0, atol=0)
+    torch.testing.assert_close(alone.eval()(x), plain.eval()(x), rtol=1e-6, atol=1e-6)
     with pytest.raises(ArgumentError, match="more than one value per channel"):
         SyncBatchNorm(3)(torch.randn(1, 3))
     with pytest.raises(ArgumentError, match="at least 2D"):
