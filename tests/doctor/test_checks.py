@@ -330,3 +330,20 @@ def test_findings_become_plain_data() -> None:
     assert json.loads(text)["value"] == "nan"
     assert json.loads(text)["threshold"] == "inf"
     assert plain({"a": torch.tensor([1.0, NAN])}) == {"a": [1.0, "nan"]}
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "kind", "expected"),
+    [
+        (4, 2, "BatchNorm1d", ["warning"]),
+        (50, 2, "BatchNorm1d", ["clear"]),
+        (4, 1, "BatchNorm1d", []),
+        (4, 2, "SyncBatchNorm", []),
+    ],
+)
+def test_d30_ranks_that_normalize_few_samples_apart(
+    size: int, ranks: int, kind: str, expected: list[str]
+) -> None:
+    layer = LayerStatistics("bn", kind, "norm", norm=norm(stream=stream(size=size)))
+    found = checks.run(Statistics((layer,), world_size=ranks), ["D30"])
+    assert [f.severity for f in found] == expected
