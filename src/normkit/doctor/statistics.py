@@ -288,7 +288,6 @@ class Statistics:
         training: The training loop; None when it was not watched.
         world_size: Ranks that train together.
         is_averaged: The weights are an average over training (SWA, EMA).
-        notes: What the reader should know about the measurement.
     """
 
     layers: tuple[LayerStatistics, ...] = ()
@@ -301,7 +300,6 @@ class Statistics:
     training: TrainingStatistics | None = None
     world_size: int = 1
     is_averaged: bool = False
-    notes: tuple[str, ...] = ()
 
     def of_role(self, role: Role) -> list[LayerStatistics]:
         """The layers of one role, in order of execution."""

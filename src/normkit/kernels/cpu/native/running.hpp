@@ -32,8 +32,8 @@ struct Saved {
   int64_t* num_batches_tracked;
 };
 
-// Whether every statistic is finite and |mean| <= bound·std; if so, the running ones move. `mean` may be null; `var` stands in for `inv_std`.
+// Whether every statistic is finite and |mean| <= bound·std; if so, the running ones
+// move. `mean` may be null; `var` stands in for `inv_std`.
 bool settle(const Saved& saved);
-
 
 }  // namespace normkit
