@@ -285,11 +285,11 @@ class BatchNormLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
             return None
         if is_training and (not self.track_running_stats or is_recomputing()):
             running_mean = running_var = tracked = None
-        momentum = self.momentum
+        momentum = self.momentum if is_training and running_mean is not None else 0.0
         check_momentum(self, momentum)
         return small.batch_norm(
             *(x, running_mean, running_var, weight, bias, is_training),
-            *(0.0 if running_mean is None else momentum, self.eps, tracked),
+            *(momentum, self.eps, tracked),
             *(self.activation, self.negative_slope),
         )
 
