@@ -1,0 +1,93 @@
+"""Too little data is not judged: never "ok", and never an alarm either."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from doctor.patients import moments_of
+from normkit.doctor import Statistics, checks
+from normkit.doctor.statistics import (
+    DataStatistics,
+    LayerStatistics,
+    NormStatistics,
+    TrainingStatistics,
+    WeightStatistics,
+)
+from normkit.doctor.streams import ChannelStream
+from normkit.moments import moments
+
+
+def weights(layers: int, last: float = 1.0, **weight: object) -> Statistics:
+    """A stack of linear layers; every output 100 times the one before it."""
+    made = [
+        LayerStatistics(
+            f"fc{i}",
+            "Linear",
+            "weight",
+            output=moments_of(100, 0, 100.0 ** (2 * i)),
+            gradient_norm=(1.0,),
+            weight=WeightStatistics(1.0, **weight),  # pyright: ignore[reportArgumentType]
+        )
+        for i in range(layers)
+    ]
+    made[-1] = replace(made[-1], gradient_norm=(last,))
+    return Statistics(tuple(made))
+
+
+def norm(samples: int, **changes: object) -> Statistics:
+    """A batch norm whose running mean is 9 standard deviations off."""
+    x = torch.randn(samples, 2, dtype=torch.float64)
+    seen = moments(x, 0)
+    measured = NormStatistics(
+        momentum=0.1,
+        eps=1e-5,
+        tracked=1000,
+        frozen=False,
+        running_mean=torch.full((2,), 9.0, dtype=torch.float64),
+        running_var=torch.ones(2, dtype=torch.float64),
+        stream=ChannelStream.of_batch(seen, seen),
+    )
+    layer = LayerStatistics("bn", "BatchNorm1d", "norm", norm=measured)
+    return replace(Statistics((layer,)), **changes)  # pyright: ignore[reportArgumentType]
+
+
+LITTLE = {
+    "D06": norm(300, data=DataStatistics(last=None)),
+    "D08": norm(300, training=TrainingStatistics(is_rehearsed=True)),
+    "D10": weights(4, gradient_norm=(0.0,), bias_gradient_norm=(1e-9,)),
+    "D22": weights(3),
+    "D23": weights(3),
+    "D24": weights(4, last=0.0),
+    "D25": weights(3),
+    "D27": weights(1, update_ratio=(9.0,)),
+    "D28": replace(weights(1), data=DataStatistics(input=moments_of(99, 50.0, 1e4))),
+    "D31": norm(9, is_averaged=True),
+}
+# The same findings on enough data, where the check takes a side.
+ENOUGH = {
+    "D06": norm(300, data=DataStatistics(last=1)),
+    "D10": weights(4, gradient_norm=(1.0,), bias_gradient_norm=(1e-9,)),
+    "D22": weights(4),
+    "D23": weights(4),
+    "D24": weights(4),
+    "D25": weights(4),
+    "D27": weights(1, update_ratio=(9.0,) * 50),
+    "D28": replace(weights(1), data=DataStatistics(input=moments_of(101, 50.0, 1e4))),
+    "D31": norm(3000, is_averaged=True),
+}
+
+
+@pytest.mark.parametrize("check", LITTLE)
+def test_too_little_is_not_judged_and_says_why(check: str) -> None:
+    found = checks.run(LITTLE[check], [check])
+    assert [f.severity for f in found[:1]] == ["not_judged"], found
+    assert all(f.evidence for f in found if f.severity == "not_judged")
+    assert not [f for f in found if f.is_alarm]
+
+
+@pytest.mark.parametrize("check", ENOUGH)
+def test_enough_is_judged(check: str) -> None:
+    found = checks.run(ENOUGH[check], [check])
+    assert found
+    assert "not_judged" not in {f.severity for f in found}
