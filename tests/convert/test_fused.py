@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normkit
+from normkit.bench.steps import resnet
 from normkit.convert.fused import RectifiedOnce, fuse
 from normkit.errors import ArgumentError
 from normkit.nn import BatchNorm2d
@@ -281,3 +282,31 @@ def test_fused_chains_keep_one_activation_per_layer() -> None:
     one = x.numel() * 4
     assert plain.bytes / one == pytest.approx(1 + 2 * 4, abs=0.12)
     assert less.bytes / one == pytest.approx(1 + 4, abs=0.12)
+
+
+@pytest.mark.parametrize(("name", "fused"), [("resnet18", 17), ("resnet50", 49)])
+def test_whole_networks_fuse_but_for_the_second_operand_of_a_sum(
+    name: str, fused: int
+) -> None:
+    plain = resnet(name, classes=10).double()
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    model = copy.deepcopy(plain)
+    report = normkit.convert(model, to="normkit", example_inputs=x)
+    assert len(report.fused) == fused
+    assert {"fused into the other" in why for why in report.unfused.values()} == {True}
+    cotangent = torch.randn(4, 10, dtype=torch.float64)
+    outputs = []
+    for net in (plain, model):
+        y = net(x)
+        y.backward(cotangent)
+        outputs.append(y)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-9, atol=1e-9)
+    wanted = dict(plain.named_parameters())
+    for path, parameter in model.named_parameters():
+        size = float(wanted[path].grad.abs().max())
+        error = float((parameter.grad - wanted[path].grad).abs().max())
+        assert error <= 1e-8 * size, path
+    state = dict(plain.named_buffers())
+    for path, buffer in model.named_buffers():
+        if path in state:
+            torch.testing.assert_close(buffer, state[path], rtol=1e-10, atol=1e-12)
