@@ -229,7 +229,7 @@ def _batch_norm_called(
     """Let the layers call batch_norm with arguments that `change` has spoilt."""
     import inspect
 
-    from normkit.nn import batch_norm as room
+    from normkit.nn import batch_norm_layer as room
 
     honest = room.batch_norm
     signature = inspect.signature(honest)
@@ -301,7 +301,7 @@ def eval_uses_the_statistics_of_the_batch(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by=BATCH_NORM + "test_in_eval_a_sample_does_not_depend_on_its_batch")
 def eval_moves_the_running_statistics(patch: pytest.MonkeyPatch) -> None:
-    from normkit.nn import batch_norm as room
+    from normkit.nn import batch_norm_layer as room
 
     honest = room.batch_norm
 
@@ -324,7 +324,7 @@ def no_momentum_is_taken_for_a_tenth(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by=BATCH_NORM + "test_without_momentum_a_bad_batch_takes_no_share")
 def a_batch_that_did_not_enter_is_counted(patch: pytest.MonkeyPatch) -> None:
-    from normkit.nn import batch_norm as room
+    from normkit.nn import batch_norm_layer as room
 
     honest = room.batch_norm
 
@@ -460,7 +460,7 @@ def a_lazy_layer_counts_positions(patch: pytest.MonkeyPatch) -> None:
     "::test_a_symbolic_trace_records_one_call_and_runs_nothing"
 )
 def a_symbolic_trace_looks_into_the_layers(patch: pytest.MonkeyPatch) -> None:
-    from normkit.nn import batch_norm as room
+    from normkit.nn import batch_norm_layer as room
 
     patch.setattr(room, "recorded_call", lambda layer, x, mask=None: None)
 
@@ -1448,9 +1448,9 @@ def ghosts_leave_a_small_remainder(patch: pytest.MonkeyPatch) -> None:
     "test_torch_96136_a_checkpoint_moves_the_statistics_once"
 )
 def a_recomputation_counts_as_a_batch(patch: pytest.MonkeyPatch) -> None:
-    from normkit.nn import batch_norm
+    from normkit.nn import batch_norm_layer
 
-    patch.setattr(batch_norm, "is_recomputing", lambda: False)
+    patch.setattr(batch_norm_layer, "is_recomputing", lambda: False)
 
 
 @fault(

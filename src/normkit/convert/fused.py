@@ -25,7 +25,7 @@ from normkit.fold.capture import capture
 from normkit.fold.nest import tensors_in
 from normkit.fold.nodes import Add, Node
 from normkit.fold.trace import ModuleCall, Trace
-from normkit.nn.batch_norm import BatchNormLayer
+from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = ["FusionReport", "RectifiedOnce", "fuse"]
 

@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 import normkit.nn as ours
-from normkit.nn.batch_norm import BatchNormLayer
+from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = [
     "NORMS",

@@ -24,7 +24,7 @@ from normkit.convert.matching import Match, fitting_groups, match_outputs
 from normkit.convert.report import Conversion, ConversionReport
 from normkit.errors import ArgumentError
 from normkit.functional.memory import Mode
-from normkit.nn.batch_norm import BatchNormLayer
+from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = ["convert"]
 

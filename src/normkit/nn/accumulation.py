@@ -22,7 +22,7 @@ from normkit.errors import ArgumentError
 from normkit.functional import normalize
 from normkit.kernels.primitives import split, vector_dtype
 from normkit.moments import Moments, broadcast_mask, deviations, statistics_dtype
-from normkit.nn.batch_norm import BatchNormLayer, Observer
+from normkit.nn.batch_statistics import BatchStatisticsLayer, Observer
 from normkit.sync import is_group, merge_over, sum_over
 
 __all__ = ["accumulate", "backward_as_whole"]
@@ -155,14 +155,14 @@ class _Pool:
     """Merges what the layers would have moved their running statistics by."""
 
     def __init__(self) -> None:
-        self.merged: dict[BatchNormLayer, Moments] = {}
+        self.merged: dict[BatchStatisticsLayer, Moments] = {}
 
     def normalize(
-        self, layer: BatchNormLayer, x: Tensor, mask: Tensor | None
+        self, layer: BatchStatisticsLayer, x: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Moments] | None:
         return None
 
-    def take(self, layer: BatchNormLayer, measured: Moments) -> None:
+    def take(self, layer: BatchStatisticsLayer, measured: Moments) -> None:
         is_finite = measured.mean.isfinite().all() & measured.m2.isfinite().all()
         count = measured.count * is_finite
         if layer.skipped is not None:
@@ -189,7 +189,7 @@ class _Whole:
     """
 
     def __init__(self) -> None:
-        self.calls: list[BatchNormLayer] = []
+        self.calls: list[BatchStatisticsLayer] = []
         self.found: list[Moments] = []
         self.owed: dict[int, tuple[Tensor, Tensor]] = {}
         self.measuring: int | None = -1
@@ -254,11 +254,11 @@ class _Whole:
         self.owed[k] = (owing[0], owing[1])
         self._leaves = {}
 
-    def take(self, layer: BatchNormLayer, measured: Moments) -> None:
+    def take(self, layer: BatchStatisticsLayer, measured: Moments) -> None:
         """Nothing: the running statistics move once, at the end."""
 
     def normalize(
-        self, layer: BatchNormLayer, x: Tensor, mask: Tensor | None
+        self, layer: BatchStatisticsLayer, x: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Moments] | None:
         k, self._call = self._call, self._call + 1
         if not self._is_known:
@@ -302,12 +302,14 @@ class _Whole:
         return y.to(x.dtype), found
 
 
-def _layers(model: nn.Module) -> dict[str, BatchNormLayer]:
-    layers: dict[str, BatchNormLayer] = {}
+def _layers(model: nn.Module) -> dict[str, BatchStatisticsLayer]:
+    layers: dict[str, BatchStatisticsLayer] = {}
     for name, module in model.named_modules():
-        if isinstance(module, BatchNormLayer) and module.is_observable:
+        if isinstance(module, BatchStatisticsLayer) and module.is_observable:
             layers[name] = module
-        elif isinstance(module, _BatchNorm) and not isinstance(module, BatchNormLayer):
+        elif isinstance(module, _BatchNorm) and not isinstance(
+            module, BatchStatisticsLayer
+        ):
             if module.track_running_stats:
                 raise ArgumentError(
                     f"{name!r} is {type(module).__name__} of torch.nn, whose running "
@@ -324,7 +326,9 @@ def _layers(model: nn.Module) -> dict[str, BatchNormLayer]:
 
 
 @contextmanager
-def _observed(layers: dict[str, BatchNormLayer], observer: Observer) -> Generator[None]:
+def _observed(
+    layers: dict[str, BatchStatisticsLayer], observer: Observer
+) -> Generator[None]:
     with ExitStack() as stack:
         for name, layer in layers.items():
             if layer._observer is not None:

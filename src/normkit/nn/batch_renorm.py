@@ -18,7 +18,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm
 from normkit.functional.measure import measure
-from normkit.nn.batch_norm import BatchNormLayer
+from normkit.nn.batch_norm_layer import BatchNormLayer
 from normkit.nn.running_state import check_momentum, is_recomputing
 from normkit.nn.tracing import recorded_call
 

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _LazyNormBase
 
-from normkit.nn.batch_norm import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    BatchNormLayer,
-)
+from normkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normkit.nn.batch_norm_layer import BatchNormLayer
 from normkit.nn.instance_norm import (
     InstanceNorm1d,
     InstanceNorm2d,

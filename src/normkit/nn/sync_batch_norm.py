@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError
-from normkit.nn.batch_norm import BatchNormLayer
+from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = ["SyncBatchNorm"]
 

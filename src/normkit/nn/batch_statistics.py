@@ -1,0 +1,217 @@
+"""Which statistics a batch norm takes in training, and what it does with them.
+
+Those of the batch; of each ghost within it; of all ranks; or those that an `Observer`
+found. A channel with a single value has none, and a policy of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional import normalize, standardize, update_running
+from normkit.functional.arguments import check_eps, check_floating, check_length
+from normkit.functional.ghosts import normalize_ghosts
+from normkit.functional.over_ranks import normalize_over_ranks
+from normkit.moments import Moments, broadcast_mask
+from normkit.nn.running_state import RunningStateLayer
+from normkit.sync import is_group, merge_over
+
+__all__ = ["ESTIMATORS", "SMALL_BATCH_POLICIES", "BatchStatisticsLayer", "Observer"]
+
+ESTIMATORS = ("unbiased", "biased")
+SMALL_BATCH_POLICIES = ("raise", "running", "renorm", "skip")
+
+
+class Observer(Protocol):
+    """Who takes over the statistics of a layer for a while: `nn.accumulation`."""
+
+    def normalize(
+        self, layer: BatchStatisticsLayer, x: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Moments] | None:
+        """Normalize in place of the layer; None leaves it to the layer."""
+        ...
+
+    def take(self, layer: BatchStatisticsLayer, measured: Moments) -> None:
+        """Take the statistics of a batch that would move the running ones."""
+        ...
+
+
+class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
+    """What chooses the statistics of a batch norm; use the classes named for the rank.
+
+    A subclass's forward asks `_has_extras`, and calls `_forward_with_extras` if so.
+    """
+
+    process_group: Any = None
+    ghost_size: int | None = None
+    estimator: str = "unbiased"
+    debias: bool = False
+    on_small_batch: str = "raise"
+    # Whether `accumulate` can stand between the layer and its statistics.
+    is_observable: ClassVar[bool] = True
+    _observer: Observer | None = None
+
+    @property
+    def skipped(self) -> Tensor | None:
+        """How many batches a NaN or Inf kept out of the running statistics.
+
+        An int64 scalar on the device of the layer; None for a layer that was not made
+        by its constructor, and does not count.
+        """
+        return self._buffers.get("num_batches_skipped")
+
+    def reset_running_stats(self) -> None:
+        """Mean 0, variance 1, no batch counted and none skipped."""
+        super().reset_running_stats()
+        if self.skipped is not None:
+            self.skipped.zero_()
+
+    @property
+    def is_synchronized(self) -> bool:
+        """Whether the statistics are those of all ranks of `process_group`."""
+        return self.process_group is not None
+
+    def move_towards(self, measured: Moments) -> None:
+        """Move the running statistics towards those of a batch, once.
+
+        Args:
+            measured: Statistics of C channels, of any shape.
+        """
+        if self.estimator == "biased":
+            # The update divides by n − 1; the sum is made smaller by as much.
+            n = measured.count.to(measured.m2.dtype)
+            m2 = measured.m2 * (n - 1).clamp(min=0) / n.clamp(min=1)
+            measured = Moments(measured.count, measured.mean, m2)
+        update_running(
+            *(self.running_mean, self.running_var, measured, self._rate()),
+            num_batches_tracked=self.num_batches_tracked,
+            num_batches_skipped=self.skipped,
+        )
+
+    def _rate(self) -> float | Tensor | None:
+        if not self.debias or self.momentum is None:
+            return self.momentum
+        # Shares m·(1 − m)^k of the last batches, divided by their sum: the first
+        # batch replaces the initial 0 and 1, and no correction is left to eval.
+        assert self.num_batches_tracked is not None
+        batches = (self.num_batches_tracked + 1).to(torch.float64)
+        return self.momentum / (1 - (1 - self.momentum) ** batches)
+
+    def _has_extras(self) -> bool:
+        return (
+            self.ghost_size is not None
+            or self.is_synchronized
+            or self.on_small_batch != "raise"
+            or self.debias
+            or self.estimator != "unbiased"
+            or self._observer is not None
+        )
+
+    def _forward_with_extras(
+        self, x: Tensor, mask: Tensor | None, is_tracking: bool
+    ) -> Tensor:
+        check_floating(x, "batch_norm")
+        check_eps(self.eps, "batch_norm", "positive")
+        if not -x.dim() <= self.channel_dim < x.dim():
+            raise ShapeError(
+                f"{type(self).__name__} got an input of shape {tuple(x.shape)}, which "
+                f"has no dimension {self.channel_dim} for channels to lie along"
+            )
+        channels = x.shape[self.channel_dim]
+        check_length("weight", self.weight, channels)
+        check_length("running_mean", self.running_mean, channels)
+        over_ranks = self.is_synchronized and is_group(self.process_group)
+        # A mask or other ranks leave the count to the device, which cannot raise.
+        is_small = x.numel() == channels and not over_ranks
+        if is_small and channels and self.on_small_batch == "raise":
+            raise ArgumentError(
+                f"{type(self).__name__} needs more than one value per channel to train "
+                "(expected more than 1 value per channel when training), got shape "
+                f"{tuple(x.shape)}; use a larger batch, eval(), or on_small_batch="
+                "'running', 'renorm' or 'skip'"
+            )
+        y, measured = self._normalized(x, mask, over_ranks)
+        if self.on_small_batch in ("running", "renorm"):
+            y = self._unless_small(x, y, measured, mask)
+        if not is_tracking or self.running_mean is None:
+            return y
+        if self.on_small_batch in ("running", "skip"):
+            # Such a channel keeps its running statistics, the mean too.
+            measured = _only(measured, measured.count > 1)
+        if self._observer is not None:
+            self._observer.take(self, measured)
+        else:
+            self.move_towards(measured)
+        return y
+
+    def _normalized(
+        self, x: Tensor, mask: Tensor | None, over_ranks: bool
+    ) -> tuple[Tensor, Moments]:
+        if self._observer is not None:
+            done = self._observer.normalize(self, x, mask)
+            if done is not None:
+                return done
+        dims, weight, bias = self._along(x)
+        if self.ghost_size is not None:
+            y, measured = normalize_ghosts(
+                x, dims, self.ghost_size, weight, bias, self.eps, mask=mask
+            )
+            if over_ranks:
+                measured = merge_over(measured, self.process_group)
+            return y, measured
+        if over_ranks:
+            return normalize_over_ranks(
+                *(x, dims, weight, bias, self.eps),
+                mask=mask,
+                process_group=self.process_group,
+            )
+        return normalize(x, dims, weight, bias, self.eps, mask=mask)
+
+    def _along(self, x: Tensor) -> tuple[tuple[int, ...], Tensor | None, Tensor | None]:
+        """The reduced dimensions of x; weight and bias shaped to broadcast to it."""
+        channel_dim = self.channel_dim % x.dim()
+        dims = tuple(d for d in range(x.dim()) if d != channel_dim)
+        weight, bias = (
+            None if v is None else self._shaped(v, x) for v in (self.weight, self.bias)
+        )
+        return dims, weight, bias
+
+    def _shaped(self, vector: Tensor, x: Tensor) -> Tensor:
+        shape = [1] * x.dim()
+        shape[self.channel_dim] = vector.numel()
+        return vector.view(shape)
+
+    def _unless_small(
+        self, x: Tensor, y: Tensor, measured: Moments, mask: Tensor | None
+    ) -> Tensor:
+        """`y` where a channel has two values or more, else by running statistics."""
+        if self.running_mean is None or self.running_var is None:
+            return y
+        _, weight, bias = self._along(x)
+        mean = self._shaped(self.running_mean, x)
+        var = self._shaped(self.running_var, x)
+        hidden = None
+        if mask is not None:
+            valid = broadcast_mask(mask, x)
+            hidden = ~valid if valid.dtype == torch.bool else valid <= 0
+            x = x.masked_fill(hidden, 0)
+        if self.on_small_batch == "running":
+            other = standardize(x, mean, var, weight, bias, self.eps)
+        else:
+            # Of batch renorm only the shift d is left: one value is its own mean.
+            d = standardize(x.detach(), mean, var, None, None, self.eps).clamp(-5, 5)
+            other = d if weight is None else d * weight.to(d.dtype)
+            other = other if bias is None else other + bias.to(other.dtype)
+        if hidden is not None:
+            other = other.masked_fill(hidden, 0)
+        return torch.where(measured.count > 1, y, other.to(y.dtype))
+
+
+def _only(measured: Moments, kept: Tensor) -> Moments:
+    """The statistics of the kept channels, and no values of the others."""
+    count = torch.where(kept, measured.count, torch.zeros_like(measured.count))
+    return Moments(count, measured.mean, measured.m2)
