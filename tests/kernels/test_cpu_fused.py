@@ -369,7 +369,7 @@ def test_outputs_past_the_caches_are_the_same_bits(
         x, dy = norm.draw(dtype, 1), norm.draw(dtype, 2)
         args = (norm, x, dy, norm.vector(3), norm.vector(4), Epilogue("relu"))
         cached = run(kernels, *args)
-        monkeypatch.setattr("normkit.kernels.cpu._STREAM_BYTES", 0)
+        monkeypatch.setattr("normkit.kernels.cpu.packing._STREAM_BYTES", 0)
         streamed = run(kernels, *args)
         monkeypatch.undo()
         assert torch.equal(cached.y, streamed.y)

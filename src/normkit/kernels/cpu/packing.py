@@ -1,0 +1,177 @@
+"""A call of a kernel: tensors laid out as it reads them, packed as one struct."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from normkit.kernels.cpu.loading import CALL
+from normkit.kernels.cpu.plan import Plan, plan_of
+from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
+
+__all__ = [
+    "ACTIVATION_CODES",
+    "CENTERED",
+    "DTYPES",
+    "GIVEN",
+    "WEIGHTED",
+    "as_learned",
+    "as_mask",
+    "as_statistic",
+    "count_of",
+    "doubles",
+    "flags_of",
+    "joint_shape",
+    "kept_shape",
+    "laid_like",
+    "one_like",
+    "packed_call",
+    "plan_for",
+    "threads_for",
+]
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+ACTIVATION_CODES = {name: k for k, name in enumerate(ACTIVATIONS)}
+CENTERED, GIVEN, WEIGHTED, _STREAM = 1, 2, 4, 8
+
+# Below this many values a second thread costs more than it brings.
+_SERIAL = 32_768
+# Outputs above this many bytes leave the cache before anyone reads them.
+_STREAM_BYTES = 8 << 20
+
+_NONE = Epilogue()
+
+
+def flags_of(x: Tensor, flags: int) -> int:
+    """`flags`, and whether the outputs are too large to stay in the cache."""
+    is_large = x.numel() * x.element_size() > _STREAM_BYTES
+    return flags | _STREAM if is_large else flags
+
+
+def threads_for(x: Tensor) -> int:
+    """How many threads a call on `x` is worth."""
+    return torch.get_num_threads() if x.numel() > _SERIAL else 1
+
+
+def plan_for(
+    x: Tensor, statistic: tuple[int, ...], affine: tuple[int, ...] | None
+) -> Plan:
+    """`plan_of` the memory of x."""
+    return plan_of(x.shape, x.stride(), statistic, affine)
+
+
+@lru_cache(maxsize=4096)
+def kept_shape(shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` with `dims` of size 1."""
+    return tuple(1 if d in dims else size for d, size in enumerate(shape))
+
+
+def joint_shape(*vectors: Tensor | None) -> tuple[int, ...] | None:
+    """The shape that the vectors broadcast to; None without any."""
+    shape: tuple[int, ...] | None = None
+    for v in vectors:
+        if v is not None:
+            if shape is None:
+                shape = v.shape
+            elif v.shape != shape:
+                shape = _broadcast(shape, v.shape)
+    return shape
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n if m == 1 else m for m, n in zip(a, b, strict=True))
+
+
+def doubles(shape: tuple[int, ...]) -> Tensor:
+    """Room for statistics."""
+    return torch.empty(shape, dtype=torch.float64)
+
+
+def one_like(like: Tensor) -> Tensor:
+    """A scale that changes nothing, of as many dimensions."""
+    return torch.ones((1,) * like.dim(), dtype=torch.float64)
+
+
+def count_of(plan: Plan, shape: tuple[int, ...], mask: Tensor | None) -> Tensor:
+    """How many values share a statistic; under a mask room for the kernel to say."""
+    if mask is not None:
+        return torch.empty(shape, dtype=torch.int64)
+    _, over, _, sub_runs, inner, *_ = plan.sizes
+    return torch.scalar_tensor(over * sub_runs * inner, dtype=torch.int64)
+
+
+def as_statistic(v: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`v` as the kernels read statistics: float64, one for each."""
+    if v.dtype == torch.float64 and v.shape == shape and v.is_contiguous():
+        return v
+    return v.detach().to(torch.float64).expand(shape).contiguous()
+
+
+def as_learned(v: Tensor | None, shape: tuple[int, ...] | None) -> Tensor | None:
+    """`v` as the kernels read learned vectors: of any floating dtype, one for each."""
+    if v is None or shape is None:
+        return None
+    if v.dtype not in DTYPES:
+        v = v.to(torch.float64)
+    if v.shape == shape and v.is_contiguous():
+        return v
+    return v.expand(shape).contiguous()
+
+
+def as_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """A byte for each value of x, in its layout."""
+    if mask is None:
+        return None
+    return torch.empty_like(x, dtype=torch.bool).copy_(mask)
+
+
+@overload
+def laid_like(t: Tensor, x: Tensor) -> Tensor: ...
+@overload
+def laid_like(t: Tensor | None, x: Tensor) -> Tensor | None: ...
+def laid_like(t: Tensor | None, x: Tensor) -> Tensor | None:
+    """`t` with the dtype and layout of x."""
+    if t is None or (
+        t.dtype == x.dtype and t.stride() == x.stride() and t.shape == x.shape
+    ):
+        return t
+    return torch.empty_like(x).copy_(t)
+
+
+# In the order of the native struct, after x.
+_POINTERS = (
+    *("residual", "mask", "weight", "bias", "dy", "gate"),
+    *("y", "dx", "dresidual", "dweight", "dbias"),
+    *("center", "scale", "m2", "count", "sum_dy", "sum_dyx", "b", "c"),
+)
+
+
+def packed_call(
+    plan: Plan,
+    x: Tensor,
+    flags: int,
+    epilogue: Epilogue = _NONE,
+    eps: float = 0.0,
+    **tensors: Tensor | None,
+) -> bytes:
+    """The struct of a call; `tensors` are named as in it."""
+    given = [tensors.get(pointer) for pointer in _POINTERS]
+    weight, bias = given[2], given[3]
+    weight = given[9] if weight is None else weight
+    bias = given[10] if bias is None else bias
+    return CALL.pack(
+        *plan.sizes,
+        DTYPES[x.dtype],
+        0 if weight is None else DTYPES[weight.dtype],
+        0 if bias is None else DTYPES[bias.dtype],
+        ACTIVATION_CODES[epilogue.activation],
+        flags_of(x, flags),
+        threads_for(x),
+        eps,
+        epilogue.slope,
+        x.data_ptr(),
+        *[0 if t is None else t.data_ptr() for t in given],
+    )
