@@ -179,14 +179,14 @@ def the_weight_gradient_is_not_standardized(patch: pytest.MonkeyPatch) -> None:
     caught_by="tests/functional/test_gradients.py::test_derivatives_of_every_kind_pass_gradcheck"
 )
 def a_double_backward_stops_at_the_statistics(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import engine
+    from normkit.functional import composed
 
-    honest = engine.deviations
+    honest = composed.deviations
 
     def broken(x, dims, mask=None):
         return honest(x.detach(), dims, mask)
 
-    patch.setattr(engine, "deviations", broken)
+    patch.setattr(composed, "deviations", broken)
 
 
 @fault(
@@ -1540,14 +1540,14 @@ def a_decay_is_taken_for_a_share(patch: pytest.MonkeyPatch) -> None:
     "test_a_layer_of_its_own_needs_no_block_around_it"
 )
 def outputs_are_made_again_from_twice_the_input(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import engine
+    from normkit.functional.derivative import Job
 
-    again = engine._Job.again
+    again = Job.again
 
     def broken(self: Any, x: Any, weight: Any, bias: Any) -> Any:
         return again(self, x * 2, weight, bias)
 
-    patch.setattr(engine._Job, "again", broken)
+    patch.setattr(Job, "again", broken)
 
 
 @fault(
@@ -1557,15 +1557,15 @@ def outputs_are_made_again_from_twice_the_input(patch: pytest.MonkeyPatch) -> No
 def bytes_forget_the_size_of_a_step(patch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from normkit.functional import engine
+    from normkit.functional import derivative
 
-    to_bytes = engine._to_bytes
+    to_bytes = derivative.to_bytes
 
-    def broken(x: Any, job: Any) -> Any:
-        whole, step = to_bytes(x, job)
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        whole, step = to_bytes(*args, **kwargs)
         return whole, torch.ones_like(step)
 
-    patch.setattr(engine, "_to_bytes", broken)
+    patch.setattr(derivative, "to_bytes", broken)
 
 
 @fault(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from normkit.functional import engine
-from normkit.functional.engine import composed
+from normkit.functional.composed import composed
 from normkit.functional.memory import memory_mode
 from normkit.kernels.choose import asked_for, backend_named, choose
 from normkit.kernels.epilogue import Epilogue

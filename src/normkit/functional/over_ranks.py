@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.functional.engine import _is_transformed as is_transformed
+from normkit.functional.composed import is_transformed
 from normkit.kernels.choose import choose, choose_fused
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.primitives import split, vector_dtype

@@ -1,0 +1,43 @@
+"""The input of a backward as a byte per value: `less_memory("int8")`.
+
+x − center  ≈  step·k,  k from −127 to 127          a step for each statistic
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit.kernels.primitives import split
+from normkit.moments import statistics_dtype
+
+__all__ = ["from_bytes", "to_bytes"]
+
+
+def to_bytes(
+    x: Tensor, center: Tensor, dims: tuple[int, ...], *, centered: bool
+) -> tuple[Tensor, Tensor]:
+    """X − center in 255 equal steps for each statistic, and the size of a step."""
+    compute = statistics_dtype(x.dtype)
+    rest = x.to(compute)
+    if centered:
+        hi, lo = split(center, compute)
+        rest = rest - hi if lo is None else (rest - hi).sub_(lo)
+    largest = rest.abs().amax(dims, keepdim=True)
+    step = (largest / 127).clamp(min=torch.finfo(compute).tiny)
+    # A NaN has no byte; it comes back through the step.
+    whole = (rest / step).round_().nan_to_num_(0.0, 127.0, -127.0)
+    return whole.to(torch.int8), step
+
+
+def from_bytes(saved: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The saved tensors with x − center for x, and 0 for the centre."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a forward under less_memory('int8') kept its input as bytes, which has no "
+            "exact second derivative; run it under less_memory('recompute')"
+        )
+    x, *vectors, step, inv_std, count = saved
+    rest = (x.to(step.dtype) * step).to(dtype)
+    center = torch.zeros_like(inv_std)
+    return (rest, *vectors, center, inv_std, count)
