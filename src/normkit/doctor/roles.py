@@ -19,6 +19,7 @@ ACTIVATIONS = (
     *(nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.GLU),
 )
 WEIGHTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
@@ -30,6 +31,8 @@ def role_of(module: nn.Module) -> Role:
         return "norm"
     if isinstance(module, ACTIVATIONS):
         return "activation"
+    if isinstance(module, RECURRENT):
+        return "recurrent"
     return "other"
 
 

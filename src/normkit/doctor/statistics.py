@@ -27,7 +27,7 @@ __all__ = [
     "WeightStatistics",
 ]
 
-Role = Literal["weight", "norm", "activation", "other"]
+Role = Literal["weight", "norm", "activation", "recurrent", "other"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class LayerStatistics:
     Attributes:
         name: Dotted name.
         kind: Name of its class.
-        role: What it is for: "weight", "norm", "activation" or "other".
+        role: What it is for: "weight", "norm", "activation", "recurrent" or "other".
         is_output: What it returns is what the model returns.
         samples: Samples seen.
         units: Features or channels of the output.

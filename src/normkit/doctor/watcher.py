@@ -12,7 +12,6 @@ written or kept that training could notice: the run is bitwise the run without.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections import deque
 from dataclasses import replace
@@ -20,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor import checks
@@ -28,7 +27,7 @@ from normkit.doctor.examine import norm_statistics
 from normkit.doctor.finding import Finding
 from normkit.doctor.hook import Hook
 from normkit.doctor.loop import Loop
-from normkit.doctor.measure import histogram_of, norm_of
+from normkit.doctor.measure import histogram_of
 from normkit.doctor.order import ranked
 from normkit.doctor.probe import Probes
 from normkit.doctor.series import (
@@ -43,6 +42,7 @@ from normkit.doctor.series import (
     with_spread,
 )
 from normkit.doctor.statistics import LayerStatistics, Statistics, WeightStatistics
+from normkit.doctor.updates import Updates
 from normkit.errors import ArgumentError
 
 __all__ = ["SERIES", "Watch", "watch"]
@@ -115,28 +115,12 @@ class Watch:
         self.unit = unit
         self.steps = 0
         self._probes = Probes(self.model, unit=unit, counted=MOST_COUNTED)
-        self._weights = {
-            name: weight
-            for name, probe in self._probes.layers.items()
-            if probe.role == "weight"
-            # Not `module.weight`: reading a parametrized weight runs its
-            # parametrization, and spectral norm's changes a buffer.
-            and isinstance(
-                weight := probe.module._parameters.get("weight"), nn.Parameter
-            )
-        }
+        self._updates = Updates(self._probes.layers.values())
         self._observed: list[int] = []
         self._series: dict[str, dict[str, list[float | None]]] = {}
         self._logged: dict[str, list[tuple[int, float]]] = {}
-        # Numbers of the open step that no probe holds: (layer, series) -> value.
-        self._extra: dict[tuple[str, str], Tensor] = {}
         self._open_step: int | None = None
-        self._old_weights: dict[str, Tensor] = {}
         self._handles: list[Any] = []
-        # What the open step waits for: the gradients and the update of its weights.
-        self._on_weights: list[Any] = []
-        self._is_noted = False
-        self._awaits_update = False
         # Numbers of the last observed steps of each layer, to judge it by.
         self._recent: dict[str, deque[dict[str, float]]] = {}
         self._windows = {name: Window() for name in self._probes.layers}
@@ -300,42 +284,23 @@ class Watch:
         hook = Hook(self._before_forward)
         self._handles.append(register(hook, prepend=True, with_kwargs=True))
         if self.optimizer is not None:
-            before, after = Hook(self._before_update), Hook(self._after_update)
+            before = Hook(lambda *_: self._updates.before())
+            after = Hook(self._after_update)
             self._handles.append(self.optimizer.register_step_pre_hook(before))
             self._handles.append(self.optimizer.register_step_post_hook(after))
 
     def _detach(self) -> None:
         self._probes.detach()
-        self._leave_weights()
+        self._updates.close()
         while self._handles:
             self._handles.pop().remove()
-        self._old_weights.clear()
-
-    def _note_gradients(self) -> None:
-        """Note the gradients that the weights get until the next call or update."""
-        for name, weight in self._weights.items():
-            if weight.requires_grad:
-                hook = Hook(functools.partial(self._note_gradient, name))
-                handle = weight.register_post_accumulate_grad_hook(hook)
-                self._on_weights.append(handle)
-
-    def _note_gradient(self, name: str, parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            norm = norm_of(parameter.grad.detach())
-            self._extra[name, "weight_gradient_norm"] = norm
-            self._is_noted = True
-
-    def _leave_weights(self) -> None:
-        while self._on_weights:
-            self._on_weights.pop().remove()
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         # The layers' hooks stay on through backward, where activation checkpointing
         # calls the layers again. Now that is over, but a second call before the first
         # backward is of the same step.
         self._probes.detach()
-        if self._is_noted:
-            self._leave_weights()
+        self._updates.called_again()
         self._loop.saw_call(module, args, kwargs, is_grad=torch.is_grad_enabled())
         if not (module.training and torch.is_grad_enabled()):
             return
@@ -349,18 +314,12 @@ class Watch:
     def _open(self) -> None:
         self._probes.reset()
         self._open_step = self.steps
-        self._is_noted, self._awaits_update = False, True
-        self._leave_weights()
-        self._note_gradients()
+        self._updates.open()
         for name, modes in self._modes.items():
             modes[self._probes.layers[name].module.training] += 1
         if len(self._observed) % RECENT == 0:
             for probe in self._probes.layers.values():
                 probe.before = probe.after = None
-        self._extra = {
-            (name, "weight_norm"): norm_of(weight.detach())
-            for name, weight in self._weights.items()
-        }
 
     @torch.no_grad()
     def _settle(self) -> None:
@@ -368,7 +327,7 @@ class Watch:
         if self._open_step is None:
             return
         seen = {name: numbers_of(probe) for name, probe in self._probes.layers.items()}
-        for (name, key), value in self._extra.items():
+        for (name, key), value in self._updates.numbers.items():
             seen[name][key] = value
         values = iter(to_floats([v for held in seen.values() for v in held.values()]))
         index = len(self._observed)
@@ -387,27 +346,9 @@ class Watch:
             for key in SERIES:
                 series[key].append(found.get(key))
 
-    @torch.no_grad()
-    def _before_update(self, *_: Any) -> None:
-        if self._awaits_update:
-            # A frozen weight stands still on purpose: it has no update to judge.
-            self._old_weights = {
-                name: weight.detach().clone()
-                for name, weight in self._weights.items()
-                if weight.requires_grad
-            }
-
-    @torch.no_grad()
     def _after_update(self, *_: Any) -> None:
         self._loop.saw_update()
-        if not self._awaits_update:
-            return
-        self._awaits_update = False
-        self._leave_weights()
-        for name, old in self._old_weights.items():
-            change = self._weights[name].detach() - old
-            self._extra[name, "update_ratio"] = norm_of(change) / norm_of(old)
-        self._old_weights.clear()
+        self._updates.after()
 
 
 def _is_compiled(model: nn.Module) -> bool:

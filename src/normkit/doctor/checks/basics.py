@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import above
+from normkit.doctor.checks.judge import LEAST_SAMPLES, above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.statistics import Statistics
 
@@ -31,7 +31,7 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
     found = None if statistics.data is None else statistics.data.input
     if found is None or not statistics.layers:
         return
-    if int(found.count) < 100:
+    if int(found.count) < LEAST_SAMPLES:
         reason = f"{int(found.count)} input values are too few"
         yield _D28("", "not_judged", evidence=reason)
         return
@@ -63,14 +63,17 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
             continue
         given, left = (float(m.var.sqrt()) for m in (layer.input, layer.output))
         is_erased = given > ERASED and not left > ERASED * given / max(given, 1.0)
-        norm = layer.norm
-        varies = (
-            norm is not None
-            and not norm.frozen
-            and norm.stream is not None
-            and norm.stream.lengths[0] != norm.stream.lengths[1]
-        )
-        severity: Severity = "error" if is_erased else "warning" if varies else "clear"
+        stream = None if layer.norm is None or layer.norm.frozen else layer.norm.stream
+        low, high = (0, 0) if stream is None else stream.lengths
+        reason = ""
+        if int(layer.input.count) < LEAST_SAMPLES:
+            reason = f"{int(layer.input.count)} values are too few"
+        elif high and stream is not None and stream.batches < 2 and not is_erased:
+            reason = "one batch does not show whether lengths vary"
+        if reason:
+            yield _D29(layer.name, "not_judged", evidence=reason)
+            continue
+        severity: Severity = "clear"
         evidence = (
             f"its inputs have a standard deviation of {given:.3g}, its outputs of "
             f"{left:.3g}"
@@ -79,8 +82,10 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
             "normalize over more than one value: fewer groups, other dimensions, or "
             "batch norm"
         )
-        if varies and not is_erased and norm is not None and norm.stream is not None:
-            low, high = norm.stream.lengths
+        if is_erased:
+            severity = "error"
+        elif low != high:
+            severity = "warning"
             evidence = f"it saw sequences of {low} to {high} positions in one average"
             fix = "use layer norm, or pass mask= to normkit.nn's batch norm"
         yield _D29(layer.name, severity, left, ERASED, evidence, fix)
@@ -92,15 +97,6 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     out, data = statistics.output, statistics.evaluation
     if out is None:
         return
-    if not out.spread > CONSTANT * out.scale and statistics.samples > 1:
-        yield _D34(
-            "",
-            "warning",
-            out.spread,
-            CONSTANT * out.scale,
-            "the output is the same for every input",
-            "look for dead units, symmetric weights or inputs that do not arrive",
-        )
     if out.sums_to_one and out.loss_kind in ("CrossEntropyLoss", "cross_entropy"):
         yield _D34(
             "",
@@ -110,6 +106,18 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
             "the output is a softmax already, and cross_entropy applies another",
             "give cross_entropy the logits: drop the last softmax",
             {"softmax": out.softmax},
+        )
+    if reason := too_few(statistics.samples):
+        yield _D34("", "not_judged", evidence=reason)
+        return
+    if not out.spread > CONSTANT * out.scale:
+        yield _D34(
+            "",
+            "warning",
+            out.spread,
+            CONSTANT * out.scale,
+            "the output is the same for every input",
+            "look for dead units, symmetric weights or inputs that do not arrive",
         )
     is_new = bool(statistics.norms) and all(norm.is_new for _, norm in statistics.norms)
     if data is None or out.classes is None or out.units < 2 or not is_new:

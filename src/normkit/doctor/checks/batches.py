@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from normkit.doctor.checks.judge import NOT_ITS_LOOP, above, below
+from normkit.doctor.checks.judge import NOT_ITS_LOOP, above, below, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.statistics import Statistics
 from normkit.doctor.streams import ChannelStream
@@ -134,6 +134,9 @@ def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
     for layer, norm in statistics.norms:
         if norm.frozen or norm.stream is None or norm.quiet is None:
             continue
+        if reason := too_few(float(norm.stream.sample_means.count.min())):
+            yield _D11(layer.name, "not_judged", evidence=reason)
+            continue
         both = norm.quiet.pooled.var / norm.stream.pooled.var
         both = both[both.isfinite() & (both > 0)]
         if not both.numel():
@@ -159,6 +162,9 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
     for layer, norm in statistics.norms:
         found = norm.padding
         if norm.frozen or norm.stream is None or norm.stream.lengths[1] < 2:
+            continue
+        if reason := too_few(float(norm.stream.sample_means.count.min())):
+            yield _D12(layer.name, "not_judged", evidence=reason)
             continue
         shift = 0.0 if found is None else found.shift
         ratio = 1.0 if found is None else found.var_ratio

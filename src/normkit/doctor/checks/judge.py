@@ -6,7 +6,11 @@ import math
 
 from normkit.doctor.finding import Severity
 
-__all__ = ["NOT_ITS_LOOP", "above", "below"]
+__all__ = ["LEAST_SAMPLES", "NOT_ITS_LOOP", "above", "below", "too_few"]
+
+# A variance of n independent values is off by √(2/n), a share by √(1/4n): at 100
+# samples that is 14 % and 5 points, below every threshold that is held against one.
+LEAST_SAMPLES = 100
 
 # Why a check of the training loop judges nothing after a rehearsal.
 NOT_ITS_LOOP = (
@@ -43,3 +47,10 @@ def below(
     if error > -math.inf and not value >= error:
         return "error", error
     return ("clear" if value >= warning else "warning"), warning
+
+
+def too_few(samples: float, least: int = LEAST_SAMPLES) -> str:
+    """Why so few samples are not judged; empty when they are enough."""
+    if samples >= least:
+        return ""
+    return f"{samples:.0f} samples are too few; give at least {least}"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from normkit.doctor.checks.judge import above
+from normkit.doctor.checks.judge import above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.statistics import Evaluation, NormStatistics, Statistics
 
@@ -39,7 +39,6 @@ MOST_NOISE = 0.4
 
 LOSS_RATIO = 1.5
 METRIC_WARNING, METRIC_ERROR = 0.01, 0.05
-LEAST_SAMPLES = 100
 
 # The weight that the initial values (mean 0, variance 1) still have in the running
 # statistics: 29 steps at momentum .1, 299 at .01, 2995 at .001.
@@ -168,13 +167,8 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
         yield _D02("", "not_judged", evidence="there is no loss_fn to compare with")
         return
     samples = sum(found.samples)
-    if samples < LEAST_SAMPLES:
-        yield _D02(
-            "",
-            "not_judged",
-            evidence=f"{samples} samples are too few to compare two modes on; "
-            f"give at least {LEAST_SAMPLES}",
-        )
+    if reason := too_few(samples):
+        yield _D02("", "not_judged", evidence=reason)
         return
     batch, running = found.mean(found.batch_loss), found.mean(found.running_loss)
     ratio = running / batch if batch > 0 else math.nan

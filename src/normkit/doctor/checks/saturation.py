@@ -44,7 +44,14 @@ _D20 = partial(Finding, "D20", "saturation")
 
 
 def saturation(statistics: Statistics) -> Iterator[Finding]:
-    """D20: many units sit where the activation is flat, on many samples."""
+    """D20: many units sit where the activation is flat, on many samples.
+
+    The gates of nn.GRU, nn.LSTM and nn.RNN are computed inside one call, where no hook
+    sees them, and what comes out does not tell one gate from another: not judged.
+    """
+    for layer in statistics.of_role("recurrent"):
+        reason = f"the gates of {layer.kind} are computed inside one call, unseen"
+        yield _D20(layer.name, "not_judged", evidence=reason)
     for layer in statistics.of_role("activation"):
         if not layer.saturated or layer.input is None:
             continue
