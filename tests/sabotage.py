@@ -1494,7 +1494,7 @@ _CONVERT = "tests/convert/test_convert.py::"
 def a_conversion_forgets_the_subclass(patch: pytest.MonkeyPatch) -> None:
     from normkit.convert import kinds
 
-    patch.setattr(kinds, "_combined", lambda custom, target: target)
+    patch.setattr(kinds, "_combined", lambda custom, target, found: target)
 
 
 @fault(
@@ -1504,7 +1504,30 @@ def a_conversion_forgets_the_subclass(patch: pytest.MonkeyPatch) -> None:
 def a_forward_of_its_own_is_carried_blindly(patch: pytest.MonkeyPatch) -> None:
     from normkit.convert import kinds
 
-    patch.setattr(kinds, "_check_forward", lambda custom: None)
+    patch.setattr(kinds, "_reason_against", lambda custom: "")
+
+
+_RECOGNISED = "tests/convert/test_recognised.py::"
+
+
+@fault(caught_by=_RECOGNISED + "test_a_formula_that_is_not_quite_ours_is_left")
+def a_norm_is_known_by_its_outputs_alone(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import recognised
+
+    outcome = recognised._outcome
+    patch.setattr(recognised, "_outcome", lambda *given: outcome(*given)[:1])
+
+
+@fault(
+    caught_by=_RECOGNISED
+    + "test_a_known_formula_is_exchanged_with_equal_values_and_gradients"
+)
+def one_more_than_the_weight_is_the_weight(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import recognised
+
+    formulas = recognised._FORMULAS
+    patch.setitem(formulas, "rms, 1 + weight", formulas["rms"])
+    patch.setattr(recognised, "_is_equal", lambda *given: True)
 
 
 @fault(caught_by=_CONVERT + "test_an_error_on_the_way_undoes_all")

@@ -9,7 +9,8 @@ torch's layer keeps its own behaviour, since the new class derives from both:
 so that `super().forward` in it reaches the new layer. A forward that does not call
 `super().forward` computes batch norm by itself; that cannot be carried, and is refused.
 One such class is known by name: timm's `BatchNormAct2d`, batch norm, then its children
-`drop` and `act`.
+`drop` and `act`. Layer, RMS and group norms are known by what they compute, see
+`recognised`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from functools import cache
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 import normkit.nn as ours
+from normkit.convert.recognised import Recognised, looks_like_a_norm, recognised
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "base_of",
     "class_for",
     "is_current",
+    "is_meant",
     "norm_act_of",
 ]
 
@@ -57,6 +60,14 @@ def base_of(module: nn.Module) -> type[nn.Module]:
         if _is_library(cls) and issubclass(cls, NORMS):
             return cls
     raise RefusalError("it is built on no layer that is known")
+
+
+def is_meant(module: nn.Module, to: str) -> bool:
+    """Whether a conversion to `to` is about `module` at all."""
+    if to in ("normkit", "torch"):
+        is_alike = to == "normkit" and looks_like_a_norm(module)
+        return isinstance(module, NORMS) or is_alike
+    return isinstance(module, _BatchNorm)
 
 
 def is_current(module: nn.Module, to: str, options: dict[str, Any]) -> bool:
@@ -86,8 +97,13 @@ def class_for(module: nn.Module, to: str) -> type[nn.Module]:
     if any(is_lazy(t) for t in tensors if t is not None):
         raise RefusalError("it is lazy and has seen no input yet; run the model once")
     custom = _custom_class(module)
-    if custom is not None:
-        _check_forward(custom)
+    if custom is not None and not hasattr(type(module), "_made_as"):
+        reason = _reason_against(custom)
+        found = recognised(module) if reason and to == "normkit" else None
+        if found is not None:
+            return _combined(custom, found.target, found)
+        if reason:
+            raise RefusalError(reason)
     name = base_of(module).__name__
     if to != "torch" and to != "normkit" and name not in _BATCH:
         raise RefusalError(f"{name} is no batch norm that to={to!r} is defined for")
@@ -98,23 +114,23 @@ def class_for(module: nn.Module, to: str) -> type[nn.Module]:
             raise RefusalError(f"{custom.__name__} is a subclass of batch norm")
         return ours.GroupNorm
     if to == "sync":
-        return _combined(custom, ours.SyncBatchNorm)
+        return _combined(custom, ours.SyncBatchNorm, None)
     if to == "frozen":
         if module.running_mean is None:
             raise RefusalError("it keeps no running statistics to freeze it at")
-        return _combined(custom, ours.FrozenBatchNorm)
+        return _combined(custom, ours.FrozenBatchNorm, None)
     origin: str = module.__dict__.get("_origin", name)
     if to == "ghost":
         if origin == "FrozenBatchNorm":
             raise RefusalError("it is frozen, and has no batch")
-        return _combined(custom, getattr(ours, origin))
+        return _combined(custom, getattr(ours, origin), None)
     if origin == "FrozenBatchNorm":
         raise RefusalError(
             "it was made as FrozenBatchNorm, with no number of dimensions to return "
             "to; make a BatchNorm2d and load its state"
         )
     if to == "normkit":
-        return _combined(custom, getattr(ours, origin))
+        return _combined(custom, getattr(ours, origin), None)
     _check_extras_for_torch(module)
     if custom is None:
         return getattr(nn, origin)
@@ -135,22 +151,26 @@ def _custom_class(module: nn.Module) -> type[nn.Module] | None:
     return None if _is_library(type(module)) else type(module)
 
 
-def _check_forward(custom: type[nn.Module]) -> None:
+def _reason_against(custom: type[nn.Module]) -> str:
+    """Why the forward of `custom` cannot be carried over; empty if it can."""
     for cls in custom.__mro__:
         if _is_library(cls):
-            return
+            return ""
         forward = cls.__dict__.get("forward")
         if forward is None:
             continue
         if _is_norm_act(cls):
-            return
+            return ""
+        if not issubclass(custom, NORMS):
+            return "it computes no formula that normkit has"
         code = getattr(inspect.unwrap(forward), "__code__", None)
         # A function that says super() closes over the class that it stands in.
         if code is None or "__class__" not in code.co_freevars:
-            raise RefusalError(
+            return (
                 f"the forward of {cls.__name__} does not call super().forward(), so "
                 "it normalizes by itself; change it to call super().forward()"
             )
+    return ""
 
 
 def _is_norm_act(cls: type) -> bool:
@@ -175,18 +195,22 @@ def _check_extras_for_torch(module: nn.Module) -> None:
 
 @cache
 def _combined(
-    custom: type[nn.Module] | None, target: type[nn.Module]
+    custom: type[nn.Module] | None,
+    target: type[nn.Module],
+    found: Recognised | None,
 ) -> type[nn.Module]:
     if custom is None or issubclass(custom, target):
         return custom or target
 
     def reduced(self: Any, protocol: Any) -> Any:
-        return _remade, (custom, target), self.__getstate__()
+        return _remade, (custom, target, found), self.__getstate__()
 
     def normalize_and_act(self: Any, x: Any) -> Any:
         return self.act(self.drop(target.forward(self, x)))
 
     own = {"forward": normalize_and_act} if _is_norm_act(custom) else {}
+    if found is not None:
+        own = {"_made_as": found, **found.attributes(custom)}
     return type(
         custom.__name__,
         (custom, target),
@@ -202,9 +226,11 @@ def _combined(
     )
 
 
-def _remade(custom: type[nn.Module], target: type[nn.Module]) -> nn.Module:
+def _remade(
+    custom: type[nn.Module], target: type[nn.Module], found: Recognised | None
+) -> nn.Module:
     """An empty object of the combined class, for copies and pickles."""
-    cls = _combined(custom, target)
+    cls = _combined(custom, target, found)
     return cls.__new__(cls)
 
 

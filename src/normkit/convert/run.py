@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import normkit.nn as ours
 from normkit.convert.fused import fuse
@@ -19,6 +18,7 @@ from normkit.convert.kinds import (
     class_for,
     extras_of,
     is_current,
+    is_meant,
 )
 from normkit.convert.matching import Match, fitting_groups, match_outputs
 from normkit.convert.report import Conversion, ConversionReport
@@ -46,7 +46,9 @@ def convert(
 
     Each layer stays the same object: parameters, buffers, hooks, modes, shared places
     in the model and the optimizer's state are kept. A user's subclass keeps its
-    behaviour if its forward calls `super().forward()`, and is refused otherwise.
+    behaviour if its forward calls `super().forward()`. To `"normkit"` also go layer,
+    RMS and group norms whose forward is written out, in any class named a norm: each
+    is tried on random values, and known by what it computes. Others are refused.
 
     Args:
         model: The model, or one layer.
@@ -111,9 +113,7 @@ def convert(
     untouched: dict[str, str] = {}
     refused: dict[str, str] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, NORMS):
-            continue
-        if to not in ("normkit", "torch") and not isinstance(module, _BatchNorm):
+        if not is_meant(module, to):
             continue
         if is_current(module, to, options):
             untouched[name] = f"it is {base_of(module).__name__} already"
@@ -121,7 +121,9 @@ def convert(
         try:
             planned.append((name, module, class_for(module, to)))
         except RefusalError as reason:
-            refused[name] = str(reason)
+            # What is only called a norm was not asked for.
+            into = refused if isinstance(module, NORMS) else untouched
+            into[name] = str(reason)
     if refused and strict:
         listed = "; ".join(f"{name!r}: {why}" for name, why in refused.items())
         raise ArgumentError(
@@ -143,7 +145,8 @@ def convert(
             else:
                 _become(module, cls, to, options)
             explained = None if match is None else match.explained
-            done.append(Conversion(name, old, base_of(module).__name__, explained))
+            base = base_of(module) if isinstance(module, NORMS) else type(module)
+            done.append(Conversion(name, old, base.__name__, explained))
         fused, unfused = _fuse(model, example_inputs)
     except BaseException:
         for module, cls, snapshot in before:
@@ -194,7 +197,7 @@ def _become(
     module: Any, cls: type[nn.Module], to: str, options: dict[str, Any]
 ) -> None:
     was_frozen = isinstance(module, ours.FrozenBatchNorm)
-    name = base_of(module).__name__
+    name = "" if to in ("normkit", "torch") else base_of(module).__name__
     group = module.__dict__.get("process_group")
     if to in ("torch", "normkit"):
         for extra in extras_of(module):
