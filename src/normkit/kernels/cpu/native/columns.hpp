@@ -304,6 +304,7 @@ template <class T> class Columns {
                     const std::vector<C>& pilots, Partials& all) const {
     sum_block(item, block, tile, all,
               [&](int64_t at, int64_t j, auto lanes, V& u, V& v) NK_BODY {
+                e_.template fetch<K>(at);
                 u = e_.template centered<K>(at, lanes, e_.get(&pilots[j], lanes));
                 v = u * u;
               });
@@ -330,6 +331,7 @@ template <class T> class Columns {
                   shift = e.get(&co.shift[low + j], lanes);
           for (int r = 0; r < decltype(together)::value; ++r) {
             const int64_t here = at + r * width_ + j;
+            e.template fetch<K>(here);
             V z = e.template centered<K>(here, lanes, hi) * a + shift;
             z = e.template finish<K>(z, here, lanes);
             e.put(e.y + here, z, lanes);
@@ -347,6 +349,7 @@ template <class T> class Columns {
         constexpr int K = decltype(tag)::kind;
         sum_block(item, block, tile, all,
                   [&](int64_t at, int64_t j, auto lanes, V& u, V& v) NK_BODY {
+                    e_.template fetch_gradient<K>(at);
                     const V hi = e_.get(&co.hi[j], lanes);
                     const V d = e_.template centered<K>(at, lanes, hi);
                     u = e_.template gradient<K>(at, lanes, [&]() NK_BODY {
@@ -415,6 +418,7 @@ template <class T> class Columns {
           if constexpr (K != kPlain) shift = e.get(&co.shift[low + j], lanes);
           for (int r = 0; r < decltype(together)::value; ++r) {
             const int64_t here = at + r * width_ + j;
+            e.template fetch_gradient<K>(here);
             const V d = e.template centered<K>(here, lanes, hi);
             V g = e.template gradient<K>(here, lanes, [&]() NK_BODY { return d * a + shift; });
             if (e.dresidual) e.keep(e.dresidual + here, g, lanes);

@@ -5,6 +5,7 @@
 #include "columns.hpp"
 #include "rows.hpp"
 #include "runs.hpp"
+#include "short_runs.hpp"
 
 NK_DECLARE(NK_ISA)
 
@@ -14,6 +15,9 @@ namespace {
 
 // Below this many neighbours a vector would be mostly empty.
 constexpr int64_t kShortRun = 16;
+// Up to here tiles of runs are faster: three times at 49 neighbours, as fast at 784. Of a
+// statistic with one run there is less to save: 0.6 of the time at 49, 1.1 at 196.
+constexpr int64_t kTiled = 512, kTiledAlone = 128;
 
 template <class Body> void with_layout(const Call& call, const Body& body) {
   const bool is_own = call.affine == kPerElement, is_short = call.I < kShortRun;
@@ -22,6 +26,9 @@ template <class Body> void with_layout(const Call& call, const Body& body) {
   }
   if (call.O == 1 && (is_own || (call.M > 1 && is_short))) {
     return body(Rows<NK_TYPE>(call));
+  }
+  if (call.M == 1 && call.G > 1 && call.I <= (call.O > 1 ? kTiled : kTiledAlone)) {
+    return body(ShortRuns<NK_TYPE>(call));
   }
   return body(Runs<NK_TYPE>(call));
 }

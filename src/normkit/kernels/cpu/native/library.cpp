@@ -7,6 +7,7 @@
 #include <new>
 
 #include "kernels.hpp"
+#include "pages.hpp"
 #include "pool.hpp"
 #include "running.hpp"
 
@@ -60,9 +61,15 @@ const Isa* best() {
 }
 std::atomic<const Isa*> chosen{best()};
 
+int64_t size_of(int64_t dtype) {
+  return dtype == kFloat32 ? 4 : dtype == kFloat64 ? 8 : 2;
+}
+
 int run(const void* packed, void (*Kernels::*kernel)(const Call&)) {
   const Call& call = *static_cast<const Call*>(packed);
   if (call.dtype < kFloat32 || call.dtype > kFloat64) return 1;
+  const int64_t bytes = call.statistics() * call.values() * size_of(call.dtype);
+  for (void* output : {call.y, call.dx, call.dresidual}) prefer_large_pages(output, bytes);
   try {
     (chosen.load()->of_dtype[call.dtype]->*kernel)(call);
     return 0;

@@ -23,10 +23,16 @@ template <class T> class Runs {
         pieces_(length_ > kBlock ? (length_ + kBlock - 1) / kBlock : 1),
         segments_(length_ > 0 && length_ < kBlock ? kBlock / length_ : 1),
         blocks_((call.O + segments_ - 1) / segments_ * pieces_),
+        several_(statistics_together(call)),
+        ahead_(call.values() * (int64_t)sizeof(T) <= kAhead ? several_ * length_ : 0),
         weight_(call.weight, call.weight_dtype, call.affine_size(), 1),
         bias_(call.bias, call.bias_dtype, call.affine_size(), 0) {}
 
   void forward() const {
+    if (measures_several()) {
+      forward_several([&](const Place& at) NK_BODY { write(at, 0); });
+      return;
+    }
     each_statistic([&](const Place& at, int64_t threads) {
       if (!call_.has(kGiven)) measure(at, threads);
       if (!e_.y) return;
@@ -81,7 +87,7 @@ template <class T> class Runs {
   using C = compute_t<T>;
   using V = Vec<C>;
   static constexpr int W = Lanes<C>::count;
-  static constexpr int64_t kBlock = 32768;
+  static constexpr int64_t kBlock = 32768, kAhead = 512 << 10;
 
   // Where a statistic's values and learned entries begin. Found once for each: a 64-bit
   // division takes as long as a run of 50 values.
@@ -111,6 +117,76 @@ template <class T> class Runs {
         task(place_of(stat), 1);
       if (e_.streams) finish_streams();
     });
+  }
+
+  // Statistics of one short run each are found several at a time, so that the latencies of
+  // a dozen steps each (sums across lanes, a root, two divisions: 300 cycles) overlap.
+  static constexpr int64_t kSeveral = 16, kSeveralBytes = 16 << 10;
+  static int64_t statistics_together(const Call& call) {
+    if (call.O != 1 || call.mask || call.values() > kBlock) return 1;
+    const int64_t n = kSeveralBytes / (call.values() * (int64_t)sizeof(T) + 1);
+    return n < 1 ? 1 : n < kSeveral ? n : kSeveral;
+  }
+  bool measures_several() const {
+    return call_.O == 1 && !call_.mask && length_ > 0 && length_ <= kBlock;
+  }
+  template <class Write> void forward_several(const Write& write) const {
+    const int64_t n = call_.statistics(), entries = call_.P * call_.M;
+    const int64_t per_task = (kBlock / length_ / several_ + 1) * several_;
+    parallel_for((n + per_task - 1) / per_task, call_.threads, [&](int64_t task) {
+      const int64_t end = (task + 1) * per_task < n ? (task + 1) * per_task : n;
+      for (int64_t first = task * per_task; first < end; first += several_) {
+        const int64_t last = first + several_ < end ? first + several_ : end;
+        if (!call_.has(kGiven)) measure_several(first, last - first);
+        if (!e_.y) continue;
+        int64_t entry = place_of(first).entry;
+        for (int64_t stat = first; stat < last; ++stat, entry += call_.M) {
+          if (entry == entries) entry = 0;
+          write(Place{stat, stat * length_, call_.P == 1 ? 0 : entry});
+        }
+      }
+      if (e_.streams) finish_streams();
+    });
+  }
+  void measure_several(int64_t first, int64_t stats) const {
+    StatSums<kSeveral> sums;
+    C pilots[kSeveral];
+    bool is_settled[kSeveral] = {};
+    for (int64_t k = 0; k < stats; ++k) {
+      const T* run = e_.x + (first + k) * length_;
+      Wide<C> wide;
+      const int64_t places = length_ > 16 * W ? 4 : 1, some = length_ < W ? length_ : W;
+      for (int64_t p = 0; p < places; ++p) {
+        const T* here = run + p * (length_ / places);
+        wide.add(some == W ? load(here) : load_first(here, some, V{}));
+      }
+      pilots[k] = (C)(wide.total() / (double)(places * some));
+      if (!std::isfinite(pilots[k])) pilots[k] = 0;
+    }
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      int64_t far = 0;
+      for (int64_t k = 0; k < stats; ++k) {
+        if (is_settled[k]) continue;
+        const int64_t at = (first + k) * length_;
+        const V p = splat(pilots[k]);
+        PairSums<C> pair;
+        pair.add(length_, [&](int64_t i, auto lanes, V& u, V& v) NK_BODY {
+          u = e_.template centered<kPlain>(at + i, lanes, p);
+          v = u * u;
+        });
+        pair.total(sums.s[k], sums.q[k]);
+        sums.n[k] = (double)length_;
+      }
+      for (int64_t k = 0; k < stats; ++k) {
+        is_settled[k] = !is_far(sums.s[k], sums.q[k], sums.n[k], pilots[k]);
+        far += !is_settled[k];
+      }
+      if (!far || attempt + 1 == kAttempts) break;
+      for (int64_t k = 0; k < stats; ++k) {
+        if (!is_settled[k]) pilots[k] = (C)((double)pilots[k] + sums.s[k] / sums.n[k]);
+      }
+    }
+    store_statistics(call_, first, stats, sums, pilots);
   }
 
   // body(first, low, n): the contiguous parts of a block, `low` from the run's start.
@@ -236,10 +312,12 @@ template <class T> class Runs {
     e_.with_forward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
       Map<C> map = map_of(at, 0);
+      const int64_t ahead = ahead_;
       each_sub_run<true>(at, block, [&](int64_t first, int64_t n, int64_t m) NK_BODY {
         if (call_.M > 1) map = map_of(at, m);
         const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
         streamed(e_.y + first, n, [&](int64_t i, auto lanes) NK_BODY {
+          __builtin_prefetch(e_.x + first + i + ahead, 0, 2);
           V z = e_.template centered<K>(first + i, lanes, hi) * a + shift;
           z = e_.template finish<K>(z, first + i, lanes);
           e_.put(e_.y + first + i, z, lanes);
@@ -297,13 +375,18 @@ template <class T> class Runs {
   }
 
   // `is_gated`: dresidual already holds dy·act′.
-  void write_gradient(const Place& at, int64_t block, Slope slope, bool is_gated) const {
+  Elements<T> gated_elements(bool is_gated) const {
     Elements<T> e = e_;
     if (is_gated && e.dresidual) {
       e.dy = e.dresidual;
       e.dresidual = nullptr;
       e.activation = kNone;
     }
+    return e;
+  }
+
+  void write_gradient(const Place& at, int64_t block, Slope slope, bool is_gated) const {
+    const Elements<T> e = gated_elements(is_gated);
     e.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
       Map<C> map = map_of(at, 0);
@@ -343,8 +426,9 @@ template <class T> class Runs {
   void reduce_learned(const std::vector<double>& sums) const {
     const int64_t M = call_.M, entries = call_.P * M;
     std::vector<double> dweight(entries), dbias(entries);
-    for (int64_t stat = 0; stat < call_.statistics(); ++stat) {
-      const int64_t first = place_of(stat).entry;
+    int64_t first = 0;  // counted up: a division for each statistic would take longer
+    for (int64_t stat = 0; stat < call_.statistics(); ++stat, first += M) {
+      if (first == entries) first = 0;
       const double scale = call_.scale[stat];
       for (int64_t m = 0; m < M; ++m) {
         dbias[first + m] += sums[2 * (stat * M + m)];
@@ -359,7 +443,7 @@ template <class T> class Runs {
 
   const Call& call_;
   const Elements<T> e_;
-  const int64_t length_, pieces_, segments_, blocks_;
+  const int64_t length_, pieces_, segments_, blocks_, several_, ahead_;
   const Learned weight_, bias_;
 };
 

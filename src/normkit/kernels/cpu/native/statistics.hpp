@@ -8,6 +8,7 @@
 // n·(mean − p)²/m2; `is_far` says when that is too many, and the sums are taken again
 // around the mean that was found.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -52,6 +53,38 @@ NK_INLINE Stat finish(double s, double q, double n, double pilot, double eps,
   const double scale = 1 / std::sqrt(spread + eps);
   const bool is_empty = n == 0;
   return {is_empty ? 0 : mean, is_empty ? 0 : positive, is_empty ? 0 : scale};
+}
+
+// Sums of some statistics as arrays, so that loops over them run in vectors.
+template <int64_t Most> struct StatSums {
+  double s[Most], q[Most], n[Most];
+  void clear(int64_t stats) {
+    for (double* p : {s, q, n}) std::fill(p, p + stats, 0);
+  }
+  void add(const StatSums& other, int64_t stats) {
+    for (int64_t k = 0; k < stats; ++k) {
+      s[k] += other.s[k];
+      q[k] += other.q[k];
+      n[k] += other.n[k];
+    }
+  }
+};
+
+template <int64_t Most, class C>
+void store_statistics(const Call& call, int64_t first, int64_t stats,
+                      const StatSums<Most>& sums, const C* pilots) {
+  Stat found[Most];
+  const double eps = call.eps;
+  const bool is_centered = call.has(kCentered);
+  for (int64_t k = 0; k < stats; ++k) {
+    found[k] = finish(sums.s[k], sums.q[k], sums.n[k], (double)pilots[k], eps, is_centered);
+  }
+  for (int64_t k = 0; k < stats; ++k) {
+    call.center[first + k] = found[k].center;
+    if (call.m2) call.m2[first + k] = found[k].m2;
+    if (call.scale) call.scale[first + k] = found[k].scale;
+    if (call.count) call.count[first + k] = (int64_t)sums.n[k];
+  }
 }
 
 // A centre as the part that x is compared with, and what is left of it.
