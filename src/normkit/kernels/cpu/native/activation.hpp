@@ -5,6 +5,7 @@
 // and relu and leaky_relu pass gradients as torch does where the input is NaN.
 #pragma once
 #include "call.hpp"
+#include "fault.hpp"
 #include "simd.hpp"
 
 namespace normkit {
@@ -96,7 +97,9 @@ template <class V> __attribute__((noinline)) V gate(int64_t f, V dy, V z, V slop
       V s = one / (one + exp_of(-z));
       return dy * (s * (one + z * (one - s)));
     }
-    case kGelu: return dy * (normal_cdf(z) + z * normal_pdf(z));
+    case kGelu:
+      if (planted("gelu_forgets_its_density")) return dy * normal_cdf(z);
+      return dy * (normal_cdf(z) + z * normal_pdf(z));
     case kSigmoid: {
       V s = one / (one + exp_of(-z));
       return dy * (s * (one - s));

@@ -155,7 +155,8 @@ template <class T> class Columns {
               std::vector<double>& v) const {
     u.assign(per_item_, 0);
     v.assign(per_item_, 0);
-    for (int64_t at = 0; at < blocks_ * width_; at += per_item_) {
+    const int lost = blocks_ > 1 && planted("a_block_of_columns_is_lost");
+    for (int64_t at = 0; at < (blocks_ - lost) * width_; at += per_item_) {
       for (int64_t j = 0; j < per_item_; ++j) {
         u[j] += all.u[at + j];
         v[j] += all.v[at + j];
@@ -202,7 +203,8 @@ template <class T> class Columns {
     for (; row + kTogether <= end; row += kTogether) {
       body(base + row * width_, std::integral_constant<int, kTogether>{}, n);
     }
-    const bool has_rest = block == blocks_ - 1 && rest_ > low;
+    const bool has_rest = block == blocks_ - 1 && rest_ > low &&
+                          !planted("the_incomplete_row_is_dropped");
     for (; row < end + has_rest; ++row) {
       const int64_t some = row < end || rest_ - low > n ? n : rest_ - low;
       body(base + row * width_, std::integral_constant<int, 1>{}, some);

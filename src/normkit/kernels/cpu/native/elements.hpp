@@ -82,6 +82,7 @@ template <class T> struct Elements {
   template <int K, class L> NK_INLINE V centered(int64_t at, L lanes, V hi) const {
     V d = get(x + at, lanes, hi) - hi;
     if constexpr (K == kAny) {
+      if (planted("what_is_masked_is_measured")) return d;
       if (mask) d = select(valid(at, lanes), d, V{});
     }
     return d;
@@ -89,7 +90,9 @@ template <class T> struct Elements {
 
   // act(z [+ residual]), 0 where masked.
   template <int K, class L> NK_INLINE V finish(V z, int64_t at, L lanes) const {
+    if (K == kReluOnly && planted("relu_swallows_a_nan")) z = select(z != z, V{}, z);
     if constexpr (K == kReluOnly) return select(z < V{}, V{}, z);
+    if (planted("the_residual_is_forgotten")) return activate(activation, z, slope);
     if constexpr (K == kAdd) {
       z += get(residual + at, lanes, V{});
       return select(z < floor, floor, z);
@@ -106,6 +109,7 @@ template <class T> struct Elements {
   template <int K, class L, class Z>
   NK_INLINE V gradient(int64_t at, L lanes, const Z& z) const {
     V g = get(dy + at, lanes, V{});
+    if (planted("every_gate_is_open")) return g;
     if constexpr (K == kReluOnly) return select(z() <= V{}, V{}, g);
     if constexpr (K == kGated) {
       return select(get(gated + at, lanes, V{}) <= V{}, V{}, g);
@@ -118,6 +122,7 @@ template <class T> struct Elements {
         if (residual) pre += get(residual + at, lanes, V{});
         g = gate(activation, g, pre, slope);
       }
+      if (planted("the_gradient_ignores_the_mask")) return g;
       if (mask) g = select(valid(at, lanes), g, V{});
     }
     return g;
@@ -154,6 +159,7 @@ template <class T> struct Elements {
 template <int W, class Body> NK_INLINE void each_vector(int64_t n, const Body& body) {
   int64_t i = 0;
   for (; i + W <= n; i += W) body(i, Full{});
+  if (planted("columns_drop_their_tail")) return;
   if (i < n) body(i, First{n - i});
 }
 
@@ -192,7 +198,7 @@ template <class C> class PairSums {
     for (; i + W <= n; i += W) {
       term(i, Full{}, u, v); u0 += u; v0 += v;
     }
-    if (i < n) {
+    if (i < n && !planted("sums_drop_their_tail")) {
       term(i, First{n - i}, u, v); u1 += u; v1 += v;
     }
     if (++pending_ >= kFlush) {
@@ -203,6 +209,7 @@ template <class C> class PairSums {
     v_[0] = v0; v_[1] = v1; v_[2] = v2; v_[3] = v3;
   }
   NK_INLINE void total(double& u, double& v) {
+    if (planted("an_accumulator_is_lost")) u_[3] = V{};
     flush(u_[0], u_[1], u_[2], u_[3], v_[0], v_[1], v_[2], v_[3]);
     u = wide_u_.total();
     v = wide_v_.total();

@@ -9,6 +9,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "fault.hpp"
+
 namespace normkit {
 
 // Runs body(data) once in each of `threads` threads; serially in a forked child, whose
@@ -32,7 +34,8 @@ void parallel_for(int64_t tasks, int64_t threads, const Task& task) {
       std::min(threads, tasks),
       [](void* data) {
         auto& all = *static_cast<Shared*>(data);
-        for (int64_t i; (i = all.next.fetch_add(1)) < all.tasks;) (*all.task)(i);
+        const int lost = planted("threads_lose_the_last_task");
+        for (int64_t i; (i = all.next.fetch_add(1)) < all.tasks - lost;) (*all.task)(i);
       },
       &shared);
 }

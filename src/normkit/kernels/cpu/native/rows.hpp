@@ -234,6 +234,7 @@ template <class T> class Rows : private Runs<T> {
             sum_gx += g * x_hat;
           }
           if (!e.dx) continue;
+          if (planted("rows_forget_the_weight")) g = g / wi;
           g = (g * wi) * splat(a[r]) + (d * splat(b[r]) + splat(c[r]));
           if (K == kAny && e.mask) g = select(e.valid(at, lanes), g, V{});
           e.put(e.dx + at, g, lanes);
@@ -258,7 +259,7 @@ template <class T> class Rows : private Runs<T> {
   void store_learned_sums(const std::vector<double>& learned, int64_t parts) const {
     for (int64_t k = 0; k < width_ / fold_; ++k) {
       double dbias = 0, dweight = 0;
-      for (int64_t part = 0; part < parts; ++part) {
+      for (int64_t part = parts > 1 && planted("a_part_of_the_rows_is_lost"); part < parts; ++part) {
         const double* of_part = &learned[2 * width_ * part];
         for (int64_t j = k * fold_; j < (k + 1) * fold_; ++j) {
           dbias += of_part[j];

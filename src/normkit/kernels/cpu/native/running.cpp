@@ -30,6 +30,7 @@ void move_running(const Update& update) {
   for (int64_t k = 0; k < n; ++k) {
     is_finite &= std::isfinite(update.mean[k]) & std::isfinite(update.m2[k]);
   }
+  is_finite |= planted("a_nan_moves_the_running_statistics");
   *update.is_finite = is_finite;
   if (!is_finite && (update.flags & kSkipNonfinite)) return;
   const double rate = update.flags & kEqualShares
@@ -43,7 +44,8 @@ void move_running(const Update& update) {
       move(update.running_mean, update.mean_dtype, k, rate, update.mean[k]);
     }
     if (update.running_var && count > 1) {
-      const double var = update.m2[k] / ((double)count - 1);
+      const double less = planted("the_running_variance_is_biased") ? 0 : 1;
+      const double var = update.m2[k] / ((double)count - less);
       move(update.running_var, update.var_dtype, k, rate, var);
     }
   }
@@ -53,6 +55,7 @@ void move_running(const Update& update) {
 bool settle(const Saved& saved) {
   const int64_t n = saved.statistics;
   for (int64_t k = 0; k < n; ++k) {
+    if (planted("what_torch_saved_always_fits")) break;
     // Written so that a NaN anywhere is no fit.
     const double mean = saved.mean ? saved.mean[k] : 0;
     const double precision = saved.var ? 1 / (saved.var[k] + saved.eps)
@@ -66,7 +69,8 @@ bool settle(const Saved& saved) {
   const double rate = saved.flags & kEqualShares
                           ? 1 / ((double)*saved.num_batches_tracked + 1)
                           : saved.rate;
-  const double unbiased = saved.count / ((double)saved.count - 1);
+  const double less = planted("the_saved_variance_is_biased") ? 0 : 1;
+  const double unbiased = saved.count / ((double)saved.count - less);
   for (int64_t k = 0; k < n; ++k) {
     const double precision = (double)saved.inv_std[k] * saved.inv_std[k];
     const double var = (1 / precision - saved.eps) * unbiased;

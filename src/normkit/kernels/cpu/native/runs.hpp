@@ -371,7 +371,8 @@ template <class T> class Runs {
     double g, gd;
     pair.total(g, gd);
     sums[0] += g;
-    sums[1] += gd - Split<C>(center_of(at)).lo * g;
+    const bool is_sloppy = planted("sums_are_around_the_rounded_centre");
+    sums[1] += gd - (is_sloppy ? 0 : Split<C>(center_of(at)).lo) * g;
   }
 
   // `is_gated`: dresidual already holds dy·act′.
@@ -418,7 +419,7 @@ template <class T> class Runs {
       if (some) body(i, First{some});
       for (i += some; i + W <= n; i += W) body(i, Full{});
       some = n - i;
-      if (!some) return;
+      if (!some || planted("runs_drop_their_tail")) return;
     }
   }
 

@@ -117,7 +117,7 @@ template <class T> class ShortRuns : private Runs<T> {
   }
   // body(k, statistic, learned entry), with one division for the tile.
   template <class Body> NK_INLINE void each_stat(const Tile& tile, const Body& body) const {
-    int64_t entry = this->place_of(tile.stat).entry;
+    int64_t entry = planted("every_tile_begins_anew") ? 0 : this->place_of(tile.stat).entry;
     const int64_t step = call_.P == 1 ? 0 : 1;
     for (int64_t k = 0; k < tile.stats; ++k, entry += step) {
       if (entry == call_.P) entry = 0;
@@ -300,6 +300,7 @@ template <class T> class ShortRuns : private Runs<T> {
           of_parts[part].clear(tile.stats);
           sum_centered(tile, part, columns, of_parts[part]);
         });
+        if (planted("a_part_of_short_runs_is_lost")) of_parts[0].clear(tile.stats);
         for (const TileSums& of_part : of_parts) sums.add(of_part, tile.stats);
       }
       int64_t far = 0;
@@ -359,6 +360,7 @@ template <class T> class ShortRuns : private Runs<T> {
     });
     for (size_t k = 0; k < parts.size(); ++k) sums[k % (2 * tile.stats)] += parts[k];
     for (int64_t k = 0; k < tile.stats; ++k) {
+      if (planted("sums_are_around_the_rounded_centre")) break;
       sums[2 * k + 1] -= Split<C>(center_of(tile.stat + k)).lo * sums[2 * k];
     }
   }

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#include "fault.hpp"
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -131,6 +133,7 @@ NK_INLINE vf load(const fp16* p) { return widen_fp16(load_bits(p)); }
 // Stores -----------------------------------------------------------------------------
 NK_INLINE half_vu narrow_bf16(vf v) {
   vu u = (vu)v;
+  if (planted("bfloat16_is_cut_off")) return narrow_bits(u >> 16);
   vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return narrow_bits(select(v != v, vu{} + 0x7fc0u, rounded));
 }
@@ -146,6 +149,7 @@ NK_INLINE half_vu narrow_fp16(vf v) {
   vf magnitude = (vf)size;
   vu normal = ((size + 0xfffu + ((size >> 13) & 1u)) >> 13) - (112u << 10);
   vu subnormal = (vu)(magnitude + 0.5f) - 0x3f000000u;
+  if (planted("float16_has_no_subnormals")) subnormal = vu{};
   vu bits = select(size < 0x38800000u + vu{}, subnormal, normal);
   bits = select(size >= 0x477ff000u + vu{}, vu{} + 0x7c00u, bits);
   bits = select(v != v, vu{} + 0x7e00u, bits);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "call.hpp"
+#include "fault.hpp"
 #include "simd.hpp"
 
 namespace normkit {
@@ -24,7 +25,7 @@ struct Sums {
   NK_INLINE void add(const Sums& other) {
     s += other.s;
     q += other.q;
-    n += other.n;
+    n += planted("a_block_is_not_counted") && n ? 0 : other.n;
   }
 };
 
@@ -33,6 +34,7 @@ constexpr int kAttempts = 3;
 // More than 4 units of the last place of p away from it, and by more than 2 standard
 // deviations; false for NaN.
 template <class C> NK_INLINE bool is_far(double s, double q, double n, C pilot) {
+  if (planted("no_pilot_is_far")) return false;
   constexpr double few_ulp = sizeof(C) == 4 ? 0x1p-21 : 0x1p-50;
   const double shift = s / n, m2 = q - s * shift;
   return (s * shift > 4 * m2) & (std::fabs(shift) > few_ulp * std::fabs((double)pilot));
@@ -47,7 +49,7 @@ struct Stat {
 NK_INLINE Stat finish(double s, double q, double n, double pilot, double eps,
                       bool is_centered) {
   const double inverse = 1 / n, shift = s * inverse, mean = pilot + shift;
-  const double m2 = q - s * shift;
+  const double m2 = q - (planted("the_spread_is_around_the_pilot") ? 0 : s * shift);
   const double positive = m2 < 0 ? 0 : m2;
   const double spread = positive * inverse + (is_centered ? 0 : mean * mean);
   const double scale = 1 / std::sqrt(spread + eps);
@@ -134,6 +136,7 @@ template <class C> struct Map {
     Split<C> split(center);
     hi = split.hi;
     a = (C)(scale * weight);
+    if (planted("the_centre_is_rounded")) split.lo = 0;
     shift = (C)(bias - split.lo * (scale * weight));
   }
 };
@@ -148,6 +151,8 @@ NK_INLINE Slope slope_of(double sum_g, double sum_gx, double scale, int64_t coun
   if (call.has(kGiven) || count == 0) return {};
   double n = (double)count;
   double b = -scale * scale * scale * sum_gx / n;
+  if (planted("the_variance_is_a_constant")) b = 0;
+  if (planted("the_mean_is_a_constant")) return {b, 0};
   return {b, call.has(kCentered) ? -scale * sum_g / n : 0};
 }
 
