@@ -84,6 +84,16 @@ NORMS = [
     Norm("instance-channels-last", (5, 6, 5, 7), (2, 3), (1, 6, 1, 1), channels_last),
     Norm("instance-ncl", (4, 3, 130), (2,), (1, 3, 1)),
 ]
+OF_MANY_BLOCKS = [
+    Norm("batch-nchw", (3, 2, 150, 151), (0, 2, 3), (1, 2, 1, 1)),
+    Norm("batch-nchw-of-long-runs", (2, 2, 40_000), (0, 2), (1, 2, 1)),
+    Norm("batch-matrix", (5000, 16), (0,), (1, 16)),
+    Norm(
+        "batch-channels-last", (2, 70, 23, 24), (0, 2, 3), (1, 70, 1, 1), channels_last
+    ),
+    Norm("layer-many-rows", (1400, 30), (1,), (1, 30)),
+    Norm("group-channels-last", (2, 2, 8, 50, 51), (2, 3, 4), (1, 2, 8, 1, 1), grouped),
+]
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda z: z,
     "relu": F.relu,
@@ -335,6 +345,19 @@ def test_fused_agrees_with_the_four_primitives(kernels, norm) -> None:
             )
 
 
+@pytest.mark.parametrize("is_masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("norm", OF_MANY_BLOCKS, ids=str)
+def test_sums_of_several_blocks_agree_with_float64(kernels, norm, is_masked) -> None:
+    x, dy = norm.draw(torch.float32, 1, 3.0), norm.draw(torch.float32, 2)
+    # The last blocks differ from the first: one that is lost or counted twice shows.
+    last = norm.dims[-1]
+    ramp = torch.linspace(0, 2, x.shape[last]).view([-1] + [1] * (x.dim() - 1 - last))
+    x = norm.layout(x + ramp)
+    mask = norm.draw(torch.float32, 9) > -0.5 if is_masked else None
+    args = (norm, x, dy, norm.vector(3), norm.vector(4), Epilogue(), mask)
+    compare(run(kernels, *args), oracle(*args), torch.float32)
+
+
 @pytest.mark.parametrize("norm", NORMS, ids=str)
 def test_the_number_of_threads_does_not_change_a_bit(kernels, norm) -> None:
     # Enough values for more than one thread.
@@ -419,3 +442,21 @@ def test_a_pilot_far_from_the_mean_costs_no_digits(kernels) -> None:
         torch.testing.assert_close(m.m2, m2, rtol=1e-6, atol=1e-6)
         spread = (m2 / count).sqrt()
         assert ((m.mean - mean).abs() <= 1e-6 * spread + 1e-12 * mean.abs()).all(), norm
+
+
+@pytest.mark.parametrize(
+    ("norm", "every"),
+    [
+        (Norm("runs", (1, 1, 13 * 32_768), (0, 2), (1, 1, 1)), 32_768),
+        (Norm("columns", (96_000, 2), (0,), (1, 2)), 12_000 * 2),
+    ],
+    ids=str,
+)
+def test_outliers_where_the_pilot_is_taken_cost_no_digits(kernels, norm, every) -> None:
+    """Sums around it would lose n/(number of outliers) times a rounding."""
+    x = norm.draw(torch.float32, 1)
+    x.view(-1, every)[:, :16] = 1e3
+    _, mean, m2 = oracles.statistics(x, norm.dims)
+    m = kernels.moments(x, norm.dims)
+    torch.testing.assert_close(m.m2, m2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(m.mean, mean, rtol=1e-6, atol=1e-6)
