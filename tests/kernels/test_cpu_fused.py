@@ -65,6 +65,7 @@ def grouped(x: Tensor) -> Tensor:
 NORMS = [
     Norm("batch-nchw", (5, 3, 7, 6), (0, 2, 3), (1, 3, 1, 1)),
     Norm("batch-nchw-long-runs", (3, 2, 40, 41), (0, 2, 3), (1, 2, 1, 1)),
+    Norm("batch-nchw-tiles", (3, 71, 5, 5), (0, 2, 3), (1, 71, 1, 1)),
     Norm("batch-nchw-short-runs", (37, 6, 2, 2), (0, 2, 3), (1, 6, 1, 1)),
     Norm("batch-channels-last", (4, 67, 5, 3), (0, 2, 3), (1, 67, 1, 1), channels_last),
     Norm("batch-few-channels", (4, 3, 9, 7), (0, 2, 3), (1, 3, 1, 1), channels_last),
@@ -74,6 +75,7 @@ NORMS = [
     Norm("layer", (7, 3, 53), (2,), (1, 1, 53)),
     Norm("layer-narrow", (41, 5), (1,), (1, 5)),
     Norm("layer-many-rows", (700, 24), (1,), (1, 24)),
+    Norm("layer-long", (9, 801), (1,), (1, 801)),
     Norm("layer-two-dims", (6, 4, 9), (1, 2), (1, 4, 9)),
     Norm("group-nchw", (3, 4, 5, 6, 7), (2, 3, 4), (1, 4, 5, 1, 1)),
     Norm("group-nchw-short-runs", (5, 4, 3, 2, 2), (2, 3, 4), (1, 4, 3, 1, 1)),
@@ -87,11 +89,14 @@ NORMS = [
 OF_MANY_BLOCKS = [
     Norm("batch-nchw", (3, 2, 150, 151), (0, 2, 3), (1, 2, 1, 1)),
     Norm("batch-nchw-of-long-runs", (2, 2, 40_000), (0, 2), (1, 2, 1)),
+    Norm("batch-nchw-of-short-runs", (300, 3, 5, 7), (0, 2, 3), (1, 3, 1, 1)),
     Norm("batch-matrix", (5000, 16), (0,), (1, 16)),
     Norm(
         "batch-channels-last", (2, 70, 23, 24), (0, 2, 3), (1, 70, 1, 1), channels_last
     ),
     Norm("layer-many-rows", (1400, 30), (1,), (1, 30)),
+    Norm("layer-many-long-rows", (150, 832), (1,), (1, 832)),
+    Norm("instance-many", (37, 41, 5, 7), (2, 3), (1, 41, 1, 1)),
     Norm("group-channels-last", (2, 2, 8, 50, 51), (2, 3, 4), (1, 2, 8, 1, 1), grouped),
 ]
 ACTS: dict[str, Callable[[Tensor], Tensor]] = {

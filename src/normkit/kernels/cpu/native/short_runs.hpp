@@ -325,8 +325,9 @@ template <class T> class ShortRuns : private Runs<T> {
         this->streamed(e_.y + at, tile.columns, [&](int64_t j, auto lanes) NK_BODY {
           __builtin_prefetch(e_.x + at + j + tile.ahead, 0, 2);
           const V hi = e_.get(co.hi + j, lanes), a = e_.get(co.a + j, lanes);
-          V z = e_.template centered<K>(at + j, lanes, hi) * a;
-          z = e_.template finish<K>(z + e_.get(co.shift + j, lanes), at + j, lanes);
+          const V d = e_.template centered<K>(at + j, lanes, hi);
+          V z = fused(d, a, e_.get(co.shift + j, lanes));
+          z = e_.template finish<K>(z, at + j, lanes);
           e_.put(e_.y + at + j, z, lanes);
         });
       }
@@ -347,7 +348,7 @@ template <class T> class ShortRuns : private Runs<T> {
               const V hi = e_.get(co.hi + j, lanes);
               const V d = e_.template centered<K>(at, lanes, hi);
               u = e_.template gradient<K>(at, lanes, [&]() NK_BODY {
-                return d * e_.get(co.a + j, lanes) + e_.get(co.shift + j, lanes);
+                return fused(d, e_.get(co.a + j, lanes), e_.get(co.shift + j, lanes));
               });
               if (e_.dresidual) e_.keep(e_.dresidual + at, u, lanes);
               v = u * d;
@@ -392,10 +393,10 @@ template <class T> class ShortRuns : private Runs<T> {
           const V hi = e.get(co.hi + j, lanes), a = e.get(co.a + j, lanes);
           const V d = e.template centered<K>(at + j, lanes, hi);
           V g = e.template gradient<K>(at + j, lanes, [&]() NK_BODY {
-            return d * a + e.get(co.shift + j, lanes);
+            return fused(d, a, e.get(co.shift + j, lanes));
           });
           if (e.dresidual) e.keep(e.dresidual + at + j, g, lanes);
-          g = g * a + (d * e.get(co.b + j, lanes) + e.get(co.c + j, lanes));
+          g = fused(g, a, fused(d, e.get(co.b + j, lanes), e.get(co.c + j, lanes)));
           if (K == kAny && e.mask) g = select(e.valid(at + j, lanes), g, V{});
           e.put(e.dx + at + j, g, lanes);
         });

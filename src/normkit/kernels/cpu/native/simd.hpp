@@ -62,6 +62,27 @@ NK_INLINE vf splat(float v) { return v - vf{}; }
 NK_INLINE vd splat(double v) { return v - vd{}; }
 template <class V, class M> NK_INLINE V select(M m, V a, V b) { return m ? a : b; }
 
+// a·b + c with one rounding where the instruction set has it. Written out where whole and
+// partial vectors have to give the same bits: the compiler does not contract both alike.
+NK_INLINE vf fused(vf a, vf b, vf c) {
+#if NK_BYTES == 64
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif NK_BYTES == 32
+  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+NK_INLINE vd fused(vd a, vd b, vd c) {
+#if NK_BYTES == 64
+  return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif NK_BYTES == 32
+  return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Lanes below n.
 template <class C> NK_INLINE Mask<C> first_lanes(int64_t n) {
   Mask<C> lane;
