@@ -1,6 +1,7 @@
 """Too little data is not judged: never "ok", and never an alarm either."""
 
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from normkit.doctor.statistics import (
     DataStatistics,
     LayerStatistics,
     NormStatistics,
+    OutputStatistics,
     TrainingStatistics,
     WeightStatistics,
 )
@@ -52,29 +54,66 @@ def norm(samples: int, **changes: object) -> Statistics:
     return replace(Statistics((layer,)), **changes)  # pyright: ignore[reportArgumentType]
 
 
+def seen_by_norm(samples: int, **seen: object) -> Statistics:
+    """The same layer, after more was seen of it than its input."""
+    statistics = norm(samples)
+    layer = statistics.layers[0]
+    assert layer.norm is not None
+    measured = replace(layer.norm, **seen)  # pyright: ignore[reportArgumentType]
+    changed = replace(
+        layer,
+        norm=measured,
+        input=moments_of(samples, 0.0, 1.0),
+        output=moments_of(samples, 0.0, 1.0),
+    )
+    return replace(statistics, layers=(changed,))
+
+
+def stream(samples: int, *lengths: int) -> ChannelStream:
+    """One batch of sequences of each length, `samples` of them in all."""
+    batches: list[ChannelStream] = []
+    for k, length in enumerate(lengths):
+        n = samples * (k + 1) // len(lengths) - samples * k // len(lengths)
+        seen = moments(torch.randn(n, 2, dtype=torch.float64), 0)
+        batches.append(ChannelStream.of_batch(seen, seen, length))
+    return reduce(ChannelStream.merge, batches)
+
+
+CONSTANT = OutputStatistics(spread=0.0, scale=1.0, units=3, sums_to_one=False)
+GRU = LayerStatistics("gru", "GRU", "recurrent")
+
 LITTLE = {
     "D06": norm(300, data=DataStatistics(last=None)),
     "D08": norm(300, training=TrainingStatistics(is_rehearsed=True)),
     "D10": weights(4, gradient_norm=(0.0,), bias_gradient_norm=(1e-9,)),
+    "D11": seen_by_norm(99, quiet=stream(99, 0)),
+    "D12": seen_by_norm(99, stream=stream(99, 8, 8)),
+    "D20": Statistics((GRU,)),
     "D22": weights(3),
     "D23": weights(3),
     "D24": weights(4, last=0.0),
     "D25": weights(3),
     "D27": weights(1, update_ratio=(9.0,)),
     "D28": replace(weights(1), data=DataStatistics(input=moments_of(99, 50.0, 1e4))),
+    "D29": seen_by_norm(300, stream=stream(300, 8)),
     "D31": norm(9, is_averaged=True),
+    "D34": replace(weights(1), output=CONSTANT, samples=99),
 }
 # The same findings on enough data, where the check takes a side.
 ENOUGH = {
     "D06": norm(300, data=DataStatistics(last=1)),
     "D10": weights(4, gradient_norm=(1.0,), bias_gradient_norm=(1e-9,)),
+    "D11": seen_by_norm(100, quiet=stream(100, 0)),
+    "D12": seen_by_norm(100, stream=stream(100, 8, 8)),
     "D22": weights(4),
     "D23": weights(4),
     "D24": weights(4),
     "D25": weights(4),
     "D27": weights(1, update_ratio=(9.0,) * 50),
     "D28": replace(weights(1), data=DataStatistics(input=moments_of(101, 50.0, 1e4))),
+    "D29": seen_by_norm(300, stream=stream(300, 8, 9)),
     "D31": norm(3000, is_averaged=True),
+    "D34": replace(weights(1), output=CONSTANT, samples=100),
 }
 
 
