@@ -27,6 +27,7 @@ __all__ = [
     "moments",
     "plain_sum",
     "statistics_dtype",
+    "zero_where",
 ]
 
 
@@ -378,3 +379,14 @@ def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
             f"mask of shape {tuple(mask.shape)} must broadcast to x, which has shape "
             f"{tuple(x.shape)}; add dimensions of size 1 where they are missing"
         ) from None
+
+
+def zero_where(hidden: Tensor, x: Tensor) -> Tensor:
+    """`x` with 0 where `hidden`, in the memory format of `x`.
+
+    `Tensor.masked_fill` answers in row-major order whatever it was given, so that every
+    pass after it would pay for the other format of a channels_last network.
+    """
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    back = sorted(range(x.dim()), key=order.__getitem__)
+    return x.permute(order).masked_fill(hidden.permute(order), 0).permute(back)

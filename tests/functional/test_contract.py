@@ -11,6 +11,7 @@ import normkit.functional as F
 import oracles
 from kernels.cases import backends_here
 from normkit.kernels.choose import backend_named
+from normkit.kernels.epilogue import ACTIVATIONS
 
 STDS = [0.0, 1.0, 1e2, 1e4, 1e6]
 
@@ -177,6 +178,35 @@ def test_the_memory_format_is_kept(memory_format: torch.memory_format) -> None:
     assert y.is_contiguous(memory_format=memory_format)
     (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
     assert dx.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("backend", backends_here())
+@pytest.mark.parametrize("valid", [None, (5, 1, 1, 1), (5, 1, 4, 3), (5, 16, 4, 3)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_channels_last_stays_behind_masks_sums_and_activations(
+    activation: str, valid: tuple[int, ...] | None, backend: str
+) -> None:
+    """Torch's masked_fill answers in row-major order, which the next pass would pay."""
+    x, residual = (
+        torch.randn(5, 16, 4, 3)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+        for _ in range(2)
+    )
+    mask = None if valid is None else torch.rand(valid) > 0.3
+    running = torch.zeros(16), torch.ones(16)
+    for training in (True, False):
+        with normkit.backend(backend):
+            y = F.batch_norm(
+                *(x, *running),
+                training=training,
+                mask=mask,
+                activation=activation,
+                residual=residual,
+            )
+            dx, dresidual = torch.autograd.grad(y, (x, residual), torch.ones_like(y))
+        for tensor in (y, dx, dresidual):
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(

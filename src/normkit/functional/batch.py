@@ -14,7 +14,7 @@ from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.engine import normalize, standardize
 from normkit.functional.running import update_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
-from normkit.moments import Moments, broadcast_mask
+from normkit.moments import Moments, broadcast_mask, zero_where
 
 __all__ = ["batch_norm", "instance_norm"]
 
@@ -163,9 +163,9 @@ def batch_norm(
         # Zeroed on the way in too: a NaN of the padding would meet dy = 0 in dweight.
         valid = broadcast_mask(mask, input)
         hidden = ~valid if valid.dtype == torch.bool else valid <= 0
-        seen = input.masked_fill(hidden, 0)
+        seen = zero_where(hidden, input)
         y = standardize(seen, mean, var, gain, offset, eps, epilogue=epilogue)
-        return y.masked_fill(hidden, 0)
+        return zero_where(hidden, y)
     dims = tuple(d for d in range(input.dim()) if d != dim)
     if channels and input.numel() == channels:
         raise ArgumentError(

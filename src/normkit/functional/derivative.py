@@ -18,6 +18,7 @@ from normkit.functional.memory import memory_mode, remember
 from normkit.kernels.choose import choose_fused
 from normkit.kernels.composed import Grads
 from normkit.kernels.epilogue import Epilogue
+from normkit.moments import zero_where
 
 __all__ = ["Job", "run"]
 
@@ -206,9 +207,9 @@ def _differentiable_grads(
     epilogue = job.epilogue(residual)
     if gate is not None:
         # Where the relu was open is a constant: its second derivative is 0.
-        dy, epilogue = dy.masked_fill(gate <= 0, 0), _NONE
+        dy, epilogue = zero_where(gate <= 0, dy), _NONE
     if valid is not None:
-        dy = dy.masked_fill(~valid, 0)
+        dy = zero_where(~valid, dy)
     dresidual = dy if wanted[3] and residual is None else None
     with torch.enable_grad():
         if count is None:

@@ -19,7 +19,13 @@ from normkit.functional.composed import is_transformed
 from normkit.kernels.choose import choose, choose_fused
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.primitives import split, vector_dtype
-from normkit.moments import Moments, broadcast_mask, deviations, statistics_dtype
+from normkit.moments import (
+    Moments,
+    broadcast_mask,
+    deviations,
+    statistics_dtype,
+    zero_where,
+)
 from normkit.sync import merge_over, sum_over
 
 __all__ = ["normalize_over_ranks"]
@@ -121,7 +127,7 @@ class _OverRanks(torch.autograd.Function):
             return (*grads, None, None)
         if valid is not None:
             # What x holds at masked places must not meet a gradient of 0.
-            dy, x = dy.masked_fill(~valid, 0), x.masked_fill(~valid, 0)
+            dy, x = zero_where(~valid, dy), zero_where(~valid, x)
         kernels = choose(x, job.dims)
         sum_dy, sum_dy_rest = kernels.reduce_grads(dy, x, center, job.dims)
         dx = dweight = dbias = None
@@ -157,7 +163,7 @@ def _differentiable_grads(
 ) -> tuple[Tensor | None, ...]:
     """The same gradients as a graph of their own, for create_graph=True."""
     if valid is not None:
-        dy = dy.masked_fill(~valid, 0)
+        dy = zero_where(~valid, dy)
     named = tuple(zip((x, weight, bias), wanted, strict=True))
     inputs = [t for t, is_wanted in named if is_wanted and t is not None]
     with torch.enable_grad():

@@ -22,7 +22,7 @@ from torch import Tensor
 from normkit.kernels.epilogue import Epilogue, activate, gate
 from normkit.kernels.fixed_order import is_order_fixed
 from normkit.kernels.primitives import Backend
-from normkit.moments import Moments, statistics_dtype
+from normkit.moments import Moments, statistics_dtype, zero_where
 
 __all__ = ["Composed", "Fused", "Grads", "fused", "shared_dims"]
 
@@ -186,7 +186,7 @@ class Composed:
             dy = opened.to(x.dtype)
         if mask is not None:
             # What x holds at masked places must not meet a gradient of 0.
-            dy, x = dy.masked_fill(~mask, 0), x.masked_fill(~mask, 0)
+            dy, x = zero_where(~mask, dy), zero_where(~mask, x)
         dx, dweight, dbias = self._grads(
             dy, x, weight, bias, center, inv_std, count, centered, wanted[:3]
         )

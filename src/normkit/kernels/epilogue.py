@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normkit.errors import ArgumentError
+from normkit.moments import zero_where
 
 __all__ = ["ACTIVATIONS", "Epilogue", "activate", "gate"]
 
@@ -66,7 +67,7 @@ def activate(name: str, z: Tensor, slope: float = 0.01) -> Tensor:
 def gate(name: str, dy: Tensor, z: Tensor, slope: float = 0.01) -> Tensor:
     """dy·act′(z)."""
     if name == "relu":
-        return dy.masked_fill(z <= 0, 0)
+        return zero_where(z <= 0, dy)
     if name == "leaky_relu":
         return torch.where(z > 0, dy, dy * slope)
     if name == "silu":

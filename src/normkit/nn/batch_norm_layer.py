@@ -20,7 +20,7 @@ from normkit.functional.memory import Mode, is_remembered, less_memory
 from normkit.functional.remembered import Remembered
 from normkit.kernels.cpu.plain import is_watched
 from normkit.kernels.epilogue import ACTIVATIONS, activate
-from normkit.moments import broadcast_mask
+from normkit.moments import broadcast_mask, zero_where
 from normkit.nn.batch_statistics import (
     ESTIMATORS,
     SMALL_BATCH_POLICIES,
@@ -252,7 +252,7 @@ class BatchNormLayer(BatchStatisticsLayer):
         if mask is None:
             return y
         valid = broadcast_mask(mask, y)
-        return y.masked_fill(~valid if valid.dtype == torch.bool else valid <= 0, 0)
+        return zero_where(~valid if valid.dtype == torch.bool else valid <= 0, y)
 
     def extra_repr(self) -> str:
         """The arguments of torch's layer, and what differs from its behaviour."""

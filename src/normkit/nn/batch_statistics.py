@@ -16,7 +16,7 @@ from normkit.functional import normalize, standardize, update_running
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghosts import normalize_ghosts
 from normkit.functional.over_ranks import normalize_over_ranks
-from normkit.moments import Moments, broadcast_mask
+from normkit.moments import Moments, broadcast_mask, zero_where
 from normkit.nn.running_state import RunningStateLayer
 from normkit.sync import is_group, merge_over
 
@@ -198,7 +198,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if mask is not None:
             valid = broadcast_mask(mask, x)
             hidden = ~valid if valid.dtype == torch.bool else valid <= 0
-            x = x.masked_fill(hidden, 0)
+            x = zero_where(hidden, x)
         if self.on_small_batch == "running":
             other = standardize(x, mean, var, weight, bias, self.eps)
         else:
@@ -207,7 +207,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
             other = d if weight is None else d * weight.to(d.dtype)
             other = other if bias is None else other + bias.to(other.dtype)
         if hidden is not None:
-            other = other.masked_fill(hidden, 0)
+            other = zero_where(hidden, other)
         return torch.where(measured.count > 1, y, other.to(y.dtype))
 
 
