@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +15,9 @@ from normkit.bench.cases import (
     ours,
     theirs,
 )
-from normkit.bench.page import BEGIN, END, generated, newest, renew
 from normkit.bench.speed import Speed, speed
 from normkit.bench.steps import resnet
 from normkit.bench.timing import in_turns
-from normkit.errors import ArgumentError
 
 SMALL = tuple(
     SpeedCase(case.layer, shape, case.layout, case.dtype, case.follows)
@@ -89,21 +86,6 @@ def test_a_record_survives_the_file() -> None:
     again = Speed.from_json(found.to_json())
     assert again == found
     assert again.to_markdown() == found.to_markdown()
-
-
-def test_the_page_shows_the_newest_record(tmp_path: Path) -> None:
-    """Renew it by `normkit bench page`."""
-    page = Path(__file__).parents[2] / "benchmarks" / "README.md"
-    assert page.read_text(encoding="utf-8") == renew(page)
-    copy = tmp_path / "README.md"
-    copy.write_text("no marks")
-    with pytest.raises(ArgumentError, match="has no line"):
-        renew(copy)
-    copy.write_text(f"before\n{BEGIN}\nold\n{END}\nafter")
-    with pytest.raises(ArgumentError, match="holds no record"):
-        renew(copy)
-    record = newest(page.parent / "results")
-    assert renew(copy, record) == f"before\n{generated(record)}\nafter"
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet18", 11.7), ("resnet50", 25.6)])

@@ -10,6 +10,7 @@ import typer
 from normkit.bench.cases import CASES, QUICK
 from normkit.bench.numerics import BEGIN, END, numerics
 from normkit.bench.page import renew
+from normkit.bench.small import small
 from normkit.bench.speed import speed
 from normkit.bench.steps import STEPS
 from normkit.errors import ArgumentError
@@ -91,6 +92,30 @@ def _speed(
 
 
 @app.command(
+    "small",
+    epilog="Example: `normkit bench small --json small.json`",
+)
+def _small(
+    budget: Annotated[
+        float, typer.Option(min=0.01, help="Minutes for everything.")
+    ] = 1.5,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write every number into this file.")
+    ] = None,
+) -> None:
+    """Time layers on small inputs beside torch.nn: the microseconds they take more.
+
+    In training, in training with its backward, and in eval, with one thread.
+    Contestants take turns; times are process CPU time, the least of many turns and the
+    median.
+    """
+    found = small(budget=60 * budget)
+    if json is not None:
+        json.write_text(found.to_json() + "\n", encoding="utf-8")
+    print(found.to_text())
+
+
+@app.command(
     "page",
     epilog="Example: `normkit bench page benchmarks/README.md`",
 )
@@ -99,10 +124,11 @@ def _page(
         "benchmarks/README.md"
     ),
     record: Annotated[
-        Path | None, typer.Option(help="By default the newest in results/ beside it.")
+        Path | None,
+        typer.Option(help="By default the newest of each in results/ beside it."),
     ] = None,
 ) -> None:
-    """Write the tables of a record of `bench speed` into a page."""
+    """Write the tables of records of `bench speed` and `bench small` into a page."""
     text = renew(page, record)
     page.write_text(text, encoding="utf-8")
     print(f"{page} is written")
