@@ -1567,10 +1567,54 @@ def outputs_are_made_again_from_twice_the_input(patch: pytest.MonkeyPatch) -> No
 
     again = Job.again
 
-    def broken(self: Any, x: Any, weight: Any, bias: Any) -> Any:
-        return again(self, x * 2, weight, bias)
+    def broken(self: Any, x: Any, *others: Any) -> Any:
+        return again(self, x * 2, *others)
 
     patch.setattr(Job, "again", broken)
+
+
+@fault(
+    caught_by="tests/functional/test_memory.py::"
+    "test_of_a_chain_of_sums_every_second_output_goes_with_the_same_bits"
+)
+def sums_are_made_again_without_what_was_added(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional.derivative import Job
+
+    again = Job.again
+
+    def broken(self: Any, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+        return again(self, x, weight, bias, None)
+
+    patch.setattr(Job, "again", broken)
+
+
+@fault(
+    caught_by="tests/functional/test_memory.py::"
+    "test_of_a_chain_of_sums_every_second_output_goes_with_the_same_bits"
+)
+def sums_are_made_again_from_sums_made_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("normkit.functional.derivative.is_remembered_sum", lambda y: False)
+
+
+@fault(
+    caught_by="tests/functional/test_gradients.py::"
+    "test_second_derivatives_where_weight_and_residual_are_computed_from_the_input"
+)
+def a_second_derivative_goes_through_the_residual_twice(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    patch.setattr("normkit.functional.derivative.aliases", lambda *tensors: tensors)
+
+
+@fault(
+    caught_by="tests/functional/test_memory.py::"
+    "test_resnet50_keeps_two_thirds_with_the_same_bits_and_less_with_int8"
+)
+def a_waiting_output_does_not_know_a_remembered_one(patch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        pass
+
+    patch.setattr("normkit.nn.pending.Remembered", Nothing)
 
 
 @fault(

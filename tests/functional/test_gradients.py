@@ -15,6 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import normkit
 import normkit.functional as F
 import oracles
+from normkit.kernels.epilogue import activate
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,32 @@ def test_masked_derivatives_pass_gradcheck(kind: str) -> None:
 
     assert gradcheck(f, inputs, check_forward_ad=True)
     assert gradgradcheck(f, inputs)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("training", [True, False])
+def test_second_derivatives_where_weight_and_residual_are_computed_from_the_input(
+    activation: str, training: bool
+) -> None:
+    """Against torch's own operators; the parts share a graph behind them."""
+    x = torch.randn(5, 3, 4, dtype=torch.double, requires_grad=True)
+    dy = torch.randn_like(x)
+    mean, var = torch.randn(3).double(), torch.rand(3).double() + 0.5
+
+    def twice(is_ours: bool) -> tuple[Tensor, Tensor]:
+        weight, bias = x.sin().sum((0, 2)), x.cos().mean((0, 2))
+        residual = x.sigmoid() * x
+        given = (x, mean.clone(), var.clone(), weight, bias, training)
+        if is_ours:
+            y = F.batch_norm(*given, activation=activation, residual=residual)
+        else:
+            plain = torch.nn.functional.batch_norm(*given) + residual
+            y = activate(activation, plain)
+        (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+        return dx, torch.autograd.grad((dx * dy.sin()).sum(), x)[0]
+
+    for ours, theirs in zip(twice(True), twice(False), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_third_order_derivatives_are_exact() -> None:

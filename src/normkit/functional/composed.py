@@ -15,7 +15,7 @@ from normkit.kernels.epilogue import Epilogue, activate
 from normkit.kernels.primitives import split, vector_dtype
 from normkit.moments import Moments, broadcast_mask, deviations, statistics_dtype
 
-__all__ = ["by_constants", "composed", "is_transformed"]
+__all__ = ["aliases", "by_constants", "composed", "is_transformed"]
 
 _NONE = Epilogue()
 
@@ -69,6 +69,17 @@ def by_constants(
     rest = rest if lo is None else rest - lo
     y = _affine(rest * inv_std.to(compute), weight, bias)
     return _finished(y, epilogue).to(x.dtype)
+
+
+def aliases(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The same tensors as nodes of the graph of their own.
+
+    A derivative that runs one of the above again on what a forward was given asks for
+    the gradients of these: where a residual or a weight was computed from x, x itself
+    would get that share, too, here and once more where autograd goes on.
+    """
+    with torch.enable_grad():
+        return tuple(None if t is None else t.view_as(t) for t in tensors)
 
 
 def _finished(z: Tensor, epilogue: Epilogue) -> Tensor:

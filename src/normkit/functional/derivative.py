@@ -13,8 +13,19 @@ import torch
 from torch import Tensor
 
 from normkit.functional.as_bytes import from_bytes, to_bytes
-from normkit.functional.composed import by_constants, composed, is_transformed
-from normkit.functional.memory import memory_mode, remember
+from normkit.functional.composed import (
+    aliases,
+    by_constants,
+    composed,
+    is_transformed,
+)
+from normkit.functional.memory import (
+    is_remembered,
+    is_remembered_sum,
+    keep,
+    memory_mode,
+    remember,
+)
 from normkit.kernels.choose import choose_fused
 from normkit.kernels.composed import Grads
 from normkit.kernels.epilogue import Epilogue
@@ -33,7 +44,7 @@ class Job:
 
     __slots__ = (
         *("dims", "eps", "centered", "activation", "slope"),
-        *("measured", "center", "inv_std", "keeps_bytes"),
+        *("measured", "center", "inv_std", "keeps_bytes", "remembers"),
     )
 
     def __init__(
@@ -46,6 +57,7 @@ class Job:
         self.center: Tensor | None = None
         self.inv_std: Tensor | None = None
         self.keeps_bytes = False
+        self.remembers = False
 
     @property
     def count(self) -> Tensor | None:
@@ -83,28 +95,29 @@ class Job:
         return y
 
     def again(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
     ) -> Callable[[], Tensor]:
         """How to compute the output once more from what the backward keeps."""
         # Without the graph behind them: what is kept must not keep more.
-        x, version = x.detach(), x._version
+        input_again = keep(x.detach())
+        residual_again = None if residual is None else keep(residual.detach())
         weight = None if weight is None else weight.detach()
         bias = None if bias is None else bias.detach()
 
         def compute() -> Tensor:
-            if x._version != version:
-                raise RuntimeError(
-                    f"the input of a normalization, of shape {tuple(x.shape)}, was "
-                    "changed in place before the backward computed from it again; "
-                    "leave it as it is, or run outside of less_memory()"
-                )
             with torch.no_grad():
                 assert self.center is not None
                 assert self.inv_std is not None
+                x = input_again()
+                added = None if residual_again is None else residual_again()
                 center = self.center if self.centered else self.center * 0
-                kernels = choose_fused(x, self.dims, weight, bias)
+                kernels = choose_fused(x, self.dims, weight, bias, added)
                 return kernels.apply_given(
-                    x, center, self.inv_std, weight, bias, self.epilogue()
+                    x, center, self.inv_std, weight, bias, self.epilogue(added)
                 )
 
         return compute
@@ -128,15 +141,28 @@ def run(
         mode = memory_mode()
         if mode is None:
             return _Standardize.apply(x, weight, bias, residual, valid, job)
-        can_recompute = residual is None and valid is None
         job.keeps_bytes = mode == "int8" and (
             valid is None and (residual is not None or job.activation == "none")
         )
+        job.remembers = (
+            valid is None and not job.keeps_bytes and _pays(residual, job.activation)
+        )
         y = _Standardize.apply(x, weight, bias, residual, valid, job)
-        if can_recompute and not job.keeps_bytes:
-            remember(y, job.again(x, weight, bias))
+        if job.remembers:
+            again = job.again(x, weight, bias, residual)
+            remember(y, again, is_sum=residual is not None)
         return y
     return job.forward(x, weight, bias, residual, valid)
+
+
+def _pays(residual: Tensor | None, activation: str) -> bool:
+    """Whether keeping the residual for the output's sake keeps no more than before."""
+    if residual is None:
+        return True
+    if is_remembered_sum(residual):
+        return False
+    # A plain sum needs no residual for its gradients.
+    return activation != "none" or is_remembered(residual)
 
 
 class _Standardize(torch.autograd.Function):
@@ -154,7 +180,7 @@ class _Standardize(torch.autograd.Function):
     ) -> Tensor:
         y = job.forward(x, weight, bias, residual, valid)
         gate = None
-        if residual is not None:
+        if residual is not None and not job.remembers:
             if job.activation == "relu":
                 # Whoever reads y keeps it anyway; the residual would be kept for us.
                 residual, gate = None, y
@@ -202,8 +228,11 @@ def _differentiable_grads(
     wanted: tuple[bool, ...],
 ) -> Grads:
     """The same gradients as a graph of their own, for create_graph=True."""
-    x, weight, bias, residual, valid, gate, center, inv_std, count = saved
+    x, weight, bias, residual, *others = saved
+    x, weight, bias, residual = aliases(x, weight, bias, residual)
+    valid, gate, center, inv_std, count = others
     with_graph = torch.is_grad_enabled()
+    assert x is not None
     epilogue = job.epilogue(residual)
     if gate is not None:
         # Where the relu was open is a constant: its second derivative is 0.
@@ -226,7 +255,7 @@ def _differentiable_grads(
     inputs = [
         t
         for t, asked in zip((x, weight, bias, residual), is_asked, strict=True)
-        if asked
+        if asked and t is not None
     ]
     found = iter(
         torch.autograd.grad(y, inputs, dy, create_graph=with_graph) if inputs else ()

@@ -8,6 +8,12 @@ An output y = act((x − center)·scale + shift) is a function of x, which its o
 needs anyway. Whoever saves y within the block saves how to compute it instead. Nothing
 is approximated: the same kernel on the same numbers gives the same bits.
 
+    y₁ = relu(norm(x₁) + y₀)           y₁ from x₁ and y₀; y₂ is kept, since it would
+    y₂ = relu(norm(x₂) + y₁)           need y₁ again first; y₃ from x₃ and y₂; …
+
+With a residual every second output of a chain of sums goes: each is computed from what
+is kept, in one step.
+
 `"int8"` also keeps x itself as one byte per value where y cannot stand for it (a
 residual is added, or nothing follows): gradients are then off by the rounding.
 
@@ -25,8 +31,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils.hooks import RemovableHandle
-from torch.utils.module_tracker import ModuleTracker
 
 from normkit.errors import ArgumentError
 
@@ -34,6 +43,8 @@ __all__ = [
     "Mode",
     "SavedMemory",
     "is_remembered",
+    "is_remembered_sum",
+    "keep",
     "less_memory",
     "memory_mode",
     "remember",
@@ -145,18 +156,18 @@ class saved_memory:  # noqa: N801
 
     def __init__(self) -> None:
         self._saved = SavedMemory()
-        self._tracker = ModuleTracker()
+        self._running = _Running()
         self._watch = _Watch(None, self._count)
         self._seen: dict[int, Any] = {}
 
     def __enter__(self) -> SavedMemory:
-        self._tracker.__enter__()
+        self._running.start()
         self._watch.__enter__()
         return self._saved
 
     def __exit__(self, *exception: Any) -> None:
         self._watch.__exit__(*exception)
-        self._tracker.__exit__(*exception)
+        self._running.stop()
         self._seen.clear()
 
     def _count(self, saved: Tensor) -> None:
@@ -168,10 +179,48 @@ class saved_memory:  # noqa: N801
             return
         # Held until the block ends, so that no other tensor gets the same address.
         self._seen[storage.data_ptr()] = storage
-        parents = self._tracker.parents - {"Global"}
-        name = max(parents, key=len, default="")
+        name = self._running.name
         counts = self._saved.by_module
         counts[name] = counts.get(name, 0) + storage.nbytes()
+
+
+class _Running:
+    """The name of the module that runs, as `"Net.layer.0"`.
+
+    Torch's own tracker asks outputs whether they need a gradient; a batch norm's that
+    waits for what follows would be computed by that, and less would be fused.
+    """
+
+    def __init__(self) -> None:
+        self._names: weakref.WeakKeyDictionary[torch.nn.Module, str]
+        self._names = weakref.WeakKeyDictionary()
+        self._stack: list[str] = []
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def name(self) -> str:
+        return self._stack[-1] if self._stack else ""
+
+    def start(self) -> None:
+        self._hooks = [
+            register_module_forward_pre_hook(self._begins),
+            register_module_forward_hook(self._ends, always_call=True),
+        ]
+
+    def stop(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._names.clear()
+        self._stack.clear()
+
+    def _begins(self, module: torch.nn.Module, args: Any) -> None:
+        name = self._names.setdefault(module, type(module).__name__)
+        for key, child in module.named_children():
+            self._names.setdefault(child, f"{name}.{key}")
+        self._stack.append(name)
+
+    def _ends(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self._stack.pop()
 
 
 def memory_mode() -> Mode | None:
@@ -184,23 +233,45 @@ def memory_mode() -> Mode | None:
     return None
 
 
-def remember(y: Tensor, compute: Callable[[], Tensor]) -> None:
+def remember(y: Tensor, compute: Callable[[], Tensor], *, is_sum: bool = False) -> None:
     """Let whoever saves `y` in this block save `compute` instead.
 
     Args:
         y: A fresh tensor.
-        compute: Gives the same values again.
+        compute: Gives the same values again; what it needs it has from `keep`.
+        is_sum: Whether a residual is among that, see `is_remembered_sum`.
     """
     key = y.untyped_storage().data_ptr()
-    recipe = _Recipe(compute, weakref.ref(y), y._version)
+    recipe = _Recipe(compute, weakref.ref(y), y._version, is_sum)
     _state.recipes[key] = recipe
     weakref.finalize(y, _forget, _state.recipes, key, recipe)
 
 
 def is_remembered(y: Tensor) -> bool:
     """Whether there is a recipe that makes `y` again."""
-    recipe = _state.recipes.get(y.untyped_storage().data_ptr())
-    return recipe is not None and recipe.makes(y)
+    return _recipe_of(y) is not None
+
+
+def is_remembered_sum(y: Tensor) -> bool:
+    """Whether that recipe adds a residual: another sum on top would need both again."""
+    recipe = _recipe_of(y)
+    return recipe is not None and recipe.is_sum
+
+
+def keep(t: Tensor) -> Callable[[], Tensor]:
+    """How to have `t` again: what was remembered of it, else `t` itself, unchanged."""
+    recipe = _recipe_of(t)
+    if recipe is None:
+        return _Held(t, t._version).unpack
+    return _Packed(recipe, tuple(t.shape), t.stride(), t.storage_offset()).unpack
+
+
+def _recipe_of(t: Tensor) -> _Recipe | None:
+    if t.layout != torch.strided:
+        return None
+    recipe = _state.recipes.get(t.untyped_storage().data_ptr())
+    # Changed in place since: the recipe makes what it was before.
+    return recipe if recipe is not None and recipe.makes(t) else None
 
 
 def _forget(recipes: dict[int, _Recipe], key: int, recipe: _Recipe) -> None:
@@ -213,6 +284,7 @@ class _Recipe:
     compute: Callable[[], Tensor]
     made: Callable[[], Tensor | None]
     version: int
+    is_sum: bool
     # Two consumers that unpack at the same time share one copy.
     latest: Callable[[], Tensor | None] = lambda: None
 
@@ -297,20 +369,14 @@ class _State(threading.local):
 _state = _State()
 
 
-def _pack(saved: Tensor) -> _Held | _Packed:
-    if saved.layout == torch.strided and memory_mode() is not None:
-        recipe = _state.recipes.get(saved.untyped_storage().data_ptr())
-        # Changed in place since: the recipe makes what it was before.
-        if recipe is not None and recipe.makes(saved):
-            return _Packed(
-                recipe,
-                *(tuple(saved.shape), saved.stride(), saved.storage_offset()),
-            )
+def _pack(saved: Tensor) -> Callable[[], Tensor]:
+    if memory_mode() is not None and _recipe_of(saved) is not None:
+        return keep(saved)
     for watch in _state.watches:
         if watch.count is not None:
             watch.count(saved)
-    return _Held(saved, saved._version)
+    return _Held(saved, saved._version).unpack
 
 
-def _unpack(packed: _Held | _Packed) -> Tensor:
-    return packed.unpack()
+def _unpack(packed: Callable[[], Tensor]) -> Tensor:
+    return packed()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from normkit.functional import engine
-from normkit.functional.composed import composed
+from normkit.functional.composed import aliases, composed
 from normkit.functional.memory import memory_mode
 from normkit.kernels.choose import asked_for, backend_named, choose
 from normkit.kernels.epilogue import Epilogue
@@ -284,6 +284,8 @@ def _differentiable_batch_norm(
     dy: Tensor, ctx: Any, wanted: list[bool]
 ) -> Sequence[Tensor | None]:
     x, weight, bias, residual, bits, *_ = ctx.saved_tensors
+    x, weight, bias, residual = aliases(x, weight, bias, residual)
+    assert x is not None
     epilogue = Epilogue(ctx.activation, ctx.slope, residual)
     inputs = [x, weight, bias, residual]
     if bits.numel():
@@ -341,6 +343,8 @@ class _StandardizeRows(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[1:4])
         x, weight, bias, mean, inv_std = ctx.saved_tensors
         if torch.is_grad_enabled():
+            x, weight, bias = aliases(x, weight, bias)
+            assert x is not None
             with torch.enable_grad():
                 y, _ = composed(
                     *(x, tuple(ctx.dims), weight, bias, ctx.eps), centered=ctx.centered

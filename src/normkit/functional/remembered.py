@@ -22,14 +22,15 @@ __all__ = ["Remembered"]
 class Remembered(Tensor):
     """A tensor that shares the memory of a remembered one, see `memory.remember`."""
 
-    _plain: Tensor
+    plain: Tensor
+    """The tensor itself, of the same memory, with its graph."""
 
     @staticmethod
     def of(y: Tensor) -> Remembered:
         """`y` for readers that shall keep its recipe instead of it."""
         with torch.no_grad():
             wrapped: Any = y.detach().as_subclass(Remembered)
-        wrapped._plain = y
+        wrapped.plain = y
         return wrapped
 
     @classmethod
@@ -43,4 +44,4 @@ class Remembered(Tensor):
 
 
 def _plain(y: Remembered) -> Tensor:
-    return y._plain
+    return y.plain

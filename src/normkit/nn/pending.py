@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from normkit.functional.remembered import Remembered
+
 __all__ = ["Pending", "activation_called"]
 
 # (residual, activation, slope, whether the statistics may move) → the values
@@ -176,6 +178,8 @@ def _added(args: Any, kwargs: Any, *, in_place: bool) -> Pending | None:
     y, other = args if isinstance(args[0], Pending) else reversed(args)
     if isinstance(other, Pending):
         other = _values(other)
+    if isinstance(other, Remembered):
+        other = other.plain
     if (
         (in_place and y is not args[0])
         or y._done is not None
