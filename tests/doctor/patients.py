@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -49,38 +50,55 @@ class Residual(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, width: int, dropout: float, momentum: float | None) -> None:
+    """A GRU over the rows of a digit, and a normalized layer behind its last state."""
+
+    def __init__(
+        self, width: int, dropout: float, norm: Callable[[int], nn.Module], act: type
+    ) -> None:
         super().__init__()
         self.gru = nn.GRU(8, width, batch_first=True)
         self.hidden, self.drop = nn.Linear(width, width), nn.Dropout(dropout)
-        self.norm = nn.BatchNorm1d(width, momentum=momentum)
-        self.act, self.head = nn.ReLU(), nn.Linear(width, 10)
+        self.norm = norm(width)
+        self.act, self.head = _act(act), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        last = self.gru(x.view(-1, 8, 8))[0][:, -1]
+        last = self.gru(x.view(len(x), -1, 8))[0][:, -1]
         return self.head(self.act(self.norm(self.drop(self.hidden(last)))))
 
 
-class Attending(nn.Module):
-    """A transformer of one block, with batch norm along the channels."""
+class Attention(nn.Module):
+    """A block of a transformer, with batch norm along the channels."""
 
-    def __init__(self, width: int, dropout: float, momentum: float | None) -> None:
+    def __init__(
+        self, width: int, dropout: float, norm: Callable[[int], nn.Module], act: type
+    ) -> None:
         super().__init__()
-        self.embed = nn.Linear(8, width)
-        self.position = nn.Parameter(0.02 * torch.randn(8, width))
-        self.norm1 = nn.BatchNorm1d(width, momentum=momentum)
+        self.norm1 = norm(width)
         self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.norm2 = nn.BatchNorm1d(width, momentum=momentum)
-        self.hidden, self.act = nn.Linear(width, width), nn.ReLU()
-        self.out, self.head = nn.Linear(width, width), nn.Linear(width, 10)
+        self.norm2 = norm(width)
+        self.hidden, self.act = nn.Linear(width, width), _act(act)
+        self.out = nn.Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x.view(-1, 8, 8)) + self.position
         y = self.norm1(self.drop(x).mT).mT
         x = x + self.attention(y, y, y, need_weights=False)[0]
-        x = x + self.out(self.act(self.hidden(self.norm2(self.drop(x).mT).mT)))
-        return self.head(x.mean(1))
+        return x + self.out(self.act(self.hidden(self.norm2(self.drop(x).mT).mT)))
+
+
+class Attending(nn.Module):
+    """A transformer over the rows of a digit."""
+
+    def __init__(self, width: int, blocks: Callable[[], list[nn.Module]]) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, width)
+        self.position = nn.Parameter(0.02 * torch.randn(8, width))
+        self.blocks = nn.Sequential(*blocks())
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.view(len(x), -1, 8))
+        return self.head(self.blocks(x + self.position[: x.shape[1]]).mean(1))
 
 
 def _act(act: type) -> nn.Module:
@@ -92,9 +110,10 @@ def build(
     *,
     act: type = nn.ReLU,
     normalized: bool = True,
-    depth: int = 4,
+    depth: int | None = None,
     width: int | None = None,
     momentum: float | None = 0.1,
+    eps: float = 1e-5,
     dropout: float = 0.0,
     seed: int = 0,
 ) -> nn.Module:
@@ -104,7 +123,7 @@ def build(
         if not normalized:
             return lambda _: nn.Identity()
         return functools.partial(
-            (nn.BatchNorm1d, nn.BatchNorm2d)[rank - 1], momentum=momentum
+            (nn.BatchNorm1d, nn.BatchNorm2d)[rank - 1], eps=eps, momentum=momentum
         )
 
     def drop() -> list[nn.Module]:
@@ -113,8 +132,14 @@ def build(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if net in SEQUENCES:
-            kind = Recurrent if net == "gru" else Attending
-            return kind(width or 32, dropout, momentum)
+            width = width or 32
+            parts = (width, dropout, norm(1), act)
+            if net == "gru":
+                return Recurrent(*parts)
+            return Attending(
+                width, lambda: [Attention(*parts) for _ in range(depth or 1)]
+            )
+        depth = depth or 4
         if net == "mlp":
             width = width or 48
             layers: list[nn.Module] = []
@@ -180,7 +205,7 @@ def trained(net: str, steps: int = 120, seed: int = 0, **options: object) -> nn.
     return copy.deepcopy(_trained(net, steps, seed, tuple(sorted(options.items()))))
 
 
-def norms(model: nn.Module) -> dict[str, nn.Module]:
+def norms(model: nn.Module) -> dict[str, Any]:
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
     return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
 

@@ -11,7 +11,7 @@ from normkit.doctor.statistics import Role
 from normkit.doctor.streams import ChannelStream
 from normkit.moments import Moments, moments
 
-__all__ = ["LayerProbe"]
+__all__ = ["LayerProbe", "merged"]
 
 
 class LayerProbe:
@@ -85,7 +85,7 @@ class LayerProbe:
     ) -> None:
         """Merge one input, whose moments over everything are `overall`."""
         self.samples += x.shape[0] if x.dim() > 1 else 1
-        self.input = _merged(self.input, overall)
+        self.input = merged(self.input, overall)
         if self.limits is not None:
             low, high = self.limits
             # `not inside` rather than `outside`: a NaN is no healthy slope.
@@ -129,12 +129,12 @@ class LayerProbe:
         padded = int(ends.sum())
         kept = moments(x, (0, 2), ~ends[:, None].expand(x.shape)) if padded else values
         kept = kept.to(dtype=torch.float64)
-        self.kept = kept if self.kept is None else self.kept.merge(kept)
+        self.kept = merged(self.kept, kept)
         self.num_padded += padded
 
     def see_output(self, y: Tensor, overall: Moments, unit_dim: int) -> None:
         """Merge one output, whose moments over everything are `overall`."""
-        self.output = _merged(self.output, overall)
+        self.output = merged(self.output, overall)
         unit_dim = dim_within(y, unit_dim)
         self.units = y.shape[unit_dim] if y.dim() else 1
         if self.role == "activation" and y.dim() > 1:
@@ -156,7 +156,8 @@ class LayerProbe:
             )
 
 
-def _merged(old: Moments | None, new: Moments) -> Moments:
+def merged(old: Moments | None, new: Moments) -> Moments:
+    """Both Moments where the old ones are; the new ones where there are no old."""
     return new if old is None else old.merge(new.to(device=old.mean.device))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.doctor.layer_probe import LayerProbe
+from normkit.doctor.layer_probe import LayerProbe, merged
 from normkit.doctor.measure import first_tensor, histogram_of, norm_of
 from normkit.doctor.probe import Probes
 from normkit.doctor.statistics import (
@@ -69,15 +69,15 @@ class Walk:
             seen = self.seen.setdefault(probe.name, _Seen(probe.kind, probe))
             seen.samples += probe.samples
             seen.fed_by = probe.fed_by
-            seen.input = _merged(seen.input, probe.input)
+            seen.input = merged(seen.input, _on_cpu(probe.input))
             if probe.output is not None:
-                seen.output = _merged(seen.output, probe.output)
+                seen.output = merged(seen.output, _on_cpu(probe.output))
             if probe.stream is not None:
                 stream = probe.stream.to("cpu")
                 seen.stream = seen.stream.merge(stream) if seen.stream else stream
                 seen.num_padded += probe.num_padded
                 if probe.kept is not None:
-                    seen.kept = _merged(seen.kept, probe.kept)
+                    seen.kept = merged(seen.kept, _on_cpu(probe.kept))
                 for index, call in enumerate(probe.calls):
                     if index < len(seen.calls):
                         seen.calls[index] = seen.calls[index].merge(call.to("cpu"))
@@ -108,7 +108,7 @@ class Walk:
         x = first_tensor(batch)
         if x is not None:
             flat = x.detach().flatten()
-            self.input = _merged(self.input, moments(flat, 0))
+            self.input = merged(self.input, _on_cpu(moments(flat, 0)))
 
     def take_output(self, output: Any, targets: Any) -> None:
         """Merge the answers, unit by unit."""
@@ -116,7 +116,7 @@ class Walk:
         if y is None or y.dim() < 2:
             return
         y = y.detach().float().flatten(1)
-        self._answers.append(moments(y, 0).to(device="cpu", dtype=torch.float64))
+        self._answers.append(_on_cpu(moments(y, 0)))
         sums = y.sum(1)
         is_positive = bool((y >= 0).all())
         self._sums_to_one &= is_positive and bool(((sums - 1).abs() < 1e-3).all())
@@ -235,6 +235,5 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _merged(old: Moments | None, new: Moments) -> Moments:
-    new = new.to(device="cpu", dtype=torch.float64)
-    return new if old is None else old.merge(new)
+def _on_cpu(found: Moments) -> Moments:
+    return found.to(device="cpu", dtype=torch.float64)

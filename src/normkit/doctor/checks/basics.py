@@ -110,7 +110,16 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     if reason := too_few(statistics.samples):
         yield _D34("", "not_judged", evidence=reason)
         return
-    if not out.spread > CONSTANT * out.scale:
+    if not math.isfinite(out.scale):
+        yield _D34(
+            "",
+            "warning",
+            out.scale,
+            math.inf,
+            "the output holds values that are not finite",
+            "look for the first layer whose output is not, and at what it is given",
+        )
+    elif not out.spread > CONSTANT * out.scale:
         yield _D34(
             "",
             "warning",

@@ -113,19 +113,27 @@ def dead_units(statistics: Statistics) -> Iterator[Finding]:
 
 
 def constant_channels(statistics: Statistics) -> Iterator[Finding]:
-    """D18: channels without variance, which batch norm amplifies by 1/√eps."""
+    """D18: channels without variance, which batch norm amplifies by 1/√eps.
+
+    From eps = 1 on it amplifies nothing: an eps so large is D16's matter.
+    """
     for layer, norm in statistics.norms:
         if norm.stream is None or norm.eps <= 0:
             continue
-        share = float((norm.stream.pooled.var <= norm.eps).double().mean())
+        is_faint = (norm.stream.pooled.var <= norm.eps) & (norm.eps < 1)
+        share = float(is_faint.double().mean())
         severity, threshold = above(share, warning=CONSTANT_SHARE)
         yield _D18(
             layer.name,
             severity,
             share,
             threshold,
-            f"{share:.0%} of its channels have a variance of at most eps={norm.eps:g}; "
-            f"there a change counts up to {norm.eps**-0.5:.3g}-fold",
+            f"{share:.0%} of its channels have a variance of at most eps={norm.eps:g}"
+            + (
+                f"; there a change counts up to {norm.eps**-0.5:.3g}-fold"
+                if norm.eps < 1
+                else ", and none is amplified"
+            ),
             "see whether the input of these channels arrives, and prune them if not",
         )
 
