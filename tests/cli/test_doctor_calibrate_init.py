@@ -111,6 +111,12 @@ def test_doctor_mends_what_has_a_remedy_and_then_passes(
     assert "D01" not in {f["id"] for f in found}
 
 
+def test_doctor_says_that_remedies_are_lost_without_out(capsys, place: str) -> None:
+    code, out, _ = run(capsys, "doctor", f"{place}:stale", "--fix")
+    assert code == 0
+    assert "in memory; --out saves" in out
+
+
 def test_doctor_prints_nothing_but_json(capsys, place: str, tmp_path: Path) -> None:
     page = tmp_path / "doctor.html"
     code, out, err = run(
@@ -164,7 +170,10 @@ def test_doctor_watches_the_target_s_own_loop(capsys, place: str) -> None:
         (("doctor", "{}:fresh", "--out", "x.pt"), "add --fix"),
         (("doctor", "{}:fresh", "--checkpoint", "nope.pt"), "no checkpoint nope.pt"),
         (("doctor", "{}:fresh", "--steps", "0"), "--steps"),
+        (("doctor", "{}:fresh", "--report", "/"), "--report / is a folder"),
         (("calibrate", "{}:fresh", "--out", "x.pt"), "--checkpoint"),
+        (("calibrate", "{0}:fresh", "--checkpoint", "{0}", "--out", "x"), "of classes"),
+        (("init", "{}:fresh", "--out", "/"), "--out / is a folder"),
         (("init", "{}:alone"), "pass example_inputs="),
         (("init", "{}:fresh", "--scheme", "magic"), "scheme='magic'"),
     ],
@@ -218,6 +227,7 @@ def test_init_shows_predicted_and_measured_and_draws(capsys, place: str) -> None
     assert "auto: n·Var[w], predicted and measured" in out
     assert out.count("│") >= 3
     assert "█" in out or "0.1" in out
+    assert "E[y²] measured  1e-4" in out
 
 
 def test_init_is_the_same_for_the_same_seed(capsys, place, tmp_path: Path) -> None:

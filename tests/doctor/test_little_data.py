@@ -85,6 +85,7 @@ GRU = LayerStatistics("gru", "GRU", "recurrent")
 LITTLE = {
     "D06": norm(300, data=DataStatistics(last=None)),
     "D08": norm(300, training=TrainingStatistics(is_rehearsed=True)),
+    "D09": norm(300, training=TrainingStatistics()),
     "D10": weights(4, gradient_norm=(0.0,), bias_gradient_norm=(1e-9,)),
     "D11": seen_by_norm(99, quiet=stream(99, 0)),
     "D12": seen_by_norm(99, stream=stream(99, 8, 8)),
@@ -102,6 +103,7 @@ LITTLE = {
 # The same findings on enough data, where the check takes a side.
 ENOUGH = {
     "D06": norm(300, data=DataStatistics(last=1)),
+    "D09": norm(300, training=TrainingStatistics(forwards=1)),
     "D10": weights(4, gradient_norm=(1.0,), bias_gradient_norm=(1e-9,)),
     "D11": seen_by_norm(100, quiet=stream(100, 0)),
     "D12": seen_by_norm(100, stream=stream(100, 8, 8)),

@@ -474,6 +474,16 @@ def test_d28_inputs_far_from_unit_scale(
     assert worst(examined(first, data).readings, "D28") == "clear"
 
 
+def test_d28_one_batch_that_is_not_finite_is_the_first_cause() -> None:
+    data = batches()[:24]
+    data[3] = (torch.full_like(data[3][0], torch.nan), data[3][1])
+    diagnosis = examined(healthy(), data)
+    assert diagnosis.named[0] == "D28"
+    assert "not finite" in diagnosis.findings[0].evidence
+    assert "D01" not in diagnosis.named
+    assert {f.severity for f in of(diagnosis.readings, "D01")} == {"not_judged"}
+
+
 def test_d29_a_norm_that_erases_its_input() -> None:
     class Grouped(nn.Module):
         def __init__(self, groups: int) -> None:

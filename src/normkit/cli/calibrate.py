@@ -13,7 +13,7 @@ import typer
 from normkit.calibrate import calibrate
 from normkit.cli.checkpoint import Checkpoint
 from normkit.cli.printing import printable
-from normkit.cli.target import HELP, Target, read_target
+from normkit.cli.target import HELP, Target, needs_file, read_target
 from normkit.doctor.case import measured, open_case
 
 EXAMPLES = (
@@ -55,6 +55,7 @@ def command(
     written whole or not at all. Where the target gives a `metric`, or scores and
     classes, it says what eval mode reaches before and after, on the first 50 batches.
     """
+    needs_file("--out", out)
     found = read_target(target)
     found.needs("model", "loader")
     assert found.loader is not None

@@ -49,9 +49,9 @@ class Checkpoint:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            first = str(error).strip().partition("\n")[0]
             raise TargetError(
-                f"{path} cannot be read as tensors and plain data ({first}); save the "
+                f"{path} cannot be read as tensors and plain data: it is no file of "
+                "torch.save, was cut off, or holds objects of classes; save the "
                 "weights by torch.save(model.state_dict(), path)"
             ) from error
         found = next(

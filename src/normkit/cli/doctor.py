@@ -13,7 +13,7 @@ from rich.text import Text
 
 from normkit.cli.checkpoint import Checkpoint
 from normkit.cli.printing import printable, wide_console
-from normkit.cli.target import HELP, Target, read_target
+from normkit.cli.target import HELP, Target, needs_file, read_target
 from normkit.doctor import Diagnosis, diagnose
 from normkit.errors import ArgumentError
 
@@ -70,6 +70,8 @@ def command(
         raise ArgumentError(
             "--out saves mended weights, and without --fix there are none; add --fix"
         )
+    for option, path in (("--report", report), ("--out", out)):
+        needs_file(option, path)
     found = read_target(target, checkpoint)
     found.needs("model", "loader")
     if steps is not None and found.train is None:
@@ -89,7 +91,10 @@ def command(
     # Not into the JSON.
     notes = sys.stderr if as_json else sys.stdout
     if fix:
-        print(f"applied  {', '.join(mended) or 'nothing: no remedy'}", file=notes)
+        told = ", ".join(mended) or "nothing: no remedy"
+        if mended and out is None:
+            told += " (in memory; --out saves the mended weights)"
+        print(f"applied  {told}", file=notes)
     if out is not None:
         kept = Checkpoint({}) if checkpoint is None else Checkpoint.read(checkpoint)
         kept.save(found.model, out)

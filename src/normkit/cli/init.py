@@ -15,7 +15,7 @@ from rich.text import Text
 
 from normkit.cli.checkpoint import Checkpoint
 from normkit.cli.printing import printable, wide_console
-from normkit.cli.target import HELP, Target, read_target
+from normkit.cli.target import HELP, Target, needs_file, read_target
 from normkit.errors import TargetError
 from normkit.init import InitReport, initialize
 
@@ -49,6 +49,7 @@ def command(
     and of the gradients on the way back are predicted and measured as well. Exit code 1
     when one of them is off by 1,000 or more, or not finite.
     """
+    needs_file("--out", out)
     found = read_target(target)
     inputs = _example_inputs(found)
     source = torch.Generator().manual_seed(seed)
@@ -100,7 +101,8 @@ def _draw(report: InitReport, console: Console) -> None:
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("layer", overflow="fold")
-    table.add_column("E[y²] measured", justify="right", no_wrap=True)
+    # A Text, for in a plain string [y²] is markup.
+    table.add_column(Text("E[y²] measured"), justify="right", no_wrap=True)
     table.add_column(f"1e-{DECADES // 2} … │1 … 1e{DECADES // 2}", no_wrap=True)
     for line in lines:
         assert line.signal_measured is not None

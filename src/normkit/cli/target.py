@@ -29,9 +29,9 @@ from typing import Any
 from torch import nn
 
 from normkit.cli.checkpoint import Checkpoint
-from normkit.errors import NormkitError, TargetError
+from normkit.errors import ArgumentError, NormkitError, TargetError
 
-__all__ = ["HELP", "Target", "read_target"]
+__all__ = ["HELP", "Target", "needs_file", "read_target"]
 
 HELP = (
     "`file.py:factory` or `package.module:factory`; the factory returns the model, or "
@@ -118,6 +118,18 @@ def read_target(text: str, checkpoint: Path | None = None) -> Target:
     if checkpoint is not None:
         Checkpoint.read(checkpoint).load_into(target.model)
     return target
+
+
+def needs_file(option: str, path: Path | None) -> None:
+    """Say before any work is done that a result could not be written to `path`.
+
+    Raises:
+        ArgumentError: It is a folder.
+    """
+    if path is not None and path.is_dir():
+        raise ArgumentError(
+            f"{option} {path} is a folder; give the path of the file to write"
+        )
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -211,7 +223,7 @@ def _target(made: Any, text: str) -> Target:
         found = {name: getattr(made, name, None) for name in names}
     if not isinstance(found.get("model"), nn.Module):
         raise TargetError(
-            f"{text} returned a {type(made).__name__} without a torch.nn.Module as its "
-            "model; return a dict with model, loader and loss_fn"
+            f"{text} returned {type(made).__name__}, which holds no torch.nn.Module as "
+            "its model; return a dict with model, loader and loss_fn"
         )
     return Target(**found)

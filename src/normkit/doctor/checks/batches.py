@@ -35,7 +35,8 @@ __all__ = [
 # Samples per batch: accuracy on digits fell by 32 points at 2 and by 1 at 4; on
 # ImageNet by 11, 3.7 and 1.2 points at 2, 4 and 8 (Wu & He 2018).
 SMALL_WARNING, SMALL_ERROR = 8, 2
-# Many independent positions make up for few samples, so far.
+# Many independent positions make up for few samples, so far: of 16 values a variance
+# is off by √(2/16) = 35 %, which is D01's warning.
 LEAST_EFFECTIVE = 16.0
 
 # var with dropout off / var with dropout on: .97 to 1.05 without dropout before it,
@@ -48,8 +49,11 @@ PADDING_SHIFT, PADDING_RATIO = 0.1, 0.85
 # Shuffled: at most 1.2 (90th percentile 1.5); a shuffle buffer of 100 samples 5 to 11;
 # sorted by class 14 to 64.
 MIXED_WARNING, MIXED_ERROR = 2.5, 6.0
+# Of 20 batches F has a spread of √(2/19) = .32: 2.5 is 4.6 of it above 1.
 LEAST_BATCHES = 20
 
+# The average of two calls lies between them, and each is off by about half of what
+# they are apart: .25 and .38, D01's warnings.
 CALL_MEAN, CALL_VAR = 0.5, 1.0
 
 _D05 = partial(Finding, "D05", "batch_too_small")
@@ -158,7 +162,14 @@ def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
 
 
 def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
-    """D12: the padding of sequences enters the statistics."""
+    """D12: the padding of sequences enters the statistics.
+
+    Padding is known by being constant to the end, in every channel, where the layer
+    sees it: zeros, or what layers make of them position by position. Behind a position
+    embedding or a recurrent layer it varies, and nothing in the values tells it from
+    data: the check does not see it there and says `clear`. A `mask=` given to one of
+    normkit.nn's layers is honoured and needs no check.
+    """
     for layer, norm in statistics.norms:
         found = norm.padding
         if norm.frozen or norm.stream is None or norm.stream.lengths[1] < 2:

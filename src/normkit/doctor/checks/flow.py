@@ -37,10 +37,12 @@ LEAST_LAYERS = 4
 VANISH_WARNING, VANISH_ERROR = 0.2, 0.02
 EXPLODE_WARNING, EXPLODE_ERROR = 10.0, 100.0
 GRADIENT_WARNING, GRADIENT_ERROR = 0.02, 1e-4
-# First layer against last; and growth from one window of steps to the next.
+# First layer against last, as torchmortem has it; and growth from one window of steps
+# to the next, as TheDeepChecker has it.
 GRADIENT_HIGH = 100.0
 GROWTH, WINDOW = 2.0, 5
-# Median over steps of ‖Δw‖/‖w‖ below which a layer stands still.
+# Median over steps of ‖Δw‖/‖w‖ below which a layer stands still: a million steps to
+# move by its size.
 STILL = 1e-6
 RECENT = 5
 

@@ -22,6 +22,7 @@ __all__ = [
 # without it reach 32 % in their first layer, and a sigmoid network at a learning rate
 # of 3 has 63 %.
 SATURATED_WARNING, SATURATED_ERROR = 0.40, 0.60
+# Of 500 values a share is off by .5/√500 = 2 points.
 LEAST_VALUES = 500
 # While training, a state counts when it lasts this many observations.
 LASTING = 3
@@ -34,7 +35,9 @@ DEAD_SAMPLES = 1000
 LEAST_UNITS = 16
 RECTIFIERS = ("ReLU", "ReLU6", "Threshold", "Hardswish", "Hardshrink", "Softshrink")
 
+# One channel in twenty; no healthy run of docs/doctor-score.md is above it.
 CONSTANT_SHARE = 0.05
+# A scale that passes a thousandth of its channel, in most channels.
 COLLAPSED, COLLAPSED_SHARE = 1e-3, 0.5
 
 _D18 = partial(Finding, "D18", "constant_channels")
