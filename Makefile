@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check sanitize gpu format lock clean
+.PHONY: help demo test test-all check wheel sanitize gpu format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,22 @@ check: $(STAMP) ## Format, lint and type-check without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The environment has the wheel, what it requires, and the test runner; no sources.
+ALONE  := build/alone
+SMOKE  := $(ALONE)/bin/python -m pytest -q -p no:cacheprovider tests/smoke
+INSTALL := $(ALONE)/bin/python -m pip install --quiet --disable-pip-version-check
+wheel: $(STAMP) ## Build a wheel, with a compiler and without; install and try it alone
+	rm -rf $(ALONE) build/no-compiler build/wheels
+	$(PYTHON) -m venv $(ALONE)
+	$(BIN)/python -m pip wheel --quiet --no-deps -w build/wheels .
+	$(INSTALL) -c constraints.txt build/wheels/normkit-*.whl \
+		pytest pytest-timeout hypothesis
+	NORMKIT_EXPECT=kernels $(SMOKE) tests/kernels/test_cpu_fused.py
+	CC=/bin/false CXX=/bin/false $(BIN)/python -m pip wheel --quiet --no-deps \
+		-C build-dir=build/no-compiler -w build/wheels/plain .
+	$(INSTALL) --no-deps --force-reinstall build/wheels/plain/normkit-*.whl
+	NORMKIT_EXPECT=reference $(SMOKE)
 
 # A library with sanitizers needs their run-time before everything else; leaks are Python's.
 SANITIZED := build/sanitize

@@ -18,20 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normkit.bench.cases import RESNET, ROWS
 from normkit.bench.timing import in_turns
 from normkit.kernels.cpu import CpuBackend
 from normkit.kernels.epilogue import Epilogue
-
-IMAGES = [
-    (32, 64, 56, 56),
-    (32, 256, 56, 56),
-    (32, 128, 28, 28),
-    (32, 512, 28, 28),
-    (32, 256, 14, 14),
-    (32, 1024, 14, 14),
-    (32, 2048, 7, 7),
-]
-ROWS = [(4096, 1024), (512, 4096), (8192, 256)]
 
 
 def same_outputs(call: Callable[[], object]) -> Callable[[], object]:
@@ -97,7 +87,7 @@ def main() -> None:
     torch.manual_seed(0)
     print("| copies, least (median) | forward | backward |\n| --- | ---: | ---: |")
     for layout in ("nchw", "nhwc"):
-        for shape in IMAGES:
+        for shape in RESNET:
             x = torch.randn(shape)
             if layout == "nhwc":
                 x = x.contiguous(memory_format=torch.channels_last)

@@ -51,7 +51,8 @@ def _images(shapes: list[tuple[int, ...]], dtype: str) -> Iterator[SpeedCase]:
                 yield SpeedCase("batch", shape, layout, dtype, follows)
 
 
-_RESNET = [
+# Feature maps of ResNet-50 at batch 32, and rows of transformers.
+RESNET = (
     (32, 64, 56, 56),
     (32, 256, 56, 56),
     (32, 128, 28, 28),
@@ -59,22 +60,23 @@ _RESNET = [
     (32, 256, 14, 14),
     (32, 1024, 14, 14),
     (32, 2048, 7, 7),
-]
+)
+ROWS = ((4096, 1024), (512, 4096), (8192, 256))
 CASES: tuple[SpeedCase, ...] = (
-    *_images(_RESNET, "float32"),
-    *_images(_RESNET[:4], "bfloat16"),
+    *_images(RESNET, "float32"),
+    *_images(RESNET[:4], "bfloat16"),
     SpeedCase("batch", (4096, 1024), "rows"),
     SpeedCase("batch", (4096, 1024), "rows", "float32", "relu"),
     SpeedCase("batch", (256, 512), "rows"),
     *(
         SpeedCase(layer, shape, "nchw", "float32")
         for layer in ("group", "instance")
-        for shape in (_RESNET[0], _RESNET[3], _RESNET[6])
+        for shape in (RESNET[0], RESNET[3], RESNET[6])
     ),
     *(
         SpeedCase(layer, shape, "rows", dtype)
         for layer in ("layer", "rms")
-        for shape in ((4096, 1024), (512, 4096), (8192, 256))
+        for shape in ROWS
         for dtype in ("float32", "bfloat16")
     ),
     SpeedCase("batch", (8, 32), "rows"),
