@@ -1247,6 +1247,15 @@ def a_fold_overlooks_the_second_reader(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(solve._Search, "around", lambda self, value: right(self, value)[:1])
 
 
+@fault(caught_by="tests/fold/test_fused_layers.py::test_the_sum_with_a_residual_stays")
+def a_fold_forgets_the_fused_activation(patch: pytest.MonkeyPatch) -> None:
+    from torch import nn
+
+    from normkit.fold import rewrite
+
+    patch.setattr(rewrite, "_activation_of", lambda module: nn.Identity())
+
+
 @fault(caught_by="tests/fold/test_proof.py::test_a_wrong_fold_is_undone_and_said")
 def a_fold_is_believed_without_proof(patch: pytest.MonkeyPatch) -> None:
     from normkit.fold import modules

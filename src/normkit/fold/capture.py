@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normkit.fold.graph import Graph, Slot, Value
-from normkit.fold.lowering import TorchCall, as_batch_norm, lower
+from normkit.fold.lowering import TorchCall, as_batch_norm, lower, one_by_one
 from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.nodes import Move, Node, Opaque, Stored
 from normkit.fold.op_names import METADATA, RANDOM, op_name
@@ -244,6 +244,10 @@ class _Reader(TorchFunctionMode):
         name = op_name(func)
         if self.depth or name in METADATA:
             return func(*args, **kwargs)
+        parts = one_by_one(func, args, kwargs)
+        if parts is not None:
+            with self:
+                return parts()
         tensors = list(tensors_in((args, kwargs)))
         versions = [tensor._version for tensor in tensors]
         with self.looking_away():

@@ -12,8 +12,77 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.fold.nodes import BatchNorm
 from normkit.fold.trace import ModuleCall, Trace
+from normkit.nn.batch_norm_layer import BatchNormLayer
 
-__all__ = ["Copied", "NormModule", "Replace", "SetParameter", "Shift", "norm_modules"]
+__all__ = [
+    "Copied",
+    "NormModule",
+    "Replace",
+    "SetParameter",
+    "Shift",
+    "Sum",
+    "norm_modules",
+]
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a batch norm's module does besides.
+
+    Attributes:
+        children: Its children that it calls with what it normalized, in that order.
+        activates: Whether it applies its own `activation` in the same pass.
+        adds: Whether it is called with a `residual` to add before that.
+    """
+
+    children: tuple[str, ...] = ()
+    activates: bool = False
+    adds: bool = False
+
+    def of(self, old: nn.Module, first: OrderedDict[str, nn.Module]) -> nn.Module:
+        """The module that does it, after `first`; for `old` or its double in a copy."""
+        parts = OrderedDict(first)
+        parts.update((name, old.get_submodule(name)) for name in self.children)
+        activation = _activation_of(old) if self.activates else nn.Identity()
+        if self.adds:
+            return Sum(nn.Sequential(parts), activation)
+        if self.activates:
+            parts["activation"] = activation
+        if not parts:
+            return nn.Identity()
+        if len(parts) == 1 and not self.children:
+            return next(iter(parts.values()))
+        return nn.Sequential(parts)
+
+
+def _activation_of(module: Any) -> nn.Module:
+    if module.activation == "leaky_relu":
+        return nn.LeakyReLU(module.negative_slope)
+    of_name = {
+        "relu": nn.ReLU,
+        "silu": nn.SiLU,
+        "gelu": nn.GELU,
+        "sigmoid": nn.Sigmoid,
+        "tanh": nn.Tanh,
+    }
+    return of_name[module.activation]()
+
+
+class Sum(nn.Module):
+    """act(before(x) + residual): called as the batch norm that it stands for.
+
+    Args:
+        before: What stays of the batch norm before the sum.
+        activation: What it did after it.
+    """
+
+    def __init__(self, before: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.before, self.activation = before, activation
+
+    def forward(self, x: Tensor, *, mask: None = None, residual: Tensor) -> Tensor:
+        """The values, of the shape of `x`."""
+        return self.activation(self.before(x) + residual)
 
 
 @dataclass(eq=False)
@@ -25,14 +94,14 @@ class NormModule:
         module: It, in the traced copy.
         nodes: Its calls; none if it did not run.
         refusal: Why it cannot be taken out; empty if it can.
-        rest: The children that stand in its place, in order of their calls.
+        rest: What stays of it in its place.
     """
 
     path: str
     module: nn.Module
     nodes: list[BatchNorm]
     refusal: str = ""
-    rest: tuple[str, ...] = ()
+    rest: Rest = Rest()
 
     @property
     def kind(self) -> str:
@@ -43,19 +112,14 @@ class NormModule:
         self, old: nn.Module, *, needs_copy: bool, shift: Tensor | None
     ) -> nn.Module:
         """What stands in the place of `old`, this module or its double in a copy."""
-        children = OrderedDict((name, old.get_submodule(name)) for name in self.rest)
+        first: dict[str, nn.Module] = {}
         if shift is not None:
             like = _like(old, "bias")
             dim = self.nodes[0].channel_dim - len(self.nodes[0].inputs[0].shape)
-            first = Shift(shift.to(like.device, like.dtype), dim)
-            children = OrderedDict(shift=first, **children)
+            first["shift"] = Shift(shift.to(like.device, like.dtype), dim)
         elif needs_copy:
-            children = OrderedDict(copied=Copied(), **children)
-        if not children:
-            return nn.Identity()
-        if not self.rest:
-            return next(iter(children.values()))
-        return nn.Sequential(children)
+            first["copied"] = Copied()
+        return self.rest.of(old, OrderedDict(first))
 
 
 class Copied(nn.Module):
@@ -190,9 +254,12 @@ def norm_modules(trace: Trace) -> list[NormModule]:
     return found
 
 
-def _body(node: BatchNorm, call: ModuleCall) -> str | tuple[str, ...]:
-    """The children that the module calls after normalizing, or why it must stay."""
+def _body(node: BatchNorm, call: ModuleCall) -> str | Rest:
+    """What the module does besides normalizing, or why it must stay."""
     name = type(call.module).__name__
+    fused = _fused_body(node, call)
+    if fused is not None:
+        return fused
     if call.nodes != [node]:
         return (
             f"the forward of {name} calls batch_norm as a function among other things, "
@@ -211,7 +278,20 @@ def _body(node: BatchNorm, call: ModuleCall) -> str | tuple[str, ...]:
         rest.append(names[child.module])
     if call.outputs != [value]:
         return f"{name} returns something else than what it normalized"
-    return tuple(rest)
+    return Rest(tuple(rest))
+
+
+def _fused_body(node: BatchNorm, call: ModuleCall) -> Rest | None:
+    """What a batch norm of normkit adds and applies in the same pass."""
+    module = call.module
+    if getattr(type(module), "forward", None) is not BatchNormLayer.forward:
+        return None
+    rest = Rest(activates=module.activation != "none", adds=len(call.inputs) == 2)
+    if len(call.nodes) != 1 + rest.activates + rest.adds or call.children:
+        return None
+    is_first = call.nodes[0] is node and call.inputs[0] is node.inputs[0]
+    is_last = call.outputs == call.nodes[-1].outputs
+    return rest if is_first and is_last else None
 
 
 def _reason_against(norm: NormModule) -> str:

@@ -3,6 +3,7 @@
 from normkit.fold.lowering import arithmetic, moves, through, weighted
 from normkit.fold.lowering.call import TorchCall, lower
 from normkit.fold.lowering.frozen import as_batch_norm
+from normkit.fold.lowering.fused import one_by_one
 
 __all__ = [
     "TorchCall",
@@ -10,6 +11,7 @@ __all__ = [
     "as_batch_norm",
     "lower",
     "moves",
+    "one_by_one",
     "through",
     "weighted",
 ]

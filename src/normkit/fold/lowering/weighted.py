@@ -161,10 +161,6 @@ def _batch_norm(call: TorchCall) -> Node | None:
     held = [v for v in (node.mean, node.var, node.weight, node.bias) if v is not None]
     if is_training:
         node.locked = "normalizes by the statistics of each batch"
-    elif call.kwargs.get("activation", "none") != "none":
-        node.locked = "applies an activation in the same pass; fold, then fuse"
-    elif call.kwargs.get("residual") is not None:
-        node.locked = "adds a residual in the same pass; fold, then fuse"
     elif call.kwargs.get("mask") is not None:
         node.locked = "normalizes under a mask, and writes zeros elsewhere"
     elif not all(value.is_fixed for value in held):
