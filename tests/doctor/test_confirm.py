@@ -127,6 +127,25 @@ def test_the_start_of_a_short_average_is_told_from_staleness() -> None:
     assert abs(found.causes[1].value) < 0.2 * found.gap
 
 
+def test_another_domain_is_told_from_stale_statistics() -> None:
+    model, train_data = trained("mlp"), batches()[:14]
+    darker = [(0.5 * x - 1, y) for x, y in train_data]
+    found = explain_gap(model, darker, train_loader=train_data)
+    parts = {part.name: part.value for part in found.causes}
+    assert sum(parts.values()) == pytest.approx(found.gap)
+    assert found.gap > 0.05
+    assert found.cause.name == "domain shift"
+    assert abs(parts["stale statistics"]) < 0.2 * found.gap
+    layers = sum(part.value for part in found.layers)
+    assert layers + found.interaction == pytest.approx(parts["stale statistics"])
+    for norm in norms(model).values():
+        norm.running_mean += 2.0
+    found = explain_gap(model, train_data, train_loader=train_data)
+    assert found.cause.name == "stale statistics"
+    parts = {part.name: part.value for part in found.causes}
+    assert parts["domain shift"] == 0
+
+
 def test_dropout_is_told_from_the_rest() -> None:
     model = trained("mlp", dropout=0.7)
     repaired = diagnose(model, batches(), LOSS)

@@ -43,8 +43,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with watch(hostile, optimizer, every=4) as seen:
         for x, y in batches()[:24]:
             optimizer.zero_grad()
-            loss_fn(hostile(x), y).backward()
+            loss = loss_fn(hostile(x), y)
+            loss.backward()
             optimizer.step()
+            seen.log(**{ENEMY: loss.item()})
     found = {name: folder / f"{name}.html" for name in PAGES}
     diagnosis = diagnose(hostile, batches()[:10], loss_fn).confirm().explain()
     diagnosis.to_html(found["diagnosis"])
@@ -93,6 +95,7 @@ def test_every_chart_of_a_report_is_drawn_and_told_in_words(
         },
         "watched": {
             "Findings",
+            "Logged",
             "Inputs over time",
             "Gradients over time",
             "Before and after normalization",

@@ -215,6 +215,7 @@ def _paint_bands(axes: Any, chart: Bands) -> None:
     steps, low, middle, high = steps[kept], low[kept], middle[kept], high[kept]
     axes.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
     axes.plot(steps, middle, color=colour, linewidth=1.6)
+    _count_steps(axes, steps)
     _set_limits(axes, y_range=chart.y_range, empty=len(steps) == 0)
 
 
@@ -243,6 +244,7 @@ def _paint_lines(axes: Any, chart: Lines) -> None:
             marker=marker,
         )
         drawn += int(np.isfinite(y).sum())
+        _count_steps(axes, x)
     for value in (chart.marks or {}).values():
         axes.axhline(value, color=sentinel("ink", 1), linewidth=1, dashes=(4, 3))
     _set_limits(axes, y_range=chart.y_range, empty=drawn == 0)
@@ -271,6 +273,12 @@ def _paint_histograms(axes: Any, chart: Histograms) -> None:
         drawn += total
     axes.set_ylim(bottom=0)
     _set_limits(axes, x_range=chart.x_range, empty=drawn == 0)
+
+
+def _count_steps(axes: Any, steps: np.ndarray) -> None:
+    """Mark whole steps only, where all of them are whole."""
+    if (steps % 1 == 0).all():
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _power_of_ten(value: float) -> str:

@@ -5,12 +5,13 @@
 Statistics are swapped one cause after the other, on the same batches and with the same
 weights, and the measure is taken after each:
 
-    running  →  without the start of the average  →  as the data is, dropout as in
-    training  →  the same with dropout off  →  those of each batch
+    running  →  without the start of the average  →  of the training data, dropout as in
+    training  →  of the data measured on  →  the same with dropout off  →  of each batch
 
-so the parts add up to the gap exactly. The step to the data's own statistics is split
-further over the layers: each layer's part is what swapping it alone brings, and what
-remains of the whole step is their interaction.
+so the parts add up to the gap exactly. Without training data of its own the third is
+left out. The step to the data's statistics is split further over the layers: each
+layer's part is what swapping it alone brings, and what remains of the whole step is
+their interaction.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def explain_gap(
     loader: Iterable[Any],
     metric: Callable[[Any, Any], float] | None = None,
     *,
+    train_loader: Iterable[Any] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     max_batches: int = 50,
     seed: int = 0,
@@ -133,11 +135,14 @@ def explain_gap(
 
     Args:
         model: Any module; it is left bit for bit as it was.
-        loader: Batches as in training: `(inputs, targets)`, inputs, or mappings.
+        loader: The batches to measure on, in the size of training: `(inputs,
+            targets)`, inputs, or mappings.
         metric: `metric(output, targets)`, higher is better, so give a loss its minus;
             accuracy for scores `(N, K)` and integer targets `(N,)` unless given.
+        train_loader: Batches of the training data, where `loader` gives others: what
+            the two do to the statistics is then a part of its own, "domain shift".
         forward: `forward(model, batch)` gives the output.
-        max_batches: The most batches to draw from the loader.
+        max_batches: The most batches to draw from a loader.
         seed: Of everything that draws numbers.
 
     Returns:
@@ -149,22 +154,41 @@ def explain_gap(
     Numerics:
         The layer by layer part measures each layer alone against running statistics
         elsewhere; where layers make up for each other the interaction is large, and
-        the parts should be read together with it.
+        the parts should be read together with it. Statistics of one rank among many
+        cannot be told from stale ones by one process, and neither can those of layers
+        that went on moving though frozen: both are parts of "stale statistics".
     """
-    case = open_case(
-        model, loader, None, forward=forward, metric=metric, max_batches=max_batches,
-        seed=seed,
-    )  # fmt: skip
-    return explain_case(case, examine(case))
+
+    def opened_case(batches: Iterable[Any]) -> Case:
+        return open_case(
+            model, batches, forward=forward, metric=metric, max_batches=max_batches,
+            seed=seed,
+        )  # fmt: skip
+
+    case = opened_case(loader)
+    source = None if train_loader is None else examine(opened_case(train_loader))
+    return explain_case(case, examine(case), source)
 
 
-def explain_case(case: Case, statistics: Statistics) -> GapExplanation:
-    """`explain_gap` of what was examined already."""
+def explain_case(
+    case: Case, statistics: Statistics, source: Statistics | None = None
+) -> GapExplanation:
+    """`explain_gap` of what was examined already.
+
+    Args:
+        case: What to measure on.
+        statistics: What was seen of it.
+        source: What was seen of the training data, where that is another.
+    """
+    trained_on = statistics if source is None else source
     with opened(case) as patient, torch.no_grad():
         samples, batch = _measured(patient, patient.batch_statistics)
         running = _swapped(patient, lambda: None)
         warm = _swapped(patient, lambda: _remove_start(patient.model, statistics))
-        stale = _swapped(patient, lambda: _set(patient.model, statistics))
+        stale = _swapped(patient, lambda: _set(patient.model, trained_on))
+        shifted = stale
+        if source is not None:
+            shifted = _swapped(patient, lambda: _set(patient.model, statistics))
         quiet = _swapped(
             patient,
             lambda: set_statistics(patient.model, statistics, lambda norm: norm.quiet),
@@ -172,19 +196,20 @@ def explain_case(case: Case, statistics: Statistics) -> GapExplanation:
         steps = [
             ("start of the average", warm, running),
             ("stale statistics", stale, warm),
-            ("dropout before batch norm", quiet, stale),
+            *([] if source is None else [("domain shift", shifted, stale)]),
+            ("dropout before batch norm", quiet, shifted),
             ("statistics of each batch", batch, quiet),
         ]
         causes = [_part(name, new, old, samples) for name, new, old in steps]
         layers = []
-        for layer, norm in statistics.norms:
+        for layer, norm in trained_on.norms:
             if norm.frozen or norm.stream is None:
                 continue
             alone = _swapped(
                 patient,
                 lambda name=layer.name: (
                     _remove_start(patient.model, statistics),
-                    _set(patient.model, statistics, [name]),
+                    _set(patient.model, trained_on, [name]),
                 ),
             )
             layers.append(_part(layer.name, alone, warm, samples))

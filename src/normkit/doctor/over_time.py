@@ -16,8 +16,11 @@ MOST_COLUMNS = 40
 
 
 def over_time(history: dict[str, Any]) -> Iterable[Block]:
-    """Bands of some layers, saturation and gradients of all, over the steps."""
+    """What was logged, bands of some layers, saturation and gradients of all."""
     steps, layers = history["steps"], history["layers"]
+    if history["logged"]:
+        yield Heading("Logged")
+        yield Row([_logged(name, pairs) for name, pairs in history["logged"].items()])
     hidden = {n: s for n, s in layers.items() if s["role"] == "activation"} or layers
     banded = {n: s for n, s in hidden.items() if not _is_empty(s["middle"])}
     if banded:
@@ -57,6 +60,12 @@ def over_time(history: dict[str, Any]) -> Iterable[Block]:
     )
     updates = {n: s["update_ratio"] for n, s in layers.items()}
     yield from _heat(steps, updates, "Change of the weights per step, ‖Δw‖/‖w‖")
+
+
+def _logged(name: str, pairs: list[list[float]]) -> Figure:
+    steps, values = [step for step, _ in pairs], [value for _, value in pairs]
+    told = f"{name} goes from {values[0]:.3g} to {values[-1]:.3g}."
+    return Figure(name, Lines({name: (steps, values)}), alt=told)
 
 
 def _heat(
