@@ -1367,6 +1367,18 @@ def d13_forgets_the_spread_within_batches(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault(
+    caught_by="tests/doctor/test_planted_more.py::"
+    "test_d28_one_batch_that_is_not_finite_is_the_first_cause"
+)
+def inputs_that_are_not_finite_called_stale_statistics(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "_is_finite", lambda norm: True)
+
+
+@fault(
     caught_by="tests/doctor/test_confirm.py::"
     "test_a_warning_whose_remedy_does_not_help_stays_a_warning"
 )
