@@ -1675,6 +1675,28 @@ def a_second_reader_is_overlooked(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault(
+    caught_by="tests/convert/test_bad_input.py::"
+    "test_group_norm_keeps_the_activation_that_was_fused"
+)
+def a_fused_activation_is_not_put_back(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import run, stand_ins
+
+    patch.setattr(
+        run, "put_back", lambda model, layers: stand_ins.Places(model, [], [])
+    )
+
+
+@fault(
+    caught_by="tests/convert/test_bad_input.py::"
+    "test_an_error_on_the_way_back_leaves_the_model_fused"
+)
+def an_activation_put_back_stays_when_it_fails(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import stand_ins
+
+    patch.setattr(stand_ins.Places, "restore", lambda self: None)
+
+
+@fault(
     caught_by="tests/convert/test_fused.py::"
     "test_calls_and_sums_in_a_forward_are_waited_for",
 )

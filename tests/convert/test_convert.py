@@ -217,7 +217,7 @@ def test_an_error_on_the_way_undoes_all(monkeypatch: pytest.MonkeyPatch) -> None
 
     model = network()
     before = [dict(vars(m)) for m in model]
-    honest, calls = run._become, []
+    honest, calls = run.become, []
 
     def fails(module: nn.Module, *args: Any) -> None:
         calls.append(module)
@@ -225,7 +225,7 @@ def test_an_error_on_the_way_undoes_all(monkeypatch: pytest.MonkeyPatch) -> None
         if len(calls) == 2:
             raise KeyError
 
-    monkeypatch.setattr(run, "_become", fails)
+    monkeypatch.setattr(run, "become", fails)
     with pytest.raises(KeyError):
         convert(model, to="frozen")
     assert [type(m) for m in model][1:] == [

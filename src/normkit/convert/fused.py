@@ -2,24 +2,24 @@
 
     batch norm → y → relu → z   becomes   batch norm with activation="relu" → z
 
-One trace of the model says who reads y. The module of the activation steps aside: an
-`Identity` if all its calls are fused, else, for a relu that one block uses in several
-places, `RectifiedOnce`, which knows what is rectified already. A sum with a residual
+One trace of the model says who reads y. The module of the activation steps aside, see
+`stand_ins`. A sum with a residual
 and an activation that is a call in a forward stay where they are written: the layer's
 output waits for them (`normkit.nn.pending`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normkit.convert.kinds import norm_act_of
+from normkit.convert.report import FusionReport
+from normkit.convert.stand_ins import Places, step_aside
 from normkit.errors import ArgumentError
 from normkit.fold.capture import capture
 from normkit.fold.nest import tensors_in
@@ -27,50 +27,7 @@ from normkit.fold.nodes import Add, Node
 from normkit.fold.trace import ModuleCall, Trace
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
-__all__ = ["FusionReport", "RectifiedOnce", "fuse"]
-
-
-@dataclass(frozen=True)
-class FusionReport:
-    """What was fused, and why the rest was not.
-
-    Attributes:
-        model: The model.
-        fused: What each batch norm took over, by the layer's name: "relu", or
-            "add+relu" with the sum before it.
-        left: The reason for each other batch norm.
-    """
-
-    model: nn.Module = field(repr=False)
-    fused: dict[str, str]
-    left: dict[str, str]
-
-    def to_text(self) -> str:
-        """One line per layer."""
-        lines = [f"{len(self.fused)} of {len(self.fused) + len(self.left)} fused"]
-        lines += [f"  {name}: {act}" for name, act in self.fused.items()]
-        lines += [f"  {name}: left, {why}" for name, why in self.left.items()]
-        return "\n".join(lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
-        return {"fused": dict(self.fused), "left": dict(self.left)}
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-
-class RectifiedOnce(nn.Module):
-    """A relu that lets pass what a fused batch norm has rectified already.
-
-    Rectifying twice would change nothing but the time, so a tensor that lost its mark
-    on the way is no harm.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` itself where it is marked and unchanged since, else max(x, 0)."""
-        is_done = getattr(x, "_normkit_rectified", None) == x._version
-        return x if is_done else torch.relu(x)
+__all__ = ["fuse"]
 
 
 def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
@@ -86,7 +43,8 @@ def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
         The report. Parameters, buffers and the names of the state stay.
 
     Raises:
-        ArgumentError: The fused model gave other outputs on the example, by more than
+        ArgumentError: The model does not run on the inputs, or is on the meta device;
+            the fused model gave other outputs on the example, by more than
             1e-4 of the largest; the model is then as it was.
 
     Example:
@@ -96,11 +54,19 @@ def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
         1 of 1 fused
           0: relu
     """
+    _check_has_values(model)
     with _evaluating(model):
-        trace = capture(model, args, kwargs)
+        trace = _captured(model, args, kwargs)
         fused, left = _plan(model, trace)
         waiting = _waiting(model, trace, left)
-        before = _Before(model, fused, waiting)
+        before = Places(
+            model,
+            [activation for _, activation, _ in fused.values()],
+            [
+                *(layer for layer, _, _ in fused.values()),
+                *(model.get_submodule(path) for path in waiting),
+            ],
+        )
         try:
             for layer, activation, _ in fused.values():
                 _take_over(layer, activation)
@@ -119,6 +85,39 @@ def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
     order = [path for path, _ in model.named_modules()]
     taken = {path: named[path] or "" for path in order if path in named}
     return FusionReport(model, taken, left)
+
+
+def _check_has_values(model: nn.Module) -> None:
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    without = [name for name, t in tensors if t.is_meta]
+    if without:
+        raise ArgumentError(
+            f"{len(without)} parameters and buffers are on the meta device and have "
+            f"no values, e.g. {without[0]!r}; what is fused is compared on the example "
+            "inputs: load the weights first (to_empty, load_state_dict), or convert "
+            "without example_inputs=, which fuses nothing"
+        )
+
+
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    try:
+        return capture(model, args, kwargs)
+    except Exception as error:
+        given = [_described(value) for value in args]
+        given += [f"{name}={_described(value)}" for name, value in kwargs.items()]
+        lines = str(error).strip().splitlines() or [""]
+        raise ArgumentError(
+            "the model does not run on the example inputs, nothing was changed: "
+            f"model({', '.join(given)}) gave {type(error).__name__}: {lines[0]}. They "
+            "must be what the model is called with: a tuple of positional arguments, "
+            "a dict of named ones, or the single argument, of its dtype, on its device"
+        ) from error
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype} {tuple(value.shape)} on {value.device}"
 
 
 _Plan = dict[str, tuple[BatchNormLayer, nn.Module, ModuleCall]]
@@ -166,13 +165,13 @@ def _waiting(model: nn.Module, trace: Trace, left: dict[str, str]) -> dict[str, 
             _reason_against(layer, calls.get(layer, []))
             or any(type(child) is not nn.Identity for child in own)
             or layer._forward_hooks
-            or layer._backward_hooks
         ):
             continue
         (call,) = calls[layer]
         follows = _sum_or_call(call, trace, claimed)
         if isinstance(follows, str):
-            left[path] = follows
+            if not left[path].endswith("has hooks"):
+                left[path] = follows
         else:
             claimed.update(follows)
             act = _called(follows[-1])
@@ -250,7 +249,7 @@ def _follower(
     name = _name_of(reader.module)
     if name is None or reader.inputs != [y] or len(reader.nodes) != 1:
         return f"{readers[0].label} follows, which is no module of an activation"
-    if reader.module._forward_hooks or reader.module._forward_pre_hooks:
+    if _has_hooks(reader.module):
         return f"'{reader.path}' has hooks"
     return reader
 
@@ -262,7 +261,7 @@ def _own_activation(
     name = type(act).__name__
     if _name_of(act) is None or type(drop) is not nn.Identity:
         return f"its {name} or {type(drop).__name__} has no fused form"
-    if act._forward_hooks or act._forward_pre_hooks or call.module._forward_hooks:
+    if _has_hooks(act) or call.module._forward_hooks:
         return f"'{call.path}' or its activation has hooks"
     return next(child for child in call.children if child.module is act)
 
@@ -276,6 +275,8 @@ def _reason_against(layer: nn.Module, calls: list[ModuleCall]) -> str:
         return f"it has activation={layer.activation!r} already"
     if layer.defers:
         return "it waits for what follows already"
+    if layer._backward_hooks or layer._backward_pre_hooks:
+        return "it has backward hooks, which would see other gradients"
     if len(calls) != 1:
         return f"it is called {len(calls)} times"
     (call,) = calls
@@ -284,6 +285,15 @@ def _reason_against(layer: nn.Module, calls: list[ModuleCall]) -> str:
     if call.parent is not None and call.parent.looked_at_values:
         return f"'{call.parent.path}' decides by the values of tensors"
     return ""
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def _name_of(module: nn.Module) -> str | None:
@@ -312,27 +322,12 @@ def _step_aside(model: nn.Module, trace: Trace, fused: _Plan) -> None:
     taken = {id(call) for _, _, call in fused.values()}
     for activation in dict.fromkeys(a for _, a, _ in fused.values()):
         every = [c for c in _calls(trace.root) if c.module is activation]
-        stand_in: nn.Module = nn.Identity()
-        if any(id(c) not in taken for c in every):
-            stand_in = RectifiedOnce()
-            for layer, other, _ in fused.values():
-                if other is activation:
-                    layer.register_forward_hook(_mark)
-        for parent, name in _places(model, activation):
-            parent._modules[name] = stand_in
-
-
-def _mark(module: nn.Module, args: Any, y: Tensor) -> None:
-    y._normkit_rectified = y._version  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _places(model: nn.Module, wanted: nn.Module) -> list[tuple[nn.Module, str]]:
-    return [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if child is wanted
-    ]
+        step_aside(
+            model,
+            activation,
+            [layer for layer, other, _ in fused.values() if other is activation],
+            is_used_elsewhere=any(id(c) not in taken for c in every),
+        )
 
 
 def _calls(call: ModuleCall) -> Iterator[ModuleCall]:
@@ -353,35 +348,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(is_root_training)
         for module, is_training in modes:
             module.training = is_training
-
-
-class _Before:
-    """Where the activations were, and what the layers were."""
-
-    def __init__(
-        self, model: nn.Module, fused: _Plan, waiting: Iterable[str] = ()
-    ) -> None:
-        self.places = [
-            (parent, name, activation)
-            for activation in dict.fromkeys(a for _, a, _ in fused.values())
-            for parent, name in _places(model, activation)
-        ]
-        self.layers = [
-            (layer, dict(layer.__dict__), dict(layer._forward_hooks))
-            for layer in (
-                *(layer for layer, _, _ in fused.values()),
-                *(model.get_submodule(path) for path in waiting),
-            )
-        ]
-
-    def restore(self) -> None:
-        for parent, name, activation in self.places:
-            parent._modules[name] = activation
-        for layer, attributes, hooks in self.layers:
-            layer.__dict__.clear()
-            layer.__dict__.update(attributes)
-            layer._forward_hooks.clear()
-            layer._forward_hooks.update(hooks)
 
 
 def _compare(before: Any, after: Any) -> None:

@@ -19,6 +19,7 @@ import inspect
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parameter import is_lazy
@@ -26,6 +27,7 @@ from torch.nn.utils import parametrize
 
 import normkit.nn as ours
 from normkit.convert.recognised import Recognised, looks_like_a_norm, recognised
+from normkit.convert.stand_ins import stand_in_of
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "is_current",
     "is_meant",
     "norm_act_of",
+    "scripted_norm",
 ]
 
 TARGETS = ("sync", "frozen", "ghost", "normkit", "torch", "group", "group_norm")
@@ -83,8 +86,18 @@ def is_current(module: nn.Module, to: str, options: dict[str, Any]) -> bool:
     return to == "torch" and "normkit" not in libraries
 
 
-def class_for(module: nn.Module, to: str) -> type[nn.Module]:
-    """The class that makes `module` what is asked for.
+def scripted_norm(module: nn.Module) -> str:
+    """Why a scripted norm cannot be converted; empty for any other module."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return ""
+    kind = str(getattr(module, "original_name", ""))
+    if kind not in (*_BATCH, *_OTHERS):
+        return ""
+    return f"{kind} is scripted; convert the model before torch.jit.script"
+
+
+def class_for(module: nn.Module, to: str, model: nn.Module) -> type[nn.Module]:
+    """The class that makes `module`, a layer of `model`, what is asked for.
 
     Raises:
         RefusalError: It cannot be carried over.
@@ -112,6 +125,7 @@ def class_for(module: nn.Module, to: str) -> type[nn.Module]:
     if to in ("group", "group_norm"):
         if custom is not None:
             raise RefusalError(f"{custom.__name__} is a subclass of batch norm")
+        _check_activation(module, model, "GroupNorm")
         return ours.GroupNorm
     if to == "sync":
         return _combined(custom, ours.SyncBatchNorm, None)
@@ -131,6 +145,7 @@ def class_for(module: nn.Module, to: str) -> type[nn.Module]:
         )
     if to == "normkit":
         return _combined(custom, getattr(ours, origin), None)
+    _check_activation(module, model, "torch.nn")
     _check_extras_for_torch(module)
     if custom is None:
         return getattr(nn, origin)
@@ -186,8 +201,26 @@ def norm_act_of(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     return module.get_submodule("drop"), module.get_submodule("act")
 
 
+def _check_activation(module: nn.Module, model: nn.Module, target: str) -> None:
+    """What a conversion moved into the layer can go back; what a user wrote cannot."""
+    activation = module.__dict__.get("activation", "none")
+    if activation == "none":
+        return
+    stand_in = stand_in_of(module)
+    if stand_in is None:
+        raise RefusalError(
+            f"{target} has nothing for activation={activation!r}; set it to 'none' and "
+            "put the activation after the layer"
+        )
+    if not any(each is stand_in for each in model.modules()):
+        raise RefusalError(
+            f"its activation={activation!r} was taken over from a module outside of "
+            "what is converted; convert the whole model"
+        )
+
+
 def _check_extras_for_torch(module: nn.Module) -> None:
-    for name in ("channel_dim", "activation", "estimator"):
+    for name in ("channel_dim", "estimator"):
         value = module.__dict__.get(name)
         if value is not None and value != getattr(type(module), name, None):
             raise RefusalError(f"torch.nn has nothing for {name}={value!r}")

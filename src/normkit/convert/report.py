@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
-__all__ = ["Conversion", "ConversionReport"]
+__all__ = ["Conversion", "ConversionReport", "FusionReport"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,36 @@ class ConversionReport:
             "fused": dict(self.fused),
             "unfused": dict(self.unfused),
         }
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What was fused, and why the rest was not.
+
+    Attributes:
+        model: The model.
+        fused: What each batch norm took over, by the layer's name: "relu", or
+            "add+relu" with the sum before it.
+        left: The reason for each other batch norm.
+    """
+
+    model: nn.Module = field(repr=False)
+    fused: dict[str, str]
+    left: dict[str, str]
+
+    def to_text(self) -> str:
+        """One line per layer."""
+        lines = [f"{len(self.fused)} of {len(self.fused) + len(self.left)} fused"]
+        lines += [f"  {name}: {act}" for name, act in self.fused.items()]
+        lines += [f"  {name}: left, {why}" for name, why in self.left.items()]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {"fused": dict(self.fused), "left": dict(self.left)}
 
     def __str__(self) -> str:
         return self.to_text()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 import normkit.nn as ours
+from normkit.convert.becoming import become, become_group_norm, return_to, snapshot
 from normkit.convert.fused import fuse
 from normkit.convert.kinds import (
     NORMS,
@@ -16,12 +16,13 @@ from normkit.convert.kinds import (
     RefusalError,
     base_of,
     class_for,
-    extras_of,
     is_current,
     is_meant,
+    scripted_norm,
 )
-from normkit.convert.matching import Match, fitting_groups, match_outputs
+from normkit.convert.matching import Match, match_outputs
 from normkit.convert.report import Conversion, ConversionReport
+from normkit.convert.stand_ins import put_back
 from normkit.errors import ArgumentError
 from normkit.functional.memory import Mode
 from normkit.nn.batch_norm_layer import BatchNormLayer
@@ -56,7 +57,8 @@ def convert(
             `FrozenBatchNorm`, until it is converted to another. `"ghost"`: batch norm
             with `ghost_size`. `"normkit"`, `"torch"`: the namesake in that library,
             for layer, group, instance and RMS norm, too; a layer that was
-            synchronized or frozen becomes what it was before. `"group"` (or
+            synchronized or frozen becomes what it was before, and what it took over
+            with `example_inputs` goes back to where it was. `"group"` (or
             `"group_norm"`): every batch norm becomes `GroupNorm`.
         process_group: For `"sync"`; as in `SyncBatchNorm`.
         ghost_size: For `"ghost"`; as in `BatchNorm1d`.
@@ -102,6 +104,7 @@ def convert(
         1 of 1 fused
           1: relu
     """
+    _check_model(model)
     options = {"process_group": process_group, "ghost_size": ghost_size}
     _check_arguments(to, process_group, ghost_size, num_groups, batches)
     for name, value in (("example_inputs", example_inputs), ("memory", memory)):
@@ -113,13 +116,16 @@ def convert(
     untouched: dict[str, str] = {}
     refused: dict[str, str] = {}
     for name, module in model.named_modules():
+        if reason := scripted_norm(module):
+            refused[name] = reason
+            continue
         if not is_meant(module, to):
             continue
         if is_current(module, to, options):
             untouched[name] = f"it is {base_of(module).__name__} already"
             continue
         try:
-            planned.append((name, module, class_for(module, to)))
+            planned.append((name, module, class_for(module, to, model)))
         except RefusalError as reason:
             # What is only called a norm was not asked for.
             into = refused if isinstance(module, NORMS) else untouched
@@ -135,23 +141,28 @@ def convert(
         matched = [module for _, module, _ in planned]
         matches = match_outputs(model, matched, num_groups, batches, call)
     done: list[Conversion] = []
-    before = [(module, type(module), _snapshot(module)) for _, module, _ in planned]
+    before = [(module, type(module), snapshot(module)) for _, module, _ in planned]
+    unfused_before = None
     try:
+        if to == "torch" or to.startswith("group"):
+            unfused_before = put_back(model, [module for _, module, _ in planned])
         for name, module, cls in planned:
             old = type(module).__name__
             match = matches.get(id(module))
             if cls is ours.GroupNorm and to.startswith("group"):
-                _become_group_norm(module, num_groups, match)
+                become_group_norm(module, num_groups, match)
             else:
-                _become(module, cls, to, options)
+                become(module, cls, to, options)
             explained = None if match is None else match.explained
             base = base_of(module) if isinstance(module, NORMS) else type(module)
             done.append(Conversion(name, old, base.__name__, explained))
         fused, unfused = _fuse(model, example_inputs)
     except BaseException:
-        for module, cls, snapshot in before:
+        if unfused_before is not None:
+            unfused_before.restore()
+        for module, cls, state in before:
             module.__class__ = cls
-            _return_to(module, snapshot)
+            return_to(module, state)
         raise
     if memory is not None:
         for module in model.modules():
@@ -173,6 +184,16 @@ def _fuse(model: nn.Module, example_inputs: Any) -> tuple[dict[str, str], ...]:
     return found.fused, found.left
 
 
+def _check_model(model: Any) -> None:
+    if isinstance(model, nn.Module):
+        return
+    what = f"the class {model.__name__}" if isinstance(model, type) else type(model)
+    raise ArgumentError(
+        f"convert got {what} for the model; it must be a torch.nn.Module, an instance: "
+        "the model itself, no state_dict, no name, no optimizer"
+    )
+
+
 def _check_arguments(
     to: str, process_group: Any, ghost_size: int | None, num_groups: int, batches: Any
 ) -> None:
@@ -189,120 +210,11 @@ def _check_arguments(
         )
     if batches is not None and not to.startswith("group"):
         raise ArgumentError(f"batches= belongs to to='group', got to={to!r}")
-    if num_groups < 1:
-        raise ArgumentError(f"num_groups={num_groups} must be at least 1")
-
-
-def _become(
-    module: Any, cls: type[nn.Module], to: str, options: dict[str, Any]
-) -> None:
-    was_frozen = isinstance(module, ours.FrozenBatchNorm)
-    name = "" if to in ("normkit", "torch") else base_of(module).__name__
-    group = module.__dict__.get("process_group")
-    if to in ("torch", "normkit"):
-        for extra in extras_of(module):
-            if to == "torch" or extra == "process_group":
-                del module.__dict__[extra]
-    returning = module.__dict__.pop("_origin", None)
-    module.__class__ = cls
-    if to in ("sync", "frozen"):
-        origin = returning or name
-        if origin != base_of(module).__name__:
-            module.__dict__["_origin"] = origin
-    if was_frozen and to != "frozen":
-        module.training = module.__dict__.pop("_mode_to_return_to", True)
-        for key in module.__dict__.pop("_trained", ()):
-            getattr(module, key).requires_grad_(True)
-    if to == "sync":
-        module.process_group = options["process_group"] or group
-    elif to == "ghost":
-        module.ghost_size = options["ghost_size"]
-    elif to == "frozen":
-        module.__dict__["_mode_to_return_to"] = module.training
-        module.training = False
-        module.__dict__["_trained"] = [
-            key
-            for key, p in module._parameters.items()
-            if p is not None and p.requires_grad
-        ]
-        for p in module.parameters(recurse=False):
-            p.requires_grad_(False)
-    elif to == "torch":
-        _forget_ours(module)
-        if isinstance(module, nn.SyncBatchNorm):
-            module.process_group = group
-    if isinstance(module, BatchNormLayer) and module.running_mean is not None:
-        _count_skipped(module)
-
-
-def _forget_ours(module: nn.Module) -> None:
-    module._buffers.pop("num_batches_skipped", None)
-    module._non_persistent_buffers_set.discard("num_batches_skipped")
-    for key in (
-        *("is_frozen", "_mode_to_return_to", "estimator", "_observer"),
-        *("memory", "defers"),
-    ):
-        module.__dict__.pop(key, None)
-
-
-def _count_skipped(module: BatchNormLayer) -> None:
-    if module.skipped is None and module.running_mean is not None:
-        skipped = torch.zeros((), dtype=torch.int64, device=module.running_mean.device)
-        module.register_buffer("num_batches_skipped", skipped, persistent=False)
-
-
-def _become_group_norm(module: Any, num_groups: int, match: Match | None) -> None:
-    channels: int = module.num_features
-    affine = module.affine or match is not None
-    was_frozen = isinstance(module, ours.FrozenBatchNorm)
-    for name in (
-        *("running_mean", "running_var", "num_batches_tracked"),
-        "num_batches_skipped",
-    ):
-        module._buffers.pop(name, None)
-        module._non_persistent_buffers_set.discard(name)
-    like = match.weight if match is not None else None
-    module.__class__ = ours.GroupNorm
-    for name in (
-        *("num_features", "momentum", "track_running_stats", "_origin"),
-        *("process_group", "ghost_size", "debias", "on_small_batch", "estimator"),
-        *("is_frozen", "_mode_to_return_to", "_trained", "_observer"),
-    ):
-        value = module.__dict__.pop(name, None)
-        if was_frozen and name == "_mode_to_return_to" and value is not None:
-            module.training = value
-    module.num_groups = fitting_groups(channels, num_groups)
-    module.num_channels, module.affine = channels, affine
-    if match is None or like is None:
-        return
-    for name, value in (("weight", match.weight), ("bias", match.bias)):
-        known = module._parameters.get(name)
-        if known is None:
-            module.register_parameter(name, nn.Parameter(value.float()))
-        else:
-            with torch.no_grad():
-                known.copy_(value)
-
-
-def _snapshot(module: nn.Module) -> dict[str, Any]:
-    state = dict(module.__dict__)
-    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-        state[name] = state[name].copy()
-    state["_needed"] = {
-        key: (p.requires_grad, p.detach().clone())
-        for key, p in module._parameters.items()
-        if p is not None
-    }
-    return state
-
-
-def _return_to(module: nn.Module, snapshot: dict[str, Any]) -> None:
-    needed = snapshot.pop("_needed")
-    module.__dict__.clear()
-    module.__dict__.update(snapshot)
-    for key, (requires_grad, value) in needed.items():
-        parameter = module._parameters[key]
-        assert parameter is not None
-        with torch.no_grad():
-            parameter.copy_(value)
-        parameter.requires_grad_(requires_grad)
+    if isinstance(batches, Tensor):
+        raise ArgumentError(
+            f"batches= is one tensor of shape {tuple(batches.shape)}; it must be "
+            "batches, as the model is called with: [x] for a single one"
+        )
+    for name, value in (("num_groups", num_groups), ("ghost_size", ghost_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ArgumentError(f"{name}={value!r} must be an integer of at least 1")

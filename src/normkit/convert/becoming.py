@@ -1,0 +1,133 @@
+"""One layer changed for another: the same object, with another class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import normkit.nn as ours
+from normkit.convert.kinds import base_of, extras_of
+from normkit.convert.matching import Match, fitting_groups
+from normkit.nn.batch_norm_layer import BatchNormLayer
+
+__all__ = ["become", "become_group_norm", "return_to", "snapshot"]
+
+
+def become(module: Any, cls: type[nn.Module], to: str, options: dict[str, Any]) -> None:
+    """Make `module` a `cls`, as `to` of `convert` says."""
+    was_frozen = isinstance(module, ours.FrozenBatchNorm)
+    name = "" if to in ("normkit", "torch") else base_of(module).__name__
+    group = module.__dict__.get("process_group")
+    if to in ("torch", "normkit"):
+        for extra in extras_of(module):
+            if to == "torch" or extra == "process_group":
+                del module.__dict__[extra]
+    returning = module.__dict__.pop("_origin", None)
+    module.__class__ = cls
+    if to in ("sync", "frozen"):
+        origin = returning or name
+        if origin != base_of(module).__name__:
+            module.__dict__["_origin"] = origin
+    if was_frozen and to != "frozen":
+        module.training = module.__dict__.pop("_mode_to_return_to", True)
+        for key in module.__dict__.pop("_trained", ()):
+            getattr(module, key).requires_grad_(True)
+    if to == "sync":
+        module.process_group = options["process_group"] or group
+    elif to == "ghost":
+        module.ghost_size = options["ghost_size"]
+    elif to == "frozen":
+        module.__dict__["_mode_to_return_to"] = module.training
+        module.training = False
+        module.__dict__["_trained"] = [
+            key
+            for key, p in module._parameters.items()
+            if p is not None and p.requires_grad
+        ]
+        for p in module.parameters(recurse=False):
+            p.requires_grad_(False)
+    elif to == "torch":
+        _forget_ours(module)
+        if isinstance(module, nn.SyncBatchNorm):
+            module.process_group = group
+    if isinstance(module, BatchNormLayer) and module.running_mean is not None:
+        _count_skipped(module)
+
+
+def _forget_ours(module: nn.Module) -> None:
+    module._buffers.pop("num_batches_skipped", None)
+    module._non_persistent_buffers_set.discard("num_batches_skipped")
+    for key in (
+        *("is_frozen", "_mode_to_return_to", "estimator", "_observer"),
+        *("memory", "defers"),
+    ):
+        module.__dict__.pop(key, None)
+
+
+def _count_skipped(module: BatchNormLayer) -> None:
+    if module.skipped is None and module.running_mean is not None:
+        skipped = torch.zeros((), dtype=torch.int64, device=module.running_mean.device)
+        module.register_buffer("num_batches_skipped", skipped, persistent=False)
+
+
+def become_group_norm(module: Any, num_groups: int, match: Match | None) -> None:
+    """Make a batch norm a group norm, with the weight and bias of `match` if any."""
+    channels: int = module.num_features
+    affine = module.affine or match is not None
+    was_frozen = isinstance(module, ours.FrozenBatchNorm)
+    for name in (
+        *("running_mean", "running_var", "num_batches_tracked"),
+        "num_batches_skipped",
+    ):
+        module._buffers.pop(name, None)
+        module._non_persistent_buffers_set.discard(name)
+    like = match.weight if match is not None else None
+    module.__class__ = ours.GroupNorm
+    for name in (
+        *("num_features", "momentum", "track_running_stats", "_origin"),
+        *("process_group", "ghost_size", "debias", "on_small_batch", "estimator"),
+        *("is_frozen", "_mode_to_return_to", "_trained", "_observer"),
+        *("memory", "defers"),
+    ):
+        value = module.__dict__.pop(name, None)
+        if was_frozen and name == "_mode_to_return_to" and value is not None:
+            module.training = value
+    module.num_groups = fitting_groups(channels, num_groups)
+    module.num_channels, module.affine = channels, affine
+    if match is None or like is None:
+        return
+    for name, value in (("weight", match.weight), ("bias", match.bias)):
+        known = module._parameters.get(name)
+        if known is None:
+            module.register_parameter(name, nn.Parameter(value.float()))
+        else:
+            with torch.no_grad():
+                known.copy_(value)
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    """All that a change of `module` may touch, for `return_to`."""
+    state = dict(module.__dict__)
+    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        state[name] = state[name].copy()
+    state["_needed"] = {
+        key: (p.requires_grad, p.detach().clone())
+        for key, p in module._parameters.items()
+        if p is not None
+    }
+    return state
+
+
+def return_to(module: nn.Module, before: dict[str, Any]) -> None:
+    """Make `module` what it was."""
+    needed = before.pop("_needed")
+    module.__dict__.clear()
+    module.__dict__.update(before)
+    for key, (requires_grad, value) in needed.items():
+        parameter = module._parameters[key]
+        assert parameter is not None
+        with torch.no_grad():
+            parameter.copy_(value)
+        parameter.requires_grad_(requires_grad)

@@ -1,0 +1,27 @@
+"""Vectors that a compiled backward reads as the forward saw them.
+
+A compiler keeps as little for the backward as it can, and computes the rest again. The
+partitioner of torch 2.13 does so from buffers, too, although the forward has moved them
+meanwhile: gradients that depend on running statistics were silently off by up to a
+third. What `as_it_was` gives is opaque to it, and kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_it_was"]
+
+_LIBRARY = torch.library.Library("normkit", "FRAGMENT")
+_LIBRARY.define("as_it_was(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.impl("as_it_was", torch.clone, "CompositeExplicitAutograd")
+# torch 2.6 cannot tell an export from a compilation.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def as_it_was(x: Tensor) -> Tensor:
+    """`x`, a constant to gradients, of which a compiled forward keeps a copy."""
+    if torch.compiler.is_compiling() and not _is_exporting():
+        return torch.ops.normkit.as_it_was(x)
+    return x
