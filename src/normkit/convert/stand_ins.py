@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn, relu
+from torch import Tensor, compiler, nn, relu
 
 __all__ = ["Places", "RectifiedOnce", "put_back", "stand_in_of", "step_aside"]
 
@@ -24,6 +24,8 @@ class RectifiedOnce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` itself where it is marked and unchanged since, else max(x, 0)."""
+        if compiler.is_compiling():
+            return relu(x)  # a tensor's version is not known then, and a pass is free
         is_done = getattr(x, "_normkit_rectified", None) == x._version
         return x if is_done else relu(x)
 
@@ -112,7 +114,8 @@ def put_back(model: nn.Module, layers: Iterable[nn.Module]) -> Places:
 
 
 def _mark(module: nn.Module, args: Any, y: Tensor) -> None:
-    y._normkit_rectified = y._version  # pyright: ignore[reportAttributeAccessIssue]
+    if not compiler.is_compiling():
+        y._normkit_rectified = y._version  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _places(model: nn.Module, wanted: nn.Module) -> list[tuple[nn.Module, str]]:
