@@ -251,6 +251,11 @@ def instance_norm(
         Ulyanov, Vedaldi & Lempitsky, "Instance Normalization: The Missing Ingredient
         for Fast Stylization", 2016.
     """
+    if mask is None and use_input_stats and running_mean is running_var is None:
+        # Groups of one channel; torch's instance norm is a detour of 200 µs.
+        y = small.instance_norm(input, weight, bias, eps)
+        if y is not None:
+            return y
     tensors = (input, running_mean, running_var, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(

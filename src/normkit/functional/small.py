@@ -1,45 +1,82 @@
-"""Small inputs: torch's own operator, where what it saved shows that it was exact.
+"""Small inputs: torch's own operator, where it is exact or can be made so.
 
 Below some ten thousand values the time of a layer is that of calling it, and torch's
 operators are called from C++. They compute x·scale + shift, which loses digits as
 |mean|/std grows. So the operator runs, and the statistics that it keeps for its
-backward are judged: up to |mean| = 4 std its error is within normkit's bound, and the
-result is taken. Beyond, or where a value was not finite, None tells the caller to go on
-as usual. Only float32 on a CPU is tried, where nothing watches and no backend is asked
-for.
+backward are judged:
+
+    |mean| ≤ 4 std      its error is within normkit's bound: the result is taken
+    |mean| ≤ 32 std     our kernel writes the values and the statistics that it should
+                        have given; its graph stays
+    beyond, or where a value is not finite: None, and the caller goes on as usual
+
+The call that judges, or mends, also moves the running statistics and counts the batch.
+Only float32 on a CPU is tried, where nothing watches and no backend is asked for.
 """
+
+# torch says who is watching in private names only.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
+from functools import cache
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.autograd.graph import increment_version
 
-from normkit.functional.memory import memory_mode
-from normkit.kernels.choose import asked_for
-from normkit.kernels.cpu.loading import SAVED, Library, library
-from normkit.kernels.cpu.plain import is_watched
+from normkit.functional.memory import _state as _memory
+from normkit.kernels.choose import _asked_for
+from normkit.kernels.cpu.loading import CALL, SAVED, Library, library
+from normkit.kernels.cpu.packing import CENTERED, threads_for
+from normkit.kernels.cpu.plain import are_plain
 from normkit.kernels.epilogue import activate
 
-__all__ = ["batch_norm", "group_norm", "layer_norm", "rms_norm"]
+__all__ = [
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "reasons_against",
+    "rms_norm",
+]
 
-# Measured: up to this size calling our kernels costs more than they save.
-MOST_VALUES = 16_384
+# Measured: up to this size calling our kernels costs more than they save. The RMS norm
+# of torch and its group norm of vectors are slower.
+MOST_VALUES, _MOST_OF_RMS, _MOST_OF_VECTORS = 131_072, 16_384, 65_536
 # x·scale + shift errs by about 1e-7·|mean|/std; the bound for all of y is 2e-6.
 MOST_OFFSET = 4.0
-# Down a column (rows of channels, channels_last) torch adds one value after the other.
-_MOST_IN_COLUMN, _MOST_OFFSET_OF_COLUMN = 512, 1.0
+# The backward of torch takes x − mean in float32, or x·scale − mean·scale: off by
+# 6e-8·|mean|/std, and the bound for gradients is 1e-5.
+MOST_MENDED = 32.0
+# In eval the mean is given, and x − mean exact where it is small.
+_ANY_OFFSET = 1e150
+# Down a column (rows of channels, channels_last) torch adds one value after the other
+# in float32. So many values and so far a mean give errors up to 1.4e-6 (measured).
+_COLUMNS = ((16, 4.0), (128, 2.0), (512, 1.0))
 
-_FLOAT, _PLAIN = torch.float32, (Tensor, torch.nn.Parameter)
-_EQUAL_SHARES = 4
+_FLOAT, _PLAIN = torch.float32, (torch.nn.Parameter, Tensor)
+_IS_VAR, _IS_INPUT, _EQUAL_SHARES = 1, 2, 4
+_UNFIT = 2
+_PER_RUN, _PER_ELEMENT = 0, 1
+# Up to this size the input itself is judged, so that torch need not hand out what it
+# saved: two tensors cost a microsecond.
+_FEW = 512
 # Activations of torch that keep their output.
 _KEPT_FOR_BACKWARD = ("sigmoid", "tanh")
 # Newer torch has it.
 _rms_norm: Any = getattr(torch, "_fused_rms_norm", None)
+
+# Every call of a small layer asks these, so each is the shortest way to ask. What
+# torch's operators themselves answer to (torch.func, forward mode) is asked about only
+# where our own code writes values.
+_is_traced = torch.compiler.is_dynamo_compiling
+_modes = torch._C._len_torch_dispatch_stack
+_tracer = torch._C._get_tracing_state
+_increment_version: Any = torch._C._increment_version
+_pack = SAVED.pack
 
 
 def batch_norm(
@@ -71,70 +108,96 @@ def batch_norm(
         activation: Applied last.
         slope: Of leaky_relu.
     """
-    if activation in _KEPT_FOR_BACKWARD:
+    native = _judging(x)
+    if native is None or activation in _KEPT_FOR_BACKWARD or (rank := x.dim()) < 2:
         return None
-    if type(x) is not Tensor or (rank := x.dim()) < 2:
-        return None
-    channels = x.shape[1]
-    native = _library_for(x, (channels,), weight, bias, eps)
-    if native is None:
-        return None
-    if running_mean is None or running_var is None:
-        if not training or running_mean is not running_var:
-            return None
-        buffers = (0, 0, 0)
-    else:
+    channels, size = x.size(1), x.numel()
+    mean_at = var_at = 0
+    if running_mean is not None and running_var is not None:
         if not (
             type(running_mean) is type(running_var) is Tensor
             and running_mean.dtype is running_var.dtype is _FLOAT
-            and running_mean.shape == running_var.shape == (channels,)
+            and running_mean.numel() == running_var.numel() == channels
             and running_mean.is_contiguous()
             and running_var.is_contiguous()
+            and running_mean.is_cpu
+            and running_var.is_cpu
         ):
             return None
-        buffers = (running_mean.data_ptr(), running_var.data_ptr(), 0)
-    if not training:
-        packed = SAVED.pack(
-            *(channels, 2, 0, 0, 0, MOST_OFFSET, eps, 0.0),
-            *(buffers[0], 0, buffers[1], 0, 0, 0),
-        )
-        if not native.settle(packed):
-            return None
-        y = torch.batch_norm(
-            x, weight, bias, running_mean, running_var, False, 0.0, eps, False
-        )
-        return y if activation == "none" else _activated(activation, y, slope)
-    count = x.numel() // channels
-    in_columns = rank == 2 or not x.is_contiguous()
-    if count < 2 or (in_columns and count > _MOST_IN_COLUMN):
+        mean_at, var_at = running_mean.data_ptr(), running_var.data_ptr()
+    elif not training or running_mean is not running_var:
         return None
-    most = _MOST_OFFSET_OF_COLUMN if in_columns else MOST_OFFSET
+    count = over = size // channels
+    inner = 1
+    if x.is_contiguous():
+        if rank > 2:
+            over = x.size(0)
+            inner = count // over
+    elif rank != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    sizes = (1, over, channels, 1, inner, channels, _PER_RUN)
+    if not training:
+        if not _are_plain(weight, bias):
+            return None
+        saved = _pack(
+            *(channels, count, _IS_VAR, MOST_OFFSET, _ANY_OFFSET, eps, 0.0),
+            *(mean_at, var_at, 0, 0, 0),
+        )
+        verdict = native.judge(saved)
+        if verdict and not (
+            verdict != _UNFIT
+            and _is_ours(x, weight, bias)
+            and _fits(weight, channels)
+            and _fits(bias, channels)
+        ):
+            return None
+        try:  # torch compares the shapes; what does not fit is the caller's to name
+            y = torch.batch_norm(
+                x, weight, bias, running_mean, running_var, False, 0.0, eps, False
+            )
+        except RuntimeError:
+            return None
+        if verdict:
+            _is_mended(native, x, sizes, weight, bias, eps, y, saved)
+        return y if activation == "none" else _activated(activation, y, slope)
+    if count < 2 or isinstance(momentum, Tensor):
+        return None
+    if not (_fits(weight, channels) and _fits(bias, channels)):
+        return None
+    bound = MOST_OFFSET
+    if inner == 1:
+        for most, bound in _COLUMNS:  # noqa: B007
+            if count <= most:
+                break
+        else:
+            bound = 0.0
     flags, rate = 0, momentum
     if momentum is None:
         if num_batches_tracked is None:
             return None
         flags, rate = _EQUAL_SHARES, 0.0
-    elif isinstance(momentum, Tensor):
-        return None
     y, mean, inv_std = torch.native_batch_norm(
         x, weight, bias, None, None, True, 0.0, eps
     )
-    packed = SAVED.pack(
-        *(channels, count, 0, 0, flags, most, eps, rate),
-        *(mean.data_ptr(), inv_std.data_ptr(), 0, *buffers[:2]),
-        0 if num_batches_tracked is None else num_batches_tracked.data_ptr(),
-    )
-    if not native.settle(packed):
+    try:
+        saved = _pack(
+            *(channels, count, flags, bound, MOST_MENDED, eps, rate),
+            *(mean.data_ptr(), inv_std.data_ptr(), mean_at, var_at),
+            0 if num_batches_tracked is None else num_batches_tracked.data_ptr(),
+        )
+    except RuntimeError:  # no address: values of torch.func
         return None
-    if running_mean is not None and running_var is not None:
+    verdict = native.judge(saved)
+    if verdict and (
+        verdict == _UNFIT
+        or not _is_ours(x, weight, bias)
+        or not _is_mended(native, x, sizes, weight, bias, eps, y, saved)
+    ):
+        return None
+    if mean_at:
         # Whoever saved a buffer for a backward has to notice, as with any change.
-        increment_version((running_mean, running_var))
+        _increment_version((running_mean, running_var))
     return y if activation == "none" else _activated(activation, y, slope)
-
-
-def _activated(name: str, y: Tensor, slope: float) -> Tensor:
-    # torch's relu keeps its output, which then could not be changed in place; ours can.
-    return F.threshold(y, 0.0, 0.0) if name == "relu" else activate(name, y, slope)
 
 
 def layer_norm(
@@ -145,13 +208,41 @@ def layer_norm(
     eps: float,
 ) -> Tensor | None:
     """`normkit.functional.layer_norm` of a small input; None leaves it to that."""
-    if type(x) is not Tensor or not sizes or x.shape[-len(sizes) :] != sizes:
+    native = _judging(x)
+    if native is None or not _are_plain(weight, bias):
         return None
-    native = _library_for(x, sizes, weight, bias, eps)
-    if native is None or not x.is_contiguous():
+    size = x.numel()
+    width = sizes[0] if len(sizes) == 1 else prod(sizes) if sizes else 0
+    if width < 1:
         return None
-    y, mean, inv_std = torch.native_layer_norm(x, sizes, weight, bias, eps)
-    return y if _are_fit(native, mean, inv_std, eps) else None
+    rows = size // width
+    try:  # torch compares the shapes; what does not fit is the caller's to name
+        if not x.is_contiguous():
+            return None
+        if size <= _FEW and not native.judge(
+            _pack(
+                *(rows, width, _IS_INPUT, MOST_OFFSET, 0.0, eps, 0.0),
+                *(x.data_ptr(), 0, 0, 0, 0),
+            )
+        ):
+            return torch.layer_norm(x, sizes, weight, bias, eps, False)
+        y, mean, inv_std = torch.native_layer_norm(x, sizes, weight, bias, eps)
+        saved = _pack(
+            *(rows, width, 0, MOST_OFFSET, MOST_MENDED, eps, 0.0),
+            *(mean.data_ptr(), inv_std.data_ptr(), 0, 0, 0),
+        )
+    except RuntimeError:
+        return None
+    verdict = native.judge(saved)
+    if verdict:
+        geometry = (1, 1, rows, 1, width, 1, _PER_ELEMENT)
+        if (
+            verdict == _UNFIT
+            or not _is_ours(x, weight, bias)
+            or not _is_mended(native, x, geometry, weight, bias, eps, y, saved)
+        ):
+            return None
+    return y
 
 
 def group_norm(
@@ -162,77 +253,200 @@ def group_norm(
     eps: float,
 ) -> Tensor | None:
     """`normkit.functional.group_norm` of a small input; None leaves it to that."""
-    if type(x) is not Tensor or x.dim() < 2 or num_groups < 1:
+    native = _judging(x)
+    if native is None or x.dim() < 2 or not _are_plain(weight, bias):
         return None
-    samples, channels = x.shape[0], x.shape[1]
-    native = _library_for(x, (channels,), weight, bias, eps)
-    if native is None or not x.is_contiguous():
+    samples, channels, size = x.size(0), x.size(1), x.numel()
+    if num_groups < 1 or channels % num_groups:
         return None
-    if channels % num_groups or x.numel() == samples * num_groups:
+    rows = samples * num_groups
+    width = size // rows
+    if width == 1:
         return None
-    positions = x.numel() // (samples * channels)
-    y, mean, inv_std = torch.native_group_norm(
-        x, weight, bias, samples, channels, positions, num_groups, eps
-    )
-    return y if _are_fit(native, mean, inv_std, eps) else None
+    share = channels // num_groups
+    positions = width // share
+    if positions == 1 and size > _MOST_OF_VECTORS:
+        return None
+    try:  # torch compares the shapes; what does not fit is the caller's to name
+        if not x.is_contiguous():
+            return None
+        if size <= _FEW and not native.judge(
+            _pack(
+                *(rows, width, _IS_INPUT, MOST_OFFSET, 0.0, eps, 0.0),
+                *(x.data_ptr(), 0, 0, 0, 0),
+            )
+        ):
+            return torch.group_norm(x, num_groups, weight, bias, eps, False)
+        if not (_fits(weight, channels) and _fits(bias, channels)):
+            return None
+        y, mean, inv_std = torch.native_group_norm(
+            x, weight, bias, samples, channels, positions, num_groups, eps
+        )
+        saved = _pack(
+            *(rows, width, 0, MOST_OFFSET, MOST_MENDED, eps, 0.0),
+            *(mean.data_ptr(), inv_std.data_ptr(), 0, 0, 0),
+        )
+    except RuntimeError:
+        return None
+    verdict = native.judge(saved)
+    if verdict:
+        geometry = (1, 1, rows, share, positions, num_groups, _PER_RUN)
+        if (
+            verdict == _UNFIT
+            or not _is_ours(x, weight, bias)
+            or not _is_mended(native, x, geometry, weight, bias, eps, y, saved)
+        ):
+            return None
+    return y
+
+
+def instance_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor | None:
+    """`normkit.functional.instance_norm` of a small input; None leaves it to that."""
+    # A group of one channel is an instance; without positions it is no input for it.
+    is_batch = type(x) is Tensor and x.dim() > 2
+    return group_norm(x, x.size(1), weight, bias, eps) if is_batch else None
 
 
 def rms_norm(
     x: Tensor, sizes: tuple[int, ...], weight: Tensor | None, eps: float
 ) -> Tensor | None:
     """`normkit.functional.rms_norm` of a small input; None leaves it to that."""
-    if type(x) is not Tensor or _rms_norm is None:
+    native = _judging(x)
+    if native is None or _rms_norm is None or not _are_plain(weight, None):
         return None
-    if not sizes or x.shape[-len(sizes) :] != sizes:
+    if not sizes or x.shape[-len(sizes) :] != sizes or x.numel() > _MOST_OF_RMS:
         return None
-    native = _library_for(x, sizes, weight, None, eps)
-    if native is None or not x.is_contiguous():
+    if weight is not None and not (weight.dtype is _FLOAT and weight.shape == sizes):
         return None
-    y, inv_rms = _rms_norm(x, sizes, weight, eps)
-    return y if _are_fit(native, None, inv_rms, eps) else None
+    try:
+        if not x.is_contiguous():
+            return None
+        y, inv_rms = _rms_norm(x, sizes, weight, eps)
+        # Without a mean nothing cancels; but squares may be too large to be summed.
+        verdict = native.judge(
+            _pack(
+                *(inv_rms.numel(), 2, 0, MOST_OFFSET, MOST_MENDED, eps, 0.0),
+                *(0, inv_rms.data_ptr(), 0, 0, 0),
+            )
+        )
+    except RuntimeError:
+        return None
+    return None if verdict else y
 
 
-def _are_fit(native: Library, mean: Tensor | None, inv_std: Tensor, eps: float) -> bool:
-    packed = SAVED.pack(
-        *(inv_std.numel(), 2, 0, 0, 0, MOST_OFFSET, eps, 0.0),
-        *(0 if mean is None else mean.data_ptr(), inv_std.data_ptr(), 0, 0, 0, 0),
+class _Judging(Library):
+    """A library that has both entries."""
+
+    judge: Any
+    mend: Any
+
+
+def _judging(x: Tensor) -> _Judging | None:
+    """The library, if `x` is of a kind that is tried and nobody asks for other ways."""
+    if (
+        _is_traced()
+        or type(x) is not Tensor
+        or x.dtype is not _FLOAT
+        or not x.is_cpu
+        or not 0 < x.numel() <= MOST_VALUES
+        or _asked_for.get() is not None
+        or _memory.watches
+        or _modes()
+        or _tracer()
+    ):
+        return None
+    return _library()
+
+
+def reasons_against(x: Tensor) -> list[str]:
+    """Why torch's operator is not tried on `x`, in words; empty when it is."""
+    if type(x) is not Tensor:
+        return [f"x is a {type(x).__name__}, not a plain tensor"]
+    found: list[str] = []
+    if x.dtype is not _FLOAT:
+        found.append(f"x is {x.dtype}, not torch.float32")
+    if not x.is_cpu:
+        found.append(f"x is on {x.device.type}")
+    if not 0 < x.numel() <= MOST_VALUES:
+        kind = "more than " + f"{MOST_VALUES:,}" if x.numel() else "too few"
+        found.append(f"x has {x.numel():,} values, {kind}")
+    if not _is_dense(x):
+        found.append("x is neither contiguous nor channels_last")
+    if _asked_for.get() is not None:
+        found.append(f"backend {_asked_for.get()!r} is asked for")
+    if _memory.watches:
+        found.append("less is kept for the backward, or what is kept is counted")
+    if _is_traced() or _modes() or _tracer():
+        found.append("a compiler, a dispatch mode or a tracer watches")
+    if _library() is None:
+        found.append("there is no native library that judges its result")
+    return found
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.layout is torch.strided and (
+        x.is_contiguous()
+        or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
     )
-    return native.settle(packed)
 
 
-def _library_for(
+@cache
+def _library() -> _Judging | None:
+    found: Any = library()
+    return None if found is None or found.judge is None or not found.mend else found
+
+
+def _is_ours(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether our code may read the values and write what torch's operator gives."""
+    return not (
+        torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or not are_plain(x, weight, bias)
+    )
+
+
+def _fits(vector: Tensor | None, channels: int) -> bool:
+    return vector is None or (
+        type(vector) in _PLAIN
+        and vector.dtype is _FLOAT
+        and vector.dim() == 1
+        and vector.numel() == channels
+    )
+
+
+def _are_plain(weight: Tensor | None, bias: Tensor | None) -> bool:
+    return (weight is None or type(weight) in _PLAIN) and (
+        bias is None or type(bias) in _PLAIN
+    )
+
+
+def _is_mended(
+    native: _Judging,
     x: Tensor,
-    sizes: tuple[int, ...],
+    geometry: tuple[int, ...],
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-) -> Library | None:
-    """The library that judges, if `x` may be given to torch's operator at all."""
-    if (
-        torch.compiler.is_compiling()
-        or x.dtype is not _FLOAT
-        or not 0 < x.numel() <= MOST_VALUES
-        or not 0.0 < eps < 1.0
-        or not x.is_cpu
-        or is_watched()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or asked_for() is not None
-        or memory_mode() is not None
-    ):
-        return None
-    for vector in (weight, bias):
-        if vector is not None and (
-            vector.dtype is not _FLOAT
-            or vector.shape != sizes
-            or type(vector) not in _PLAIN
-        ):
-            return None
-    if not (x.is_contiguous() or _is_channels_last(x)):
-        return None
-    return library()
+    y: Tensor,
+    saved: bytes,
+) -> bool:
+    """Let our kernel write `y` and what was saved; False if that cannot help."""
+    weight = None if weight is None else weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    call = CALL.pack(
+        *geometry,
+        *(0, 0, 0, 0, CENTERED, threads_for(x), eps, 0.0),
+        *(x.data_ptr(), 0, 0),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        *(0, 0, y.data_ptr(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    )
+    return native.mend(call + saved) != _UNFIT
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+def _activated(name: str, y: Tensor, slope: float) -> Tensor:
+    # torch's relu keeps its output, which then could not be changed in place; ours can.
+    return F.threshold(y, 0.0, 0.0) if name == "relu" else activate(name, y, slope)

@@ -53,15 +53,24 @@ class Explanation:
         view: How the case lies in memory.
         reasons: For each backend, in order of preference, why it cannot run;
             an empty list when it can.
+        against_torch: Why torch's own operator is not tried before all of them, as it
+            is on small inputs; empty when it is, None when nobody asked.
     """
 
     chosen: str
     view: View
     reasons: dict[str, list[str]]
+    against_torch: list[str] | None = None
 
     def to_text(self) -> str:
         """One line per backend."""
         lines = [f"view: {self.view.kind} {self.view.sizes}"]
+        if self.against_torch == []:
+            lines.append(
+                "torch's operator: tried first; its result is taken where it is exact"
+            )
+        elif self.against_torch:
+            lines.append(f"torch's operator: {'; '.join(self.against_torch)}")
         for name, reasons in self.reasons.items():
             if name == self.chosen:
                 lines.append(f"{name}: runs")
@@ -75,6 +84,7 @@ class Explanation:
             "chosen": self.chosen,
             "view": {"kind": self.view.kind, "sizes": list(self.view.sizes)},
             "reasons": self.reasons,
+            "against_torch": self.against_torch,
         }
 
     def __str__(self) -> str:

@@ -209,13 +209,11 @@ class BatchNormLayer(BatchStatisticsLayer):
 
         Of all that a call may ask for, this looks at what layers mostly are.
         """
-        is_training = self.training
         if (
             type(x) is not Tensor
             or x.dim() not in self.shapes
             or self.channel_dim != 1
             or self.memory is not None
-            or (is_training and self._has_extras())
         ):
             return None
         try:
@@ -225,10 +223,15 @@ class BatchNormLayer(BatchStatisticsLayer):
             tracked = self._buffers["num_batches_tracked"]
         except KeyError:  # parametrized, or a replica
             return None
-        if is_training and (not self.track_running_stats or is_recomputing()):
-            running_mean = running_var = tracked = None
-        momentum = self.momentum if is_training and running_mean is not None else 0.0
-        check_momentum(self, momentum)
+        is_training, momentum = self.training, 0.0
+        if is_training:
+            if self._has_extras():
+                return None
+            if not self.track_running_stats or is_recomputing():
+                running_mean = running_var = tracked = None
+            elif running_mean is not None:
+                momentum = self.momentum
+                check_momentum(self, momentum)
         return small.batch_norm(
             *(x, running_mean, running_var, weight, bias, is_training),
             *(momentum, self.eps, tracked),

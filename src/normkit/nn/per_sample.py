@@ -15,8 +15,6 @@ from normkit.nn.tracing import is_recorded_by_jit, recorded_call
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
 _EPS = torch.finfo(torch.float32).eps
-# Not so for a parametrized layer, or a replica of torch's DataParallel.
-_ARE_HERE = frozenset(("weight", "bias"))
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -98,14 +96,18 @@ class LayerNorm(torch.nn.LayerNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
-        given = self._parameters
-        if mask is None and self.channel_dim == -1 and given.keys() >= _ARE_HERE:
-            y = small.layer_norm(
-                *(input, self.normalized_shape, given["weight"], given["bias"]),
-                self.eps,
-            )
-            if y is not None:
-                return y
+        if mask is None and self.channel_dim == -1:
+            given = self._parameters
+            try:
+                weight, bias = given["weight"], given["bias"]
+            except KeyError:  # parametrized, or a replica of torch's DataParallel
+                pass
+            else:
+                y = small.layer_norm(
+                    input, self.normalized_shape, weight, bias, self.eps
+                )
+                if y is not None:
+                    return y
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
         if self.channel_dim == -1:
@@ -259,13 +261,16 @@ class GroupNorm(torch.nn.GroupNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
-        given = self._parameters
-        if mask is None and given.keys() >= _ARE_HERE:
-            y = small.group_norm(
-                *(input, self.num_groups, given["weight"], given["bias"], self.eps)
-            )
-            if y is not None:
-                return y
+        if mask is None:
+            given = self._parameters
+            try:
+                weight, bias = given["weight"], given["bias"]
+            except KeyError:
+                pass
+            else:
+                y = small.group_norm(input, self.num_groups, weight, bias, self.eps)
+                if y is not None:
+                    return y
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
         if is_recorded_by_jit(mask):

@@ -12,6 +12,7 @@ import ctypes
 import logging
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -28,14 +29,17 @@ CALL = struct.Struct("=13q2d20Q")
 # num_batches_tracked is_finite
 UPDATE = struct.Struct("=4qd7Q")
 
-# statistics count dtype_mean dtype_var flags; bound eps rate; mean inv_std var
-# running_mean running_var num_batches_tracked
-SAVED = struct.Struct("=5q3d6Q")
+# statistics count flags; bound most eps rate; mean inv_std running_mean running_var
+# num_batches_tracked
+SAVED = struct.Struct("=3q4d5Q")
 
 _ENTRIES = (
     *("normkit_forward", "normkit_backward", "normkit_apply_grads"),
-    *("normkit_move_running", "normkit_settle"),
+    "normkit_move_running",
 )
+
+# A call of some tenths of a microsecond: not worth giving up the interpreter's lock.
+_Brief = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
 
 _log = logging.getLogger("normkit")
 
@@ -47,11 +51,17 @@ class Library:
     Attributes:
         isas: The instruction sets that this machine can run, best first.
         has_pool: Whether torch's thread pool was found.
+        judge: Says of a packed SAVED whether torch's operator was exact: 0 yes, 1
+            after `mend`, 2 no. None where the library is older than this.
+        mend: Writes what the operator should have given; takes a CALL and the SAVED
+            behind it, and answers 0, or 2 where it is not to be had. None likewise.
     """
 
     native: ctypes.CDLL
     isas: tuple[str, ...]
     has_pool: bool
+    judge: Callable[[bytes], int] | None = None
+    mend: Callable[[bytes], int] | None = None
 
     def run(self, name: str, call: bytes) -> None:
         """Run one kernel.
@@ -62,10 +72,6 @@ class Library:
         status: int = getattr(self.native, name)(call)
         if status:
             raise MemoryError(f"normkit's {name} had no memory for its working vectors")
-
-    def settle(self, saved: bytes) -> bool:
-        """Judge what an operator saved, and move the running statistics if it fits."""
-        return self.native.normkit_settle(saved) == 0
 
     @property
     def isa(self) -> str:
@@ -119,13 +125,10 @@ def _load() -> Library | str:
         )
     try:
         native = ctypes.CDLL(str(path))
-        sizes = (
-            *(native.normkit_call_size(), native.normkit_update_size()),
-            native.normkit_saved_size(),
-        )
+        sizes = (native.normkit_call_size(), native.normkit_update_size())
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error}); the reference backend runs"
-    if sizes != (CALL.size, UPDATE.size, SAVED.size):
+    if sizes != (CALL.size, UPDATE.size):
         return f"{path} was built from other sources; install the package again"
     for name in ("normkit_isa_name", "normkit_chosen_isa"):
         getattr(native, name).restype = ctypes.c_char_p
@@ -137,7 +140,20 @@ def _load() -> Library | str:
     pool = _pool_of_torch()
     native.normkit_set_pool.argtypes = [ctypes.c_void_p]
     native.normkit_set_pool(pool)
-    return Library(native, tuple(isas), pool is not None)
+    return Library(
+        *(native, tuple(isas), pool is not None),
+        judge=_brief(native, "judge", SAVED.size),
+        mend=_brief(native, "mend", CALL.size + SAVED.size),
+    )
+
+
+def _brief(native: ctypes.CDLL, name: str, size: int) -> Callable[[bytes], int] | None:
+    """An entry that the library may have, if it takes a struct of that size."""
+    try:
+        fits = getattr(native, f"normkit_{name}_size")() == size
+    except AttributeError:
+        return None
+    return _Brief((f"normkit_{name}", native)) if fits else None
 
 
 def _pool_of_torch() -> int | None:

@@ -10,6 +10,7 @@
 #include "pages.hpp"
 #include "pool.hpp"
 #include "running.hpp"
+#include "saved.hpp"
 
 #define NK_PUBLIC extern "C" __attribute__((visibility("default")))
 
@@ -103,15 +104,24 @@ NK_PUBLIC int normkit_move_running(const void* update) {
   return 0;
 }
 
-// 0 where the saved statistics were taken in.
-NK_PUBLIC int normkit_settle(const void* saved) {
-  return normkit::settle(*static_cast<const normkit::Saved*>(saved)) ? 0 : 1;
+// 0 where what torch's operator gave fits, 1 where it is to be mended, 2 where neither.
+NK_PUBLIC int normkit_judge(const void* saved) {
+  return normkit::judge(*static_cast<const normkit::Saved*>(saved));
+}
+NK_PUBLIC int normkit_mend(const void* packed) {
+  const auto& mend = *static_cast<const normkit::Mend*>(packed);
+  try {
+    return normkit::mend(mend, *normkit::chosen.load()->of_dtype[normkit::kFloat32]);
+  } catch (const std::bad_alloc&) {
+    return normkit::kUnfit;
+  }
 }
 
 // Bytes of the structs that the caller has to pack.
 NK_PUBLIC int normkit_call_size() { return (int)sizeof(normkit::Call); }
 NK_PUBLIC int normkit_update_size() { return (int)sizeof(normkit::Update); }
-NK_PUBLIC int normkit_saved_size() { return (int)sizeof(normkit::Saved); }
+NK_PUBLIC int normkit_judge_size() { return (int)sizeof(normkit::Saved); }
+NK_PUBLIC int normkit_mend_size() { return (int)sizeof(normkit::Mend); }
 
 // The pool of torch: its GOMP_parallel, or null to stay serial.
 NK_PUBLIC void normkit_set_pool(void* gomp_parallel) {

@@ -52,33 +52,4 @@ void move_running(const Update& update) {
   if (update.num_batches_tracked && has_value) ++*update.num_batches_tracked;
 }
 
-bool settle(const Saved& saved) {
-  const int64_t n = saved.statistics;
-  for (int64_t k = 0; k < n; ++k) {
-    if (planted("what_torch_saved_always_fits")) break;
-    // Written so that a NaN anywhere is no fit.
-    const double mean = saved.mean ? saved.mean[k] : 0;
-    const double precision = saved.var ? 1 / (saved.var[k] + saved.eps)
-                                       : (double)saved.inv_std[k] * saved.inv_std[k];
-    if (!(mean * mean * precision <= saved.bound * saved.bound)) return false;
-    if (!(precision > 1e-30)) return false;
-    // A variance below eps cannot be told from what was saved.
-    if (saved.running_var && !(precision * saved.eps < 0.5)) return false;
-  }
-  if (!saved.running_mean) return true;
-  const double rate = saved.flags & kEqualShares
-                          ? 1 / ((double)*saved.num_batches_tracked + 1)
-                          : saved.rate;
-  const double less = planted("the_saved_variance_is_biased") ? 0 : 1;
-  const double unbiased = saved.count / ((double)saved.count - less);
-  for (int64_t k = 0; k < n; ++k) {
-    const double precision = (double)saved.inv_std[k] * saved.inv_std[k];
-    const double var = (1 / precision - saved.eps) * unbiased;
-    move(saved.running_mean, saved.mean_dtype, k, rate, saved.mean[k]);
-    move(saved.running_var, saved.var_dtype, k, rate, var);
-  }
-  if (saved.num_batches_tracked) ++*saved.num_batches_tracked;
-  return true;
-}
-
 }  // namespace normkit

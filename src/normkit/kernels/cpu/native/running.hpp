@@ -23,17 +23,4 @@ enum UpdateFlags : int64_t {
 
 void move_running(const Update& update);
 
-// What an operator of torch saved for its backward, judged after the fact.
-struct Saved {
-  int64_t statistics, count, mean_dtype, var_dtype, flags;
-  double bound, eps, rate;
-  const float *mean, *inv_std, *var;
-  void *running_mean, *running_var;
-  int64_t* num_batches_tracked;
-};
-
-// Whether every statistic is finite and |mean| <= bound·std; if so, the running ones
-// move. `mean` may be null; `var` stands in for `inv_std`.
-bool settle(const Saved& saved);
-
 }  // namespace normkit
