@@ -34,7 +34,7 @@ check: $(STAMP) ## Format, lint and type-check without changing anything
 
 # The environment has the wheel, what it requires, and the test runner; no sources.
 ALONE  := build/alone
-SMOKE  := $(ALONE)/bin/python -m pytest -q -p no:cacheprovider tests/smoke
+SMOKE  := env -u PYTHONPATH -u NORMKIT_CPU_LIBRARY $(ALONE)/bin/python -m pytest -q -p no:cacheprovider tests/smoke
 INSTALL := $(ALONE)/bin/python -m pip install --quiet --disable-pip-version-check
 wheel: $(STAMP) ## Build a wheel, with a compiler and without; install and try it alone
 	rm -rf $(ALONE) build/no-compiler build/wheels

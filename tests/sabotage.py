@@ -1249,11 +1249,9 @@ def a_fold_overlooks_the_second_reader(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by="tests/fold/test_fused_layers.py::test_the_sum_with_a_residual_stays")
 def a_fold_forgets_the_fused_activation(patch: pytest.MonkeyPatch) -> None:
-    from torch import nn
-
     from normkit.fold import rewrite
 
-    patch.setattr(rewrite, "_activation_of", lambda module: nn.Identity())
+    patch.setattr(rewrite.Rest, "_activation", lambda self: None)
 
 
 @fault(caught_by="tests/fold/test_proof.py::test_a_wrong_fold_is_undone_and_said")

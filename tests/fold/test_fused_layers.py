@@ -81,6 +81,32 @@ def test_a_network_that_was_converted_and_fused_folds_like_the_plain_one() -> No
     torch.testing.assert_close(folded(images), expected(images), rtol=1e-4, atol=1e-4)
 
 
+class OneRelu(nn.Module):
+    """torchvision's block: one relu in three places, once behind a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.b, self.m = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.c, self.o = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.n(self.a(x)))
+        y = self.relu(self.m(self.b(y)))
+        y = self.o(self.c(y))
+        y += x
+        return self.relu(y)
+
+
+def test_the_mark_of_a_shared_relu_is_no_hook_that_could_be_lost() -> None:
+    model = OneRelu()
+    normkit.convert(model, to="normkit", example_inputs=x)
+    assert model.n._forward_hooks
+    folded, _ = check(model, 3, 3)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -118,6 +118,9 @@ def _mark(module: nn.Module, args: Any, y: Tensor) -> None:
         y._normkit_rectified = y._version  # pyright: ignore[reportAttributeAccessIssue]
 
 
+_mark.only_for_speed = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def _places(model: nn.Module, wanted: nn.Module) -> list[tuple[nn.Module, str]]:
     return [
         (parent, name)

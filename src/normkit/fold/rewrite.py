@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normkit.fold.nodes import BatchNorm
-from normkit.fold.trace import ModuleCall, Trace
-from normkit.nn.batch_norm_layer import BatchNormLayer
+from normkit.fold.nodes import Add, BatchNorm
+from normkit.fold.trace import ModuleCall, Trace, has_hooks
 
 __all__ = [
     "Copied",
@@ -31,41 +30,41 @@ class Rest:
 
     Attributes:
         children: Its children that it calls with what it normalized, in that order.
-        activates: Whether it applies its own `activation` in the same pass.
+        activation: What it applies in the same pass, before them.
+        slope: Of a leaky_relu.
         adds: Whether it is called with a `residual` to add before that.
     """
 
     children: tuple[str, ...] = ()
-    activates: bool = False
+    activation: str = "none"
+    slope: float = 0.01
     adds: bool = False
 
     def of(self, old: nn.Module, first: OrderedDict[str, nn.Module]) -> nn.Module:
         """The module that does it, after `first`; for `old` or its double in a copy."""
-        parts = OrderedDict(first)
-        parts.update((name, old.get_submodule(name)) for name in self.children)
-        activation = _activation_of(old) if self.activates else nn.Identity()
+        parts, activation = OrderedDict(first), self._activation()
         if self.adds:
-            return Sum(nn.Sequential(parts), activation)
-        if self.activates:
+            return Sum(nn.Sequential(parts), activation or nn.Identity())
+        if activation is not None:
             parts["activation"] = activation
+        parts.update((name, old.get_submodule(name)) for name in self.children)
         if not parts:
             return nn.Identity()
         if len(parts) == 1 and not self.children:
             return next(iter(parts.values()))
         return nn.Sequential(parts)
 
-
-def _activation_of(module: Any) -> nn.Module:
-    if module.activation == "leaky_relu":
-        return nn.LeakyReLU(module.negative_slope)
-    of_name = {
-        "relu": nn.ReLU,
-        "silu": nn.SiLU,
-        "gelu": nn.GELU,
-        "sigmoid": nn.Sigmoid,
-        "tanh": nn.Tanh,
-    }
-    return of_name[module.activation]()
+    def _activation(self) -> nn.Module | None:
+        if self.activation == "leaky_relu":
+            return nn.LeakyReLU(self.slope)
+        made: dict[str, type[nn.Module]] = {
+            "relu": nn.ReLU,
+            "silu": nn.SiLU,
+            "gelu": nn.GELU,
+            "sigmoid": nn.Sigmoid,
+            "tanh": nn.Tanh,
+        }
+        return made[self.activation]() if self.activation in made else None
 
 
 class Sum(nn.Module):
@@ -257,17 +256,14 @@ def norm_modules(trace: Trace) -> list[NormModule]:
 def _body(node: BatchNorm, call: ModuleCall) -> str | Rest:
     """What the module does besides normalizing, or why it must stay."""
     name = type(call.module).__name__
-    fused = _fused_body(node, call)
-    if fused is not None:
-        return fused
-    if call.nodes != [node]:
+    if call.nodes != [node, *node.followers]:
         return (
             f"the forward of {name} calls batch_norm as a function among other things, "
             "and would still call it; make it a module of its own"
         )
     if not call.inputs or call.inputs[0] is not node.inputs[0]:
         return f"{name} changes its input before it normalizes"
-    value, rest = node.outputs[0], []
+    value, rest = call.nodes[-1].outputs[0], []
     names = {child: key for key, child in call.module._modules.items()}
     for child in call.children:
         if child.inputs != [value] or len(child.outputs) != 1:
@@ -278,20 +274,10 @@ def _body(node: BatchNorm, call: ModuleCall) -> str | Rest:
         rest.append(names[child.module])
     if call.outputs != [value]:
         return f"{name} returns something else than what it normalized"
-    return Rest(tuple(rest))
-
-
-def _fused_body(node: BatchNorm, call: ModuleCall) -> Rest | None:
-    """What a batch norm of normkit adds and applies in the same pass."""
-    module = call.module
-    if getattr(type(module), "forward", None) is not BatchNormLayer.forward:
-        return None
-    rest = Rest(activates=module.activation != "none", adds=len(call.inputs) == 2)
-    if len(call.nodes) != 1 + rest.activates + rest.adds or call.children:
-        return None
-    is_first = call.nodes[0] is node and call.inputs[0] is node.inputs[0]
-    is_last = call.outputs == call.nodes[-1].outputs
-    return rest if is_first and is_last else None
+    adds = any(isinstance(other, Add) for other in node.followers)
+    if adds and rest:
+        return f"{name} adds a residual and calls modules of its own"
+    return Rest(tuple(rest), node.activation, node.slope, adds)
 
 
 def _reason_against(norm: NormModule) -> str:
@@ -301,7 +287,7 @@ def _reason_against(norm: NormModule) -> str:
         return f"it {locked[0]}"
     if not norm.path:
         return "it is the model itself"
-    if module._forward_hooks or module._forward_pre_hooks:
+    if has_hooks(module._forward_hooks) or has_hooks(module._forward_pre_hooks):
         return "it has a forward hook, which would be lost"
     if hasattr(module, "parametrizations"):
         return "its parameters are parametrized"

@@ -162,6 +162,9 @@ class BatchNorm(Node):
         locked: Why it is no fixed map; empty if it is one.
         is_gone: Whether it was folded: the node is then the identity.
         is_reduced: Whether only a sum per channel was left of it.
+        followers: The sum and the activation that run in the same pass.
+        activation: The name of that activation, or `"none"`.
+        slope: Of a leaky_relu.
     """
 
     mean: Value | None = None
@@ -175,6 +178,9 @@ class BatchNorm(Node):
     locked: str = ""
     is_gone: bool = False
     is_reduced: bool = False
+    followers: list[Node] = field(default_factory=list)
+    activation: str = "none"
+    slope: float = 0.01
 
     @property
     def channels(self) -> int:
