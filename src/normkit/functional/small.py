@@ -75,6 +75,7 @@ _rms_norm: Any = getattr(torch, "_fused_rms_norm", None)
 _is_traced = torch.compiler.is_dynamo_compiling
 _modes = torch._C._len_torch_dispatch_stack
 _tracer = torch._C._get_tracing_state
+_transforms = torch._C._are_functorch_transforms_active
 _increment_version: Any = torch._C._increment_version
 _pack = SAVED.pack
 
@@ -109,7 +110,12 @@ def batch_norm(
         slope: Of leaky_relu.
     """
     native = _judging(x)
-    if native is None or activation in _KEPT_FOR_BACKWARD or (rank := x.dim()) < 2:
+    if (
+        native is None
+        or activation in _KEPT_FOR_BACKWARD
+        or (rank := x.dim()) < 2
+        or _transforms()  # running statistics may be theirs, and have no address
+    ):
         return None
     channels, size = x.size(1), x.numel()
     mean_at = var_at = 0
@@ -179,14 +185,11 @@ def batch_norm(
     y, mean, inv_std = torch.native_batch_norm(
         x, weight, bias, None, None, True, 0.0, eps
     )
-    try:
-        saved = _pack(
-            *(channels, count, flags, bound, MOST_MENDED, eps, rate),
-            *(mean.data_ptr(), inv_std.data_ptr(), mean_at, var_at),
-            0 if num_batches_tracked is None else num_batches_tracked.data_ptr(),
-        )
-    except RuntimeError:  # no address: values of torch.func
-        return None
+    saved = _pack(
+        *(channels, count, flags, bound, MOST_MENDED, eps, rate),
+        *(mean.data_ptr(), inv_std.data_ptr(), mean_at, var_at),
+        0 if num_batches_tracked is None else num_batches_tracked.data_ptr(),
+    )
     verdict = native.judge(saved)
     if verdict and (
         verdict == _UNFIT
@@ -402,7 +405,7 @@ def _is_ours(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether our code may read the values and write what torch's operator gives."""
     return not (
         torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
+        or _transforms()
         or torch.autograd.forward_ad._current_level >= 0
         or not are_plain(x, weight, bias)
     )
