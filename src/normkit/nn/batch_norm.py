@@ -80,9 +80,9 @@ class BatchNorm1d(BatchNormLayer, torch.nn.BatchNorm1d):
     Example:
         >>> layer = BatchNorm1d(2)
         >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
-        >>> layer(x)
+        >>> layer(x).detach()
         tensor([[-1.0000, -1.0000],
-                [ 1.0000,  1.0000]], grad_fn=<_StandardizeBackward>)
+                [ 1.0000,  1.0000]])
         >>> layer.running_mean, layer.running_var
         (tensor([0.2000, 2.0000]), tensor([ 1.1000, 20.9000]))
 
