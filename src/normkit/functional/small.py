@@ -43,8 +43,8 @@ __all__ = [
     "rms_norm",
 ]
 
-# Measured: up to this size calling our kernels costs more than they save. The RMS norm
-# of torch and its group norm of vectors are slower.
+# Measured: up to this size calling our kernels costs more than they save. The backward
+# of torch's RMS norm and its group norm of vectors are slower.
 MOST_VALUES, _MOST_OF_RMS, _MOST_OF_VECTORS = 131_072, 16_384, 65_536
 # x·scale + shift errs by about 1e-7·|mean|/std; the bound for all of y is 2e-6.
 MOST_OFFSET = 4.0
@@ -319,8 +319,10 @@ def rms_norm(
     native = _judging(x)
     if native is None or _rms_norm is None or not _are_plain(weight, None):
         return None
-    if not sizes or x.shape[-len(sizes) :] != sizes or x.numel() > _MOST_OF_RMS:
+    if not sizes or x.shape[-len(sizes) :] != sizes:
         return None
+    if x.numel() > _MOST_OF_RMS and torch.is_grad_enabled():
+        return None  # it is the backward of torch that is slow
     if weight is not None and not (weight.dtype is _FLOAT and weight.shape == sizes):
         return None
     try:
