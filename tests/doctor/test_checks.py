@@ -347,3 +347,28 @@ def test_d30_ranks_that_normalize_few_samples_apart(
     layer = LayerStatistics("bn", kind, "norm", norm=norm(stream=stream(size=size)))
     found = checks.run(Statistics((layer,), world_size=ranks), ["D30"])
     assert [f.severity for f in found] == expected
+
+
+def test_d01_holds_a_shared_layer_to_its_calls_one_by_one() -> None:
+    """Their distance from each other is in no running variance: that is D33."""
+    torch.manual_seed(0)
+    calls = []
+    for shift in (0.0, 8.0):
+        seen = moments(shift + torch.randn(1000, 2, dtype=torch.float64), 0)
+        calls.append(ChannelStream.of_batch(seen, seen))
+    shared = NormStatistics(
+        momentum=0.1,
+        eps=1e-5,
+        tracked=1000,
+        frozen=False,
+        running_mean=torch.full((2,), 4.0, dtype=torch.float64),
+        running_var=torch.ones(2, dtype=torch.float64),
+        stream=calls[0].merge(calls[1]),
+        calls=tuple(calls),
+    )
+    layer = LayerStatistics("bn", "BatchNorm1d", "norm", norm=shared)
+    statistics = Statistics((layer,))
+    assert [f.severity for f in checks.run(statistics, ["D01"])] == ["clear"]
+    assert [f.severity for f in checks.run(statistics, ["D33"])] == ["warning"]
+    alone = replace(layer, norm=replace(shared, calls=()))
+    assert [f.severity for f in checks.run(Statistics((alone,)), ["D01"])] == ["error"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from doctor.faults.planting import OFF, Program, data, fault, usual
+from doctor.faults.planting import OFF, STEPS, Program, data, fault, usual
 from doctor.patients import SEQUENCES, batches, build, digits, norms, train
 
 __all__ = []
@@ -98,19 +98,22 @@ def ranks_apart(net: str, is_bad: bool) -> Program:
 
 
 class TwoDomains(nn.Module):
-    """One network for a batch, and for the same batch in another light."""
+    """One network for a sample, and for the one before it in another light."""
 
     def __init__(self, model: nn.Module, shift: float) -> None:
         super().__init__()
         self.model, self.shift = model, shift
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x) + self.model(x.roll(1, 1) + self.shift)
+        return self.model(x) + self.model(x.roll(1, 0) + self.shift)
 
 
-@fault("D33", brings=OFF)
+@fault(
+    "D33",
+    brings={"D02": "eval mode has one average for what training normalizes apart"},
+)
 def one_norm_for_two_domains(net: str, is_bad: bool) -> Program:
     """Two domains through the same layers."""
     model = TwoDomains(build(net), 4.0 if is_bad else 0.0)
-    train(model, 60)
+    train(model, 2 * STEPS[net])
     return Program(model, data(), at=frozenset(norms(model)))

@@ -18,6 +18,7 @@ __all__ = [
     "LOSS",
     "OFF",
     "RATE",
+    "STEPS",
     "WITHOUT",
     "Fault",
     "Program",

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from normkit.doctor.checks.judge import above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.statistics import Evaluation, NormStatistics, Statistics
@@ -111,14 +113,18 @@ def distance(norm: NormStatistics) -> Distance | None:
         return None
     if not _is_finite(norm):
         return None
-    pooled, per_sample = norm.stream.pooled, norm.stream.sample_means
-    var = pooled.unbiased_var + norm.eps
+    per_sample = norm.stream.sample_means
+    # Each call of a shared layer enters the running statistics by itself: they hold
+    # the mean of the calls' variances, and nothing of how far the calls lie apart.
+    calls = [c.pooled for c in (norm.calls or (norm.stream,))]
+    mean = torch.stack([c.mean for c in calls]).mean(0)
+    var = torch.stack([c.unbiased_var for c in calls]).mean(0) + norm.eps
     sd = var.sqrt()
     # Values of one sample lean on each other, samples do not: the error of the mean is
     # that of the mean of sample means. E|z| = √(2/π) for a standard normal z.
     error = (per_sample.unbiased_var / per_sample.count).sqrt()
     found = Distance(
-        mean=float(((norm.running_mean - pooled.mean).abs() / sd).mean()),
+        mean=float(((norm.running_mean - mean).abs() / sd).mean()),
         var=float(((norm.running_var + norm.eps) / var).log().abs().mean()),
         noise=float((error / sd).mean()) * math.sqrt(2 / math.pi),
     )
