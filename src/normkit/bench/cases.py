@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ class SpeedCase:
         return f"{self.layer}{follows} {sizes} {self.layout} {self.dtype}"
 
 
-def _images(shapes: list[tuple[int, ...]], dtype: str) -> Iterator[SpeedCase]:
+def _images(shapes: Sequence[tuple[int, ...]], dtype: str) -> Iterator[SpeedCase]:
     for shape in shapes:
         for layout in ("nchw", "nhwc"):
             for follows in ("none", "relu", "add+relu"):
