@@ -76,8 +76,19 @@ _is_traced = torch.compiler.is_dynamo_compiling
 _modes = torch._C._len_torch_dispatch_stack
 _tracer = torch._C._get_tracing_state
 _transforms = torch._C._are_functorch_transforms_active
-_increment_version: Any = torch._C._increment_version
 _pack = SAVED.pack
+
+
+def _one_by_one(tensors: tuple[Tensor, ...]) -> None:
+    for tensor in tensors:
+        torch.autograd.graph.increment_version(tensor)
+
+
+_increment_version: Any = torch._C._increment_version
+try:
+    _increment_version((torch.empty(0),))
+except TypeError:  # older ones take a tensor
+    _increment_version = _one_by_one
 
 
 def batch_norm(
