@@ -47,7 +47,7 @@ def fault(
     ) -> Callable[[pytest.MonkeyPatch], None]:
         def plant_it(patch: pytest.MonkeyPatch) -> None:
             if not in_small:
-                patch.setattr("normkit.functional.small.MOST_VALUES", 0)
+                patch.setattr("normkit.functional.judging.MOST_VALUES", 0)
             plant(patch)
 
         FAULTS[plant.__name__] = Fault(plant_it, caught_by)
@@ -1715,7 +1715,7 @@ def a_waiting_output_forgets_its_residual(patch: pytest.MonkeyPatch) -> None:
     in_small=True,
 )
 def what_is_refused_is_taken_unmended(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("normkit.functional.small._is_mended", lambda *_: True)
+    patch.setattr("normkit.functional.small.is_mended", lambda *_: True)
 
 
 @fault(

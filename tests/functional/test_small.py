@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 import normkit
 from normkit.errors import ShapeError
-from normkit.functional import small
+from normkit.functional import judging, small
 from normkit.kernels import backend
 from normkit.kernels.epilogue import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(
-    small._library() is None, reason="no native library, or one without these entries"
+    judging.judging_library() is None,
+    reason="no native library, or one without these entries",
 )
 
 SHAPES = ((8, 32), (64, 5), (500, 7), (8, 16, 8, 8), (2, 3, 50), (3, 2, 2, 4, 5))
@@ -178,7 +179,7 @@ def test_an_older_library_leaves_everything_to_the_kernels(
     layer: Any
     layer, x = normkit.nn.BatchNorm2d(4), torch.randn(8, 4, 5, 5)
     y = layer(x)
-    monkeypatch.setattr(small, "_library", lambda: None)
+    monkeypatch.setattr(judging, "judging_library", lambda: None)
     assert not took_torch(lambda: layer(x))
     torch.testing.assert_close(layer(x), y, rtol=2e-6, atol=2e-6)
 

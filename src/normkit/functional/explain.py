@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from normkit.functional import small
+from normkit.functional.judging import reasons_against
 from normkit.kernels.choose import Explanation
 from normkit.kernels.choose import explain as among_backends
 
@@ -31,4 +31,4 @@ def explain(x: Tensor, dims: tuple[int, ...] | None = None) -> Explanation:
         >>> explain(torch.zeros(8, 3, 640, 640)).against_torch
         ['x has 9,830,400 values, more than 131,072']
     """
-    return replace(among_backends(x, dims), against_torch=small.reasons_against(x))
+    return replace(among_backends(x, dims), against_torch=reasons_against(x))

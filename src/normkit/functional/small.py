@@ -19,7 +19,6 @@ Only float32 on a CPU is tried, where nothing watches and no backend is asked fo
 
 from __future__ import annotations
 
-from functools import cache
 from math import prod
 from typing import Any
 
@@ -27,11 +26,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normkit.functional.memory import _state as _memory
-from normkit.kernels.choose import _asked_for
-from normkit.kernels.cpu.loading import CALL, SAVED, Library, library
-from normkit.kernels.cpu.packing import CENTERED, threads_for
-from normkit.kernels.cpu.plain import are_plain
+from normkit.functional.judging import (
+    FLOAT,
+    UNFIT,
+    are_plain_vectors,
+    are_transforms_active,
+    fits,
+    is_mended,
+    is_ours,
+    judging,
+)
+from normkit.kernels.cpu.loading import SAVED
 from normkit.kernels.epilogue import activate
 
 __all__ = [
@@ -39,13 +44,12 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
-    "reasons_against",
     "rms_norm",
 ]
 
-# Measured: up to this size calling our kernels costs more than they save. The backward
-# of torch's RMS norm and its group norm of vectors are slower.
-MOST_VALUES, _MOST_OF_RMS, _MOST_OF_VECTORS = 131_072, 16_384, 65_536
+# The backward of torch's RMS norm and its group norm of vectors are slower than those
+# of other layers up to `MOST_VALUES`.
+_MOST_OF_RMS, _MOST_OF_VECTORS = 16_384, 65_536
 # x·scale + shift errs by about 1e-7·|mean|/std; the bound for all of y is 2e-6.
 MOST_OFFSET = 4.0
 # The backward of torch takes x − mean in float32, or x·scale − mean·scale: off by
@@ -57,9 +61,7 @@ _ANY_OFFSET = 1e150
 # in float32. So many values and so far a mean give errors up to 1.4e-6 (measured).
 _COLUMNS = ((16, 4.0), (128, 2.0), (512, 1.0))
 
-_FLOAT, _PLAIN = torch.float32, (torch.nn.Parameter, Tensor)
 _IS_VAR, _IS_INPUT, _EQUAL_SHARES = 1, 2, 4
-_UNFIT = 2
 _PER_RUN, _PER_ELEMENT = 0, 1
 # Up to this size the input itself is judged, so that torch need not hand out what it
 # saved: two tensors cost a microsecond.
@@ -69,13 +71,6 @@ _KEPT_FOR_BACKWARD = ("sigmoid", "tanh")
 # Newer torch has it.
 _rms_norm: Any = getattr(torch, "_fused_rms_norm", None)
 
-# Every call of a small layer asks these, so each is the shortest way to ask. What
-# torch's operators themselves answer to (torch.func, forward mode) is asked about only
-# where our own code writes values.
-_is_traced = torch.compiler.is_dynamo_compiling
-_modes = torch._C._len_torch_dispatch_stack
-_tracer = torch._C._get_tracing_state
-_transforms = torch._C._are_functorch_transforms_active
 _pack = SAVED.pack
 
 
@@ -120,12 +115,13 @@ def batch_norm(
         activation: Applied last.
         slope: Of leaky_relu.
     """
-    native = _judging(x)
+    native = judging(x)
     if (
         native is None
         or activation in _KEPT_FOR_BACKWARD
         or (rank := x.dim()) < 2
-        or _transforms()  # running statistics may be theirs, and have no address
+        # Running statistics may be a transform's, and have no address.
+        or are_transforms_active()
     ):
         return None
     channels, size = x.size(1), x.numel()
@@ -133,7 +129,7 @@ def batch_norm(
     if running_mean is not None and running_var is not None:
         if not (
             type(running_mean) is type(running_var) is Tensor
-            and running_mean.dtype is running_var.dtype is _FLOAT
+            and running_mean.dtype is running_var.dtype is FLOAT
             and running_mean.numel() == running_var.numel() == channels
             and running_mean.is_contiguous()
             and running_var.is_contiguous()
@@ -154,7 +150,7 @@ def batch_norm(
         return None
     sizes = (1, over, channels, 1, inner, channels, _PER_RUN)
     if not training:
-        if not _are_plain(weight, bias):
+        if not are_plain_vectors(weight, bias):
             return None
         saved = _pack(
             *(channels, count, _IS_VAR, MOST_OFFSET, _ANY_OFFSET, eps, 0.0),
@@ -162,10 +158,10 @@ def batch_norm(
         )
         verdict = native.judge(saved)
         if verdict and not (
-            verdict != _UNFIT
-            and _is_ours(x, weight, bias)
-            and _fits(weight, channels)
-            and _fits(bias, channels)
+            verdict != UNFIT
+            and is_ours(x, weight, bias)
+            and fits(weight, channels)
+            and fits(bias, channels)
         ):
             return None
         try:  # torch compares the shapes; what does not fit is the caller's to name
@@ -175,11 +171,11 @@ def batch_norm(
         except RuntimeError:
             return None
         if verdict:
-            _is_mended(native, x, sizes, weight, bias, eps, y, saved)
+            is_mended(native, x, sizes, weight, bias, eps, y, saved)
         return y if activation == "none" else _activated(activation, y, slope)
     if count < 2 or isinstance(momentum, Tensor):
         return None
-    if not (_fits(weight, channels) and _fits(bias, channels)):
+    if not (fits(weight, channels) and fits(bias, channels)):
         return None
     bound = MOST_OFFSET
     if inner == 1:
@@ -203,9 +199,9 @@ def batch_norm(
     )
     verdict = native.judge(saved)
     if verdict and (
-        verdict == _UNFIT
-        or not _is_ours(x, weight, bias)
-        or not _is_mended(native, x, sizes, weight, bias, eps, y, saved)
+        verdict == UNFIT
+        or not is_ours(x, weight, bias)
+        or not is_mended(native, x, sizes, weight, bias, eps, y, saved)
     ):
         return None
     if mean_at:
@@ -222,8 +218,8 @@ def layer_norm(
     eps: float,
 ) -> Tensor | None:
     """`normkit.functional.layer_norm` of a small input; None leaves it to that."""
-    native = _judging(x)
-    if native is None or not _are_plain(weight, bias):
+    native = judging(x)
+    if native is None or not are_plain_vectors(weight, bias):
         return None
     size = x.numel()
     width = sizes[0] if len(sizes) == 1 else prod(sizes) if sizes else 0
@@ -251,9 +247,9 @@ def layer_norm(
     if verdict:
         geometry = (1, 1, rows, 1, width, 1, _PER_ELEMENT)
         if (
-            verdict == _UNFIT
-            or not _is_ours(x, weight, bias)
-            or not _is_mended(native, x, geometry, weight, bias, eps, y, saved)
+            verdict == UNFIT
+            or not is_ours(x, weight, bias)
+            or not is_mended(native, x, geometry, weight, bias, eps, y, saved)
         ):
             return None
     return y
@@ -267,8 +263,8 @@ def group_norm(
     eps: float,
 ) -> Tensor | None:
     """`normkit.functional.group_norm` of a small input; None leaves it to that."""
-    native = _judging(x)
-    if native is None or x.dim() < 2 or not _are_plain(weight, bias):
+    native = judging(x)
+    if native is None or x.dim() < 2 or not are_plain_vectors(weight, bias):
         return None
     samples, channels, size = x.size(0), x.size(1), x.numel()
     if num_groups < 1 or channels % num_groups:
@@ -291,7 +287,7 @@ def group_norm(
             )
         ):
             return torch.group_norm(x, num_groups, weight, bias, eps, False)
-        if not (_fits(weight, channels) and _fits(bias, channels)):
+        if not (fits(weight, channels) and fits(bias, channels)):
             return None
         y, mean, inv_std = torch.native_group_norm(
             x, weight, bias, samples, channels, positions, num_groups, eps
@@ -306,9 +302,9 @@ def group_norm(
     if verdict:
         geometry = (1, 1, rows, share, positions, num_groups, _PER_RUN)
         if (
-            verdict == _UNFIT
-            or not _is_ours(x, weight, bias)
-            or not _is_mended(native, x, geometry, weight, bias, eps, y, saved)
+            verdict == UNFIT
+            or not is_ours(x, weight, bias)
+            or not is_mended(native, x, geometry, weight, bias, eps, y, saved)
         ):
             return None
     return y
@@ -327,14 +323,14 @@ def rms_norm(
     x: Tensor, sizes: tuple[int, ...], weight: Tensor | None, eps: float
 ) -> Tensor | None:
     """`normkit.functional.rms_norm` of a small input; None leaves it to that."""
-    native = _judging(x)
-    if native is None or _rms_norm is None or not _are_plain(weight, None):
+    native = judging(x)
+    if native is None or _rms_norm is None or not are_plain_vectors(weight, None):
         return None
     if not sizes or x.shape[-len(sizes) :] != sizes:
         return None
     if x.numel() > _MOST_OF_RMS and torch.is_grad_enabled():
         return None  # it is the backward of torch that is slow
-    if weight is not None and not (weight.dtype is _FLOAT and weight.shape == sizes):
+    if weight is not None and not (weight.dtype is FLOAT and weight.shape == sizes):
         return None
     try:
         if not x.is_contiguous():
@@ -350,117 +346,6 @@ def rms_norm(
     except RuntimeError:
         return None
     return None if verdict else y
-
-
-class _Judging(Library):
-    """A library that has both entries."""
-
-    judge: Any
-    mend: Any
-
-
-def _judging(x: Tensor) -> _Judging | None:
-    """The library, if `x` is of a kind that is tried and nobody asks for other ways."""
-    if (
-        _is_traced()
-        or type(x) is not Tensor
-        or x.dtype is not _FLOAT
-        or not x.is_cpu
-        or not 0 < x.numel() <= MOST_VALUES
-        or _asked_for.get() is not None
-        or _memory.watches
-        or _modes()
-        or _tracer()
-    ):
-        return None
-    return _library()
-
-
-def reasons_against(x: Tensor) -> list[str]:
-    """Why torch's operator is not tried on `x`, in words; empty when it is."""
-    if type(x) is not Tensor:
-        return [f"x is a {type(x).__name__}, not a plain tensor"]
-    found: list[str] = []
-    if x.dtype is not _FLOAT:
-        found.append(f"x is {x.dtype}, not torch.float32")
-    if not x.is_cpu:
-        found.append(f"x is on {x.device.type}")
-    if not 0 < x.numel() <= MOST_VALUES:
-        kind = "more than " + f"{MOST_VALUES:,}" if x.numel() else "too few"
-        found.append(f"x has {x.numel():,} values, {kind}")
-    if not _is_dense(x):
-        found.append("x is neither contiguous nor channels_last")
-    if _asked_for.get() is not None:
-        found.append(f"backend {_asked_for.get()!r} is asked for")
-    if _memory.watches:
-        found.append("less is kept for the backward, or what is kept is counted")
-    if _is_traced() or _modes() or _tracer():
-        found.append("a compiler, a dispatch mode or a tracer watches")
-    if _library() is None:
-        found.append("there is no native library that judges its result")
-    return found
-
-
-def _is_dense(x: Tensor) -> bool:
-    return x.layout is torch.strided and (
-        x.is_contiguous()
-        or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-    )
-
-
-@cache
-def _library() -> _Judging | None:
-    found: Any = library()
-    return None if found is None or found.judge is None or not found.mend else found
-
-
-def _is_ours(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether our code may read the values and write what torch's operator gives."""
-    return not (
-        torch._C._len_torch_function_stack()
-        or _transforms()
-        or torch.autograd.forward_ad._current_level >= 0
-        or not are_plain(x, weight, bias)
-    )
-
-
-def _fits(vector: Tensor | None, channels: int) -> bool:
-    return vector is None or (
-        type(vector) in _PLAIN
-        and vector.dtype is _FLOAT
-        and vector.dim() == 1
-        and vector.numel() == channels
-    )
-
-
-def _are_plain(weight: Tensor | None, bias: Tensor | None) -> bool:
-    return (weight is None or type(weight) in _PLAIN) and (
-        bias is None or type(bias) in _PLAIN
-    )
-
-
-def _is_mended(
-    native: _Judging,
-    x: Tensor,
-    geometry: tuple[int, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    y: Tensor,
-    saved: bytes,
-) -> bool:
-    """Let our kernel write `y` and what was saved; False if that cannot help."""
-    weight = None if weight is None else weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    call = CALL.pack(
-        *geometry,
-        *(0, 0, 0, 0, CENTERED, threads_for(x), eps, 0.0),
-        *(x.data_ptr(), 0, 0),
-        0 if weight is None else weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        *(0, 0, y.data_ptr(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
-    )
-    return native.mend(call + saved) != _UNFIT
 
 
 def _activated(name: str, y: Tensor, slope: float) -> Tensor:
