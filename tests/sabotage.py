@@ -1401,6 +1401,16 @@ def the_remedy_of_dropout_keeps_dropout_on(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(remedies.REMEDIES, "D11", remedies.as_in_training)
 
 
+@fault(
+    caught_by="tests/doctor/test_gap.py::"
+    "test_stale_statistics_are_not_taken_for_padding"
+)
+def anything_far_off_is_taken_for_padding(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor import populations
+
+    patch.setattr(populations, "_resembles", lambda *_: True)
+
+
 # --- ranks ------------------------------------------------------------------------
 
 _ONE_PROCESS = (

@@ -9,9 +9,10 @@ from normkit.doctor.measure import Tally, band_of, dim_within, norm_of
 from normkit.doctor.roles import slope_limits
 from normkit.doctor.statistics import Role
 from normkit.doctor.streams import ChannelStream
-from normkit.moments import Moments, moments
+from normkit.errors import ArgumentError
+from normkit.moments import Moments, broadcast_mask, moments
 
-__all__ = ["LayerProbe", "merged"]
+__all__ = ["LayerProbe", "constant_ends", "merged"]
 
 
 class LayerProbe:
@@ -97,9 +98,9 @@ class LayerProbe:
     def see_channels(self, x: Tensor, mask: Tensor | None) -> None:
         """Merge one input channel by channel, as a batch norm sees it."""
         dim = getattr(self.module, "channel_dim", 1)
+        mask = None if mask is None else _expanded(mask, x)
+        mask = None if mask is None else mask.movedim(dim, 1)
         x = x.movedim(dim, 1)
-        if mask is not None:
-            mask = mask.expand(x.shape) if mask.dim() == x.dim() else None
         others = tuple(range(2, x.dim()))
         values = moments(x, (0, *others), mask)
         if others:
@@ -120,12 +121,7 @@ class LayerProbe:
 
     def _see_ends(self, x: Tensor, values: Moments) -> None:
         """Merge a batch of sequences `(N, C, L)` without their constant ends."""
-        # A run of positions that all equal the last one, in every channel.
-        last = x[..., -1:]
-        same = ((x - last).abs() <= 1e-5 * last.abs()).all(1)
-        ends = same.flip(1).long().cumprod(1).flip(1).bool()
-        # The last position equals itself: a run of one is no padding.
-        ends &= ends.sum(1, keepdim=True) > 1
+        ends = constant_ends(x)
         padded = int(ends.sum())
         kept = moments(x, (0, 2), ~ends[:, None].expand(x.shape)) if padded else values
         kept = kept.to(dtype=torch.float64)
@@ -154,6 +150,26 @@ class LayerProbe:
             self.gradient_norm = torch.hypot(
                 self.gradient_norm, norm.to(self.gradient_norm.device)
             )
+
+
+def constant_ends(x: Tensor) -> Tensor:
+    """Which positions of sequences `(N, C, L)` lie in a constant end; shape `(N, L)`.
+
+    A run of positions that all equal the last one, in every channel.
+    """
+    last = x[..., -1:]
+    same = ((x - last).abs() <= 1e-5 * last.abs()).all(1)
+    ends = same.flip(1).long().cumprod(1).flip(1).bool()
+    # The last position equals itself: a run of one is no padding.
+    return ends & (ends.sum(1, keepdim=True) > 1)
+
+
+def _expanded(mask: Tensor, x: Tensor) -> Tensor | None:
+    """The mask in the shape of x; None for what another's layer calls a mask."""
+    try:
+        return broadcast_mask(mask, x)
+    except ArgumentError:
+        return None
 
 
 def merged(old: Moments | None, new: Moments) -> Moments:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from normkit import nn as ours
 from normkit.doctor.finding import Finding
+from normkit.doctor.populations import held, write
 from normkit.doctor.statistics import NormStatistics, Statistics
 from normkit.doctor.streams import ChannelStream
 
@@ -57,24 +57,12 @@ def set_statistics(
         choose: Which stream of a layer to take; None leaves the layer alone.
         names: Only these layers; all that are not frozen by default.
     """
-    modules = dict(model.named_modules())
-    wanted = None if names is None else set(names)
-    with torch.no_grad():
-        for layer, norm in statistics.norms:
-            stream = choose(norm)
-            if stream is None or norm.frozen:
-                continue
-            if wanted is not None and layer.name not in wanted:
-                continue
-            module: Any = modules[layer.name]
-            var = stream.pooled.unbiased_var
-            kept = var.isfinite() & stream.pooled.mean.isfinite()
-            for buffer, value in (
-                (module.running_mean, stream.pooled.mean),
-                (module.running_var, var),
-            ):
-                old = buffer.to("cpu", torch.float64)
-                buffer.copy_(torch.where(kept, value, old))
+    chosen = {
+        layer.name: stream.pooled
+        for layer, norm in statistics.norms
+        if not norm.frozen and (stream := choose(norm)) is not None
+    }
+    write(model, held(chosen), names)
 
 
 def as_in_training(

@@ -317,6 +317,9 @@ def _gap(diagnosis: Diagnosis) -> Iterable[Block]:
         [[part.name, part.value, 2 * part.error] for part in gap.causes],
         "Parts by cause, with two standard errors",
     )
+    if gap.absent:
+        named = "; ".join(f"{name} (needs {why})" for name, why in gap.absent.items())
+        yield Text(f"Not told apart from these, for nothing is known of them: {named}.")
     if gap.layers:
         yield Bars(
             [Bar(part.name, part.value) for part in thinned(gap.layers)],

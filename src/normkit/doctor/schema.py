@@ -55,6 +55,8 @@ _GAP = _record(
     layers=_list(_PART),
     interaction=_NUMBER,
     batches=_COUNT,
+    rank={"anyOf": [{"type": "null"}, _COUNT]},
+    absent={"type": "object"},
 )
 
 DIAGNOSIS: dict[str, Any] = {
