@@ -73,7 +73,23 @@ class Speed:
 
     def groups(self) -> dict[str, float]:
         """The geometric mean of the speedup over torch eager, by kind of case."""
-        found: dict[str, list[float]] = {}
+        return {
+            name: _mean([cell.speedup() for cell in cells])
+            for name, cells in self._by_kind().items()
+        }
+
+    def copies(self) -> dict[str, tuple[float, float]]:
+        """The geometric means of our time and torch's over that of a plain copy."""
+        return {
+            name: (
+                _mean([cell.of_copy for cell in cells]),
+                _mean([cell.of_copy * cell.speedup() for cell in cells]),
+            )
+            for name, cells in self._by_kind().items()
+        }
+
+    def _by_kind(self) -> dict[str, list[Cell]]:
+        found: dict[str, list[Cell]] = {}
         for cell in self.cells:
             case = cell.case
             if prod(case.shape) < 100_000:
@@ -82,11 +98,8 @@ class Speed:
                 name = f"batch norm, {case.layout}, {case.dtype}"
             else:
                 name = f"{case.layer} norm, {case.dtype}"
-            found.setdefault(f"{name}, {cell.direction}", []).append(cell.speedup())
-        return {
-            name: exp(sum(map(log, ratios)) / len(ratios))
-            for name, ratios in found.items()
-        }
+            found.setdefault(f"{name}, {cell.direction}", []).append(cell)
+        return found
 
     def to_json(self) -> str:
         """Everything that was measured."""
@@ -120,9 +133,15 @@ class Speed:
             rows.append(row)
         table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
         means = "\n".join(
-            f"| {name} | {_ratio(mean)} |" for name, mean in self.groups().items()
+            f"| {name} | {_ratio(mean)} | {ours:.2f} | {theirs:.2f} |"
+            for (name, mean), (ours, theirs) in zip(
+                self.groups().items(), self.copies().values(), strict=True
+            )
         )
-        head = "| geometric mean over | torch ÷ ours |\n| --- | ---: |"
+        head = (
+            "| geometric mean over | torch ÷ ours | ours, of copy | torch, of copy |\n"
+            "| --- | ---: | ---: | ---: |"
+        )
         blocks = [f"{head}\n{means}"]
         if self.steps:
             blocks.append("\n".join([*_STEP_HEAD, *(s.to_row() for s in self.steps)]))
@@ -144,6 +163,10 @@ class Speed:
         ]
         lines += ["", *_STEP_HEAD[:1], *(s.to_row() for s in self.steps)]
         return "\n".join(lines)
+
+
+def _mean(ratios: list[float]) -> float:
+    return exp(sum(map(log, ratios)) / len(ratios))
 
 
 _STEP_HEAD = (
