@@ -331,7 +331,7 @@ def a_batch_that_did_not_enter_is_counted(patch: pytest.MonkeyPatch) -> None:
     def broken(*args, num_batches_tracked=None, **kwargs):
         before = None if num_batches_tracked is None else num_batches_tracked.clone()
         y = honest(*args, num_batches_tracked=num_batches_tracked, **kwargs)
-        if num_batches_tracked is not None:
+        if before is not None:
             num_batches_tracked.copy_(before + 1)
         return y
 

@@ -1,6 +1,5 @@
-"""No alarm on healthy programs: no error at all, at most 2 % warnings per check."""
+"""No alarm on healthy programs."""
 
-import collections
 import os
 
 import pytest
@@ -18,7 +17,6 @@ def test_a_healthy_program_raises_no_alarm(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     "NORMKIT_DATA" not in os.environ,
     reason="NORMKIT_DATA names no folder with mnist.npz and cifar10_12k.npz",
@@ -30,18 +28,13 @@ def test_a_healthy_program_on_mnist_or_cifar_raises_no_alarm(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_whole_zoo_raises_no_error_and_hardly_a_warning() -> None:
-    alarms: dict[str, list[str]] = collections.defaultdict(list)
-    errors = []
-    for name in PROGRAMS:
-        for seed in SEEDS:
-            diagnosed, watched, _ = run(name, seed)
-            alarming = [f for f in diagnosed + watched if f.is_alarm]
-            errors += [(name, seed, f.id) for f in alarming if f.severity == "error"]
-            for id_ in {f.id for f in alarming}:
-                alarms[id_].append(f"{name}/{seed}")
-    runs = len(PROGRAMS) * len(SEEDS)
-    assert runs >= 60
-    assert not errors
-    assert {i: names for i, names in alarms.items() if len(names) > 0.02 * runs} == {}
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_of_the_zoo_is_silent_with_two_seeds(name: str) -> None:
+    """Stricter than the aim of 2 % of warnings per check, which no program needs."""
+    for seed in SEEDS:
+        for readings in run(name, seed)[:2]:
+            assert [f.to_text() for f in readings if f.is_alarm] == []
+
+
+def test_the_zoo_is_large_enough_to_speak_of_shares() -> None:
+    assert len(SEEDS) * len(PROGRAMS) >= 60
