@@ -1403,6 +1403,16 @@ def the_remedy_of_dropout_keeps_dropout_on(patch: pytest.MonkeyPatch) -> None:
 
 @fault(
     caught_by="tests/doctor/test_gap.py::"
+    "test_another_domain_with_the_same_padding_is_no_padding"
+)
+def padding_is_always_taken_for_another(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.populations import Populations
+
+    patch.setattr(Populations, "is_padded_like", lambda self, another: False)
+
+
+@fault(
+    caught_by="tests/doctor/test_gap.py::"
     "test_stale_statistics_are_not_taken_for_padding"
 )
 def anything_far_off_is_taken_for_padding(patch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from doctor.patients import Batches, batches, norms, train, trained
 from normkit.doctor import GapExplanation, diagnose, explain_gap
+from normkit.doctor.layer_probe import constant_ends
 from normkit.errors import ArgumentError
 from normkit.nn import BatchNorm1d
 
@@ -128,6 +129,21 @@ def test_other_padding_than_in_training_is_told_from_another_domain() -> None:
     assert largest(found) == "padding"
     # The convolution blurs the first position of the padding, which is then not seen.
     assert abs(value(found, "domain shift")) < 0.2 * abs(value(found, "padding"))
+
+
+def test_another_domain_with_the_same_padding_is_no_padding() -> None:
+    """By way of statistics without padding two parts would come, of opposite signs."""
+    model = reader(nn.BatchNorm1d)
+    data = padded(16)
+    ends = [constant_ends(x) for x, _ in data]
+    moved = [
+        (torch.where(end[:, None], x, x + 1.5), y)
+        for (x, y), end in zip(data, ends, strict=True)
+    ]
+    found = explain_gap(model, moved, score, train_loader=data)
+    assert is_exact(found)
+    assert largest(found) == "domain shift"
+    assert value(found, "padding") == 0
 
 
 def test_running_statistics_without_padding_meet_batches_with_it() -> None:

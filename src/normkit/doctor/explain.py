@@ -269,6 +269,12 @@ def explain_case(
         running = Held(norm.running_mean, norm.running_var)
         warm[name] = returned.get(name) or without_start(norm) or running
     held_now, rank = likely(warm, there, ranks, [n for n in warm if n not in returned])
+    # Another domain moves the values and leaves the padding where it is, so that a step
+    # by way of statistics without it would lose twice what was never lost.
+    by_way = is_padded and not (
+        there.is_padded_like(here)
+        and (rank is not None or _are_equal(held_now, held(there.own)))
+    )
     quiet = {name: n.quiet.pooled for name, n in norms.items() if n.quiet is not None}
 
     with opened(case) as patient, torch.no_grad():
@@ -288,17 +294,21 @@ def explain_case(
         stale = swapped(warm, held_now)
         whole = stale if rank is None else swapped(warm, held(there.own))
         # Without padding, of the training data and of the data measured on.
-        valid = swapped(warm, there.valid) if is_padded else whole
-        valid_here = swapped(warm, here.valid) if sources else valid
-        own = swapped(warm, held(here.own)) if is_padded else valid_here
+        valid = swapped(warm, there.valid) if by_way else whole
+        valid_here = swapped(warm, here.valid) if sources and by_way else valid
+        own = swapped(warm, held(here.own)) if by_way or sources else valid_here
         quieted = swapped(warm, held(quiet))
         steps: dict[str, list[tuple[list[float], list[float]]]] = {
             UNFROZEN: [(back, running)] if reference is not None else [],
             START: [(start, back)],
             STALE: [(stale, start)],
             RANK: [(whole, stale)] if len(ranks) > 1 else [],
-            PADDING: [(valid, whole), (own, valid_here)] if is_padded else [],
-            DOMAIN: [(valid_here, valid)] if sources else [],
+            PADDING: (
+                [(valid, whole), (own if by_way else valid_here, valid_here)]
+                if is_padded
+                else []
+            ),
+            DOMAIN: [(valid_here if by_way else own, valid)] if sources else [],
             DROPOUT: [(quieted, own)],
             BATCH: [(batch, quieted)],
         }
@@ -317,6 +327,14 @@ def explain_case(
         interaction=stale_part.value - sum(part.value for part in layers),
         batches=len(samples),
         rank=rank,
+    )
+
+
+def _are_equal(one: Mapping[str, Held], another: Mapping[str, Held]) -> bool:
+    return all(
+        torch.equal(a, b)
+        for name in one
+        for a, b in zip(one[name], another[name], strict=True)
     )
 
 

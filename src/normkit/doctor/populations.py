@@ -40,6 +40,11 @@ __all__ = [
 ]
 
 
+# Shares of padding that count as the same: 64 sequences of 20 positions, of lengths
+# between 8 and 20, differ by .03 from one such batch to the next.
+SAME_PADDING = 0.05
+
+
 class Held(NamedTuple):
     """What the running statistics of one layer hold, in float64 on the CPU."""
 
@@ -71,6 +76,25 @@ class Populations:
     def valid(self) -> dict[str, Held]:
         """Without padding, as far as it is known."""
         return held(self.other if self.other and not self.is_masked else self.own)
+
+    @property
+    def padding(self) -> float:
+        """The share of positions that are padding, as far as it is known."""
+        counts = [
+            # One count for all channels, or one for each.
+            sorted(float(n.count.double().mean()) for n in (self.own[name], m))
+            for name, m in self.other.items()
+            if name in self.own
+        ]
+        most = sum(larger for _, larger in counts)
+        return 1 - sum(smaller for smaller, _ in counts) / most if most else 0.0
+
+    def is_padded_like(self, another: Populations) -> bool:
+        """Whether padding enters both in the same way, and about as much of it."""
+        return (
+            self.is_masked == another.is_masked
+            and abs(self.padding - another.padding) < SAME_PADDING
+        )
 
     @classmethod
     def merge_all(cls, parts: Sequence[Populations]) -> Populations:
