@@ -1573,7 +1573,7 @@ def one_more_than_the_weight_is_the_weight(patch: pytest.MonkeyPatch) -> None:
 def a_failed_conversion_stays_half_done(patch: pytest.MonkeyPatch) -> None:
     from normkit.convert import run
 
-    patch.setattr(run, "_return_to", lambda module, snapshot: None)
+    patch.setattr(run, "return_to", lambda module, before: None)
 
 
 @fault(caught_by=_CONVERT + "test_opacus_472_group_norm_matches_batch_norm_on_data")

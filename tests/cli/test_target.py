@@ -81,7 +81,7 @@ def test_a_module_is_found_from_the_working_folder(
         ("{}:nope", "alone, as_dict"),
         ("{}:number", "no function 'number'"),
         ("{}:misspelt", "loder"),
-        ("{}:no_model", "without a torch.nn.Module"),
+        ("{}:no_model", "holds no torch.nn.Module as its model"),
         ("{}:too_many", "4 values"),
         ("{}:fails", "ZeroDivisionError: division by zero"),
         ("{}:takes_one", "without arguments"),

@@ -87,6 +87,7 @@ def convert(
             it was.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         >>> print(convert(model, to="sync"))
         to sync: 1 layers
