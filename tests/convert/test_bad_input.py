@@ -91,6 +91,7 @@ def test_a_model_without_values_is_exchanged_and_not_fused() -> None:
         (nn.BatchNorm2d(4), {"to": "ghost", "ghost_size": 0}, "ghost_size=0 must"),
         (nn.BatchNorm2d(4), {"to": "ghost", "ghost_size": "4"}, "ghost_size='4' must"),
         (nn.BatchNorm2d(4), {"to": "group", "num_groups": 0}, "num_groups=0 must"),
+        (nn.BatchNorm2d(4), {"to": "sync", "num_groups": 4}, "num_groups=4 belongs"),
         (nn.BatchNorm2d(4), {"to": "group", "batches": torch.ones(2, 4)}, r"\[x\]"),
     ],
 )

@@ -30,13 +30,16 @@ from normkit.nn.batch_norm_layer import BatchNormLayer
 __all__ = ["convert"]
 
 
+_MOST_GROUPS = 32
+
+
 def convert(
     model: nn.Module,
     *,
     to: str,
     process_group: Any = None,
     ghost_size: int | None = None,
-    num_groups: int = 32,
+    num_groups: int = _MOST_GROUPS,
     batches: Iterable[Any] | None = None,
     call: Callable[[nn.Module, Any], Any] | None = None,
     strict: bool = True,
@@ -211,6 +214,10 @@ def _check_arguments(
         )
     if batches is not None and not to.startswith("group"):
         raise ArgumentError(f"batches= belongs to to='group', got to={to!r}")
+    if num_groups != _MOST_GROUPS and not to.startswith("group"):
+        raise ArgumentError(
+            f"num_groups={num_groups} belongs to to='group', got to={to!r}"
+        )
     if isinstance(batches, Tensor):
         raise ArgumentError(
             f"batches= is one tensor of shape {tuple(batches.shape)}; it must be "

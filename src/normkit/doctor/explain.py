@@ -294,21 +294,19 @@ def explain_case(
         stale = swapped(warm, held_now)
         whole = stale if rank is None else swapped(warm, held(there.own))
         # Without padding, of the training data and of the data measured on.
-        valid = swapped(warm, there.valid) if by_way else whole
-        valid_here = swapped(warm, here.valid) if sources and by_way else valid
-        own = swapped(warm, held(here.own)) if by_way or sources else valid_here
+        own = swapped(warm, held(here.own)) if by_way or sources else whole
+        valid, valid_here = whole, own
+        if by_way:
+            valid = swapped(warm, there.valid)
+            valid_here = swapped(warm, here.valid) if sources else valid
         quieted = swapped(warm, held(quiet))
         steps: dict[str, list[tuple[list[float], list[float]]]] = {
             UNFROZEN: [(back, running)] if reference is not None else [],
             START: [(start, back)],
             STALE: [(stale, start)],
             RANK: [(whole, stale)] if len(ranks) > 1 else [],
-            PADDING: (
-                [(valid, whole), (own if by_way else valid_here, valid_here)]
-                if is_padded
-                else []
-            ),
-            DOMAIN: [(valid_here if by_way else own, valid)] if sources else [],
+            PADDING: [(valid, whole), (own, valid_here)] if is_padded else [],
+            DOMAIN: [(valid_here, valid)] if sources else [],
             DROPOUT: [(quieted, own)],
             BATCH: [(batch, quieted)],
         }

@@ -29,6 +29,7 @@ from torch import Tensor
 from normkit.functional.judging import (
     FLOAT,
     UNFIT,
+    JudgingLibrary,
     are_plain_vectors,
     are_transforms_active,
     fits,
@@ -229,30 +230,14 @@ def layer_norm(
     try:  # torch compares the shapes; what does not fit is the caller's to name
         if not x.is_contiguous():
             return None
-        if size <= _FEW and not native.judge(
-            _pack(
-                *(rows, width, _IS_INPUT, MOST_OFFSET, 0.0, eps, 0.0),
-                *(x.data_ptr(), 0, 0, 0, 0),
-            )
-        ):
+        if size <= _FEW and _is_near(native, x, rows, width, eps):
             return torch.layer_norm(x, sizes, weight, bias, eps, False)
         y, mean, inv_std = torch.native_layer_norm(x, sizes, weight, bias, eps)
-        saved = _pack(
-            *(rows, width, 0, MOST_OFFSET, MOST_MENDED, eps, 0.0),
-            *(mean.data_ptr(), inv_std.data_ptr(), 0, 0, 0),
-        )
     except RuntimeError:
         return None
-    verdict = native.judge(saved)
-    if verdict:
-        geometry = (1, 1, rows, 1, width, 1, _PER_ELEMENT)
-        if (
-            verdict == UNFIT
-            or not is_ours(x, weight, bias)
-            or not is_mended(native, x, geometry, weight, bias, eps, y, saved)
-        ):
-            return None
-    return y
+    geometry = (1, 1, rows, 1, width, 1, _PER_ELEMENT)
+    is_good = _is_good(native, x, geometry, width, weight, bias, eps, y, mean, inv_std)
+    return y if is_good else None
 
 
 def group_norm(
@@ -280,34 +265,18 @@ def group_norm(
     try:  # torch compares the shapes; what does not fit is the caller's to name
         if not x.is_contiguous():
             return None
-        if size <= _FEW and not native.judge(
-            _pack(
-                *(rows, width, _IS_INPUT, MOST_OFFSET, 0.0, eps, 0.0),
-                *(x.data_ptr(), 0, 0, 0, 0),
-            )
-        ):
+        if size <= _FEW and _is_near(native, x, rows, width, eps):
             return torch.group_norm(x, num_groups, weight, bias, eps, False)
         if not (fits(weight, channels) and fits(bias, channels)):
             return None
         y, mean, inv_std = torch.native_group_norm(
             x, weight, bias, samples, channels, positions, num_groups, eps
         )
-        saved = _pack(
-            *(rows, width, 0, MOST_OFFSET, MOST_MENDED, eps, 0.0),
-            *(mean.data_ptr(), inv_std.data_ptr(), 0, 0, 0),
-        )
     except RuntimeError:
         return None
-    verdict = native.judge(saved)
-    if verdict:
-        geometry = (1, 1, rows, share, positions, num_groups, _PER_RUN)
-        if (
-            verdict == UNFIT
-            or not is_ours(x, weight, bias)
-            or not is_mended(native, x, geometry, weight, bias, eps, y, saved)
-        ):
-            return None
-    return y
+    geometry = (1, 1, rows, share, positions, num_groups, _PER_RUN)
+    is_good = _is_good(native, x, geometry, width, weight, bias, eps, y, mean, inv_std)
+    return y if is_good else None
 
 
 def instance_norm(
@@ -346,6 +315,43 @@ def rms_norm(
     except RuntimeError:
         return None
     return None if verdict else y
+
+
+def _is_near(
+    native: JudgingLibrary, x: Tensor, rows: int, width: int, eps: float
+) -> bool:
+    """Whether every row of `x` has its mean near enough, by its values."""
+    return not native.judge(
+        _pack(
+            *(rows, width, _IS_INPUT, MOST_OFFSET, 0.0, eps, 0.0),
+            *(x.data_ptr(), 0, 0, 0, 0),
+        )
+    )
+
+
+def _is_good(
+    native: JudgingLibrary,
+    x: Tensor,
+    geometry: tuple[int, ...],
+    width: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    y: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+) -> bool:
+    """Whether what torch gave is exact, or now is; of rows of `width` values."""
+    saved = _pack(
+        *(x.numel() // width, width, 0, MOST_OFFSET, MOST_MENDED, eps, 0.0),
+        *(mean.data_ptr(), inv_std.data_ptr(), 0, 0, 0),
+    )
+    verdict = native.judge(saved)
+    return not verdict or (
+        verdict != UNFIT
+        and is_ours(x, weight, bias)
+        and is_mended(native, x, geometry, weight, bias, eps, y, saved)
+    )
 
 
 def _activated(name: str, y: Tensor, slope: float) -> Tensor:
