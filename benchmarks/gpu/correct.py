@@ -8,7 +8,7 @@ from torch import Tensor
 
 import normkit
 import oracles
-from normkit.functional import operators
+from normkit.functional import gpu_operators as operators
 from normkit.kernels.epilogue import Epilogue
 
 __all__ = ["CHECKS", "Sizes"]

@@ -17,7 +17,7 @@ from benchmarks.gpu.timing import Clock, Deadline
 from torch import Tensor
 
 import normkit
-from normkit.functional import operators
+from normkit.functional import gpu_operators as operators
 from normkit.kernels.epilogue import Epilogue
 
 __all__ = ["RESNET_50", "Result", "resnet_norms", "rows"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from benchmarks.gpu.timing import Clock
 from torch import Tensor, nn
 
-from normkit.functional import operators
+from normkit.functional import gpu_operators as operators
 from normkit.kernels.epilogue import Epilogue
 
 __all__ = ["NetworkResult", "resnet_50_step"]

@@ -17,7 +17,7 @@ from torch._dynamo.backends.debugging import aot_eager
 import normkit
 import oracles
 from kernels.cases import channels_last, tolerance
-from normkit.functional import operators
+from normkit.functional import gpu_operators as operators
 from normkit.kernels.choose import backend_named
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.gpu import launch, table

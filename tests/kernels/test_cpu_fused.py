@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 
 import oracles
 from kernels.cases import DTYPES, channels_last, tolerance
-from normkit.kernels.composed import Composed
+from normkit.functional.passes import Passes
+from normkit.kernels import backend
 from normkit.kernels.cpu import CpuBackend
+from normkit.kernels.cpu.call import call_for
 from normkit.kernels.cpu.loading import library, why_absent
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
-from normkit.kernels.reference import ReferenceBackend
+from normkit.kernels.spec import Running, Spec
 from normkit.views import keepdim_shape
 
 pytestmark = pytest.mark.skipif(library() is None, reason=why_absent() or "built")
@@ -124,7 +127,7 @@ class Result:
 
 
 def run(
-    kernels: CpuBackend | Composed,
+    kernels: CpuBackend | str,
     norm: Norm,
     x: Tensor,
     dy: Tensor,
@@ -134,26 +137,35 @@ def run(
     mask: Tensor | None = None,
     centered: bool = True,
     keeps_y: bool = True,
+    given: Running | None = None,
 ) -> Result:
-    """Forward and backward as the autograd function runs them."""
-    assert kernels.fuses(x, norm.dims, weight, bias, mask)
-    y, measured, inv_std = kernels.normalize(
-        x, norm.dims, weight, bias, EPS, mask=mask, centered=centered, epilogue=epilogue
+    """Forward and backward as autograd runs them: fused, or as a backend's passes."""
+    spec = Spec(
+        norm.dims,
+        EPS,
+        centered,
+        given=given is not None,
+        activation=epilogue.activation,
+        slope=epilogue.slope,
     )
-    gate = y if keeps_y and epilogue.residual is not None else None
-    grads = kernels.normalize_grads(
-        *(dy, x, weight, bias, measured.mean, inv_std, measured.count),
-        mask=mask,
-        centered=centered,
-        epilogue=epilogue,
-        y=gate,
-        wanted=(
-            True,
-            weight is not None,
-            bias is not None,
-            epilogue.residual is not None,
-        ),
-    )
+    learned, residual = (weight, bias), epilogue.residual
+    laid = None
+    if mask is not None:
+        laid = torch.empty_like(x, dtype=torch.bool).copy_(mask)
+    call: Any = Passes(spec)
+    name = kernels if isinstance(kernels, str) else "cpu"
+    if not isinstance(kernels, str):
+        call = call_for(spec, x, *learned, residual, laid, given)
+        assert call is not None
+    wanted = (True, *(t is not None for t in (*learned, residual)))
+    with backend(name):
+        y, kept = call.forward(x, *learned, residual, laid, given, "some")
+        gated = y if keeps_y and residual is not None else None
+        if epilogue.activation != "relu":
+            gated = None
+        grads = call.backward(
+            *(dy, x, *learned, residual, laid, gated, kept, wanted),
+        )
     assert grads[0] is not None
     return Result(y, *grads)
 
@@ -320,11 +332,10 @@ def test_given_statistics_are_constants(kernels, norm) -> None:
     z = (x.double() - center) * scale * weight + bias + residual
     torch.testing.assert_close(y.double(), z.relu(), **tolerance(torch.float32, 16))
     dy = dy * (z.abs() > 1e-4)
-    dx, dweight, dbias, dresidual = kernels.normalize_grads(
-        *(dy, x, weight, bias, center, scale, None),
-        epilogue=epilogue,
-        wanted=(True, True, True, True),
-    )
+    given = Running(center, scale.pow(-2) - EPS)
+    got = run(kernels, norm, x, dy, weight, bias, epilogue, keeps_y=False, given=given)
+    torch.testing.assert_close(got.y, y, **tolerance(torch.float32, 16))
+    dx, dweight, dbias, dresidual = got.dx, got.dweight, got.dbias, got.dresidual
     g = dy.double() * (z > 0)
     near = {"rtol": 1e-5, "atol": 2e-5}
     over = norm.affine
@@ -342,7 +353,7 @@ def test_fused_agrees_with_the_four_primitives(kernels, norm) -> None:
     epilogue = Epilogue("silu", residual=norm.draw(torch.float32, 5))
     args = (norm, x, dy, weight, bias, epilogue)
     got = run(kernels, *args)
-    for plain in (Composed(kernels), Composed(ReferenceBackend())):
+    for plain in ("cpu", "reference"):
         other = run(plain, *args)
         for name in ("y", "dx", "dweight", "dbias", "dresidual"):
             torch.testing.assert_close(
@@ -412,9 +423,7 @@ def test_nan_and_inf_reach_their_statistic_and_no_other(
     for norm in NORMS:
         x = norm.draw(torch.float32, 1)
         x[(0,) * x.dim()] = bad
-        y, _, _ = kernels.normalize(
-            x, norm.dims, None, None, EPS, epilogue=Epilogue(activation)
-        )
+        y = run(kernels, norm, x, x, None, None, Epilogue(activation)).y
         expected = ACTS[activation](oracles.normalized(x, norm.dims))
         assert torch.equal(y.isnan(), expected.isnan()), norm
 

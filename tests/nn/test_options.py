@@ -10,7 +10,7 @@ from torch import nn
 
 import oracles
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional.ghosts import ghost_sizes
+from normkit.functional.ghost import ghost_sizes
 from normkit.nn import BatchNorm1d, BatchNorm2d
 
 

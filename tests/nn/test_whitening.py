@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import normkit.nn
 import oracles
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional.whiten import inverse_sqrt, newton_inverse_sqrt
+from normkit.functional.whitening import inverse_sqrt, newton_inverse_sqrt
 
 METHODS = ("zca", "newton")
 each_method = pytest.mark.parametrize("method", METHODS)

@@ -5,10 +5,10 @@
 `normalize`, `standardize` and `update_running` are the engine that the layers use.
 """
 
-from normkit.functional.batch import batch_norm, instance_norm
+from normkit.functional.batch_norms import batch_norm, instance_norm
+from normkit.functional.ema import update_running
 from normkit.functional.engine import normalize, standardize
-from normkit.functional.rows import group_norm, layer_norm, rms_norm
-from normkit.functional.running import update_running
+from normkit.functional.row_norms import group_norm, layer_norm, rms_norm
 from normkit.functional.state import (
     BatchNormState,
     batch_norm_with_state,

@@ -2,25 +2,112 @@
 
     y = act((x − mean)·inv_std·weight + bias + residual)
 
-over the values that share a statistic: on the kernels (`derivative`), or in torch
-operations where a transform of torch is watching (`composed`).
+over the values that share a statistic, by the route that the arguments ask for.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Hashable
+from typing import Any
+
 from torch import Tensor
 
 from normkit.errors import ShapeError
-from normkit.functional.composed import by_constants, composed, is_transformed
-from normkit.functional.derivative import Job, run
+from normkit.functional import autograd, differentiable, gpu_operators
+from normkit.functional.ema import move
+from normkit.functional.passes import Passes
+from normkit.functional.route import Route, route_of
+from normkit.functional.signature import find, remember, signature
+from normkit.kernels.choose import asked_for
+from normkit.kernels.cpu.call import NativeCall, call_for
+from normkit.kernels.cpu.packing import as_mask
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.primitives import vector_dtype
+from normkit.kernels.fixed_order import is_order_fixed
+from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments, broadcast_mask, statistics_dtype
+from normkit.torch_state import PLAIN
 
-__all__ = ["normalize", "standardize"]
+__all__ = ["again", "execute", "normalize", "standardize"]
 
 _NONE = Epilogue()
+
+
+def again(
+    call: NativeCall | Passes,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    running: Running | None = None,
+    found: list[Moments] | None = None,
+) -> Tensor:
+    """Run a call that was remembered; arguments as in `execute`."""
+    if mask is not None:
+        mask = as_mask(broadcast_mask(mask, x), x)
+    return autograd.run(call, x, weight, bias, residual, mask, running, found)
+
+
+def execute(
+    spec: Spec,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    running: Running | None = None,
+    *,
+    found: list[Moments] | None = None,
+    key: Hashable | None = None,
+) -> Tensor:
+    """Run one normalization by its route.
+
+    Args:
+        spec: What is asked for; the tensors fit it.
+        x: Values, any shape, any floating dtype.
+        weight: Learned factor, of `spec.vector` or broadcastable to x, or None.
+        bias: Learned summand, likewise.
+        residual: Added before the activation, of the shape of x, or None.
+        mask: Which values count: bool or weights ≥ 0, broadcastable to x.
+        running: Statistics to normalize by if `spec.given`, otherwise to move.
+        found: Takes the Moments of the batch, if a list is given.
+        key: The signature to remember the call by.
+    """
+    route = route_of(spec, x, weight, bias, residual, mask, running)
+    if route is Route.OPERATOR and found is None:
+        return gpu_operators.normalize(spec, x, weight, bias, residual, running)
+    if route is Route.DIFFERENTIABLE:
+        seen_mask = None if mask is None else spec.seen(broadcast_mask(mask, x))
+        if spec.given:
+            assert running is not None
+            constants = differentiable.constants_of(spec, x, running)
+            return differentiable.normalize_by_constants(
+                spec, x, *constants, weight, bias, residual, seen_mask
+            )
+        y, measured = differentiable.normalize(
+            spec, x, weight, bias, residual, seen_mask
+        )
+        if running is not None:
+            move(running, measured)
+        if found is not None:
+            found.append(measured)
+        return y
+    if mask is not None:
+        mask = broadcast_mask(mask, x)
+    call: NativeCall | Passes | None = None
+    if asked_for() in (None, "cpu") and not is_order_fixed() and type(x) in PLAIN:
+        # In memory of their own where they are views; autograd follows.
+        weight = None if weight is None else weight.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        laid = mask if mask is None or not x.is_cpu else as_mask(mask, x)
+        call = call_for(spec, x, weight, bias, residual, laid, running)
+        if call is not None:
+            mask = laid
+            if key is not None:
+                remember(key, call)
+    if call is None:
+        call = Passes(spec)
+    return autograd.run(call, x, weight, bias, residual, mask, running, found)
 
 
 def normalize(
@@ -33,6 +120,7 @@ def normalize(
     mask: Tensor | None = None,
     centered: bool = True,
     epilogue: Epilogue = _NONE,
+    group: Any = None,
 ) -> tuple[Tensor, Moments]:
     """Standardize `x` by its own statistics over `dims`.
 
@@ -47,6 +135,9 @@ def normalize(
             and gradients are 0 where it is False or 0.
         centered: Subtract the mean; False divides by the root mean square.
         epilogue: A residual to add and an activation to apply, in the same pass.
+        group: The ranks to take the statistics over, as in `sync.merge_over`: every
+            rank has to call, also without values, and to take part in the backward.
+            The gradients of weight and bias stay sums over this rank's values.
 
     Returns:
         The standardized values, in the dtype of `x`, and the Moments they were
@@ -57,18 +148,17 @@ def normalize(
         ShapeError: `weight` or `bias` does not broadcast to `x`, or the residual has
             another shape.
     """
-    _check_shapes(x, weight, bias, epilogue.residual)
-    is_weighted = mask is not None and mask.dtype != torch.bool
-    if is_weighted or is_transformed():
-        return composed(
-            *(x, dims, weight, bias, eps),
-            mask=mask,
-            centered=centered,
-            epilogue=epilogue,
-        )
-    valid = None if mask is None else broadcast_mask(mask, x)
-    job = Job(dims, eps, centered, epilogue)
-    return run(x, weight, bias, epilogue.residual, valid, job), job.measured
+    residual, activation, slope = epilogue.residual, epilogue.activation, epilogue.slope
+    options = ("normalize", dims, eps, centered, activation, slope)
+    key = signature(options, x, weight, bias, residual, mask)
+    found: list[Moments] = []
+    call = find(key)
+    if call is not None:
+        return again(call, x, weight, bias, residual, mask, found=found), found[0]
+    _check_shapes(x, weight, bias, residual)
+    spec = Spec(dims, eps, centered, activation=activation, slope=slope, group=group)
+    y = execute(spec, x, weight, bias, residual, mask, found=found, key=key)
+    return y, found[0]
 
 
 def standardize(
@@ -79,6 +169,7 @@ def standardize(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    mask: Tensor | None = None,
     epilogue: Epilogue = _NONE,
 ) -> Tensor:
     """Standardize `x` by given statistics, as batch norm does in eval mode.
@@ -90,6 +181,8 @@ def standardize(
         weight: Factor after standardizing, broadcastable to `x`.
         bias: Summand after that, of the shape of `weight`.
         eps: Added to the variance, inside the root.
+        mask: Which values count, broadcastable to `x`; outputs and gradients are 0
+            elsewhere.
         epilogue: A residual to add and an activation to apply, in the same pass.
 
     Returns:
@@ -97,16 +190,16 @@ def standardize(
         statistics are constants: no gradient goes to them, as in torch.
     """
     _check_shapes(x, weight, bias, epilogue.residual)
-    wide = vector_dtype(x.device)
-    inv_std = torch.rsqrt(var.detach().to(wide) + eps)
-    # A copy: running statistics may move before this forward's backward.
-    center = mean.detach().to(wide, copy=True)
-    if is_transformed():
-        return by_constants(x, center, inv_std, weight, bias, epilogue)
-    dims = tuple(d for d in range(x.dim()) if mean.shape[d] == 1)
-    job = Job(dims, eps, True, epilogue)
-    job.center, job.inv_std = center, inv_std
-    return run(x, weight, bias, epilogue.residual, None, job)
+    spec = Spec(
+        tuple(d for d in range(x.dim()) if mean.shape[d] == 1),
+        eps,
+        given=True,
+        activation=epilogue.activation,
+        slope=epilogue.slope,
+        statistic=tuple(mean.shape),
+    )
+    given = Running(mean, var)
+    return execute(spec, x, weight, bias, epilogue.residual, mask, given)
 
 
 def _check_shapes(

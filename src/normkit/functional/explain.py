@@ -1,4 +1,4 @@
-"""Which way a normalization takes: torch's operator on small inputs, or a backend."""
+"""The route of a normalization, and the backend that runs it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from normkit.functional.judging import reasons_against
+from normkit.functional.route import route_of
 from normkit.kernels.choose import Explanation
 from normkit.kernels.choose import explain as among_backends
+from normkit.kernels.spec import Spec
 
 __all__ = ["explain"]
 
 
 def explain(x: Tensor, dims: tuple[int, ...] | None = None) -> Explanation:
-    """Say which kernel would run on `x`, and why not another.
+    """Say which route a normalization of `x` takes, which kernel runs it, and why.
 
     Args:
         x: The input of a normalization, shape `(N, C, *)`.
@@ -22,13 +23,21 @@ def explain(x: Tensor, dims: tuple[int, ...] | None = None) -> Explanation:
             dimension 1, as in batch norm.
 
     Returns:
-        What is chosen, and for each other way the reasons against it. On a small input
-        torch's own operator is tried first, and what is chosen runs where its result
-        would not be exact.
+        The route, the backend that is chosen, and for each other one the reasons
+        against it.
 
     Example:
         >>> import torch
-        >>> explain(torch.zeros(8, 3, 640, 640)).against_torch
-        ['x has 9,830,400 values, more than 131,072']
+        >>> explain(torch.zeros(8, 3, 640, 640)).route
+        'kernels'
+        >>> torch.vmap(lambda x: (explain(x).route == "differentiable") * x)(
+        ...     torch.ones(2, 3, 4)
+        ... ).sum()
+        tensor(24.)
     """
-    return replace(among_backends(x, dims), against_torch=reasons_against(x))
+    found = among_backends(x, dims)
+    if dims is None:
+        dims = tuple(d for d in range(x.dim()) if d != 1)
+    vector = tuple(1 if d in dims else size for d, size in enumerate(x.shape))
+    route = route_of(Spec(dims, 1e-5, vector=vector), x, *(None,) * 5)
+    return replace(found, route=route.value)

@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from normkit.kernels.choose import choose
 from normkit.kernels.primitives import vector_dtype
 from normkit.moments import Moments, broadcast_mask, deviations
+from normkit.torch_state import has_transforms, is_compiling
 
 __all__ = ["measure"]
 
@@ -28,10 +29,8 @@ def measure(x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None) -> Mom
     Raises:
         DtypeError: `x` is not floating point.
     """
-    is_watched = (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    )
-    if is_watched or (mask is not None and mask.dtype != torch.bool):
+    is_weighted = mask is not None and mask.dtype != torch.bool
+    if is_weighted or is_compiling() or has_transforms():
         found = deviations(x.detach(), dims, mask)
         return found.to_moments(vector_dtype(x.device)).detach()
     valid = None if mask is None else broadcast_mask(mask, x)

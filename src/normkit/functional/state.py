@@ -15,7 +15,8 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.arguments import check_eps, check_floating, check_length
-from normkit.functional.batch import batch_norm
+from normkit.functional.batch_norms import batch_norm
+from normkit.functional.ema import moved
 from normkit.functional.engine import normalize
 from normkit.moments import Moments
 
@@ -175,13 +176,8 @@ def _moved(
         else momentum
     )
 
-    def ema(old: Tensor, new: Tensor, allowed: Tensor) -> Tensor:
-        wide = old.detach().to(new.dtype)
-        moved = torch.where(allowed, (1 - rate) * wide + rate * new, wide)
-        return moved.to(old.dtype)
-
     return BatchNormState(
-        ema(state.mean, mean, allowed & (filled > 0)),
-        ema(state.var, var, allowed & (filled > 1)),
+        moved(state.mean, mean, rate, allowed & (filled > 0)).to(state.mean.dtype),
+        moved(state.var, var, rate, allowed & (filled > 1)).to(state.var.dtype),
         state.batches + counted,
     )

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from normkit.errors import ArgumentError, KernelError
-from normkit.kernels.composed import Fused, fused
 from normkit.kernels.cpu import CpuBackend
 from normkit.kernels.fixed_order import fixed_order
 from normkit.kernels.gpu import GpuBackend
@@ -26,11 +25,11 @@ from normkit.views import View, view_of
 __all__ = [
     "Explanation",
     "asked_for",
+    "asked_for_name",
     "available_backends",
     "backend",
     "backend_named",
     "choose",
-    "choose_fused",
     "deterministic",
     "explain",
 ]
@@ -41,7 +40,7 @@ _BACKENDS: dict[str, Backend] = {
     "cpu": CpuBackend(),
     "reference": ReferenceBackend(),
 }
-_asked_for: ContextVar[str | None] = ContextVar("normkit_backend", default=None)
+asked_for_name: ContextVar[str | None] = ContextVar("normkit_backend", default=None)
 
 
 @dataclass(frozen=True)
@@ -53,24 +52,20 @@ class Explanation:
         view: How the case lies in memory.
         reasons: For each backend, in order of preference, why it cannot run;
             an empty list when it can.
-        against_torch: Why torch's own operator is not tried before all of them, as it
-            is on small inputs; empty when it is, None when nobody asked.
+        route: The way through the library, a value of `functional.route.Route`; None
+            where only the backends were asked about.
     """
 
     chosen: str
     view: View
     reasons: dict[str, list[str]]
-    against_torch: list[str] | None = None
+    route: str | None = None
 
     def to_text(self) -> str:
         """One line per backend."""
         lines = [f"view: {self.view.kind} {self.view.sizes}"]
-        if self.against_torch == []:
-            lines.append(
-                "torch's operator: tried first; its result is taken where it is exact"
-            )
-        elif self.against_torch:
-            lines.append(f"torch's operator: {'; '.join(self.against_torch)}")
+        if self.route is not None:
+            lines.append(f"route: {self.route}")
         for name, reasons in self.reasons.items():
             if name == self.chosen:
                 lines.append(f"{name}: runs")
@@ -84,7 +79,7 @@ class Explanation:
             "chosen": self.chosen,
             "view": {"kind": self.view.kind, "sizes": list(self.view.sizes)},
             "reasons": self.reasons,
-            "against_torch": self.against_torch,
+            "route": self.route,
         }
 
     def __str__(self) -> str:
@@ -98,7 +93,7 @@ def available_backends() -> tuple[str, ...]:
 
 def asked_for() -> str | None:
     """The backend that the enclosing block asks for by name, if any."""
-    return _asked_for.get()
+    return asked_for_name.get()
 
 
 def backend_named(name: str) -> Backend:
@@ -120,7 +115,7 @@ def choose(x: Tensor, dims: tuple[int, ...]) -> Backend:
     Raises:
         KernelError: A backend was asked for by name and cannot run this case.
     """
-    asked = _asked_for.get()
+    asked = asked_for_name.get()
     if asked is not None:
         reasons = _BACKENDS[asked].reasons_against(x, dims)
         if reasons:
@@ -141,28 +136,6 @@ def choose(x: Tensor, dims: tuple[int, ...]) -> Backend:
     raise KernelError(f"no backend can run this: {explain(x, dims).to_text()}")
 
 
-def choose_fused(
-    x: Tensor,
-    dims: tuple[int, ...],
-    weight: Tensor | None,
-    *others: Tensor | None,
-) -> Fused:
-    """The fused operations that normalize `x` over `dims`.
-
-    Args:
-        x: The values.
-        dims: The reduced dimensions.
-        weight: What the values are multiplied by; with its shape, the layout that the
-            kernels have to know.
-        *others: Every other tensor that they will read.
-    """
-    if x.is_cpu and _asked_for.get() in (None, "cpu"):
-        cpu = _BACKENDS.get("cpu")
-        if isinstance(cpu, CpuBackend) and cpu.serves(x, dims, weight, *others):
-            return cpu
-    return fused(choose(x, dims), x, dims, weight, *others)
-
-
 @contextmanager
 def backend(name: str) -> Generator[None]:
     """Use one backend for everything within the block.
@@ -179,11 +152,11 @@ def backend(name: str) -> Generator[None]:
         ...     print(explain(torch.zeros(2, 3), (0,)).chosen)
         reference
     """
-    token = _asked_for.set(backend_named(name).name)
+    token = asked_for_name.set(backend_named(name).name)
     try:
         yield
     finally:
-        _asked_for.reset(token)
+        asked_for_name.reset(token)
 
 
 @contextmanager
@@ -217,7 +190,7 @@ def explain(x: Tensor, dims: tuple[int, ...] | None = None) -> Explanation:
     if dims is None:
         dims = tuple(d for d in range(x.dim()) if d != 1)
     reasons = {name: b.reasons_against(x, dims) for name, b in _BACKENDS.items()}
-    asked = _asked_for.get()
+    asked = asked_for_name.get()
     able = [name for name, against in reasons.items() if not against]
     chosen = asked if asked is not None else able[0]
     return Explanation(chosen, view_of(x, dims), reasons)

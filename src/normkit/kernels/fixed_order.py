@@ -14,6 +14,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from normkit.torch_state import is_compiling
+
 __all__ = ["fixed_order", "is_order_fixed", "sum_in_fixed_order"]
 
 _is_fixed: ContextVar[bool] = ContextVar("normkit_fixed_order", default=False)
@@ -24,7 +26,7 @@ def is_order_fixed() -> bool:
 
     Never while torch.compile traces: its kernels choose an order of their own.
     """
-    return not torch.compiler.is_compiling() and _is_fixed.get()
+    return not is_compiling() and _is_fixed.get()
 
 
 @contextmanager

@@ -21,7 +21,10 @@ from torch import Tensor
 
 from normkit.moments import Moments
 
-__all__ = ["Backend", "split", "vector_dtype"]
+__all__ = ["Backend", "Grads", "split", "vector_dtype"]
+
+# dx, dweight, dbias, dresidual
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Backend(Protocol):

@@ -20,7 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.errors import ArgumentError
 from normkit.functional import normalize
+from normkit.functional.differentiable import finish
 from normkit.kernels.primitives import split, vector_dtype
+from normkit.kernels.spec import Spec
 from normkit.moments import Moments, broadcast_mask, deviations, statistics_dtype
 from normkit.nn.batch_statistics import BatchStatisticsLayer, Observer
 from normkit.sync import is_group, merge_over, sum_over
@@ -295,11 +297,8 @@ class _Whole:
             rest = values - (found.mean - hi.to(wide)).to(compute)
             self._terms.append((share * (d_mean * values + d_var * rest**2)).sum())
         y = y * torch.rsqrt(var + layer.eps).to(compute)
-        y = y if weight is None else y * weight.to(compute)
-        y = y if bias is None else y + bias.to(compute)
-        if valid is not None:
-            y = torch.where(valid, y, torch.zeros_like(y))
-        return y.to(x.dtype), found
+        spec = Spec(dims, layer.eps)
+        return finish(spec, y, weight, bias, None, valid).to(x.dtype), found
 
 
 def _layers(model: nn.Module) -> dict[str, BatchStatisticsLayer]:

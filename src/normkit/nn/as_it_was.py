@@ -11,17 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normkit.torch_state import is_compiling, is_exporting
+
 __all__ = ["as_it_was"]
 
 _LIBRARY = torch.library.Library("normkit", "FRAGMENT")
 _LIBRARY.define("as_it_was(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.impl("as_it_was", torch.clone, "CompositeExplicitAutograd")
-# torch 2.6 cannot tell an export from a compilation.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def as_it_was(x: Tensor) -> Tensor:
     """`x`, a constant to gradients, of which a compiled forward keeps a copy."""
-    if torch.compiler.is_compiling() and not _is_exporting():
+    if is_compiling() and not is_exporting():
         return torch.ops.normkit.as_it_was(x)
     return x

@@ -1,8 +1,8 @@
 """The layer of batch norm: what every rank shares.
 
-Four ways through a forward: recorded as one call by a tracer; torch's own operator on a
-small input; statistics chosen otherwise (`BatchStatisticsLayer`); and the function
-`batch_norm`, at once or when it is known what follows (`Pending`).
+Three ways through a forward: recorded as one call by a tracer; statistics chosen
+otherwise (`BatchStatisticsLayer`); and the function `batch_norm`, at once or when it is
+known what follows (`Pending`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from normkit.errors import ArgumentError, ShapeError
-from normkit.functional import batch_norm, small
+from normkit.errors import ArgumentError
+from normkit.functional import batch_norm
 from normkit.functional.memory import Mode, is_remembered, less_memory
 from normkit.functional.remembered import Remembered
-from normkit.kernels.cpu.plain import is_watched
-from normkit.kernels.epilogue import ACTIVATIONS, activate
-from normkit.moments import broadcast_mask, zero_where
+from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.nn.batch_statistics import (
     ESTIMATORS,
     SMALL_BATCH_POLICIES,
     BatchStatisticsLayer,
+    followed,
 )
+from normkit.nn.parameters import parameter
 from normkit.nn.pending import Pending
-from normkit.nn.running_state import check_momentum, is_recomputing
+from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import is_recorded_by_jit, recorded_call
+from normkit.torch_state import (
+    PLAIN,
+    is_compiling,
+    is_in_backward,
+    is_jit_tracing,
+    is_observed,
+)
 
 __all__ = ["BatchNormLayer"]
 
@@ -116,69 +123,91 @@ class BatchNormLayer(BatchStatisticsLayer):
                 e.g. `(N, 1, L)` for padded sequences. The output is 0 elsewhere.
             residual: Added before the activation, of the shape of `input`.
         """
-        if (
-            mask is None
-            and residual is None
-            and (y := self._if_small(input)) is not None
-        ):
-            return y
-        node = recorded_call(self, input, mask=mask, residual=residual)
-        if node is not None:
-            return node
-        if is_recorded_by_jit(mask) and self.channel_dim == 1:
-            return self._followed(super().forward(input), residual, None)
+        if type(input) not in PLAIN or is_jit_tracing():
+            node = recorded_call(self, input, mask=mask, residual=residual)
+            if node is not None:
+                return node
+            if is_recorded_by_jit(mask) and self.channel_dim == 1:
+                epilogue = Epilogue(self.activation, self.negative_slope, residual)
+                return followed(super().forward(input), epilogue, None)
         self._check_input_dim(input)
-        has_buffers = self.running_mean is not None or self.running_var is not None
+        buffers = self._buffers
+        mean, var = buffers["running_mean"], buffers["running_var"]
+        training = self.training
+        moves = training and self.track_running_stats and not is_in_backward()
         # Buffers may outlive track_running_stats: eval then still uses them, and
         # training leaves them alone. A way to freeze them that users rely on.
-        is_tracking = (
-            self.training and self.track_running_stats and not is_recomputing()
-        )
-        uses_batch = self.training or not has_buffers
-        if is_tracking:
+        uses_batch = training or (mean is None and var is None)
+        if moves:
             check_momentum(self, self.momentum)
         if uses_batch and self._has_extras():
-
-            def run_with_extras() -> Tensor:
-                y = self._forward_with_extras(input, mask, is_tracking)
-                return self._followed(y, residual, mask)
-
-            return self._keeping(run_with_extras)
-
-        def run(
-            residual: Tensor | None, activation: str, slope: float, moves: bool
-        ) -> Tensor:
-            moves = moves and is_tracking
-            is_using = moves or not self.training
+            compute = self._forward_with_extras
+            return self._keeping(lambda: compute(input, mask, residual, moves))
+        if self.defers and mask is None and residual is None and self._can_wait(input):
+            return Pending.of(input, self._deferred(input, moves))
+        if self.memory is not None:
             return self._keeping(
-                lambda: batch_norm(
-                    input,
-                    self.running_mean if is_using else None,
-                    self.running_var if is_using else None,
-                    self.weight,
-                    self.bias,
-                    uses_batch,
-                    self.momentum if moves else 0.0,
-                    self.eps,
-                    mask=mask,
-                    channel_dim=self.channel_dim,
-                    num_batches_tracked=self.num_batches_tracked if moves else None,
-                    num_batches_skipped=self.skipped if moves else None,
-                    activation=activation,
-                    negative_slope=slope,
-                    residual=residual,
+                lambda: self._plainly(
+                    *(input, mask, residual, uses_batch, moves),
+                    *(self.activation, self.negative_slope),
+                )
+            )
+        return self._plainly(
+            *(input, mask, residual, uses_batch, moves),
+            *(self.activation, self.negative_slope),
+        )
+
+    def _plainly(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        residual: Tensor | None,
+        uses_batch: bool,
+        moves: bool,
+        activation: str,
+        slope: float,
+    ) -> Tensor:
+        """Normalize by the batch as a whole, or by the running statistics."""
+        buffers = self._buffers
+        mean = var = batches = skipped = None
+        momentum: float | None = 0.0
+        if moves:
+            momentum = self.momentum
+            batches = buffers["num_batches_tracked"]
+            skipped = buffers.get("num_batches_skipped")
+        if moves or not self.training:
+            mean, var = buffers["running_mean"], buffers["running_var"]
+        return batch_norm(
+            *(x, mean, var, parameter(self, "weight"), parameter(self, "bias")),
+            *(uses_batch, momentum, self.eps),
+            mask=mask,
+            channel_dim=self.channel_dim,
+            num_batches_tracked=batches,
+            num_batches_skipped=skipped,
+            activation=activation,
+            negative_slope=slope,
+            residual=residual,
+        )
+
+    def _deferred(self, x: Tensor, moves: bool) -> Any:
+        uses_batch = self.training or self.running_mean is self.running_var is None
+
+        def compute(
+            residual: Tensor | None, activation: str, slope: float, is_first: bool
+        ) -> Tensor:
+            return self._keeping(
+                lambda: self._plainly(
+                    *(x, None, residual, uses_batch, moves and is_first),
+                    *(activation, slope),
                 )
             )
 
-        if self.defers and mask is None and residual is None and self._can_wait(input):
-            return Pending.of(input, run)
-        return run(residual, self.activation, self.negative_slope, True)
+        return compute
 
     def _can_wait(self, x: Tensor) -> bool:
-        """Whether nobody watches who would take a Pending for the values."""
+        """Return whether no other code would take a Pending for the values."""
         return (
-            not torch.compiler.is_compiling()
-            and type(x) is Tensor
+            type(x) is Tensor
             and self.activation == "none"
             and x.is_floating_point()
             and x.shape[self.channel_dim] == self.num_features
@@ -188,74 +217,16 @@ class BatchNormLayer(BatchStatisticsLayer):
             )
             and not (self._forward_hooks or self._backward_hooks)
             and not self._backward_pre_hooks
-            and not is_watched()
-            and not torch._C._len_torch_function_stack()
-            and not torch._C._are_functorch_transforms_active()
-            and torch.autograd.forward_ad._current_level < 0
+            and not is_observed()
         )
 
     def _keeping(self, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` gives, keeping for the backward what `memory` says."""
-        if self.memory is None or not torch.is_grad_enabled():
-            return compute()
-        if torch.compiler.is_compiling():
+        """Return what `compute` gives, keeping for the backward what `memory` says."""
+        if self.memory is None or not torch.is_grad_enabled() or is_compiling():
             return compute()  # a compiler decides itself what it keeps
         with less_memory(self.memory):
             y = compute()
         return Remembered.of(y) if is_remembered(y) else y
-
-    def _if_small(self, x: Tensor) -> Tensor | None:
-        """The output if `x` is small and torch's operator exact; see functional.small.
-
-        Of all that a call may ask for, this looks at what layers mostly are.
-        """
-        if (
-            type(x) is not Tensor
-            or x.dim() not in self.shapes
-            or self.channel_dim != 1
-            or self.memory is not None
-        ):
-            return None
-        try:
-            weight, bias = self._parameters["weight"], self._parameters["bias"]
-            running_mean = self._buffers["running_mean"]
-            running_var = self._buffers["running_var"]
-            tracked = self._buffers["num_batches_tracked"]
-        except KeyError:  # parametrized, or a replica
-            return None
-        is_training, momentum = self.training, 0.0
-        if is_training:
-            if self._has_extras():
-                return None
-            if not self.track_running_stats or is_recomputing():
-                running_mean = running_var = tracked = None
-            elif running_mean is not None:
-                momentum = self.momentum
-                check_momentum(self, momentum)
-        return small.batch_norm(
-            *(x, running_mean, running_var, weight, bias, is_training),
-            *(momentum, self.eps, tracked),
-            *(self.activation, self.negative_slope),
-        )
-
-    def _followed(
-        self, y: Tensor, residual: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        """What comes after, where no kernel has done it in the same pass."""
-        if residual is None and self.activation == "none":
-            return y
-        if residual is not None:
-            if residual.shape != y.shape:
-                raise ShapeError(
-                    f"residual of shape {tuple(residual.shape)} must have the shape of "
-                    f"x, {tuple(y.shape)}; use expand()"
-                )
-            y = y + residual
-        y = activate(self.activation, y, self.negative_slope)
-        if mask is None:
-            return y
-        valid = broadcast_mask(mask, y)
-        return zero_where(~valid if valid.dtype == torch.bool else valid <= 0, y)
 
     def extra_repr(self) -> str:
         """The arguments of torch's layer, and what differs from its behaviour."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize, update_running
 from normkit.functional.arguments import check_eps, check_floating, check_length
-from normkit.functional.ghosts import normalize_ghosts
-from normkit.functional.over_ranks import normalize_over_ranks
+from normkit.functional.ghost import normalize_ghosts
+from normkit.kernels.epilogue import Epilogue, activate
 from normkit.moments import Moments, broadcast_mask, zero_where
 from normkit.nn.as_it_was import as_it_was
 from normkit.nn.running_state import RunningStateLayer
@@ -94,7 +94,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         )
 
     def _rate(self) -> float | Tensor | None:
-        if not self.debias or self.momentum is None:
+        if not self.debias or not self.momentum:
             return self.momentum
         # Shares m·(1 − m)^k of the last batches, divided by their sum: the first
         # batch replaces the initial 0 and 1, and no correction is left to eval.
@@ -113,7 +113,11 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         )
 
     def _forward_with_extras(
-        self, x: Tensor, mask: Tensor | None, is_tracking: bool
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        residual: Tensor | None,
+        is_tracking: bool,
     ) -> Tensor:
         check_floating(x, "batch_norm")
         check_eps(self.eps, "batch_norm", "positive")
@@ -135,9 +139,16 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
                 f"{tuple(x.shape)}; use a larger batch, eval(), or on_small_batch="
                 "'running', 'renorm' or 'skip'"
             )
-        y, measured = self._normalized(x, mask, over_ranks)
-        if self.on_small_batch in ("running", "renorm"):
+        replaces = self.on_small_batch in ("running", "renorm")
+        is_apart = replaces or self._observer is not None
+        epilogue = Epilogue(self.activation, self.negative_slope, residual)
+        y, measured = self._normalized(
+            x, mask, Epilogue() if is_apart else epilogue, over_ranks
+        )
+        if replaces:
             y = self._unless_small(x, y, measured, mask)
+        if is_apart:
+            y = followed(y, epilogue, mask)
         if not is_tracking or self.running_mean is None:
             return y
         if self.on_small_batch in ("running", "skip"):
@@ -150,27 +161,24 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         return y
 
     def _normalized(
-        self, x: Tensor, mask: Tensor | None, over_ranks: bool
+        self, x: Tensor, mask: Tensor | None, epilogue: Epilogue, over_ranks: bool
     ) -> tuple[Tensor, Moments]:
         if self._observer is not None:
             done = self._observer.normalize(self, x, mask)
             if done is not None:
                 return done
         dims, weight, bias = self._along(x)
-        if self.ghost_size is not None:
-            y, measured = normalize_ghosts(
-                x, dims, self.ghost_size, weight, bias, self.eps, mask=mask
-            )
-            if over_ranks:
-                measured = merge_over(measured, self.process_group)
-            return y, measured
+        given = (x, dims, weight, bias, self.eps)
+        group = None
         if over_ranks:
-            return normalize_over_ranks(
-                *(x, dims, weight, bias, self.eps),
-                mask=mask,
-                process_group=self.process_group,
-            )
-        return normalize(x, dims, weight, bias, self.eps, mask=mask)
+            process_group = self.process_group
+            group = torch.distributed.group.WORLD if process_group is None else process_group
+        if self.ghost_size is None:
+            return normalize(*given, mask=mask, epilogue=epilogue, group=group)
+        y, measured = normalize_ghosts(
+            *given, ghost_size=self.ghost_size, mask=mask, epilogue=epilogue
+        )
+        return y, merge_over(measured, group) if over_ranks else measured
 
     def _along(self, x: Tensor) -> tuple[tuple[int, ...], Tensor | None, Tensor | None]:
         """The reduced dimensions of x; weight and bias shaped to broadcast to it."""
@@ -210,6 +218,25 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if hidden is not None:
             other = zero_where(hidden, other)
         return torch.where(measured.count > 1, y, other.to(y.dtype))
+
+
+def followed(y: Tensor, epilogue: Epilogue, mask: Tensor | None) -> Tensor:
+    """Return what follows the affine where no kernel has done it in the same pass."""
+    residual = epilogue.residual
+    if not epilogue:
+        return y
+    if residual is not None:
+        if residual.shape != y.shape:
+            raise ShapeError(
+                f"residual of shape {tuple(residual.shape)} must have the shape of x, "
+                f"{tuple(y.shape)}; use expand()"
+            )
+        y = y + residual
+    y = activate(epilogue.activation, y, epilogue.slope)
+    if mask is None:
+        return y
+    valid = broadcast_mask(mask, y)
+    return zero_where(~valid if valid.dtype == torch.bool else valid <= 0, y)
 
 
 def _only(measured: Moments, kept: Tensor) -> Moments:

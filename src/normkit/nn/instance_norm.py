@@ -14,6 +14,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional import instance_norm
 from normkit.moments import broadcast_mask
+from normkit.nn.parameters import parameter
 from normkit.nn.running_state import RunningStateLayer, check_momentum
 from normkit.nn.tracing import is_recorded_by_jit, recorded_call
 
@@ -88,10 +89,10 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         counter = self.num_batches_tracked if self.momentum is None else None
         return instance_norm(
             batch,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
+            self._buffers["running_mean"],
+            self._buffers["running_var"],
+            parameter(self, "weight"),
+            parameter(self, "bias"),
             uses_input,
             self.momentum,
             self.eps,

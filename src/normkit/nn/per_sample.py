@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional import group_norm, layer_norm, rms_norm, small
+from normkit.functional import group_norm, layer_norm, rms_norm
 from normkit.moments import broadcast_mask
+from normkit.nn.parameters import parameter
 from normkit.nn.tracing import is_recorded_by_jit, recorded_call
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
-
-_EPS = torch.finfo(torch.float32).eps
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -96,18 +95,6 @@ class LayerNorm(torch.nn.LayerNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
-        if mask is None and self.channel_dim == -1:
-            given = self._parameters
-            try:
-                weight, bias = given["weight"], given["bias"]
-            except KeyError:  # parametrized, or a replica of torch's DataParallel
-                pass
-            else:
-                y = small.layer_norm(
-                    input, self.normalized_shape, weight, bias, self.eps
-                )
-                if y is not None:
-                    return y
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
         if self.channel_dim == -1:
@@ -134,9 +121,9 @@ class LayerNorm(torch.nn.LayerNorm):
     def _over_last(self, input: Tensor, mask: Tensor | None) -> Tensor:  # noqa: A002
         if is_recorded_by_jit(mask):
             return super().forward(input)
+        weight, bias = parameter(self, "weight"), parameter(self, "bias")
         return layer_norm(
-            *(input, self.normalized_shape, self.weight, self.bias, self.eps),
-            mask=mask,
+            input, self.normalized_shape, weight, bias, self.eps, mask=mask
         )
 
 
@@ -176,18 +163,12 @@ class RMSNorm(torch.nn.RMSNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `x`. The
                 output is 0 elsewhere.
         """
-        if mask is None and "weight" in self._parameters:
-            y = small.rms_norm(
-                *(x, self.normalized_shape, self._parameters["weight"]),
-                _EPS if self.eps is None else self.eps,
-            )
-            if y is not None:
-                return y
         if (node := recorded_call(self, x, mask=mask)) is not None:
             return node
         if is_recorded_by_jit(mask):
             return super().forward(x)
-        return rms_norm(x, self.normalized_shape, self.weight, self.eps, mask=mask)
+        weight = parameter(self, "weight")
+        return rms_norm(x, self.normalized_shape, weight, self.eps, mask=mask)
 
 
 class GroupNorm(torch.nn.GroupNorm):
@@ -261,20 +242,9 @@ class GroupNorm(torch.nn.GroupNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
-        if mask is None:
-            given = self._parameters
-            try:
-                weight, bias = given["weight"], given["bias"]
-            except KeyError:
-                pass
-            else:
-                y = small.group_norm(input, self.num_groups, weight, bias, self.eps)
-                if y is not None:
-                    return y
         if (node := recorded_call(self, input, mask=mask)) is not None:
             return node
         if is_recorded_by_jit(mask):
             return super().forward(input)
-        return group_norm(
-            *(input, self.num_groups, self.weight, self.bias, self.eps), mask=mask
-        )
+        weight, bias = parameter(self, "weight"), parameter(self, "bias")
+        return group_norm(input, self.num_groups, weight, bias, self.eps, mask=mask)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize
 from normkit.functional.arguments import check_eps, check_floating
-from normkit.functional.running import ema_
+from normkit.functional.ema import ema_
 from normkit.moments import Moments, broadcast_mask
 from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import recorded_call

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.errors import ArgumentError
+from normkit.torch_state import is_in_backward
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -166,12 +167,12 @@ def is_recomputing() -> bool:
     Both kinds of torch.utils.checkpoint run the forward again from there; the batch
     has moved the running statistics already.
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return is_in_backward()
 
 
 def check_momentum(layer: torch.nn.Module, momentum: object) -> None:
     """Require a share, 0 to 1, or None; a tensor is not looked at (no host sync)."""
-    if isinstance(momentum, int | float) and not 0.0 <= momentum <= 1.0:
+    if type(momentum) in (float, int) and not 0.0 <= momentum <= 1.0:  # type: ignore[operator]
         raise ArgumentError(
             f"{type(layer).__name__} needs momentum in [0, 1], the share of the new "
             f"value, got {momentum}; a decay of 0.9 is momentum=0.1"

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy, Tracer
 
+from normkit.torch_state import is_jit_tracing
+
 __all__ = ["is_recorded_by_jit", "recorded_call"]
 
 
 def is_recorded_by_jit(mask: Tensor | None) -> bool:
     """Whether torch.jit.trace is watching a call that torch.nn's forward can do."""
-    is_watching = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return mask is None and is_watching
+    return mask is None and is_jit_tracing()
 
 
 def recorded_call(layer: torch.nn.Module, x: Any, **extras: Any) -> Any:

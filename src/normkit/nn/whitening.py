@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import update_running
 from normkit.functional.arguments import check_eps, check_floating
-from normkit.functional.running import ema_
-from normkit.functional.whiten import covariance, inverse_sqrt, newton_inverse_sqrt
+from normkit.functional.ema import ema_
+from normkit.functional.whitening import covariance, inverse_sqrt, newton_inverse_sqrt
 from normkit.kernels.fixed_order import is_order_fixed
 from normkit.moments import statistics_dtype
 from normkit.nn.running_state import check_momentum

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import normkit.nn
 from normkit.functional import normalize, standardize
-from normkit.functional.running import ema_
+from normkit.functional.ema import ema_
 
 __all__ = ["ACTIVATIONS", "Recipe", "Replicas", "stds_for"]
 

@@ -1,7 +1,7 @@
 """The CPU backend: C++ kernels on plain tensors, several passes fused into one.
 
-    plan      where the values of a statistic lie      loading   the library, its calls
-    plain     which tensors may be read by address     packing   tensors into a call
+    call      a layer's forward and backward           plan      where values lie
+    packing   tensors into a call of one primitive     loading   the library
     native/   the kernels: runs, rows, columns, compiled for several instruction sets
 
 Each call packs the geometry, the options and the addresses into one struct. Results
@@ -16,36 +16,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from normkit.errors import KernelError
-from normkit.kernels.composed import Composed
-from normkit.kernels.cpu.loading import CALL, UPDATE, library, why_absent
+from normkit.kernels.cpu.loading import UPDATE, library, why_absent
 from normkit.kernels.cpu.packing import (
-    ACTIVATION_CODES,
     CENTERED,
     DTYPES,
+    EQUAL_SHARES,
     GIVEN,
+    SKIP_NONFINITE,
     WEIGHTED,
     as_learned,
     as_mask,
     as_statistic,
     count_of,
     doubles,
-    flags_of,
     joint_shape,
     kept_shape,
     laid_like,
     one_like,
     packed_call,
     plan_for,
-    threads_for,
 )
-from normkit.kernels.cpu.plain import are_plain, is_watched, reason_against
-from normkit.kernels.cpu.plan import plan_of
 from normkit.kernels.epilogue import Epilogue
+from normkit.kernels.fused import apply_given
 from normkit.kernels.reference import ReferenceBackend
+from normkit.kernels.spec import Running
 from normkit.moments import Moments
+from normkit.torch_state import (
+    PLAIN,
+    has_mode_or_tracer,
+    increment_version,
+    is_observed,
+    is_plain,
+    is_wrapped,
+)
 
 __all__ = ["CpuBackend"]
 
@@ -61,35 +66,9 @@ class CpuBackend:
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
         """Why these kernels cannot reduce `x` over `dims`; empty when they can."""
-        reason = reason_against(x) or why_absent()
+        reason = _reason_against(x) or why_absent()
         reason = reason or plan_for(x, kept_shape(x.shape, dims), None).reason
         return [reason] if reason else []
-
-    def fuses(
-        self,
-        x: Tensor,
-        dims: tuple[int, ...],
-        weight: Tensor | None,
-        *others: Tensor | None,
-    ) -> bool:
-        """See `FusedBackend.fuses`."""
-        affine = None if weight is None else weight.shape
-        plan = plan_for(x, kept_shape(x.shape, dims), affine)
-        return not plan.reason and are_plain(weight, *others)
-
-    def serves(
-        self,
-        x: Tensor,
-        dims: tuple[int, ...],
-        weight: Tensor | None,
-        *others: Tensor | None,
-    ) -> bool:
-        """No reason against, and fused: the two questions of every call, as one."""
-        if reason_against(x) or library() is None:
-            return False
-        affine = None if weight is None else weight.shape
-        plan = plan_of(x.shape, x.stride(), kept_shape(x.shape, dims), affine)
-        return not plan.reason and are_plain(weight, *others)
 
     def moments(
         self, x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None
@@ -97,7 +76,7 @@ class CpuBackend:
         """See `Backend.moments`."""
         shape = kept_shape(x.shape, dims)
         plan = plan_for(x, shape, None)
-        if plan.reason or not are_plain(mask):
+        if plan.reason or not is_plain(mask):
             return _reference.moments(x, dims, mask)
         mean, m2 = doubles(shape), doubles(shape)
         count, mask = count_of(plan, shape, mask), as_mask(mask, x)
@@ -133,13 +112,14 @@ class CpuBackend:
         bias: Tensor | None,
         epilogue: Epilogue,
     ) -> Tensor:
-        """See `FusedBackend.apply_given`."""
+        """See `Fused.apply_given`."""
         shape, affine = joint_shape(center, scale), joint_shape(weight, bias)
         assert shape is not None
         plan = plan_for(x, shape, affine)
-        if plan.reason or not are_plain(center, scale, weight, bias, epilogue.residual):
-            plain = Composed(_reference)
-            return plain.apply_given(x, center, scale, weight, bias, epilogue)
+        if plan.reason or not is_plain(center, scale, weight, bias, epilogue.residual):
+            return apply_given(
+                *(_reference, x, center, scale, weight, bias, epilogue)
+            )
         y = torch.empty_like(x)
         self._run(
             "normkit_forward",
@@ -172,7 +152,7 @@ class CpuBackend:
         affine = joint_shape(weight) if is_own else kept
         plan = plan_for(x, statistic, affine)
         able = not plan.reason and (is_own or weight is None)
-        if not able or not are_plain(dy, center, weight, scale):
+        if not able or not is_plain(dy, center, weight, scale):
             return _reference.reduce_grads(
                 dy, x, center, dims, weight=weight, scale=scale
             )
@@ -207,7 +187,7 @@ class CpuBackend:
         shape, affine = joint_shape(center, a, b, c), joint_shape(weight)
         assert shape is not None
         plan = plan_for(x, shape, affine)
-        if plan.reason or not are_plain(dy, center, a, b, c, weight):
+        if plan.reason or not is_plain(dy, center, a, b, c, weight):
             return _reference.apply_grads(dy, x, center, a, b, c, weight=weight)
         dx = torch.empty_like(x)
         self._run(
@@ -223,162 +203,49 @@ class CpuBackend:
         )
         return dx
 
-    def normalize(
-        self,
-        x: Tensor,
-        dims: tuple[int, ...],
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        *,
-        mask: Tensor | None = None,
-        centered: bool = True,
-        epilogue: Epilogue = _NONE,
-    ) -> tuple[Tensor, Moments, Tensor]:
-        """See `FusedBackend.normalize`."""
-        shape, affine = kept_shape(x.shape, dims), joint_shape(weight, bias)
-        plan = plan_for(x, shape, affine)
-        y = torch.empty_like(x)
-        mean, m2, inv_std = doubles(shape), doubles(shape), doubles(shape)
-        count, mask = count_of(plan, shape, mask), as_mask(mask, x)
-        # Every layer comes through here: written out, it is half as many calls.
-        weight, bias = as_learned(weight, affine), as_learned(bias, affine)
-        residual = laid_like(epilogue.residual, x)
-        self.call(
-            "normkit_forward",
-            CALL.pack(
-                *plan.sizes,
-                DTYPES[x.dtype],
-                0 if weight is None else DTYPES[weight.dtype],
-                0 if bias is None else DTYPES[bias.dtype],
-                ACTIVATION_CODES[epilogue.activation],
-                flags_of(x, CENTERED if centered else 0),
-                threads_for(x),
-                eps,
-                epilogue.slope,
-                x.data_ptr(),
-                0 if residual is None else residual.data_ptr(),
-                0 if mask is None else mask.data_ptr(),
-                0 if weight is None else weight.data_ptr(),
-                0 if bias is None else bias.data_ptr(),
-                *(0, 0),
-                y.data_ptr(),
-                *(0, 0, 0, 0),
-                mean.data_ptr(),
-                inv_std.data_ptr(),
-                m2.data_ptr(),
-                0 if mask is None else count.data_ptr(),
-                *(0, 0, 0, 0),
-            ),
-        )
-        return y, Moments(count, mean, m2), inv_std
-
-    def normalize_grads(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        center: Tensor,
-        inv_std: Tensor,
-        count: Tensor | None,
-        *,
-        mask: Tensor | None = None,
-        centered: bool = True,
-        epilogue: Epilogue = _NONE,
-        y: Tensor | None = None,
-        wanted: tuple[bool, bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """See `FusedBackend.normalize_grads`."""
-        shape, affine = joint_shape(center, inv_std), joint_shape(weight, bias)
-        assert shape is not None
-        plan = plan_for(x, shape, affine)
-        wants_x, wants_weight, wants_bias, wants_residual = wanted
-        dy = laid_like(dy, x)
-        passes_dy = wants_residual and epilogue.activation == "none" and mask is None
-        dresidual = torch.empty_like(x) if wants_residual and not passes_dy else None
-        dx = torch.empty_like(x) if wants_x or dresidual is not None else None
-        dweight = dbias = None
-        if wants_weight and weight is not None:
-            dweight = torch.empty(weight.shape, dtype=weight.dtype)
-        if wants_bias and bias is not None:
-            dbias = torch.empty(bias.shape, dtype=bias.dtype)
-        # Where relu was open is read from y, so that the residual need not be kept.
-        is_gated = y is not None and epilogue.activation == "relu"
-        flags = (CENTERED if centered else 0) | (GIVEN if count is None else 0)
-        if dx is not None or dweight is not None or dbias is not None:
-            self._run(
-                "normkit_backward",
-                *(plan, x, flags, epilogue),
-                dy=dy,
-                mask=as_mask(mask, x),
-                weight=as_learned(weight, affine),
-                bias=as_learned(bias, affine),
-                residual=None if is_gated else laid_like(epilogue.residual, x),
-                gate=laid_like(y, x) if is_gated else None,
-                center=as_statistic(center, shape),
-                scale=as_statistic(inv_std, shape),
-                count=None if mask is None or count is None else count.contiguous(),
-                dx=dx,
-                dresidual=dresidual,
-                dweight=dweight,
-                dbias=dbias,
-            )
-        if passes_dy:
-            dresidual = dy
-        return dx if wants_x else None, dweight, dbias, dresidual
-
-    def move_running(
-        self,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        moments: Moments,
-        rate: float | None,
-        *,
-        skips_nonfinite: bool,
-        num_batches_tracked: Tensor | None = None,
-    ) -> Tensor | None:
+    def move_running(self, running: Running, moments: Moments) -> bool | None:
         """Move running statistics in one call; None where it cannot.
+
+        Returns whether every statistic of the batch was finite.
 
         See `normkit.functional.update_running`, which this is a faster way of.
         """
         native = library()
-        buffers = (running_mean, running_var, num_batches_tracked)
+        mean_to, var_to, rate, batches, skipped, skips_nonfinite = running
+        buffers = (mean_to, var_to, batches, skipped)
         count, mean, m2 = moments.count, moments.mean, moments.m2
         if (
             native is None
-            or not are_plain(*buffers, count, mean, m2)
+            or is_observed()
+            or not is_plain(*buffers, count, mean, m2)
             or not (mean.dtype == m2.dtype == torch.float64)
-            or any(
-                t is not None and not t.is_contiguous() for t in (*buffers, mean, m2)
-            )
+            or count.dtype != torch.int64
+            or any(t is not None and not t.is_contiguous() for t in buffers)
             or any(
                 t is not None and (t.dtype not in DTYPES or t.numel() != mean.numel())
                 for t in buffers[:2]
             )
-            or count.dtype != torch.int64
-            or is_watched()
         ):
             return None
-        is_finite = torch.empty((), dtype=torch.bool)
+        # A view of all kinds of statistics: rows of a buffer, dimensions of size 1.
+        mean, m2 = mean.contiguous(), m2.contiguous()
+        flags = (SKIP_NONFINITE if skips_nonfinite else 0) | (1 if count.dim() else 0)
+        flags |= EQUAL_SHARES if rate is None else 0
         if count.dim():
             count = count.expand(mean.shape).contiguous()
-        flags = (1 if skips_nonfinite else 0) | (2 if count.dim() else 0)
-        flags |= 4 if rate is None else 0
         packed = UPDATE.pack(
             mean.numel(),
             *(0 if t is None else DTYPES[t.dtype] for t in buffers[:2]),
             flags,
-            0.0 if rate is None else rate,
+            0.0 if rate is None else float(rate),
             mean.data_ptr(),
             m2.data_ptr(),
             count.data_ptr(),
             *(0 if t is None else t.data_ptr() for t in buffers),
-            is_finite.data_ptr(),
         )
-        native.run("normkit_move_running", packed)
-        # Whoever saved a buffer for a backward has to notice, as with any change.
-        increment_version([t for t in buffers if t is not None])
+        is_finite = bool(native.native.normkit_move_running(packed))
+        # Autograd has to notice, as with any change in place.
+        increment_version(tuple(t for t in buffers if t is not None))
         return is_finite
 
     def _run(self, name: str, *call: Any, **tensors: Tensor | None) -> None:
@@ -390,3 +257,19 @@ class CpuBackend:
         if native is None:
             raise KernelError(f"backend 'cpu' cannot run: {why_absent()}")
         native.run(name, packed)
+
+
+def _reason_against(x: Tensor) -> str:
+    if type(x) not in PLAIN:
+        return f"x is a {type(x).__name__}, not a plain tensor"
+    if not x.is_cpu:
+        return f"x is on {x.device.type}"
+    if x.dtype not in DTYPES:
+        return f"x is {x.dtype}, not a floating dtype of the kernels"
+    if x.layout != torch.strided:
+        return f"x is {x.layout}, not strided"
+    if is_wrapped(x) or x.is_neg():
+        return "x is a lazy view or wrapped by a transform: it has no values of its own"
+    if has_mode_or_tracer():
+        return "a dispatch mode or a tracer has to see torch operations"
+    return ""

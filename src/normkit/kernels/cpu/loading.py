@@ -18,20 +18,23 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["CALL", "SAVED", "UPDATE", "Library", "library", "why_absent"]
+__all__ = [
+    *("FIXED", "POINTERS", "UPDATE"),
+    *("Library", "check", "library", "why_absent"),
+]
 
-# (B O G M I P affine) dtype weight_dtype bias_dtype activation flags threads; eps
-# slope; x residual mask weight bias dy gate y dx dresidual dweight dbias center scale
-# m2 count sum_dy sum_dyx b c
-CALL = struct.Struct("=13q2d20Q")
+# The same for every call of one signature: B O G M I P; affine and the dtypes of x,
+# weight, bias, running mean and variance; activation flags threads; eps slope
+FIXED = struct.Struct("=15q2d")
+
+# New at every call: rate; x residual mask weight bias dy gate y dx dresidual dweight
+# dbias center scale m2 count sum_dy sum_dyx b c running_mean running_var
+# num_batches_tracked num_batches_skipped
+POINTERS = struct.Struct("=d24Q")
 
 # channels dtype_mean dtype_var flags; rate; mean m2 count running_mean running_var
-# num_batches_tracked is_finite
+# num_batches_tracked num_batches_skipped
 UPDATE = struct.Struct("=4qd7Q")
-
-# statistics count flags; bound most eps rate; mean inv_std running_mean running_var
-# num_batches_tracked
-SAVED = struct.Struct("=3q4d5Q")
 
 _ENTRIES = (
     *("normkit_forward", "normkit_backward", "normkit_apply_grads"),
@@ -39,7 +42,9 @@ _ENTRIES = (
 )
 
 # A call of some tenths of a microsecond: not worth giving up the interpreter's lock.
-_Brief = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
+_Verify = ctypes.PYFUNCTYPE(
+    *(ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int64, ctypes.c_double)
+)
 
 _log = logging.getLogger("normkit")
 
@@ -51,27 +56,26 @@ class Library:
     Attributes:
         isas: The instruction sets that this machine can run, best first.
         has_pool: Whether torch's thread pool was found.
-        judge: Says of a packed SAVED whether torch's operator was exact: 0 yes, 1
-            after `mend`, 2 no. None where the library is older than this.
-        mend: Writes what the operator should have given; takes a CALL and the SAVED
-            behind it, and answers 0, or 2 where it is not to be had. None likewise.
+        forward: Runs FIXED + POINTERS; 0, or an error that `check` tells.
+        backward: The same.
+        verify: Takes the addresses of what torch's layer norm saved (mean, 1/std),
+            their number, and how many standard deviations a mean may be; 1 if exact.
     """
 
     native: ctypes.CDLL
     isas: tuple[str, ...]
     has_pool: bool
-    judge: Callable[[bytes], int] | None = None
-    mend: Callable[[bytes], int] | None = None
+    forward: Callable[[bytes], int]
+    backward: Callable[[bytes], int]
+    verify: Callable[[int, int, int, float], int]
 
     def run(self, name: str, call: bytes) -> None:
-        """Run one kernel.
+        """Run one kernel by its name.
 
         Raises:
             MemoryError: There was none for its working vectors.
         """
-        status: int = getattr(self.native, name)(call)
-        if status:
-            raise MemoryError(f"normkit's {name} had no memory for its working vectors")
+        check(getattr(self.native, name)(call))
 
     @property
     def isa(self) -> str:
@@ -82,6 +86,16 @@ class Library:
         """Use another instruction set, one of `isas`; for tests and measurements."""
         if self.native.normkit_choose_isa(name.encode()):
             raise ValueError(f"isa={name!r} must be one of {self.isas}")
+
+
+def check(status: int) -> None:
+    """Raise what a status of the library stands for.
+
+    Raises:
+        MemoryError: There was none for working vectors.
+    """
+    if status:
+        raise MemoryError("normkit's CPU kernels had no memory for working vectors")
 
 
 def library() -> Library | None:
@@ -128,7 +142,7 @@ def _load() -> Library | str:
         sizes = (native.normkit_call_size(), native.normkit_update_size())
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error}); the reference backend runs"
-    if sizes != (CALL.size, UPDATE.size):
+    if sizes != (FIXED.size + POINTERS.size, UPDATE.size):
         return f"{path} was built from other sources; install the package again"
     for name in ("normkit_isa_name", "normkit_chosen_isa"):
         getattr(native, name).restype = ctypes.c_char_p
@@ -142,18 +156,9 @@ def _load() -> Library | str:
     native.normkit_set_pool(pool)
     return Library(
         *(native, tuple(isas), pool is not None),
-        judge=_brief(native, "judge", SAVED.size),
-        mend=_brief(native, "mend", CALL.size + SAVED.size),
+        *(native.normkit_forward, native.normkit_backward),
+        _Verify(("normkit_verify", native)),
     )
-
-
-def _brief(native: ctypes.CDLL, name: str, size: int) -> Callable[[bytes], int] | None:
-    """An entry that the library may have, if it takes a struct of that size."""
-    try:
-        fits = getattr(native, f"normkit_{name}_size")() == size
-    except AttributeError:
-        return None
-    return _Brief((f"normkit_{name}", native)) if fits else None
 
 
 def _pool_of_torch() -> int | None:

@@ -8,7 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from normkit.kernels.cpu.loading import CALL
+from normkit.kernels.cpu.loading import FIXED, POINTERS
 from normkit.kernels.cpu.plan import Plan, plan_of
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 
@@ -16,7 +16,9 @@ __all__ = [
     "ACTIVATION_CODES",
     "CENTERED",
     "DTYPES",
+    "EQUAL_SHARES",
     "GIVEN",
+    "SKIP_NONFINITE",
     "WEIGHTED",
     "as_learned",
     "as_mask",
@@ -36,6 +38,7 @@ __all__ = [
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 ACTIVATION_CODES = {name: k for k, name in enumerate(ACTIVATIONS)}
 CENTERED, GIVEN, WEIGHTED, _STREAM = 1, 2, 4, 8
+SKIP_NONFINITE, EQUAL_SHARES = 32, 64
 
 # Below this many values a second thread costs more than it brings.
 _SERIAL = 32_768
@@ -87,7 +90,7 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 
 def doubles(shape: tuple[int, ...]) -> Tensor:
     """Room for statistics."""
-    return torch.empty(shape, dtype=torch.float64)
+    return torch.empty(shape, dtype=torch.float64, device="cpu")
 
 
 def one_like(like: Tensor) -> Tensor:
@@ -162,16 +165,21 @@ def packed_call(
     weight, bias = given[2], given[3]
     weight = given[9] if weight is None else weight
     bias = given[10] if bias is None else bias
-    return CALL.pack(
+    fixed = FIXED.pack(
         *plan.sizes,
         DTYPES[x.dtype],
         0 if weight is None else DTYPES[weight.dtype],
         0 if bias is None else DTYPES[bias.dtype],
+        *(0, 0),
         ACTIVATION_CODES[epilogue.activation],
         flags_of(x, flags),
         threads_for(x),
         eps,
         epilogue.slope,
+    )
+    return fixed + POINTERS.pack(
+        0.0,
         x.data_ptr(),
         *[0 if t is None else t.data_ptr() for t in given],
+        *(0, 0, 0, 0),
     )

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from normkit.errors import KernelError
-from normkit.kernels.composed import Composed, Grads
 from normkit.kernels.epilogue import Epilogue
+from normkit.kernels.fused import apply_given
 from normkit.kernels.gpu.geometry import (
     Matrix,
     Placement,
@@ -35,6 +35,7 @@ from normkit.kernels.gpu.geometry import (
     runs_of,
 )
 from normkit.kernels.gpu.table import FORWARD_ROW
+from normkit.kernels.primitives import Grads
 from normkit.kernels.reference import ReferenceBackend
 from normkit.moments import Moments
 from normkit.views import keepdim_shape, view_of
@@ -220,7 +221,7 @@ class GpuBackend:
         center, scale = _of_one_shape(center, scale)
         arranged = arrange(x, (center, bias))
         if arranged is None or center.shape == x.shape:
-            return Composed(self).apply_given(x, center, scale, None, bias, epilogue)
+            return apply_given(self, x, center, scale, None, bias, epilogue)
         matrix, (along, affine_along) = arranged
         assert along is not None
         residual = epilogue.residual
@@ -241,10 +242,9 @@ class GpuBackend:
         bias: Tensor | None,
         eps: float,
         *,
-        mask: Tensor | None = None,
         centered: bool = True,
         epilogue: Epilogue = _NONE,
-    ) -> tuple[Tensor, Moments, Tensor]:
+    ) -> tuple[Tensor, Moments, Tensor] | None:
         """See `Fused.normalize`. Not centred, the moments are those about 0."""
         layers, view, shape = _layers(), view_of(x, dims), keepdim_shape(x, dims)
         flat_weight = None if weight is None else flat(weight, x)
@@ -263,9 +263,7 @@ class GpuBackend:
                 centered=centered,
             )
         else:
-            return Composed(self).normalize(
-                *(x, dims, weight, bias, eps), centered=centered, epilogue=epilogue
-            )
+            return None
         measured = _moments(x, found.mean.view(shape), found.m2.view(shape))
         return y, measured, found.inv_std.view(shape)
 
@@ -279,12 +277,11 @@ class GpuBackend:
         inv_std: Tensor,
         count: Tensor | None,
         *,
-        mask: Tensor | None = None,
         centered: bool = True,
         epilogue: Epilogue = _NONE,
         y: Tensor | None = None,
         wanted: tuple[bool, bool, bool, bool],
-    ) -> Grads:
+    ) -> Grads | None:
         """See `Fused.normalize_grads`."""
         layers = _layers()
         dims = tuple(d for d in range(x.dim()) if center.shape[d] == 1)
@@ -315,13 +312,7 @@ class GpuBackend:
             )
             dresidual = dy if wanted[3] else None
         else:
-            return Composed(self).normalize_grads(
-                *(dy, x, weight, bias, center, inv_std, count),
-                centered=centered,
-                epilogue=epilogue,
-                y=y,
-                wanted=wanted,
-            )
+            return None
         return (
             dx,
             None if dweight is None or weight is None else dweight.view(weight.shape),

@@ -22,16 +22,22 @@ enum Activation : int64_t {
   kNone, kRelu, kLeakyRelu, kSilu, kGelu, kSigmoid, kTanh
 };
 enum Flags : int64_t {
-  kCentered = 1,   // subtract the mean; otherwise divide by the root mean square
-  kGiven = 2,      // statistics come from the caller and are constants
-  kWeighted = 4,   // the sums of `reduce` are of dy·weight
-  kStream = 8,     // outputs go past the caches
+  kCentered = 1,        // subtract the mean; otherwise divide by the root mean square
+  kGiven = 2,           // statistics come from the caller and are constants
+  kWeighted = 4,        // the sums of `reduce` are of dy·weight
+  kStream = 8,          // outputs go past the caches
+  kSkipNonfinite = 32,  // a batch with a NaN or Inf moves no running statistic
+  kEqualShares = 64,    // the rate is 1/(num_batches_tracked + 1)
 };
 
 struct Call {
+  // The same for every call of one signature.
   int64_t B, O, G, M, I, P;
-  int64_t affine, dtype, weight_dtype, bias_dtype, activation, flags, threads;
+  int64_t affine, dtype, weight_dtype, bias_dtype, mean_dtype, var_dtype;
+  int64_t activation, flags, threads;
   double eps, slope;
+  // New at every call. A null pointer stands for what is absent or not wanted.
+  double rate;
   const void *x, *residual;
   const uint8_t* mask;
   const void *weight, *bias, *dy, *gate;
@@ -40,6 +46,10 @@ struct Call {
   int64_t* count;
   double *sum_dy, *sum_dyx;
   const double *b, *c;
+  // Forward only. With kGiven they are the statistics, unless there is a center;
+  // otherwise they move by `rate` towards those of the batch.
+  void *running_mean, *running_var;
+  int64_t *num_batches_tracked, *num_batches_skipped;
 
   bool has(Flags flag) const { return flags & flag; }
   int64_t statistics() const { return B * G; }

@@ -5,12 +5,13 @@
 #include <atomic>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "kernels.hpp"
 #include "pages.hpp"
 #include "pool.hpp"
 #include "running.hpp"
-#include "saved.hpp"
+#include "verify.hpp"
 
 #define NK_PUBLIC extern "C" __attribute__((visibility("default")))
 
@@ -66,6 +67,25 @@ int64_t size_of(int64_t dtype) {
   return dtype == kFloat32 ? 4 : dtype == kFloat64 ? 8 : 2;
 }
 
+// Vectors of doubles for what a call does not want to keep, from memory that a thread
+// allocates once.
+class Scratch {
+ public:
+  explicit Scratch(int64_t doubles) {
+    static thread_local std::vector<double> memory;
+    if ((int64_t)memory.size() < doubles) memory.resize(doubles);
+    next_ = memory.data();
+  }
+  double* take(int64_t doubles) {
+    double* taken = next_;
+    next_ += doubles;
+    return taken;
+  }
+
+ private:
+  double* next_;
+};
+
 int run(const void* packed, void (*Kernels::*kernel)(const Call&)) {
   const Call& call = *static_cast<const Call*>(packed);
   if (call.dtype < kFloat32 || call.dtype > kFloat64) return 1;
@@ -79,6 +99,38 @@ int run(const void* packed, void (*Kernels::*kernel)(const Call&)) {
   }
 }
 
+// Statistics that the caller does not keep are held here, running ones are read and moved.
+int forward(const void* packed) try {
+  Call call = *static_cast<const Call*>(packed);
+  const int64_t n = call.statistics();
+  const bool moves = !call.has(kGiven) && (call.running_mean || call.running_var);
+  Scratch scratch(4 * n);
+  if (!call.center) {
+    call.center = scratch.take(n);
+    call.scale = scratch.take(n);
+  }
+  if (moves && !call.m2) call.m2 = scratch.take(n);
+  if (moves && call.mask && !call.count) {
+    call.count = reinterpret_cast<int64_t*>(scratch.take(n));
+  }
+  if (call.has(kGiven) && call.running_mean) {
+    read_running(call.running_mean, call.mean_dtype, call.running_var, call.var_dtype, n,
+                 call.eps, call.center, call.scale);
+  }
+  if (const int status = run(&call, &Kernels::forward)) return status;
+  if (moves) {
+    const int64_t values = call.values();
+    move_running({n, call.mean_dtype, call.var_dtype,
+                  call.flags & (kSkipNonfinite | kEqualShares) | (call.mask ? kCountEach : 0),
+                  call.rate, call.center, call.m2, call.mask ? call.count : &values,
+                  call.running_mean, call.running_var, call.num_batches_tracked,
+                  call.num_batches_skipped});
+  }
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 2;
+}
+
 }  // namespace
 
 void run_in_pool(int64_t threads, void (*body)(void*), void* data) {
@@ -89,9 +141,7 @@ void run_in_pool(int64_t threads, void (*body)(void*), void* data) {
 
 }  // namespace normkit
 
-NK_PUBLIC int normkit_forward(const void* call) {
-  return normkit::run(call, &normkit::Kernels::forward);
-}
+NK_PUBLIC int normkit_forward(const void* call) { return normkit::forward(call); }
 NK_PUBLIC int normkit_backward(const void* call) {
   return normkit::run(call, &normkit::Kernels::backward);
 }
@@ -99,29 +149,20 @@ NK_PUBLIC int normkit_apply_grads(const void* call) {
   return normkit::run(call, &normkit::Kernels::apply_grads);
 }
 
+// 1 if every statistic of the batch was finite.
 NK_PUBLIC int normkit_move_running(const void* update) {
-  normkit::move_running(*static_cast<const normkit::Update*>(update));
-  return 0;
+  return normkit::move_running(*static_cast<const normkit::Update*>(update));
 }
 
-// 0 where what torch's operator gave fits, 1 where it is to be mended, 2 where neither.
-NK_PUBLIC int normkit_judge(const void* saved) {
-  return normkit::judge(*static_cast<const normkit::Saved*>(saved));
-}
-NK_PUBLIC int normkit_mend(const void* packed) {
-  const auto& mend = *static_cast<const normkit::Mend*>(packed);
-  try {
-    return normkit::mend(mend, *normkit::chosen.load()->of_dtype[normkit::kFloat32]);
-  } catch (const std::bad_alloc&) {
-    return normkit::kUnfit;
-  }
+// 1 where torch's operator was exact.
+NK_PUBLIC int normkit_verify(uint64_t mean, uint64_t inv_std, int64_t n, double most) {
+  return normkit::verify_saved(reinterpret_cast<const float*>(mean),
+                               reinterpret_cast<const float*>(inv_std), n, most);
 }
 
 // Bytes of the structs that the caller has to pack.
 NK_PUBLIC int normkit_call_size() { return (int)sizeof(normkit::Call); }
 NK_PUBLIC int normkit_update_size() { return (int)sizeof(normkit::Update); }
-NK_PUBLIC int normkit_judge_size() { return (int)sizeof(normkit::Saved); }
-NK_PUBLIC int normkit_mend_size() { return (int)sizeof(normkit::Mend); }
 
 // The pool of torch: its GOMP_parallel, or null to stay serial.
 NK_PUBLIC void normkit_set_pool(void* gomp_parallel) {

@@ -1,4 +1,4 @@
-// Running statistics: old + rate·(new − old), as one call instead of twenty.
+// Running statistics: read where they lie, and moved by (1 − rate)·old + rate·new.
 #pragma once
 #include <cstdint>
 
@@ -9,18 +9,20 @@ struct Update {
   int64_t channels, mean_dtype, var_dtype, flags;
   double rate;
   const double *mean, *m2;
-  const int64_t* count;
+  const int64_t* count;  // one for each channel with kCountEach, otherwise one
   void *running_mean, *running_var;
-  int64_t* num_batches_tracked;
-  bool* is_finite;
+  int64_t *num_batches_tracked, *num_batches_skipped;
 };
 
-enum UpdateFlags : int64_t {
-  kSkipNonfinite = 1,  // a batch with a NaN or Inf anywhere changes nothing
-  kCountEach = 2,      // a count for each channel, instead of one
-  kEqualShares = 4,    // rate = 1/(num_batches_tracked + 1)
-};
+// Beside kSkipNonfinite and kEqualShares of Call.
+enum UpdateFlags : int64_t { kCountEach = 1 };
 
-void move_running(const Update& update);
+// Returns true if every statistic of the batch was finite.
+bool move_running(const Update& update);
+
+// center = running_mean, scale = 1/sqrt(running_var + eps).
+void read_running(const void* running_mean, int64_t mean_dtype, const void* running_var,
+                  int64_t var_dtype, int64_t channels, double eps, double* center,
+                  double* scale);
 
 }  // namespace normkit

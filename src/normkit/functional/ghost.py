@@ -7,13 +7,19 @@ batch of fewer is one ghost. Ghosts of one size are one call, so there are two a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from normkit.errors import ShapeError
 from normkit.functional.engine import normalize
+from normkit.kernels.epilogue import Epilogue
 from normkit.moments import Moments, broadcast_mask
 
 __all__ = ["ghost_sizes", "normalize_ghosts"]
+
+_NONE = Epilogue()
 
 
 def ghost_sizes(samples: int, ghost_size: int) -> list[int]:
@@ -31,23 +37,25 @@ def ghost_sizes(samples: int, ghost_size: int) -> list[int]:
 def normalize_ghosts(
     x: Tensor,
     dims: tuple[int, ...],
-    ghost_size: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    ghost_size: int,
     mask: Tensor | None = None,
+    epilogue: Epilogue = _NONE,
 ) -> tuple[Tensor, Moments]:
     """Standardize each ghost batch of `x` by its own statistics over `dims`.
 
     Args:
         x: Values, shape `(N, *)`.
         dims: Distinct, non-negative dimensions that share a statistic, 0 among them.
-        ghost_size: The least number of samples in a ghost, where the batch has them.
         weight: Factor after standardizing, of as many dimensions as `x`.
         bias: Summand after that, of the shape of `weight`.
         eps: Added to the variance, inside the root.
+        ghost_size: The least number of samples in a ghost, where the batch has them.
         mask: Which values count, broadcastable to `x`; outputs are 0 elsewhere.
+        epilogue: A residual to add and an activation to apply, in the same pass.
 
     Returns:
         The standardized values, and the Moments of the whole batch: the merge of the
@@ -57,9 +65,15 @@ def normalize_ghosts(
         Hoffer, Hubara & Soudry, "Train longer, generalize better: closing the
         generalization gap in large batch training of neural networks", NeurIPS 2017.
     """
+    if epilogue.residual is not None and epilogue.residual.shape != x.shape:
+        raise ShapeError(
+            f"residual of shape {tuple(epilogue.residual.shape)} must have the shape of "
+            f"x, {tuple(x.shape)}; use expand()"
+        )
     sizes = ghost_sizes(x.shape[0], ghost_size)
     larger = sum(size > sizes[-1] for size in sizes)
     valid = None if mask is None else broadcast_mask(mask, x)
+    added = epilogue.residual
     inner = (1, *(d + 1 for d in dims if d))
     gain, offset = (None if v is None else v.unsqueeze(0) for v in (weight, bias))
     pieces: list[Tensor] = []
@@ -77,6 +91,10 @@ def normalize_ghosts(
             offset,
             eps,
             mask=None if valid is None else valid[start:stop].reshape(shape),
+            epilogue=replace(
+                epilogue,
+                residual=None if added is None else added[start:stop].reshape(shape),
+            ),
         )
         pieces.append(y.reshape(ghosts * size, *x.shape[1:]))
         merged = measured.merge_dim(0)

@@ -9,16 +9,15 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional import operators, small
 from normkit.functional.arguments import check_eps, check_floating, check_length
-from normkit.functional.engine import normalize, standardize
-from normkit.functional.running import update_running
+from normkit.functional.ema import check_counters, check_moving, move
+from normkit.functional.engine import again, execute
+from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
-from normkit.moments import Moments, broadcast_mask, zero_where
+from normkit.kernels.spec import Running, Spec
+from normkit.moments import Moments
 
 __all__ = ["batch_norm", "instance_norm"]
-
-_NONE = Epilogue()
 
 
 def batch_norm(
@@ -91,18 +90,27 @@ def batch_norm(
         Ioffe & Szegedy, "Batch Normalization: Accelerating Deep Network Training by
         Reducing Internal Covariate Shift", ICML 2015.
     """
-    if (
-        mask is None
-        and residual is None
-        and channel_dim == 1
-        and activation in ACTIVATIONS
-    ):
-        y = small.batch_norm(
-            *(input, running_mean, running_var, weight, bias, training),
-            *(momentum, eps, num_batches_tracked, activation, negative_slope),
+    running = None
+    if running_mean is not None or running_var is not None:
+        rate, batches, skipped = momentum, num_batches_tracked, num_batches_skipped
+        if not training:
+            rate = batches = skipped = None
+        skips_nonfinite = on_nonfinite == "skip"
+        running = Running(
+            running_mean, running_var, rate, batches, skipped, skips_nonfinite
         )
-        if y is not None:
-            return y
+    key = None
+    if momentum is None or type(momentum) in (float, int):
+        options = (
+            *("batch_norm", channel_dim, training, eps, momentum, on_nonfinite),
+            *(activation, negative_slope),
+        )
+        key = signature(options, input, weight, bias, residual, mask)
+        if running is not None:
+            key = with_running(key, running_mean, running_var, *running[3:5])
+        call = find(key)
+        if call is not None:
+            return again(call, input, weight, bias, residual, mask, running)
     tensors = (
         *(input, running_mean, running_var, weight, bias, mask),
         *(num_batches_tracked, num_batches_skipped),
@@ -124,9 +132,13 @@ def batch_norm(
             **{"training": training, "momentum": momentum, "eps": eps, **extras},
         )
     check_floating(input, "batch_norm")
-    epilogue = _NONE
-    if residual is not None or activation != "none":
-        epilogue = Epilogue(activation, negative_slope, residual)
+    if activation not in ACTIVATIONS:
+        Epilogue(activation)  # raises
+    if residual is not None and residual.shape != input.shape:
+        raise ShapeError(
+            f"residual of shape {tuple(residual.shape)} must have the shape of the "
+            f"input, {tuple(input.shape)}; use expand()"
+        )
     check_eps(eps, "batch_norm", "positive" if training else "non-negative")
     _check_pair(running_mean, running_var)
     if not -input.dim() <= channel_dim < input.dim():
@@ -149,63 +161,29 @@ def batch_norm(
             check_length(name, vector, channels)
     shape = [1] * input.dim()
     shape[dim] = channels
-    gain = None if weight is None else weight.view(shape)
-    offset = None if bias is None else bias.view(shape)
-    if not training:
-        if running_mean is None or running_var is None:
-            raise ShapeError(
-                "batch_norm needs running_mean and running_var when training=False, "
-                "got None; pass them, or training=True"
-            )
-        mean, var = running_mean.view(shape), running_var.view(shape)
-        if mask is None:
-            return standardize(input, mean, var, gain, offset, eps, epilogue=epilogue)
-        # Zeroed on the way in too: a NaN of the padding would meet dy = 0 in dweight.
-        valid = broadcast_mask(mask, input)
-        hidden = ~valid if valid.dtype == torch.bool else valid <= 0
-        seen = zero_where(hidden, input)
-        y = standardize(seen, mean, var, gain, offset, eps, epilogue=epilogue)
-        return zero_where(hidden, y)
+    if not training and (running_mean is None or running_var is None):
+        raise ShapeError(
+            "batch_norm needs running_mean and running_var when training=False, "
+            "got None; pass them, or training=True"
+        )
     dims = tuple(d for d in range(input.dim()) if d != dim)
-    if channels and input.numel() == channels:
+    if training and channels and input.numel() == channels:
         raise ArgumentError(
             "batch_norm needs more than one value per channel to train "
             f"(expected more than 1 value per channel when training), got shape "
             f"{tuple(input.shape)}; use training=False or a larger batch"
         )
-    if mask is None:
-        is_counting = num_batches_skipped is not None and input.device.type != "cpu"
-        before = (
-            num_batches_tracked.clone()
-            if is_counting and num_batches_tracked is not None
-            else None
-        )
-        whole = operators.batch_norm(
-            *(input, dim, weight, bias, eps),
-            running_mean=running_mean,
-            running_var=running_var,
-            num_batches_tracked=num_batches_tracked,
-            momentum=momentum,
-            skips_nonfinite=on_nonfinite == "skip",
-            epilogue=epilogue,
-        )
-        if whole is not None:
-            if num_batches_skipped is not None and before is not None:
-                # The kernel moves everything at once; what it did not count, it left.
-                assert num_batches_tracked is not None
-                num_batches_skipped.add_(1 - (num_batches_tracked - before))
-            return whole
-    y, measured = normalize(
-        input, dims, gain, offset, eps, mask=mask, epilogue=epilogue
+    if training and running is not None:
+        check_moving(momentum, num_batches_tracked, on_nonfinite)
+    check_counters(num_batches_tracked, num_batches_skipped)
+    spec = Spec(
+        *(dims, eps),
+        given=not training,
+        activation=activation,
+        slope=negative_slope,
+        vector=tuple(shape),
     )
-    if running_mean is not None or running_var is not None:
-        update_running(
-            *(running_mean, running_var, measured, momentum),
-            on_nonfinite=on_nonfinite,
-            num_batches_tracked=num_batches_tracked,
-            num_batches_skipped=num_batches_skipped,
-        )
-    return y
+    return execute(spec, input, weight, bias, residual, mask, running, key=key)
 
 
 def instance_norm(
@@ -251,11 +229,19 @@ def instance_norm(
         Ulyanov, Vedaldi & Lempitsky, "Instance Normalization: The Missing Ingredient
         for Fast Stylization", 2016.
     """
-    if mask is None and use_input_stats and running_mean is running_var is None:
-        # Groups of one channel; torch's instance norm is a detour of 200 µs.
-        y = small.instance_norm(input, weight, bias, eps)
-        if y is not None:
-            return y
+    found: list[Moments] | None = None if running_mean is None else []
+    key = None
+    if use_input_stats and (momentum is None or type(momentum) in (float, int)):
+        key = signature(("instance_norm", eps), input, weight, bias, None, mask)
+        key = with_running(key, running_mean, running_var)
+    call = find(key)
+    if call is not None:
+        y = again(call, input, weight, bias, mask=mask, found=found)
+        if found:
+            _move_instances(
+                *(running_mean, running_var, found[0], momentum, num_batches_tracked)
+            )
+        return y
     tensors = (input, running_mean, running_var, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
@@ -294,21 +280,28 @@ def instance_norm(
     )
     for name, vector in named:
         check_length(name, vector, channels)
-    shape = (1, channels) + (1,) * (input.dim() - 2)
-    gain = None if weight is None else weight.view(shape)
-    offset = None if bias is None else bias.view(shape)
-    dims = tuple(range(2, input.dim()))
-    y, measured = normalize(input, dims, gain, offset, eps, mask=mask)
-    if running_mean is not None and running_var is not None and input.shape[0]:
-        update_running(
-            *(running_mean, running_var, _over_samples(measured), momentum),
-            num_batches_tracked=num_batches_tracked,
+    check_counters(num_batches_tracked)
+    spec = Spec(
+        tuple(range(2, input.dim())),
+        eps,
+        vector=(1, channels) + (1,) * (input.dim() - 2),
+    )
+    y = execute(spec, input, weight, bias, None, mask, found=found, key=key)
+    if found and input.shape[0]:
+        _move_instances(
+            *(running_mean, running_var, found[0], momentum, num_batches_tracked)
         )
     return y
 
 
-def _over_samples(instances: Moments) -> Moments:
-    """The mean over samples of instance means and of their unbiased variances.
+def _move_instances(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    instances: Moments,
+    momentum: float | Tensor | None,
+    batches: Tensor | None,
+) -> None:
+    """Move the averages by the mean over samples of means and unbiased variances.
 
     As Moments of two values, whose unbiased variance is their m2. Samples without a
     valid position are left out.
@@ -319,7 +312,8 @@ def _over_samples(instances: Moments) -> Moments:
     zero = instances.mean.new_zeros(())
     mean = instances.mean.where(has_spread, zero).sum(0) / used
     var = instances.unbiased_var.where(has_spread, zero).sum(0) / used
-    return Moments(has_spread.any(0).long() * 2, mean, var)
+    over_samples = Moments(has_spread.any(0).long() * 2, mean, var)
+    move(Running(running_mean, running_var, momentum, batches), over_samples)
 
 
 def _check_pair(running_mean: Tensor | None, running_var: Tensor | None) -> None:

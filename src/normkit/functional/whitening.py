@@ -20,6 +20,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.kernels.primitives import vector_dtype
 from normkit.moments import Moments, broadcast_mask, deviations
+from normkit.torch_state import is_compiling
 
 __all__ = ["covariance", "inverse_sqrt", "newton_inverse_sqrt"]
 
@@ -106,7 +107,7 @@ def _chosen(
     backward: type[torch.autograd.Function], forward: type[torch.autograd.Function]
 ) -> type[torch.autograd.Function]:
     # torch.compile takes no function with a derivative of forward mode.
-    return backward if torch.compiler.is_compiling() else forward
+    return backward if is_compiling() else forward
 
 
 class _InverseSqrt(torch.autograd.Function):

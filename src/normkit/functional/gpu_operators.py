@@ -1,12 +1,12 @@
 """The GPU layers as operators with derivatives, where they fit a call.
 
-    batch_norm   statistics, running statistics, affine, sum and activation in two
-                 launches; None where it does not fit, and the caller goes on as usual
-    normalize    `engine.normalize`, which torch.compile sees as one operator
+    batch norm   statistics, running statistics, affine, sum and activation in two
+                 launches, eager and compiled
+    rows         one operator under torch.compile
 
 Eager calls go to the kernels directly; under a compiler the same functions are
 operators of torch. Under torch.func and forward mode they step aside. A second
-derivative runs on `composed`.
+derivative differentiates the formula.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.functional import engine
-from normkit.functional.composed import aliases, composed
+from normkit.functional import differentiable
 from normkit.functional.memory import memory_mode
 from normkit.kernels.choose import asked_for, backend_named, choose
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.gpu.table import FORWARD_ROW
-from normkit.moments import Moments
+from normkit.kernels.spec import Running, Spec
+from normkit.torch_state import (
+    below_autograd,
+    has_forward_mode,
+    has_transforms,
+    is_compiling,
+    is_exporting,
+)
 
-__all__ = ["batch_norm", "normalize"]
+__all__ = ["batch_norm", "normalize", "serves"]
 
 _NONE = Epilogue()
-# torch 2.6 cannot tell an export from a compilation.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def batch_norm(
@@ -85,41 +89,92 @@ def batch_norm(
         *(momentum, eps, skips_nonfinite, channel_dim),
         *(epilogue.activation, epilogue.slope),
     )
-    if torch.compiler.is_compiling():
+    if is_compiling():
         _register()
         return torch.ops.normkit.batch_norm(*arguments)[0]
     return _BatchNorm.apply(_directly("batch_norm"), *arguments)[0]
 
 
-def normalize(
+def serves(
+    spec: Spec,
     x: Tensor,
-    dims: tuple[int, ...],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    mask: Tensor | None = None,
-    centered: bool = True,
-) -> tuple[Tensor, Moments | None]:
-    """`engine.normalize`; under torch.compile one operator, if a GPU runs it.
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running: Running | None,
+) -> bool:
+    """Return whether `normalize` below runs this call."""
+    if not _is_on_device(x) or spec.given or spec.group is not None:
+        return False
+    if spec.shape is not None and not is_compiling():
+        return False
+    if _channel_of(spec, x) is not None:
+        buffers = () if running is None else (running.mean, running.var)
+        return (
+            memory_mode() is None  # another way knows how to make the output again
+            and x.numel() > 0
+            and not (running is not None and isinstance(running.rate, Tensor))
+            and all(b is None or b.is_contiguous() for b in buffers)
+            and _serves(x, spec.dims, spec.along(weight), spec.along(bias), residual)
+        )
+    seen, weight, bias = spec.seen(x), spec.along(weight), spec.along(bias)
+    # An exported program holds torch operations: other runtimes have to read it.
+    return (
+        is_compiling()
+        and not is_exporting()
+        and residual is None
+        and running is None
+        and spec.activation == "none"
+        and _serves(seen, spec.dims, weight, bias)
+        and _fits_rows(seen, spec.dims, weight if weight is not None else bias)
+    )
 
-    The Moments are None then. An exported program holds torch operations instead:
-    other runtimes have to read it.
-    """
-    if (
-        _is_on_device(x)
-        and torch.compiler.is_compiling()
-        and not _is_exporting()
-        and mask is None
-        and _serves(x, dims, weight, bias)
-        and _fits_rows(x, dims, weight if weight is not None else bias)
-    ):
+
+def _channel_of(spec: Spec, x: Tensor) -> int | None:
+    """Return the dimension of channels, if all others share a statistic."""
+    if spec.shape is not None or not spec.centered or len(spec.dims) != x.dim() - 1:
+        return None
+    channel = x.dim() * (x.dim() - 1) // 2 - sum(spec.dims)
+    per_channel = spec.kept(x.shape)
+    return channel if spec.vector == per_channel else None
+
+
+def normalize(
+    spec: Spec,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running: Running | None,
+) -> Tensor:
+    """Run a call that `serves` takes."""
+    channel = _channel_of(spec, x)
+    if channel is None:
         _register()
         y, *_ = torch.ops.normkit.standardize_rows(
-            *(x, weight, bias, list(dims), eps, centered)
+            *(spec.seen(x), spec.along(weight), spec.along(bias)),
+            *(list(spec.dims), spec.eps, spec.centered),
         )
-        return y, None
-    return engine.normalize(x, dims, weight, bias, eps, mask=mask, centered=centered)
+        return y.view(x.shape)
+    mean, var, rate, batches, skipped, skips_nonfinite = (
+        Running(None, None, 0.0) if running is None else running
+    )
+    is_counting = skipped is not None and batches is not None
+    before = batches.clone() if is_counting and batches is not None else None
+    y = batch_norm(
+        *(x, channel, weight, bias, spec.eps),
+        running_mean=mean,
+        running_var=var,
+        num_batches_tracked=batches,
+        momentum=None if rate is None else float(rate),
+        skips_nonfinite=skips_nonfinite,
+        epilogue=spec.epilogue(residual),
+    )
+    assert y is not None
+    if skipped is not None and batches is not None and before is not None:
+        # The kernel moves everything at once; what it did not count, it left.
+        skipped.add_(1 - (batches - before))
+    return y
 
 
 def _is_on_device(x: Tensor) -> bool:
@@ -138,16 +193,14 @@ def _serves(x: Tensor, dims: tuple[int, ...], *others: Tensor | None) -> bool:
     """Whether the GPU kernels take this call, and nothing else watches it."""
     if not _may_serve(x.device.type, x.device.index):
         return False
-    if torch.compiler.is_compiling():
+    if is_compiling():
         # Strides are not known here; the operators take whatever they are given.
         served = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         for t in others:
             if t is not None and t.shape == x.shape and t.dtype != x.dtype:
                 served = False
         return served and x.numel() > 0
-    if torch._C._are_functorch_transforms_active():
-        return False
-    if torch.autograd.forward_ad._current_level >= 0:
+    if has_transforms() or has_forward_mode():
         return False
     kernels = choose(x, dims)
     return isinstance(kernels, GpuBackend) and kernels.fuses(x, dims, *others)
@@ -234,7 +287,7 @@ def _register_once() -> bool:
 
 def _below_autograd(name: str) -> _Runs:
     def call(operator: Any, *arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return operator(*arguments)
 
     operators = torch.ops.normkit
@@ -284,29 +337,21 @@ def _differentiable_batch_norm(
     dy: Tensor, ctx: Any, wanted: list[bool]
 ) -> Sequence[Tensor | None]:
     x, weight, bias, residual, bits, *_ = ctx.saved_tensors
-    x, weight, bias, residual = aliases(x, weight, bias, residual)
-    assert x is not None
-    epilogue = Epilogue(ctx.activation, ctx.slope, residual)
-    inputs = [x, weight, bias, residual]
-    if bits.numel():
-        # Where the relu was open is a constant: its second derivative is 0.
-        dy = torch.where(_unpacked(bits, x, ctx.channel_dim), dy, 0.0)
-        epilogue = _NONE
     shape = [1] * x.dim()
     shape[ctx.channel_dim] = x.shape[ctx.channel_dim]
-    dims = tuple(d for d in range(x.dim()) if d != ctx.channel_dim)
-    with torch.enable_grad():
-        y, _ = composed(
-            *(x, dims),
-            None if weight is None else weight.view(shape),
-            None if bias is None else bias.view(shape),
-            ctx.eps,
-            epilogue=epilogue,
-        )
-    grads = _grads_of(y, inputs, dy, wanted)
-    if bits.numel() and wanted[3]:
-        grads[3] = dy
-    return grads
+    spec = Spec(
+        tuple(d for d in range(x.dim()) if d != ctx.channel_dim),
+        ctx.eps,
+        activation=ctx.activation,
+        slope=ctx.slope,
+        vector=tuple(shape),
+    )
+    # The bits of a relu are its output's signs as well.
+    gated = _unpacked(bits, x, ctx.channel_dim) if bits.numel() else None
+    learned = (x, weight, bias, residual)
+    return differentiable.gradients(
+        spec, dy, learned, None, None, gated, tuple(wanted)
+    )
 
 
 def _unpacked(bits: Tensor, x: Tensor, channel_dim: int) -> Tensor:
@@ -343,32 +388,14 @@ class _StandardizeRows(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[1:4])
         x, weight, bias, mean, inv_std = ctx.saved_tensors
         if torch.is_grad_enabled():
-            x, weight, bias = aliases(x, weight, bias)
-            assert x is not None
-            with torch.enable_grad():
-                y, _ = composed(
-                    *(x, tuple(ctx.dims), weight, bias, ctx.eps), centered=ctx.centered
-                )
-            grads = _grads_of(y, [x, weight, bias], dy, wanted)
+            spec = Spec(tuple(ctx.dims), ctx.eps, ctx.centered)
+            learned = (x, weight, bias, None)
+            grads = differentiable.gradients(
+                *(spec, dy, learned, None, None, None, (*wanted, False))
+            )[:3]
         else:
             grads = ctx.backward_of(
                 *(dy, x, weight, bias, ctx.dims, mean, inv_std, ctx.centered, wanted)
             )
         found = [g if w else None for g, w in zip(grads, wanted, strict=True)]
         return (None, *found, None, None, None)
-
-
-def _grads_of(
-    y: Tensor, inputs: Sequence[Tensor | None], dy: Tensor, wanted: list[bool]
-) -> list[Tensor | None]:
-    """The gradients of y that are wanted, as a graph of their own."""
-    asked = [w and t is not None for w, t in zip(wanted, inputs, strict=True)]
-    given = [
-        t
-        for t, is_asked in zip(inputs, asked, strict=True)
-        if is_asked and t is not None
-    ]
-    if not given:
-        return [None] * len(asked)
-    found = iter(torch.autograd.grad(y, given, dy, create_graph=True))
-    return [next(found) if is_asked else None for is_asked in asked]

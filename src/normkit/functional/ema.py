@@ -9,12 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, DtypeError
 from normkit.kernels.choose import asked_for, backend_named
 from normkit.kernels.cpu import CpuBackend
+from normkit.kernels.spec import Running
 from normkit.moments import Moments
+from normkit.torch_state import has_transforms, is_compiling, is_observed
 
-__all__ = ["ema_", "update_running"]
+__all__ = [
+    *("check_counters", "check_moving", "ema_", "move", "moved"),
+    "update_running",
+]
 
 
 def update_running(
@@ -50,70 +55,89 @@ def update_running(
         ArgumentError: `on_nonfinite` is neither of the two, or `rate` is None and
             nothing counts the batches.
     """
+    check_moving(rate, num_batches_tracked, on_nonfinite)
+    check_counters(num_batches_tracked, num_batches_skipped)
+    running = Running(
+        *(running_mean, running_var, rate, num_batches_tracked, num_batches_skipped),
+        on_nonfinite == "skip",
+    )
+    return move(running, moments)
+
+
+def check_moving(
+    rate: float | Tensor | None, batches: Tensor | None, on_nonfinite: str
+) -> None:
+    """Require a known policy, and a counter where every batch has the same share."""
     if on_nonfinite not in ("skip", "update"):
         raise ArgumentError(f"on_nonfinite={on_nonfinite!r} must be 'skip' or 'update'")
-    if rate is None and num_batches_tracked is None:
+    if rate is None and batches is None:
         raise ArgumentError(
             "momentum=None averages over all batches and needs num_batches_tracked "
             "to count them, got None; give it a counter or choose a momentum"
         )
+
+
+def check_counters(*counters: Tensor | None) -> None:
+    """Require counters that can count; a narrower dtype would begin anew."""
+    for counter in counters:
+        if counter is not None and counter.dtype != torch.int64:
+            raise DtypeError(
+                f"num_batches_tracked counts in torch.int64, got {counter.dtype}; "
+                "convert it, e.g. counter.long()"
+            )
+
+
+def move(running: Running, moments: Moments) -> Tensor:
+    """Move `running` towards the statistics of a batch; see `update_running`."""
     # One call instead of twenty small operations, where nothing watches them.
-    if moments.mean.is_cpu and (kernels := _native()) is not None:
-        is_finite = kernels.move_running(
-            *(running_mean, running_var, moments),
-            rate.item() if isinstance(rate, Tensor) else rate,
-            skips_nonfinite=on_nonfinite == "skip",
-            num_batches_tracked=num_batches_tracked,
+    if not is_observed() and moments.mean.is_cpu and asked_for() in (None, "cpu"):
+        kernels = backend_named("cpu")
+        found = isinstance(kernels, CpuBackend) and kernels.move_running(
+            running, moments
         )
-        if is_finite is not None:
-            if num_batches_skipped is not None and on_nonfinite == "skip":
-                num_batches_skipped.add_(~is_finite)
-            return is_finite
+        if found is not None:
+            return torch.scalar_tensor(found, dtype=torch.bool, device="cpu")
+    mean, var, rate, batches, skipped, skips_nonfinite = running
     if rate is None:
-        assert num_batches_tracked is not None
-        rate = (num_batches_tracked + 1).to(moments.mean.dtype).reciprocal()
+        assert batches is not None
+        rate = (batches + 1).to(moments.mean.dtype).reciprocal()
     with torch.no_grad():
         is_finite = moments.mean.isfinite().all() & moments.m2.isfinite().all()
-        allowed = is_finite if on_nonfinite == "skip" else torch.ones_like(is_finite)
-        if running_mean is not None:
-            has_value = allowed & (moments.count > 0)
-            ema_(running_mean, moments.mean, rate, has_value)
-        if running_var is not None:
-            has_spread = allowed & (moments.count > 1)
-            ema_(running_var, moments.unbiased_var, rate, has_spread)
-        if num_batches_tracked is not None:
-            counted = allowed & (moments.count > 0).any()
-            _writable(num_batches_tracked).add_(counted)
-        if num_batches_skipped is not None:
-            _writable(num_batches_skipped).add_(~allowed)
+        allowed = is_finite if skips_nonfinite else torch.ones_like(is_finite)
+        if mean is not None:
+            ema_(mean, moments.mean, rate, allowed & (moments.count > 0))
+        if var is not None:
+            ema_(var, moments.unbiased_var, rate, allowed & (moments.count > 1))
+        if batches is not None:
+            _writable(batches).add_(allowed & (moments.count > 0).any())
+        if skipped is not None:
+            _writable(skipped).add_(~allowed)
     return is_finite
-
-
-def _native() -> CpuBackend | None:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return None
-    kernels = backend_named("cpu") if asked_for() in (None, "cpu") else None
-    return kernels if isinstance(kernels, CpuBackend) else None
 
 
 def ema_(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) -> None:
     """Move `running` in place to (1 − rate)·running + rate·new where `allowed`."""
+    _writable(running).copy_(moved(running, new, rate, allowed))
+
+
+def moved(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) -> Tensor:
+    """Return (1 − rate)·running + rate·new where `allowed`, in the dtype of `new`."""
     new = new.reshape(running.shape)
     allowed = (
         allowed.expand_as(new) if allowed.dim() == 0 else allowed.reshape(new.shape)
     )
-    old = running.to(new.dtype)
+    old = running.detach().to(new.dtype)
     if isinstance(rate, Tensor):
         rate = rate.to(device=new.device, dtype=new.dtype)
-    _writable(running).copy_(torch.where(allowed, (1 - rate) * old + rate * new, old))
+    return torch.where(allowed, (1 - rate) * old + rate * new, old)
 
 
 def _writable(buffer: Tensor) -> Tensor:
-    """`buffer`, or under a transform of torch.func an alias that it lets us write to.
+    """Return `buffer`, or under a transform of torch.func an alias that may be written.
 
     The transforms refuse to change a tensor that they captured: a gradient could be
     lost. Here none can be: what is written is detached.
     """
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    if is_compiling() or not has_transforms():
         return buffer
     return torch.ops.aten.alias(buffer)

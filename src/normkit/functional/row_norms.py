@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from normkit.errors import ArgumentError, ShapeError
-from normkit.functional import small
 from normkit.functional.arguments import (
     check_eps,
     check_floating,
     check_trailing,
 )
-from normkit.functional.operators import normalize
-from normkit.moments import broadcast_mask
+from normkit.functional.engine import again, execute
+from normkit.functional.signature import find, signature
+from normkit.kernels.spec import Spec
 
 __all__ = ["group_norm", "layer_norm", "rms_norm"]
 
@@ -55,10 +55,12 @@ def layer_norm(
     References:
         Ba, Kiros & Hinton, "Layer Normalization", 2016.
     """
-    if mask is None and type(normalized_shape) is tuple:
-        y = small.layer_norm(input, normalized_shape, weight, bias, eps)
-        if y is not None:
-            return y
+    key = signature(
+        ("layer_norm", tuple(normalized_shape), eps), input, weight, bias, None, mask
+    )
+    call = find(key)
+    if call is not None:
+        return again(call, input, weight, bias, mask=mask)
     tensors = (input, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
@@ -70,11 +72,8 @@ def layer_norm(
     check_eps(eps, "layer_norm", "finite")
     sizes = tuple(normalized_shape)
     check_trailing(input, sizes, "layer_norm", weight=weight, bias=bias)
-    dims, shape = _trailing(input, sizes)
-    gain = None if weight is None else weight.view(shape)
-    offset = None if bias is None else bias.view(shape)
-    y, _ = normalize(input, dims, gain, offset, eps, mask=mask)
-    return y
+    spec = _trailing(input, sizes, eps, centered=True)
+    return execute(spec, input, weight, bias, None, mask, key=key)
 
 
 def rms_norm(
@@ -121,18 +120,18 @@ def rms_norm(
         return torch.nn.functional.rms_norm(input, list(normalized_shape), weight, eps)
     if eps is None:
         eps = _EPS if input.dtype != torch.float64 else torch.finfo(torch.float64).eps
-    if mask is None and type(normalized_shape) is tuple:
-        y = small.rms_norm(input, normalized_shape, weight, eps)
-        if y is not None:
-            return y
+    key = signature(
+        ("rms_norm", tuple(normalized_shape), eps), input, weight, None, None, mask
+    )
+    call = find(key)
+    if call is not None:
+        return again(call, input, weight, None, mask=mask)
     check_floating(input, "rms_norm")
     check_eps(eps, "rms_norm", "finite")
     sizes = tuple(normalized_shape)
     check_trailing(input, sizes, "rms_norm", weight=weight)
-    dims, shape = _trailing(input, sizes)
-    gain = None if weight is None else weight.view(shape)
-    y, _ = normalize(input, dims, gain, None, eps, mask=mask, centered=False)
-    return y
+    spec = _trailing(input, sizes, eps, centered=False)
+    return execute(spec, input, weight, None, None, mask, key=key)
 
 
 def group_norm(
@@ -166,10 +165,10 @@ def group_norm(
     References:
         Wu & He, "Group Normalization", ECCV 2018.
     """
-    if mask is None:
-        y = small.group_norm(input, num_groups, weight, bias, eps)
-        if y is not None:
-            return y
+    key = signature(("group_norm", num_groups, eps), input, weight, bias, None, mask)
+    call = find(key)
+    if call is not None:
+        return again(call, input, weight, bias, mask=mask)
     tensors = (input, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
@@ -208,20 +207,17 @@ def group_norm(
             f"num_groups={num_groups}; use fewer groups"
         )
     grouped = (num_groups, channels // num_groups)
-    split = input.unflatten(1, grouped)
-    shape = (1, *grouped) + (1,) * (input.dim() - 2)
-    gain = None if weight is None else weight.view(shape)
-    offset = None if bias is None else bias.view(shape)
-    if mask is not None:
-        mask = broadcast_mask(mask, input).unflatten(1, grouped)
-    dims = tuple(range(2, split.dim()))
-    y, _ = normalize(split, dims, gain, offset, eps, mask=mask)
-    return y.flatten(1, 2)
+    positions = input.shape[2:]
+    spec = Spec(
+        tuple(range(2, 3 + len(positions))),
+        eps,
+        shape=(input.shape[0], *grouped, *positions),
+        vector=(1, *grouped, *(1 for _ in positions)),
+    )
+    return execute(spec, input, weight, bias, None, mask, key=key)
 
 
-def _trailing(
-    x: Tensor, sizes: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The last dimensions, and the sizes as a shape that broadcasts to x."""
+def _trailing(x: Tensor, sizes: tuple[int, ...], eps: float, *, centered: bool) -> Spec:
     first = x.dim() - len(sizes)
-    return tuple(range(first, x.dim())), (1,) * first + sizes
+    dims, vector = tuple(range(first, x.dim())), (1,) * first + sizes
+    return Spec(dims, eps, centered, vector=vector)

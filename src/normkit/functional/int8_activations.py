@@ -17,7 +17,7 @@ __all__ = ["from_bytes", "to_bytes"]
 def to_bytes(
     x: Tensor, center: Tensor, dims: tuple[int, ...], *, centered: bool
 ) -> tuple[Tensor, Tensor]:
-    """X − center in 255 equal steps for each statistic, and the size of a step."""
+    """Return x − center in 255 equal steps for each statistic, and the size of a step."""
     compute = statistics_dtype(x.dtype)
     rest = x.to(compute)
     if centered:
@@ -30,14 +30,11 @@ def to_bytes(
     return whole.to(torch.int8), step
 
 
-def from_bytes(saved: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The saved tensors with x − center for x, and 0 for the centre."""
+def from_bytes(stored: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x − center from what `to_bytes` made of it."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "a forward under less_memory('int8') kept its input as bytes, which has no "
             "exact second derivative; run it under less_memory('recompute')"
         )
-    x, *vectors, step, inv_std, count = saved
-    rest = (x.to(step.dtype) * step).to(dtype)
-    center = torch.zeros_like(inv_std)
-    return (rest, *vectors, center, inv_std, count)
+    return (stored.to(step.dtype) * step).to(dtype)

@@ -1,0 +1,219 @@
+"""The one function of autograd: a forward on kernels, and its backward.
+
+`call` is a `NativeCall` or `Passes` and knows what was asked for (`Spec`). The first
+derivative runs where the forward ran; a second one differentiates the formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.functional import differentiable
+from normkit.functional.int8_activations import from_bytes, to_bytes
+from normkit.functional.memory import (
+    is_remembered,
+    is_remembered_sum,
+    keep,
+    memory_mode,
+    remember,
+)
+from normkit.functional.passes import Passes
+from normkit.kernels.cpu.call import NativeCall
+from normkit.kernels.spec import Running
+from normkit.moments import Moments
+from normkit.torch_state import (
+    has_forward_mode,
+    has_transforms,
+    is_batched_gradient,
+    is_compiling,
+    is_observed,
+    is_plain,
+    unwrapped_apply,
+)
+
+__all__ = ["run"]
+
+Call = NativeCall | Passes
+
+
+class Job:
+    """What a caller wants beyond the values, and what a forward keeps for it."""
+
+    __slots__ = ("dtype", "keeps_bytes", "kept", "remembers", "wants_moments")
+
+    def __init__(self, *, wants_moments: bool) -> None:
+        self.wants_moments = wants_moments
+        self.keeps_bytes = self.remembers = False
+        self.kept: tuple[Tensor, ...] = ()
+        self.dtype: torch.dtype | None = None
+
+
+class Normalize(torch.autograd.Function):
+    """y from x and its statistics; their dependence on x is in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        how: tuple[Call, Running | None, Job | None],
+    ) -> Tensor:
+        call, running, job = how
+        y, kept = call.forward(
+            *(x, weight, bias, residual, mask, running),
+            "some" if job is None or not job.wants_moments else "all",
+        )
+        gated = None
+        if residual is not None and not (job is not None and job.remembers):
+            if call.spec.activation == "relu":
+                # The next layer keeps y anyway; the residual would be kept for us.
+                residual, gated = None, y
+            elif call.spec.activation == "none":
+                residual = None
+        if job is not None:
+            job.kept = kept
+            if job.keeps_bytes:
+                center, *_ = call.statistics(kept)
+                spec = call.spec
+                seen, step = to_bytes(
+                    spec.seen(x), center, spec.dims, centered=spec.centered
+                )
+                job.dtype, x, kept = x.dtype, seen.view(x.shape), (*kept, step)
+        ctx.save_for_backward(x, weight, bias, residual, mask, gated, *kept)
+        ctx.call, ctx.job = call, job
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grad_outputs
+        x, weight, bias, residual, mask, gated, *rest = ctx.saved_tensors
+        kept, wanted = tuple(rest), ctx.needs_input_grad[:4]
+        call: Call = ctx.call
+        spec, job = call.spec, ctx.job
+        if job is not None and job.keeps_bytes:
+            *rest, step = kept
+            x = from_bytes(spec.seen(x), step, job.dtype).view(x.shape)
+            kept = call.around_zero(tuple(rest))
+        if torch.is_grad_enabled() or _is_transformed(dy):
+            center, inv_std, _ = call.statistics(kept)
+            grads = differentiable.gradients(
+                *(spec, dy, (x, weight, bias, residual)),
+                (center, inv_std) if spec.given else None,
+                *(mask, gated, wanted),
+            )
+        else:
+            if type(call) is NativeCall and (is_observed() or not is_plain(dy)):
+                # A mode has to see torch operations, or dy is none of torch's own.
+                kept = tuple(t for t in call.statistics(kept) if t is not None)
+                call = Passes(spec)
+            grads = call.backward(
+                *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
+            )
+        return (*grads, None, None)
+
+
+_apply = unwrapped_apply(Normalize)
+
+
+def run(
+    call: Call,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    running: Running | None = None,
+    found: list[Moments] | None = None,
+) -> Tensor:
+    """Return the output of `call`; recorded if anything here needs a gradient.
+
+    Args:
+        call: What to run.
+        x: Values.
+        weight: Learned factor, or None.
+        bias: Learned summand, or None.
+        residual: Added before the activation, or None.
+        mask: Bool, of the shape of x, or None.
+        running: Statistics to normalize by, or to move.
+        found: Takes the Moments of the batch, if a list is given.
+    """
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    ):
+        mode = memory_mode()
+        if mode is None and found is None:
+            return _apply(x, weight, bias, residual, mask, (call, running, None))
+        job = Job(wants_moments=found is not None)
+        if mode is not None:
+            activation = call.spec.activation
+            job.keeps_bytes = mode == "int8" and (
+                mask is None and (residual is not None or activation == "none")
+            )
+            job.remembers = (
+                mask is None and not job.keeps_bytes and _pays(residual, activation)
+            )
+        y = _apply(x, weight, bias, residual, mask, (call, running, job))
+        if job.remembers:
+            again = _again(call, job.kept, x, weight, bias, residual)
+            remember(y, again, is_sum=residual is not None)
+        kept = job.kept
+    else:
+        keeps = "nothing" if found is None else "all"
+        y, kept = call.forward(x, weight, bias, residual, mask, running, keeps)
+    if found is not None:
+        found.append(call.moments(kept))
+    return y
+
+
+def _pays(residual: Tensor | None, activation: str) -> bool:
+    """Return whether keeping the residual for the output keeps no more than before."""
+    if residual is None:
+        return True
+    if is_remembered_sum(residual):
+        return False
+    # A plain sum needs no residual for its gradients.
+    return activation != "none" or is_remembered(residual)
+
+
+def _again(
+    call: Call,
+    kept: tuple[Tensor, ...],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Callable[[], Tensor]:
+    """Return how to compute the output once more from what the backward keeps."""
+    # Without the graph behind them: what is kept must not keep more.
+    recipes = [
+        None if t is None else keep(t.detach()) for t in (x, weight, bias, residual)
+    ]
+
+    def compute() -> Tensor:
+        with torch.no_grad():
+            values, *others = (None if r is None else r() for r in recipes)
+            assert values is not None
+            center, inv_std, _ = call.statistics(kept)
+            passes = Passes(call.spec)
+            return passes.again(values, *others, center, inv_std)
+
+    return compute
+
+
+def _is_transformed(dy: Tensor) -> bool:
+    return (
+        is_compiling()
+        or has_transforms()
+        or has_forward_mode()
+        or is_batched_gradient(dy)
+    )

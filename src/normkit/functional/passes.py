@@ -1,0 +1,287 @@
+"""A forward and its backward on any backend, as passes of its primitives.
+
+    forward     statistics → merge over ranks, if any → apply → epilogue
+    backward    epilogue back → sums → sum over ranks, if any → apply_grads
+
+With g = dy·act′·weight, n values per statistic and r = x − mean,
+
+    dx = inv_std·g − inv_std·Σg/n − r·inv_std³·Σg·r/n
+    dweight = Σ dy·act′·r·inv_std,   dbias = Σ dy·act′
+
+because d(mean)/dx = 1/n, d(var)/dx = 2r/n and d(var)/d(mean) = 0. Root mean square is
+the same with mean = 0. Over ranks Σg and Σg·r are sums of all ranks, because every
+rank's x is in the statistics; dweight and dbias stay sums over this rank's values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit.functional.differentiable import constants_of
+from normkit.functional.ema import move
+from normkit.kernels.choose import choose
+from normkit.kernels.epilogue import Epilogue, gate
+from normkit.kernels.fused import absorbed, apply_given, fused, shared_dims
+from normkit.kernels.primitives import Backend, Grads
+from normkit.kernels.spec import Running, Spec
+from normkit.moments import Moments, statistics_dtype, zero_where
+from normkit.sync import merge_over, sum_over
+
+__all__ = ["Passes"]
+
+
+class Passes:
+    """A call that needs no signature: any tensors that torch operations can read."""
+
+    __slots__ = ("spec",)
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        running: Running | None,
+        keeps: str,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `NativeCall.forward`; a residual and a mask of any layout."""
+        spec, shape = self.spec, x.shape
+        x, weight, bias = spec.seen(x), spec.along(weight), spec.along(bias)
+        residual = None if residual is None else spec.seen(residual)
+        mask = None if mask is None else spec.seen(mask)
+        kernels = choose(x, spec.dims)
+        epilogue = spec.epilogue(residual)
+        if spec.given:
+            assert running is not None
+            center, inv_std = constants_of(spec, x.view(shape), running)
+            if mask is not None:
+                # A NaN of the padding would meet dy = 0 in dweight.
+                x = zero_where(~mask, x)
+            y = _applied(kernels, x, center, inv_std, weight, bias, epilogue)
+            kept = (center, inv_std)
+        else:
+            y, measured, inv_std = self._by_its_own(
+                kernels, x, weight, bias, residual, mask
+            )
+            kept = (measured.mean, inv_std, measured.count, measured.m2)
+            if running is not None:
+                move(running, measured)
+        if mask is not None:
+            y = y.masked_fill_(~mask, 0)
+        return y.view(shape), kept
+
+    def _by_its_own(
+        self,
+        kernels: Backend,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Moments, Tensor]:
+        spec = self.spec
+        epilogue = spec.epilogue(residual)
+        if mask is None and spec.group is None:
+            whole = fused(kernels, x, spec.dims, weight, bias, residual)
+            found = whole and whole.normalize(
+                *(x, spec.dims, weight, bias, spec.eps),
+                centered=spec.centered,
+                epilogue=epilogue,
+            )
+            if found:
+                return found
+        measured = kernels.moments(x, spec.dims, mask)
+        if spec.group is not None:
+            measured = merge_over(measured, spec.group)
+        if spec.centered:
+            center, spread = measured.mean, measured.var
+        else:
+            center, spread = torch.zeros_like(measured.mean), measured.mean_square
+        # No values at all have a variance of nan; 0·nan would poison dweight.
+        inv_std = torch.rsqrt(spread + spec.eps).where(measured.count > 0, 0.0)
+        y = _applied(kernels, x, center, inv_std, weight, bias, epilogue)
+        return y, measured, inv_std
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        gated: Tensor | None,
+        kept: tuple[Tensor, ...],
+        wanted: tuple[bool, ...],
+    ) -> Grads:
+        """See `NativeCall.backward`."""
+        spec, shape = self.spec, x.shape
+        learned = weight, bias
+        center, inv_std, count = self.statistics(kept)
+        x, dy, weight, bias = (
+            *(spec.seen(x), spec.seen(dy)),
+            *(spec.along(weight), spec.along(bias)),
+        )
+        residual = None if residual is None else spec.seen(residual)
+        gated = None if gated is None else spec.seen(gated)
+        mask = None if mask is None else spec.seen(mask)
+        if not spec.centered:
+            center = torch.zeros_like(center)
+        kernels = choose(x, spec.dims)
+        grads: Grads | None = None
+        if mask is None and spec.group is None:
+            whole = fused(kernels, x, spec.dims, weight, bias, residual, dy)
+            grads = whole and whole.normalize_grads(
+                *(dy, x, weight, bias, center, inv_std, count),
+                centered=spec.centered,
+                epilogue=spec.epilogue(residual),
+                y=gated,
+                wanted=(wanted[0], wanted[1], wanted[2], wanted[3]),
+            )
+        if not grads:
+            if mask is not None:
+                # What x holds at masked places must not meet a gradient of 0.
+                x = zero_where(~mask, x)
+            if spec.activation != "none":
+                z = gated
+                if z is None or spec.activation != "relu":
+                    plain = Spec(spec.dims, spec.eps).epilogue(residual)
+                    z = _applied(kernels, x, center, inv_std, weight, bias, plain)
+                compute = statistics_dtype(x.dtype)
+                wide = dy.to(compute), z.to(compute)
+                dy = gate(spec.activation, *wide, spec.slope).to(x.dtype)
+            if mask is not None:
+                dy = zero_where(~mask, dy)
+            dx, dweight, dbias = self._sums_and_dx(
+                kernels, dy, x, weight, bias, center, inv_std, count, wanted
+            )
+            if mask is not None and dx is not None:
+                dx = dx.masked_fill_(~mask, 0)
+            grads = dx, dweight, dbias, dy if wanted[3] else None
+        dx, dweight, dbias, dresidual = grads
+        return (
+            None if dx is None else dx.view(shape),
+            _like(dweight, learned[0]),
+            _like(dbias, learned[1]),
+            None if dresidual is None else dresidual.reshape(shape),
+        )
+
+    def _sums_and_dx(
+        self,
+        kernels: Backend,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        center: Tensor,
+        inv_std: Tensor,
+        count: Tensor | None,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        spec, (wants_x, wants_weight, wants_bias) = self.spec, wanted[:3]
+        dims = tuple(d for d in range(x.dim()) if center.shape[d] == 1)
+        affine = weight if weight is not None else bias
+        needs_sums = (wants_x and count is not None) or wants_weight or wants_bias
+        dweight = dbias = sum_g = sum_gr = None
+        shared = dims if affine is None else shared_dims(affine, dims)
+        if needs_sums and shared:
+            # One reduction serves both: what is left to sum lies on small vectors.
+            sum_dy, sum_dyr = kernels.reduce_grads(dy, x, center, shared)
+            if wants_weight and weight is not None:
+                dweight = (sum_dyr * inv_std).sum_to_size(weight.shape)
+            if wants_bias and bias is not None:
+                dbias = sum_dy.sum_to_size(bias.shape)
+            left = tuple(d for d in dims if d not in shared)
+            wide_weight = 1 if weight is None else weight.to(sum_dy.dtype)
+            sum_g, sum_gr = sum_dy * wide_weight, sum_dyr * wide_weight
+            if left:
+                sum_g = sum_g.sum(left, keepdim=True)
+                sum_gr = sum_gr.sum(left, keepdim=True)
+        elif needs_sums and affine is not None:
+            if wants_x and count is not None:
+                sum_g, sum_gr = kernels.reduce_grads(dy, x, center, dims, weight=weight)
+            if wants_weight or wants_bias:
+                over = tuple(d for d in range(x.dim()) if affine.shape[d] == 1)
+                dbias, dweight = kernels.reduce_grads(
+                    dy, x, center, over, scale=inv_std
+                )
+        dx = None
+        if wants_x:
+            a, factor = absorbed(inv_std, weight)
+            b = c = torch.zeros_like(inv_std)
+            if count is not None and sum_g is not None and sum_gr is not None:
+                if spec.group is not None:
+                    sum_g, sum_gr = (
+                        total.to(inv_std.dtype)
+                        for total in sum_over([sum_g, sum_gr], spec.group)
+                    )
+                n = count.to(inv_std.dtype).clamp(min=1)
+                b = inv_std.pow(3) * sum_gr / -n
+                if spec.centered:
+                    c = inv_std * sum_g / -n
+            dx = kernels.apply_grads(dy, x, center, a, b, c, weight=factor)
+        return (
+            dx,
+            dweight if wants_weight else None,
+            dbias if wants_bias else None,
+        )
+
+    def again(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        center: Tensor,
+        inv_std: Tensor,
+    ) -> Tensor:
+        """Return the output of a forward that found these statistics, bit by bit."""
+        spec, seen = self.spec, self.spec.seen(x)
+        center = center if spec.centered else torch.zeros_like(center)
+        epilogue = spec.epilogue(None if residual is None else spec.seen(residual))
+        learned = spec.along(weight), spec.along(bias)
+        kernels = choose(seen, spec.dims)
+        return _applied(kernels, seen, center, inv_std, *learned, epilogue).view(
+            x.shape
+        )
+
+    def statistics(
+        self, kept: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return mean, 1/√(var + eps) and count; no count where they are given."""
+        return kept[0], kept[1], None if self.spec.given else kept[2]
+
+    def around_zero(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return what was kept as the statistics of x − mean."""
+        return (torch.zeros_like(kept[0]), *kept[1:])
+
+    def moments(self, kept: tuple[Tensor, ...]) -> Moments:
+        """Return the Moments of the batch that a forward found."""
+        mean, _, count, m2 = kept
+        return Moments(count, mean, m2)
+
+
+def _applied(
+    kernels: Backend,
+    x: Tensor,
+    center: Tensor,
+    inv_std: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    epilogue: Epilogue,
+) -> Tensor:
+    own = getattr(kernels, "apply_given", None)
+    if own is not None:
+        return own(x, center, inv_std, weight, bias, epilogue)
+    return apply_given(kernels, x, center, inv_std, weight, bias, epilogue)
+
+
+def _like(gradient: Tensor | None, learned: Tensor | None) -> Tensor | None:
+    if gradient is None or learned is None:
+        return None
+    return gradient.to(learned.dtype).view(learned.shape)

@@ -1,0 +1,141 @@
+"""Calls that were met before: what a signature decided once is not asked again.
+
+A signature is everything about a call but the values: the operation and its options,
+shape, strides and dtype of x, the dtypes and shapes of the vectors, the number of
+threads. A call of a known signature has been checked, its route chosen, its geometry
+found. None stands for a call that has to go the long way: something observes torch
+operations, or a tensor does not hold its values at its address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.functional.autograd import Call
+from normkit.kernels.choose import asked_for_name
+from normkit.torch_state import PLAIN, is_observed, is_wrapped
+
+__all__ = ["find", "remember", "signature", "with_running"]
+
+# More than the layers of a network in some sizes of batch; then all begin anew.
+_MOST = 4096
+_calls: dict[Hashable, Call] = {}
+_threads, _asked_for = torch.get_num_threads, asked_for_name.get
+
+
+def find(key: Hashable | None) -> Call | None:
+    """Return the call of a signature, if it was met."""
+    return None if key is None else _calls.get(key)
+
+
+def signature(
+    operation: Hashable,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Hashable | None:
+    """Return what the call may be remembered by, or None.
+
+    Args:
+        operation: Its name and all options that are no tensors.
+        x: The values.
+        weight: Learned factor, contiguous, or None.
+        bias: Learned summand, contiguous, or None.
+        residual: Of the shape of x, or None.
+        mask: Bool, broadcastable to x, or None.
+    """
+    if (
+        is_observed()
+        or type(x) not in PLAIN
+        or not x.is_cpu
+        or x.is_neg()
+        or is_wrapped(x)
+    ):
+        return None
+    of_weight = of_bias = None
+    if weight is not None:
+        if (
+            type(weight) not in PLAIN
+            or not weight.is_cpu
+            or not weight.is_contiguous()
+            or weight.is_neg()
+        ):
+            return None
+        of_weight = weight.dtype, weight.shape
+    if bias is not None:
+        if (
+            type(bias) not in PLAIN
+            or not bias.is_cpu
+            or not bias.is_contiguous()
+            or bias.is_neg()
+        ):
+            return None
+        of_bias = bias.dtype, bias.shape
+    shape = x.shape
+    if residual is not None and (
+        type(residual) not in PLAIN
+        or not residual.is_cpu
+        or residual.is_neg()
+        or residual.shape != shape
+    ):
+        return None
+    if mask is not None and (
+        type(mask) is not Tensor or not mask.is_cpu or mask.dtype is not torch.bool
+    ):
+        return None
+    try:
+        strides = x.stride()
+    except RuntimeError:  # a sparse layout
+        return None
+    return (
+        *(operation, shape, strides, x.dtype, of_weight, of_bias),
+        *(residual is None, None if mask is None else mask.shape),
+        *(_threads(), _asked_for()),
+    )
+
+
+def with_running(
+    key: Any,
+    mean: Tensor | None,
+    var: Tensor | None,
+    batches: Tensor | None = None,
+    skipped: Tensor | None = None,
+) -> Hashable | None:
+    """Return the signature with running statistics and counters, or None."""
+    if key is None:
+        return None
+    of_running = None
+    if mean is not None and var is not None:
+        if not (
+            type(mean) is type(var) is Tensor
+            and mean.is_cpu
+            and var.is_cpu
+            and mean.is_contiguous()
+            and var.is_contiguous()
+        ):
+            return None
+        of_running = mean.dtype, mean.shape, var.dtype, var.shape
+    elif mean is not var:
+        return None
+    for counter in (batches, skipped):
+        if counter is not None and not (
+            type(counter) is Tensor
+            and counter.is_cpu
+            and counter.dtype is torch.int64
+            and counter.numel() == 1
+        ):
+            return None
+    return key, of_running, batches is None, skipped is None
+
+
+def remember(key: Hashable, call: Call) -> None:
+    """Keep the call of a signature."""
+    if len(_calls) >= _MOST:
+        _calls.clear()
+    _calls[key] = call

@@ -1,0 +1,279 @@
+"""The short call: one signature's geometry and options, found once and used again.
+
+A forward is one native call, a backward another. They read learned vectors and running
+statistics where they lie, in any floating dtype, keep the statistics of the forward in
+one small float64 buffer, move the running averages and count the batch.
+
+    buffer      (rows, statistics):  mean,  1/√(var + eps)  [, m2  [, count as int64]]
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from normkit.kernels.cpu.loading import FIXED, POINTERS, check, library
+from normkit.kernels.cpu.packing import (
+    ACTIVATION_CODES,
+    CENTERED,
+    DTYPES,
+    EQUAL_SHARES,
+    GIVEN,
+    SKIP_NONFINITE,
+    doubles,
+    flags_of,
+    laid_like,
+    threads_for,
+)
+from normkit.kernels.cpu.plan import plan_of
+from normkit.kernels.primitives import Grads
+from normkit.kernels.spec import Running, Spec
+from normkit.moments import Moments
+from normkit.torch_state import has_mode_or_tracer, increment_version, is_plain
+
+__all__ = ["NativeCall", "call_for"]
+
+_pack, _empty_like = POINTERS.pack, torch.empty_like
+
+
+class NativeCall:
+    """Forward and backward of one signature; see `call_for`."""
+
+    __slots__ = (
+        *("spec", "_fixed", "_forward", "_backward", "_size", "_shape", "_values"),
+        *("_two_rows", "_all_rows", "_is_masked"),
+    )
+
+    def __init__(
+        self,
+        spec: Spec,
+        x: Tensor,
+        sizes: tuple[int, ...],
+        dtypes: tuple[int, ...],
+        flags: int,
+        *,
+        is_masked: bool,
+    ) -> None:
+        native = library()
+        assert native is not None
+        self.spec = spec
+        self._forward, self._backward = native.forward, native.backward
+        self._fixed = FIXED.pack(
+            *sizes,
+            *dtypes,
+            *(ACTIVATION_CODES[spec.activation], flags_of(x, flags), threads_for(x)),
+            *(spec.eps, spec.slope),
+        )
+        batch, over, groups, sub_runs, inner, *_ = sizes
+        self._size, self._values = batch * groups, over * sub_runs * inner
+        self._shape = spec.kept(x.shape)
+        self._is_masked = is_masked
+        self._two_rows = doubles((2, self._size))
+        self._all_rows = doubles((4, self._size))
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        running: Running | None,
+        keeps: str,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return y, and what `keeps` asks for of the statistics.
+
+        Args:
+            x: Values, of the signature.
+            weight: Likewise, or None.
+            bias: Likewise, or None.
+            residual: Laid like x, or None.
+            mask: A byte for each value of x, laid like x, or None.
+            running: Statistics to normalize by, or to move.
+            keeps: "nothing", "some" for a backward, or "all".
+        """
+        y = _empty_like(x)
+        if residual is not None:
+            residual = laid_like(residual, x)
+        center = scale = m2 = count = 0
+        kept = ()
+        if keeps != "nothing":
+            whole = keeps == "all" or mask is not None
+            buffer = _empty_like(self._all_rows if whole else self._two_rows)
+            kept = (buffer,)
+            row = 8 * self._size
+            center = buffer.data_ptr()
+            scale = center + row
+            if whole:
+                m2, count = scale + row, scale + 2 * row
+        rate = mean_at = var_at = batches_at = skipped_at = 0
+        if running is not None:
+            mean, var, rate, batches, skipped, _ = running
+            mean_at = 0 if mean is None else mean.data_ptr()
+            var_at = 0 if var is None else var.data_ptr()
+            batches_at = 0 if batches is None else batches.data_ptr()
+            skipped_at = 0 if skipped is None else skipped.data_ptr()
+        status = self._forward(
+            self._fixed
+            + _pack(
+                rate or 0.0,
+                x.data_ptr(),
+                0 if residual is None else residual.data_ptr(),
+                0 if mask is None else mask.data_ptr(),
+                0 if weight is None else weight.data_ptr(),
+                0 if bias is None else bias.data_ptr(),
+                *(0, 0),
+                y.data_ptr(),
+                *(0, 0, 0, 0),
+                *(center, scale, m2, 0 if mask is None else count),
+                *(0, 0, 0, 0),
+                *(mean_at, var_at, batches_at, skipped_at),
+            )
+        )
+        if status:
+            check(status)
+        if running is not None and not self.spec.given:
+            # Autograd has to notice, as with any change in place.
+            increment_version(tuple(t for t in running[:2] if t is not None))
+        return y, kept
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        gate: Tensor | None,
+        kept: tuple[Tensor, ...],
+        wanted: tuple[bool, ...],
+    ) -> Grads:
+        """Return the gradients of x, weight, bias and residual that are wanted.
+
+        Args:
+            dy: The gradient of y, in any layout.
+            x: As the forward took it; weight, bias, residual and mask likewise.
+            weight: See `x`.
+            bias: See `x`.
+            residual: See `x`; not needed with a `gate`.
+            mask: See `x`.
+            gate: The output of a relu, which says where it was open.
+            kept: What the forward kept, "some" at least.
+            wanted: Which of the four.
+        """
+        wants_x, wants_weight, wants_bias, wants_residual = wanted
+        if dy.stride() != x.stride() or dy.dtype is not x.dtype:
+            dy = laid_like(dy, x)
+        if residual is not None:
+            residual = laid_like(residual, x)
+        passes = wants_residual and mask is None and self.spec.activation == "none"
+        dx = dweight = dbias = dresidual = None
+        if wants_residual and not passes:
+            dresidual = _empty_like(x)
+        if wants_x or dresidual is not None:
+            dx = _empty_like(x)
+        if wants_weight and weight is not None:
+            dweight = _empty_like(weight)
+        if wants_bias and bias is not None:
+            dbias = _empty_like(bias)
+        (buffer,) = kept
+        row = 8 * self._size
+        center = buffer.data_ptr()
+        if dx is not None or dweight is not None or dbias is not None:
+            status = self._backward(
+                self._fixed
+                + _pack(
+                    0.0,
+                    x.data_ptr(),
+                    0 if residual is None else residual.data_ptr(),
+                    0 if mask is None else mask.data_ptr(),
+                    0 if weight is None else weight.data_ptr(),
+                    0 if bias is None else bias.data_ptr(),
+                    dy.data_ptr(),
+                    0 if gate is None else gate.data_ptr(),
+                    0,
+                    0 if dx is None else dx.data_ptr(),
+                    0 if dresidual is None else dresidual.data_ptr(),
+                    0 if dweight is None else dweight.data_ptr(),
+                    0 if dbias is None else dbias.data_ptr(),
+                    *(center, center + row, 0),
+                    0 if mask is None or self.spec.given else center + 3 * row,
+                    *(0, 0, 0, 0, 0, 0, 0, 0),
+                )
+            )
+            if status:
+                check(status)
+        return dx if wants_x else None, dweight, dbias, dy if passes else dresidual
+
+    def statistics(
+        self, kept: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return mean, 1/√(var + eps) and count, as `functional.passes` keeps them."""
+        (buffer,) = kept
+        center, inv_std = buffer[0].view(self._shape), buffer[1].view(self._shape)
+        return center, inv_std, None if self.spec.given else self._count(buffer)
+
+    def around_zero(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return what was kept as the statistics of x − mean."""
+        buffer = kept[0].clone()
+        buffer[0] = 0
+        return (buffer,)
+
+    def moments(self, kept: tuple[Tensor, ...]) -> Moments:
+        """Return the Moments of the batch, from "all" that a forward kept."""
+        (buffer,) = kept
+        mean, m2 = buffer[0].view(self._shape), buffer[2].view(self._shape)
+        return Moments(self._count(buffer), mean, m2)
+
+    def _count(self, buffer: Tensor) -> Tensor:
+        if self._is_masked:
+            return buffer[3].view(torch.int64).view(self._shape)
+        return torch.scalar_tensor(self._values, dtype=torch.int64, device="cpu")
+
+
+def call_for(
+    spec: Spec,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    running: Running | None = None,
+) -> NativeCall | None:
+    """Return the call of this signature; None where the kernels cannot run it.
+
+    Every tensor has to be plain and dense: vectors contiguous, residual and mask laid
+    like x.
+    """
+    statistics = running[:2] if running is not None else (None, None)
+    counters = running[3:5] if running is not None else (None, None)
+    vectors = (weight, bias, *statistics)
+    if (
+        library() is None
+        or spec.group is not None
+        or x.dtype not in DTYPES
+        or not is_plain(x, *vectors, *counters, residual, mask)
+        or has_mode_or_tracer()
+    ):
+        return None
+    for v in vectors:
+        if v is not None and not (v.dtype in DTYPES and v.is_contiguous()):
+            return None
+    if any(t is not None and t.dtype != torch.int64 for t in counters):
+        return None
+    affine = weight if weight is not None else bias
+    shape = None if affine is None else spec.along(affine.detach()).shape  # type: ignore[union-attr]
+    seen = spec.seen(x.detach())
+    plan = plan_of(seen.shape, seen.stride(), spec.kept(x.shape), shape)
+    if plan.reason:
+        return None
+    dtypes = tuple(0 if v is None else DTYPES[v.dtype] for v in vectors)
+    flags = (CENTERED if spec.centered else 0) | (GIVEN if spec.given else 0)
+    if running is not None and not spec.given:
+        flags |= SKIP_NONFINITE if running.skips_nonfinite else 0
+        flags |= EQUAL_SHARES if running.rate is None else 0
+    return NativeCall(
+        *(spec, x, plan.sizes, (DTYPES[x.dtype], *dtypes), flags),
+        is_masked=mask is not None,
+    )

@@ -1,0 +1,126 @@
+"""The state of torch that decides how a call may run: tracers, transforms, modes.
+
+torch tells most of it in private names only. They stand here and nowhere else, each
+with what it means, so that another version of torch is one file to look at.
+"""
+
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false
+# pyright: reportAttributeAccessIssue=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = [
+    "PLAIN",
+    "below_autograd",
+    "has_forward_mode",
+    "has_function_mode",
+    "has_mode_or_tracer",
+    "has_transforms",
+    "increment_version",
+    "is_batched_gradient",
+    "is_compiling",
+    "is_exporting",
+    "is_in_backward",
+    "is_jit_tracing",
+    "is_observed",
+    "is_plain",
+    "is_wrapped",
+    "unwrapped_apply",
+    "without_function_modes",
+]
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The classes of tensors that hold their values themselves."""
+
+is_compiling = torch.compiler.is_compiling
+# torch 2.6 cannot tell an export from a compilation.
+is_exporting: Callable[[], bool] = getattr(
+    torch.compiler, "is_exporting", lambda: False
+)
+# grad, vmap, jvp and functionalize of torch.func.
+has_transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
+# `with torch.device(...)`, and every other mode of the function protocol.
+has_function_mode: Callable[[], int] = torch._C._len_torch_function_stack
+# Wrapped by a transform, also by one that has ended.
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+# autograd.grad(is_grads_batched=True) maps over the backward alone.
+is_batched_gradient: Callable[[Tensor], bool] = (
+    torch._C._functorch.is_legacy_batchedtensor
+)
+is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
+below_autograd = torch._C._AutoDispatchBelowAutograd
+without_function_modes = torch._C.DisableTorchFunctionSubclass
+
+_modes = torch._C._len_torch_dispatch_stack
+_tracer = torch._C._get_tracing_state
+_graph_task = torch._C._current_graph_task_id
+
+
+def has_forward_mode() -> bool:
+    """Return whether a level of forward-mode differentiation is open."""
+    return forward_ad._current_level >= 0
+
+
+def has_mode_or_tracer() -> bool:
+    """Return whether a dispatch mode or torch.jit.trace has to see every operation."""
+    return bool(_modes() or _tracer())
+
+
+def is_observed() -> bool:
+    """Return whether anything has to see torch operations instead of a kernel."""
+    return bool(
+        is_compiling()
+        or has_transforms()
+        or _modes()
+        or has_function_mode()
+        or _tracer()
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_in_backward() -> bool:
+    """Return whether this code runs within a backward, as a recomputed forward does."""
+    return not is_compiling() and _graph_task() != -1
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Return whether each tensor holds its values in CPU memory, at its address."""
+    for t in tensors:
+        if t is not None and (
+            type(t) not in PLAIN
+            or not t.is_cpu
+            or t.layout != torch.strided
+            or is_wrapped(t)
+            or t.is_neg()
+        ):
+            return False
+    return True
+
+
+def _one_by_one(tensors: tuple[Tensor, ...]) -> None:
+    for tensor in tensors:
+        torch.autograd.graph.increment_version(tensor)
+
+
+increment_version: Callable[[tuple[Tensor, ...]], None] = torch._C._increment_version
+"""Tell autograd that the values of tensors were changed by address."""
+try:
+    increment_version((torch.empty(0),))
+except TypeError:  # older versions take a single tensor
+    increment_version = _one_by_one
+
+
+def unwrapped_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Return `function.apply` without the part that serves torch.func.
+
+    It asks about transforms at every call, which takes a quarter of the time of an
+    empty function. The caller has asked already.
+    """
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
