@@ -32,31 +32,30 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    *, caught_by: str, in_small: bool = False
+    *, caught_by: str
 ) -> Callable[
     [Callable[[pytest.MonkeyPatch], None]], Callable[[pytest.MonkeyPatch], None]
 ]:
-    """Register the decorated function as a fault that `caught_by` must catch.
-
-    Small inputs run on torch's operators, which no fault is planted in: all run on our
-    own kernels meanwhile, unless the fault is `in_small`.
-    """
+    """Register the decorated function as a fault that `caught_by` must catch."""
 
     def register(
         plant: Callable[[pytest.MonkeyPatch], None],
     ) -> Callable[[pytest.MonkeyPatch], None]:
-        def plant_it(patch: pytest.MonkeyPatch) -> None:
-            if not in_small:
-                patch.setattr("normkit.functional.judging.MOST_VALUES", 0)
-            plant(patch)
-
-        FAULTS[plant.__name__] = Fault(plant_it, caught_by)
+        FAULTS[plant.__name__] = Fault(plant, caught_by)
         return plant
 
     return register
 
 
 # --- kernels and functions -------------------------------------------------------
+
+
+def _without_native_calls(patch: pytest.MonkeyPatch) -> None:
+    """Run layers as passes, and the moving average in Python."""
+    from normkit.functional import ema, engine
+
+    patch.setattr(engine, "call_for", lambda *_: None)
+    patch.setattr(ema, "CpuBackend", type(None))
 
 
 def _reference():
@@ -179,45 +178,45 @@ def the_weight_gradient_is_not_standardized(patch: pytest.MonkeyPatch) -> None:
     caught_by="tests/functional/test_gradients.py::test_derivatives_of_every_kind_pass_gradcheck"
 )
 def a_double_backward_stops_at_the_statistics(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import composed
+    from normkit.functional import differentiable
 
-    honest = composed.deviations
+    honest = differentiable.deviations
 
     def broken(x, dims, mask=None):
         return honest(x.detach(), dims, mask)
 
-    patch.setattr(composed, "deviations", broken)
+    patch.setattr(differentiable, "deviations", broken)
 
 
 @fault(
     caught_by="tests/functional/test_contract.py::test_a_non_finite_batch_stays_out_of_the_running_statistics"
 )
 def a_nan_enters_the_running_statistics(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import batch
+    from normkit.functional import batch_norms
 
-    honest = batch.update_running
+    honest = batch_norms.Running
 
-    def broken(*args, **kwargs):
-        return honest(*args, **{**kwargs, "on_nonfinite": "update"})
+    def broken(*args):
+        return honest(*args[:5], False)
 
-    patch.setattr(batch, "update_running", broken)
+    patch.setattr(batch_norms, "Running", broken)
 
 
 @fault(
     caught_by="tests/functional/test_gradients.py::test_masked_gradients_equal_those_of_the_values_alone"
 )
 def padding_leaks_into_the_gradient(patch: pytest.MonkeyPatch) -> None:
-    from normkit.kernels.composed import Composed
+    from normkit.functional.passes import Passes
 
-    honest = Composed._grads
+    honest = Passes._sums_and_dx
 
-    def broken(self, dy, x, *rest):
+    def broken(self, kernels, dy, *rest):
         import torch
 
         leak = torch.zeros_like(dy).masked_fill(dy == 0, 0.1)
-        return honest(self, dy + leak, x, *rest)
+        return honest(self, kernels, dy + leak, *rest)
 
-    patch.setattr(Composed, "_grads", broken)
+    patch.setattr(Passes, "_sums_and_dx", broken)
 
 
 # --- layers ------------------------------------------------------------------------
@@ -248,38 +247,40 @@ BATCH_NORM = "tests/nn/test_batch_norm.py::"
 
 @fault(caught_by=BATCH_NORM + "test_running_statistics_follow_the_moving_average")
 def the_momentum_is_swapped(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import running
+    from normkit.functional import ema
 
-    honest = running.ema_
-    patch.setattr(running, "_native", lambda: None)
+    honest = ema.ema_
+    _without_native_calls(patch)
     patch.setattr(
-        running, "ema_", lambda old, new, rate, ok: honest(old, new, 1 - rate, ok)
+        ema, "ema_", lambda old, new, rate, ok: honest(old, new, 1 - rate, ok)
     )
 
 
 @fault(caught_by=BATCH_NORM + "test_running_statistics_follow_the_moving_average")
 def the_running_variance_is_the_population_one(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import running
     from normkit.moments import Moments
 
-    patch.setattr(running, "_native", lambda: None)
+    _without_native_calls(patch)
     patch.setattr(Moments, "unbiased_var", Moments.var)
 
 
 @fault(caught_by=BATCH_NORM + "test_running_statistics_follow_the_moving_average")
 def the_fused_move_takes_the_share_of_the_old(patch: pytest.MonkeyPatch) -> None:
-    """In the C++ call where there is a library, and in its stand-in elsewhere."""
-    from normkit.functional import running
-    from normkit.kernels.cpu import CpuBackend
+    """In the C++ call where there is a library, and in Python elsewhere."""
+    from normkit.functional import ema
+    from normkit.kernels.cpu.call import NativeCall
 
-    honest, honest_ema = CpuBackend.move_running, running.ema_
+    honest, honest_ema = NativeCall.forward, ema.ema_
 
-    def swapped(self: Any, mean: Any, var: Any, moments: Any, rate: Any, **rest: Any):
-        return honest(self, mean, var, moments, rate and 1 - rate, **rest)
+    def swapped(self: Any, *given: Any) -> Any:
+        *tensors, running, keeps = given
+        if running is not None and running.rate:
+            running = running._replace(rate=1 - running.rate)
+        return honest(self, *tensors, running, keeps)
 
-    patch.setattr(CpuBackend, "move_running", swapped)
+    patch.setattr(NativeCall, "forward", swapped)
     patch.setattr(
-        running, "ema_", lambda old, new, rate, ok: honest_ema(old, new, 1 - rate, ok)
+        ema, "ema_", lambda old, new, rate, ok: honest_ema(old, new, 1 - rate, ok)
     )
 
 
@@ -429,14 +430,16 @@ def instance_statistics_run_over_the_batch(patch: pytest.MonkeyPatch) -> None:
 def instance_statistics_are_those_of_the_first_sample(
     patch: pytest.MonkeyPatch,
 ) -> None:
-    from normkit.functional import batch
+    from normkit.functional import batch_norms
     from normkit.moments import Moments
 
-    def broken(instances):
-        mean, m2 = instances.mean[0], instances.unbiased_var[0]
-        return Moments(instances.count.new_full((), 2), mean, m2)
+    honest = batch_norms._move_instances
 
-    patch.setattr(batch, "_over_samples", broken)
+    def broken(running_mean, running_var, instances, *rest):
+        first = Moments(instances.count, instances.mean[:1], instances.m2[:1])
+        honest(running_mean, running_var, first, *rest)
+
+    patch.setattr(batch_norms, "_move_instances", broken)
 
 
 @fault(
@@ -507,7 +510,7 @@ def whitening_takes_matrices_for_numbers_that_commute(
 ) -> None:
     import torch
 
-    from normkit.functional import whiten as room
+    from normkit.functional import whitening as room
 
     patch.setattr(
         room, "_lyapunov", lambda root, right: 0.5 * torch.linalg.solve(root, right)
@@ -1431,16 +1434,16 @@ _ONE_PROCESS = (
 
 @fault(caught_by=_ONE_PROCESS)
 def the_backward_stays_on_its_rank(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import over_ranks
+    from normkit.functional import passes
 
-    patch.setattr(over_ranks, "sum_over", lambda sums, group=None: list(sums))
+    patch.setattr(passes, "sum_over", lambda sums, group=None: list(sums))
 
 
 @fault(caught_by=_ONE_PROCESS)
 def ranks_average_their_means_whatever_their_counts(patch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
 
-    from normkit.functional import over_ranks
+    from normkit.functional import passes
     from normkit.moments import Moments
     from normkit.sync import merge_over
 
@@ -1454,7 +1457,7 @@ def ranks_average_their_means_whatever_their_counts(patch: pytest.MonkeyPatch) -
             else Moments(merged.count, mean, merged.m2)
         )
 
-    patch.setattr(over_ranks, "merge_over", broken)
+    patch.setattr(passes, "merge_over", broken)
 
 
 @fault(
@@ -1462,10 +1465,10 @@ def ranks_average_their_means_whatever_their_counts(patch: pytest.MonkeyPatch) -
     "test_groups_are_taken_as_objects_names_and_mesh_dimensions"
 )
 def every_group_is_the_world(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import over_ranks
+    from normkit.functional import passes
     from normkit.sync import merge_over
 
-    patch.setattr(over_ranks, "merge_over", lambda local, group=None: merge_over(local))
+    patch.setattr(passes, "merge_over", lambda local, group=None: merge_over(local))
 
 
 # --- options of the batch norm layers ----------------------------------------------
@@ -1473,13 +1476,13 @@ def every_group_is_the_world(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by="tests/nn/test_options.py::test_tabnet_243_ghosts_take_any_remainder")
 def ghosts_leave_a_small_remainder(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import ghosts
+    from normkit.functional import ghost
 
     def broken(samples, ghost_size):
         whole, rest = divmod(samples, ghost_size)
         return [ghost_size] * whole + [rest] * (rest > 0)
 
-    patch.setattr(ghosts, "ghost_sizes", broken)
+    patch.setattr(ghost, "ghost_sizes", broken)
 
 
 @fault(
@@ -1489,7 +1492,7 @@ def ghosts_leave_a_small_remainder(patch: pytest.MonkeyPatch) -> None:
 def a_recomputation_counts_as_a_batch(patch: pytest.MonkeyPatch) -> None:
     from normkit.nn import batch_norm_layer
 
-    patch.setattr(batch_norm_layer, "is_recomputing", lambda: False)
+    patch.setattr(batch_norm_layer, "is_in_backward", lambda: False)
 
 
 @fault(
@@ -1602,14 +1605,14 @@ def a_decay_is_taken_for_a_share(patch: pytest.MonkeyPatch) -> None:
     "test_a_layer_of_its_own_needs_no_block_around_it"
 )
 def outputs_are_made_again_from_twice_the_input(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional.derivative import Job
+    from normkit.functional.passes import Passes
 
-    again = Job.again
+    again = Passes.again
 
     def broken(self: Any, x: Any, *others: Any) -> Any:
         return again(self, x * 2, *others)
 
-    patch.setattr(Job, "again", broken)
+    patch.setattr(Passes, "again", broken)
 
 
 @fault(
@@ -1617,14 +1620,16 @@ def outputs_are_made_again_from_twice_the_input(patch: pytest.MonkeyPatch) -> No
     "test_of_a_chain_of_sums_every_second_output_goes_with_the_same_bits"
 )
 def sums_are_made_again_without_what_was_added(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional.derivative import Job
+    from normkit.functional.passes import Passes
 
-    again = Job.again
+    again = Passes.again
 
-    def broken(self: Any, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
-        return again(self, x, weight, bias, None)
+    def broken(
+        self: Any, x: Any, weight: Any, bias: Any, residual: Any, *rest: Any
+    ) -> Any:
+        return again(self, x, weight, bias, None, *rest)
 
-    patch.setattr(Job, "again", broken)
+    patch.setattr(Passes, "again", broken)
 
 
 @fault(
@@ -1632,7 +1637,7 @@ def sums_are_made_again_without_what_was_added(patch: pytest.MonkeyPatch) -> Non
     "test_of_a_chain_of_sums_every_second_output_goes_with_the_same_bits"
 )
 def sums_are_made_again_from_sums_made_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("normkit.functional.derivative.is_remembered_sum", lambda y: False)
+    patch.setattr("normkit.functional.autograd.is_remembered_sum", lambda y: False)
 
 
 @fault(
@@ -1642,7 +1647,7 @@ def sums_are_made_again_from_sums_made_again(patch: pytest.MonkeyPatch) -> None:
 def a_second_derivative_goes_through_the_residual_twice(
     patch: pytest.MonkeyPatch,
 ) -> None:
-    patch.setattr("normkit.functional.derivative.aliases", lambda *tensors: tensors)
+    patch.setattr("normkit.functional.differentiable.aliases", lambda *tensors: tensors)
 
 
 @fault(
@@ -1663,15 +1668,15 @@ def a_waiting_output_does_not_know_a_remembered_one(patch: pytest.MonkeyPatch) -
 def bytes_forget_the_size_of_a_step(patch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from normkit.functional import derivative
+    from normkit.functional import autograd
 
-    to_bytes = derivative.to_bytes
+    to_bytes = autograd.to_bytes
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         whole, step = to_bytes(*args, **kwargs)
         return whole, torch.ones_like(step)
 
-    patch.setattr(derivative, "to_bytes", broken)
+    patch.setattr(autograd, "to_bytes", broken)
 
 
 @fault(
@@ -1727,25 +1732,6 @@ def a_waiting_output_forgets_its_residual(patch: pytest.MonkeyPatch) -> None:
         return values(self, None, *rest)
 
     patch.setattr(pending._Source, "values", broken)
-
-
-@fault(
-    caught_by="tests/functional/test_small.py::"
-    "test_mended_samples_have_the_gradients_of_float64",
-    in_small=True,
-)
-def what_is_refused_is_taken_unmended(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("normkit.functional.small.is_mended", lambda *_: True)
-
-
-@fault(
-    caught_by="tests/functional/test_small.py::"
-    "test_batch_norm_keeps_its_promise_at_any_mean",
-    in_small=True,
-)
-def any_statistics_of_torch_are_good_enough(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("normkit.functional.small.MOST_OFFSET", 1e9)
-    patch.setattr("normkit.functional.small._COLUMNS", ((512, 1e9),))
 
 
 @fault(

@@ -20,8 +20,6 @@ __all__ = ["Route", "route_of"]
 class Route(Enum):
     """A way through a normalization."""
 
-    ATEN = "aten"
-    """torch's own operator on a small input; what it saved is verified."""
     KERNELS = "kernels"
     """One function of autograd over the kernels of a backend."""
     OPERATOR = "operator"
