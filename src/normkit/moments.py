@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError
+from normkit.torch_state import has_transforms, is_compiling
 
 __all__ = [
     "Deviations",
@@ -362,16 +363,14 @@ def _reduced_dims(x: Tensor, dim: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
-    """`mask` expanded to the shape of `x`.
+    """Return `mask` expanded to the shape of `x`.
 
     Raises:
-        ArgumentError: It does not broadcast, or is neither bool nor floating point.
+        ArgumentError: It does not broadcast, is neither bool nor floating point, or has
+            a negative value, as the additive masks of transformers have.
     """
-    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
-        raise ArgumentError(
-            f"mask must be bool or floating-point weights, got {mask.dtype}; "
-            "use mask.bool()"
-        )
+    if mask.dtype != torch.bool:
+        _check_weights(mask, x)
     try:
         return mask.expand(x.shape)
     except RuntimeError:
@@ -379,6 +378,30 @@ def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
             f"mask of shape {tuple(mask.shape)} must broadcast to x, which has shape "
             f"{tuple(x.shape)}; add dimensions of size 1 where they are missing"
         ) from None
+
+
+def _check_weights(mask: Tensor, x: Tensor) -> None:
+    if not mask.dtype.is_floating_point:
+        way_out = "use mask.bool()"
+        if mask.dim() == 1 and x.dim() > 1 and mask.shape[0] == x.shape[0]:
+            way_out = (
+                "if these are the lengths of sequences, make a mask of them, e.g. "
+                "(torch.arange(L) < lengths[:, None])[:, None, :] for (N, C, L); if they "
+                "are zeros and ones, use mask.bool()"
+            )
+        raise ArgumentError(
+            f"mask must be bool or floating-point weights, got {mask.dtype} of shape "
+            f"{tuple(mask.shape)}; {way_out}"
+        )
+    # A compiler or transform has no values to look at; a meta tensor neither.
+    if is_compiling() or has_transforms() or mask.is_meta:
+        return
+    if mask.numel() and bool((mask < 0).any()):
+        raise ArgumentError(
+            f"mask has negative values (the least is {float(mask.min()):.4g}), but "
+            "weights are ≥ 0; a transformer's additive mask is 0 where a value counts: "
+            "pass mask == 0"
+        )
 
 
 def zero_where(hidden: Tensor, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_
 is_batched_gradient: Callable[[Tensor], bool] = (
     torch._C._functorch.is_legacy_batchedtensor
 )
-is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
+is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # pyright: ignore[reportPrivateImportUsage]
 below_autograd = torch._C._AutoDispatchBelowAutograd
 without_function_modes = torch._C.DisableTorchFunctionSubclass
 

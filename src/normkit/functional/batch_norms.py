@@ -16,6 +16,7 @@ from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
+from normkit.torch_state import is_in_backward
 
 __all__ = ["batch_norm", "instance_norm"]
 
@@ -303,9 +304,11 @@ def _move_instances(
 ) -> None:
     """Move the averages by the mean over samples of means and unbiased variances.
 
-    As Moments of two values, whose unbiased variance is their m2. Samples without a
+    A forward that activation checkpointing repeats moves nothing a second time. As Moments of two values, whose unbiased variance is their m2. Samples without a
     valid position are left out.
     """
+    if is_in_backward():
+        return
     count = instances.count.expand(instances.mean.shape)
     has_spread = count > 1
     used = has_spread.sum(0).clamp(min=1)

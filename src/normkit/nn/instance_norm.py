@@ -89,8 +89,8 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         counter = self.num_batches_tracked if self.momentum is None else None
         return instance_norm(
             batch,
-            self._buffers["running_mean"],
-            self._buffers["running_var"],
+            self.running_mean,
+            self.running_var,
             parameter(self, "weight"),
             parameter(self, "bias"),
             uses_input,

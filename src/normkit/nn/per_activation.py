@@ -9,19 +9,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize, update_running
 from normkit.functional.arguments import check_eps, check_floating
-from normkit.moments import broadcast_mask
-from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import recorded_call
+from normkit.nn.tracked_layer import TrackedLayer
 
 __all__ = ["PerActivationBatchNorm"]
 
 
-class PerActivationBatchNorm(nn.Module):
+class PerActivationBatchNorm(TrackedLayer):
     """Normalize each activation over the batch alone: no position shares a statistic.
 
         y = (x − mean)/√(var + eps)·weight + bias
@@ -57,11 +56,8 @@ class PerActivationBatchNorm(nn.Module):
         (torch.Size([8, 3, 4, 4]), torch.Size([3, 4, 4]))
     """
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-    running_mean: Tensor | None
     running_var: Tensor | None
-    num_batches_tracked: Tensor | None
+    shown = ("eps", "momentum", "affine", "track_running_stats")
 
     def __init__(
         self,
@@ -75,37 +71,20 @@ class PerActivationBatchNorm(nn.Module):
         *,
         bias: bool = True,
     ) -> None:
-        super().__init__()
-        check_momentum(self, momentum)
         shape = (feature_shape,) if isinstance(feature_shape, int) else feature_shape
         self.feature_shape = tuple(shape)
-        self.eps, self.momentum = eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-
-        def empty() -> Tensor:
-            return torch.empty(self.feature_shape, device=device, dtype=dtype)
-
-        has_bias = affine and bias
-        self.register_parameter("weight", nn.Parameter(empty()) if affine else None)
-        self.register_parameter("bias", nn.Parameter(empty()) if has_bias else None)
-        keeps = track_running_stats
-        self.register_buffer("running_mean", empty() if keeps else None)
-        self.register_buffer("running_var", empty() if keeps else None)
-        count = torch.zeros((), dtype=torch.int64, device=device) if keeps else None
-        self.register_buffer("num_batches_tracked", count)
+        super().__init__(
+            self.feature_shape,
+            dict.fromkeys(("running_mean", "running_var"), self.feature_shape),
+            eps=eps,
+            momentum=momentum,
+            affine=affine,
+            track_running_stats=track_running_stats,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
         self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Forget the running statistics; weight 1 and bias 0."""
-        if self.running_mean is not None:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)  # type: ignore[union-attr]
-            self.num_batches_tracked.zero_()  # type: ignore[union-attr]
-        if self.weight is not None:
-            self.weight.fill_(1)
-        if self.bias is not None:
-            self.bias.zero_()
 
     def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
         """Normalize `input`, shape `(N, *feature_shape)`.
@@ -126,41 +105,28 @@ class PerActivationBatchNorm(nn.Module):
                 f"(N, {', '.join(map(str, self.feature_shape))}), got "
                 f"{tuple(input.shape)}; every position has its own statistics"
             )
-        if not self.training and self.running_mean is not None:
-            return self._standardized(input, mask)
+        weight, bias = _first(self.weight), _first(self.bias)
+        if self.uses_running:
+            mean, var = _first(self.running_mean), _first(self.running_var)
+            assert mean is not None
+            assert var is not None
+            return standardize(input, mean, var, weight, bias, self.eps, mask=mask)
         if self.training and input.shape[0] == 1:
             raise ArgumentError(
                 f"{name} needs more than one sample to train, got shape "
                 f"{tuple(input.shape)}; use eval() or a larger batch"
             )
-        weight, bias = _first(self.weight), _first(self.bias)
         y, measured = normalize(input, (0,), weight, bias, self.eps, mask=mask)
-        if self.training and self.track_running_stats:
-            check_momentum(self, self.momentum)
+        if self.moves_running():
             update_running(
                 *(self.running_mean, self.running_var, measured, self.momentum),
                 num_batches_tracked=self.num_batches_tracked,
             )
         return y
 
-    def _standardized(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        mean, var = self.running_mean.unsqueeze(0), self.running_var.unsqueeze(0)
-        hidden = None
-        if mask is not None:
-            hidden = ~(broadcast_mask(mask, x) > 0)
-            x = x.masked_fill(hidden, 0)
-        weight, bias = _first(self.weight), _first(self.bias)
-        y = standardize(x, mean, var, weight, bias, self.eps)
-        return y if hidden is None else y.masked_fill(hidden, 0)
-
     def extra_repr(self) -> str:
         """The arguments that differ between layers."""
-        return (
-            f"{self.feature_shape}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self.affine}, track_running_stats={self.track_running_stats}"
-        )
+        return f"{self.feature_shape}, {super().extra_repr()}"
 
 
 def _first(vector: Tensor | None) -> Tensor | None:

@@ -12,20 +12,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize
 from normkit.functional.arguments import check_eps, check_floating
 from normkit.functional.ema import ema_
 from normkit.moments import Moments, broadcast_mask
-from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import recorded_call
+from normkit.nn.tracked_layer import TrackedLayer
 
 __all__ = ["RecurrentBatchNorm"]
 
 
-class RecurrentBatchNorm(nn.Module):
+class RecurrentBatchNorm(TrackedLayer):
     """Normalize each feature of each time step over the batch.
 
     Called with `step=t` on `(N, C)` inside a recurrence; or without a step on
@@ -70,11 +70,8 @@ class RecurrentBatchNorm(nn.Module):
         Normalization", ICLR 2017.
     """
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-    running_mean: Tensor | None
     running_var: Tensor | None
-    num_batches_tracked: Tensor | None
+    shown = ("max_steps", "eps", "momentum", "affine", "track_running_stats")
 
     def __init__(
         self,
@@ -90,45 +87,26 @@ class RecurrentBatchNorm(nn.Module):
         bias: bool = True,
         first_weight: float = 0.1,
     ) -> None:
-        super().__init__()
-        check_momentum(self, momentum)
         if max_steps < 1:
             raise ArgumentError(
                 f"RecurrentBatchNorm needs max_steps of at least 1, got {max_steps}; "
                 "take the length of a usual sequence"
             )
-        self.num_features, self.max_steps = num_features, max_steps
-        self.eps, self.momentum = eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        self.first_weight = first_weight
-        place = {"device": device, "dtype": dtype}
-        gain = nn.Parameter(torch.empty(num_features, **place)) if affine else None
-        self.register_parameter("weight", gain)
-        offset = torch.empty(num_features, **place) if affine and bias else None
-        self.register_parameter(
-            "bias", None if offset is None else nn.Parameter(offset)
+        super().__init__(
+            (num_features,),
+            dict.fromkeys(("running_mean", "running_var"), (max_steps, num_features)),
+            eps=eps,
+            momentum=momentum,
+            affine=affine,
+            track_running_stats=track_running_stats,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+            counter=(max_steps,),
         )
-        mean = var = count = None
-        if track_running_stats:
-            mean = torch.empty(max_steps, num_features, **place)
-            var = torch.empty(max_steps, num_features, **place)
-            count = torch.zeros(max_steps, dtype=torch.int64, device=device)
-        self.register_buffer("running_mean", mean)
-        self.register_buffer("running_var", var)
-        self.register_buffer("num_batches_tracked", count)
+        self.num_features, self.max_steps = num_features, max_steps
+        self.first_weight = first_weight
         self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Forget the running statistics; weight as at first, and bias 0."""
-        if self.running_mean is not None:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)  # type: ignore[union-attr]
-            self.num_batches_tracked.zero_()  # type: ignore[union-attr]
-        if self.weight is not None:
-            self.weight.fill_(self.first_weight)
-        if self.bias is not None:
-            self.bias.zero_()
 
     def forward(
         self,
@@ -170,7 +148,7 @@ class RecurrentBatchNorm(nn.Module):
     def _steps(self, x: Tensor, first: int, mask: Tensor | None) -> Tensor:
         weight = None if self.weight is None else self.weight.view(1, 1, -1)
         bias = None if self.bias is None else self.bias.view(1, 1, -1)
-        if not self.training and self.running_mean is not None:
+        if self.uses_running:
             return self._by_running(x, first, mask, weight, bias)
         if self.training and x.shape[1] == 1 and mask is None:
             raise ArgumentError(
@@ -178,8 +156,7 @@ class RecurrentBatchNorm(nn.Module):
                 f"{tuple(x.shape)}; use eval() or a larger batch"
             )
         y, measured = normalize(x, (1,), weight, bias, self.eps, mask=mask)
-        if self.training and self.running_mean is not None:
-            check_momentum(self, self.momentum)
+        if self.moves_running():
             self._track(measured, first, x.shape[0])
         return y
 
@@ -228,20 +205,11 @@ class RecurrentBatchNorm(nn.Module):
         places = torch.minimum(places, last)
         mean = self.running_mean[places].unsqueeze(1)
         var = self.running_var[places].unsqueeze(1)
-        hidden = None
-        if mask is not None:
-            hidden = ~(mask > 0)
-            x = x.masked_fill(hidden, 0)
-        y = standardize(x, mean, var, weight, bias, self.eps)
-        return y if hidden is None else y.masked_fill(hidden, 0)
+        return standardize(x, mean, var, weight, bias, self.eps, mask=mask)
 
     def extra_repr(self) -> str:
         """The arguments that differ between layers."""
-        return (
-            f"{self.num_features}, max_steps={self.max_steps}, eps={self.eps}, "
-            f"momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}"
-        )
+        return f"{self.num_features}, {super().extra_repr()}"
 
 
 def _runs(first: int, steps: int, max_steps: int) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import update_running
@@ -22,15 +22,15 @@ from normkit.functional.ema import ema_
 from normkit.functional.whitening import covariance, inverse_sqrt, newton_inverse_sqrt
 from normkit.kernels.fixed_order import is_order_fixed
 from normkit.moments import statistics_dtype
-from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import recorded_call
+from normkit.nn.tracked_layer import TrackedLayer
 
 __all__ = ["WhiteningBatchNorm"]
 
 METHODS = ("zca", "newton")
 
 
-class WhiteningBatchNorm(nn.Module):
+class WhiteningBatchNorm(TrackedLayer):
     """Decorrelate the channels of `(N, C, *)` within groups, over batch and positions.
 
         y = W·(x − mean)·weight + bias,   W = (Σ + eps·1)^(−1/2)
@@ -81,11 +81,11 @@ class WhiteningBatchNorm(nn.Module):
         towards Efficient Whitening", CVPR 2019.
     """
 
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-    running_mean: Tensor | None
     running_whitening: Tensor | None
-    num_batches_tracked: Tensor | None
+    shown = (
+        *("num_groups", "eps", "momentum", "affine", "track_running_stats"),
+        "method",
+    )
 
     def __init__(
         self,
@@ -102,8 +102,6 @@ class WhiteningBatchNorm(nn.Module):
         method: str = "zca",
         iterations: int = 5,
     ) -> None:
-        super().__init__()
-        check_momentum(self, momentum)
         if num_groups < 1 or num_features % num_groups:
             raise ArgumentError(
                 f"WhiteningBatchNorm needs num_groups to divide num_features, got "
@@ -115,41 +113,29 @@ class WhiteningBatchNorm(nn.Module):
             raise ArgumentError(
                 f"iterations={iterations} must be at least 1; 5 is usual"
             )
-        place = {"device": device, "dtype": dtype}
-        self.num_features, self.num_groups = num_features, num_groups
-        self.eps, self.momentum = eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        self.method, self.iterations = method, iterations
         size = num_features // num_groups
-        gain = nn.Parameter(torch.empty(num_features, **place)) if affine else None
-        self.register_parameter("weight", gain)
-        offset = torch.empty(num_features, **place) if affine and bias else None
-        self.register_parameter(
-            "bias", None if offset is None else nn.Parameter(offset)
+        super().__init__(
+            (num_features,),
+            {
+                "running_mean": (num_features,),
+                "running_whitening": (num_groups, size, size),
+            },
+            eps=eps,
+            momentum=momentum,
+            affine=affine,
+            track_running_stats=track_running_stats,
+            bias=bias,
+            device=device,
+            dtype=dtype,
         )
-        mean = whitening = count = None
-        if track_running_stats:
-            mean = torch.empty(num_features, **place)
-            whitening = torch.empty(num_groups, size, size, **place)
-            count = torch.zeros((), dtype=torch.int64, device=device)
-        self.register_buffer("running_mean", mean)
-        self.register_buffer("running_whitening", whitening)
-        self.register_buffer("num_batches_tracked", count)
+        self.num_features, self.num_groups = num_features, num_groups
+        self.method, self.iterations = method, iterations
         self.reset_parameters()
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Forget the running statistics; weight 1 and bias 0."""
-        if self.running_mean is not None:
-            assert self.running_whitening is not None
-            self.running_mean.zero_()
-            unit = torch.eye(self.running_whitening.shape[-1])
-            self.running_whitening.copy_(unit.expand_as(self.running_whitening))
-            self.num_batches_tracked.zero_()  # type: ignore[union-attr]
-        if self.weight is not None:
-            self.weight.fill_(1)
-        if self.bias is not None:
-            self.bias.zero_()
+    def _reset(self, name: str, buffer: Tensor) -> None:
+        super()._reset(name, buffer)
+        if name == "running_whitening":
+            buffer.copy_(torch.eye(buffer.shape[-1]).expand_as(buffer))
 
     def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
         """Whiten `input`, shape `(N, C, *)`; in training, move the running statistics.
@@ -169,7 +155,7 @@ class WhiteningBatchNorm(nn.Module):
         if mask is not None:
             whole = mask.expand(input.shape[0], 1, *input.shape[2:])
             seen = whole.reshape(1, 1, -1)
-        if not self.training and self.running_mean is not None:
+        if self.uses_running:
             y = self._by_running(columns, seen)
         else:
             y = self._by_batch(columns, seen)
@@ -188,8 +174,7 @@ class WhiteningBatchNorm(nn.Module):
             whitening = inverse_sqrt(sigma, self.eps)
         else:
             whitening = newton_inverse_sqrt(sigma, self.eps, self.iterations)
-        if self.training and self.running_mean is not None:
-            check_momentum(self, self.momentum)
+        if self.moves_running():
             with torch.no_grad():
                 self._track(measured, whitening.detach())
         return whitening.to(centred.dtype) @ centred
@@ -250,9 +235,4 @@ class WhiteningBatchNorm(nn.Module):
     def extra_repr(self) -> str:
         """The arguments that differ between layers."""
         newton = f", iterations={self.iterations}" if self.method == "newton" else ""
-        return (
-            f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}, "
-            f"momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}, "
-            f"method={self.method!r}{newton}"
-        )
+        return f"{self.num_features}, {super().extra_repr()}{newton}"

@@ -1,0 +1,106 @@
+"""The base of layers whose running statistics have shapes of their own.
+
+Per-activation, recurrent and whitening batch norm: parameters and buffers, their
+construction and reset, and when the buffers move. Layers with the buffers of torch's
+batch norm are `RunningStateLayer`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from normkit.nn.running_state import check_momentum
+from normkit.torch_state import is_in_backward
+
+__all__ = ["TrackedLayer"]
+
+
+class TrackedLayer(nn.Module):
+    """A weight, a bias, running statistics and a counter, each of a given shape.
+
+    Args:
+        learned: The shape of weight and bias.
+        tracked: The shape of each running statistic, by the name of its buffer.
+        eps: Added to the variance, inside the root.
+        momentum: Share of the batch in the new running statistics, in [0, 1], or None.
+        affine: Learn a weight.
+        track_running_stats: Keep running statistics.
+        bias: Learn a bias when `affine`.
+        device: Where parameters and buffers live.
+        dtype: Their dtype.
+        counter: The shape of `num_batches_tracked`.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    running_mean: Tensor | None
+    num_batches_tracked: Tensor | None
+    first_weight: float = 1.0
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Attributes that the repr shows after the shape."""
+
+    def __init__(
+        self,
+        learned: tuple[int, ...],
+        tracked: dict[str, tuple[int, ...]],
+        *,
+        eps: float,
+        momentum: float | None,
+        affine: bool,
+        track_running_stats: bool,
+        bias: bool,
+        device: Any,
+        dtype: torch.dtype | None,
+        counter: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        check_momentum(self, momentum)
+        self.eps, self.momentum = eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        for name, is_there in (("weight", affine), ("bias", affine and bias)):
+            made = torch.empty(learned, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(made) if is_there else None)
+        for name, shape in tracked.items():
+            made = torch.empty(shape, device=device, dtype=dtype)
+            self.register_buffer(name, made if track_running_stats else None)
+        count = torch.zeros(counter, dtype=torch.int64, device=device)
+        self.register_buffer(
+            "num_batches_tracked", count if track_running_stats else None
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forget the running statistics; weight as at first, and bias 0."""
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._reset(name, buffer)
+        if self.weight is not None:
+            self.weight.fill_(self.first_weight)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def _reset(self, name: str, buffer: Tensor) -> None:
+        """Give one buffer its first value: variances 1, anything else 0."""
+        buffer.fill_(1 if name == "running_var" else 0)
+
+    @property
+    def uses_running(self) -> bool:
+        """Whether the running statistics are those to normalize by."""
+        return not self.training and self.running_mean is not None
+
+    def moves_running(self) -> bool:
+        """Return whether this forward moves the running statistics.
+
+        A forward that activation checkpointing repeats within the backward does not.
+        """
+        if not self.training or self.running_mean is None or is_in_backward():
+            return False
+        check_momentum(self, self.momentum)
+        return True
+
+    def extra_repr(self) -> str:
+        """The arguments that differ between layers."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)
