@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from normkit.bench.call_cases import CALL_CASES, FEW_SIZES
+from normkit.bench.call_tables import to_text
+from normkit.bench.calls import calls
 from normkit.bench.cases import CASES, QUICK
 from normkit.bench.numerics import BEGIN, END, numerics
 from normkit.bench.page import renew
@@ -113,6 +116,48 @@ def _small(
     if json is not None:
         json.write_text(found.to_json() + "\n", encoding="utf-8")
     print(found.to_text())
+
+
+@app.command(
+    "calls",
+    epilog="Example: `normkit bench calls --quick --threads 1 --json calls.json`",
+)
+def _calls(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Plain calls at four sizes, in a minute.")
+    ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="Minutes for each number of threads: 8, or 0.5 with --quick."
+        ),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Number of threads; repeatable. By default 1 and 2."),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write every number into this file.")
+    ] = None,
+) -> None:
+    """Time calls over the number of values, 4 thousand to 6.4 million, beside torch.nn.
+
+    Each layer in training (forward and backward) and in eval, plain and with what a
+    call can also do, beside torch.nn and a clone of the input; then the microseconds
+    that a call costs beyond torch.nn's. Contestants take turns; a ratio is torch's
+    median time over ours: process CPU time with one thread, wall time with more.
+    """
+    counts = threads or [1, 2]
+    minutes = (0.5 if quick else 8.0) if budget is None else budget
+    few = [c for c in CALL_CASES if c.form == "plain" and c.size in FEW_SIZES]
+    found = calls(
+        few if quick else CALL_CASES,
+        threads=counts,
+        budget=60 * minutes * len(counts),
+    )
+    if json is not None:
+        json.write_text(found.to_json() + "\n", encoding="utf-8")
+    print(to_text(found))
 
 
 @app.command(

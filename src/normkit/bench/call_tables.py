@@ -1,0 +1,195 @@
+"""A record of `normkit bench calls` as tables: what is below torch first.
+
+One row for each layer, mode and number of threads, one column for each size. A ratio
+below 0.95 is a loss and is marked, in the tables as in the columns of a terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+from normkit.bench.call_cases import FEW_SIZES, SIZES
+from normkit.bench.call_cost import CallCost
+from normkit.bench.calls import MODES, CallCell, Calls
+
+__all__ = ["LOSS", "Totals", "sentence", "to_markdown", "to_text", "totals"]
+
+LOSS, GAIN = 0.95, 1.05
+_SIZES_FROM_200K = tuple(SIZES)[tuple(SIZES).index("200k") :]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A group of cells in numbers.
+
+    Attributes:
+        cells: How many there are.
+        losses: How many are below 0.95 of torch.
+        gains: How many are above 1.05.
+        least: The cell with the least ratio.
+        training: Geometric mean of the training cells from 200k values up; None
+            without any.
+        evaluation: The same of the eval cells.
+    """
+
+    cells: int
+    losses: int
+    gains: int
+    least: CallCell
+    training: float | None
+    evaluation: float | None
+
+
+def totals(cells: Sequence[CallCell]) -> Totals:
+    """Count and average one cell or more."""
+    large = [cell for cell in cells if cell.case.size in _SIZES_FROM_200K]
+    training, evaluation = (
+        _mean([cell.ratio for cell in large if cell.mode == mode]) for mode in MODES
+    )
+    return Totals(
+        len(cells),
+        sum(cell.ratio < LOSS for cell in cells),
+        sum(cell.ratio > GAIN for cell in cells),
+        min(cells, key=lambda cell: cell.ratio),
+        training,
+        evaluation,
+    )
+
+
+def sentence(found: Calls) -> str:
+    """The totals of all cells."""
+    all_cells = totals(found.cells)
+    return (
+        f"{all_cells.losses} of {all_cells.cells} cells are below {LOSS:g} of torch's "
+        f"speed, {all_cells.gains} are above {GAIN:g}. The least ratio is "
+        f"{all_cells.least.ratio:.2f}: {all_cells.least}. Geometric mean from 200k "
+        f"values up: {_number(all_cells.training)} in training, "
+        f"{_number(all_cells.evaluation)} in eval."
+    )
+
+
+def to_markdown(found: Calls) -> str:
+    """All tables: totals, ratios, microseconds, the cost of a call."""
+    blocks = [
+        sentence(found),
+        _totals_table(found),
+        f"torch ÷ ours, by number of values; ▼ is below {LOSS:g}:",
+        _table(found, "plain", SIZES, _ratio),
+        "The same for calls that do more, and in bfloat16:",
+        _table(found, "", FEW_SIZES, _ratio),
+        "Microseconds that ours takes more than torch.nn / than a clone of the input:",
+        _table(found, "plain", SIZES, _micros),
+    ]
+    if found.cost:
+        blocks += [
+            "Cost of a call where the kernel has nothing to do, own kernels forced: "
+            "µs beyond torch.nn",
+            _cost_table(found.cost),
+        ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def to_text(found: Calls) -> str:
+    """One line for each cell, then the cost of a call and the totals."""
+    head = f"{'torch ÷ ours':56} {'ratio':>7} {'µs − torch':>11} {'− clone':>9}  passes"
+    cells = [
+        f"{cell!s:56} {_ratio(cell):>7} {cell.over('torch'):+11,.0f} "
+        f"{cell.over('clone'):+9,.0f}  "
+        + " ".join(f"{ratio:.2f}" for ratio in cell.ratios)
+        for cell in found.cells
+    ]
+    cost = [
+        f"{f'call cost, {entry.layer} {_shape(entry)}':56} µs beyond torch.nn: "
+        f"forward {entry.over_forward:+.1f}, with backward {entry.over_step:+.1f}"
+        for entry in found.cost
+    ]
+    return "\n".join([head, *cells, *cost, "", sentence(found)])
+
+
+def _totals_table(found: Calls) -> str:
+    rows = [
+        f"| | cells | below {LOSS:g} | above {GAIN:g} | least | training, from 200k | "
+        "eval, from 200k |",
+        "| --- | ---: | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for threads in found.threads:
+        for form in dict.fromkeys(cell.case.form for cell in found.cells):
+            part = totals(
+                [
+                    cell
+                    for cell in found.cells
+                    if (cell.case.form, cell.threads) == (form, threads)
+                ]
+            )
+            least = part.least
+            rows.append(
+                f"| {form}, {_threads(threads)} | {part.cells} | {part.losses} | "
+                f"{part.gains} | {least.ratio:.2f}: {least.case.row}, "
+                f"{least.case.size}, {least.mode} | {_number(part.training)} | "
+                f"{_number(part.evaluation)} |"
+            )
+    return "\n".join(rows)
+
+
+def _table(
+    found: Calls, form: str, sizes: Iterable[str], told: Callable[[CallCell], str]
+) -> str:
+    """Plain calls where `form` says so, and all others where it is empty."""
+    kept = {
+        (cell.case.row, cell.mode, cell.threads, cell.case.size): cell
+        for cell in found.cells
+        if (cell.case.form == "plain") == (form == "plain")
+    }
+    if not kept:
+        return ""
+    there = [size for size in sizes if any(key[3] == size for key in kept)]
+    rows = [
+        "| values | " + " | ".join(there) + " |",
+        "| --- |" + " ---: |" * len(there),
+    ]
+    for name, mode, threads in dict.fromkeys(key[:3] for key in kept):
+        cells = (kept.get((name, mode, threads, size)) for size in there)
+        told_cells = " | ".join("" if cell is None else told(cell) for cell in cells)
+        rows.append(f"| {name}, {mode}, {threads} t. | {told_cells} |")
+    return "\n".join(rows)
+
+
+def _cost_table(cost: Sequence[CallCost]) -> str:
+    rows = [
+        "| | torch.nn forward | ours − torch.nn | torch.nn forward and backward | "
+        "ours − torch.nn |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    rows += [
+        f"| {entry.layer} {_shape(entry)} | {entry.torch_forward:.1f} | "
+        f"{entry.over_forward:+.1f} | {entry.torch_step:.1f} | "
+        f"{entry.over_step:+.1f} |"
+        for entry in cost
+    ]
+    return "\n".join(rows)
+
+
+def _mean(ratios: Sequence[float]) -> float | None:
+    return exp(sum(map(log, ratios)) / len(ratios)) if ratios else None
+
+
+def _number(mean: float | None) -> str:
+    return "not measured" if mean is None else f"{mean:.2f}"
+
+
+def _ratio(cell: CallCell) -> str:
+    return f"{cell.ratio:.2f}" + ("▼" if cell.ratio < LOSS else "")
+
+
+def _micros(cell: CallCell) -> str:
+    return f"{cell.over('torch'):+,.0f} / {cell.over('clone'):+,.0f}"
+
+
+def _shape(entry: CallCost) -> str:
+    return "×".join(map(str, entry.shape))
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
