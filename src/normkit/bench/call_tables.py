@@ -72,23 +72,26 @@ def sentence(found: Calls) -> str:
 
 def to_markdown(found: Calls) -> str:
     """All tables: totals, ratios, microseconds, the cost of a call."""
-    blocks = [
-        sentence(found),
-        _totals_table(found),
-        f"torch ÷ ours, by number of values; ▼ is below {LOSS:g}:",
-        _table(found, "plain", SIZES, _ratio),
-        "The same for calls that do more, and in bfloat16:",
-        _table(found, "", FEW_SIZES, _ratio),
-        "Microseconds that ours takes more than torch.nn / than a clone of the input:",
-        _table(found, "plain", SIZES, _micros),
-    ]
-    if found.cost:
-        blocks += [
-            "Cost of a call where the kernel has nothing to do, own kernels forced: "
-            "µs beyond torch.nn",
+    tables = (
+        (
+            f"torch ÷ ours, by number of values; ▼ is below {LOSS:g}:",
+            _table(found, "plain", SIZES, _ratio),
+        ),
+        (
+            "The same for calls that do more, and in bfloat16:",
+            _table(found, "", FEW_SIZES, _ratio),
+        ),
+        (
+            "µs that ours takes more than torch.nn / more than a clone of the input:",
+            _table(found, "plain", SIZES, _micros),
+        ),
+        (
+            "Cost of a call in µs, with nothing for a kernel to do and our own forced:",
             _cost_table(found.cost),
-        ]
-    return "\n\n".join(block for block in blocks if block)
+        ),
+    )
+    told = [f"{head}\n\n{table}" for head, table in tables if table]
+    return "\n\n".join([sentence(found), _totals_table(found), *told])
 
 
 def to_text(found: Calls) -> str:
@@ -114,22 +117,18 @@ def _totals_table(found: Calls) -> str:
         "eval, from 200k |",
         "| --- | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
-    for threads in found.threads:
-        for form in dict.fromkeys(cell.case.form for cell in found.cells):
-            part = totals(
-                [
-                    cell
-                    for cell in found.cells
-                    if (cell.case.form, cell.threads) == (form, threads)
-                ]
-            )
-            least = part.least
-            rows.append(
-                f"| {form}, {_threads(threads)} | {part.cells} | {part.losses} | "
-                f"{part.gains} | {least.ratio:.2f}: {least.case.row}, "
-                f"{least.case.size}, {least.mode} | {_number(part.training)} | "
-                f"{_number(part.evaluation)} |"
-            )
+    groups: dict[tuple[int, str], list[CallCell]] = {}
+    for cell in found.cells:
+        groups.setdefault((cell.threads, cell.case.form), []).append(cell)
+    for (threads, form), cells in groups.items():
+        part = totals(cells)
+        least = part.least
+        rows.append(
+            f"| {form}, {_threads(threads)} | {part.cells} | {part.losses} | "
+            f"{part.gains} | {least.ratio:.2f}: {least.case.row}, "
+            f"{least.case.size}, {least.mode} | {_number(part.training)} | "
+            f"{_number(part.evaluation)} |"
+        )
     return "\n".join(rows)
 
 
@@ -152,11 +151,13 @@ def _table(
     for name, mode, threads in dict.fromkeys(key[:3] for key in kept):
         cells = (kept.get((name, mode, threads, size)) for size in there)
         told_cells = " | ".join("" if cell is None else told(cell) for cell in cells)
-        rows.append(f"| {name}, {mode}, {threads} t. | {told_cells} |")
+        rows.append(f"| {name}, {mode}, {_threads(threads)} | {told_cells} |")
     return "\n".join(rows)
 
 
 def _cost_table(cost: Sequence[CallCost]) -> str:
+    if not cost:
+        return ""
     rows = [
         "| | torch.nn forward | ours − torch.nn | torch.nn forward and backward | "
         "ours − torch.nn |",

@@ -12,7 +12,7 @@ from normkit.bench.call_tables import to_text
 from normkit.bench.calls import calls
 from normkit.bench.cases import CASES, QUICK
 from normkit.bench.numerics import BEGIN, END, numerics
-from normkit.bench.page import renew
+from normkit.bench.page import figure, renew
 from normkit.bench.small import small
 from normkit.bench.speed import speed
 from normkit.bench.steps import STEPS
@@ -173,7 +173,11 @@ def _page(
         typer.Option(help="By default the newest of each in results/ beside it."),
     ] = None,
 ) -> None:
-    """Write the tables of records of `bench speed` and `bench small` into a page."""
-    text = renew(page, record)
+    """Write the tables of the newest records into a page, and the figure beside it."""
+    text, drawn = renew(page, record), figure(page, record)
     page.write_text(text, encoding="utf-8")
     print(f"{page} is written")
+    if drawn is not None:
+        path, svg = drawn
+        path.write_text(svg, encoding="utf-8")
+        print(f"{path} is written")
