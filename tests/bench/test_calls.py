@@ -21,9 +21,11 @@ from normkit.bench.call_cases import (
 )
 from normkit.bench.call_cost import CallCost
 from normkit.bench.call_figure import draw
+from normkit.bench.call_grid import _Grid, calls, contestants_of, resumed
 from normkit.bench.call_tables import sentence, to_markdown, to_text, totals
-from normkit.bench.calls import MODES, CallCell, Calls, calls, contestants_of
+from normkit.bench.calls import MODES, CallCell, Calls
 from normkit.bench.timing import Timing
+from normkit.errors import ArgumentError
 
 ROWS = {case.row: case for case in CALL_CASES if case.size == FEW_SIZES[0]}
 
@@ -166,6 +168,58 @@ def test_one_wild_pass_of_three_decides_nothing() -> None:
     assert found.spread == pytest.approx(17)
 
 
+def test_a_pass_whose_threads_waited_counts_only_without_any_other() -> None:
+    calm = cell(0.5, threads=2).passes[0]
+    waited = {
+        name: replace(timing, waiting=0.5)
+        for name, timing in cell(9.0, threads=2).passes[0].items()
+    }
+    found = replace(cell(1.0, threads=2), passes=(waited, calm, waited))
+    assert found.ratios == pytest.approx((0.5,))
+    assert found.over("torch") == pytest.approx(50)
+    assert not found.is_disturbed
+    only = replace(found, passes=(waited, waited))
+    assert only.ratio == pytest.approx(9.0)
+    assert only.is_disturbed
+    record = Calls((found, only), (), {})
+    assert totals(record.cells).cells == 1
+    told = sentence(record)
+    assert told.startswith("1 of 1 cells")
+    assert told.endswith("1 more (~) were only measured disturbed.")
+    text = to_markdown(replace(record, cells=(only,)))
+    assert "| layer, training, 2 threads | ~ |" in text
+    assert "9.00" not in text
+    assert draw(record).count("<circle") == 1
+
+
+def test_the_last_budget_goes_where_passes_differ_or_were_disturbed() -> None:
+    steady = replace(cell(1.0, threads=2), passes=cell(1.0).passes * 3)
+    wild = replace(steady, passes=tuple(cell(r).passes[0] for r in (1.0, 4.0, 1.0)))
+    waited = {n: replace(t, waiting=0.5) for n, t in steady.passes[0].items()}
+    disturbed = replace(steady, passes=(*steady.passes[:1], waited, waited))
+    grid = _Grid([steady, wild, disturbed])
+    assert max(range(3), key=grid._need) == 2
+    grid.cells[2] = replace(disturbed, passes=(waited,) * 8)  # as often as allowed
+    assert max(range(3), key=grid._need) == 1
+
+
+def test_a_resumed_record_gets_passes_where_they_are_needed_and_keeps_its_own() -> None:
+    cases = [CallCase("layer", "rows", "plain", "4k")]
+    facts = calls(cases, threads=(1,), budget=0.05).environment
+    steady = replace(cell(1.0), passes=cell(1.0).passes * 3)
+    waited = {n: replace(t, waiting=0.5) for n, t in steady.passes[0].items()}
+    disturbed = replace(cell(9.0, mode="eval"), passes=(waited,) * 3)
+    record = Calls((steady, disturbed), (), facts)
+    found = resumed(record, budget=0.2)
+    assert found.cells[0] == steady
+    assert found.cells[1].passes[:3] == disturbed.passes
+    assert len(found.cells[1].passes) > 3
+    assert not found.cells[1].is_disturbed
+    other = replace(record, environment={**facts, "torch": "1.0"})
+    with pytest.raises(ArgumentError, match=r"record has torch '1\.0', here it is"):
+        resumed(other, budget=0.2)
+
+
 def test_totals_count_losses_and_average_from_200k_values_up() -> None:
     cells = (
         cell(0.5, size="200k"),
@@ -229,3 +283,10 @@ def test_the_command_writes_the_record(
     told = capsys.readouterr().out
     assert "RMS, 16k values, training, 1 thread" in told
     assert sentence(found) in told
+    again = ["bench", "calls", "--resume", str(record), "--budget", "0.01"]
+    assert cli.main([*again, "--json", str(record)]) == 0
+    more = Calls.from_json(record.read_text())
+    for old, new in zip(found.cells, more.cells, strict=True):
+        assert new.passes[: len(old.passes)] == old.passes
+    assert cli.main([*again, "--quick"]) == 2
+    assert "leave out --quick" in capsys.readouterr().err

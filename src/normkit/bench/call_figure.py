@@ -36,11 +36,15 @@ _COLOURS = {
 
 
 def draw(found: Calls) -> str:
-    """The SVG document of the plain cells of a record."""
-    plain = [cell for cell in found.cells if cell.case.form == "plain"]
+    """The SVG document of the plain cells of a record, without disturbed ones."""
+    plain = [
+        cell
+        for cell in found.cells
+        if cell.case.form == "plain" and not cell.is_disturbed
+    ]
     kinds = [kind for kind in KINDS if any(_kind(cell.case) == kind for cell in plain)]
-    low = min(-2, *(floor(log2(cell.ratio)) for cell in plain))
-    high = max(2, *(ceil(log2(cell.ratio)) for cell in plain))
+    low = min([-2, *(floor(log2(cell.ratio)) for cell in plain)])
+    high = max([2, *(ceil(log2(cell.ratio)) for cell in plain)])
     height_of_panel = _TITLE + _OCTAVE * (high - low) + _TICKS
     top = _MARGIN + _LEGEND_ROW * ceil(len(kinds) / len(_LEGEND_COLUMNS)) + 6
     parts = [_legend(kinds)]

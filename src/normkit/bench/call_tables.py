@@ -1,7 +1,9 @@
 """A record of `normkit bench calls` as tables: what is below torch first.
 
 One row for each layer, mode and number of threads, one column for each size. A ratio
-below 0.95 is a loss and is marked, in the tables as in the columns of a terminal.
+below 0.95 is a loss and is marked ▼, in the tables as in a terminal. ~ stands for a
+cell that was only measured while other processes held a processor: its times are those
+of the scheduler, and no total counts it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from math import exp, log
 
 from normkit.bench.call_cases import FEW_SIZES, SIZES
 from normkit.bench.call_cost import CallCost
-from normkit.bench.calls import MODES, CallCell, Calls
+from normkit.bench.calls import MODES, CallCell, Calls, threads_in_words
 
 __all__ = ["LOSS", "Totals", "sentence", "to_markdown", "to_text", "totals"]
 
@@ -25,10 +27,10 @@ class Totals:
     """A group of cells in numbers.
 
     Attributes:
-        cells: How many there are.
+        cells: How many were measured undisturbed.
         losses: How many are below 0.95 of torch.
         gains: How many are above 1.05.
-        least: The cell with the least ratio.
+        least: The cell with the least ratio; None without any.
         training: Geometric mean of the training cells from 200k values up; None
             without any.
         evaluation: The same of the eval cells.
@@ -37,13 +39,14 @@ class Totals:
     cells: int
     losses: int
     gains: int
-    least: CallCell
+    least: CallCell | None
     training: float | None
     evaluation: float | None
 
 
 def totals(cells: Sequence[CallCell]) -> Totals:
-    """Count and average one cell or more."""
+    """Count and average the undisturbed ones of some cells."""
+    cells = [cell for cell in cells if not cell.is_disturbed]
     large = [cell for cell in cells if cell.case.size in _SIZES_FROM_200K]
     training, evaluation = (
         _mean([cell.ratio for cell in large if cell.mode == mode]) for mode in MODES
@@ -52,7 +55,7 @@ def totals(cells: Sequence[CallCell]) -> Totals:
         len(cells),
         sum(cell.ratio < LOSS for cell in cells),
         sum(cell.ratio > GAIN for cell in cells),
-        min(cells, key=lambda cell: cell.ratio),
+        min(cells, key=lambda cell: cell.ratio, default=None),
         training,
         evaluation,
     )
@@ -60,13 +63,17 @@ def totals(cells: Sequence[CallCell]) -> Totals:
 
 def sentence(found: Calls) -> str:
     """The totals of all cells."""
-    all_cells = totals(found.cells)
+    whole = totals(found.cells)
+    disturbed = len(found.cells) - whole.cells
+    told = f" {disturbed} more (~) were only measured disturbed." if disturbed else ""
+    if whole.least is None:
+        return f"No cell was measured undisturbed.{told}"
     return (
-        f"{all_cells.losses} of {all_cells.cells} cells are below {LOSS:g} of torch's "
-        f"speed, {all_cells.gains} are above {GAIN:g}. The least ratio is "
-        f"{all_cells.least.ratio:.2f}: {all_cells.least}. Geometric mean from 200k "
-        f"values up: {_number(all_cells.training)} in training, "
-        f"{_number(all_cells.evaluation)} in eval."
+        f"{whole.losses} of {whole.cells} cells are below {LOSS:g} of torch's speed, "
+        f"{whole.gains} are above {GAIN:g}. The least ratio is "
+        f"{whole.least.ratio:.2f}: {whole.least}. Geometric mean from 200k values up: "
+        f"{_number(whole.training)} in training, {_number(whole.evaluation)} in eval."
+        f"{told}"
     )
 
 
@@ -89,8 +96,15 @@ def to_markdown(found: Calls) -> str:
             "Cost of a call in µs, with nothing for a kernel to do and our own forced:",
             _cost_table(found.cost),
         ),
+        (
+            "Time of other libraries ÷ ours; ▼ is below "
+            f"{LOSS:g}, where the other one is faster:",
+            _peers_table(found),
+        ),
     )
     told = [f"{head}\n\n{table}" for head, table in tables if table]
+    if found.absent:
+        told.append(f"Not installed, so not measured: {', '.join(found.absent)}.")
     return "\n\n".join([sentence(found), _totals_table(found), *told])
 
 
@@ -108,7 +122,13 @@ def to_text(found: Calls) -> str:
         f"forward {entry.over_forward:+.1f}, with backward {entry.over_step:+.1f}"
         for entry in found.cost
     ]
-    return "\n".join([head, *cells, *cost, "", sentence(found)])
+    peers = [
+        f"{f'{name}: {cell}':70} ÷ ours {_marked(cell.time_of(name), cell)}"
+        for cell in found.peers
+        for name in _peers_of(cell)
+    ]
+    peers += [f"{name} is not installed" for name in found.absent]
+    return "\n".join([head, *cells, *cost, *peers, "", sentence(found)])
 
 
 def _totals_table(found: Calls) -> str:
@@ -123,10 +143,10 @@ def _totals_table(found: Calls) -> str:
     for (threads, form), cells in groups.items():
         part = totals(cells)
         least = part.least
+        worst = "" if least is None else f"{least.ratio:.2f}: {_short(least)}"
         rows.append(
-            f"| {form}, {_threads(threads)} | {part.cells} | {part.losses} | "
-            f"{part.gains} | {least.ratio:.2f}: {least.case.row}, "
-            f"{least.case.size}, {least.mode} | {_number(part.training)} | "
+            f"| {form}, {threads_in_words(threads)} | {part.cells} | {part.losses} | "
+            f"{part.gains} | {worst} | {_number(part.training)} | "
             f"{_number(part.evaluation)} |"
         )
     return "\n".join(rows)
@@ -151,7 +171,7 @@ def _table(
     for name, mode, threads in dict.fromkeys(key[:3] for key in kept):
         cells = (kept.get((name, mode, threads, size)) for size in there)
         told_cells = " | ".join("" if cell is None else told(cell) for cell in cells)
-        rows.append(f"| {name}, {mode}, {_threads(threads)} | {told_cells} |")
+        rows.append(f"| {name}, {mode}, {threads_in_words(threads)} | {told_cells} |")
     return "\n".join(rows)
 
 
@@ -172,6 +192,31 @@ def _cost_table(cost: Sequence[CallCost]) -> str:
     return "\n".join(rows)
 
 
+def _peers_table(found: Calls) -> str:
+    sizes = list(dict.fromkeys(cell.case.size for cell in found.peers))
+    told: dict[str, dict[str, str]] = {}
+    for cell in found.peers:
+        of = f"{cell.case.row}, {cell.mode}, {threads_in_words(cell.threads)}"
+        for name in ("torch", *_peers_of(cell)):
+            row = told.setdefault(f"{of}: {name}", {})
+            row[cell.case.size] = _marked(cell.time_of(name), cell)
+    if not told:
+        return ""
+    rows = [
+        "| values | " + " | ".join(sizes) + " |",
+        "| --- |" + " ---: |" * len(sizes),
+    ]
+    rows += [
+        f"| {name} | " + " | ".join(row.get(size, "") for size in sizes) + " |"
+        for name, row in told.items()
+    ]
+    return "\n".join(rows)
+
+
+def _peers_of(cell: CallCell) -> list[str]:
+    return [n for n in cell.passes[0] if n not in ("ours", "torch", "clone")]
+
+
 def _mean(ratios: Sequence[float]) -> float | None:
     return exp(sum(map(log, ratios)) / len(ratios)) if ratios else None
 
@@ -181,16 +226,24 @@ def _number(mean: float | None) -> str:
 
 
 def _ratio(cell: CallCell) -> str:
-    return f"{cell.ratio:.2f}" + ("▼" if cell.ratio < LOSS else "")
+    return _marked(cell.ratio, cell)
+
+
+def _marked(ratio: float, cell: CallCell) -> str:
+    if cell.is_disturbed:
+        return "~"
+    return f"{ratio:.2f}" + ("▼" if ratio < LOSS else "")
+
+
+def _short(cell: CallCell) -> str:
+    return f"{cell.case.row}, {cell.case.size}, {cell.mode}"
 
 
 def _micros(cell: CallCell) -> str:
+    if cell.is_disturbed:
+        return "~"
     return f"{cell.over('torch'):+,.0f} / {cell.over('clone'):+,.0f}"
 
 
 def _shape(entry: CallCost) -> str:
     return "×".join(map(str, entry.shape))
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count != 1)}"

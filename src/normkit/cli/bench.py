@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from normkit.bench.call_cases import CALL_CASES, FEW_SIZES
+from normkit.bench.call_grid import calls, resumed
 from normkit.bench.call_tables import to_text
-from normkit.bench.calls import calls
+from normkit.bench.calls import Calls
 from normkit.bench.cases import CASES, QUICK
 from normkit.bench.numerics import BEGIN, END, numerics
 from normkit.bench.page import figure, renew
@@ -136,6 +137,19 @@ def _calls(
         list[int] | None,
         typer.Option(min=1, help="Number of threads; repeatable. By default 1 and 2."),
     ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers", help="Also oneDNN, ONNX Runtime and JAX, those installed."
+        ),
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with this record: only its cells that were disturbed, or whose "
+            "passes differ.",
+        ),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(help="Also write every number into this file.")
     ] = None,
@@ -147,14 +161,24 @@ def _calls(
     that a call costs beyond torch.nn's. Contestants take turns; a ratio is torch's
     median time over ours: process CPU time with one thread, wall time with more.
     """
-    counts = threads or [1, 2]
     minutes = (0.5 if quick else 8.0) if budget is None else budget
     few = [c for c in CALL_CASES if c.form == "plain" and c.size in FEW_SIZES]
-    found = calls(
-        few if quick else CALL_CASES,
-        threads=counts,
-        budget=60 * minutes * len(counts),
-    )
+    if resume is None:
+        counts = threads or [1, 2]
+        found = calls(
+            few if quick else CALL_CASES,
+            threads=counts,
+            budget=60 * minutes * len(counts),
+            with_peers=peers,
+        )
+    else:
+        if quick or threads or peers:
+            raise ArgumentError(
+                "--resume measures what its record holds; leave out --quick, --threads "
+                "and --peers"
+            )
+        record = Calls.from_json(resume.read_text(encoding="utf-8"))
+        found = resumed(record, budget=60 * minutes * len(record.threads))
     if json is not None:
         json.write_text(found.to_json() + "\n", encoding="utf-8")
     print(to_text(found))
