@@ -1,6 +1,7 @@
 """The tables of benchmarks/README.md, each from the newest record beside the page.
 
-What stands between two marks is generated; reasons are written by hand outside.
+What stands between two marks is generated, and so is the figure of a record of calls;
+reasons are written by hand outside.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from normkit.bench.call_figure import draw
+from normkit.bench.call_tables import sentence, to_markdown
+from normkit.bench.calls import Calls
 from normkit.bench.small import Small
 from normkit.bench.speed import Speed
 from normkit.errors import ArgumentError
 
-__all__ = ["SMALL", "SPEED", "Block", "renew"]
+__all__ = ["CALLS", "SMALL", "SPEED", "Block", "figure", "renew"]
+
+FIGURE = "calls.svg"
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Block:
     name: str
     records: str
     writer: str
-    kind: type[Speed] | type[Small]
+    kind: type[Speed] | type[Small] | type[Calls]
 
     @property
     def begin(self) -> str:
@@ -59,18 +65,26 @@ class Block:
     def generated(self, record: Path) -> str:
         """What belongs between the marks, marks included."""
         found = self.kind.from_json(record.read_text(encoding="utf-8"))
-        facts = found.environment
-        threads = facts["threads"]
+        facts, threads = found.environment, [found.environment["threads"]]
+        if isinstance(found, Calls):
+            threads, tables = (
+                list(found.threads),
+                f"{_image(found)}\n\n{to_markdown(found)}",
+            )
+        else:
+            tables = found.to_markdown()
+        counted = " and ".join(map(str, threads))
         machine = (
-            f"{facts['cpu']}, {threads} thread{'s' * (threads != 1)}, torch "
+            f"{facts['cpu']}, {counted} thread{'s' * (threads != [1])}, torch "
             f"{facts['torch']}, Python {facts['python']}. All numbers: "
             f"[{record.name}](results/{record.name})."
         )
-        return f"{self.begin}\n\n{machine}\n\n{found.to_markdown()}\n\n{self.end}"
+        return f"{self.begin}\n\n{machine}\n\n{tables}\n\n{self.end}"
 
 
 SPEED = Block("page", "*-cpu*.json", "normkit bench speed --json", Speed)
 SMALL = Block("small", "*-small.json", "normkit bench small --json", Small)
+CALLS = Block("calls", "*-calls.json", "normkit bench calls --json", Calls)
 
 
 def renew(page: Path, record: Path | None = None) -> str:
@@ -78,7 +92,7 @@ def renew(page: Path, record: Path | None = None) -> str:
 
     Args:
         page: A Markdown page with the marks of one kind of table or more.
-        record: A file that `normkit bench speed --json` or `small --json` wrote, and
+        record: A file that `normkit bench speed --json`, `small` or `calls` wrote, and
             only its tables are made again; by default the newest of each kind in the
             folder `results` beside the page.
 
@@ -86,7 +100,7 @@ def renew(page: Path, record: Path | None = None) -> str:
         ArgumentError: No marks, or no record.
     """
     text = page.read_text(encoding="utf-8")
-    blocks = (SPEED, SMALL) if record is None else (_block_of(record),)
+    blocks = (SPEED, SMALL, CALLS) if record is None else (_block_of(record),)
     there = [b for b in blocks if b.begin in text and b.end in text]
     if not there:
         wanted = " nor ".join(f"'{b.begin}' with '{b.end}' after it" for b in blocks)
@@ -100,5 +114,35 @@ def renew(page: Path, record: Path | None = None) -> str:
     return text
 
 
+def figure(page: Path, record: Path | None = None) -> tuple[Path, str] | None:
+    """The file of the figure beside the page and what it should hold.
+
+    Args:
+        page: As in `renew`.
+        record: As in `renew`; None as result if it is not one of calls, or if the
+            page has no marks for one.
+    """
+    if record is None:
+        if CALLS.begin not in page.read_text(encoding="utf-8"):
+            return None
+        record = CALLS.newest(page.parent / "results")
+    elif _block_of(record) is not CALLS:
+        return None
+    found = Calls.from_json(record.read_text(encoding="utf-8"))
+    return page.parent / FIGURE, draw(found)
+
+
+def _image(found: Calls) -> str:
+    told = sentence(found).replace('"', "&quot;")
+    return (
+        f'<img src="{FIGURE}" width="560" alt="Time of torch over that of normkit, by '
+        f'number of values, one line for each layer. {told}">'
+    )
+
+
 def _block_of(record: Path) -> Block:
-    return SMALL if "small" in json.loads(record.read_text("utf-8")) else SPEED
+    data = json.loads(record.read_text("utf-8"))
+    for key, block in (("small", SMALL), ("calls", CALLS)):
+        if key in data:
+            return block
+    return SPEED

@@ -2,17 +2,30 @@
 
 Whatever slows the machine for a while slows every contestant, so ratios hold where
 single times do not. The minimum is what the work costs, the median what it cost here.
+
+Several threads on a shared machine need more care. A thread that could run may have to
+wait for a processor, and with it all others at the next barrier: a call of 0.2 ms then
+takes 16 or 60 (measured on two cores with three other processes), and no ratio of such
+times means anything. `in_turns(…, avoid_waiting=True)` therefore pauses after a turn
+in which threads waited, because the system soon runs a process that has slept, and
+leaves such turns out. Linux counts the waiting; elsewhere every turn counts.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Timing", "in_turns"]
+__all__ = ["MAX_WAITING", "Timing", "Turn", "in_turns", "undisturbed"]
+
+# Waiting of all threads together over the time of a turn. Up to this share a turn
+# counts; where fewer than three do, the quarter that waited least.
+MAX_WAITING, _MIN_KEPT = 0.05, 0.25
+_MIN_TURNS, _PAUSE = 3, 0.01
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,9 @@ class Timing:
         cpu_median: Median of that.
         wall: Least time on the clock.
         wall_median: Median of that.
-        turns: How often it was measured.
+        turns: How many turns count.
+        waiting: The share of the time that threads waited for a processor, median of
+            those turns; 0 where it was not measured.
     """
 
     cpu: float
@@ -32,32 +47,70 @@ class Timing:
     wall: float
     wall_median: float
     turns: int
+    waiting: float = 0.0
+
+    @classmethod
+    def of(cls, turns: list[Turn]) -> Timing:
+        """Least and median of the turns that count."""
+        kept = undisturbed(turns)
+        cpu, wall = [t.cpu for t in kept], [t.wall for t in kept]
+        waiting = median(t.waiting for t in kept)
+        return cls(min(cpu), median(cpu), min(wall), median(wall), len(kept), waiting)
+
+
+class Turn(NamedTuple):
+    """Seconds of one call in one turn, and the share of them spent waiting."""
+
+    cpu: float
+    wall: float
+    waiting: float = 0.0
 
 
 def in_turns(
-    contestants: dict[str, Callable[[], Any]], seconds: float
+    contestants: dict[str, Callable[[], Any]],
+    seconds: float,
+    *,
+    avoid_waiting: bool = False,
 ) -> dict[str, Timing]:
     """Measure every contestant in turn until `seconds` are spent.
 
     Args:
         contestants: What to call, by name.
         seconds: For all of them together; each has at least three turns.
+        avoid_waiting: Pause after turns in which threads had to wait, and leave them
+            out.
 
     Returns:
         The timings, by name. A turn of a fast contestant is many calls.
     """
     repeats = {name: _repeats(call) for name, call in contestants.items()}
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    taken: dict[str, list[Turn]] = {name: [] for name in contestants}
+    waited: Callable[[], float] = _waited if avoid_waiting else lambda: 0.0
+    has_waited = False
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, taken.values())) < 3:
+    while time.perf_counter() < end or min(map(len, taken.values())) < _MIN_TURNS:
         for name, call in contestants.items():
             times = range(repeats[name])
+            if has_waited:
+                time.sleep(_PAUSE)
+                call()  # wakes the other threads
+            before = waited()
             cpu, wall = time.process_time(), time.perf_counter()
             for _ in times:
                 call()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            taken[name].append((cpu / len(times), wall / len(times)))
-    return {name: _timing(turns) for name, turns in taken.items()}
+            turn = Turn(cpu / len(times), wall / len(times), (waited() - before) / wall)
+            has_waited = turn.waiting > MAX_WAITING
+            taken[name].append(turn)
+    return {name: Timing.of(turns) for name, turns in taken.items()}
+
+
+def undisturbed(turns: list[Turn]) -> list[Turn]:
+    """The turns without waiting, or else the quarter that waited least."""
+    by_waiting = sorted(turns, key=lambda turn: turn.waiting)
+    kept = [turn for turn in by_waiting if turn.waiting <= MAX_WAITING]
+    least = max(_MIN_TURNS, int(_MIN_KEPT * len(turns)))
+    return kept if len(kept) >= _MIN_TURNS else by_waiting[:least]
 
 
 def _repeats(call: Callable[[], Any]) -> int:
@@ -68,6 +121,16 @@ def _repeats(call: Callable[[], Any]) -> int:
     return max(1, int(5e-4 / max(time.perf_counter() - start, 1e-7)))
 
 
-def _timing(turns: list[tuple[float, float]]) -> Timing:
-    cpu, wall = [c for c, _ in turns], [w for _, w in turns]
-    return Timing(min(cpu), median(cpu), min(wall), median(wall), len(turns))
+def _waited() -> float:
+    """Seconds that the threads of this process have waited; 0 if nobody counts."""
+    total = 0
+    try:
+        for task in os.listdir(_TASKS):
+            with open(f"{_TASKS}/{task}/schedstat", "rb") as file:
+                total += int(file.read().split()[1])
+    except (OSError, IndexError):  # a thread has ended, or it is another system
+        return 0.0
+    return 1e-9 * total
+
+
+_TASKS = "/proc/self/task"

@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
+from normkit.bench.call_cases import CALL_CASES, FEW_SIZES
+from normkit.bench.call_grid import calls, resumed
+from normkit.bench.call_tables import to_text
+from normkit.bench.calls import Calls
 from normkit.bench.cases import CASES, QUICK
 from normkit.bench.numerics import BEGIN, END, numerics
-from normkit.bench.page import renew
+from normkit.bench.page import figure, renew
 from normkit.bench.small import small
 from normkit.bench.speed import speed
 from normkit.bench.steps import STEPS
@@ -116,6 +120,71 @@ def _small(
 
 
 @app.command(
+    "calls",
+    epilog="Example: `normkit bench calls --quick --threads 1 --json calls.json`",
+)
+def _calls(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Plain calls at four sizes, in a minute.")
+    ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="Minutes for each number of threads: 8, or 0.5 with --quick."
+        ),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Number of threads; repeatable. By default 1 and 2."),
+    ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers", help="Also oneDNN, ONNX Runtime and JAX, those installed."
+        ),
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with this record: only its cells that were disturbed, or whose "
+            "passes differ.",
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write every number into this file.")
+    ] = None,
+) -> None:
+    """Time calls over the number of values, 4 thousand to 6.4 million, beside torch.nn.
+
+    Each layer in training (forward and backward) and in eval, plain and with what a
+    call can also do, beside torch.nn and a clone of the input; then the microseconds
+    that a call costs beyond torch.nn's. Contestants take turns; a ratio is torch's
+    median time over ours: process CPU time with one thread, wall time with more.
+    """
+    minutes = (0.5 if quick else 8.0) if budget is None else budget
+    few = [c for c in CALL_CASES if c.form == "plain" and c.size in FEW_SIZES]
+    if resume is None:
+        counts = threads or [1, 2]
+        found = calls(
+            few if quick else CALL_CASES,
+            threads=counts,
+            budget=60 * minutes * len(counts),
+            with_peers=peers,
+        )
+    else:
+        if quick or threads or peers:
+            raise ArgumentError(
+                "--resume measures what its record holds; leave out --quick, --threads "
+                "and --peers"
+            )
+        record = Calls.from_json(resume.read_text(encoding="utf-8"))
+        found = resumed(record, budget=60 * minutes * len(record.threads))
+    if json is not None:
+        json.write_text(found.to_json() + "\n", encoding="utf-8")
+    print(to_text(found))
+
+
+@app.command(
     "page",
     epilog="Example: `normkit bench page benchmarks/README.md`",
 )
@@ -128,7 +197,11 @@ def _page(
         typer.Option(help="By default the newest of each in results/ beside it."),
     ] = None,
 ) -> None:
-    """Write the tables of records of `bench speed` and `bench small` into a page."""
-    text = renew(page, record)
+    """Write the tables of the newest records into a page, and the figure beside it."""
+    text, drawn = renew(page, record), figure(page, record)
     page.write_text(text, encoding="utf-8")
     print(f"{page} is written")
+    if drawn is not None:
+        path, svg = drawn
+        path.write_text(svg, encoding="utf-8")
+        print(f"{path} is written")

@@ -1,0 +1,46 @@
+"""Turns in which threads waited for a processor do not count."""
+
+import time
+
+import pytest
+
+from normkit.bench import timing
+from normkit.bench.timing import Timing, Turn, in_turns, undisturbed
+
+
+def test_turns_with_waiting_are_left_out() -> None:
+    calm = [Turn(1.0, wall, 0.0) for wall in (1.0, 2.0, 3.0)]
+    waited = [Turn(1.0, 60.0, 1.5)] * 9
+    assert sorted(undisturbed(waited + calm)) == calm
+    found = Timing.of(waited + calm)
+    assert (found.wall, found.wall_median, found.turns) == (1.0, 2.0, 3)
+    assert found.waiting == 0.0
+
+
+def test_without_calm_turns_the_quarter_that_waited_least_counts_and_says_so() -> None:
+    turns = [Turn(1.0, float(i), 0.1 * i) for i in range(1, 21)]
+    assert undisturbed(turns) == turns[:5]
+    assert Timing.of(turns).waiting == pytest.approx(0.3)
+
+
+def test_a_pause_follows_a_turn_that_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system then runs the process at once; without one it goes on waiting."""
+    waited = iter(0.001 * i for i in range(10**6))
+    pauses: list[float] = []
+    monkeypatch.setattr(timing, "_waited", lambda: next(waited))
+    monkeypatch.setattr(timing.time, "sleep", pauses.append)
+    found = in_turns({"a": lambda: sum(range(10_000))}, 0.01, avoid_waiting=True)
+    assert found["a"].waiting > timing.MAX_WAITING
+    assert pauses
+    pauses.clear()
+    found = in_turns({"a": lambda: sum(range(10_000))}, 0.01)
+    assert found["a"].waiting == 0.0
+    assert not pauses
+
+
+def test_the_system_counts_or_nothing_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = timing._waited()
+    time.sleep(0.01)
+    assert timing._waited() >= before >= 0.0
+    monkeypatch.setattr(timing, "_TASKS", "/nowhere")
+    assert timing._waited() == 0.0
