@@ -96,7 +96,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
         if t is not None and (
             type(t) not in PLAIN
             or not t.is_cpu
-            or t.layout != torch.strided
+            or t.layout is not torch.strided
             or is_wrapped(t)
             or t.is_neg()
         ):

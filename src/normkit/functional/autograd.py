@@ -23,8 +23,9 @@ from normkit.functional.memory import (
 )
 from normkit.functional.passes import Passes
 from normkit.kernels.cpu.call import NativeCall
+from normkit.kernels.cpu.packing import as_mask
 from normkit.kernels.spec import Running
-from normkit.moments import Moments
+from normkit.moments import Moments, broadcast_mask
 from normkit.torch_state import (
     has_forward_mode,
     has_transforms,
@@ -101,7 +102,8 @@ class Normalize(torch.autograd.Function):
             *rest, step = kept
             x = from_bytes(spec.seen(x), step, job.dtype).view(x.shape)
             kept = call.around_zero(tuple(rest))
-        if torch.is_grad_enabled() or _is_transformed(dy):
+        is_seen = is_observed()
+        if _is_grad_enabled() or is_batched_gradient(dy) or (is_seen and _differs()):
             center, inv_std, _ = call.statistics(kept)
             grads = differentiable.gradients(
                 *(spec, dy, (x, weight, bias, residual)),
@@ -109,7 +111,7 @@ class Normalize(torch.autograd.Function):
                 *(mask, gated, wanted),
             )
         else:
-            if type(call) is NativeCall and (is_observed() or not is_plain(dy)):
+            if type(call) is NativeCall and (is_seen or not is_plain(dy)):
                 # A mode has to see torch operations, or dy is none of torch's own.
                 kept = tuple(t for t in call.statistics(kept) if t is not None)
                 call = Passes(spec)
@@ -119,7 +121,7 @@ class Normalize(torch.autograd.Function):
         return (*grads, None, None)
 
 
-_apply = unwrapped_apply(Normalize)
+_apply, _is_grad_enabled = unwrapped_apply(Normalize), torch.is_grad_enabled
 
 
 def run(
@@ -140,11 +142,15 @@ def run(
         weight: Learned factor, or None.
         bias: Learned summand, or None.
         residual: Added before the activation, or None.
-        mask: Bool, of the shape of x, or None.
+        mask: Bool, broadcastable to x, or None.
         running: Statistics to normalize by, or to move.
         found: Takes the Moments of the batch, if a list is given.
     """
-    if torch.is_grad_enabled() and (
+    if mask is not None:
+        mask = broadcast_mask(mask, x)
+        if type(call) is NativeCall:
+            mask = as_mask(mask, x)
+    if _is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
@@ -210,10 +216,6 @@ def _again(
     return compute
 
 
-def _is_transformed(dy: Tensor) -> bool:
-    return (
-        is_compiling()
-        or has_transforms()
-        or has_forward_mode()
-        or is_batched_gradient(dy)
-    )
+def _differs() -> bool:
+    """Return whether the backward itself is differentiated, mapped or traced."""
+    return is_compiling() or has_transforms() or has_forward_mode()

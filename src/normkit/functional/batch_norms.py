@@ -10,8 +10,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.arguments import check_eps, check_floating, check_length
+from normkit.functional.autograd import run
 from normkit.functional.ema import check_counters, check_moving, move
-from normkit.functional.engine import again, execute
+from normkit.functional.engine import execute
 from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.spec import Running, Spec
@@ -111,7 +112,7 @@ def batch_norm(
             key = with_running(key, running_mean, running_var, *running[3:5])
         call = find(key)
         if call is not None:
-            return again(call, input, weight, bias, residual, mask, running)
+            return run(call, input, weight, bias, residual, mask, running)
     tensors = (
         *(input, running_mean, running_var, weight, bias, mask),
         *(num_batches_tracked, num_batches_skipped),
@@ -237,7 +238,7 @@ def instance_norm(
         key = with_running(key, running_mean, running_var)
     call = find(key)
     if call is not None:
-        y = again(call, input, weight, bias, mask=mask, found=found)
+        y = run(call, input, weight, bias, None, mask, None, found)
         if found:
             _move_instances(
                 *(running_mean, running_var, found[0], momentum, num_batches_tracked)

@@ -20,32 +20,15 @@ from normkit.functional.route import Route, route_of
 from normkit.functional.signature import find, remember, signature
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
-from normkit.kernels.cpu.packing import as_mask
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.fixed_order import is_order_fixed
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments, broadcast_mask, statistics_dtype
 from normkit.torch_state import PLAIN
 
-__all__ = ["again", "execute", "normalize", "standardize"]
+__all__ = ["execute", "normalize", "standardize"]
 
 _NONE = Epilogue()
-
-
-def again(
-    call: NativeCall | Passes,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
-    running: Running | None = None,
-    found: list[Moments] | None = None,
-) -> Tensor:
-    """Run a call that was remembered; arguments as in `execute`."""
-    if mask is not None:
-        mask = as_mask(broadcast_mask(mask, x), x)
-    return autograd.run(call, x, weight, bias, residual, mask, running, found)
 
 
 def execute(
@@ -92,19 +75,14 @@ def execute(
         if found is not None:
             found.append(measured)
         return y
-    if mask is not None:
-        mask = broadcast_mask(mask, x)
     call: NativeCall | Passes | None = None
     if asked_for() in (None, "cpu") and not is_order_fixed() and type(x) in PLAIN:
         # In memory of their own where they are views; autograd follows.
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
-        laid = mask if mask is None or not x.is_cpu else as_mask(mask, x)
-        call = call_for(spec, x, weight, bias, residual, laid, running)
-        if call is not None:
-            mask = laid
-            if key is not None:
-                remember(key, call)
+        call = call_for(spec, x, weight, bias, residual, mask, running)
+        if call is not None and key is not None:
+            remember(key, call)
     if call is None:
         call = Passes(spec)
     return autograd.run(call, x, weight, bias, residual, mask, running, found)
@@ -154,7 +132,8 @@ def normalize(
     found: list[Moments] = []
     call = find(key)
     if call is not None:
-        return again(call, x, weight, bias, residual, mask, found=found), found[0]
+        y = autograd.run(call, x, weight, bias, residual, mask, None, found)
+        return y, found[0]
     _check_shapes(x, weight, bias, residual)
     spec = Spec(dims, eps, centered, activation=activation, slope=slope, group=group)
     y = execute(spec, x, weight, bias, residual, mask, found=found, key=key)

@@ -14,7 +14,8 @@ from normkit.functional.arguments import (
     check_floating,
     check_trailing,
 )
-from normkit.functional.engine import again, execute
+from normkit.functional.autograd import run
+from normkit.functional.engine import execute
 from normkit.functional.signature import find, signature
 from normkit.kernels.spec import Spec
 
@@ -60,7 +61,7 @@ def layer_norm(
     )
     call = find(key)
     if call is not None:
-        return again(call, input, weight, bias, mask=mask)
+        return run(call, input, weight, bias, None, mask)
     tensors = (input, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
@@ -125,7 +126,7 @@ def rms_norm(
     )
     call = find(key)
     if call is not None:
-        return again(call, input, weight, None, mask=mask)
+        return run(call, input, weight, None, None, mask)
     check_floating(input, "rms_norm")
     check_eps(eps, "rms_norm", "finite")
     sizes = tuple(normalized_shape)
@@ -168,7 +169,7 @@ def group_norm(
     key = signature(("group_norm", num_groups, eps), input, weight, bias, None, mask)
     call = find(key)
     if call is not None:
-        return again(call, input, weight, bias, mask=mask)
+        return run(call, input, weight, bias, None, mask)
     tensors = (input, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
