@@ -386,8 +386,8 @@ def _check_weights(mask: Tensor, x: Tensor) -> None:
         if mask.dim() == 1 and x.dim() > 1 and mask.shape[0] == x.shape[0]:
             way_out = (
                 "if these are the lengths of sequences, make a mask of them, e.g. "
-                "(torch.arange(L) < lengths[:, None])[:, None, :] for (N, C, L); if they "
-                "are zeros and ones, use mask.bool()"
+                "(torch.arange(L) < lengths[:, None])[:, None, :] for (N, C, L); if "
+                "they are zeros and ones, use mask.bool()"
             )
         raise ArgumentError(
             f"mask must be bool or floating-point weights, got {mask.dtype} of shape "

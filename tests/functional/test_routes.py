@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The routes of the calls so far; kernels with the name of what ran them."""
     routes: list[str] = []
     for kind, name in ((NativeCall, "native"), (Passes, "passes")):
@@ -60,7 +60,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             return honest(*given, **named)
 
         monkeypatch.setattr(engine.differentiable, name, formula)
-    yield routes
+    return routes
 
 
 class Watching(TorchDispatchMode):
@@ -290,7 +290,11 @@ def test_gradients_are_right_where_input_and_gradient_differ_in_layout(
                 with normkit.backend("reference"):
                     (truth,) = torch.autograd.grad(exact(wide), wide, dy.double())
                 torch.testing.assert_close(
-                    dx.double(), truth, rtol=1e-5, atol=1e-5, msg=f"{name} {of_x} {of_dy}"
+                    dx.double(),
+                    truth,
+                    rtol=1e-5,
+                    atol=1e-5,
+                    msg=f"{name} {of_x} {of_dy}",
                 )
 
 

@@ -210,8 +210,9 @@ def _again(
             values, *others = (None if r is None else r() for r in recipes)
             assert values is not None
             center, inv_std, _ = call.statistics(kept)
+            learned, offset, added = others
             passes = Passes(call.spec)
-            return passes.again(values, *others, center, inv_std)
+            return passes.again(values, learned, offset, added, center, inv_std)
 
     return compute
 

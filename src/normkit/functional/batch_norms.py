@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -305,8 +304,9 @@ def _move_instances(
 ) -> None:
     """Move the averages by the mean over samples of means and unbiased variances.
 
-    A forward that activation checkpointing repeats moves nothing a second time. As Moments of two values, whose unbiased variance is their m2. Samples without a
-    valid position are left out.
+    As Moments of two values, whose unbiased variance is their m2. Samples without a
+    valid position are left out. A forward that activation checkpointing repeats moves
+    nothing a second time.
     """
     if is_in_backward():
         return

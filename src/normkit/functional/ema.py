@@ -17,7 +17,11 @@ from normkit.moments import Moments
 from normkit.torch_state import has_transforms, is_compiling, is_observed
 
 __all__ = [
-    *("check_counters", "check_moving", "ema_", "move", "moved"),
+    "check_counters",
+    "check_moving",
+    "ema_",
+    "move",
+    "moved",
     "update_running",
 ]
 
@@ -120,7 +124,9 @@ def ema_(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) ->
     _writable(running).copy_(moved(running, new, rate, allowed))
 
 
-def moved(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) -> Tensor:
+def moved(
+    running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor
+) -> Tensor:
     """Return (1 − rate)·running + rate·new where `allowed`, in the dtype of `new`."""
     new = new.reshape(running.shape)
     allowed = (

@@ -67,8 +67,8 @@ def normalize_ghosts(
     """
     if epilogue.residual is not None and epilogue.residual.shape != x.shape:
         raise ShapeError(
-            f"residual of shape {tuple(epilogue.residual.shape)} must have the shape of "
-            f"x, {tuple(x.shape)}; use expand()"
+            f"residual of shape {tuple(epilogue.residual.shape)} must have the shape "
+            f"of x, {tuple(x.shape)}; use expand()"
         )
     sizes = ghost_sizes(x.shape[0], ghost_size)
     larger = sum(size > sizes[-1] for size in sizes)

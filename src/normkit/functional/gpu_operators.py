@@ -349,9 +349,7 @@ def _differentiable_batch_norm(
     # The bits of a relu are its output's signs as well.
     gated = _unpacked(bits, x, ctx.channel_dim) if bits.numel() else None
     learned = (x, weight, bias, residual)
-    return differentiable.gradients(
-        spec, dy, learned, None, None, gated, tuple(wanted)
-    )
+    return differentiable.gradients(spec, dy, learned, None, None, gated, tuple(wanted))
 
 
 def _unpacked(bits: Tensor, x: Tensor, channel_dim: int) -> Tensor:

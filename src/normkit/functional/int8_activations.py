@@ -17,7 +17,7 @@ __all__ = ["from_bytes", "to_bytes"]
 def to_bytes(
     x: Tensor, center: Tensor, dims: tuple[int, ...], *, centered: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return x − center in 255 equal steps for each statistic, and the size of a step."""
+    """Return x − center in 255 steps for each statistic, and the size of a step."""
     compute = statistics_dtype(x.dtype)
     rest = x.to(compute)
     if centered:

@@ -88,12 +88,16 @@ class Passes:
         epilogue = spec.epilogue(residual)
         if mask is None and spec.group is None:
             whole = fused(kernels, x, spec.dims, weight, bias, residual)
-            found = whole and whole.normalize(
-                *(x, spec.dims, weight, bias, spec.eps),
-                centered=spec.centered,
-                epilogue=epilogue,
+            found = (
+                None
+                if whole is None
+                else whole.normalize(
+                    *(x, spec.dims, weight, bias, spec.eps),
+                    centered=spec.centered,
+                    epilogue=epilogue,
+                )
             )
-            if found:
+            if found is not None:
                 return found
         measured = kernels.moments(x, spec.dims, mask)
         if spec.group is not None:
@@ -136,14 +140,18 @@ class Passes:
         grads: Grads | None = None
         if mask is None and spec.group is None:
             whole = fused(kernels, x, spec.dims, weight, bias, residual, dy)
-            grads = whole and whole.normalize_grads(
-                *(dy, x, weight, bias, center, inv_std, count),
-                centered=spec.centered,
-                epilogue=spec.epilogue(residual),
-                y=gated,
-                wanted=(wanted[0], wanted[1], wanted[2], wanted[3]),
+            grads = (
+                None
+                if whole is None
+                else whole.normalize_grads(
+                    *(dy, x, weight, bias, center, inv_std, count),
+                    centered=spec.centered,
+                    epilogue=spec.epilogue(residual),
+                    y=gated,
+                    wanted=(wanted[0], wanted[1], wanted[2], wanted[3]),
+                )
             )
-        if not grads:
+        if grads is None:
             if mask is not None:
                 # What x holds at masked places must not meet a gradient of 0.
                 x = zero_where(~mask, x)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.functional.autograd import Call
 from normkit.kernels.choose import asked_for_name
 from normkit.torch_state import PLAIN, is_observed, is_wrapped
 
@@ -23,12 +22,12 @@ __all__ = ["find", "remember", "signature", "with_running"]
 
 # More than the layers of a network in some sizes of batch; then all begin anew.
 _MOST = 4096
-_calls: dict[Hashable, Call] = {}
+_calls: dict[Hashable, Any] = {}
 _threads, _asked_for = torch.get_num_threads, asked_for_name.get
 
 
-def find(key: Hashable | None) -> Call | None:
-    """Return the call of a signature, if it was met."""
+def find(key: Hashable | None) -> Any:
+    """Return the call of a signature, None if it was not met."""
     return None if key is None else _calls.get(key)
 
 
@@ -64,7 +63,7 @@ def signature(
             type(weight) not in PLAIN
             or not weight.is_cpu
             or not weight.is_contiguous()
-            or weight.is_neg()
+            or (type(weight) is Tensor and weight.is_neg())
         ):
             return None
         of_weight = weight.dtype, weight.shape
@@ -73,7 +72,7 @@ def signature(
             type(bias) not in PLAIN
             or not bias.is_cpu
             or not bias.is_contiguous()
-            or bias.is_neg()
+            or (type(bias) is Tensor and bias.is_neg())
         ):
             return None
         of_bias = bias.dtype, bias.shape
@@ -134,7 +133,7 @@ def with_running(
     return key, of_running, batches is None, skipped is None
 
 
-def remember(key: Hashable, call: Call) -> None:
+def remember(key: Hashable, call: Any) -> None:
     """Keep the call of a signature."""
     if len(_calls) >= _MOST:
         _calls.clear()

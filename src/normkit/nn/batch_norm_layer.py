@@ -25,17 +25,11 @@ from normkit.nn.batch_statistics import (
     BatchStatisticsLayer,
     followed,
 )
-from normkit.nn.parameters import parameter
+from normkit.nn.parameters import learned
 from normkit.nn.pending import Pending
 from normkit.nn.running_state import check_momentum
-from normkit.nn.tracing import is_recorded_by_jit, recorded_call
-from normkit.torch_state import (
-    PLAIN,
-    is_compiling,
-    is_in_backward,
-    is_jit_tracing,
-    is_observed,
-)
+from normkit.nn.tracing import is_recorded, is_recorded_by_jit, recorded_call
+from normkit.torch_state import is_compiling, is_in_backward, is_observed
 
 __all__ = ["BatchNormLayer"]
 
@@ -54,8 +48,6 @@ class BatchNormLayer(BatchStatisticsLayer):
         4: "BatchNorm2d",
         5: "BatchNorm3d",
     }
-    activation: str = "none"
-    negative_slope: float = 0.01
     memory: Mode | None = None
     defers: bool = False
     """Whether the output waits for the sum and activation after it: `nn.pending`."""
@@ -123,7 +115,7 @@ class BatchNormLayer(BatchStatisticsLayer):
                 e.g. `(N, 1, L)` for padded sequences. The output is 0 elsewhere.
             residual: Added before the activation, of the shape of `input`.
         """
-        if type(input) not in PLAIN or is_jit_tracing():
+        if is_recorded(input):
             node = recorded_call(self, input, mask=mask, residual=residual)
             if node is not None:
                 return node
@@ -178,7 +170,7 @@ class BatchNormLayer(BatchStatisticsLayer):
         if moves or not self.training:
             mean, var = buffers["running_mean"], buffers["running_var"]
         return batch_norm(
-            *(x, mean, var, parameter(self, "weight"), parameter(self, "bias")),
+            *(x, mean, var, *learned(self)),
             *(uses_batch, momentum, self.eps),
             mask=mask,
             channel_dim=self.channel_dim,

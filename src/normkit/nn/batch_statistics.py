@@ -52,6 +52,8 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     estimator: str = "unbiased"
     debias: bool = False
     on_small_batch: str = "raise"
+    activation: str = "none"
+    negative_slope: float = 0.01
     # Whether `accumulate` can stand between the layer and its statistics.
     is_observable: ClassVar[bool] = True
     _observer: Observer | None = None
@@ -172,7 +174,11 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         group = None
         if over_ranks:
             process_group = self.process_group
-            group = torch.distributed.group.WORLD if process_group is None else process_group
+            group = (
+                torch.distributed.group.WORLD
+                if process_group is None
+                else process_group
+            )
         if self.ghost_size is None:
             return normalize(*given, mask=mask, epilogue=epilogue, group=group)
         y, measured = normalize_ghosts(

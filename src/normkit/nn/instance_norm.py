@@ -14,9 +14,9 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional import instance_norm
 from normkit.moments import broadcast_mask
-from normkit.nn.parameters import parameter
+from normkit.nn.parameters import learned
 from normkit.nn.running_state import RunningStateLayer, check_momentum
-from normkit.nn.tracing import is_recorded_by_jit, recorded_call
+from normkit.nn.tracing import is_recorded, is_recorded_by_jit, recorded_call
 
 __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "InstanceNormLayer"]
 
@@ -60,10 +60,11 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
-        if (node := recorded_call(self, input, mask=mask)) is not None:
-            return node
-        if is_recorded_by_jit(mask) and self.channel_dim == 1:
-            return super().forward(input)
+        if is_recorded(input):
+            if (node := recorded_call(self, input, mask=mask)) is not None:
+                return node
+            if is_recorded_by_jit(mask) and self.channel_dim == 1:
+                return super().forward(input)
         self._check_input_dim(input)
         self._check_features(input)
         if input.dim() == self._get_no_batch_dim():
@@ -91,8 +92,7 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
             batch,
             self.running_mean,
             self.running_var,
-            parameter(self, "weight"),
-            parameter(self, "bias"),
+            *learned(self),
             uses_input,
             self.momentum,
             self.eps,

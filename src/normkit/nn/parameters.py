@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["parameter"]
+__all__ = ["learned"]
 
 
-def parameter(layer: torch.nn.Module, name: str) -> Tensor | None:
-    """Return `layer.weight` and the like, also of a parametrized layer."""
+def learned(layer: torch.nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias of a layer, also of a parametrized one."""
     try:
-        return layer._parameters[name]
-    except KeyError:  # parametrized, or a replica of torch's DataParallel
-        return getattr(layer, name)
+        given = layer._parameters
+        return given["weight"], given["bias"]
+    except KeyError:  # parametrized, a replica of torch's DataParallel, or no bias
+        return layer.weight, getattr(layer, "bias", None)  # type: ignore[return-value]

@@ -10,8 +10,8 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import group_norm, layer_norm, rms_norm
 from normkit.moments import broadcast_mask
-from normkit.nn.parameters import parameter
-from normkit.nn.tracing import is_recorded_by_jit, recorded_call
+from normkit.nn.parameters import learned
+from normkit.nn.tracing import is_recorded, is_recorded_by_jit, recorded_call
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
@@ -95,14 +95,16 @@ class LayerNorm(torch.nn.LayerNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
-        if (node := recorded_call(self, input, mask=mask)) is not None:
-            return node
+        if is_recorded(input):
+            if (node := recorded_call(self, input, mask=mask)) is not None:
+                return node
+            if is_recorded_by_jit(mask):
+                return self._recorded(input)
         if self.channel_dim == -1:
             return self._over_last(input, mask)
         dim, sizes = self.channel_dim, self.normalized_shape
-        is_checked = not is_recorded_by_jit(mask)
         is_there = -input.dim() <= dim < input.dim()
-        if is_checked and (not is_there or input.shape[dim] != sizes[0]):
+        if not is_there or input.shape[dim] != sizes[0]:
             raise ShapeError(
                 f"LayerNorm needs an input with {sizes[0]} channels along "
                 f"dim={dim}, got shape {tuple(input.shape)}"
@@ -119,11 +121,18 @@ class LayerNorm(torch.nn.LayerNorm):
         return usual if last else f"{usual}, channel_dim={self.channel_dim}"
 
     def _over_last(self, input: Tensor, mask: Tensor | None) -> Tensor:  # noqa: A002
-        if is_recorded_by_jit(mask):
-            return super().forward(input)
-        weight, bias = parameter(self, "weight"), parameter(self, "bias")
+        weight, bias = learned(self)
         return layer_norm(
             input, self.normalized_shape, weight, bias, self.eps, mask=mask
+        )
+
+    def _recorded(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.channel_dim == -1:
+            return super().forward(input)
+        return (
+            super()
+            .forward(input.movedim(self.channel_dim, -1))
+            .movedim(-1, self.channel_dim)
         )
 
 
@@ -163,11 +172,12 @@ class RMSNorm(torch.nn.RMSNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `x`. The
                 output is 0 elsewhere.
         """
-        if (node := recorded_call(self, x, mask=mask)) is not None:
-            return node
-        if is_recorded_by_jit(mask):
-            return super().forward(x)
-        weight = parameter(self, "weight")
+        if is_recorded(x):
+            if (node := recorded_call(self, x, mask=mask)) is not None:
+                return node
+            if is_recorded_by_jit(mask):
+                return super().forward(x)
+        weight, _ = learned(self)
         return rms_norm(x, self.normalized_shape, weight, self.eps, mask=mask)
 
 
@@ -242,9 +252,10 @@ class GroupNorm(torch.nn.GroupNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
-        if (node := recorded_call(self, input, mask=mask)) is not None:
-            return node
-        if is_recorded_by_jit(mask):
-            return super().forward(input)
-        weight, bias = parameter(self, "weight"), parameter(self, "bias")
+        if is_recorded(input):
+            if (node := recorded_call(self, input, mask=mask)) is not None:
+                return node
+            if is_recorded_by_jit(mask):
+                return super().forward(input)
+        weight, bias = learned(self)
         return group_norm(input, self.num_groups, weight, bias, self.eps, mask=mask)

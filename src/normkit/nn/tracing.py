@@ -14,9 +14,14 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy, Tracer
 
-from normkit.torch_state import is_jit_tracing
+from normkit.torch_state import PLAIN, is_jit_tracing
 
-__all__ = ["is_recorded_by_jit", "recorded_call"]
+__all__ = ["is_recorded", "is_recorded_by_jit", "recorded_call"]
+
+
+def is_recorded(x: Any) -> bool:
+    """Return whether one of the two below may apply; False for most calls."""
+    return type(x) not in PLAIN or is_jit_tracing()
 
 
 def is_recorded_by_jit(mask: Tensor | None) -> bool:

@@ -117,9 +117,7 @@ class CpuBackend:
         assert shape is not None
         plan = plan_for(x, shape, affine)
         if plan.reason or not is_plain(center, scale, weight, bias, epilogue.residual):
-            return apply_given(
-                *(_reference, x, center, scale, weight, bias, epilogue)
-            )
+            return apply_given(*(_reference, x, center, scale, weight, bias, epilogue))
         y = torch.empty_like(x)
         self._run(
             "normkit_forward",

@@ -19,8 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 __all__ = [
-    *("FIXED", "POINTERS", "UPDATE"),
-    *("Library", "check", "library", "why_absent"),
+    "FIXED",
+    "POINTERS",
+    "UPDATE",
+    "Library",
+    "check",
+    "library",
+    "why_absent",
 ]
 
 # The same for every call of one signature: B O G M I P; affine and the dtypes of x,
