@@ -1,4 +1,4 @@
-"""What a backend may do in fewer passes than the four primitives, and the same from them.
+"""Whole layers of a backend, in fewer passes than the four primitives take.
 
     normalize        moments → apply → epilogue
     normalize_grads  epilogue back → reduce_grads → algebra → apply_grads
@@ -81,8 +81,9 @@ class Fused(Protocol):
     ) -> Grads | None:
         """Return the gradients of x, weight, bias and residual that are wanted.
 
-        None where no kernel does it as a whole. `count` is None when the statistics are constants. `y`, where given, stands for
-        the residual of a relu: it says where the relu was open.
+        None where no kernel does it as a whole. `count` is None when the statistics are
+        constants. `y`, where given, stands for the residual of a relu: it says where
+        the relu was open.
         """
         ...
 
