@@ -214,7 +214,6 @@ def test_a_resumed_record_gets_passes_where_they_are_needed_and_keeps_its_own() 
     assert found.cells[0] == steady
     assert found.cells[1].passes[:3] == disturbed.passes
     assert len(found.cells[1].passes) > 3
-    assert not found.cells[1].is_disturbed
     other = replace(record, environment={**facts, "torch": "1.0"})
     with pytest.raises(ArgumentError, match=r"record has torch '1\.0', here it is"):
         resumed(other, budget=0.2)

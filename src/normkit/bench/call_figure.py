@@ -17,7 +17,7 @@ from normkit.bench.calls import MODES, CallCell, Calls
 
 __all__ = ["draw"]
 
-_WIDTH, _MARGIN, _LEFT, _RIGHT = 400, 10, 38, 12
+_WIDTH, _MARGIN, _LEFT, _RIGHT = 400, 10, 41, 12
 _LEGEND_ROW, _OCTAVE, _TITLE, _TICKS, _FOOT = 18, 22, 24, 22, 16
 # Where the columns of the legend begin: the second holds the longest name.
 _LEGEND_COLUMNS = (10, 120, 285)

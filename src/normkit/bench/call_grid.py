@@ -189,7 +189,7 @@ class _Grid:
         for call in contestants.values():
             call()
         seconds = end - time.perf_counter()
-        found = in_turns(contestants, seconds, avoid_waiting=cell.threads > 1)
+        found = in_turns(contestants, seconds, avoid_waiting=True)
         measured = {name: _rounded(timing) for name, timing in found.items()}
         self.cells[place] = replace(cell, passes=(*cell.passes, measured))
 
@@ -201,7 +201,11 @@ class _Grid:
         cell = self.cells[place]
         if len(cell.passes) >= self.limit[place]:
             return 0.0
-        lacking = max(0, 2 - sum(map(is_calm, cell.passes)))
+        names = [n for n in cell.passes[0] if n not in ("ours", "clone")]
+        lacking = max(
+            max(0, 2 - sum(is_calm(measured, name) for measured in cell.passes))
+            for name in names
+        )
         return (cell.spread + 100 * lacking) / (1 + max(0, len(cell.passes) - _PASSES))
 
 

@@ -123,7 +123,7 @@ def to_text(found: Calls) -> str:
         for entry in found.cost
     ]
     peers = [
-        f"{f'{name}: {cell}':70} ÷ ours {_marked(cell.time_of(name), cell)}"
+        f"{f'{name}: {cell}':70} ÷ ours {_told(cell, name)}"
         for cell in found.peers
         for name in _peers_of(cell)
     ]
@@ -199,7 +199,7 @@ def _peers_table(found: Calls) -> str:
         of = f"{cell.case.row}, {cell.mode}, {threads_in_words(cell.threads)}"
         for name in ("torch", *_peers_of(cell)):
             row = told.setdefault(f"{of}: {name}", {})
-            row[cell.case.size] = _marked(cell.time_of(name), cell)
+            row[cell.case.size] = _told(cell, name)
     if not told:
         return ""
     rows = [
@@ -226,12 +226,13 @@ def _number(mean: float | None) -> str:
 
 
 def _ratio(cell: CallCell) -> str:
-    return _marked(cell.ratio, cell)
+    return _told(cell, "torch")
 
 
-def _marked(ratio: float, cell: CallCell) -> str:
-    if cell.is_disturbed:
+def _told(cell: CallCell, name: str) -> str:
+    if cell.is_unknown(name):
         return "~"
+    ratio = cell.time_of(name)
     return f"{ratio:.2f}" + ("▼" if ratio < LOSS else "")
 
 

@@ -2,8 +2,9 @@
 
 A ratio is torch's median over ours, above 1 where normkit is faster: of process CPU
 time with one thread; of wall time with more, because CPU time adds up the threads. What
-is reported of a cell is the median over its passes. With several threads, passes in
-which threads had to wait for a processor count only where a cell has no other.
+is reported of a cell is the median over its passes. Passes in which threads had to wait
+for a processor count only where a cell has no other: with several threads they measure
+the scheduler, and with one a cache that another process has filled.
 """
 
 from __future__ import annotations
@@ -44,14 +45,15 @@ class CallCell:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether threads of ours or torch's had to wait in every pass."""
-        return not any(map(is_calm, self.passes))
+        """Whether several threads of ours or torch's had to wait in every pass."""
+        return self.is_unknown("torch")
 
     @property
     def ratios(self) -> tuple[float, ...]:
         """Torch's median over ours in each pass that counts."""
         return tuple(
-            self._time(p["torch"]) / self._time(p["ours"]) for p in self._counting
+            self._time(p["torch"]) / self._time(p["ours"])
+            for p in self._counting("torch")
         )
 
     @property
@@ -64,31 +66,39 @@ class CallCell:
         """The largest ratio of a pass over the least, minus 1."""
         return max(self.ratios) / min(self.ratios) - 1
 
+    def is_unknown(self, contestant: str) -> bool:
+        """Whether several threads of ours or of that one had to wait in every pass.
+
+        With one thread CPU time leaves the waiting out, and is near the truth.
+        """
+        return self.threads > 1 and not any(is_calm(p, contestant) for p in self.passes)
+
     def time_of(self, contestant: str) -> float:
         """The time of a contestant over ours: the median over the passes."""
         return median(
-            self._time(p[contestant]) / self._time(p["ours"]) for p in self._counting
+            self._time(p[contestant]) / self._time(p["ours"])
+            for p in self._counting(contestant)
         )
 
     def over(self, contestant: str) -> float:
         """Microseconds that ours takes more: the median over the passes."""
         return median(
             1e6 * (self._time(p["ours"]) - self._time(p[contestant]))
-            for p in self._counting
+            for p in self._counting("torch")
         )
 
-    @property
-    def _counting(self) -> tuple[dict[str, Timing], ...]:
-        return tuple(filter(is_calm, self.passes)) or self.passes
+    def _counting(self, contestant: str) -> tuple[dict[str, Timing], ...]:
+        calm = tuple(p for p in self.passes if is_calm(p, contestant))
+        return calm or self.passes
 
     def _time(self, timing: Timing) -> float:
         # CPU time adds up the threads.
         return timing.cpu_median if self.threads == 1 else timing.wall_median
 
 
-def is_calm(measured: dict[str, Timing]) -> bool:
-    """Whether ours and torch's ran without waiting for a processor."""
-    return all(measured[name].waiting <= MAX_WAITING for name in ("ours", "torch"))
+def is_calm(measured: dict[str, Timing], contestant: str = "torch") -> bool:
+    """Whether ours and another contestant ran without waiting for a processor."""
+    return all(measured[name].waiting <= MAX_WAITING for name in ("ours", contestant))
 
 
 @dataclass(frozen=True)

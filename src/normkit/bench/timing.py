@@ -3,12 +3,13 @@
 Whatever slows the machine for a while slows every contestant, so ratios hold where
 single times do not. The minimum is what the work costs, the median what it cost here.
 
-Several threads on a shared machine need more care. A thread that could run may have to
-wait for a processor, and with it all others at the next barrier: a call of 0.2 ms then
-takes 16 or 60 (measured on two cores with three other processes), and no ratio of such
-times means anything. `in_turns(…, avoid_waiting=True)` therefore pauses after a turn
-in which threads waited, because the system soon runs a process that has slept, and
-leaves such turns out. Linux counts the waiting; elsewhere every turn counts.
+A shared machine needs more care. A thread that could run may have to wait for a
+processor, and with it all others at the next barrier: with two threads a call of 0.2 ms
+then takes 16 or 60 (measured on two cores with three other processes), and no ratio of
+such times means anything. With one, CPU time leaves the waiting out, but not the caches
+that another process has filled. `in_turns(…, avoid_waiting=True)` therefore pauses
+after a turn in which threads waited, because the system soon runs a process that has
+slept, and leaves such turns out. Linux counts the waiting; elsewhere every turn counts.
 """
 
 from __future__ import annotations
