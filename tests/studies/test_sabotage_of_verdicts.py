@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import normkit
-from normkit.functional import batch, normalize
+from normkit.functional import batch_norms, normalize
 from normkit.nn import BatchNorm2d
 from normkit.studies import find, replicas, s08_fold, s19_figure_two
 from normkit.studies.study import Trial
@@ -136,13 +136,12 @@ def test_a_detached_mean_is_seen_as_a_bias_that_runs_away(monkeypatch) -> None:
 
 def test_population_statistics_need_the_right_momentum(monkeypatch) -> None:
     sound = healthy("S07")
-    honest = batch.update_running
+    honest = batch_norms.Running
 
-    def swapped(mean, var, moments, rate, **options):
-        rate = None if rate is None else 1 - rate
-        return honest(mean, var, moments, rate, **options)
+    def swapped(mean, var, rate, *others):
+        return honest(mean, var, rate and 1 - rate, *others)
 
-    monkeypatch.setattr(batch, "update_running", swapped)
+    monkeypatch.setattr(batch_norms, "Running", swapped)
     broken = verdicts("S07")
     left = "share of the start left"
     assert part(sound["C29"], left) == "refuted"
