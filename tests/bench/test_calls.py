@@ -257,10 +257,13 @@ def test_tables_mark_losses_and_name_the_least() -> None:
 
 
 def test_the_figure_draws_the_plain_cells_where_they_are() -> None:
-    first, last = cell(0.5, size="4k"), cell(2.0, size="6.4M")
-    found = Calls((first, last, cell(0.25, form="mask")), (), {})
+    first, second = cell(0.5, size="4k"), cell(2.0, size="16k")
+    alone = cell(1.0, size="6.4M")
+    found = Calls((first, second, alone, cell(0.25, form="mask")), (), {})
     svg = draw(found)
-    assert svg.count("<circle") == 2
+    assert svg.count("<circle") == 3
+    # That of the legend, and one: sizes between leave a gap.
+    assert svg.count("<polyline") == 2
     # One octave is 22 pixels, and the lowest ratio drawn is 1/4.
     line = svg.split('class="line layer" points="')[2].split('"')[0]
     (_, low), (_, high) = (map(float, point.split(",")) for point in line.split())

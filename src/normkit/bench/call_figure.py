@@ -138,24 +138,37 @@ def _panel(title: str, cells: list[CallCell], top: int, low: int, high: int) -> 
     curves = [
         _curve(
             *kind,
-            [
-                (_across(cell.case.size), height(cell.ratio))
+            {
+                cell.case.size: (_across(cell.case.size), height(cell.ratio))
                 for cell in cells
                 if _kind(cell.case) == kind
-            ],
+            },
         )
         for kind in KINDS
     ]
     return "\n".join(frame + curves)
 
 
-def _curve(layer: str, layout: str, points: list[tuple[float, float]]) -> str:
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = "".join(
+def _curve(layer: str, layout: str, points: dict[str, tuple[float, float]]) -> str:
+    """Dots, and lines between neighbours: a size that is missing leaves a gap."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for size in SIZES:
+        if size in points:
+            runs[-1].append(points[size])
+        elif runs[-1]:
+            runs.append([])
+    lines = [
+        f'<polyline class="line {_classes(layer, layout)}" points="'
+        + " ".join(f"{x:.1f},{y:.1f}" for x, y in run)
+        + '"/>'
+        for run in runs
+        if len(run) > 1
+    ]
+    dots = [
         f'<circle class="{layer}" cx="{x:.1f}" cy="{y:.1f}" r="1.8"/>'
-        for x, y in points
-    )
-    return f'<polyline class="line {_classes(layer, layout)}" points="{line}"/>{dots}'
+        for x, y in points.values()
+    ]
+    return "".join(lines + dots)
 
 
 def _across(size: str) -> float:
