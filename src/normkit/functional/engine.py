@@ -127,8 +127,10 @@ def normalize(
             another shape.
     """
     residual, activation, slope = epilogue.residual, epilogue.activation, epilogue.slope
-    options = ("normalize", dims, eps, centered, activation, slope)
-    key = signature(options, x, weight, bias, residual, mask)
+    key = None
+    if group is None:
+        options = ("normalize", dims, eps, centered, activation, slope)
+        key = signature(options, x, weight, bias, residual, mask)
     found: list[Moments] = []
     call = find(key)
     if call is not None:
