@@ -43,6 +43,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The routes of the calls so far; kernels with the name of what ran them."""
     routes: list[str] = []
+    signature._calls.clear()
     for kind, name in ((NativeCall, "native"), (Passes, "passes")):
 
         def noting(
