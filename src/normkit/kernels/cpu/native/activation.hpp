@@ -11,16 +11,21 @@
 namespace normkit {
 namespace NK_ISA {
 
+// The polynomial in u, coefficients from the highest power down.
+template <class... Rest> NK_INLINE vf polynomial(vf u, float first, Rest... rest) {
+  vf q = splat(first);
+  ((q = fused(q, u, splat(rest))), ...);
+  return q;
+}
+
 NK_INLINE vf exp_of(vf x) {
   x = select(x > 89.f, splat(89.f), select(x < -104.f, splat(-104.f), x));
-  const float magic = 12582912.f;  // 1.5·2²³: adding it rounds to an integer
-  vf n = (x * 1.44269504f + magic) - magic;
-  vf r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  vf q = 1.39262508e-3f * r + 8.36323288e-3f;
-  q = q * r + 4.16665542e-2f;
-  q = q * r + 1.66665767e-1f;
-  q = q * r + 0.5f;
-  vf e = q * (r * r) + (r + 1.f);
+  const vf magic = splat(12582912.f);  // 1.5·2²³: adding it rounds to an integer
+  const vf n = fused(x, splat(1.44269504f), magic) - magic;
+  const vf r = fused(n, splat(2.12194440e-4f), fused(n, splat(-0.693359375f), x));
+  vf e = polynomial(r, 1.39262508e-3f, 8.36323288e-3f, 4.16665542e-2f, 1.66665767e-1f,
+                    0.5f);
+  e = fused(e, r * r, r + 1.f);
   // In two factors, so that results above 2^127 and below 2^-126 come out right.
   vi k = __builtin_convertvector(n, vi), half = k >> 1;
   e = e * (vf)((half + 127) << 23);
@@ -28,30 +33,21 @@ NK_INLINE vf exp_of(vf x) {
 }
 NK_INLINE vf tanh_of(vf z) {
   vf size = (vf)((vi)z & 0x7fffffff), u = z * z;
-  vf q = -6.04516510e-3f * u + 2.09613291e-2f;
-  q = q * u - 5.38432632e-2f;
-  q = q * u + 1.33327188e-1f;
-  q = q * u - 3.33333284e-1f;
-  vf near = q * (u * z) + z;
+  vf q = polynomial(u, -6.04516510e-3f, 2.09613291e-2f, -5.38432632e-2f,
+                    1.33327188e-1f, -3.33333284e-1f);
+  vf near = fused(q, u * z, z);
   vf far = 1.f - 2.f / (exp_of(2.f * size) + 1.f);
   far = (vf)((vi)far | ((vi)z & (vi{} + INT32_MIN)));
   return select(size < 0.625f, near, far);
 }
 // Φ(z) = erfc(−z/√2)/2 with erfc(x) = t·exp(−x² + q(t)), t = 1/(1 + x/2), x ≥ 0.
 NK_INLINE vf normal_cdf(vf z) {
-  vf x = (vf)((vi)z & 0x7fffffff) * 0.70710678f;
-  vf t = 1.f / (1.f + 0.5f * x);
-  vf q = -1.54999483e-1f * t + 1.04974384f;
-  q = q * t - 2.99050707f;
-  q = q * t + 4.54304684f;
-  q = q * t - 3.84535887f;
-  q = q * t + 1.85494061f;
-  q = q * t - 7.92236595e-1f;
-  q = q * t + 2.48343746e-1f;
-  q = q * t + 3.50537009e-1f;
-  q = q * t + 1.00207909f;
-  q = q * t - 1.26558902f;
-  vf tail = 0.5f * t * exp_of(q - x * x);
+  const vf x = (vf)((vi)z & 0x7fffffff) * 0.70710678f;
+  const vf t = 1.f / fused(x, splat(0.5f), splat(1.f));
+  const vf q = polynomial(t, -1.54999483e-1f, 1.04974384f, -2.99050707f, 4.54304684f,
+                          -3.84535887f, 1.85494061f, -7.92236595e-1f, 2.48343746e-1f,
+                          3.50537009e-1f, 1.00207909f, -1.26558902f);
+  const vf tail = 0.5f * t * exp_of(fused(-x, x, q));
   return select(z > 0.f, 1.f - tail, tail);
 }
 NK_INLINE vf normal_pdf(vf z) { return 0.39894228f * exp_of(-0.5f * (z * z)); }
@@ -95,18 +91,18 @@ template <class V> __attribute__((noinline)) V gate(int64_t f, V dy, V z, V slop
     case kLeakyRelu: return select(z > zero, dy, dy * slope);
     case kSilu: {
       V s = one / (one + exp_of(-z));
-      return dy * (s * (one + z * (one - s)));
+      return dy * (s * fused(z, one - s, one));
     }
     case kGelu:
       if (planted("gelu_forgets_its_density")) return dy * normal_cdf(z);
-      return dy * (normal_cdf(z) + z * normal_pdf(z));
+      return dy * fused(z, normal_pdf(z), normal_cdf(z));
     case kSigmoid: {
       V s = one / (one + exp_of(-z));
       return dy * (s * (one - s));
     }
     case kTanh: {
       V t = tanh_of(z);
-      return dy * (one - t * t);
+      return dy * fused(-t, t, one);
     }
     default: return dy;
   }

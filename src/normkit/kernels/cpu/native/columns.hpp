@@ -4,84 +4,82 @@
 // x of one batch item is a matrix of O rows and D = G·I columns; the columns of one
 // statistic are I neighbours. Narrow matrices are read k rows at a time, as E = k·D
 // columns, so that vectors are whole and aligned. Tasks are blocks of rows by tiles of
-// columns; several rows are read together to load each column's coefficients once.
+// columns; the blocks depend on the sizes alone and are added in order.
 #pragma once
 #include <numeric>
-#include <vector>
 
-#include "elements.hpp"
-#include "pool.hpp"
-#include "statistics.hpp"
+#include "layout.hpp"
 
 namespace normkit {
 namespace NK_ISA {
 
-template <class T> class Columns {
+template <class T> class Columns : private Layout<T> {
  public:
   explicit Columns(const Call& call)
-      : call_(call),
-        e_(call),
+      : Layout<T>(call),
         per_item_(call.G * call.I),
         width_(per_item_ * rows_at_once(per_item_, call.O)),
         rows_(width_ ? call.O * per_item_ / width_ : 0),
         rest_(width_ ? call.O * per_item_ % width_ : 0),
-        blocks_(rows_ > kRows ? (rows_ + kRows - 1) / kRows : 1),
+        block_(std::min(std::max(rows_ / 16, kLeastRows), kMostRows)),
+        blocks_(rows_ > block_ ? (rows_ + block_ - 1) / block_ : 1),
         tiles_((width_ + kTile - 1) / kTile),
-        entries_(call.affine == kPerElement ? per_item_ : call.G),
-        weight_(call.weight, call.weight_dtype, call.affine_size(), 1),
-        bias_(call.bias, call.bias_dtype, call.affine_size(), 0) {}
+        is_own_(call.affine == kPerElement),
+        entries_(is_own_ ? per_item_ : call.G),
+        takes_some_(reads_together(call.O * per_item_, width_)) {}
 
   void forward() const {
     each_item([&](int64_t item, int64_t threads) {
       if (!call_.has(kGiven)) measure(item, threads);
       if (!e_.y) return;
-      const Coefficients at(*this, item);
-      each_task(threads, true, [&](int64_t block, int64_t tile) {
-        write(item, block, tile, at);
+      const Maps maps(*this, item);
+      each_task<Order::kBackwards>(threads, [&](int64_t block, int64_t tile) {
+        write(item, block, tile, maps);
       });
     });
   }
 
   void backward() const {
-    const bool wants_sums =
-        call_.dweight || call_.dbias || call_.sum_dy || !call_.has(kGiven);
-    std::vector<double> sums(wants_sums ? 2 * entries_ * call_.B : 0);
+    const bool wants_sums = this->wants_sums();
+    const Scratch<double> sums(wants_sums ? 2 * entries_ * call_.B : 0);
     each_item([&](int64_t item, int64_t threads) {
-      Coefficients at(*this, item);
-      std::vector<Slope> slopes(call_.G);
+      const Maps maps(*this, item);
+      const Scratch<Slope> slopes(call_.G, Slope{});
       if (wants_sums) {
-        double* of_item = &sums[2 * entries_ * item];
-        reduce(item, threads, at, of_item);
-        slopes = slopes_of(item, of_item);
+        double *g = sums.data() + 2 * entries_ * item, *gx = g + entries_;
+        reduce(item, threads, maps, g, gx);
+        find_slopes(item, g, gx, slopes.data());
       }
       if (!e_.dx) return;
-      at.set_slopes(*this, item, slopes);
-      each_task(threads, true, [&](int64_t block, int64_t tile) {
-        write_gradient(item, block, tile, at, wants_sums);
+      const SlopeMaps of_columns(*this, item, slopes.data());
+      each_task<Order::kBackwards>(threads, [&](int64_t block, int64_t tile) {
+        write_gradient(item, block, tile, maps, of_columns, wants_sums);
       });
     });
-    if (call_.dweight || call_.dbias) reduce_learned(sums);
+    if (this->wants_learned()) reduce_learned(sums.data());
   }
 
   void apply_grads() const {
     each_item([&](int64_t item, int64_t threads) {
-      Coefficients at(*this, item);
-      std::vector<Slope> slopes(call_.G);
-      for (int64_t g = 0; g < call_.G; ++g) {
-        slopes[g] = {call_.b[item * call_.G + g], call_.c[item * call_.G + g]};
+      const Maps maps(*this, item);
+      const Scratch<Slope> slopes(call_.G);
+      for (int64_t g = 0, stat = item * call_.G; g < call_.G; ++g, ++stat) {
+        slopes[g] = {call_.b[stat], call_.c[stat]};
       }
-      at.set_slopes(*this, item, slopes);
-      each_task(threads, true, [&](int64_t block, int64_t tile) {
-        write_gradient(item, block, tile, at, false);
+      const SlopeMaps of_columns(*this, item, slopes.data());
+      each_task<Order::kForwards>(threads, [&](int64_t block, int64_t tile) {
+        write_gradient(item, block, tile, maps, of_columns, false);
       });
     });
   }
 
  private:
-  using C = compute_t<T>;
-  using V = Vec<C>;
-  static constexpr int W = Lanes<C>::count;
-  static constexpr int64_t kRows = 128, kTile = 1024, kTogether = 4;
+  using typename Layout<T>::C;
+  using typename Layout<T>::V;
+  using Layout<T>::W, Layout<T>::call_, Layout<T>::e_;
+  // Rows of a block: at most what may be added in float.
+  static constexpr int64_t kLeastRows = 32, kMostRows = kFlush;
+  static constexpr int64_t kTile = 1024, kTogether = 4;
 
   static int64_t rows_at_once(int64_t columns, int64_t rows) {
     if (columns == 0 || rows == 0) return 1;
@@ -91,81 +89,80 @@ template <class T> class Columns {
     while (k * columns < 256 && k + step <= rows) k += step;
     return k;
   }
+  // Some rows at once load each column's coefficients once. But several rows within a
+  // page are no stream that the hardware's prefetch knows: from memory a third of the
+  // speed of one row after the other.
+  static bool reads_together(int64_t values, int64_t width) {
+    constexpr int64_t kPage = 4096, kCached = 512 << 10;
+    return width * (int64_t)sizeof(T) >= kPage || values * (int64_t)sizeof(T) <= kCached;
+  }
 
-  struct Coefficients {
-    std::vector<C> hi, a, shift, b, c;
-    Coefficients(const Columns& owner, int64_t item)
-        : hi(owner.width_), a(owner.width_), shift(owner.width_) {
-      const int64_t first = item * owner.call_.G;
-      owner.each_column([&](int64_t e, int64_t g, int64_t k) {
-        const Map<C> map(owner.center_of(first + g), owner.call_.scale[first + g],
-                         owner.weight_[k], owner.bias_[k]);
-        hi[e] = map.hi;
-        a[e] = map.a;
-        shift[e] = map.shift;
-      });
-      repeat(owner, hi);
-      repeat(owner, a);
-      repeat(owner, shift);
-    }
-    void set_slopes(const Columns& owner, int64_t item,
-                    const std::vector<Slope>& slopes) {
-      b.resize(owner.width_);
-      c.resize(owner.width_);
-      owner.each_column([&](int64_t e, int64_t g, int64_t) {
-        const double lo = Split<C>(owner.center_of(item * owner.call_.G + g)).lo;
-        b[e] = (C)slopes[g].b;
-        c[e] = (C)(slopes[g].c - slopes[g].b * lo);
-      });
-      repeat(owner, b);
-      repeat(owner, c);
-    }
-    static void repeat(const Columns& owner, std::vector<C>& v) {
-      for (int64_t e = owner.per_item_; e < owner.width_; ++e) {
-        v[e] = v[e - owner.per_item_];
-      }
-    }
-  };
+  using Zero = std::integral_constant<int64_t, 0>;
+  using One = std::integral_constant<int64_t, 1>;
 
-  // Sums of two quantities for each column, of float in blocks and of double over them.
-  struct Partials {
-    int64_t width;
-    std::vector<double> u, v;
-    Partials(int64_t blocks, int64_t columns)
-        : width(columns), u(blocks * columns), v(blocks * columns) {}
-  };
-  // body(column, statistic, learned entry) for the columns of one row, without the
-  // divisions that would find the two from the column.
-  template <class Body> NK_INLINE void each_column(const Body& body) const {
-    if (call_.I == 1 && call_.P == call_.G) {
-      for (int64_t g = 0; g < call_.G; ++g) body(g, g, g);
-      return;
-    }
-    const bool is_own = call_.affine == kPerElement;
-    int64_t column = 0, in_period = 0;
+  // body(n, column, stat, entry, S, E): n columns from `column` on, the i-th of them of
+  // the statistic stat + i·S and the learned entry + i·E. Steps that are constants let
+  // loops run in vectors.
+  template <class Body> NK_INLINE void each_run(const Body& body) const {
+    if (call_.I == 1 && call_.P == call_.G) return body(call_.G, 0, 0, 0, One{}, One{});
+    int64_t in_period = 0;
     for (int64_t g = 0; g < call_.G; ++g, ++in_period) {
       if (in_period == call_.P) in_period = 0;
-      for (int64_t i = 0; i < call_.I; ++i, ++column) {
-        body(column, g, is_own ? in_period * call_.I + i : in_period);
-      }
+      if (is_own_) body(call_.I, g * call_.I, g, in_period * call_.I, Zero{}, One{});
+      else body(call_.I, g * call_.I, g, in_period, Zero{}, Zero{});
     }
   }
-  // Sums of the k rows that were read as one, and over the blocks.
-  void gather(const Partials& all, std::vector<double>& u,
-              std::vector<double>& v) const {
-    u.assign(per_item_, 0);
-    v.assign(per_item_, 0);
-    const int lost = blocks_ > 1 && planted("a_block_of_columns_is_lost");
-    for (int64_t at = 0; at < (blocks_ - lost) * width_; at += per_item_) {
-      for (int64_t j = 0; j < per_item_; ++j) {
-        u[j] += all.u[at + j];
-        v[j] += all.v[at + j];
+  // The columns of one row, again for the rows that are read with it.
+  void repeat(C* v) const {
+    for (int64_t j = per_item_; j < width_; ++j) v[j] = v[j - per_item_];
+  }
+
+  // The map of each column.
+  struct Maps {
+    const Scratch<C> all;
+    C *const hi, *const a, *const shift;
+    Maps(const Columns& owner, int64_t item)
+        : all(3 * owner.width_),
+          hi(all.data()),
+          a(hi + owner.width_),
+          shift(a + owner.width_) {
+      const int64_t first = item * owner.call_.G;
+      const Scratch<double> center(owner.call_.G, 0);
+      if (owner.call_.has(kCentered)) {
+        std::copy_n(owner.call_.center + first, owner.call_.G, center.data());
       }
+      const double *of_center = center.data(), *scale = owner.call_.scale + first;
+      const C *w = owner.weight_.data(), *z = owner.bias_.data();
+      owner.each_run([&](int64_t n, int64_t column, int64_t stat, int64_t entry, auto S,
+                         auto E) NK_BODY {
+        for (int64_t i = 0; i < n; ++i) {
+          const int64_t g = stat + i * S, k = entry + i * E;
+          const Map<C> map(of_center[g], scale[g], w[k], z[k]);
+          hi[column + i] = map.hi;
+          a[column + i] = map.a;
+          shift[column + i] = map.shift;
+        }
+      });
+      for (C* v : {hi, a, shift}) owner.repeat(v);
     }
-  }
-  NK_INLINE double center_of(int64_t stat) const {
-    return call_.has(kCentered) ? call_.center[stat] : 0;
-  }
+  };
+  // What dx adds for each column.
+  struct SlopeMaps {
+    const Scratch<C> all;
+    C *const b, *const c;
+    SlopeMaps(const Columns& owner, int64_t item, const Slope* slopes)
+        : all(2 * owner.width_), b(all.data()), c(b + owner.width_) {
+      for (int64_t g = 0, column = 0; g < owner.call_.G; ++g) {
+        const SlopeMap<C> map(slopes[g], owner.center_of(item * owner.call_.G + g));
+        for (int64_t i = 0; i < owner.call_.I; ++i, ++column) {
+          b[column] = map.b;
+          c[column] = map.c;
+        }
+      }
+      for (C* v : {b, c}) owner.repeat(v);
+    }
+  };
+
   NK_INLINE int64_t item_base(int64_t item) const { return item * call_.O * per_item_; }
   bool can_stream(const T* out, int64_t item) const {
     constexpr int64_t vector = W * sizeof(T);
@@ -180,27 +177,24 @@ template <class T> class Columns {
       for (int64_t item = 0; item < call_.B; ++item) task(item, call_.threads);
     }
   }
-  template <class Task>
-  void each_task(int64_t threads, bool backwards, const Task& task) const {
-    const int64_t n = blocks_ * tiles_;
-    parallel_for(n, threads, [&](int64_t k) {
-      if (backwards) k = n - 1 - k;
+  template <Order order, class Task>
+  void each_task(int64_t threads, const Task& task) const {
+    parallel_for<order>(blocks_ * tiles_, threads, [&](int64_t k) {
       task(k / tiles_, k % tiles_);
       if (e_.streams) finish_streams();
     });
   }
 
-  // body(at, rows): groups of rows of a block, kTogether of them or one; `at` is the
+  // body(at, rows, n): groups of rows of a block, kTogether of them or one; `at` is the
   // offset of the first row's first column. The last block ends with the incomplete row.
   template <class Body>
   NK_INLINE void each_group(int64_t item, int64_t block, int64_t tile,
                             const Body& body) const {
-    const int64_t low = tile * kTile;
-    const int64_t n = width_ - low < kTile ? width_ - low : kTile;
-    const int64_t end = (block + 1) * kRows < rows_ ? (block + 1) * kRows : rows_;
-    int64_t row = block * kRows;
+    const int64_t low = tile * kTile, n = std::min(width_ - low, kTile);
+    const int64_t end = std::min((block + 1) * block_, rows_);
+    int64_t row = block * block_;
     const int64_t base = item_base(item) + low;
-    for (; row + kTogether <= end; row += kTogether) {
+    for (; takes_some_ && row + kTogether <= end; row += kTogether) {
       body(base + row * width_, std::integral_constant<int, kTogether>{}, n);
     }
     const bool has_rest = block == blocks_ - 1 && rest_ > low &&
@@ -211,117 +205,115 @@ template <class T> class Columns {
     }
   }
 
+  // Sums of two quantities for each column of each block.
+  struct Partials {
+    const int64_t width;
+    const Scratch<C> u, v;
+    Partials(int64_t blocks, int64_t columns)
+        : width(columns), u(blocks * columns + W), v(blocks * columns + W) {}
+  };
+  // term(at, j, lanes, u, d) gives the factors of one vector of column j; Σu and Σu·d.
   template <class Term>
-  void sum_block(int64_t item, int64_t block, int64_t tile, Partials& all,
+  void sum_block(int64_t item, int64_t block, int64_t tile, const Partials& all,
                  const Term& term) const {
-    alignas(64) C u[kTile] = {}, v[kTile] = {};
-    const int64_t low = tile * kTile;
-    const int64_t n = width_ - low < kTile ? width_ - low : kTile;
+    const int64_t low = tile * kTile, n = std::min(width_ - low, kTile);
+    alignas(64) C u[kTile], v[kTile];
+    std::fill(u, u + n, C(0));
+    std::fill(v, v + n, C(0));
     each_group(item, block, tile, [&](int64_t at, auto together, int64_t some) NK_BODY {
       each_vector<W>(some, [&](int64_t j, auto lanes) NK_BODY {
-        V su{}, sv{}, tu, tv;
+        V su = load(u + j), sv = load(v + j), tu, td;  // padded to whole vectors
         for (int r = 0; r < decltype(together)::value; ++r) {
-          term(at + r * width_ + j, low + j, lanes, tu, tv);
+          term(at + r * width_ + j, low + j, lanes, tu, td);
           su += tu;
-          sv += tv;
+          sv = fused(tu, td, sv);
         }
-        store(u + j, load(u + j) + su);  // u and v are padded to whole vectors
-        store(v + j, load(v + j) + sv);
+        store(u + j, su);
+        store(v + j, sv);
       });
     });
-    double* du = &all.u[block * all.width + low];
-    double* dv = &all.v[block * all.width + low];
-    for (int64_t j = 0; j < n; ++j) {
-      du[j] = (double)u[j];
-      dv[j] = (double)v[j];
+    std::copy_n(u, n, all.u.data() + block * all.width + low);
+    std::copy_n(v, n, all.v.data() + block * all.width + low);
+  }
+  // Σ over the blocks, and over the rows that were read as one.
+  void gather(const Partials& all, double* u, double* v) const {
+    std::fill(u, u + per_item_, 0);
+    std::fill(v, v + per_item_, 0);
+    const int lost = blocks_ > 1 && planted("a_block_of_columns_is_lost");
+    for (int64_t at = 0; at < (blocks_ - lost) * width_; at += per_item_) {
+      const C *some_u = all.u.data() + at, *some_v = all.v.data() + at;
+      for (int64_t j = 0; j < per_item_; ++j) {
+        u[j] += (double)some_u[j];
+        v[j] += (double)some_v[j];
+      }
     }
   }
 
-  void pilots_of(int64_t item, std::vector<C>& pilots) const {
-    const int64_t picks = call_.O < 8 ? call_.O : 8;
-    std::vector<double> sum(call_.G), n(call_.G);
+  // Near enough to each mean: of one value in each of up to eight rows.
+  void find_pilots(int64_t item, C* pilots) const {
+    const int64_t picks = call_.O < 8 ? call_.O : 8, G = call_.G;
+    const Scratch<double> sum(G, 0), n(G, 0);
     for (int64_t k = 0; k < picks; ++k) {
       const int64_t at = item_base(item) + k * call_.O / picks * per_item_;
-      for (int64_t g = 0; g < call_.G; ++g) {
+      for (int64_t g = 0; g < G; ++g) {
         if (e_.mask && !e_.mask[at + g * call_.I]) continue;
         sum[g] += to_double(e_.x[at + g * call_.I]);
         n[g] += 1;
       }
     }
-    for (int64_t g = 0; g < call_.G; ++g) {
-      const C pilot = n[g] ? (C)(sum[g] / n[g]) : 0;
-      pilots[g] = std::isfinite(pilot) ? pilot : 0;
+    for (int64_t g = 0; g < G; ++g) {
+      const C pilot = n[g] != 0 ? (C)(sum[g] / n[g]) : 0;
+      pilots[g] = pilot - pilot == 0 ? pilot : 0;
     }
   }
 
   void measure(int64_t item, int64_t threads) const {
     const int64_t G = call_.G, first = item * G;
-    std::vector<C> pilots(G), per_column(width_);
-    std::vector<double> u, v, s(G), q(G), n(G, (double)(call_.O * call_.I));
-    pilots_of(item, pilots);
-    if (e_.mask) count_valid(item, n);
-    for (int attempt = 0; attempt < kAttempts; ++attempt) {
-      each_column([&](int64_t j, int64_t g, int64_t) { per_column[j] = pilots[g]; });
-      Coefficients::repeat(*this, per_column);
-      Partials all(blocks_, width_);
-      each_task(threads, false, [&](int64_t block, int64_t tile) {
-        if (e_.mask) sum_centered<kAny>(item, block, tile, per_column, all);
-        else sum_centered<kPlain>(item, block, tile, per_column, all);
-      });
-      gather(all, u, v);
-      if (call_.I == 1) {
-        s.swap(u);
-        q.swap(v);
-      } else {
-        s.assign(G, 0);
-        q.assign(G, 0);
-        each_column([&](int64_t j, int64_t g, int64_t) {
-          s[g] += u[j];
-          q[g] += v[j];
-        });
-      }
-      int64_t far = 0;
-      for (int64_t g = 0; g < G; ++g) far += is_far(s[g], q[g], n[g], pilots[g]);
-      if (!far || attempt + 1 == kAttempts) break;
+    const Scratch<C> pilots(G), per_column(width_);
+    const Scratch<double> u(per_item_), v(per_item_), n(G, (double)call_.values());
+    const Scratch<double> of_stats(call_.I == 1 ? 0 : 2 * G);
+    double *s = call_.I == 1 ? u.data() : of_stats.data();
+    double *q = call_.I == 1 ? v.data() : of_stats.data() + G;
+    find_pilots(item, pilots.data());
+    if (e_.mask) count_valid(item, n.data());
+    const Partials all(blocks_, width_);
+    for (int attempt = 1;; ++attempt) {
       for (int64_t g = 0; g < G; ++g) {
-        if (is_far(s[g], q[g], n[g], pilots[g])) {
-          pilots[g] = (C)((double)pilots[g] + s[g] / n[g]);
-        }
+        std::fill_n(per_column.data() + g * call_.I, call_.I, pilots[g]);
       }
+      repeat(per_column.data());
+      each_task<Order::kForwards>(threads, [&](int64_t block, int64_t tile) {
+        if (e_.mask) sum_centered<kAny>(item, block, tile, per_column.data(), all);
+        else sum_centered<kPlain>(item, block, tile, per_column.data(), all);
+      });
+      gather(all, u.data(), v.data());
+      for (int64_t g = 0; call_.I > 1 && g < G; ++g) {
+        s[g] = q[g] = 0;
+        for (int64_t j = g * call_.I; j < (g + 1) * call_.I; ++j) s[g] += u[j], q[g] += v[j];
+      }
+      if (attempt == kAttempts || !move_far(s, q, n.data(), G, pilots.data())) break;
     }
-    std::vector<Stat> found(G);
-    for (int64_t g = 0; g < G; ++g) {
-      found[g] = finish(s[g], q[g], n[g], (double)pilots[g], call_.eps,
-                        call_.has(kCentered));
-    }
-    for (int64_t g = 0; g < G; ++g) {
-      call_.center[first + g] = found[g].center;
-      if (call_.m2) call_.m2[first + g] = found[g].m2;
-      if (call_.scale) call_.scale[first + g] = found[g].scale;
-      if (call_.count) call_.count[first + g] = (int64_t)n[g];
-    }
+    store_statistics(call_, first, G, s, q, n.data(), pilots.data());
   }
   template <int K>
-  void sum_centered(int64_t item, int64_t block, int64_t tile,
-                    const std::vector<C>& pilots, Partials& all) const {
+  void sum_centered(int64_t item, int64_t block, int64_t tile, const C* pilots,
+                    const Partials& all) const {
     sum_block(item, block, tile, all,
-              [&](int64_t at, int64_t j, auto lanes, V& u, V& v) NK_BODY {
-                e_.template fetch<K>(at);
-                u = e_.template centered<K>(at, lanes, e_.get(&pilots[j], lanes));
-                v = u * u;
+              [&](int64_t at, int64_t j, auto lanes, V& u, V& d) NK_BODY {
+                u = d = e_.template centered<K>(at, lanes, e_.get(pilots + j, lanes));
               });
   }
-  void count_valid(int64_t item, std::vector<double>& n) const {
-    std::vector<int32_t> valid(per_item_);
+  void count_valid(int64_t item, double* n) const {
+    std::fill(n, n + call_.G, 0);
     const uint8_t* mask = e_.mask + item_base(item);
     for (int64_t o = 0; o < call_.O; ++o) {
-      for (int64_t j = 0; j < per_item_; ++j) valid[j] += mask[o * per_item_ + j] != 0;
+      for (int64_t g = 0; g < call_.G; ++g) {
+        for (int64_t i = 0; i < call_.I; ++i) n[g] += *mask++ != 0;
+      }
     }
-    n.assign(call_.G, 0);
-    each_column([&](int64_t j, int64_t g, int64_t) { n[g] += valid[j]; });
   }
 
-  void write(int64_t item, int64_t block, int64_t tile, const Coefficients& co) const {
+  void write(int64_t item, int64_t block, int64_t tile, const Maps& maps) const {
     const int64_t low = tile * kTile;
     Elements<T> e = e_;
     e.streams = can_stream(e_.y, item);
@@ -329,12 +321,11 @@ template <class T> class Columns {
       constexpr int K = decltype(tag)::kind;
       each_group(item, block, tile, [&](int64_t at, auto together, int64_t n) NK_BODY {
         each_vector<W>(n, [&](int64_t j, auto lanes) NK_BODY {
-          const V hi = e.get(&co.hi[low + j], lanes), a = e.get(&co.a[low + j], lanes),
-                  shift = e.get(&co.shift[low + j], lanes);
+          const V hi = e.get(maps.hi + low + j, lanes), a = e.get(maps.a + low + j, lanes),
+                  shift = e.get(maps.shift + low + j, lanes);
           for (int r = 0; r < decltype(together)::value; ++r) {
             const int64_t here = at + r * width_ + j;
-            e.template fetch<K>(here);
-            V z = e.template centered<K>(here, lanes, hi) * a + shift;
+            V z = fused(e.template centered<K>(here, lanes, hi), a, shift);
             z = e.template finish<K>(z, here, lanes);
             e.put(e.y + here, z, lanes);
           }
@@ -343,88 +334,78 @@ template <class T> class Columns {
     });
   }
 
-  void reduce(int64_t item, int64_t threads, const Coefficients& co,
-              double* sums) const {
-    Partials all(blocks_, width_);
-    each_task(threads, false, [&](int64_t block, int64_t tile) {
+  // Σg and Σg·(x − center) of each entry, g before the weight.
+  void reduce(int64_t item, int64_t threads, const Maps& maps, double* g,
+              double* gx) const {
+    const Partials all(blocks_, width_);
+    each_task<Order::kForwards>(threads, [&](int64_t block, int64_t tile) {
       e_.with_backward_kind([&](auto tag) {
         constexpr int K = decltype(tag)::kind;
         sum_block(item, block, tile, all,
-                  [&](int64_t at, int64_t j, auto lanes, V& u, V& v) NK_BODY {
-                    e_.template fetch_gradient<K>(at);
-                    const V hi = e_.get(&co.hi[j], lanes);
-                    const V d = e_.template centered<K>(at, lanes, hi);
+                  [&](int64_t at, int64_t j, auto lanes, V& u, V& d) NK_BODY {
+                    d = e_.template centered<K>(at, lanes, e_.get(maps.hi + j, lanes));
                     u = e_.template gradient<K>(at, lanes, [&]() NK_BODY {
-                      return d * e_.get(&co.a[j], lanes) + e_.get(&co.shift[j], lanes);
+                      return fused(d, e_.get(maps.a + j, lanes),
+                                   e_.get(maps.shift + j, lanes));
                     });
-                    if (e_.dresidual) {
-                      e_.keep(e_.dresidual + at, u, lanes);
-                    }
-                    v = u * d;
+                    if (NK_RARE(e_.dresidual)) e_.keep(e_.dresidual + at, u, lanes);
                   });
       });
     });
-    std::vector<double> u, v;
-    gather(all, u, v);
-    const bool is_own = entries_ == per_item_;
-    each_column([&](int64_t j, int64_t g, int64_t) {
-      double* of_entry = sums + 2 * (is_own ? j : g);
-      of_entry[0] += u[j];
-      of_entry[1] += v[j] - Split<C>(center_of(item * call_.G + g)).lo * u[j];
+    const Scratch<double> u(per_item_), v(per_item_);
+    gather(all, u.data(), v.data());
+    std::fill(g, g + entries_, 0);
+    std::fill(gx, gx + entries_, 0);
+    each_run([&](int64_t n, int64_t column, int64_t stat, int64_t, auto S, auto E) {
+      const int64_t to = is_own_ ? column : stat;
+      for (int64_t i = 0; i < n; ++i) {
+        const double lo = Split<C>(this->center_of(item * call_.G + stat + i * S)).lo;
+        g[to + i * (S | E)] += u[column + i];
+        gx[to + i * (S | E)] += v[column + i] - lo * u[column + i];
+      }
     });
   }
-
-  std::vector<Slope> slopes_of(int64_t item, const double* sums) const {
-    const bool is_weighted = !call_.sum_dy || call_.has(kWeighted);
-    std::vector<Slope> slopes(call_.G);
-    std::vector<double> sum_gs(call_.G), sum_gxs(call_.G);
-    const int64_t step = entries_ == per_item_ ? 1 : call_.I;
-    each_column([&](int64_t j, int64_t g, int64_t k) {
-      if (step > 1 && j != g * step) return;
-      const double w = is_weighted ? weight_[k] : 1;
-      const double* of_entry = sums + 2 * (step > 1 ? g : j);
-      sum_gs[g] += w * of_entry[0];
-      sum_gxs[g] += w * of_entry[1];
+  void find_slopes(int64_t item, const double* g, const double* gx,
+                   Slope* slopes) const {
+    const bool is_weighted = this->is_weighted();
+    each_run([&](int64_t n, int64_t column, int64_t stat, int64_t entry, auto S, auto E) {
+      const int64_t from = is_own_ ? column : stat;
+      for (int64_t i = 0; i < (S | E ? n : 1); ++i) {
+        const double w = is_weighted ? (double)this->weight_[entry + i * E] : 1;
+        slopes[stat + i * S].b += w * gx[from + i * (S | E)];
+        slopes[stat + i * S].c += w * g[from + i * (S | E)];
+      }
     });
-    for (int64_t g = 0; g < call_.G; ++g) {
-      const int64_t stat = item * call_.G + g;
-      const double sum_g = sum_gs[g], sum_gx = sum_gxs[g];
+    for (int64_t k = 0, stat = item * call_.G; k < call_.G; ++k, ++stat) {
+      const double sum_g = slopes[k].c, sum_gx = slopes[k].b;
       if (call_.sum_dy) {
         call_.sum_dy[stat] = sum_g;
         call_.sum_dyx[stat] = sum_gx;
       }
-      const int64_t count =
-          call_.mask && call_.count ? call_.count[stat] : call_.values();
-      slopes[g] = slope_of(sum_g, sum_gx, call_.scale[stat], count, call_);
+      slopes[k] = slope_of(sum_g, sum_gx, call_.scale[stat], this->count_of(stat), call_);
     }
-    return slopes;
   }
 
-  void write_gradient(int64_t item, int64_t block, int64_t tile, const Coefficients& co,
-                      bool is_gated) const {
-    Elements<T> e = e_;
+  void write_gradient(int64_t item, int64_t block, int64_t tile, const Maps& maps,
+                      const SlopeMaps& slopes, bool is_gated) const {
+    Elements<T> e = this->gated_elements(is_gated);
     e.streams = can_stream(e_.dx, item);
-    if (is_gated && e.dresidual) {
-      e.dy = e.dresidual;
-      e.dresidual = nullptr;
-      e.activation = kNone;
-    }
     const int64_t low = tile * kTile;
     e.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
       each_group(item, block, tile, [&](int64_t at, auto together, int64_t n) NK_BODY {
         each_vector<W>(n, [&](int64_t j, auto lanes) NK_BODY {
-          const V hi = e.get(&co.hi[low + j], lanes), a = e.get(&co.a[low + j], lanes),
-                  b = e.get(&co.b[low + j], lanes), c = e.get(&co.c[low + j], lanes);
+          const V hi = e.get(maps.hi + low + j, lanes), a = e.get(maps.a + low + j, lanes),
+                  b = e.get(slopes.b + low + j, lanes), c = e.get(slopes.c + low + j, lanes);
           V shift{};
-          if constexpr (K != kPlain) shift = e.get(&co.shift[low + j], lanes);
+          if constexpr (K != kPlain) shift = e.get(maps.shift + low + j, lanes);
           for (int r = 0; r < decltype(together)::value; ++r) {
             const int64_t here = at + r * width_ + j;
-            e.template fetch_gradient<K>(here);
             const V d = e.template centered<K>(here, lanes, hi);
-            V g = e.template gradient<K>(here, lanes, [&]() NK_BODY { return d * a + shift; });
-            if (e.dresidual) e.keep(e.dresidual + here, g, lanes);
-            g = g * a + (d * b + c);
+            V g = e.template gradient<K>(here, lanes,
+                                         [&]() NK_BODY { return fused(d, a, shift); });
+            if (NK_RARE(e.dresidual)) e.keep(e.dresidual + here, g, lanes);
+            g = fused(g, a, fused(d, b, c));
             if (K == kAny && e.mask) g = select(e.valid(here, lanes), g, V{});
             e.put(e.dx + here, g, lanes);
           }
@@ -433,29 +414,29 @@ template <class T> class Columns {
     });
   }
 
-  void reduce_learned(const std::vector<double>& sums) const {
+  void reduce_learned(const double* sums) const {
     const int64_t entries = call_.affine_size();
-    const bool is_own = entries_ == per_item_;
-    std::vector<double> dweight(entries), dbias(entries);
+    const Scratch<double> dweight(entries, 0), dbias(entries, 0);
+    double *to_weight = dweight.data(), *to_bias = dbias.data();
     for (int64_t item = 0; item < call_.B; ++item) {
-      const double* of_item = &sums[2 * entries_ * item];
-      each_column([&](int64_t j, int64_t g, int64_t k) {
-        if (!is_own && j != g * call_.I) return;
-        const double* of_entry = of_item + 2 * (is_own ? j : g);
-        dbias[k] += of_entry[0];
-        dweight[k] += call_.scale[item * call_.G + g] * of_entry[1];
+      const double *g = sums + 2 * entries_ * item, *gx = g + entries_;
+      const double* scale = call_.scale + item * call_.G;
+      each_run([&](int64_t n, int64_t column, int64_t stat, int64_t entry, auto S, auto E) {
+        const int64_t from = is_own_ ? column : stat;
+        for (int64_t i = 0; i < (S | E ? n : 1); ++i) {
+          to_bias[entry + i * E] += g[from + i * (S | E)];
+          to_weight[entry + i * E] += scale[stat + i * S] * gx[from + i * (S | E)];
+        }
       });
     }
-    for (int64_t k = 0; k < entries; ++k) {
-      if (call_.dweight) store_learned(call_.dweight, call_.weight_dtype, k, dweight[k]);
-      if (call_.dbias) store_learned(call_.dbias, call_.bias_dtype, k, dbias[k]);
-    }
+    store_learned(call_.dweight, call_.weight_dtype, entries, to_weight);
+    store_learned(call_.dbias, call_.bias_dtype, entries, to_bias);
   }
 
-  const Call& call_;
-  const Elements<T> e_;
-  const int64_t per_item_, width_, rows_, rest_, blocks_, tiles_, entries_;
-  const Learned weight_, bias_;
+  const int64_t per_item_, width_, rows_, rest_, block_, blocks_, tiles_;
+  const bool is_own_;
+  const int64_t entries_;
+  const bool takes_some_;
 };
 
 }  // namespace NK_ISA

@@ -12,15 +12,10 @@ enum Kind { kPlain, kReluOnly, kAdd, kGated, kAny };
 
 template <int K> struct KindTag { static constexpr int kind = K; };
 
-// All lanes of a vector, or the first n.
-struct Full {};
-struct First { int64_t n; };
-
 template <class T> struct Elements {
   using C = compute_t<T>;
   using V = Vec<C>;
   static constexpr int W = Lanes<C>::count;
-  static constexpr int64_t kFetch = 8192 / sizeof(T);
 
   const T *x, *residual, *dy, *gated;
   const uint8_t* mask;
@@ -52,7 +47,7 @@ template <class T> struct Elements {
   // Where outputs stream, whole vectors have to be aligned. The branch costs a cycle; as
   // a template parameter it doubled the library.
   NK_INLINE void put(T* p, V v, Full) const {
-    if (streams) stream(p, v);
+    if (NK_RARE(streams)) stream(p, v);
     else store(p, v);
   }
   NK_INLINE void put(T* p, V v, First f) const { store_first(p, f.n, v); }
@@ -63,19 +58,6 @@ template <class T> struct Elements {
   }
   NK_INLINE Mask<C> valid(int64_t at, First f) const {
     return load_mask<C>(mask ? mask + at : nullptr, f.n);
-  }
-
-  // What is read after `at`, two pages on: the hardware's own prefetch stops at the end of
-  // a page. 0.9 of the time forward and 0.7 backward in channels_last of 64 channels, and
-  // nothing lost where rows are wide. An address beyond the end is not looked at.
-  template <int K> NK_INLINE void fetch(int64_t at) const {
-    __builtin_prefetch(x + at + kFetch);
-    if constexpr (K == kAdd) __builtin_prefetch(residual + at + kFetch);
-  }
-  template <int K> NK_INLINE void fetch_gradient(int64_t at) const {
-    __builtin_prefetch(x + at + kFetch);
-    __builtin_prefetch(dy + at + kFetch);
-    if constexpr (K == kGated) __builtin_prefetch(gated + at + kFetch);
   }
 
   // x − hi, 0 where masked: what is masked is never looked at, NaN included.
@@ -168,63 +150,6 @@ template <class T> NK_INLINE int64_t before_aligned(const T* p) {
   constexpr uintptr_t width = Lanes<compute_t<T>>::count * sizeof(T);
   return (int64_t)((-reinterpret_cast<uintptr_t>(p) & (width - 1)) / sizeof(T));
 }
-
-// Two sums of vectors at once, four accumulators each so that additions overlap.
-template <class C> class PairSums {
- public:
-  using V = Vec<C>;
-  static constexpr int W = Lanes<C>::count;
-
-  // term(at, lanes, u, v) gives the summands of one vector; lanes beyond First are 0.
-  template <class Term> NK_INLINE void add(int64_t n, const Term& term) {
-    V u0 = u_[0], u1 = u_[1], u2 = u_[2], u3 = u_[3];
-    V v0 = v_[0], v1 = v_[1], v2 = v_[2], v3 = v_[3], u, v;
-    int64_t i = 0;
-    while (n - i >= 4 * W) {
-      int64_t room = kFlush - pending_, steps = (n - i) / (4 * W);
-      if (steps > room) steps = room;
-      pending_ += steps;
-      for (; steps > 0; --steps, i += 4 * W) {
-        term(i, Full{}, u, v); u0 += u; v0 += v;
-        term(i + W, Full{}, u, v); u1 += u; v1 += v;
-        term(i + 2 * W, Full{}, u, v); u2 += u; v2 += v;
-        term(i + 3 * W, Full{}, u, v); u3 += u; v3 += v;
-      }
-      if (pending_ >= kFlush) {
-        flush(u0, u1, u2, u3, v0, v1, v2, v3);
-        u0 = u1 = u2 = u3 = v0 = v1 = v2 = v3 = V{};
-      }
-    }
-    for (; i + W <= n; i += W) {
-      term(i, Full{}, u, v); u0 += u; v0 += v;
-    }
-    if (i < n && !planted("sums_drop_their_tail")) {
-      term(i, First{n - i}, u, v); u1 += u; v1 += v;
-    }
-    if (++pending_ >= kFlush) {
-      flush(u0, u1, u2, u3, v0, v1, v2, v3);
-      u0 = u1 = u2 = u3 = v0 = v1 = v2 = v3 = V{};
-    }
-    u_[0] = u0; u_[1] = u1; u_[2] = u2; u_[3] = u3;
-    v_[0] = v0; v_[1] = v1; v_[2] = v2; v_[3] = v3;
-  }
-  NK_INLINE void total(double& u, double& v) {
-    if (planted("an_accumulator_is_lost")) u_[3] = V{};
-    flush(u_[0], u_[1], u_[2], u_[3], v_[0], v_[1], v_[2], v_[3]);
-    u = wide_u_.total();
-    v = wide_v_.total();
-  }
-
- private:
-  NK_INLINE void flush(V u0, V u1, V u2, V u3, V v0, V v1, V v2, V v3) {
-    wide_u_.add((u0 + u1) + (u2 + u3));
-    wide_v_.add((v0 + v1) + (v2 + v3));
-    pending_ = 0;
-  }
-  V u_[4]{}, v_[4]{};
-  Wide<C> wide_u_, wide_v_;
-  int64_t pending_ = 0;
-};
 
 }  // namespace NK_ISA
 }  // namespace normkit

@@ -3,6 +3,7 @@
 #include "kernels.hpp"
 
 #include "columns.hpp"
+#include "groups.hpp"
 #include "rows.hpp"
 #include "runs.hpp"
 #include "short_runs.hpp"
@@ -15,19 +16,24 @@ namespace {
 
 // Below this many neighbours a vector would be mostly empty.
 constexpr int64_t kShortRun = 16;
-// Up to here tiles of runs are faster: three times at 49 neighbours, as fast at 784. Of a
-// statistic with one run there is less to save: 0.6 of the time at 49, 1.1 at 196.
-constexpr int64_t kTiled = 512, kTiledAlone = 128;
+// Up to here tiles of runs are faster: three times at 49 neighbours, as fast at 784.
+constexpr int64_t kTiled = 512;
 
+// The choice depends on how the values of one statistic lie and never on how many
+// statistics there are, where a sample has its own: it must not depend on the batch.
 template <class Body> void with_layout(const Call& call, const Body& body) {
   const bool is_own = call.affine == kPerElement, is_short = call.I < kShortRun;
-  if (call.O > 1 && call.M == 1 && (is_own || is_short)) {
+  const bool is_narrow = call.M == 1 && (is_own || is_short);
+  if (is_narrow && (call.O > 1 || (is_short && call.has(kGiven)))) {
     return body(Columns<NK_TYPE>(call));
   }
   if (call.O == 1 && (is_own || (call.M > 1 && is_short))) {
     return body(Rows<NK_TYPE>(call));
   }
-  if (call.M == 1 && call.G > 1 && call.I <= (call.O > 1 ? kTiled : kTiledAlone)) {
+  if (call.O == 1 && call.values() <= Groups<NK_TYPE>::kLongest) {
+    return body(Groups<NK_TYPE>(call));
+  }
+  if (call.O > 1 && call.M == 1 && call.G > 1 && call.I <= kTiled) {
     return body(ShortRuns<NK_TYPE>(call));
   }
   return body(Runs<NK_TYPE>(call));

@@ -5,12 +5,12 @@
 #include <atomic>
 #include <cstring>
 #include <new>
-#include <vector>
 
 #include "kernels.hpp"
 #include "pages.hpp"
 #include "pool.hpp"
 #include "running.hpp"
+#include "scratch.hpp"
 #include "verify.hpp"
 
 #define NK_PUBLIC extern "C" __attribute__((visibility("default")))
@@ -67,25 +67,6 @@ int64_t size_of(int64_t dtype) {
   return dtype == kFloat32 ? 4 : dtype == kFloat64 ? 8 : 2;
 }
 
-// Vectors of doubles for what a call does not want to keep, from memory that a thread
-// allocates once.
-class Scratch {
- public:
-  explicit Scratch(int64_t doubles) {
-    static thread_local std::vector<double> memory;
-    if ((int64_t)memory.size() < doubles) memory.resize(doubles);
-    next_ = memory.data();
-  }
-  double* take(int64_t doubles) {
-    double* taken = next_;
-    next_ += doubles;
-    return taken;
-  }
-
- private:
-  double* next_;
-};
-
 int run(const void* packed, void (*Kernels::*kernel)(const Call&)) {
   const Call& call = *static_cast<const Call*>(packed);
   if (call.dtype < kFloat32 || call.dtype > kFloat64) return 1;
@@ -104,15 +85,15 @@ int forward(const void* packed) try {
   Call call = *static_cast<const Call*>(packed);
   const int64_t n = call.statistics();
   const bool moves = !call.has(kGiven) && (call.running_mean || call.running_var);
-  Scratch scratch(4 * n);
+  const bool counts = moves && call.mask && !call.count;
+  const Scratch<double> kept(call.center ? 0 : 2 * n), spread(moves && !call.m2 ? n : 0);
+  const Scratch<int64_t> count(counts ? n : 0);
   if (!call.center) {
-    call.center = scratch.take(n);
-    call.scale = scratch.take(n);
+    call.center = kept.data();
+    call.scale = kept.data() + n;
   }
-  if (moves && !call.m2) call.m2 = scratch.take(n);
-  if (moves && call.mask && !call.count) {
-    call.count = reinterpret_cast<int64_t*>(scratch.take(n));
-  }
+  if (moves && !call.m2) call.m2 = spread.data();
+  if (counts) call.count = count.data();
   if (call.has(kGiven) && call.running_mean) {
     read_running(call.running_mean, call.mean_dtype, call.running_var, call.var_dtype, n,
                  call.eps, call.center, call.scale);
@@ -121,7 +102,8 @@ int forward(const void* packed) try {
   if (moves) {
     const int64_t values = call.values();
     move_running({n, call.mean_dtype, call.var_dtype,
-                  call.flags & (kSkipNonfinite | kEqualShares) | (call.mask ? kCountEach : 0),
+                  (call.flags & ((int64_t)kSkipNonfinite | kEqualShares)) |
+                      (call.mask ? (int64_t)kCountEach : 0),
                   call.rate, call.center, call.m2, call.mask ? call.count : &values,
                   call.running_mean, call.running_var, call.num_batches_tracked,
                   call.num_batches_skipped});

@@ -5,39 +5,37 @@
 // depend on the number of threads: what a task computes is fixed by the geometry, and
 // partial results are added in the order of the tasks.
 #pragma once
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
-
-#include "fault.hpp"
 
 namespace normkit {
 
-// Runs body(data) once in each of `threads` threads; serially in a forked child, whose
-// pool has lost its threads.
+// Runs body(data) once in each of `threads` threads, or of fewer; serially in a forked
+// child, whose pool has lost its threads.
 void run_in_pool(int64_t threads, void (*body)(void*), void* data);
 
-template <class Task>
+enum class Order { kForwards, kBackwards };
+
+// task(data, k) for each k < tasks. A thread begins with the same share of the tasks each
+// time, and takes from the others' when it is done: a second pass over the same values,
+// from the last to the first, finds them in the cache of its own core.
+void run_tasks(int64_t tasks, int64_t threads, Order order,
+               void (*task)(const void*, int64_t), const void* data);
+
+template <Order order = Order::kForwards, class Task>
 void parallel_for(int64_t tasks, int64_t threads, const Task& task) {
   if (threads <= 1 || tasks <= 1) {
-    for (int64_t i = 0; i < tasks; ++i) task(i);
+    for (int64_t k = 0; k < tasks; ++k) {
+      task(order == Order::kForwards ? k : tasks - 1 - k);
+    }
     return;
   }
-  struct Shared {
-    std::atomic<int64_t> next{0};
-    int64_t tasks;
-    const Task* task;
-  } shared;
-  shared.tasks = tasks;
-  shared.task = &task;
-  run_in_pool(
-      std::min(threads, tasks),
-      [](void* data) {
-        auto& all = *static_cast<Shared*>(data);
-        const int lost = planted("threads_lose_the_last_task");
-        for (int64_t i; (i = all.next.fetch_add(1)) < all.tasks - lost;) (*all.task)(i);
-      },
-      &shared);
+  run_tasks(
+      tasks, threads, order,
+      [](const void* data, int64_t k) { (*static_cast<const Task*>(data))(k); }, &task);
+}
+template <class Task>
+void parallel_backwards(int64_t tasks, int64_t threads, const Task& task) {
+  parallel_for<Order::kBackwards>(tasks, threads, task);
 }
 
 }  // namespace normkit

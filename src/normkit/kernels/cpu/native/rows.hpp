@@ -1,241 +1,217 @@
-// Statistics over rows whose learned affine varies along the row: layer norm, RMS norm,
-// group norm without positions.
+// Spans whose learned affine varies along them: layer norm, RMS norm, group norm without
+// positions.
 //
-// One row after the other, or a few, in the cache; the next are fetched while these are
-// written (a row is a page or so, where the hardware's own prefetch stops: 1.4 times as
-// fast). Backward sums dweight and dbias of a part of
-// the rows in float, flushed to double; the parts depend on the sizes alone and are
-// added in order.
+// Backward sums dweight and dbias of a part of the rows in float, flushed to double; the
+// parts depend on the sizes alone and are added in order.
 #pragma once
-#include <vector>
-
-#include "runs.hpp"
+#include "spans.hpp"
 
 namespace normkit {
 namespace NK_ISA {
 
-template <class T> class Rows : private Runs<T> {
+template <class T> class Rows : private Spans<T> {
  public:
   explicit Rows(const Call& call)
-      : Runs<T>(call),
+      : Spans<T>(call),
         fold_(call.affine == kPerRun ? call.I : 1),
         width_(call.P * length_),
-        shares_learned_(call.P == 1 && length_ >= kLongRow &&
-                        length_ * kTogether * 2 * sizeof(T) <= (512 << 10)),
-        w_(width_),
-        z_(width_) {
-    for (int64_t k = 0, j = 0; j < width_; ++k) {
-      const C w = (C)this->weight_[k], z = (C)this->bias_[k];
-      for (const int64_t end = j + fold_; j < end; ++j) {
-        w_[j] = w;
-        z_[j] = z;
-      }
+        unfolded_(fold_ > 1 ? 2 * width_ : 0),
+        w_(fold_ > 1 ? unfolded_.data() : this->weight_.data()),
+        z_(fold_ > 1 ? unfolded_.data() + width_ : this->bias_.data()) {
+    for (int64_t k = 0; fold_ > 1 && k < width_; ++k) {
+      unfolded_[k] = this->weight_[k / fold_];
+      unfolded_[width_ + k] = this->bias_[k / fold_];
     }
   }
 
   void forward() const {
-    if (this->measures_several()) {
-      this->forward_several([&](const Place& row) NK_BODY { write(row, 0); });
-      return;
-    }
-    this->each_statistic([&](const Place& row, int64_t threads) {
-      if (!call_.has(kGiven)) this->measure(row, threads);
-      if (!e_.y) return;
-      parallel_for(blocks_, threads, [&](int64_t block) {
-        write(row, blocks_ - 1 - block);
-      });
+    this->each_batch(this->spans_within(kTogetherBytes), [&](int64_t first, int64_t rows) {
+      if (!call_.has(kGiven)) this->measure(first, rows);
+      if (e_.y) write(first, rows);
     });
   }
 
   void backward() const {
-    const bool wants_learned = call_.dweight || call_.dbias;
+    const bool learns = this->wants_learned();
     const int64_t rows = call_.statistics(), per = rows_per_part(rows);
-    const int64_t parts = rows ? (rows + per - 1) / per : 0;
-    std::vector<double> learned(wants_learned ? 2 * width_ * parts : 0);
+    const int64_t parts = rows ? (rows + per - 1) / per : 0, together = rows_together();
+    const Scratch<double> learned(learns ? 2 * width_ * parts : 0, 0);
     parallel_for(parts, call_.threads, [&](int64_t part) {
-      std::vector<C> some(wants_learned ? 2 * width_ : 0);
-      double* all = wants_learned ? &learned[2 * width_ * part] : nullptr;
-      const int64_t end = (part + 1) * per < rows ? (part + 1) * per : rows;
+      const Scratch<C> some(learns ? 2 * width_ : 0, 0);
+      double* all = learned.data() + 2 * width_ * part;
+      const int64_t end = std::min(rows, (part + 1) * per);
       int64_t pending = 0;
-      const auto take = [&](int64_t row, auto together) {
-        backward_of(row, together, some.data());
-        if ((pending += decltype(together)::value) < kFlush) return;
-        flush(some, all);
+      for (int64_t first = part * per; first < end; first += together) {
+        const int64_t n = std::min(together, end - first);
+        pending += backward_of(first, n, some.data());
+        if (!learns || (pending < kFlush - kMost && first + n < end)) continue;
+        for (int64_t k = 0; k < 2 * width_; ++k) all[k] += (double)some[k];
+        if (first + n < end) std::fill(some.data(), some.data() + 2 * width_, C(0));
         pending = 0;
-      };
-      int64_t row = part * per;
-      if (shares_learned_) {
-        for (; row + kTogether <= end; row += kTogether) take(row, Together{});
       }
-      for (; row < end; ++row) take(row, Alone{});
-      if (wants_learned) flush(some, all);
       if (e_.streams) finish_streams();
     });
-    if (wants_learned) store_learned_sums(learned, parts);
+    if (learns) store_learned_sums(learned.data(), parts);
   }
 
   void apply_grads() const {
-    this->each_statistic([&](const Place& row, int64_t) {
-      const Slope slope{call_.b[row.stat], call_.c[row.stat]};
-      write_gradients<false>(&row, &slope, Alone{}, false, nullptr);
+    this->each_batch(rows_together(), [&](int64_t first, int64_t rows) {
+      const Maps maps = this->maps_of_x_hat(first, rows);
+      const Slopes slopes = this->given_slopes(first, rows);
+      write_gradients<false>(first, rows, maps, slopes, false, nullptr);
     });
   }
 
  private:
-  using C = compute_t<T>;
-  using V = Vec<C>;
-  using typename Runs<T>::Place;
-  using Runs<T>::call_, Runs<T>::e_, Runs<T>::length_, Runs<T>::blocks_;
-
+  using typename Spans<T>::C;
+  using typename Spans<T>::V;
+  using typename Spans<T>::Maps;
+  using typename Spans<T>::Slopes;
+  using Spans<T>::W, Spans<T>::kMost, Spans<T>::kTogetherBytes;
+  using Spans<T>::call_, Spans<T>::e_, Spans<T>::length_, Spans<T>::is_large_;
   using Together = std::integral_constant<int, 4>;
   using Alone = std::integral_constant<int, 1>;
-  static constexpr int64_t kLongRow = 768;
-  static constexpr int kTogether = Together::value, W = Lanes<C>::count;
 
+  // Rows whose x and dy stay in the first cache, and as many as share the learned sums
+  // where they stay in the second.
+  int64_t rows_together() const {
+    const int64_t n = this->spans_within(kTogetherBytes / 2);
+    const bool fit = length_ * (int64_t)sizeof(T) <= (64 << 10);
+    return n >= Together::value ? n - n % Together::value : fit ? Together::value : n;
+  }
   // Enough rows for the sums of a part to be small beside what they are sums of.
   int64_t rows_per_part(int64_t rows) const {
-    int64_t per = (rows + 31) / 32;
     const int64_t in_cache = 32768 / (length_ + 1);
-    if (per < in_cache) per = in_cache;
-    return per < 16 ? 16 : per;
+    return std::max({(rows + 31) / 32, std::min<int64_t>((rows + 7) / 8, kFlush), in_cache,
+                     (int64_t)16});
   }
-  static void flush(std::vector<C>& some, double* all) {
-    for (size_t k = 0; k < some.size(); ++k) {
-      all[k] += (double)some[k];
-      some[k] = 0;
-    }
-  }
-  NK_INLINE int64_t first_entry(const Place& row) const {
-    return row.entry / call_.M * length_;
+  NK_INLINE int64_t first_entry(int64_t row) const {
+    return call_.P == 1 ? 0 : row % call_.P * length_;
   }
 
-  void write(const Place& row, int64_t block) const {
-    const Map<C> map(this->center_of(row), call_.scale[row.stat], 1, 0);
-    const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
-    const C *w = &w_[first_entry(row)], *bias = &z_[first_entry(row)];
-    const int64_t ahead = this->ahead_;
+  void write(int64_t first, int64_t rows) const {
+    const Maps maps = this->maps_of_x_hat(first, rows);
+    const int64_t ahead = rows * length_;
     e_.with_forward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
-      this->each_part(row, block, [&](int64_t first, int64_t low, int64_t n) NK_BODY {
-        this->streamed(
-            e_.y + first, n, [&](int64_t i, auto lanes) NK_BODY {
-              __builtin_prefetch(e_.x + first + i + ahead, 0, 2);
-              V z = e_.template centered<K>(first + i, lanes, hi) * a + shift;
-              z = z * e_.get(w + low + i, lanes) + e_.get(bias + low + i, lanes);
-              z = e_.template finish<K>(z, first + i, lanes);
-              e_.put(e_.y + first + i, z, lanes);
-            });
-      });
-    });
-  }
-
-  // Some neighbouring rows: their sums, then dx. What they add to the learned sums is
-  // found on the way: of one row with its own sums, of several with dx.
-  template <class Count>
-  void backward_of(int64_t first, Count together, C* some) const {
-    constexpr int R = Count::value;
-    Place rows[R];
-    Slope slopes[R];
-    const bool learns = call_.dweight || call_.dbias;
-    const bool wants_sums = learns || call_.sum_dy || !call_.has(kGiven);
-    for (int r = 0; r < R; ++r) {
-      const Place row = rows[r] = this->place_of(first + r);
-      if (!wants_sums) continue;
-      double sums[2];
-      if (R == 1 && learns) reduce<true>(row, sums, some);
-      else reduce<false>(row, sums, nullptr);
-      if (call_.sum_dy) {
-        call_.sum_dy[row.stat] = sums[0];
-        call_.sum_dyx[row.stat] = sums[1];
-      }
-      slopes[r] = slope_of(sums[0], sums[1], call_.scale[row.stat], this->count_of(row),
-                           call_);
-    }
-    if (R > 1 && learns) {
-      write_gradients<true>(rows, slopes, together, wants_sums, some);
-    } else if (e_.dx) {
-      write_gradients<false>(rows, slopes, together, wants_sums, nullptr);
-    }
-  }
-
-  // Σg·w and Σg·w·(x − center) of a row; Σg and Σg·(x − center)·scale of each element.
-  template <bool Learns> void reduce(const Place& row, double* sums, C* some) const {
-    const Map<C> map(this->center_of(row), call_.scale[row.stat], 1, 0);
-    const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
-    const C *w = &w_[first_entry(row)], *bias = &z_[first_entry(row)];
-    C *dbias = some + first_entry(row), *dweight = dbias + width_;
-    const bool is_weighted = !call_.sum_dy || call_.has(kWeighted);
-    T* kept = e_.dresidual;
-    PairSums<C> pair;
-    e_.with_backward_kind([&](auto tag) {
-      constexpr int K = decltype(tag)::kind;
-      for (int64_t block = 0; block < blocks_; ++block) {
-        this->each_part(row, block, [&](int64_t first, int64_t low, int64_t n) NK_BODY {
-          pair.add(n, [&](int64_t i, auto lanes, V& u, V& v) NK_BODY {
-            const V d = e_.template centered<K>(first + i, lanes, hi);
-            const V x_hat = d * a + shift, wi = e_.get(w + low + i, lanes);
-            u = e_.template gradient<K>(first + i, lanes, [&]() NK_BODY {
-              return x_hat * wi + e_.get(bias + low + i, lanes);
-            });
-            if (kept) e_.keep(kept + first + i, u, lanes);
-            if constexpr (Learns) {
-              add_at(dbias + low + i, u, lanes);
-              add_at(dweight + low + i, u * x_hat, lanes);
-            }
-            if (is_weighted) u = u * wi;
-            v = u * d;
-          });
+      for (int64_t k = 0; k < rows; ++k) {
+        const int64_t at = (first + k) * length_;
+        const C *w = w_ + first_entry(first + k), *z = z_ + first_entry(first + k);
+        const V hi = splat(maps.hi[k]), a = splat(maps.a[k]), shift = splat(maps.shift[k]);
+        this->streamed(e_.streams, e_.y + at, length_, [&](int64_t i, auto lanes) NK_BODY {
+          this->fetch(e_.x + at + i + ahead, nullptr);
+          V v = fused(e_.template centered<K>(at + i, lanes, hi), a, shift);
+          v = fused(v, e_.get(w + i, lanes), e_.get(z + i, lanes));
+          v = e_.template finish<K>(v, at + i, lanes);
+          e_.put(e_.y + at + i, v, lanes);
         });
       }
     });
-    sums[0] = sums[1] = 0;
-    this->add_to(sums, pair, row);
   }
 
-  // Column by column over the rows, so that what they add to Σg and Σg·(x − center)·scale
-  // of an element stays in registers. Rows of 4096: 0.9 of the time of one row alone; rows
-  // of 256: 1.2, so they are taken alone.
-  template <bool Learns, class Count>
-  void write_gradients(const Place* rows, const Slope* slopes, Count, bool is_gated,
-                       C* some) const {
-    constexpr int R = Count::value;
+  // The sums of some rows, then dx, and what they add to the learned sums with it; gives
+  // how many additions that were.
+  int64_t backward_of(int64_t first, int64_t rows, C* some) const {
+    const bool learns = this->wants_learned(), wants_sums = this->wants_sums();
+    const Maps maps = this->maps_of_x_hat(first, rows);
+    Slopes slopes;
+    if (wants_sums) {
+      double g[kMost] = {}, gx[kMost] = {};
+      reduce(first, rows, maps, g, gx);
+      slopes = this->slopes_of(first, rows, g, gx);
+    }
+    if (learns) return write_gradients<true>(first, rows, maps, slopes, wants_sums, some);
+    if (!e_.dx) return 0;
+    return write_gradients<false>(first, rows, maps, slopes, wants_sums, nullptr);
+  }
+
+  // Σg·w and Σg·w·(x − center) of each row.
+  void reduce(int64_t first, int64_t rows, const Maps& maps, double* g, double* gx) const {
+    const bool is_weighted = this->is_weighted();
+    T* kept = e_.dresidual;
+    e_.with_backward_kind([&](auto tag) {
+      constexpr int K = decltype(tag)::kind;
+      this->sum_runs(length_, g, gx, [&](const auto& add) NK_BODY {
+        for (int64_t k = 0; k < rows; ++k) {
+          const int64_t at = (first + k) * length_;
+          const C *w = w_ + first_entry(first + k), *z = z_ + first_entry(first + k);
+          const V hi = splat(maps.hi[k]), a = splat(maps.a[k]), shift = splat(maps.shift[k]);
+          add([&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+            this->fetch(e_.dx + at + i);
+            d = e_.template centered<K>(at + i, lanes, hi);
+            const V wi = e_.get(w + i, lanes);
+            u = e_.template gradient<K>(at + i, lanes, [&]() NK_BODY {
+              return fused(fused(d, a, shift), wi, e_.get(z + i, lanes));
+            });
+            if (NK_RARE(kept)) e_.keep(kept + at + i, u, lanes);
+            if (is_weighted) u = u * wi;
+          });
+        }
+      });
+    });
+    if (planted("sums_are_around_the_rounded_centre")) return;
+    for (int64_t k = 0; k < rows; ++k) {
+      gx[k] -= Split<C>(this->center_of(first + k)).lo * g[k];
+    }
+  }
+
+  template <bool Learns>
+  int64_t write_gradients(int64_t first, int64_t rows, const Maps& maps,
+                          const Slopes& slopes, bool is_gated, C* some) const {
     Elements<T> e = this->gated_elements(is_gated);
-    e.streams = can_stream(rows[0]);
-    const int64_t entry = first_entry(rows[0]), ahead = R * length_;
-    const C *w = &w_[entry], *bias = &z_[entry];
+    e.streams = can_stream();
+    int64_t k = 0, additions = 0;
+    if (call_.P == 1 && (!is_large_ || length_ * (int64_t)sizeof(T) >= 4096)) {
+      for (; k + Together::value <= rows; k += Together::value, ++additions) {
+        write_some<Learns>(e, first, k, rows, maps, slopes, some, Together{});
+      }
+    }
+    for (; k < rows; ++k, ++additions) {
+      write_some<Learns>(e, first, k, rows, maps, slopes, some, Alone{});
+    }
+    return additions;
+  }
+  // Column by column over R rows, so that what they add to Σg and Σg·(x − center)·scale
+  // of an element stays in registers.
+  template <bool Learns, class Count>
+  void write_some(const Elements<T>& e, int64_t first, int64_t k, int64_t rows,
+                  const Maps& maps, const Slopes& slopes, C* some, Count) const {
+    constexpr int R = Count::value;
+    const int64_t base = (first + k) * length_, entry = first_entry(first + k);
+    const int64_t ahead = rows * length_;
+    const C *w = w_ + entry, *z = z_ + entry;
     C *dbias = some + entry, *dweight = dbias + width_;
-    C hi[R], a[R], shift[R], b[R], c[R];
+    V hi[R], a[R], shift[R], b[R], c[R];
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const double center = this->center_of(rows[r]);
-      const Map<C> map(center, call_.scale[rows[r].stat], 1, 0);
-      hi[r] = map.hi;
-      a[r] = map.a;
-      shift[r] = map.shift;
-      b[r] = (C)slopes[r].b;
-      c[r] = (C)(slopes[r].c - slopes[r].b * Split<C>(center).lo);
+      hi[r] = splat(maps.hi[k + r]);
+      a[r] = splat(maps.a[k + r]);
+      shift[r] = splat(maps.shift[k + r]);
+      b[r] = splat(slopes.b[k + r]);
+      c[r] = splat(slopes.c[k + r]);
     }
     e.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
       each_vector<W>(length_, [&](int64_t j, auto lanes) NK_BODY {
         const V wi = e.get(w + j, lanes);
         V sum_g{}, sum_gx{};
+#pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          const int64_t at = rows[r].base + j;
-          __builtin_prefetch(e_.x + at + ahead, 0, 2);
-          __builtin_prefetch(e_.dy + at + ahead, 0, 2);
-          const V d = e.template centered<K>(at, lanes, splat(hi[r]));
-          const V x_hat = d * splat(a[r]) + splat(shift[r]);
+          const int64_t at = base + r * length_ + j;
+          this->fetch(e.x + at + ahead, e.dy + at + ahead);
+          const V d = e.template centered<K>(at, lanes, hi[r]);
+          const V x_hat = fused(d, a[r], shift[r]);
           V g = e.template gradient<K>(at, lanes, [&]() NK_BODY {
-            return x_hat * wi + e.get(bias + j, lanes);
+            return fused(x_hat, wi, e.get(z + j, lanes));
           });
-          if (e.dresidual) e.keep(e.dresidual + at, g, lanes);
+          if (NK_RARE(e.dresidual)) e.keep(e.dresidual + at, g, lanes);
           if constexpr (Learns) {
             sum_g += g;
-            sum_gx += g * x_hat;
+            sum_gx = fused(g, x_hat, sum_gx);
           }
-          if (!e.dx) continue;
+          if (NK_RARE(!e.dx)) continue;
           if (planted("rows_forget_the_weight")) g = g / wi;
-          g = (g * wi) * splat(a[r]) + (d * splat(b[r]) + splat(c[r]));
+          g = fused(g * wi, a[r], fused(d, b[r], c[r]));
           if (K == kAny && e.mask) g = select(e.valid(at, lanes), g, V{});
           e.put(e.dx + at, g, lanes);
         }
@@ -250,30 +226,31 @@ template <class T> class Rows : private Runs<T> {
   static NK_INLINE void add_at(C* p, V v, First f) {
     store_first(p, f.n, load_first(p, f.n, V{}) + v);
   }
-  bool can_stream(const Place& row) const {
+  // Whether every row of dx begins where a vector can be written past the caches.
+  bool can_stream() const {
     constexpr int64_t vector = W * sizeof(T);
-    return e_.streams && e_.dx && length_ * sizeof(T) % vector == 0 &&
-           before_aligned(e_.dx + row.base) == 0;
+    return e_.streams && length_ * sizeof(T) % vector == 0 && before_aligned(e_.dx) == 0;
   }
 
-  void store_learned_sums(const std::vector<double>& learned, int64_t parts) const {
-    for (int64_t k = 0; k < width_ / fold_; ++k) {
-      double dbias = 0, dweight = 0;
-      for (int64_t part = parts > 1 && planted("a_part_of_the_rows_is_lost"); part < parts; ++part) {
-        const double* of_part = &learned[2 * width_ * part];
-        for (int64_t j = k * fold_; j < (k + 1) * fold_; ++j) {
-          dbias += of_part[j];
-          dweight += of_part[width_ + j];
-        }
-      }
-      if (call_.dweight) store_learned(call_.dweight, call_.weight_dtype, k, dweight);
-      if (call_.dbias) store_learned(call_.dbias, call_.bias_dtype, k, dbias);
+  void store_learned_sums(const double* learned, int64_t parts) const {
+    const Scratch<double> all(2 * width_, 0);
+    for (int64_t part = parts > 1 && planted("a_part_of_the_rows_is_lost"); part < parts;
+         ++part, learned += 2 * width_) {
+      for (int64_t k = 0; k < 2 * width_; ++k) all[k] += learned[k];
     }
+    const int64_t entries = width_ / fold_;
+    for (int64_t k = 0; fold_ > 1 && k < 2 * entries; ++k) {
+      double sum = 0;
+      for (int64_t j = k * fold_; j < (k + 1) * fold_; ++j) sum += all[j];
+      all[k] = sum;
+    }
+    store_learned(call_.dbias, call_.bias_dtype, entries, all.data());
+    store_learned(call_.dweight, call_.weight_dtype, entries, all.data() + entries);
   }
 
   const int64_t fold_, width_;
-  const bool shares_learned_;
-  std::vector<C> w_, z_;
+  const Scratch<C> unfolded_;
+  const C *const w_, *const z_;
 };
 
 }  // namespace NK_ISA

@@ -1,60 +1,43 @@
 // Statistics over runs: the values of one statistic lie in O runs of M·I neighbours,
 // and the learned affine is constant along the I neighbours of a sub-run.
 //
-// Batch norm in NCHW, instance and group norm in NCHW, RMS or layer norm without
-// weights. One statistic after the other, so that the second pass over its values finds
+// Batch norm in NCHW, and spans of instance and group norm that are worth several
+// threads. One statistic after the other, so that the second pass over its values finds
 // them in the cache; it walks backwards, from what was read last.
 #pragma once
-#include <vector>
-
-#include "elements.hpp"
-#include "pool.hpp"
-#include "statistics.hpp"
+#include "layout.hpp"
 
 namespace normkit {
 namespace NK_ISA {
 
-template <class T> class Runs {
+template <class T> class Runs : protected Layout<T> {
  public:
   explicit Runs(const Call& call)
-      : call_(call),
-        e_(call),
-        length_(call.M * call.I),
+      : Layout<T>(call),
         pieces_(length_ > kBlock ? (length_ + kBlock - 1) / kBlock : 1),
         segments_(length_ > 0 && length_ < kBlock ? kBlock / length_ : 1),
-        blocks_((call.O + segments_ - 1) / segments_ * pieces_),
-        several_(statistics_together(call)),
-        ahead_(call.values() * (int64_t)sizeof(T) <= kAhead ? several_ * length_ : 0),
-        weight_(call.weight, call.weight_dtype, call.affine_size(), 1),
-        bias_(call.bias, call.bias_dtype, call.affine_size(), 0) {}
+        blocks_((call.O + segments_ - 1) / segments_ * pieces_) {}
 
   void forward() const {
-    if (measures_several()) {
-      forward_several([&](const Place& at) NK_BODY { write(at, 0); });
-      return;
-    }
     each_statistic([&](const Place& at, int64_t threads) {
       if (!call_.has(kGiven)) measure(at, threads);
       if (!e_.y) return;
-      parallel_for(blocks_, threads, [&](int64_t block) {
-        write(at, blocks_ - 1 - block);
-      });
+      parallel_backwards(blocks_, threads, [&](int64_t block) { write(at, block); });
     });
   }
 
   // Sums over dy, and dx from them; either may be all that is wanted.
   void backward() const {
-    const bool wants_sums =
-        call_.dweight || call_.dbias || call_.sum_dy || !call_.has(kGiven);
-    std::vector<double> sums(wants_sums ? 2 * call_.statistics() * call_.M : 0);
+    const bool wants_sums = this->wants_sums(), is_weighted = this->is_weighted();
+    const Scratch<double> sums(wants_sums ? 2 * call_.statistics() * call_.M : 0, 0);
     each_statistic([&](const Place& at, int64_t threads) {
       Slope slope;
       if (wants_sums) {
-        double* of_stat = &sums[2 * at.stat * call_.M];
+        double* of_stat = sums.data() + 2 * at.stat * call_.M;
         reduce(at, threads, of_stat);
         double g = 0, gx = 0;
         for (int64_t m = 0; m < call_.M; ++m) {
-          double w = call_.sum_dy && !call_.has(kWeighted) ? 1 : weight_[at.entry + m];
+          const double w = is_weighted ? (double)weight_[at.entry + m] : 1;
           g += w * of_stat[2 * m];
           gx += w * of_stat[2 * m + 1];
         }
@@ -62,15 +45,14 @@ template <class T> class Runs {
           call_.sum_dy[at.stat] = g;
           call_.sum_dyx[at.stat] = gx;
         }
-        slope = slope_of(g, gx, call_.scale[at.stat], count_of(at), call_);
+        slope = slope_of(g, gx, call_.scale[at.stat], this->count_of(at.stat), call_);
       }
       if (!e_.dx) return;
-      parallel_for(blocks_, threads, [&](int64_t block) {
-        block = blocks_ - 1 - block;
+      parallel_backwards(blocks_, threads, [&](int64_t block) {
         write_gradient(at, block, slope, wants_sums);
       });
     });
-    if (call_.dweight || call_.dbias) reduce_learned(sums);
+    if (this->wants_learned()) reduce_learned(sums.data());
   }
 
   // dx = a·dy·weight + b·(x − center) + c with coefficients from the caller.
@@ -84,10 +66,11 @@ template <class T> class Runs {
   }
 
  protected:
-  using C = compute_t<T>;
-  using V = Vec<C>;
-  static constexpr int W = Lanes<C>::count;
-  static constexpr int64_t kBlock = 32768, kAhead = 512 << 10;
+  using typename Layout<T>::C;
+  using typename Layout<T>::V;
+  using Layout<T>::W, Layout<T>::call_, Layout<T>::e_, Layout<T>::length_;
+  using Layout<T>::weight_, Layout<T>::bias_;
+  static constexpr int64_t kBlock = 32768;
 
   // Where a statistic's values and learned entries begin. Found once for each: a 64-bit
   // division takes as long as a run of 50 values.
@@ -119,76 +102,6 @@ template <class T> class Runs {
     });
   }
 
-  // Statistics of one short run each are found several at a time, so that the latencies of
-  // a dozen steps each (sums across lanes, a root, two divisions: 300 cycles) overlap.
-  static constexpr int64_t kSeveral = 16, kSeveralBytes = 16 << 10;
-  static int64_t statistics_together(const Call& call) {
-    if (call.O != 1 || call.mask || call.values() > kBlock) return 1;
-    const int64_t n = kSeveralBytes / (call.values() * (int64_t)sizeof(T) + 1);
-    return n < 1 ? 1 : n < kSeveral ? n : kSeveral;
-  }
-  bool measures_several() const {
-    return call_.O == 1 && !call_.mask && length_ > 0 && length_ <= kBlock;
-  }
-  template <class Write> void forward_several(const Write& write) const {
-    const int64_t n = call_.statistics(), entries = call_.P * call_.M;
-    const int64_t per_task = (kBlock / length_ / several_ + 1) * several_;
-    parallel_for((n + per_task - 1) / per_task, call_.threads, [&](int64_t task) {
-      const int64_t end = (task + 1) * per_task < n ? (task + 1) * per_task : n;
-      for (int64_t first = task * per_task; first < end; first += several_) {
-        const int64_t last = first + several_ < end ? first + several_ : end;
-        if (!call_.has(kGiven)) measure_several(first, last - first);
-        if (!e_.y) continue;
-        int64_t entry = place_of(first).entry;
-        for (int64_t stat = first; stat < last; ++stat, entry += call_.M) {
-          if (entry == entries) entry = 0;
-          write(Place{stat, stat * length_, call_.P == 1 ? 0 : entry});
-        }
-      }
-      if (e_.streams) finish_streams();
-    });
-  }
-  void measure_several(int64_t first, int64_t stats) const {
-    StatSums<kSeveral> sums;
-    C pilots[kSeveral];
-    bool is_settled[kSeveral] = {};
-    for (int64_t k = 0; k < stats; ++k) {
-      const T* run = e_.x + (first + k) * length_;
-      Wide<C> wide;
-      const int64_t places = length_ > 16 * W ? 4 : 1, some = length_ < W ? length_ : W;
-      for (int64_t p = 0; p < places; ++p) {
-        const T* here = run + p * (length_ / places);
-        wide.add(some == W ? load(here) : load_first(here, some, V{}));
-      }
-      pilots[k] = (C)(wide.total() / (double)(places * some));
-      if (!std::isfinite(pilots[k])) pilots[k] = 0;
-    }
-    for (int attempt = 0; attempt < kAttempts; ++attempt) {
-      int64_t far = 0;
-      for (int64_t k = 0; k < stats; ++k) {
-        if (is_settled[k]) continue;
-        const int64_t at = (first + k) * length_;
-        const V p = splat(pilots[k]);
-        PairSums<C> pair;
-        pair.add(length_, [&](int64_t i, auto lanes, V& u, V& v) NK_BODY {
-          u = e_.template centered<kPlain>(at + i, lanes, p);
-          v = u * u;
-        });
-        pair.total(sums.s[k], sums.q[k]);
-        sums.n[k] = (double)length_;
-      }
-      for (int64_t k = 0; k < stats; ++k) {
-        is_settled[k] = !is_far(sums.s[k], sums.q[k], sums.n[k], pilots[k]);
-        far += !is_settled[k];
-      }
-      if (!far || attempt + 1 == kAttempts) break;
-      for (int64_t k = 0; k < stats; ++k) {
-        if (!is_settled[k]) pilots[k] = (C)((double)pilots[k] + sums.s[k] / sums.n[k]);
-      }
-    }
-    store_statistics(call_, first, stats, sums, pilots);
-  }
-
   // body(first, low, n): the contiguous parts of a block, `low` from the run's start.
   template <bool Backwards = false, class Body>
   NK_INLINE void each_part(const Place& at, int64_t block, const Body& body) const {
@@ -215,15 +128,9 @@ template <class T> class Runs {
       }
     });
   }
-  NK_INLINE int64_t count_of(const Place& at) const {
-    return call_.mask && call_.count ? call_.count[at.stat] : call_.values();
-  }
-  NK_INLINE double center_of(const Place& at) const {
-    return call_.has(kCentered) ? call_.center[at.stat] : 0;
-  }
   NK_INLINE Map<C> map_of(const Place& at, int64_t m) const {
     const int64_t k = at.entry + m;
-    return {center_of(at), call_.scale[at.stat], weight_[k], bias_[k]};
+    return {this->center_of(at.stat), call_.scale[at.stat], weight_[k], bias_[k]};
   }
 
   // Near enough to the mean: up to four vectors of values from four places.
@@ -264,15 +171,13 @@ template <class T> class Runs {
     const V p = splat(pilot);
     each_part(at, block, [&](int64_t first, int64_t, int64_t n) NK_BODY {
       if (e_.mask) {
-        pair.add(n, [&](int64_t i, auto lanes, V& u, V& v) NK_BODY {
-          u = e_.template centered<kAny>(first + i, lanes, p);
-          v = u * u;
+        pair.add(n, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+          u = d = e_.template centered<kAny>(first + i, lanes, p);
         });
         for (int64_t i = 0; i < n; ++i) sums.n += e_.mask[first + i] != 0;
       } else {
-        pair.add(n, [&](int64_t i, auto lanes, V& u, V& v) NK_BODY {
-          u = e_.template centered<kPlain>(first + i, lanes, p);
-          v = u * u;
+        pair.add(n, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+          u = d = e_.template centered<kPlain>(first + i, lanes, p);
         });
         sums.n += n;
       }
@@ -284,20 +189,20 @@ template <class T> class Runs {
   void measure(const Place& at, int64_t threads) const {
     C pilot = pilot_of(at);
     Sums sums;
-    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    const Scratch<Sums> parts(threads > 1 ? blocks_ : 0);
+    for (int attempt = 1;; ++attempt) {
       sums = Sums{};
       if (threads > 1) {
-        std::vector<Sums> parts(blocks_);
         parallel_for(blocks_, threads, [&](int64_t block) {
           parts[block] = centered_sums(at, block, pilot);
         });
-        for (const Sums& part : parts) sums.add(part);
+        for (int64_t block = 0; block < blocks_; ++block) sums.add(parts[block]);
       } else {
         for (int64_t block = 0; block < blocks_; ++block) {
           sums.add(centered_sums(at, block, pilot));
         }
       }
-      if (!is_far(sums.s, sums.q, (double)sums.n, pilot)) break;
+      if (attempt == kAttempts || !is_far(sums.s, sums.q, (double)sums.n, pilot)) break;
       pilot = (C)((double)pilot + sums.s / (double)sums.n);
     }
     const Stat found = finish(sums.s, sums.q, (double)sums.n, (double)pilot, call_.eps,
@@ -312,13 +217,11 @@ template <class T> class Runs {
     e_.with_forward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
       Map<C> map = map_of(at, 0);
-      const int64_t ahead = ahead_;
       each_sub_run<true>(at, block, [&](int64_t first, int64_t n, int64_t m) NK_BODY {
         if (call_.M > 1) map = map_of(at, m);
         const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
-        streamed(e_.y + first, n, [&](int64_t i, auto lanes) NK_BODY {
-          __builtin_prefetch(e_.x + first + i + ahead, 0, 2);
-          V z = e_.template centered<K>(first + i, lanes, hi) * a + shift;
+        this->streamed(e_.streams, e_.y + first, n, [&](int64_t i, auto lanes) NK_BODY {
+          V z = fused(e_.template centered<K>(first + i, lanes, hi), a, shift);
           z = e_.template finish<K>(z, first + i, lanes);
           e_.put(e_.y + first + i, z, lanes);
         });
@@ -329,9 +232,10 @@ template <class T> class Runs {
   // Σg and Σg·(x − center) of each sub-run of a statistic, g before the weight.
   void reduce(const Place& at, int64_t threads, double* sums) const {
     if (threads > 1 && call_.M == 1) {
-      std::vector<double> parts(2 * blocks_);
-      parallel_for(blocks_, threads,
-                   [&](int64_t block) { reduce_block(at, block, &parts[2 * block]); });
+      const Scratch<double> parts(2 * blocks_, 0);
+      parallel_for(blocks_, threads, [&](int64_t block) {
+        reduce_block(at, block, parts.data() + 2 * block);
+      });
       for (int64_t k = 0; k < 2 * blocks_; ++k) sums[k & 1] += parts[k];
       return;
     }
@@ -360,11 +264,11 @@ template <class T> class Runs {
                               int64_t n) const {
     const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
     T* kept = e_.dresidual;
-    pair.add(n, [&](int64_t i, auto lanes, V& u, V& v) NK_BODY {
-      const V d = e_.template centered<K>(first + i, lanes, hi);
-      u = e_.template gradient<K>(first + i, lanes, [&]() NK_BODY { return d * a + shift; });
-      if (kept) e_.keep(kept + first + i, u, lanes);
-      v = u * d;
+    pair.add(n, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+      d = e_.template centered<K>(first + i, lanes, hi);
+      u = e_.template gradient<K>(first + i, lanes,
+                                  [&]() NK_BODY { return fused(d, a, shift); });
+      if (NK_RARE(kept)) e_.keep(kept + first + i, u, lanes);
     });
   }
   NK_INLINE void add_to(double* sums, PairSums<C>& pair, const Place& at) const {
@@ -372,37 +276,25 @@ template <class T> class Runs {
     pair.total(g, gd);
     sums[0] += g;
     const bool is_sloppy = planted("sums_are_around_the_rounded_centre");
-    sums[1] += gd - (is_sloppy ? 0 : Split<C>(center_of(at)).lo) * g;
-  }
-
-  // `is_gated`: dresidual already holds dy·act′.
-  Elements<T> gated_elements(bool is_gated) const {
-    Elements<T> e = e_;
-    if (is_gated && e.dresidual) {
-      e.dy = e.dresidual;
-      e.dresidual = nullptr;
-      e.activation = kNone;
-    }
-    return e;
+    sums[1] += gd - (is_sloppy ? 0 : Split<C>(this->center_of(at.stat)).lo) * g;
   }
 
   void write_gradient(const Place& at, int64_t block, Slope slope, bool is_gated) const {
-    const Elements<T> e = gated_elements(is_gated);
+    const Elements<T> e = this->gated_elements(is_gated);
     e.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
       Map<C> map = map_of(at, 0);
-      const Split<C> split(center_of(at));
-      const V b = splat((C)slope.b), c = splat((C)(slope.c - slope.b * split.lo));
+      const SlopeMap<C> slopes(slope, this->center_of(at.stat));
+      const V b = splat(slopes.b), c = splat(slopes.c);
       each_sub_run<true>(at, block, [&](int64_t first, int64_t n, int64_t m) NK_BODY {
         if (call_.M > 1) map = map_of(at, m);
         const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
-        streamed(e.dx + first, n, [&](int64_t i, auto lanes) NK_BODY {
+        this->streamed(e.streams, e.dx + first, n, [&](int64_t i, auto lanes) NK_BODY {
           const V d = e.template centered<K>(first + i, lanes, hi);
-          V g = e.template gradient<K>(first + i, lanes, [&]() NK_BODY { return d * a + shift; });
-          if (e.dresidual) {
-            e.keep(e.dresidual + first + i, g, lanes);
-          }
-          g = g * a + (d * b + c);
+          V g = e.template gradient<K>(first + i, lanes,
+                                       [&]() NK_BODY { return fused(d, a, shift); });
+          if (NK_RARE(e.dresidual)) e.keep(e.dresidual + first + i, g, lanes);
+          g = fused(g, a, fused(d, b, c));
           if (K == kAny && e.mask) g = select(e.valid(first + i, lanes), g, V{});
           e.put(e.dx + first + i, g, lanes);
         });
@@ -410,23 +302,10 @@ template <class T> class Runs {
     });
   }
 
-  // body(i, lanes) over [0, n); where outputs stream, whole vectors are aligned.
-  template <class Body>
-  NK_INLINE void streamed(const T* out, int64_t n, const Body& body) const {
-    int64_t i = 0, some = e_.streams ? before_aligned(out) : 0;
-    if (some > n) some = n;
-    for (;;) {
-      if (some) body(i, First{some});
-      for (i += some; i + W <= n; i += W) body(i, Full{});
-      some = n - i;
-      if (!some || planted("runs_drop_their_tail")) return;
-    }
-  }
-
   // dweight = Σ scale·Σg(x − center), dbias = ΣΣg, over all statistics of an entry.
-  void reduce_learned(const std::vector<double>& sums) const {
+  void reduce_learned(const double* sums) const {
     const int64_t M = call_.M, entries = call_.P * M;
-    std::vector<double> dweight(entries), dbias(entries);
+    const Scratch<double> dweight(entries, 0), dbias(entries, 0);
     int64_t first = 0;  // counted up: a division for each statistic would take longer
     for (int64_t stat = 0; stat < call_.statistics(); ++stat, first += M) {
       if (first == entries) first = 0;
@@ -436,16 +315,11 @@ template <class T> class Runs {
         dweight[first + m] += scale * sums[2 * (stat * M + m) + 1];
       }
     }
-    for (int64_t k = 0; k < entries; ++k) {
-      if (call_.dweight) store_learned(call_.dweight, call_.weight_dtype, k, dweight[k]);
-      if (call_.dbias) store_learned(call_.dbias, call_.bias_dtype, k, dbias[k]);
-    }
+    store_learned(call_.dweight, call_.weight_dtype, entries, dweight.data());
+    store_learned(call_.dbias, call_.bias_dtype, entries, dbias.data());
   }
 
-  const Call& call_;
-  const Elements<T> e_;
-  const int64_t length_, pieces_, segments_, blocks_, several_, ahead_;
-  const Learned weight_, bias_;
+  const int64_t pieces_, segments_, blocks_;
 };
 
 }  // namespace NK_ISA

@@ -1,5 +1,4 @@
-// Statistics over short runs: batch norm in NCHW on few positions (14 × 14, 7 × 7) and
-// instance norm there.
+// Statistics over short runs: batch norm in NCHW on few positions (14 × 14, 7 × 7).
 //
 // Run by run, vectors would be cut at every end of a run, and both neighbours of a cut
 // would write to the line of the cache that it goes through. So the runs of neighbouring
@@ -8,7 +7,6 @@
 // the next one is fetched.
 #pragma once
 #include <numeric>
-#include <vector>
 
 #include "runs.hpp"
 
@@ -28,33 +26,32 @@ template <class T> class ShortRuns : private Runs<T> {
       if (!call_.has(kGiven)) measure(tile, threads);
       if (!e_.y) return;
       Coefficients at(*this, tile);
-      parallel_for(parts_, threads, [&](int64_t part) {
-        write(tile, parts_ - 1 - part, at);
+      parallel_backwards(parts_, threads, [&](int64_t part) {
+        write(tile, part, at);
         if (e_.streams) finish_streams();
       });
     });
   }
 
   void backward() const {
-    const bool wants_sums =
-        call_.dweight || call_.dbias || call_.sum_dy || !call_.has(kGiven);
-    std::vector<double> sums(wants_sums ? 2 * call_.statistics() : 0);
+    const bool wants_sums = this->wants_sums();
+    const Scratch<double> sums(wants_sums ? 2 * call_.statistics() : 0, 0);
     each_tile([&](const Tile& tile, int64_t threads) {
       Coefficients at(*this, tile);
       Slope slopes[kMost];
       if (wants_sums) {
-        double* of_tile = &sums[2 * tile.stat];
+        double* of_tile = sums.data() + 2 * tile.stat;
         reduce(tile, threads, at, of_tile);
         find_slopes(tile, of_tile, slopes);
       }
       if (!e_.dx) return;
       at.set_slopes(*this, tile, slopes);
-      parallel_for(parts_, threads, [&](int64_t part) {
-        write_gradient(tile, parts_ - 1 - part, at, wants_sums);
+      parallel_backwards(parts_, threads, [&](int64_t part) {
+        write_gradient(tile, part, at, wants_sums);
         if (e_.streams) finish_streams();
       });
     });
-    if (call_.dweight || call_.dbias) this->reduce_learned(sums);
+    if (this->wants_learned()) this->reduce_learned(sums.data());
   }
 
   void apply_grads() const {
@@ -73,13 +70,14 @@ template <class T> class ShortRuns : private Runs<T> {
   }
 
  private:
-  using C = compute_t<T>;
-  using V = Vec<C>;
+  using typename Runs<T>::C;
+  using typename Runs<T>::V;
   using typename Runs<T>::Place;
-  using Runs<T>::call_, Runs<T>::e_, Runs<T>::length_;
-  static constexpr int W = Lanes<C>::count;
+  using Runs<T>::W, Runs<T>::call_, Runs<T>::e_, Runs<T>::length_;
   // Columns and statistics of a tile, rows that are summed in float.
   static constexpr int64_t kTile = 1024, kMost = 128, kRows = 128, kTogether = 4;
+  // Tiles of up to this size are fetched while the one before them is written.
+  static constexpr int64_t kAhead = 512 << 10;
 
   struct Tile {
     int64_t stat, stats;     // the first statistic, and how many
@@ -104,7 +102,7 @@ template <class T> class ShortRuns : private Runs<T> {
       const int64_t stats = call_.G - g < together_ ? call_.G - g : together_;
       const int64_t columns = stats * length_;
       const int64_t bytes = call_.O * columns * (int64_t)sizeof(T);
-      const bool fetches = bytes <= Runs<T>::kAhead && k + 1 < n;
+      const bool fetches = bytes <= kAhead && k + 1 < n;
       task(Tile{item * call_.G + g, stats, (item * call_.O * call_.G + g) * length_,
                 columns, fetches ? columns : 0},
            of_tile);
@@ -123,9 +121,6 @@ template <class T> class ShortRuns : private Runs<T> {
       if (entry == call_.P) entry = 0;
       body(k, tile.stat + k, entry);
     }
-  }
-  NK_INLINE double center_of(int64_t stat) const {
-    return call_.has(kCentered) ? call_.center[stat] : 0;
   }
   // A row of the tile begins here.
   NK_INLINE int64_t row_at(const Tile& tile, int64_t o) const {
@@ -154,19 +149,18 @@ template <class T> class ShortRuns : private Runs<T> {
     }
     void set_slopes(const ShortRuns& owner, const Tile& tile, const Slope* slopes) {
       for (int64_t k = 0; k < tile.stats; ++k) {
-        const double lo = Split<C>(owner.center_of(tile.stat + k)).lo;
-        owner.fill(b, k, (C)slopes[k].b);
-        owner.fill(c, k, (C)(slopes[k].c - slopes[k].b * lo));
+        const SlopeMap<C> map(slopes[k], owner.center_of(tile.stat + k));
+        owner.fill(b, k, map.b);
+        owner.fill(c, k, map.c);
       }
     }
   };
 
-  // term(at, j, lanes, u, v) gives the summands of one vector; both sums over the rows of
-  // a part and the columns of each statistic are added to of_stat(k, u, v).
+  // term(at, j, lanes, u, d) gives the factors of one vector; Σu and Σu·d over the rows of
+  // a part and the columns of each statistic go to take(k, u, v).
   template <class Term, class Take>
   NK_INLINE void sum_part(const Tile& tile, int64_t part, const Term& term,
                           const Take& take) const {
-    if (call_.O == 1) return sum_runs(tile, term, take);
     alignas(64) C u[kTile + W], v[kTile + W];
     for (int64_t j = 0; j < tile.columns; j += W) {
       store(u + j, V{});
@@ -175,11 +169,11 @@ template <class T> class ShortRuns : private Runs<T> {
     const auto rows = [&](int64_t o, auto together) NK_BODY {
       const int64_t at = row_at(tile, o), stride = call_.G * length_;
       each_vector<W>(tile.columns, [&](int64_t j, auto lanes) NK_BODY {
-        V su = load(u + j), sv = load(v + j), tu, tv;
+        V su = load(u + j), sv = load(v + j), tu, td;
         for (int r = 0; r < decltype(together)::value; ++r) {
-          term(at + r * stride + j, j, lanes, tu, tv);
+          term(at + r * stride + j, j, lanes, tu, td);
           su += tu;
-          sv += tv;
+          sv = fused(tu, td, sv);
         }
         store(u + j, su);
         store(v + j, sv);
@@ -197,31 +191,6 @@ template <class T> class ShortRuns : private Runs<T> {
         wide_u.add(e_.get(u + k * length_ + j, lanes));
         wide_v.add(e_.get(v + k * length_ + j, lanes));
       });
-      take(k, wide_u.total(), wide_v.total());
-    }
-  }
-
-  // The same of one row.
-  template <class Term, class Take>
-  NK_INLINE void sum_runs(const Tile& tile, const Term& term, const Take& take) const {
-    for (int64_t k = 0; k < tile.stats; ++k) {
-      const int64_t low = k * length_, at = tile.base + low;
-      V u0{}, u1{}, v0{}, v1{}, u, v;
-      int64_t j = 0;
-      for (; j + 2 * W <= length_; j += 2 * W) {
-        term(at + j, low + j, Full{}, u, v); u0 += u; v0 += v;
-        term(at + j + W, low + j + W, Full{}, u, v); u1 += u; v1 += v;
-      }
-      if (j + W <= length_) {
-        term(at + j, low + j, Full{}, u, v); u0 += u; v0 += v;
-        j += W;
-      }
-      if (j < length_) {
-        term(at + j, low + j, First{length_ - j}, u, v); u1 += u; v1 += v;
-      }
-      Wide<C> wide_u, wide_v;
-      wide_u.add(u0 + u1);
-      wide_v.add(v0 + v1);
       take(k, wide_u.total(), wide_v.total());
     }
   }
@@ -263,9 +232,8 @@ template <class T> class ShortRuns : private Runs<T> {
       sums.q[k] += q;
     };
     if (e_.mask) {
-      sum_part(tile, part, [&](int64_t at, int64_t j, auto lanes, V& u, V& v) NK_BODY {
-        u = e_.template centered<kAny>(at, lanes, e_.get(pilots + j, lanes));
-        v = u * u;
+      sum_part(tile, part, [&](int64_t at, int64_t j, auto lanes, V& u, V& d) NK_BODY {
+        u = d = e_.template centered<kAny>(at, lanes, e_.get(pilots + j, lanes));
       }, take);
       for (int64_t o = part * kRows; o < end_of(part); ++o) {
         const uint8_t* mask = e_.mask + row_at(tile, o);
@@ -276,9 +244,8 @@ template <class T> class ShortRuns : private Runs<T> {
         }
       }
     } else {
-      sum_part(tile, part, [&](int64_t at, int64_t j, auto lanes, V& u, V& v) NK_BODY {
-        u = e_.template centered<kPlain>(at, lanes, e_.get(pilots + j, lanes));
-        v = u * u;
+      sum_part(tile, part, [&](int64_t at, int64_t j, auto lanes, V& u, V& d) NK_BODY {
+        u = d = e_.template centered<kPlain>(at, lanes, e_.get(pilots + j, lanes));
       }, take);
       const double n = (double)((end_of(part) - part * kRows) * length_);
       for (int64_t k = 0; k < tile.stats; ++k) sums.n[k] += n;
@@ -289,32 +256,23 @@ template <class T> class ShortRuns : private Runs<T> {
     C pilots[kMost], columns[kTile + W];
     TileSums sums;
     find_pilots(tile, pilots);
-    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    const Scratch<TileSums> of_parts(parts_ > 1 ? parts_ : 0);
+    for (int attempt = 1;; ++attempt) {
       for (int64_t k = 0; k < tile.stats; ++k) fill(columns, k, pilots[k]);
       sums.clear(tile.stats);
       if (parts_ == 1) {
         sum_centered(tile, 0, columns, sums);
       } else {
-        std::vector<TileSums> of_parts(parts_);
         parallel_for(parts_, threads, [&](int64_t part) {
           of_parts[part].clear(tile.stats);
           sum_centered(tile, part, columns, of_parts[part]);
         });
         if (planted("a_part_of_short_runs_is_lost")) of_parts[0].clear(tile.stats);
-        for (const TileSums& of_part : of_parts) sums.add(of_part, tile.stats);
+        for (int64_t part = 0; part < parts_; ++part) sums.add(of_parts[part], tile.stats);
       }
-      int64_t far = 0;
-      for (int64_t k = 0; k < tile.stats; ++k) {
-        far += is_far(sums.s[k], sums.q[k], sums.n[k], pilots[k]);
-      }
-      if (!far || attempt + 1 == kAttempts) break;
-      for (int64_t k = 0; k < tile.stats; ++k) {
-        if (is_far(sums.s[k], sums.q[k], sums.n[k], pilots[k])) {
-          pilots[k] = (C)((double)pilots[k] + sums.s[k] / sums.n[k]);
-        }
-      }
+      if (attempt == kAttempts || !move_far(sums.s, sums.q, sums.n, tile.stats, pilots)) break;
     }
-    store_statistics(call_, tile.stat, tile.stats, sums, pilots);
+    store_statistics(call_, tile.stat, tile.stats, sums.s, sums.q, sums.n, pilots);
   }
 
   void write(const Tile& tile, int64_t part, const Coefficients& co) const {
@@ -322,7 +280,7 @@ template <class T> class ShortRuns : private Runs<T> {
       constexpr int K = decltype(tag)::kind;
       for (int64_t o = end_of(part) - 1; o >= part * kRows; --o) {
         const int64_t at = row_at(tile, o);
-        this->streamed(e_.y + at, tile.columns, [&](int64_t j, auto lanes) NK_BODY {
+        this->streamed(e_.streams, e_.y + at, tile.columns, [&](int64_t j, auto lanes) NK_BODY {
           __builtin_prefetch(e_.x + at + j + tile.ahead, 0, 2);
           const V hi = e_.get(co.hi + j, lanes), a = e_.get(co.a + j, lanes);
           const V d = e_.template centered<K>(at + j, lanes, hi);
@@ -337,21 +295,21 @@ template <class T> class ShortRuns : private Runs<T> {
   // Σg and Σg·(x − center) of each statistic, g before the weight.
   void reduce(const Tile& tile, int64_t threads, const Coefficients& co,
               double* sums) const {
-    std::vector<double> parts(parts_ > 1 ? 2 * parts_ * tile.stats : 0);
+    const int64_t n = 2 * tile.stats;
+    const Scratch<double> parts(parts_ > 1 ? n * parts_ : 0, 0);
     parallel_for(parts_, threads, [&](int64_t part) {
-      double* of_part = parts_ > 1 ? &parts[2 * part * tile.stats] : sums;
+      double* of_part = parts_ > 1 ? parts.data() + n * part : sums;
       e_.with_backward_kind([&](auto tag) {
         constexpr int K = decltype(tag)::kind;
         sum_part(
             tile, part,
-            [&](int64_t at, int64_t j, auto lanes, V& u, V& v) NK_BODY {
+            [&](int64_t at, int64_t j, auto lanes, V& u, V& d) NK_BODY {
               const V hi = e_.get(co.hi + j, lanes);
-              const V d = e_.template centered<K>(at, lanes, hi);
+              d = e_.template centered<K>(at, lanes, hi);
               u = e_.template gradient<K>(at, lanes, [&]() NK_BODY {
                 return fused(d, e_.get(co.a + j, lanes), e_.get(co.shift + j, lanes));
               });
-              if (e_.dresidual) e_.keep(e_.dresidual + at, u, lanes);
-              v = u * d;
+              if (NK_RARE(e_.dresidual)) e_.keep(e_.dresidual + at, u, lanes);
             },
             [&](int64_t k, double g, double gd) NK_BODY {
               of_part[2 * k] += g;
@@ -359,10 +317,12 @@ template <class T> class ShortRuns : private Runs<T> {
             });
       });
     });
-    for (size_t k = 0; k < parts.size(); ++k) sums[k % (2 * tile.stats)] += parts[k];
+    for (int64_t part = 0; parts_ > 1 && part < parts_; ++part) {
+      for (int64_t k = 0; k < n; ++k) sums[k] += parts[n * part + k];
+    }
     for (int64_t k = 0; k < tile.stats; ++k) {
       if (planted("sums_are_around_the_rounded_centre")) break;
-      sums[2 * k + 1] -= Split<C>(center_of(tile.stat + k)).lo * sums[2 * k];
+      sums[2 * k + 1] -= Split<C>(this->center_of(tile.stat + k)).lo * sums[2 * k];
     }
   }
   void find_slopes(const Tile& tile, const double* sums, Slope* slopes) const {
@@ -374,8 +334,7 @@ template <class T> class ShortRuns : private Runs<T> {
         call_.sum_dy[stat] = g;
         call_.sum_dyx[stat] = gx;
       }
-      const int64_t n = call_.mask && call_.count ? call_.count[stat] : call_.values();
-      slopes[k] = slope_of(g, gx, call_.scale[stat], n, call_);
+      slopes[k] = slope_of(g, gx, call_.scale[stat], this->count_of(stat), call_);
     });
   }
 
@@ -387,7 +346,7 @@ template <class T> class ShortRuns : private Runs<T> {
       constexpr int K = decltype(tag)::kind;
       for (int64_t o = end_of(part) - 1; o >= part * kRows; --o) {
         const int64_t at = row_at(tile, o);
-        this->streamed(e.dx + at, tile.columns, [&](int64_t j, auto lanes) NK_BODY {
+        this->streamed(e.streams, e.dx + at, tile.columns, [&](int64_t j, auto lanes) NK_BODY {
           __builtin_prefetch(e_.x + at + j + tile.ahead, 0, 2);
           __builtin_prefetch(e_.dy + at + j + tile.ahead, 0, 2);
           const V hi = e.get(co.hi + j, lanes), a = e.get(co.a + j, lanes);
@@ -395,7 +354,7 @@ template <class T> class ShortRuns : private Runs<T> {
           V g = e.template gradient<K>(at + j, lanes, [&]() NK_BODY {
             return fused(d, a, e.get(co.shift + j, lanes));
           });
-          if (e.dresidual) e.keep(e.dresidual + at + j, g, lanes);
+          if (NK_RARE(e.dresidual)) e.keep(e.dresidual + at + j, g, lanes);
           g = fused(g, a, fused(d, e.get(co.b + j, lanes), e.get(co.c + j, lanes)));
           if (K == kAny && e.mask) g = select(e.valid(at + j, lanes), g, V{});
           e.put(e.dx + at + j, g, lanes);

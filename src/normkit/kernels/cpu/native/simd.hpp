@@ -23,6 +23,8 @@
 #endif
 #define NK_INLINE inline __attribute__((always_inline))
 #define NK_BODY __attribute__((always_inline))  // of a lambda in an inner loop
+// Out of the straight path of an inner loop, which small inputs take.
+#define NK_RARE(condition) __builtin_expect(!!(condition), 0)
 
 namespace normkit {
 namespace NK_ISA {
@@ -62,8 +64,9 @@ NK_INLINE vf splat(float v) { return v - vf{}; }
 NK_INLINE vd splat(double v) { return v - vd{}; }
 template <class V, class M> NK_INLINE V select(M m, V a, V b) { return m ? a : b; }
 
-// a·b + c with one rounding where the instruction set has it. Written out where whole and
-// partial vectors have to give the same bits: the compiler does not contract both alike.
+// a·b + c with one rounding where the instruction set has it. Written out everywhere and
+// never left to the compiler, which contracts a whole vector and a partial one, or two
+// copies of a loop, differently: a value must not depend on where in a vector it lies.
 NK_INLINE vf fused(vf a, vf b, vf c) {
 #if NK_BYTES == 64
   return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -82,6 +85,10 @@ NK_INLINE vd fused(vd a, vd b, vd c) {
   return a * b + c;
 #endif
 }
+
+// All lanes of a vector, or the first n.
+struct Full {};
+struct First { int64_t n; };
 
 // Lanes below n.
 template <class C> NK_INLINE Mask<C> first_lanes(int64_t n) {
@@ -219,6 +226,22 @@ NK_INLINE void stream_bits(void* p, half_vu v) {
 }
 NK_INLINE void stream(bf16* p, vf v) { stream_bits(p, narrow_bf16(v)); }
 NK_INLINE void stream(fp16* p, vf v) { stream_bits(p, narrow_fp16(v)); }
+NK_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
+#if NK_BYTES >= 32
+  auto* out = static_cast<char*>(to);
+  auto* in = static_cast<const char*>(from);
+  int64_t head = (int64_t)(-reinterpret_cast<uintptr_t>(out) & (NK_BYTES - 1));
+  if (head > bytes) head = bytes;
+  std::memcpy(out, in, (size_t)head);
+  int64_t at = head;
+  for (; at + NK_BYTES <= bytes; at += NK_BYTES) {
+    stream(reinterpret_cast<float*>(out + at), load(reinterpret_cast<const float*>(in + at)));
+  }
+  std::memcpy(out + at, in + at, (size_t)(bytes - at));
+#else
+  std::memcpy(to, from, (size_t)bytes);
+#endif
+}
 NK_INLINE void finish_streams() {
 #if NK_BYTES >= 32
   _mm_sfence();
@@ -293,51 +316,6 @@ template <class C> NK_INLINE Mask<C> load_mask(const uint8_t* p, int64_t n) {
   for (int64_t k = 0; k < n; ++k) lanes[k] = p[k] ? -1 : 0;
   return lanes;
 }
-
-// Sums in double -------------------------------------------------------------------------
-// Float lanes hold at most kFlush additions before they are added to double lanes, so a
-// sum errs by a few roundings of its own size however many values it has.
-constexpr int64_t kFlush = 64;
-
-template <class C> struct Wide;
-template <> struct Wide<float> {
-  vd low{}, high{};
-  NK_INLINE void add(vf v) {
-#if NK_BYTES == 64
-    low += (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
-    high += (vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
-#elif NK_BYTES == 32
-    low += (vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
-    high += (vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
-#else
-    half_vf part[2];
-    std::memcpy(part, &v, sizeof v);
-    low += __builtin_convertvector(part[0], vd);
-    high += __builtin_convertvector(part[1], vd);
-#endif
-  }
-  NK_INLINE double total() const { return sum_lanes(low + high); }
-  static NK_INLINE double sum_lanes(vd v) {
-    // By halves, so that additions depend on three others instead of seven.
-#if NK_BYTES == 64
-    const __m512d all = (__m512d)v;
-    const __m256d four = _mm512_castpd512_pd256(all) + _mm512_extractf64x4_pd(all, 1);
-    const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
-    return two[0] + two[1];
-#elif NK_BYTES == 32
-    const __m256d four = (__m256d)v;
-    const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
-    return two[0] + two[1];
-#else
-    return v[0] + v[1];
-#endif
-  }
-};
-template <> struct Wide<double> {
-  vd sum{};
-  NK_INLINE void add(vd v) { sum += v; }
-  NK_INLINE double total() const { return Wide<float>::sum_lanes(sum); }
-};
 
 // Scalars of any dtype -------------------------------------------------------------------
 NK_INLINE double to_double(float v) { return v; }

@@ -7,10 +7,12 @@
 // x − p is exact where x is near p. The subtraction in m2 costs the digits of
 // n·(mean − p)²/m2; `is_far` says when that is too many, and the sums are taken again
 // around the mean that was found.
+//
+// Functions of one statistic, and loops over arrays of them that run in vectors: both give
+// the same bits, because nothing is contracted.
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "call.hpp"
 #include "fault.hpp"
@@ -44,8 +46,7 @@ struct Stat {
   double center, m2, scale;
 };
 
-// What a normalization subtracts and multiplies by; without branches, so that loops
-// over statistics run in vectors.
+// What a normalization subtracts and multiplies by.
 NK_INLINE Stat finish(double s, double q, double n, double pilot, double eps,
                       bool is_centered) {
   const double inverse = 1 / n, shift = s * inverse, mean = pilot + shift;
@@ -57,7 +58,7 @@ NK_INLINE Stat finish(double s, double q, double n, double pilot, double eps,
   return {is_empty ? 0 : mean, is_empty ? 0 : positive, is_empty ? 0 : scale};
 }
 
-// Sums of some statistics as arrays, so that loops over them run in vectors.
+// Sums of up to `Most` statistics.
 template <int64_t Most> struct StatSums {
   double s[Most], q[Most], n[Most];
   void clear(int64_t stats) {
@@ -72,20 +73,44 @@ template <int64_t Most> struct StatSums {
   }
 };
 
-template <int64_t Most, class C>
-void store_statistics(const Call& call, int64_t first, int64_t stats,
-                      const StatSums<Most>& sums, const C* pilots) {
-  Stat found[Most];
+// Moves the pilots that are far to the means that were found; false where none is.
+template <class C>
+NK_INLINE bool move_far(const double* s, const double* q, const double* n, int64_t stats,
+                        C* pilots) {
+  double far = 0;
+  for (int64_t k = 0; k < stats; ++k) far += is_far(s[k], q[k], n[k], pilots[k]) ? 1 : 0;
+  if (far == 0) return false;
+  for (int64_t k = 0; k < stats; ++k) {
+    if (is_far(s[k], q[k], n[k], pilots[k])) {
+      pilots[k] = (C)((double)pilots[k] + s[k] / n[k]);
+    }
+  }
+  return true;
+}
+
+template <class C>
+NK_INLINE void store_statistics(const Call& call, int64_t first, int64_t stats,
+                                const double* s, const double* q, const double* n,
+                                const C* pilots) {
   const double eps = call.eps;
   const bool is_centered = call.has(kCentered);
-  for (int64_t k = 0; k < stats; ++k) {
-    found[k] = finish(sums.s[k], sums.q[k], sums.n[k], (double)pilots[k], eps, is_centered);
+  const auto take = [&](int64_t k, const Stat& found) NK_BODY {
+    call.center[first + k] = found.center;
+    if (call.m2) call.m2[first + k] = found.m2;
+    if (call.scale) call.scale[first + k] = found.scale;
+    if (call.count) call.count[first + k] = (int64_t)n[k];
+  };
+  constexpr int64_t kSome = 8;  // in vectors, then one by one
+  int64_t k = 0;
+  for (; k + kSome <= stats; k += kSome) {
+    Stat found[kSome];
+    for (int64_t j = 0; j < kSome; ++j) {
+      found[j] = finish(s[k + j], q[k + j], n[k + j], (double)pilots[k + j], eps, is_centered);
+    }
+    for (int64_t j = 0; j < kSome; ++j) take(k + j, found[j]);
   }
-  for (int64_t k = 0; k < stats; ++k) {
-    call.center[first + k] = found[k].center;
-    if (call.m2) call.m2[first + k] = found[k].m2;
-    if (call.scale) call.scale[first + k] = found[k].scale;
-    if (call.count) call.count[first + k] = (int64_t)sums.n[k];
+  for (; k < stats; ++k) {
+    take(k, finish(s[k], q[k], n[k], (double)pilots[k], eps, is_centered));
   }
 }
 
@@ -93,41 +118,11 @@ void store_statistics(const Call& call, int64_t first, int64_t stats,
 template <class C> struct Split {
   C hi;
   double lo;
-  NK_INLINE explicit Split(double center) : hi((C)center), lo(center - (double)hi) {
-    if (!std::isfinite(hi)) lo = 0;  // inf − inf
+  NK_INLINE explicit Split(double center) : hi((C)center) {
+    const double rest = center - (double)hi;
+    lo = hi - hi == 0 ? rest : 0;  // inf − inf
   }
 };
-
-// A learned vector of any dtype, with a default where there is none.
-class Learned {
- public:
-  Learned(const void* p, int64_t dtype, int64_t size, double otherwise)
-      : values_(size, otherwise) {
-    if (!p) return;
-    switch (dtype) {
-      case kFloat32: read(static_cast<const float*>(p)); break;
-      case kBFloat16: read(static_cast<const bf16*>(p)); break;
-      case kFloat16: read(static_cast<const fp16*>(p)); break;
-      default: read(static_cast<const double*>(p));
-    }
-  }
-  NK_INLINE double operator[](int64_t k) const { return values_[k]; }
-
- private:
-  template <class T> void read(const T* p) {
-    for (size_t k = 0; k < values_.size(); ++k) values_[k] = to_double(p[k]);
-  }
-  std::vector<double> values_;
-};
-
-inline void store_learned(void* p, int64_t dtype, int64_t k, double v) {
-  switch (dtype) {
-    case kFloat32: from_double(v, static_cast<float*>(p) + k); break;
-    case kBFloat16: from_double(v, static_cast<bf16*>(p) + k); break;
-    case kFloat16: from_double(v, static_cast<fp16*>(p) + k); break;
-    default: from_double(v, static_cast<double*>(p) + k);
-  }
-}
 
 // y = act((x − hi)·a + shift [+ residual]), with the rest of the centre inside shift.
 template <class C> struct Map {
@@ -146,15 +141,22 @@ template <class C> struct Map {
 struct Slope {
   double b = 0, c = 0;
 };
-NK_INLINE Slope slope_of(double sum_g, double sum_gx, double scale, int64_t count,
+NK_INLINE Slope slope_of(double sum_g, double sum_gx, double scale, double n,
                          const Call& call) {
-  if (call.has(kGiven) || count == 0) return {};
-  double n = (double)count;
+  const bool is_constant = call.has(kGiven) | (n == 0);
   double b = -scale * scale * scale * sum_gx / n;
   if (planted("the_variance_is_a_constant")) b = 0;
-  if (planted("the_mean_is_a_constant")) return {b, 0};
-  return {b, call.has(kCentered) ? -scale * sum_g / n : 0};
+  double c = call.has(kCentered) ? -scale * sum_g / n : 0;
+  if (planted("the_mean_is_a_constant")) c = 0;
+  return {is_constant ? 0 : b, is_constant ? 0 : c};
 }
+
+// What is multiplied with x − hi and added to it, in dx.
+template <class C> struct SlopeMap {
+  C b, c;
+  NK_INLINE SlopeMap(const Slope& slope, double center)
+      : b((C)slope.b), c((C)(slope.c - slope.b * Split<C>(center).lo)) {}
+};
 
 }  // namespace NK_ISA
 }  // namespace normkit
