@@ -22,7 +22,6 @@ from normkit.convert.kinds import (
 )
 from normkit.convert.matching import Match, match_outputs
 from normkit.convert.report import Conversion, ConversionReport
-from normkit.convert.stand_ins import put_back
 from normkit.errors import ArgumentError
 from normkit.functional.memory import Mode
 from normkit.nn.batch_norm_layer import BatchNormLayer
@@ -129,7 +128,7 @@ def convert(
             untouched[name] = f"it is {base_of(module).__name__} already"
             continue
         try:
-            planned.append((name, module, class_for(module, to, model)))
+            planned.append((name, module, class_for(module, to)))
         except RefusalError as reason:
             # What is only called a norm was not asked for.
             into = refused if isinstance(module, NORMS) else untouched
@@ -146,10 +145,7 @@ def convert(
         matches = match_outputs(model, matched, num_groups, batches, call)
     done: list[Conversion] = []
     before = [(module, type(module), snapshot(module)) for _, module, _ in planned]
-    unfused_before = None
     try:
-        if to == "torch" or to.startswith("group"):
-            unfused_before = put_back(model, [module for _, module, _ in planned])
         for name, module, cls in planned:
             old = type(module).__name__
             match = matches.get(id(module))
@@ -162,8 +158,6 @@ def convert(
             done.append(Conversion(name, old, base.__name__, explained))
         fused, unfused = _fuse(model, example_inputs)
     except BaseException:
-        if unfused_before is not None:
-            unfused_before.restore()
         for module, cls, state in before:
             module.__class__ = cls
             return_to(module, state)
