@@ -154,7 +154,8 @@ def _kept(model: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        (lambda m, x: m.act(y := m.bn(x)) + y, "2 readers"),
+        (lambda m, x: m.act(y := m.bn(x)) * y, "2 readers"),
+        (lambda m, x: m.act(y := m.bn(x)) + y, "returned"),
         (lambda m, x: m.act(m.bn(m.bn(x))), "called 2 times"),
         (lambda m, x: m.act(x), "not called"),
         (lambda m, x: m.act(m.bn(x, residual=x)), "not called"),
@@ -265,6 +266,25 @@ def test_a_way_that_the_example_did_not_take_computes_what_it_did(
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     state = model.state_dict()
     torch.testing.assert_close(plain.state_dict(), state, rtol=1e-10, atol=1e-10)
+
+
+def test_of_a_sum_of_several_batch_norms_the_last_takes_the_others() -> None:
+    class Branched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(BatchNorm2d(4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, third = (norm(x * k) for k, norm in enumerate(self.norms, 1))
+            return torch.relu(first + second + third)
+
+    model = trained(Branched()).double()
+    plain, x = copy.deepcopy(model), images().double()
+    report = fuse(model, x)
+    assert report.fused == {"norms.2": "add+relu"}
+    assert {"is fused into the other" in why for why in report.left.values()} == {True}
+    for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
 def test_one_line_exchanges_and_fuses_and_none_is_changed_when_it_fails() -> None:

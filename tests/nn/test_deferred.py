@@ -121,6 +121,7 @@ def _written_by_a_function(m: Any, y: Tensor, x: Tensor) -> Tensor:
 READERS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "relu": lambda m, y, x: m.relu(y),
     "sum and relu": lambda m, y, x: m.relu(y + x),
+    "relu of twice itself": lambda m, y, x: m.relu(y + y),
     "any function": lambda m, y, x: torch.cat([y, x]).sin() * y.mean(),
     "relu and another": lambda m, y, x: m.relu(y) + y.sin(),
     "relu of an alias": _alias,

@@ -197,19 +197,27 @@ def _is_unread(y: DeferredTensor) -> bool:
     )
 
 
+def _takes_residual(y: Any) -> bool:
+    return isinstance(y, DeferredTensor) and y._residual is None and _is_unread(y)
+
+
 def _add(args: Any, kwargs: Any, *, in_place: bool) -> DeferredTensor | None:
     """The sum, deferred; None where it has to be computed."""
     if len(args) != 2 or kwargs:
         return None
-    y, other = args if isinstance(args[0], DeferredTensor) else reversed(args)
+    first, second = args
+    if _takes_residual(first):
+        y, other = first, second
+    elif _takes_residual(second) and not in_place:
+        y, other = second, first
+    else:
+        return None
     if isinstance(other, DeferredTensor):
         other = _plain_values(other, OTHER_SUMMAND)
     if isinstance(other, Recomputable):
         other = other.plain
     if (
-        (in_place and y is not args[0])
-        or not _is_unread(y)
-        or y._residual is not None
+        not _is_unread(y)  # y + y
         or type(other) is not Tensor
         or (other.shape, other.dtype) != (y.shape, y.dtype)
         or other.device != y.device
