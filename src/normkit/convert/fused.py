@@ -98,7 +98,7 @@ def _check_has_values(model: nn.Module) -> None:
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the model as it is; the random states stay."""
+    """Run the model as it is, and leave the random states as they were."""
     try:
         with _same_random_numbers(model):
             return model(*args, **kwargs)
@@ -127,7 +127,7 @@ def _try(
     kwargs: dict[str, Any],
     expected: Any,
 ) -> dict[BatchNormLayer, tuple[str, str]]:
-    """For each layer what was fused into it, else the reason."""
+    """Return for each layer what was fused, and the reason where nothing was."""
     changed: set[nn.Module] = set()
     while True:
         for layer in layers:
@@ -148,7 +148,7 @@ def _try(
 
 
 def _outcome(calls: list[Deferral | str], *, is_changed: bool) -> tuple[str, str]:
-    """What was fused, or why nothing was."""
+    """Return what was fused, and the reason if nothing was."""
     if is_changed:
         return "", "what it needs is changed in place before its output is read"
     if not calls:

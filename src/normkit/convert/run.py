@@ -59,8 +59,7 @@ def convert(
             `FrozenBatchNorm`, until it is converted to another. `"ghost"`: batch norm
             with `ghost_size`. `"normkit"`, `"torch"`: the namesake in that library,
             for layer, group, instance and RMS norm, too; a layer that was
-            synchronized or frozen becomes what it was before, and what it took over
-            with `example_inputs` goes back to where it was. `"group"` (or
+            synchronized or frozen becomes what it was before. `"group"` (or
             `"group_norm"`): every batch norm becomes `GroupNorm`.
         process_group: For `"sync"`; as in `SyncBatchNorm`.
         ghost_size: For `"ghost"`; as in `BatchNorm1d`.
@@ -74,10 +73,10 @@ def convert(
         strict: Raise if a layer cannot be converted; otherwise leave it, and say so.
         example_inputs: For `"normkit"`: what to call the model with: a tuple of
             positional arguments, a dict of named ones, or the single argument. The
-            model is read by running it once in eval mode, and each batch norm takes
-            over the activation that alone reads it, and the sum with a residual before
-            that: one pass over memory instead of two or three. Without, layers are
-            exchanged and nothing is fused.
+            model is run twice in eval mode; each batch norm whose output only an
+            activation reads, or a sum and an activation, then computes together with
+            it: one pass over memory instead of two or three. No other module changes.
+            Without, layers are exchanged and nothing is fused.
         memory: For `"normkit"`: `memory=` of every batch norm, see `BatchNorm1d`.
 
     Returns:

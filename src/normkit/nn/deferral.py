@@ -1,4 +1,8 @@
-"""One call of a batch norm whose output is computed later, see `deferred`."""
+"""One call of a batch norm whose output is computed later, see `deferred`.
+
+`reason_against` says which calls are not deferred. `observing` collects what became of
+them, for the trial by which `convert` finds the layers where waiting pays.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ Residual = tuple[Tensor, int]
 
 
 def version_of(t: Tensor) -> int:
-    """How often `t` was changed in place; 0 where torch does not count it."""
+    """Return how often `t` was changed in place; 0 where torch does not count it."""
     return 0 if t.is_inference() else t._version
 
 
@@ -79,7 +83,7 @@ class Deferral:
         )
         if self._moves:
             check_momentum(layer, layer.momentum)
-        # The state at the time of the call: `functional_call` lends others for a while.
+        # The state at the time of the call: `functional_call` puts it back after.
         buffers = layer._buffers
         self._running = (buffers.get("running_mean"), buffers.get("running_var"))
         self._counters = (buffers.get("num_batches_tracked"), layer.skipped)
@@ -89,7 +93,7 @@ class Deferral:
 
     @property
     def needs_grad(self) -> bool:
-        """Whether a gradient flows through the output."""
+        """True if a gradient flows through the output."""
         return self.with_grad and any(
             t is not None and t.requires_grad for t in self.inputs
         )
@@ -171,18 +175,18 @@ def observing() -> Iterator[dict[Any, list[Deferral | str]]]:
 
 
 def is_observed() -> bool:
-    """Whether `observing` is active."""
+    """Return whether `observing` is active."""
     return _seen is not None
 
 
 def observe(layer: Any, call: Deferral | str) -> None:
-    """Note one call of `layer`, or why it was not deferred."""
+    """Note one call of `layer`, or why it was not deferred, while `observing`."""
     if _seen is not None:
         _seen.setdefault(layer, []).append(call)
 
 
 def reason_against(layer: Any, x: Any) -> str:
-    """Why the output cannot wait; empty if it can."""
+    """Return why the output of `layer` on `x` cannot wait; empty if it can."""
     if torch.compiler.is_compiling():
         return "a compiler reads the model, and fuses by itself"
     if (

@@ -89,7 +89,7 @@ def _without_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class DeferredTensor(Tensor):
-    """Stands for a batch norm's output, with a residual added or without."""
+    """A batch norm's output, with a residual added or without, yet to be computed."""
 
     _deferral: Deferral
     _residual: Residual | None
@@ -163,7 +163,7 @@ def _stand_in(deferral: Deferral, residual: Residual | None) -> DeferredTensor:
 
 
 class _Node(torch.autograd.Function):
-    """Give a tensor another history: a function of itself and of others."""
+    """A history for a tensor, given to it in place: what it depends on."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, backward: Any, *inputs: Tensor | None) -> Tensor:
@@ -178,6 +178,7 @@ class _Node(torch.autograd.Function):
 
 
 def _connect(y: Any, backward: Callable[[Tensor], Any], *inputs: Tensor | None) -> None:
+    # Else torch asks y for its properties in Python, which computes it.
     with torch._C.DisableTorchFunctionSubclass():
         _Node.apply(y, backward, *inputs)
     y._node = _history(y)
@@ -202,7 +203,7 @@ def _takes_residual(y: Any) -> bool:
 
 
 def _add(args: Any, kwargs: Any, *, in_place: bool) -> DeferredTensor | None:
-    """The sum, deferred; None where it has to be computed."""
+    """Return the sum, deferred; None where it has to be computed."""
     if len(args) != 2 or kwargs:
         return None
     first, second = args
@@ -240,7 +241,7 @@ def _add(args: Any, kwargs: Any, *, in_place: bool) -> DeferredTensor | None:
 
 
 def _activate(func: Any, args: Any, kwargs: Any) -> Tensor | None:
-    """The activation of the first argument; None if it is something else."""
+    """Return the activation of the first argument; None for any other function."""
     name = _ACTIVATIONS.get(func)
     y = args[0] if args else None
     if name is None or not isinstance(y, DeferredTensor) or not _is_unread(y):
@@ -291,7 +292,7 @@ def _adopt(y: DeferredTensor, values: Tensor) -> None:
 
 
 def _plain_values(y: DeferredTensor, reader: str) -> Tensor:
-    """The values with their graph, for `reader`."""
+    """Return the values with their graph, for `reader`."""
     deferral = y._deferral
     node = _history(y)
     if node is not y._node or (y._plain is None and y._bare is not None):
@@ -308,7 +309,7 @@ def _plain_values(y: DeferredTensor, reader: str) -> Tensor:
 
 
 def _bare_values(y: DeferredTensor, reader: str) -> Tensor:
-    """The values alone, for `reader`."""
+    """Return the values without a graph, for `reader`."""
     if y._plain is not None:
         return y._plain.detach()
     if y._bare is None:
