@@ -25,7 +25,7 @@ from normkit.nn.deferral import (
     OTHER_SUMMAND,
     ChangedInPlaceError,
     Deferral,
-    observing,
+    trial,
 )
 
 __all__ = ["fuse"]
@@ -133,7 +133,7 @@ def _try(
         for layer in layers:
             layer.defers = layer not in changed
         try:
-            with observing() as calls, _same_random_numbers(model):
+            with trial() as calls, _same_random_numbers(model):
                 result = model(*args, **kwargs)
             outcomes = {
                 layer: _outcome(calls.get(layer, []), is_changed=layer in changed)

@@ -1,7 +1,7 @@
 """One call of a batch norm whose output is computed later, see `deferred`.
 
-`reason_against` says which calls are not deferred. `observing` collects what became of
-them, for the trial by which `convert` finds the layers where waiting pays.
+`reason_against` says which calls are not deferred. `trial` collects what became of
+them; by one `convert` finds the layers where waiting pays.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from normkit.functional import batch_norm
 from normkit.functional.memory import memory_mode
-from normkit.kernels.cpu.plain import is_watched
-from normkit.nn.running_state import check_momentum, is_recomputing
+from normkit.nn.parameters import learned
+from normkit.torch_state import is_compiling, is_observed
 
 __all__ = [
     "MIN_VALUES",
@@ -25,10 +25,10 @@ __all__ = [
     "ChangedInPlaceError",
     "Deferral",
     "Residual",
-    "is_observed",
-    "observe",
-    "observing",
+    "is_trial",
+    "note",
     "reason_against",
+    "trial",
     "version_of",
 ]
 
@@ -67,28 +67,23 @@ class Deferral:
         inputs: What the output is differentiable in: x, weight and bias.
         layer: The layer.
         took: What was fused, "relu" or "add+relu"; empty before.
-        readers: While `observing`: the functions that read an output.
-        outputs: While `observing`: the outputs, as weak references.
+        readers: In a `trial`: the functions that read an output.
+        outputs: In a `trial`: the outputs, as weak references.
     """
 
-    def __init__(self, layer: Any, x: Tensor) -> None:
-        self.inputs = (x, layer.weight, layer.bias)
+    def __init__(self, layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> None:
+        self.inputs = (x, *learned(layer))
         self.with_grad = torch.is_grad_enabled()
         self.took = ""
         self.readers: list[str] = []
         self.outputs: list[Callable[[], Tensor | None]] = []
         self.layer = layer
-        self._moves = (
-            layer.training and layer.track_running_stats and not is_recomputing()
-        )
-        if self._moves:
-            check_momentum(layer, layer.momentum)
+        self._uses_batch, self._moves = uses_batch, moves
         # The state at the time of the call: `functional_call` puts it back after.
         buffers = layer._buffers
-        self._running = (buffers.get("running_mean"), buffers.get("running_var"))
-        self._counters = (buffers.get("num_batches_tracked"), layer.skipped)
-        self._is_training = layer.training or self._running[0] is None
-        read = self.inputs if self._is_training else (*self.inputs, *self._running)
+        self._running = (buffers["running_mean"], buffers["running_var"])
+        self._counters = (buffers["num_batches_tracked"], layer.skipped)
+        read = self.inputs if uses_batch else (*self.inputs, *self._running)
         self._versions = [(t, version_of(t)) for t in read if t is not None]
 
     @property
@@ -117,12 +112,12 @@ class Deferral:
                 raise ChangedInPlaceError(self, tuple(t.shape))
         layer = self.layer
         x, weight, bias = self.inputs
-        uses_running = moves or not self._is_training
+        uses_running = moves or not self._uses_batch
         mean, var = self._running if uses_running else (None, None)
         tracked, skipped = self._counters if moves else (None, None)
         return layer._keeping(
             lambda: batch_norm(
-                *(x, mean, var, weight, bias, self._is_training),
+                *(x, mean, var, weight, bias, self._uses_batch),
                 *(layer.momentum if moves else 0.0, layer.eps),
                 channel_dim=layer.channel_dim,
                 num_batches_tracked=tracked,
@@ -161,7 +156,7 @@ _seen: dict[Any, list[Deferral | str]] | None = None
 
 
 @contextmanager
-def observing() -> Iterator[dict[Any, list[Deferral | str]]]:
+def trial() -> Iterator[dict[Any, list[Deferral | str]]]:
     """Collect the calls of each layer that defers, or why one was not deferred.
 
     Small inputs are deferred, too.
@@ -174,28 +169,22 @@ def observing() -> Iterator[dict[Any, list[Deferral | str]]]:
         _seen = None
 
 
-def is_observed() -> bool:
-    """Return whether `observing` is active."""
+def is_trial() -> bool:
+    """Return whether a `trial` is running."""
     return _seen is not None
 
 
-def observe(layer: Any, call: Deferral | str) -> None:
-    """Note one call of `layer`, or why it was not deferred, while `observing`."""
+def note(layer: Any, call: Deferral | str) -> None:
+    """Note one call of `layer` in the `trial`, or why it was not deferred."""
     if _seen is not None:
         _seen.setdefault(layer, []).append(call)
 
 
-def reason_against(layer: Any, x: Any) -> str:
+def reason_against(layer: Any, x: Tensor) -> str:
     """Return why the output of `layer` on `x` cannot wait; empty if it can."""
-    if torch.compiler.is_compiling():
-        return "a compiler reads the model, and fuses by itself"
-    if (
-        type(x) is not Tensor
-        or is_watched()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    ):
+    if type(x) is not Tensor or is_observed():
+        if is_compiling():
+            return "a compiler reads the model, and fuses by itself"
         return "a transform, a tracer or a mode has to see every operation"
     if (
         x.numel() < MIN_VALUES
@@ -210,11 +199,8 @@ def reason_against(layer: Any, x: Any) -> str:
         return f"it has activation={layer.activation!r} already"
     if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "it has hooks, which read its output"
-    if (layer.training or layer.running_mean is None) and layer._has_extras():
-        return "its statistics are not those of the batch alone"
     if not (
         x.is_floating_point()
-        and x.dim() > layer.channel_dim
         and x.shape[layer.channel_dim] == layer.num_features
         and (
             x.is_contiguous()

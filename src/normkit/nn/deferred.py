@@ -38,11 +38,12 @@ from normkit.nn.deferral import (
     OTHER_SUMMAND,
     Deferral,
     Residual,
-    is_observed,
-    observe,
+    is_trial,
+    note,
     reason_against,
     version_of,
 )
+from normkit.torch_state import unwrapped_apply, without_function_modes
 
 __all__ = ["DeferredTensor", "defer"]
 
@@ -123,7 +124,7 @@ class DeferredTensor(Tensor):
 @_without_compiler
 def _call(func: Any, args: Any, kwargs: Any) -> Any:
     if func in _FACTS:
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_function_modes():
             return func(*args, **kwargs)
     if func in _SUMS or func in _SUMS_IN_PLACE:
         result = _add(args, kwargs, in_place=func in _SUMS_IN_PLACE)
@@ -132,21 +133,26 @@ def _call(func: Any, args: Any, kwargs: Any) -> Any:
     return _read(func, args, kwargs) if result is None else result
 
 
-def defer(layer: Any, x: Any) -> Tensor | None:
+def defer(layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> Tensor | None:
     """Return the output of a batch norm on `x`, to be computed later.
 
     None if it has to be computed at once.
+
+    Args:
+        layer: The batch norm.
+        x: Its input.
+        uses_batch: Normalize by the statistics of the batch.
+        moves: Move the running statistics.
     """
     reason = reason_against(layer, x)
     if reason:
-        observe(layer, reason)
+        note(layer, reason)
         return None
-    layer._check_input_dim(x)
-    deferral = Deferral(layer, x)
+    deferral = Deferral(layer, x, uses_batch, moves)
     y = _stand_in(deferral, None)
     if deferral.needs_grad:
         _connect(y, lambda dy: (None, *deferral.gradients(dy)), *deferral.inputs)
-    observe(layer, deferral)
+    note(layer, deferral)
     return y
 
 
@@ -157,7 +163,7 @@ def _stand_in(deferral: Deferral, residual: Residual | None) -> DeferredTensor:
     )
     y._deferral, y._residual = deferral, residual
     y._plain = y._bare = y._node = None
-    if is_observed():
+    if is_trial():
         deferral.outputs.append(weakref.ref(y))
     return y
 
@@ -177,15 +183,18 @@ class _Node(torch.autograd.Function):
         return through_itself, None, *others
 
 
+_attach = unwrapped_apply(_Node)
+
+
 def _connect(y: Any, backward: Callable[[Tensor], Any], *inputs: Tensor | None) -> None:
     # Else torch asks y for its properties in Python, which computes it.
-    with torch._C.DisableTorchFunctionSubclass():
-        _Node.apply(y, backward, *inputs)
+    with without_function_modes():
+        _attach(y, backward, *inputs)
     y._node = _history(y)
 
 
 def _history(y: Tensor) -> Any:
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_function_modes():
         return y.grad_fn
 
 
@@ -270,7 +279,7 @@ def _parameters_of(name: str) -> tuple[str, ...]:
 def _read(func: Any, args: Any, kwargs: Any) -> Any:
     """Run a function on the plain values."""
     read: list[tuple[DeferredTensor, Tensor, int]] = []
-    reader = str(resolve_name(func)) if is_observed() else ""
+    reader = str(resolve_name(func)) if is_trial() else ""
 
     def plain(y: DeferredTensor) -> Tensor:
         values = _plain_values(y, reader)
@@ -300,7 +309,7 @@ def _plain_values(y: DeferredTensor, reader: str) -> Tensor:
         y._plain, y._node = _bare_values(y, reader).data, node
         if node is not None:
             with torch.enable_grad():
-                _Node.apply(y._plain, lambda dy: (None, dy), y)
+                _attach(y._plain, lambda dy: (None, dy), y)
     elif y._plain is None:
         deferral.readers.append(reader)
         with torch.set_grad_enabled(deferral.with_grad):
