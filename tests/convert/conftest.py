@@ -1,4 +1,4 @@
-"""Small inputs are fused, too: as they are, they run on torch's operator at once."""
+"""Small inputs are fused, too; otherwise they are normalized at once."""
 
 import pytest
 
