@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -389,3 +390,18 @@ def test_whole_networks_fuse_but_for_the_second_operand_of_a_sum(
     for path, buffer in model.named_buffers():
         if path in state:
             torch.testing.assert_close(buffer, state[path], rtol=1e-10, atol=1e-12)
+
+
+def test_the_trial_keeps_no_activations_alive() -> None:
+    seen: list[weakref.ref[Tensor]] = []
+
+    class Layer(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            assert not any(ref() is not None for ref in seen[:-1])
+            y = super().forward(input)
+            seen.append(weakref.ref(y))
+            return y
+
+    layers = [m for _ in range(4) for m in (Layer(4, 4, 1), BatchNorm2d(4), nn.ReLU())]
+    assert len(fuse(nn.Sequential(*layers), images()).fused) == 4
+    assert len(seen) == 8

@@ -24,7 +24,7 @@ from normkit.nn.batch_norm_layer import BatchNormLayer
 from normkit.nn.deferral import (
     OTHER_SUMMAND,
     ChangedInPlaceError,
-    Deferral,
+    Use,
     trial,
 )
 
@@ -142,12 +142,12 @@ def _try(
             _compare(expected, result)
         except ChangedInPlaceError as error:
             # What it waited with is gone; again without this layer.
-            changed.add(error.deferral.layer)
+            changed.add(error.layer)
         else:
             return outcomes
 
 
-def _outcome(calls: list[Deferral | str], *, is_changed: bool) -> tuple[str, str]:
+def _outcome(calls: list[Use | str], *, is_changed: bool) -> tuple[str, str]:
     """Return what was fused, and the reason if nothing was."""
     if is_changed:
         return "", "what it needs is changed in place before its output is read"

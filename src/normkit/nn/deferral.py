@@ -10,6 +10,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "ChangedInPlaceError",
     "Deferral",
     "Residual",
+    "Use",
     "is_trial",
     "note",
     "reason_against",
@@ -59,7 +61,24 @@ class ChangedInPlaceError(RuntimeError):
             "the first reader of its output, which is computed only then; leave it "
             "unchanged until the activation, or set defers = False on the layer"
         )
-        self.deferral = deferral
+        self.layer = deferral.layer
+
+
+@dataclass
+class Use:
+    """What became of one deferred call in a `trial`.
+
+    Attributes:
+        took: What was fused, "relu" or "add+relu"; empty if nothing was.
+        readers: The functions that had an output computed.
+        outputs: The outputs, as weak references.
+    """
+
+    took: str = ""
+    readers: list[str] = field(default_factory=list[str])
+    outputs: list[Callable[[], Tensor | None]] = field(
+        default_factory=list[Callable[[], Tensor | None]]
+    )
 
 
 class Deferral:
@@ -68,18 +87,14 @@ class Deferral:
     Attributes:
         inputs: What the output is differentiable in: x, weight and bias.
         layer: The layer.
-        took: What was fused, "relu" or "add+relu"; empty before.
-        readers: In a `trial`: the functions that read an output.
-        outputs: In a `trial`: the outputs, as weak references.
+        use: What becomes of it, in a `trial`.
     """
 
     def __init__(self, layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> None:
         self.inputs = (x, *learned(layer))
         self.with_grad = torch.is_grad_enabled()
-        self.took = ""
-        self.readers: list[str] = []
-        self.outputs: list[Callable[[], Tensor | None]] = []
         self.layer = layer
+        self.use = Use() if is_trial() else None
         self._uses_batch, self._moves = uses_batch, moves
         # The state at the time of the call: `functional_call` puts it back after.
         buffers = layer._buffers
@@ -158,14 +173,14 @@ class Deferral:
 OTHER_SUMMAND = "a sum that is fused into the other batch norm that it adds"
 """The reader of an output that is added to another deferred one."""
 
-_seen: dict[Any, list[Deferral | str]] | None = None
+_seen: dict[Any, list[Use | str]] | None = None
 
 
 @contextmanager
-def trial() -> Iterator[dict[Any, list[Deferral | str]]]:
+def trial() -> Iterator[dict[Any, list[Use | str]]]:
     """Collect the calls of each layer that defers, or why one was not deferred.
 
-    Small inputs are deferred, too.
+    Small inputs are deferred, too. What is collected keeps no inputs alive.
     """
     global _seen  # noqa: PLW0603
     _seen = {}
@@ -180,7 +195,7 @@ def is_trial() -> bool:
     return _seen is not None
 
 
-def note(layer: Any, call: Deferral | str) -> None:
+def note(layer: Any, call: Use | str) -> None:
     """Note one call of `layer` in the `trial`, or why it was not deferred."""
     if _seen is not None:
         _seen.setdefault(layer, []).append(call)

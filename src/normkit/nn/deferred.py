@@ -152,7 +152,8 @@ def defer(layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> Tensor | None
     y = _stand_in(deferral, None)
     if deferral.needs_grad:
         _connect(y, lambda dy: (None, *deferral.gradients(dy)), *deferral.inputs)
-    note(layer, deferral)
+    if deferral.use is not None:
+        note(layer, deferral.use)
     return y
 
 
@@ -163,8 +164,8 @@ def _stand_in(deferral: Deferral, residual: Residual | None) -> DeferredTensor:
     )
     y._deferral, y._residual = deferral, residual
     y._plain = y._bare = y._node = None
-    if is_trial():
-        deferral.outputs.append(weakref.ref(y))
+    if deferral.use is not None:
+        deferral.use.outputs.append(weakref.ref(y))
     return y
 
 
@@ -262,8 +263,9 @@ def _activate(func: Any, args: Any, kwargs: Any) -> Tensor | None:
         return None
     deferral = y._deferral
     z = deferral.values(y._residual, name, slope)
-    deferral.took = name if y._residual is None else f"add+{name}"
-    deferral.readers.append(name)
+    if deferral.use is not None:
+        deferral.use.took = name if y._residual is None else f"add+{name}"
+        deferral.use.readers.append(name)
     if in_place:
         y._plain = z
         _adopt(y, z)
@@ -311,7 +313,8 @@ def _plain_values(y: DeferredTensor, reader: str) -> Tensor:
             with torch.enable_grad():
                 _attach(y._plain, lambda dy: (None, dy), y)
     elif y._plain is None:
-        deferral.readers.append(reader)
+        if deferral.use is not None:
+            deferral.use.readers.append(reader)
         with torch.set_grad_enabled(deferral.with_grad):
             y._plain = deferral.values(y._residual)
     return y._plain
@@ -322,7 +325,8 @@ def _bare_values(y: DeferredTensor, reader: str) -> Tensor:
     if y._plain is not None:
         return y._plain.detach()
     if y._bare is None:
-        y._deferral.readers.append(reader)
+        if y._deferral.use is not None:
+            y._deferral.use.readers.append(reader)
         with torch.no_grad():
             y._bare = y._deferral.values(y._residual)
     return y._bare
