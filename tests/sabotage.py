@@ -10,6 +10,7 @@ register it with `@fault(caught_by="tests/…::test_…")`; the registry's key i
 function's name. Import normkit inside the function, not at the top.
 """
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -1654,11 +1655,13 @@ def a_second_derivative_goes_through_the_residual_twice(
     caught_by="tests/functional/test_memory.py::"
     "test_resnet50_keeps_two_thirds_with_the_same_bits_and_less_with_int8"
 )
-def a_waiting_output_does_not_know_a_remembered_one(patch: pytest.MonkeyPatch) -> None:
+def a_deferred_output_does_not_know_a_recomputable_one(
+    patch: pytest.MonkeyPatch,
+) -> None:
     class Nothing:
         pass
 
-    patch.setattr("normkit.nn.pending.Remembered", Nothing)
+    patch.setattr("normkit.nn.deferred.Recomputable", Nothing)
 
 
 @fault(
@@ -1686,52 +1689,118 @@ def bytes_forget_the_size_of_a_step(patch: pytest.MonkeyPatch) -> None:
 def a_second_reader_is_overlooked(patch: pytest.MonkeyPatch) -> None:
     from normkit.convert import fused
 
-    follower = fused._follower
+    outcome = fused._outcome
 
-    def broken(layer: Any, calls: Any, trace: Any) -> Any:
+    def broken(calls: Any, **options: Any) -> Any:
         for call in calls:
-            for y in call.outputs:
-                y.readers[:] = y.readers[:1]
-        return follower(layer, calls, trace)
+            if not isinstance(call, str):
+                del call.readers[1:]
+        return outcome(calls, **options)
 
-    patch.setattr(fused, "_follower", broken)
-
-
-@fault(
-    caught_by="tests/convert/test_bad_input.py::"
-    "test_group_norm_keeps_the_activation_that_was_fused"
-)
-def a_fused_activation_is_not_put_back(patch: pytest.MonkeyPatch) -> None:
-    from normkit.convert import run, stand_ins
-
-    patch.setattr(
-        run, "put_back", lambda model, layers: stand_ins.Places(model, [], [])
-    )
+    patch.setattr(fused, "_outcome", broken)
 
 
 @fault(
-    caught_by="tests/convert/test_bad_input.py::"
-    "test_an_error_on_the_way_back_leaves_the_model_fused"
+    caught_by="tests/convert/test_other_tools.py::"
+    "test_a_tool_does_to_a_fused_model_what_it_does_to_the_plain_one"
 )
-def an_activation_put_back_stays_when_it_fails(patch: pytest.MonkeyPatch) -> None:
-    from normkit.convert import stand_ins
+def an_activation_moves_into_the_layer_before_it(patch: pytest.MonkeyPatch) -> None:
+    """As convert once did: whatever replaced the layer lost the activation."""
+    from torch import nn
 
-    patch.setattr(stand_ins.Places, "restore", lambda self: None)
+    from normkit.convert import run
+
+    fuse = run.fuse
+
+    def broken(model: Any, *args: Any, **kwargs: Any) -> Any:
+        report = fuse(model, *args, **kwargs)
+        for parent in list(model.modules()):
+            children = list(parent.named_children())
+            for (_, norm), (name, act) in itertools.pairwise(children):
+                if getattr(norm, "defers", False) and isinstance(act, nn.SiLU):
+                    norm.activation = "silu"
+                    setattr(parent, name, nn.Identity())
+        return report
+
+    patch.setattr(run, "fuse", broken)
+
+
+@fault(
+    caught_by="tests/nn/test_deferred.py::"
+    "test_values_gradients_and_statistics_are_those_of_the_layer_alone"
+)
+def a_deferred_output_is_no_node_of_autograd(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("normkit.nn.deferred._connect", lambda *args: None)
+
+
+@fault(
+    caught_by="tests/nn/test_deferred.py::"
+    "test_values_gradients_and_statistics_are_those_of_the_layer_alone"
+)
+def a_deferred_output_misses_what_was_written_into_it(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    patch.setattr("normkit.nn.deferred._adopt", lambda *args: None)
+
+
+@fault(
+    caught_by="tests/nn/test_deferred.py::"
+    "test_an_output_that_nothing_reads_counts_its_batch"
+)
+def an_output_that_nothing_reads_counts_no_batch(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn.deferral import Deferral
+
+    patch.delattr(Deferral, "__del__")
+
+
+@fault(
+    caught_by="tests/nn/test_deferred.py::test_what_it_needs_changed_in_place_raises"
+)
+def a_deferral_does_not_notice_changes_in_place(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("normkit.nn.deferral.version_of", lambda t: 0)
+
+
+@fault(caught_by="tests/nn/test_deferred.py::test_the_state_is_that_of_the_call")
+def a_deferral_takes_the_weights_of_later(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn.deferral import Deferral
+
+    values = Deferral.values
+
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.inputs = (self.inputs[0], self.layer.weight, self.layer.bias)
+        return values(self, *args, **kwargs)
+
+    patch.setattr(Deferral, "values", broken)
+
+
+@fault(
+    caught_by="tests/functional/test_memory.py::"
+    "test_a_recomputable_output_has_its_gradient_everywhere"
+)
+def a_recomputable_output_is_no_node_of_autograd(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional.recomputable import Recomputable
+
+    def broken(y: Any) -> Any:
+        wrapped: Any = y.detach().as_subclass(Recomputable)
+        wrapped.plain = y
+        return wrapped
+
+    patch.setattr(Recomputable, "of", staticmethod(broken))
 
 
 @fault(
     caught_by="tests/convert/test_fused.py::"
     "test_calls_and_sums_in_a_forward_are_waited_for",
 )
-def a_waiting_output_forgets_its_residual(patch: pytest.MonkeyPatch) -> None:
-    from normkit.nn import pending
+def a_deferred_output_forgets_its_residual(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn.deferral import Deferral
 
-    values = pending._Source.values
+    values = Deferral.values
 
     def broken(self: Any, residual: Any, *rest: Any) -> Any:
         return values(self, None, *rest)
 
-    patch.setattr(pending._Source, "values", broken)
+    patch.setattr(Deferral, "values", broken)
 
 
 @fault(

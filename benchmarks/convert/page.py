@@ -14,19 +14,15 @@ __all__ = ["page"]
 Record = dict[str, Any]
 
 _MEASURES = ("eval", "train", "gradients", "state")
-# What follows a batch norm that fuses nothing; the others have an activation alone.
-_NOTHING_TO_FUSE = ("no activation and no plain sum", "no module of an activation")
+_NOTHING_TO_FUSE = "no activation and no plain sum"
 _REASONS = {
-    "no activation and no plain sum": "nothing follows that could be fused",
-    "no module of an activation": "nothing follows that could be fused",
+    _NOTHING_TO_FUSE: "nothing follows that could be fused",
     "returned": "nothing follows that could be fused",
     "readers": "several read the output",
     "is fused into the other batch norm": "the other operand of a sum is fused with it",
-    "has no fused form": "an activation without a fused form",
-    "what it reads is changed in place before the activation": "what it reads is "
-    "changed in place",
-    "changed in place": "what it reads is changed in place",
-    "called": "the layer runs several times",
+    "changed in place": "what it needs is changed in place",
+    "times": "the layer runs several times",
+    "not called": "the layer does not run",
     "hooks": "hooks",
 }
 
@@ -72,9 +68,10 @@ def page(records: Iterable[Record]) -> str:
         "## What was fused",
         "",
         *_wrapped(
-            "A batch norm takes over the activation that alone reads it, and the sum "
-            "before that. The column *an activation alone* leaves out those that "
-            "nothing follows which could be fused, and those whose output several read."
+            "A batch norm computes together with the activation that alone reads it, "
+            "and the sum before that. The column *an activation alone* leaves out "
+            "those that nothing follows which could be fused, and those whose output "
+            "several read."
         ),
         "",
         *_fused(ran),
@@ -155,7 +152,7 @@ def _fused(records: list[Record]) -> list[str]:
         mine = [r for r in records if _library(r) == library]
         took, left = _summed(mine, "fused"), _summed(mine, "unfused")
         every = took.total() + left.total()
-        apart = ("returned", "readers", *_NOTHING_TO_FUSE)
+        apart = ("returned", "readers", _NOTHING_TO_FUSE)
         alone = every - sum(left[reason] for reason in apart)
         sums = sum(n for kind, n in took.items() if kind.startswith("add+"))
         cells = (library, every, alone, took.total(), sums)

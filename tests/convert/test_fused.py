@@ -1,8 +1,10 @@
-"""Activations move into the batch norms before them, only where nothing else reads."""
+"""Batch norms compute with the activation or sum after them, where one reads them."""
 
 import copy
 import pickle
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,10 +15,8 @@ from torch import Tensor, nn
 import normkit
 from normkit.bench.steps import resnet
 from normkit.convert.fused import fuse
-from normkit.convert.stand_ins import RectifiedOnce
 from normkit.errors import ArgumentError
 from normkit.nn import BatchNorm2d
-from normkit.nn.pending import Pending
 
 
 class Basic(nn.Module):
@@ -47,8 +47,32 @@ class Calls(nn.Module):
         return self.run(self, x)
 
 
+class Counting(nn.Module):
+    """Gives another output in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x + self.calls
+
+
 def images() -> Tensor:
     return torch.randn(3, 4, 6, 6)
+
+
+@contextmanager
+def nothing_read_plainly() -> Iterator[None]:
+    """Fail where the values of a deferred output are computed without what follows."""
+
+    def refuse(*args: object) -> Tensor:
+        raise AssertionError("a deferred output was read before its activation")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("normkit.nn.deferred._plain_values", refuse)
+        yield
 
 
 def trained(model: Any) -> Any:
@@ -79,60 +103,76 @@ def test_every_activation_is_fused_with_equal_values_and_gradients(
     state = {k: v.clone() for k, v in model.state_dict().items()}
     report = fuse(model, x)
     assert list(report.fused) == ["1"]
-    assert type(model[2]) is nn.Identity
+    assert model[2] is activation
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     assert all(m.training for m in model.modules())
-    for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
+    with nothing_read_plainly():
+        found = gradients(model, x)
+    for ours, theirs in zip(found, gradients(plain, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_relu_used_twice_still_rectifies_the_sum() -> None:
+def test_a_relu_that_a_block_uses_twice_is_fused_at_both_places() -> None:
     model = trained(nn.Sequential(Basic(), Basic()))
     plain, x = copy.deepcopy(model), images()
     report = fuse(model, x)
     both = {"bn1": "relu", "bn2": "add+relu"}
     assert report.fused == {f"{k}.{n}": act for k in "01" for n, act in both.items()}
     assert not report.left
-    assert isinstance(model[0].relu, RectifiedOnce)
-    for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
+    assert type(model[0].relu) is nn.ReLU
+    with nothing_read_plainly():
+        found = gradients(model, x)
+    for ours, theirs in zip(found, gradients(plain, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     other = pickle.loads(pickle.dumps(model)).eval()
+    assert other[0].bn1.defers
     torch.testing.assert_close(other(x), model.eval()(x))
-
-
-def test_what_is_rectified_already_is_passed_on_and_what_changed_is_not() -> None:
-    relu, x = RectifiedOnce(), torch.randn(5)
-    assert not relu(x).lt(0).any()
-    x._normkit_rectified = x._version  # pyright: ignore[reportAttributeAccessIssue]
-    assert relu(x) is x
-    x.sub_(1)
-    assert torch.equal(relu(x), x.relu())
 
 
 def _shared(model: Any, x: Tensor) -> Tensor:
     return model.act(model.bn(x)) + model.act(x)
 
 
-def _changed(model: Any, x: Tensor) -> Tensor:
-    residual = x.clone()
+def _input_changed(model: Any, x: Tensor) -> Tensor:
+    x = x.clone()
     y = model.bn(x)
+    x.mul_(2)
+    return model.act(y) + x
+
+
+def _residual_changed(model: Any, x: Tensor) -> Tensor:
+    residual = x.clone()
+    y = model.bn(x) + residual
     residual.mul_(2)
-    return model.act(y + residual)
+    return model.act(y) + residual
+
+
+def _kept(model: Any, x: Tensor) -> Tensor:
+    model.seen = model.bn(x)
+    return model.act(model.seen)
 
 
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        (lambda m, x: m.act(y := m.bn(x)) + y, "2 readers"),
+        (lambda m, x: m.act(y := m.bn(x)) * y, "2 readers"),
+        (lambda m, x: m.act(y := m.bn(x)) + y, "returned"),
         (lambda m, x: m.act(m.bn(m.bn(x))), "called 2 times"),
+        (lambda m, x: m.act(x), "not called"),
+        (lambda m, x: m.act(m.bn(x, residual=x)), "not called"),
         (lambda m, x: m.bn(x), "returned"),
+        (_kept, "kept"),
+        (lambda m, x: (m.bn(x), m.act(x))[1], "nothing reads"),
         (lambda m, x: m.act(m.bn(x).flatten(1)), "no activation and no plain sum"),
         (lambda m, x: m.act(2 * m.bn(x) + x), "no activation and no plain sum"),
         (lambda m, x: m.act(m.bn(x) + x[:1]), "no activation and no plain sum"),
         (lambda m, x: m.act(y := m.bn(x) + x) + y, "2 readers"),
         (lambda m, x: m.act(m.bn(x) + x + x), "no activation and no plain sum"),
-        (_changed, "changed in place"),
-        (lambda m, x: m.act(m.bn(x)) if x.sum() > -1e9 else x, "decides by the values"),
+        (lambda m, x: F.gelu(m.bn(x), approximate="tanh"), "no activation"),
+        (lambda m, x: m.act(m.bn(x.transpose(2, 3))), "contiguous"),
+        (_input_changed, "changed in place"),
+        (_residual_changed, "changed in place"),
+        (lambda m, x: m.act(m.bn(x)) + m.bn(x), "called 2 times"),
     ],
 )
 def test_what_cannot_be_fused_is_left_with_the_reason(
@@ -144,31 +184,33 @@ def test_what_cannot_be_fused_is_left_with_the_reason(
     assert not report.fused
     assert reason in report.left["bn"]
     assert reason in report.to_text()
+    assert not model.bn.defers
     assert torch.equal(model(x), expected)
 
 
 WAITING = [
     (lambda m, x: F.relu(m.bn(x)), "relu"),
+    (lambda m, x: F.leaky_relu(m.bn(x), 0.3), "leaky_relu"),
+    (lambda m, x: m.act(m.bn(x)) if x.sum() > -1e9 else x, "silu"),
     (lambda m, x: m.bn(x).sigmoid(), "sigmoid"),
     (_shared, "silu"),
     (lambda m, x: torch.relu(m.bn(x) + x), "add+relu"),
     (lambda m, x: F.relu(x + m.bn(x), inplace=True), "add+relu"),
     (lambda m, x: m.act(torch.add(x, m.bn(x))), "add+silu"),
     (lambda m, x: m.bn(x).add_(x).relu_().flatten(1), "add+relu"),
-    (lambda m, x: torch.tanh(m.bn(x) + m.bn(x[:1]).mean() * 0 + x), None),
 ]
 
 
 @pytest.mark.parametrize(("run", "took"), WAITING)
 @pytest.mark.parametrize("is_large", [True, False])
 def test_calls_and_sums_in_a_forward_are_waited_for(
-    run: Callable[[Any, Tensor], Tensor], took: str | None, is_large: bool
+    run: Callable[[Any, Tensor], Tensor], took: str, is_large: bool
 ) -> None:
     model = trained(Calls(run)).double()
     x = torch.randn(3, 4, 40, 40).double() if is_large else images().double()
     plain = copy.deepcopy(model)
     report = fuse(model, x)
-    assert report.fused == ({} if took is None else {"bn": took})
+    assert report.fused == {"bn": took}
     for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
         assert type(ours) is Tensor
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -176,41 +218,74 @@ def test_calls_and_sums_in_a_forward_are_waited_for(
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
-def test_whoever_reads_a_waiting_output_gets_its_values_and_statistics_move_once() -> (
-    None
-):
-    layer, x = BatchNorm2d(4).double(), torch.randn(3, 4, 6, 6).double()
-    plain = copy.deepcopy(layer)
-    layer.defers = True
-    y, wanted = layer(x), plain(x)
-    assert isinstance(y, Pending)
-    assert (y.shape, y.dtype, y.is_contiguous()) == (x.shape, x.dtype, True)
-    total = y + x
-    torch.testing.assert_close(total * 2, (wanted + x) * 2)
-    torch.testing.assert_close(torch.relu(y), torch.relu(wanted))
-    torch.testing.assert_close(y.mean(), wanted.mean())
-    torch.testing.assert_close(torch.cat([y, x]), torch.cat([wanted, x]))
-    torch.testing.assert_close(layer.state_dict(), plain.state_dict())
-    y = layer(x)
-    x.add_(1)
-    with pytest.raises(RuntimeError, match="changed in place"):
-        y.relu()
+class Branches(nn.Module):
+    """Each way through it reads the batch norm differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.act, self.head = nn.ReLU(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, way: str = "usual") -> Tensor:
+        y = self.bn(self.conv(x))
+        if x.shape[0] == 1:
+            return y
+        if way == "twice":
+            return self.act(y) + self.head(y)
+        if way == "unread":
+            return self.act(x)
+        if way == "elsewhere":
+            return self.act(y) + self.act(self.head(x))
+        if way == "other":
+            return F.gelu(y, approximate="tanh") - y.mean()
+        if self.training:
+            return self.head(y)
+        return self.act(y)
 
 
-def test_a_layer_that_is_watched_does_not_wait() -> None:
-    layer, x = BatchNorm2d(4).double(), torch.randn(3, 4, 6, 6).double()
-    layer.defers = True
-    assert type(layer(x, residual=x)) is Tensor
-    assert type(torch.func.grad(lambda x: layer(x).sum())(x)) is Tensor
-    seen: list[type] = []
-    handle = layer.register_forward_hook(lambda m, args, y: seen.append(type(y)))
-    layer(x)
-    handle.remove()
-    assert seen == [Tensor]
-    state = pickle.loads(pickle.dumps(layer))
-    assert state.defers
-    normkit.convert(layer, to="torch")
-    assert "defers" not in layer.__dict__
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("way", ["usual", "twice", "unread", "elsewhere", "other"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_way_that_the_example_did_not_take_computes_what_it_did(
+    way: str, count: int, is_training: bool
+) -> None:
+    plain = Branches().double()
+    model, x = copy.deepcopy(plain), torch.randn(count, 4, 6, 6).double()
+    report = normkit.convert(model, to="normkit", example_inputs=images().double())
+    assert report.fused == {"bn": "relu"}
+    found = []
+    for each in (model, plain):
+        each.train(is_training)
+        given = x.clone().requires_grad_()
+        y = each(given, way)
+        (y * torch.arange(y.numel()).view_as(y).cos()).sum().backward()
+        assert given.grad is not None
+        found.append([y, given.grad, *(p.grad for p in each.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    state = model.state_dict()
+    torch.testing.assert_close(plain.state_dict(), state, rtol=1e-10, atol=1e-10)
+
+
+def test_of_a_sum_of_several_batch_norms_the_last_takes_the_others() -> None:
+    class Branched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(BatchNorm2d(4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, third = (norm(x * k) for k, norm in enumerate(self.norms, 1))
+            return torch.relu(first + second + third)
+
+    model = trained(Branched()).double()
+    plain, x = copy.deepcopy(model), images().double()
+    report = fuse(model, x)
+    assert report.fused == {"norms.2": "add+relu"}
+    assert {"is fused into the other" in why for why in report.left.values()} == {True}
+    for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
 def test_one_line_exchanges_and_fuses_and_none_is_changed_when_it_fails() -> None:
@@ -229,11 +304,7 @@ def test_one_line_exchanges_and_fuses_and_none_is_changed_when_it_fails() -> Non
     for ours, theirs in zip(gradients(model, x), gradients(plain, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
-    class Noisy(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + torch.rand_like(x)
-
-    model = nn.Sequential(network(), Noisy())
+    model = nn.Sequential(network(), Counting())
     with pytest.raises(ArgumentError, match="changed the outputs"):
         normkit.convert(model, to="normkit", example_inputs=(x,))
     assert type(model.get_submodule("0.0.bn1")) is nn.BatchNorm2d
@@ -256,15 +327,23 @@ def test_hooks_keep_what_they_see() -> None:
 
 
 def test_a_model_that_gives_other_outputs_is_put_back() -> None:
+    model = nn.Sequential(BatchNorm2d(4), nn.ReLU(), Counting())
+    with pytest.raises(ArgumentError, match="changed the outputs"):
+        fuse(model, images())
+    assert not model[0].defers
+
+
+def test_a_model_that_draws_random_numbers_draws_the_same_ones() -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.rand_like(x)
 
-    model = nn.Sequential(BatchNorm2d(4), nn.ReLU(), Noisy())
-    with pytest.raises(ArgumentError, match="changed the outputs"):
-        fuse(model, images())
-    assert model[0].activation == "none"
-    assert type(model[1]) is nn.ReLU
+    model, state = (
+        nn.Sequential(BatchNorm2d(4), nn.ReLU(), Noisy()),
+        torch.get_rng_state(),
+    )
+    assert fuse(model, torch.ones(2, 4, 3, 3)).fused == {"0": "relu"}
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_fused_chains_keep_one_activation_per_layer() -> None:
@@ -311,3 +390,18 @@ def test_whole_networks_fuse_but_for_the_second_operand_of_a_sum(
     for path, buffer in model.named_buffers():
         if path in state:
             torch.testing.assert_close(buffer, state[path], rtol=1e-10, atol=1e-12)
+
+
+def test_the_trial_keeps_no_activations_alive() -> None:
+    seen: list[weakref.ref[Tensor]] = []
+
+    class Layer(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            assert not any(ref() is not None for ref in seen[:-1])
+            y = super().forward(input)
+            seen.append(weakref.ref(y))
+            return y
+
+    layers = [m for _ in range(4) for m in (Layer(4, 4, 1), BatchNorm2d(4), nn.ReLU())]
+    assert len(fuse(nn.Sequential(*layers), images()).fused) == 4
+    assert len(seen) == 8

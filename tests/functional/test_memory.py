@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import normkit
 from normkit.bench.steps import resnet
 from normkit.errors import ArgumentError
 from normkit.functional.engine import normalize, standardize
 from normkit.functional.memory import less_memory, saved_memory
-from normkit.functional.remembered import Remembered
+from normkit.functional.recomputable import Recomputable
 from normkit.kernels import backend
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.nn import BatchNorm2d
@@ -474,11 +475,11 @@ def test_a_layer_may_keep_its_input_as_bytes() -> None:
     assert "memory='int8'" in repr(BatchNorm2d(4, memory="int8"))
 
 
-def test_what_is_remembered_is_a_tensor_like_any_other() -> None:
+def test_a_recomputable_output_is_a_tensor_like_any_other() -> None:
     layer = BatchNorm2d(4, activation="relu", memory="recompute")
     x = torch.randn(4, 4, 8, 8)
     y, wanted = layer(x), copy.deepcopy(layer)(x)
-    assert isinstance(y, Remembered)
+    assert isinstance(y, Recomputable)
     for run in (torch.relu, lambda t: t + 1, lambda t: torch.cat([t, x]), torch.sum):
         got = run(y)
         assert type(got) is Tensor
@@ -497,6 +498,52 @@ def test_what_is_remembered_is_a_tensor_like_any_other() -> None:
         out.mul_(2)  # changed in place: the recipe makes what it was before
         grads.append(torch.autograd.grad((out * out).sum(), given)[0])
     torch.testing.assert_close(*grads)
+
+
+def _hooked(conv: nn.Module, y: Tensor) -> Tensor:
+    handle = conv.register_full_backward_hook(lambda *_: None)
+    z = conv(y)
+    handle.remove()
+    return z
+
+
+def _in_a_function(conv: nn.Module, y: Tensor) -> Tensor:
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, y: Tensor) -> Tensor:
+            return y * 1
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            return grads[0]
+
+    return conv(Same.apply(y))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize(
+    "read",
+    [
+        _hooked,
+        _in_a_function,
+        lambda conv, y: checkpoint(conv, y, use_reentrant=True),
+        lambda conv, y: checkpoint(conv, y, use_reentrant=False),
+        lambda conv, y: torch.compile(conv, backend="aot_eager")(y),
+    ],
+    ids=["hook", "function", "reentrant checkpoint", "checkpoint", "compiled"],
+)
+def test_a_recomputable_output_has_its_gradient_everywhere(
+    read: Callable[[nn.Module, Tensor], Tensor],
+) -> None:
+    found = []
+    for memory in ("recompute", None):
+        torch.manual_seed(7)
+        norm = BatchNorm2d(4, activation="relu", memory=memory).double()  # pyright: ignore[reportArgumentType]
+        conv = nn.Conv2d(4, 4, 1).double()
+        x = torch.randn(4, 4, 8, 8).double().requires_grad_()
+        read(conv, norm(x)).sin().sum().backward()
+        found.append([t.grad for t in (x, *norm.parameters(), *conv.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
 
 
 def test_resnet50_keeps_two_thirds_with_the_same_bits_and_less_with_int8(

@@ -3,8 +3,7 @@
 kinds.py         what each layer becomes, or the reason why it cannot
 recognised.py    norms that write their formula out, known by what they compute
 becoming.py      one layer changed for another, as the same object
-fused.py         activations and sums that move into the batch norms before them
-stand_ins.py     what stands where an activation was, and the way back
+fused.py         batch norms that compute together with what follows them
 run.py           the transaction: all layers or none
 matching.py      group norm whose outputs match batch norm's on data
 conventions.py   momentum, eps and variance as Keras, flax and ONNX mean them

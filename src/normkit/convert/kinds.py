@@ -27,7 +27,6 @@ from torch.nn.utils import parametrize
 
 import normkit.nn as ours
 from normkit.convert.recognised import Recognised, looks_like_a_norm, recognised
-from normkit.convert.stand_ins import stand_in_of
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "class_for",
     "is_current",
     "is_meant",
-    "norm_act_of",
     "scripted_norm",
 ]
 
@@ -96,8 +94,8 @@ def scripted_norm(module: nn.Module) -> str:
     return f"{kind} is scripted; convert the model before torch.jit.script"
 
 
-def class_for(module: nn.Module, to: str, model: nn.Module) -> type[nn.Module]:
-    """The class that makes `module`, a layer of `model`, what is asked for.
+def class_for(module: nn.Module, to: str) -> type[nn.Module]:
+    """The class that makes `module` what is asked for.
 
     Raises:
         RefusalError: It cannot be carried over.
@@ -125,7 +123,7 @@ def class_for(module: nn.Module, to: str, model: nn.Module) -> type[nn.Module]:
     if to in ("group", "group_norm"):
         if custom is not None:
             raise RefusalError(f"{custom.__name__} is a subclass of batch norm")
-        _check_activation(module, model, "GroupNorm")
+        _check_activation(module, "GroupNorm")
         return ours.GroupNorm
     if to == "sync":
         return _combined(custom, ours.SyncBatchNorm, None)
@@ -145,7 +143,7 @@ def class_for(module: nn.Module, to: str, model: nn.Module) -> type[nn.Module]:
         )
     if to == "normkit":
         return _combined(custom, getattr(ours, origin), None)
-    _check_activation(module, model, "torch.nn")
+    _check_activation(module, "torch.nn")
     _check_extras_for_torch(module)
     if custom is None:
         return getattr(nn, origin)
@@ -193,29 +191,12 @@ def _is_norm_act(cls: type) -> bool:
     return name == "timm.layers.norm_act.BatchNormAct2d"
 
 
-def norm_act_of(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The `drop` and `act` that a `BatchNormAct2d` applies; None for other layers."""
-    custom = getattr(type(module), "_made_for", None)
-    if custom is None or not _is_norm_act(custom):
-        return None
-    return module.get_submodule("drop"), module.get_submodule("act")
-
-
-def _check_activation(module: nn.Module, model: nn.Module, target: str) -> None:
-    """What a conversion moved into the layer can go back; what a user wrote cannot."""
+def _check_activation(module: nn.Module, target: str) -> None:
     activation = module.__dict__.get("activation", "none")
-    if activation == "none":
-        return
-    stand_in = stand_in_of(module)
-    if stand_in is None:
+    if activation != "none":
         raise RefusalError(
             f"{target} has nothing for activation={activation!r}; set it to 'none' and "
             "put the activation after the layer"
-        )
-    if not any(each is stand_in for each in model.modules()):
-        raise RefusalError(
-            f"its activation={activation!r} was taken over from a module outside of "
-            "what is converted; convert the whole model"
         )
 
 

@@ -38,8 +38,8 @@ class ConversionReport:
         to: What was asked for.
         layers: The converted layers, in the order of the model.
         untouched: The reason for each normalization left as it was, by name.
-        fused: What each batch norm took over, by name: `"relu"`, `"add+relu"`; empty
-            where nothing was to be fused.
+        fused: What each batch norm computes together with, by name: `"relu"`,
+            `"add+relu"`; empty where nothing was to be fused.
         unfused: The reason for each other batch norm.
     """
 
@@ -87,8 +87,8 @@ class FusionReport:
 
     Attributes:
         model: The model.
-        fused: What each batch norm took over, by the layer's name: "relu", or
-            "add+relu" with the sum before it.
+        fused: What each batch norm computes together with, by the layer's name:
+            "relu", or "add+relu" with the sum before it.
         left: The reason for each other batch norm.
     """
 

@@ -22,7 +22,6 @@ from normkit.convert.kinds import (
 )
 from normkit.convert.matching import Match, match_outputs
 from normkit.convert.report import Conversion, ConversionReport
-from normkit.convert.stand_ins import put_back
 from normkit.errors import ArgumentError
 from normkit.functional.memory import Mode
 from normkit.nn.batch_norm_layer import BatchNormLayer
@@ -60,8 +59,7 @@ def convert(
             `FrozenBatchNorm`, until it is converted to another. `"ghost"`: batch norm
             with `ghost_size`. `"normkit"`, `"torch"`: the namesake in that library,
             for layer, group, instance and RMS norm, too; a layer that was
-            synchronized or frozen becomes what it was before, and what it took over
-            with `example_inputs` goes back to where it was. `"group"` (or
+            synchronized or frozen becomes what it was before. `"group"` (or
             `"group_norm"`): every batch norm becomes `GroupNorm`.
         process_group: For `"sync"`; as in `SyncBatchNorm`.
         ghost_size: For `"ghost"`; as in `BatchNorm1d`.
@@ -75,10 +73,10 @@ def convert(
         strict: Raise if a layer cannot be converted; otherwise leave it, and say so.
         example_inputs: For `"normkit"`: what to call the model with: a tuple of
             positional arguments, a dict of named ones, or the single argument. The
-            model is read by running it once in eval mode, and each batch norm takes
-            over the activation that alone reads it, and the sum with a residual before
-            that: one pass over memory instead of two or three. Without, layers are
-            exchanged and nothing is fused.
+            model is run twice in eval mode; each batch norm whose output only an
+            activation reads, or a sum and an activation, then computes together with
+            it: one pass over memory instead of two or three. No other module changes.
+            Without, layers are exchanged and nothing is fused.
         memory: For `"normkit"`: `memory=` of every batch norm, see `BatchNorm1d`.
 
     Returns:
@@ -129,7 +127,7 @@ def convert(
             untouched[name] = f"it is {base_of(module).__name__} already"
             continue
         try:
-            planned.append((name, module, class_for(module, to, model)))
+            planned.append((name, module, class_for(module, to)))
         except RefusalError as reason:
             # What is only called a norm was not asked for.
             into = refused if isinstance(module, NORMS) else untouched
@@ -146,10 +144,7 @@ def convert(
         matches = match_outputs(model, matched, num_groups, batches, call)
     done: list[Conversion] = []
     before = [(module, type(module), snapshot(module)) for _, module, _ in planned]
-    unfused_before = None
     try:
-        if to == "torch" or to.startswith("group"):
-            unfused_before = put_back(model, [module for _, module, _ in planned])
         for name, module, cls in planned:
             old = type(module).__name__
             match = matches.get(id(module))
@@ -162,8 +157,6 @@ def convert(
             done.append(Conversion(name, old, base.__name__, explained))
         fused, unfused = _fuse(model, example_inputs)
     except BaseException:
-        if unfused_before is not None:
-            unfused_before.restore()
         for module, cls, state in before:
             module.__class__ = cls
             return_to(module, state)

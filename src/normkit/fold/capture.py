@@ -28,7 +28,7 @@ from normkit.fold.lowering import TorchCall, as_batch_norm, lower, one_by_one
 from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.nodes import Move, Node, Opaque, Stored
 from normkit.fold.op_names import METADATA, RANDOM, op_name
-from normkit.fold.trace import ModuleCall, Trace, has_hooks
+from normkit.fold.trace import ModuleCall, Trace
 
 __all__ = ["capture"]
 
@@ -97,8 +97,8 @@ class _Reader(TorchFunctionMode):
             for module in self.paths:
                 if isinstance(module, torch.jit.ScriptModule):
                     continue
-                is_seen = has_hooks(module._forward_hooks)
-                is_seen_before = has_hooks(module._forward_pre_hooks)
+                is_seen = bool(module._forward_hooks)
+                is_seen_before = bool(module._forward_pre_hooks)
                 handles.append(
                     module.register_forward_pre_hook(self._enter, with_kwargs=True)
                 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.fold.nodes import Add, BatchNorm
-from normkit.fold.trace import ModuleCall, Trace, has_hooks
+from normkit.fold.trace import ModuleCall, Trace
 
 __all__ = [
     "Copied",
@@ -287,7 +287,7 @@ def _reason_against(norm: NormModule) -> str:
         return f"it {locked[0]}"
     if not norm.path:
         return "it is the model itself"
-    if has_hooks(module._forward_hooks) or has_hooks(module._forward_pre_hooks):
+    if module._forward_hooks or module._forward_pre_hooks:
         return "it has a forward hook, which would be lost"
     if hasattr(module, "parametrizations"):
         return "its parameters are parametrized"

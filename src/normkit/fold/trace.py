@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +10,7 @@ from torch import nn
 from normkit.fold.graph import Graph, Slot, Value
 from normkit.fold.nodes import Node
 
-__all__ = ["ModuleCall", "Trace", "has_hooks"]
-
-
-def has_hooks(hooks: Mapping[int, Any]) -> bool:
-    """Whether one may read or change values; what is `only_for_speed` does not."""
-    return any(not getattr(hook, "only_for_speed", False) for hook in hooks.values())
+__all__ = ["ModuleCall", "Trace"]
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 Three ways through a forward: recorded as one call by a tracer; statistics chosen
 otherwise (`BatchStatisticsLayer`); and the function `batch_norm`, at once or when it is
-known what follows (`Pending`).
+known what follows (`DeferredTensor`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm
 from normkit.functional.memory import Mode, is_remembered, less_memory
-from normkit.functional.remembered import Remembered
+from normkit.functional.recomputable import Recomputable
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.nn.batch_statistics import (
     ESTIMATORS,
@@ -25,11 +25,11 @@ from normkit.nn.batch_statistics import (
     BatchStatisticsLayer,
     followed,
 )
+from normkit.nn.deferred import defer
 from normkit.nn.parameters import learned
-from normkit.nn.pending import Pending
 from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import is_recorded, is_recorded_by_jit, recorded_call
-from normkit.torch_state import is_compiling, is_in_backward, is_observed
+from normkit.torch_state import is_compiling, is_in_backward
 
 __all__ = ["BatchNormLayer"]
 
@@ -50,7 +50,7 @@ class BatchNormLayer(BatchStatisticsLayer):
     }
     memory: Mode | None = None
     defers: bool = False
-    """Whether the output waits for the sum and activation after it: `nn.pending`."""
+    """Whether the output waits for the sum and activation after it: `nn.deferred`."""
 
     def __init__(
         self,
@@ -135,8 +135,10 @@ class BatchNormLayer(BatchStatisticsLayer):
         if uses_batch and self._has_extras():
             compute = self._forward_with_extras
             return self._keeping(lambda: compute(input, mask, residual, moves))
-        if self.defers and mask is None and residual is None and self._can_wait(input):
-            return Pending.of(input, self._deferred(input, moves))
+        if self.defers and mask is None and residual is None:
+            y = defer(self, input, uses_batch, moves)
+            if y is not None:
+                return y
         if self.memory is not None:
             return self._keeping(
                 lambda: self._plainly(
@@ -181,44 +183,13 @@ class BatchNormLayer(BatchStatisticsLayer):
             residual=residual,
         )
 
-    def _deferred(self, x: Tensor, moves: bool) -> Any:
-        uses_batch = self.training or self.running_mean is self.running_var is None
-
-        def compute(
-            residual: Tensor | None, activation: str, slope: float, is_first: bool
-        ) -> Tensor:
-            return self._keeping(
-                lambda: self._plainly(
-                    *(x, None, residual, uses_batch, moves and is_first),
-                    *(activation, slope),
-                )
-            )
-
-        return compute
-
-    def _can_wait(self, x: Tensor) -> bool:
-        """Return whether no other code would take a Pending for the values."""
-        return (
-            type(x) is Tensor
-            and self.activation == "none"
-            and x.is_floating_point()
-            and x.shape[self.channel_dim] == self.num_features
-            and (
-                x.is_contiguous()
-                or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-            )
-            and not (self._forward_hooks or self._backward_hooks)
-            and not self._backward_pre_hooks
-            and not is_observed()
-        )
-
     def _keeping(self, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` gives, keeping for the backward what `memory` says."""
         if self.memory is None or not torch.is_grad_enabled() or is_compiling():
             return compute()  # a compiler decides itself what it keeps
         with less_memory(self.memory):
             y = compute()
-        return Remembered.of(y) if is_remembered(y) else y
+        return Recomputable.of(y) if is_remembered(y) else y
 
     def extra_repr(self) -> str:
         """The arguments of torch's layer, and what differs from its behaviour."""
