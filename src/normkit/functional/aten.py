@@ -50,6 +50,7 @@ class AtenLayerNorm:
                 or (bias is not None and bias.requires_grad)
             )
             and memory_mode() is None
+            and not is_order_fixed()
         ):
             y, mean, inv_std = torch.native_layer_norm(
                 x, self._sizes, weight, bias, self._eps
@@ -78,7 +79,6 @@ def aten_layer_norm(
         and 0 < eps < 1
         and all(v.dtype is torch.float32 for v in vectors)
         and asked_for() is None
-        and not is_order_fixed()
     ):
         return AtenLayerNorm(kernels, sizes, eps)
     return None

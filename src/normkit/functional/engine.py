@@ -21,7 +21,6 @@ from normkit.functional.signature import find, remember, signature
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.fixed_order import is_order_fixed
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments, broadcast_mask, statistics_dtype
 from normkit.torch_state import PLAIN
@@ -76,7 +75,7 @@ def execute(
             found.append(measured)
         return y
     call: NativeCall | Passes | None = None
-    if asked_for() in (None, "cpu") and not is_order_fixed() and type(x) in PLAIN:
+    if asked_for() in (None, "cpu") and type(x) in PLAIN:
         # In memory of their own where they are views; autograd follows.
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()

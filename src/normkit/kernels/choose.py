@@ -164,9 +164,10 @@ def deterministic() -> Generator[None]:
     """Make a sample's output in eval depend on the sample and the model alone.
 
     Bitwise, within the block: whatever shares the batch, in whatever place, and with
-    any number of threads. Layers run on the reference backend, every sum in an order
-    that only its length decides; that takes several times as long. The rest of a model
-    (convolutions, matrix products) is torch's, and may still depend on the batch.
+    any number of threads. The CPU kernels hold that always, at full speed; what runs on
+    torch operations takes every sum in an order that only its length decides, which
+    takes several times as long. The rest of a model (convolutions, matrix products) is
+    torch's, and may still depend on the batch.
 
     Example:
         >>> import normkit, torch
@@ -175,7 +176,7 @@ def deterministic() -> Generator[None]:
         ...     torch.equal(layer(x)[3:4], layer(x[3:4]))
         True
     """
-    with backend("reference"), fixed_order():
+    with fixed_order():
         yield
 
 
