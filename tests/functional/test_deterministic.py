@@ -103,6 +103,10 @@ def test_a_sample_does_not_depend_on_its_batch_or_the_threads(
         assert not differences(layer, x.to(dtype), layout)
 
 
+ON_REFERENCE = {
+    ("layer, images", "channels-last"),
+    ("layer over channels", "contiguous"),
+}
 ON_KERNELS = [n for n in LAYERS if "whitening" not in n and "filter" not in n]
 
 
@@ -113,6 +117,8 @@ def test_kernels_hold_it_without_the_block(name: str, layout: str) -> None:
     layer, x = layer_of(name)
     if layout == "channels-last" and x.dim() != 4:
         pytest.skip("only images have channels last")
+    if (name, layout) in ON_REFERENCE:
+        pytest.skip("weights along an outer dimension: no kernel is written for it")
     for activation in ACTIVATIONS if hasattr(layer, "activation") else ("none",):
         layer.activation = activation
         assert not differences(layer, x, layout)
