@@ -24,7 +24,9 @@ from normkit.kernels.fixed_order import is_order_fixed
 
 __all__ = ["MOST_OFFSET", "MOST_VALUES", "AtenLayerNorm", "aten_layer_norm"]
 
-MOST_VALUES = 32_768
+# Rows of 768, forward and backward, torch's time over ours, with the operator and with
+# the kernels: 0.92 and 0.78 at 32k values, 0.94 and 0.82 at 64k, 0.97 and 0.99 at 128k.
+MOST_VALUES = 65_536
 # x·scale + shift errs by about 1e-7·|mean|/std; the bound for all of y is 2e-6.
 MOST_OFFSET = 4.0
 
