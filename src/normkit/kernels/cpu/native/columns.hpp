@@ -77,8 +77,8 @@ template <class T> class Columns : private Layout<T> {
   using typename Layout<T>::C;
   using typename Layout<T>::V;
   using Layout<T>::W, Layout<T>::call_, Layout<T>::e_;
-  // Rows of a block: at most what may be added in float.
-  static constexpr int64_t kLeastRows = 32, kMostRows = kFlush;
+  // Rows of a block: at most twice kFlush, of which each column has one value in a row.
+  static constexpr int64_t kLeastRows = 32, kMostRows = 2 * kFlush;
   static constexpr int64_t kTile = 1024, kTogether = 4;
 
   static int64_t rows_at_once(int64_t columns, int64_t rows) {
@@ -93,7 +93,7 @@ template <class T> class Columns : private Layout<T> {
   // page are no stream that the hardware's prefetch knows: from memory a third of the
   // speed of one row after the other.
   static bool reads_together(int64_t values, int64_t width) {
-    constexpr int64_t kPage = 4096, kCached = 512 << 10;
+    constexpr int64_t kPage = 4096, kCached = 4 << 20;
     return width * (int64_t)sizeof(T) >= kPage || values * (int64_t)sizeof(T) <= kCached;
   }
 
@@ -181,7 +181,6 @@ template <class T> class Columns : private Layout<T> {
   void each_task(int64_t threads, const Task& task) const {
     parallel_for<order>(blocks_ * tiles_, threads, [&](int64_t k) {
       task(k / tiles_, k % tiles_);
-      if (e_.streams) finish_streams();
     });
   }
 

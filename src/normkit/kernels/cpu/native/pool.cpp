@@ -4,6 +4,9 @@
 #include <atomic>
 
 #include "fault.hpp"
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 namespace normkit {
 namespace {
@@ -42,6 +45,9 @@ struct Work {
         task(data, order == Order::kForwards ? share.low + i : share.high - 1 - i);
       }
     }
+#if defined(__SSE__)
+    _mm_sfence();  // what went past the caches, before another thread reads it
+#endif
   }
 };
 

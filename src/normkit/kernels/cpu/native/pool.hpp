@@ -5,6 +5,7 @@
 // depend on the number of threads: what a task computes is fixed by the geometry, and
 // partial results are added in the order of the tasks.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 namespace normkit {

@@ -25,7 +25,7 @@ template <class T> class Rows : private Spans<T> {
   }
 
   void forward() const {
-    this->each_batch(this->spans_within(kTogetherBytes), [&](int64_t first, int64_t rows) {
+    this->each_batch(this->together(1), [&](int64_t first, int64_t rows) {
       if (!call_.has(kGiven)) this->measure(first, rows);
       if (e_.y) write(first, rows);
     });
@@ -49,7 +49,6 @@ template <class T> class Rows : private Spans<T> {
         if (first + n < end) std::fill(some.data(), some.data() + 2 * width_, C(0));
         pending = 0;
       }
-      if (e_.streams) finish_streams();
     });
     if (learns) store_learned_sums(learned.data(), parts);
   }
@@ -67,7 +66,7 @@ template <class T> class Rows : private Spans<T> {
   using typename Spans<T>::V;
   using typename Spans<T>::Maps;
   using typename Spans<T>::Slopes;
-  using Spans<T>::W, Spans<T>::kMost, Spans<T>::kTogetherBytes;
+  using Spans<T>::W, Spans<T>::kMost;
   using Spans<T>::call_, Spans<T>::e_, Spans<T>::length_, Spans<T>::is_large_;
   using Together = std::integral_constant<int, 4>;
   using Alone = std::integral_constant<int, 1>;
@@ -75,7 +74,7 @@ template <class T> class Rows : private Spans<T> {
   // Rows whose x and dy stay in the first cache, and as many as share the learned sums
   // where they stay in the second.
   int64_t rows_together() const {
-    const int64_t n = this->spans_within(kTogetherBytes / 2);
+    const int64_t n = this->together(2);
     const bool fit = length_ * (int64_t)sizeof(T) <= (64 << 10);
     return n >= Together::value ? n - n % Together::value : fit ? Together::value : n;
   }
@@ -136,7 +135,7 @@ template <class T> class Rows : private Spans<T> {
           const int64_t at = (first + k) * length_;
           const C *w = w_ + first_entry(first + k), *z = z_ + first_entry(first + k);
           const V hi = splat(maps.hi[k]), a = splat(maps.a[k]), shift = splat(maps.shift[k]);
-          add([&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+          add(at, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
             this->fetch(e_.dx + at + i);
             d = e_.template centered<K>(at + i, lanes, hi);
             const V wi = e_.get(w + i, lanes);

@@ -90,7 +90,6 @@ template <class T> class Runs : protected Layout<T> {
     const int64_t n = call_.statistics(), threads = call_.threads;
     if (threads > 1 && n < 2 * threads) {
       for (int64_t stat = 0; stat < n; ++stat) task(place_of(stat), threads);
-      if (e_.streams) finish_streams();
       return;
     }
     const int64_t values = call_.values();
@@ -98,7 +97,6 @@ template <class T> class Runs : protected Layout<T> {
     parallel_for((n + batch - 1) / batch, threads, [&](int64_t k) {
       for (int64_t stat = k * batch; stat < n && stat < (k + 1) * batch; ++stat)
         task(place_of(stat), 1);
-      if (e_.streams) finish_streams();
     });
   }
 

@@ -28,7 +28,6 @@ template <class T> class ShortRuns : private Runs<T> {
       Coefficients at(*this, tile);
       parallel_backwards(parts_, threads, [&](int64_t part) {
         write(tile, part, at);
-        if (e_.streams) finish_streams();
       });
     });
   }
@@ -48,7 +47,6 @@ template <class T> class ShortRuns : private Runs<T> {
       at.set_slopes(*this, tile, slopes);
       parallel_backwards(parts_, threads, [&](int64_t part) {
         write_gradient(tile, part, at, wants_sums);
-        if (e_.streams) finish_streams();
       });
     });
     if (this->wants_learned()) this->reduce_learned(sums.data());
@@ -64,7 +62,6 @@ template <class T> class ShortRuns : private Runs<T> {
       at.set_slopes(*this, tile, slopes);
       parallel_for(parts_, threads, [&](int64_t part) {
         write_gradient(tile, part, at, false);
-        if (e_.streams) finish_streams();
       });
     });
   }
@@ -75,7 +72,7 @@ template <class T> class ShortRuns : private Runs<T> {
   using typename Runs<T>::Place;
   using Runs<T>::W, Runs<T>::call_, Runs<T>::e_, Runs<T>::length_;
   // Columns and statistics of a tile, rows that are summed in float.
-  static constexpr int64_t kTile = 1024, kMost = 128, kRows = 128, kTogether = 4;
+  static constexpr int64_t kTile = 1024, kMost = 128, kRows = 128, kTogether = 2;
   // Tiles of up to this size are fetched while the one before them is written.
   static constexpr int64_t kAhead = 512 << 10;
 

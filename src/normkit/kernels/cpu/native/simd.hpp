@@ -242,6 +242,7 @@ NK_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
   std::memcpy(to, from, (size_t)bytes);
 #endif
 }
+// Before another thread reads what went past the caches.
 NK_INLINE void finish_streams() {
 #if NK_BYTES >= 32
   _mm_sfence();

@@ -18,9 +18,9 @@ template <class T> class Spans : protected Layout<T> {
   using typename Layout<T>::V;
   using Layout<T>::W, Layout<T>::call_, Layout<T>::e_, Layout<T>::length_;
 
-  static constexpr int64_t kMost = 16, kTogetherBytes = 16 << 10;
+  static constexpr int64_t kMost = 32, kTogetherBytes = 64 << 10;
   // Larger values are in no cache of one core.
-  static constexpr int64_t kCached = 512 << 10;
+  static constexpr int64_t kCached = 2 << 20;
   // Fewer values are not worth a task of their own.
   static constexpr int64_t kTaskValues = 8192;
 
@@ -29,7 +29,10 @@ template <class T> class Spans : protected Layout<T> {
         is_large_(call.statistics() * length_ * (int64_t)sizeof(T) > kCached),
         fetches_outputs_(is_large_ && !e_.streams && (e_.y || e_.dx)) {}
 
-  int64_t spans_within(int64_t bytes) const {
+  // How many spans are taken at a time, if `arrays` arrays are read: larger pieces are
+  // read at the hardware's pace, smaller ones stay in the cache beside what is fetched.
+  int64_t together(int64_t arrays) const {
+    const int64_t bytes = kTogetherBytes / (is_large_ ? 2 : 1) / arrays;
     const int64_t n = bytes / std::max<int64_t>(length_ * (int64_t)sizeof(T), 1);
     return n < 1 ? 1 : n < kMost ? n : kMost;
   }
@@ -46,7 +49,6 @@ template <class T> class Spans : protected Layout<T> {
       for (int64_t first = k * per_task; first < end; first += together) {
         task(first, std::min(together, end - first));
       }
-      if (e_.streams) finish_streams();
     });
   }
 
@@ -63,15 +65,17 @@ template <class T> class Spans : protected Layout<T> {
     if (other) __builtin_prefetch(other, 0, 2);
   }
 
-  // each(add) calls add(term) for one run of n values after another, where term gives the
-  // factors of a vector as in PairSums; Σu and Σu·d of the runs go to u and v.
+  // each(add) calls add(at, term) for one run of n values after another, the first of them
+  // at `at`, where term gives the factors of a vector as in PairSums; Σu and Σu·d of the
+  // runs go to u and v. Short runs are cut where vectors of x are aligned: a vector that
+  // crosses a line of the cache takes twice as long.
   template <class EachRun>
   static NK_INLINE void sum_runs(int64_t n, double* u, double* v, const EachRun& each) {
     if (n <= kShort * W) {
       LaneSums<C> of_u(u), of_v(v);
-      each([&](const auto& term) NK_BODY {
+      each([&](int64_t at, const auto& term) NK_BODY {
         V some_u, some_v;
-        short_sums<C>(n, term, some_u, some_v);
+        short_sums<C>(std::min(-at & (W - 1), n), n, term, some_u, some_v);
         of_u.add(some_u);
         of_v.add(some_v);
       });
@@ -79,7 +83,7 @@ template <class T> class Spans : protected Layout<T> {
       of_v.finish();
     } else {
       LaneSums<double> of_u(u), of_v(v);
-      each([&](const auto& term) NK_BODY {
+      each([&](int64_t, const auto& term) NK_BODY {
         PairSums<C> pair;
         pair.add(n, term);
         vd some_u, some_v;

@@ -233,13 +233,16 @@ template <class C> class PairSums {
 };
 
 // The same where there are few vectors: at most kShort of them, so that the lanes need no
-// double before they are summed.
+// double before they are summed. The first `head` values have a vector of their own.
 constexpr int64_t kShort = 16;
 template <class C, class Term>
-NK_INLINE void short_sums(int64_t n, const Term& term, Vec<C>& u, Vec<C>& v) {
+NK_INLINE void short_sums(int64_t head, int64_t n, const Term& term, Vec<C>& u, Vec<C>& v) {
   constexpr int W = Lanes<C>::count;
   Vec<C> u0{}, u1{}, v0{}, v1{}, d;
-  int64_t i = 0;
+  if (head) {
+    term(0, First{head}, u, d); u1 += u; v1 = fused(u, d, v1);
+  }
+  int64_t i = head;
   for (; i + 2 * W <= n; i += 2 * W) {
     term(i, Full{}, u, d); u0 += u; v0 = fused(u, d, v0);
     term(i + W, Full{}, u, d); u1 += u; v1 = fused(u, d, v1);
