@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from doctor.patients import Batches, batches, norms, train, trained
+from doctor.models import Batches, batches, norms, train, trained
 from normkit.doctor import GapExplanation, diagnose, explain_gap
-from normkit.doctor.layer_probe import constant_ends
+from normkit.doctor.probes.layer_probe import constant_ends
 from normkit.errors import ArgumentError
 from normkit.nn import BatchNorm1d
 

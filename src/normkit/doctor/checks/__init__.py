@@ -24,7 +24,7 @@ from normkit.doctor.checks import (
     weights,
 )
 from normkit.doctor.finding import Finding
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 from normkit.errors import ArgumentError
 
 __all__ = ["CHECKS", "run"]

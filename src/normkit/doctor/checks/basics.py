@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import LEAST_SAMPLES, above, too_few
+from normkit.doctor.checks.thresholds import MIN_SAMPLES, above, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = ["CHECKS", "basics", "input_scale", "norm_choice"]
 
@@ -35,7 +35,7 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
     found = None if statistics.data is None else statistics.data.input
     if found is None or not statistics.layers:
         return
-    if int(found.count) < LEAST_SAMPLES:
+    if int(found.count) < MIN_SAMPLES:
         reason = f"{int(found.count)} input values are too few"
         yield _D28("", "not_judged", evidence=reason)
         return
@@ -77,10 +77,12 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
             continue
         given, left = (float(m.var.sqrt()) for m in (layer.input, layer.output))
         is_erased = given > ERASED and not left > ERASED * given / max(given, 1.0)
-        stream = None if layer.norm is None or layer.norm.frozen else layer.norm.stream
+        stream = (
+            None if layer.norm is None or layer.norm.frozen else layer.norm.in_training
+        )
         low, high = (0, 0) if stream is None else stream.lengths
         reason = ""
-        if int(layer.input.count) < LEAST_SAMPLES:
+        if int(layer.input.count) < MIN_SAMPLES:
             reason = f"{int(layer.input.count)} values are too few"
         elif high and stream is not None and stream.batches < 2 and not is_erased:
             reason = "one batch does not show whether lengths vary"

@@ -15,10 +15,10 @@ from functools import partial
 
 import torch
 
-from normkit.doctor.checks.judge import NOT_ITS_LOOP, above, below, too_few
+from normkit.doctor.channel_statistics import ChannelStatistics
+from normkit.doctor.checks.thresholds import NOT_ITS_LOOP, above, below, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
-from normkit.doctor.streams import ChannelStream
+from normkit.doctor.measurements import Statistics
 
 __all__ = [
     "CHECKS",
@@ -37,7 +37,7 @@ __all__ = [
 SMALL_WARNING, SMALL_ERROR = 8, 2
 # Many independent positions make up for few samples, so far: of 16 values a variance
 # is off by √(2/16) = 35 %, which is D01's warning.
-LEAST_EFFECTIVE = 16.0
+MIN_EFFECTIVE = 16.0
 
 # var with dropout off / var with dropout on: .97 to 1.05 without dropout before it,
 # .78 to .85 at p = .2, .43 to .46 at p = .5.
@@ -50,7 +50,7 @@ PADDING_SHIFT, PADDING_RATIO = 0.1, 0.85
 # sorted by class 14 to 64.
 MIXED_WARNING, MIXED_ERROR = 2.5, 6.0
 # Of 20 batches F has a spread of √(2/19) = .32: 2.5 is 4.6 of it above 1.
-LEAST_BATCHES = 20
+MIN_BATCHES = 20
 
 # The average of two calls lies between them, and each is off by about half of what
 # they are apart: .25 and .38, D01's warnings.
@@ -69,15 +69,15 @@ _D33 = partial(Finding, "D33", "shared_norm")
 def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
     """D05: too few values per channel in a batch to estimate a mean and a variance."""
     for layer, norm in statistics.norms:
-        if norm.frozen or norm.stream is None:
+        if norm.frozen or norm.in_training is None:
             continue
-        samples = float(norm.stream.sample_means.count.max()) / norm.stream.batches
+        samples = norm.in_training.samples_per_batch
         # In eval mode: in training mode the layers before would pin the batch means.
         effective = math.nan
-        if norm.evaluated is not None:
-            effective = effective_values(norm.evaluated)
+        if norm.in_eval is not None:
+            effective = effective_values(norm.in_eval)
         severity: Severity = "warning" if samples <= SMALL_WARNING else "clear"
-        if samples <= SMALL_ERROR and not effective > LEAST_EFFECTIVE:
+        if samples <= SMALL_ERROR and not effective > MIN_EFFECTIVE:
             severity = "error"
         threshold = SMALL_ERROR if severity == "error" else SMALL_WARNING
         yield _D05(
@@ -89,11 +89,11 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             + (f", worth {effective:.3g} independent values" if effective > 0 else ""),
             "use group norm (normkit.convert(model, to='group')), SyncBatchNorm over "
             "ranks, or freeze the batch norms with good statistics",
-            {"n_eff": effective, "fewest_values": norm.stream.values},
+            {"n_eff": effective, "fewest_values": norm.in_training.values},
         )
 
 
-def effective_values(stream: ChannelStream) -> float:
+def effective_values(stream: ChannelStatistics) -> float:
     """How many independent values a batch amounts to; nan when it cannot be told."""
     if stream.batches < 8:
         return math.nan
@@ -112,8 +112,8 @@ def last_batch_of_one(statistics: Statistics) -> Iterator[Finding]:
         for layer, norm in statistics.norms
         if not norm.frozen
         and not norm.takes_one_value
-        and norm.stream is not None
-        and norm.stream.values_per_sample <= 1
+        and norm.in_training is not None
+        and norm.in_training.values_per_sample <= 1
     ]
     if not single:
         return
@@ -136,12 +136,12 @@ def last_batch_of_one(statistics: Statistics) -> Iterator[Finding]:
 def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
     """D11: dropout before the layer makes its variance another one in eval mode."""
     for layer, norm in statistics.norms:
-        if norm.frozen or norm.stream is None or norm.quiet is None:
+        if norm.frozen or norm.in_training is None or norm.without_dropout is None:
             continue
-        if reason := too_few(float(norm.stream.sample_means.count.min())):
+        if reason := too_few(float(norm.in_training.sample_means.count.min())):
             yield _D11(layer.name, "not_judged", evidence=reason)
             continue
-        both = norm.quiet.pooled.var / norm.stream.pooled.var
+        both = norm.without_dropout.pooled.var / norm.in_training.pooled.var
         both = both[both.isfinite() & (both > 0)]
         if not both.numel():
             continue
@@ -172,9 +172,9 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
     """
     for layer, norm in statistics.norms:
         found = norm.padding
-        if norm.frozen or norm.stream is None or norm.stream.lengths[1] < 2:
+        if norm.frozen or norm.in_training is None or norm.in_training.lengths[1] < 2:
             continue
-        if reason := too_few(float(norm.stream.sample_means.count.min())):
+        if reason := too_few(float(norm.in_training.sample_means.count.min())):
             yield _D12(layer.name, "not_judged", evidence=reason)
             continue
         shift = 0.0 if found is None else found.shift
@@ -199,15 +199,15 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     readings: list[tuple[float, str]] = []
     reason = ""
     for layer, norm in statistics.norms:
-        if norm.frozen or norm.stream is None:
+        if norm.frozen or norm.in_training is None:
             continue
         # The first call of each forward: how much the calls of a shared layer differ
         # is the model's doing (D33), not the loader's.
-        stream = norm.calls[0] if norm.calls else norm.stream
-        if stream.batches < LEAST_BATCHES:
+        stream = norm.calls[0] if norm.calls else norm.in_training
+        if stream.batches < MIN_BATCHES:
             reason = (
                 f"{stream.batches} batches are too few to compare; "
-                f"give at least {LEAST_BATCHES}"
+                f"give at least {MIN_BATCHES}"
             )
             continue
         found = mixing(stream)
@@ -232,7 +232,7 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     )
 
 
-def mixing(stream: ChannelStream) -> float:
+def mixing(stream: ChannelStatistics) -> float:
     """The F ratio of batches, median over channels; nan when it cannot be told."""
     total, batches = stream.sample_means, stream.batches
     spare = total.count.to(torch.float64) - batches
@@ -247,7 +247,7 @@ def accumulated_batches(statistics: Statistics) -> Iterator[Finding]:
     loop = statistics.training
     if loop is None or not any(not norm.frozen for _, norm in statistics.norms):
         return
-    if loop.is_rehearsed:
+    if loop.is_trial:
         yield _D15("", "not_judged", evidence=NOT_ITS_LOOP)
         return
     if not loop.updates:
@@ -274,9 +274,9 @@ def unsynchronised_ranks(statistics: Statistics) -> Iterator[Finding]:
     if statistics.world_size < 2:
         return
     for layer, norm in statistics.norms:
-        if norm.frozen or norm.stream is None or "Sync" in layer.kind:
+        if norm.frozen or norm.in_training is None or "Sync" in layer.kind:
             continue
-        samples = float(norm.stream.sample_means.count.max()) / norm.stream.batches
+        samples = norm.in_training.samples_per_batch
         severity: Severity = "warning" if samples <= SMALL_WARNING else "clear"
         yield _D30(
             layer.name,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import above
 from normkit.doctor.checks.population import distance, train_eval_gap
+from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = [
     "CHECKS",
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 # The least positive number of float16; an eps below half of it is 0 there.
-LEAST_HALF = 6e-8
+MIN_HALF = 6e-8
 # Share of channels whose variance is below ten times eps, where the scale is smaller
 # by 1 - 1/√1.1 = 5 % or more. In most channels it is eps, in a few they are (D18).
 EPS_SHARE = 0.5
@@ -35,12 +35,12 @@ def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
     for layer, norm in statistics.norms:
         is_half = norm.dtype in ("float16", "bfloat16")
         if is_half:
-            is_lost = norm.dtype == "float16" and norm.eps < LEAST_HALF
+            is_lost = norm.dtype == "float16" and norm.eps < MIN_HALF
             yield _D16(
                 layer.name,
                 "error" if is_lost else "warning",
                 norm.eps,
-                LEAST_HALF,
+                MIN_HALF,
                 f"the running statistics are {norm.dtype}"
                 + (f", where eps={norm.eps:g} is 0" if is_lost else ""),
                 "keep batch norms in float32: after model.half() call .float() on them",

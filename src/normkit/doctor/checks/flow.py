@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from normkit.doctor.checks.judge import above, below
+from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.finding import Finding
-from normkit.doctor.statistics import LayerStatistics, Statistics
+from normkit.doctor.measurements import LayerStatistics, Statistics
 
 __all__ = [
     "CHECKS",
@@ -31,7 +31,7 @@ __all__ = [
     "gradients_vanish",
 ]
 
-LEAST_LAYERS = 4
+MIN_LAYERS = 4
 # Last layer against first. tanh: .09 at n·Var[w] = .41, .47 at Xavier's; ReLU: .17 at
 # Xavier's, .97 at Kaiming's.
 VANISH_WARNING, VANISH_ERROR = 0.2, 0.02
@@ -55,7 +55,7 @@ _D25 = partial(Finding, "D25", "gradients_explode")
 def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
     """D22: the outputs shrink from layer to layer."""
     for kind, layers in _stacks(statistics).items():
-        if len(layers) < LEAST_LAYERS:
+        if len(layers) < MIN_LAYERS:
             reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
             yield _D22(layers[-1].name, "not_judged", evidence=reason)
             continue
@@ -67,7 +67,7 @@ def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
 def activations_explode(statistics: Statistics) -> Iterator[Finding]:
     """D23: the outputs grow from layer to layer."""
     for kind, layers in _stacks(statistics).items():
-        if len(layers) < LEAST_LAYERS:
+        if len(layers) < MIN_LAYERS:
             reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
             yield _D23(layers[-1].name, "not_judged", evidence=reason)
             continue
@@ -192,7 +192,7 @@ def _responses(
     if not layers:
         reason = "no gradient was seen; give a loss_fn"
         return Finding("", "", "", "not_judged", evidence=reason)
-    if len(layers) < LEAST_LAYERS:
+    if len(layers) < MIN_LAYERS:
         reason = f"{len(layers)} layers are too few for a trend"
         return Finding("", "", layers[0].name, "not_judged", evidence=reason)
     return layers, [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import NOT_ITS_LOOP
+from normkit.doctor.checks.thresholds import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = ["CHECKS", "eval_forgotten", "frozen_but_training", "stuck_in_eval"]
 
@@ -50,7 +50,7 @@ def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
     loop = statistics.training
     if loop is None or not statistics.norms:
         return
-    if loop.is_rehearsed:
+    if loop.is_trial:
         yield _D08("", "not_judged", evidence=NOT_ITS_LOOP)
         return
     if loop.updates_in_eval:
@@ -94,7 +94,7 @@ def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
     loop = statistics.training
     if loop is None or not any(not norm.frozen for _, norm in statistics.norms):
         return
-    if loop.is_rehearsed:
+    if loop.is_trial:
         yield _D09("", "not_judged", evidence=NOT_ITS_LOOP)
         return
     if not loop.forwards and not loop.idle_bursts:

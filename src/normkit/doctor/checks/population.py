@@ -17,9 +17,9 @@ from functools import partial
 
 import torch
 
-from normkit.doctor.checks.judge import above, too_few
+from normkit.doctor.checks.thresholds import above, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Evaluation, NormStatistics, Statistics
+from normkit.doctor.measurements import Evaluation, NormStatistics, Statistics
 
 __all__ = [
     "CHECKS",
@@ -37,7 +37,7 @@ D_MEAN_WARNING, D_MEAN_ERROR = 0.25, 0.5
 D_VAR_WARNING, D_VAR_ERROR = 0.35, 1.0
 # A distance is judged when sampling alone would give less than this share of the
 # warning threshold.
-MOST_NOISE = 0.4
+MAX_NOISE = 0.4
 
 # A loss half as large again, as TheDeepChecker has it. Accuracy: healthy runs lose at
 # most .2 points; momentum .01 lost 2.2 and .001 42.8.
@@ -109,14 +109,14 @@ def distance(norm: NormStatistics) -> Distance | None:
         None when there is nothing to compare with: inputs that are not finite, or so
         few samples that sampling alone could look like a fault.
     """
-    if norm.stream is None or norm.stream.sample_means.count.min() < 2:
+    if norm.in_training is None or norm.in_training.sample_means.count.min() < 2:
         return None
     if not _is_finite(norm):
         return None
-    per_sample = norm.stream.sample_means
+    per_sample = norm.in_training.sample_means
     # Each call of a shared layer enters the running statistics by itself: they hold
     # the mean of the calls' variances, and nothing of how far the calls lie apart.
-    calls = [c.pooled for c in (norm.calls or (norm.stream,))]
+    calls = [c.pooled for c in (norm.calls or (norm.in_training,))]
     mean = torch.stack([c.mean for c in calls]).mean(0)
     var = torch.stack([c.unbiased_var for c in calls]).mean(0) + norm.eps
     sd = var.sqrt()
@@ -128,12 +128,12 @@ def distance(norm: NormStatistics) -> Distance | None:
         var=float(((norm.running_var + norm.eps) / var).log().abs().mean()),
         noise=float((error / sd).mean()) * math.sqrt(2 / math.pi),
     )
-    return None if found.noise > MOST_NOISE * D_MEAN_WARNING else found
+    return None if found.noise > MAX_NOISE * D_MEAN_WARNING else found
 
 
 def _is_finite(norm: NormStatistics) -> bool:
     """Whether the inputs were; of running statistics that are not, D17 speaks."""
-    pooled = None if norm.stream is None else norm.stream.pooled
+    pooled = None if norm.in_training is None else norm.in_training.pooled
     return pooled is None or bool((pooled.mean + pooled.m2).isfinite().all())
 
 
@@ -163,11 +163,11 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
 def _too_little(norm: NormStatistics) -> str:
     if norm.is_new:
         return "the layer is new and has counted no batch yet"
-    if norm.stream is None:
+    if norm.in_training is None:
         return "the inputs were not measured with the weights held still"
     if not _is_finite(norm):
         return "its inputs hold values that are not finite"
-    samples = int(norm.stream.sample_means.count.min())
+    samples = int(norm.in_training.sample_means.count.min())
     return (
         f"{samples} samples are too few to tell a stale estimate from a noisy one; "
         "give more batches"

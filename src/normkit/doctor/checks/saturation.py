@@ -6,9 +6,9 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import above
+from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = [
     "CHECKS",
@@ -23,7 +23,7 @@ __all__ = [
 # of 3 has 63 %.
 SATURATED_WARNING, SATURATED_ERROR = 0.40, 0.60
 # Of 500 values a share is off by .5/√500 = 2 points.
-LEAST_VALUES = 500
+MIN_VALUES = 500
 # While training, a state counts when it lasts this many observations.
 LASTING = 3
 
@@ -32,7 +32,7 @@ LASTING = 3
 DEAD_WARNING, DEAD_ERROR = 0.10, 0.50
 DEAD_SAMPLES = 1000
 # One of a few units says nothing: of 4 gates, 3 were off in a healthy network.
-LEAST_UNITS = 16
+MIN_UNITS = 16
 RECTIFIERS = ("ReLU", "ReLU6", "Threshold", "Hardswish", "Hardshrink", "Softshrink")
 
 # One channel in twenty; no healthy run of docs/doctor-score.md is above it.
@@ -63,7 +63,7 @@ def saturation(statistics: Statistics) -> Iterator[Finding]:
             yield _D20(layer.name, "not_judged", evidence=reason)
             continue
         values, seen = int(layer.input.count), len(layer.saturated)
-        if values < LEAST_VALUES or (statistics.while_training and seen < LASTING):
+        if values < MIN_VALUES or (statistics.while_training and seen < LASTING):
             reason = f"{values} values in {seen} observations are too few"
             yield _D20(layer.name, "not_judged", evidence=reason)
             continue
@@ -98,7 +98,7 @@ def dead_units(statistics: Statistics) -> Iterator[Finding]:
             reason = f"{layer.samples} samples are too few; {DEAD_SAMPLES} are needed"
             yield _D21(layer.name, "not_judged", evidence=reason)
             continue
-        if layer.units < LEAST_UNITS:
+        if layer.units < MIN_UNITS:
             reason = f"{layer.units} units are too few for a share"
             yield _D21(layer.name, "not_judged", evidence=reason)
             continue
@@ -121,9 +121,9 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
     From eps = 1 on it amplifies nothing: an eps so large is D16's matter.
     """
     for layer, norm in statistics.norms:
-        if norm.stream is None or norm.eps <= 0:
+        if norm.in_training is None or norm.eps <= 0:
             continue
-        is_faint = (norm.stream.pooled.var <= norm.eps) & (norm.eps < 1)
+        is_faint = (norm.in_training.pooled.var <= norm.eps) & (norm.eps < 1)
         share = float(is_faint.double().mean())
         severity, threshold = above(share, warning=CONSTANT_SHARE)
         yield _D18(

@@ -6,9 +6,9 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import above
+from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = [
     "CHECKS",
@@ -27,7 +27,7 @@ TWINS = 0.5
 # ‖Δw‖/‖w‖ per step, median after the first tenth of the run; TheDeepChecker has 1e-4
 # to 1e-1, torchmortem 1e-5 to 1e-1.
 UPDATE_LOW, UPDATE_HIGH = 1e-5, 1e-1
-LEAST_UPDATES = 20
+MIN_UPDATES = 20
 
 _D10 = partial(Finding, "D10", "redundant_bias")
 _D14 = partial(Finding, "D14", "decayed_scale")
@@ -89,14 +89,14 @@ def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
         weight = layer.weight
         if weight is None or layer.is_output:
             continue
-        if weight.twins > 0 and weight.gradient_twins is None:
+        if weight.equal_rows > 0 and weight.equal_gradients is None:
             reason = (
-                f"{weight.twins:.0%} of the rows are equal, but no gradient was seen "
-                "that would tell whether they stay so"
+                f"{weight.equal_rows:.0%} of the rows are equal, but no gradient shows "
+                "whether they stay equal"
             )
             yield _D26(layer.name, "not_judged", evidence=reason)
             continue
-        share = min(weight.twins, weight.gradient_twins or 0.0)
+        share = min(weight.equal_rows, weight.equal_gradients or 0.0)
         severity: Severity = "error" if share >= TWINS else "clear"
         yield _D26(
             layer.name,
@@ -116,7 +116,7 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
         if layer.weight is None or not layer.weight.update_ratio:
             continue
         ratios = layer.weight.update_ratio
-        if len(ratios) < LEAST_UPDATES:
+        if len(ratios) < MIN_UPDATES:
             reason = f"{len(ratios)} observed updates are too few"
             yield _D27(layer.name, "not_judged", evidence=reason)
             continue

@@ -1,0 +1,206 @@
+"""What is examined: a model, its batches, and how the two are brought together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.doctor.examination.isolation import preserved_random
+from normkit.doctor.probes.tensor_statistics import first_tensor
+from normkit.errors import ArgumentError
+
+__all__ = [
+    "Case",
+    "accuracy",
+    "call_model",
+    "measured",
+    "moved",
+    "num_samples",
+    "open_case",
+    "targets_of",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with what is needed to examine it.
+
+    Attributes:
+        model: The model, which nothing here changes.
+        batches: The batches every pass sees, where the loader put them.
+        loss_fn: `loss_fn(output, targets)`; None when there is none.
+        forward: `forward(model, batch)` gives the output.
+        metric: `metric(output, targets)`, higher is better; None for accuracy where
+            the output and the targets are those of a classifier.
+        gradient_batches: On how many batches gradients are taken.
+        seed: Of dropout and of everything else that draws numbers.
+        batch_size: Samples per full batch.
+        last: Samples in the last, incomplete batch of an epoch; None when unknown.
+    """
+
+    model: nn.Module
+    batches: list[Any]
+    loss_fn: Callable[[Any, Any], Tensor] | None
+    forward: Callable[[nn.Module, Any], Any]
+    metric: Callable[[Any, Any], float] | None
+    gradient_batches: int = 8
+    seed: int = 0
+    batch_size: int = 0
+    last: int | None = None
+
+
+def open_case(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
+    max_batches: int = 50,
+    gradient_batches: int = 8,
+    seed: int = 0,
+) -> Case:
+    """Draw the batches that every pass will see, without touching random states.
+
+    Raises:
+        ArgumentError: The loader gives nothing, or `max_batches` is below 1.
+    """
+    if max_batches < 1:
+        raise ArgumentError(
+            f"max_batches={max_batches} leaves nothing to look at; give 1 or more"
+        )
+    # A compiled model runs past hooks that were added later: the one inside does not.
+    model = getattr(model, "_orig_mod", model)
+    holders = [loader, getattr(loader, "sampler", None)]
+    with preserved_random(model, seed=seed, others=holders):
+        drawn = iter(loader)
+        batches = list(itertools.islice(drawn, max_batches))
+        is_all = len(batches) < max_batches
+    if not batches:
+        raise ArgumentError(
+            "the loader gave no batch; an iterator that was used up must be made anew"
+        )
+    sizes = [num_samples(batch) for batch in batches]
+    # A last batch of one is a finding of its own, and would end every pass.
+    several = [b for b, n in zip(batches, sizes, strict=True) if n > 1]
+    return Case(
+        model,
+        several or batches,
+        loss_fn,
+        forward or call_model,
+        metric,
+        gradient_batches,
+        seed,
+        batch_size=max(sizes),
+        last=_last_batch(loader, sizes if is_all else None),
+    )
+
+
+def _last_batch(loader: Iterable[Any], sizes: list[int] | None) -> int | None:
+    """Samples in the incomplete batch that ends an epoch; 0 for none.
+
+    Args:
+        loader: Asked for the size of its data set, its batches, and `drop_last`.
+        sizes: Sizes of all batches of an epoch, when all were drawn.
+    """
+    if getattr(loader, "drop_last", False):
+        return 0
+    try:
+        total, size = len(loader.dataset), loader.batch_size  # type: ignore[attr-defined]
+        return total % size
+    except (AttributeError, TypeError):
+        pass
+    if sizes is None or len(sizes) < 2:
+        return None
+    return sizes[-1] if sizes[-1] < sizes[0] else 0
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Call `model` on a batch: `(inputs, targets)`, inputs alone, or keywords.
+
+    Of a tuple or list the first item is given to the model; a mapping is given as
+    keyword arguments; anything else as it is.
+    """
+    if isinstance(batch, tuple | list):
+        return model(batch[0])
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(batch)
+
+
+def targets_of(batch: Any) -> Any:
+    """What `loss_fn` gets beside the output: the second item, or the whole batch."""
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return batch[1]
+    return batch
+
+
+def measured(case: Case) -> float | None:
+    """Mean of the metric over the samples of all batches, in eval mode.
+
+    None where there is no metric: none was given, and the accuracy is not defined.
+    """
+    model, values, sizes = case.model, [], []
+    before = [(module, module.training) for module in model.modules()]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in case.batches:
+                batch = moved(batch, device)
+                output = case.forward(model, batch)
+                value = (case.metric or accuracy)(output, targets_of(batch))
+                if value is None:
+                    return None
+                values.append(float(value))
+                sizes.append(num_samples(batch))
+    finally:
+        for module, training in before:
+            module.training = training
+    return sum(n * v for n, v in zip(sizes, values, strict=True)) / sum(sizes)
+
+
+def accuracy(output: Any, targets: Any) -> float | None:
+    """Share of right classes; None where these are no scores and classes."""
+    if not (isinstance(output, Tensor) and isinstance(targets, Tensor)):
+        return None
+    if output.dim() != 2 or targets.dim() != 1 or output.shape[1] < 2:
+        return None
+    if targets.is_floating_point() or len(output) != len(targets):
+        return None
+    return (output.argmax(1) == targets).double().mean().item()
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The batch on the model's device, in whatever it is packed."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return type(value)({key: moved(item, device) for key, item in value.items()})
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(moved(item, device) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(moved(item, device) for item in value)
+    return value
+
+
+def num_samples(batch: Any) -> int:
+    """Size of the first dimension of a batch's first tensor; 1 without one."""
+    x = first_tensor(batch)
+    if x is None:
+        x = next((t for t in _tensors(batch)), None)
+    return 1 if x is None or x.dim() == 0 else x.shape[0]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from itertools.chain.from_iterable(map(_tensors, value.values()))
+    elif isinstance(value, tuple | list):
+        yield from itertools.chain.from_iterable(map(_tensors, value))
