@@ -1,4 +1,4 @@
-"""The blocks of a report page: values that say what to show, and nothing of HTML."""
+"""The blocks of a report page: values without any HTML."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """One paragraph."""
+    """One paragraph of text."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -53,7 +53,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines of code or of a terminal, kept as they are."""
+    """Lines of code or of a terminal, shown verbatim."""
 
     kind: ClassVar[str] = "code"
     text: str
@@ -61,7 +61,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Number:
-    """One figure to notice: what it is, its value, a word on it."""
+    """A key number: label, value, short note."""
 
     label: str
     value: Any
@@ -71,7 +71,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A few figures side by side."""
+    """Key numbers side by side."""
 
     kind: ClassVar[str] = "numbers"
     numbers: Sequence[Number]
@@ -79,7 +79,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Mark:
-    """A cell of a table that says by sign and word how something stands."""
+    """A table cell that shows a severity by sign and word."""
 
     severity: Severity
     text: str = ""
@@ -93,10 +93,10 @@ class Table:
     """Rows under column names.
 
     Attributes:
-        columns: The head.
-        rows: As many cells as columns; numbers are formatted by `format_value` and
-            set to the right where a whole column is numeric; a `Mark` shows its sign.
-        caption: What the table shows; screen readers announce it.
+        columns: Names of the columns.
+        rows: One cell per column; numbers are formatted by `format_value`, and a
+            column of numbers is aligned to the right; a `Mark` shows its sign.
+        caption: Description of the table; screen readers announce it.
     """
 
     kind: ClassVar[str] = "table"
@@ -106,7 +106,7 @@ class Table:
 
     @property
     def is_numeric(self) -> list[bool]:
-        """Per column, whether every cell is a number or missing."""
+        """Per column, True where every cell is a number or missing."""
         return [
             any(is_number(row[i]) for row in self.rows)
             and all(is_number(row[i]) or row[i] is None for row in self.rows)
@@ -115,7 +115,7 @@ class Table:
 
     @property
     def name_column(self) -> int | None:
-        """The column that names the rows: the first one of words."""
+        """The column that names the rows: the first column of text."""
         for i, is_numeric in enumerate(self.is_numeric):
             if not is_numeric and not any(isinstance(r[i], Mark) for r in self.rows):
                 return i
@@ -124,7 +124,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of `Bars`; a severity marks it."""
+    """One line of `Bars`, coloured by severity."""
 
     name: str
     value: float | None
@@ -136,10 +136,10 @@ class Bars:
     """One horizontal bar per name (per layer), as a table.
 
     Attributes:
-        bars: In the order to show.
-        caption: What the bars show.
-        value_name: The head of the value column, with the unit.
-        limit: A threshold to mark on every bar.
+        bars: The bars, in order.
+        caption: Description of the bars.
+        value_name: Name of the value column, with the unit.
+        limit: A threshold marked on every bar.
         largest: The value of a full bar; the largest value or limit by default.
     """
 
@@ -151,7 +151,7 @@ class Bars:
     largest: float | None = None
 
     def percent(self, value: float | None) -> float:
-        """How full the bar of `value` is, 0 to 100."""
+        """Return the length of the bar of `value`, 0 to 100."""
         values = [b.value for b in self.bars] + [self.limit]
         finite = [v for v in values if v is not None and math.isfinite(v)]
         full = self.largest or max(finite, default=0.0)
@@ -166,10 +166,10 @@ class Heat:
 
     Attributes:
         columns: Names of the cells' columns.
-        rows: Name and values of each row; None where there is nothing.
-        caption: What the shade shows.
-        corner: The head of the name column.
-        largest: The value of the full shade; the largest one by default.
+        rows: Name and values of each row; None for a missing value.
+        caption: Description of the shade.
+        corner: Name of the name column.
+        largest: The value of the full shade; the largest value by default.
     """
 
     kind: ClassVar[str] = "heat"
@@ -180,7 +180,7 @@ class Heat:
     largest: float | None = None
 
     def percent(self, value: float | None) -> int | None:
-        """How strong the shade of `value` is, 0 to 100; None for no value."""
+        """Return the strength of the shade of `value`, 0 to 100; None for no value."""
         if value is None or math.isnan(value):
             return None
         finite = [
@@ -197,12 +197,12 @@ class Card:
     """One finding.
 
     Attributes:
-        title: What was found, in a few words.
-        text: The evidence, in a sentence or two.
+        title: Title of the finding.
+        text: The evidence, in one or two sentences.
         severity: Shown by word, sign and colour.
-        where: The layer or object it is about.
-        facts: Short pairs: (name, value).
-        fix: What to do; code in backticks.
+        where: The layer or object concerned.
+        facts: Pairs of name and value.
+        fix: How to fix it; code in backticks.
     """
 
     title: str
@@ -215,7 +215,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """Findings, one under the other."""
+    """Findings, one below the other."""
 
     kind: ClassVar[str] = "cards"
     cards: Sequence[Card]
@@ -226,10 +226,10 @@ class Figure:
     """A chart with its title, its legend and its numbers.
 
     Attributes:
-        title: What is shown.
+        title: Title of the chart.
         chart: Lines, Bands or Histograms.
-        alt: What a reader who sees no picture should know: the point, in words.
-        caption: A sentence under the chart.
+        alt: The message of the chart in words, for readers who cannot see it.
+        caption: A sentence below the chart.
     """
 
     kind: ClassVar[str] = "figure"
@@ -241,7 +241,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """Blocks side by side, one under the other on a narrow page."""
+    """Blocks side by side; one below the other on a narrow page."""
 
     kind: ClassVar[str] = "row"
     blocks: Sequence[Block]
@@ -273,5 +273,5 @@ Block = (
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is one to format: any real number but a truth value."""
+    """Return True for a real number that is not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

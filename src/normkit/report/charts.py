@@ -1,11 +1,11 @@
-"""Charts as small inline SVG that takes its colours from the page.
+"""Charts as inline SVG with the colours of the page.
 
-A chart is a value; `draw(chart, prefix)` gives its SVG. matplotlib does the drawing,
-on a figure of its own (no pyplot, no global state), with sentinel colours that are
-then replaced by CSS variables, so that one picture serves light and dark. Text stays
-text, ids are made unique by `prefix`, and numbers are rounded to a tenth of a pixel.
-The legend is not drawn: `legend(chart)` gives it as data, and the page writes it as
-text that wraps on a phone.
+A chart is a value; `draw(chart, prefix)` returns its SVG. matplotlib draws on a
+separate figure (no pyplot, no global state) with sentinel colours, which are then
+replaced by CSS variables, so one picture serves light and dark pages. Text stays text,
+ids are made unique by `prefix`, and numbers are rounded to a tenth of a pixel. The
+legend is not drawn: `legend(chart)` returns it as data, and the page writes it as text
+that wraps on a phone.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Bands", "Chart", "Histograms", "Lines", "draw", "legend", "summary"]
 
 Numbers = Sequence[float] | np.ndarray
 
-# Characters that fit along the height.
+# Characters of a label that fit along the height.
 MAX_LABEL = 32
-# Points kept per line and per chart, against the size of the page; each bucket keeps
-# its extremes, so no spike is lost.
+# Points per line and per chart, to limit the size of the page; each bucket keeps its
+# extremes, so no spike is lost.
 MAX_POINTS, MAX_POINTS_IN_ALL = 160, 1600
-# page.html defines as many colours: 8 to tell series apart, 10 in order.
+# Colours defined in page.html: 8 distinct ones, 10 in order.
 NUM_HUES, NUM_RAMP = 8, 10
 
 
@@ -39,15 +39,15 @@ class Bands:
     """Three percentiles of one quantity over steps, the outer two as a band.
 
     Attributes:
-        steps: Where each value was measured.
+        steps: The step of each value.
         low: The lower edge, as long as `steps`.
         middle: The line in the middle.
         high: The upper edge.
-        x_label: What `steps` counts.
-        y_label: What the values are, with the unit.
-        names: What the line and the band are called.
-        y_range: Limits of the vertical axis; give two charts the same to compare.
-        hue: Which of the 8 colours.
+        x_label: Name of `steps`.
+        y_label: Name of the values, with the unit.
+        names: Names of the line and of the band.
+        y_range: Limits of the vertical axis; equal limits make charts comparable.
+        hue: Index of the colour, 0 to 7.
     """
 
     kind: ClassVar[str] = "bands"
@@ -68,11 +68,11 @@ class Lines:
 
     Attributes:
         series: Name → (steps, values).
-        x_label: What the steps count.
-        y_label: What the values are, with the unit.
-        log_y: Whether the vertical axis is logarithmic; zeros are then left out.
-        in_order: Whether the series have an order (layers by depth), which is
-            shown by a scale of colours instead of distinct ones.
+        x_label: Name of the steps.
+        y_label: Name of the values, with the unit.
+        log_y: Use a logarithmic vertical axis; zeros are then left out.
+        in_order: The series have an order (layers by depth), shown by a scale of
+            colours instead of distinct ones.
         y_range: Limits of the vertical axis.
         marks: Horizontal lines: name → value (a threshold, chance).
     """
@@ -93,8 +93,8 @@ class Histograms:
 
     Attributes:
         series: Name → (edges, counts), one more edge than counts.
-        x_label: What was measured, with the unit.
-        y_label: What a bar's height is.
+        x_label: Name of the values, with the unit.
+        y_label: Name of the height of a bar.
         x_range: Limits of the horizontal axis.
     """
 
@@ -118,7 +118,7 @@ class LegendEntry:
 
 
 def legend(chart: Chart) -> list[LegendEntry]:
-    """What each colour of `chart` stands for, in drawing order."""
+    """Return the meaning of each colour of `chart`, in drawing order."""
     match chart:
         case Bands():
             colour = css_name("hue", chart.hue % NUM_HUES)
@@ -145,7 +145,7 @@ def legend(chart: Chart) -> list[LegendEntry]:
 
 
 def summary(chart: Chart) -> tuple[list[str], list[list[Any]]]:
-    """The numbers behind `chart` as a small table: its columns and its rows."""
+    """Return the numbers of `chart` as a small table: its columns and its rows."""
     match chart:
         case Bands():
             columns = [chart.x_label or "step", "low", "middle", "high"]
@@ -166,11 +166,11 @@ def summary(chart: Chart) -> tuple[list[str], list[list[Any]]]:
 
 
 def draw(chart: Chart, prefix: str) -> str:
-    """Give the SVG of `chart`, for use inside an HTML page.
+    """Return the SVG of `chart`, for use inside an HTML page.
 
     Args:
-        chart: What to draw. NaN and infinite values leave gaps.
-        prefix: Starts every id in the picture; unique within the page.
+        chart: The chart. NaN and infinite values leave gaps.
+        prefix: Prefix of every id in the picture; unique within the page.
 
     Raises:
         ArgumentError: The parts of a series differ in length.
@@ -224,7 +224,7 @@ def _paint_lines(axes: Any, chart: Lines) -> None:
     drawn = 0
     if chart.log_y:
         axes.set_yscale("log", nonpositive="mask")
-        # matplotlib writes powers as mathematics, which a name must never become.
+        # matplotlib writes powers as math text, which names must never be parsed as.
         axes.yaxis.set_major_formatter(lambda value, _: _power_of_ten(value))
         axes.yaxis.set_minor_formatter(lambda value, _: "")
     for (name, (steps, values)), colour in zip(
@@ -234,7 +234,7 @@ def _paint_lines(axes: Any, chart: Lines) -> None:
         if chart.log_y:
             y = np.where(y > 0, y, math.nan)
         kept = _thin(min(MAX_POINTS, MAX_POINTS_IN_ALL // len(colours)), x, y)
-        # A single measurement is a dot; a line through it would not be seen.
+        # A single measurement is a dot; a line through it would be invisible.
         marker = "o" if len(kept) == 1 else None
         axes.plot(
             x[kept],
@@ -276,7 +276,7 @@ def _paint_histograms(axes: Any, chart: Histograms) -> None:
 
 
 def _count_steps(axes: Any, steps: np.ndarray) -> None:
-    """Mark whole steps only, where all of them are whole."""
+    """Use integer ticks where all steps are integers."""
     if (steps % 1 == 0).all():
         axes.xaxis.get_major_locator().set_params(integer=True)
 
@@ -334,7 +334,7 @@ def _set_limits(
 
 
 def _series_colours(count: int, *, in_order: bool) -> list[tuple[str, int]]:
-    # Beyond the distinct colours only an order can still be read.
+    # Beyond the number of distinct colours, a scale of colours is used.
     if not in_order and count <= NUM_HUES:
         return [("hue", i) for i in range(count)]
     last = max(count - 1, 1)
@@ -353,7 +353,7 @@ def _same_length(name: str, *parts: Numbers) -> list[np.ndarray]:
 
 
 def _thin(most: int, x: np.ndarray, *values: np.ndarray) -> np.ndarray:
-    """Which points to keep: all, or the extremes of each value in each bucket."""
+    """Return the indices to keep: all, or each bucket's extremes of each value."""
     if len(x) <= most:
         return np.arange(len(x))
     kept = {0, len(x) - 1}
@@ -400,6 +400,6 @@ def _histogram_summary(edges: Numbers, counts: Numbers) -> list[float | int | No
 
 
 def _label(text: str) -> str:
-    # What XML cannot hold is shown as missing; what is too long would leave no chart.
+    # Characters that XML cannot hold become U+FFFD; long labels would hide the chart.
     seen = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return seen if len(seen) <= MAX_LABEL else seen[: MAX_LABEL - 1] + "…"

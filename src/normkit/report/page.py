@@ -108,7 +108,7 @@ def format_value(value: Any) -> str:
 
 
 class _Figures:
-    """Numbers the figures of a page as they are drawn."""
+    """Draw the figures of a page and number them."""
 
     def __init__(self) -> None:
         self.drawn = 0
@@ -129,7 +129,7 @@ class _Figures:
 
 
 class _Headings:
-    """The anchors of a page's headings, unique and readable."""
+    """Unique, readable anchors of a page's headings."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._taken: dict[str, int] = {}
@@ -153,7 +153,7 @@ def _prose(text: str) -> Any:
     from markupsafe import Markup, escape
 
     parts = _printable(text).split("`")
-    # An odd backtick out is a backtick.
+    # An unpaired backtick is shown as a backtick.
     if len(parts) % 2 == 0:
         parts[-2:] = ["`".join(parts[-2:])]
     return Markup("").join(

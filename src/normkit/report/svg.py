@@ -1,6 +1,6 @@
-"""Turn a drawing of matplotlib into SVG that a page can hold and colour.
+"""Convert a drawing of matplotlib to SVG for inclusion in a page.
 
-The drawing has sentinel colours, which become CSS variables; ids are made unique.
+Sentinel colours become CSS variables; ids are made unique.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ FAMILIES = {"hue": "e1", "ramp": "e2", "ink": "e3"}
 
 
 def sentinel(family: str, index: int) -> str:
-    """The colour to draw with, which becomes the variable `css_name` names."""
+    """Return the drawing colour that becomes the CSS variable `css_name`."""
     return f"#e5{FAMILIES[family]}{index:02x}"
 
 
 def css_name(family: str, index: int) -> str:
-    """The CSS variable of one colour of a family: hue, ramp or ink."""
+    """Return the CSS variable of one colour of a family: hue, ramp or ink."""
     return f"--{family}-{index}"
 
 
@@ -35,7 +35,7 @@ _FAMILY_OF = {code: family for family, code in FAMILIES.items()}
 
 
 def inlined(document: str, prefix: str) -> str:
-    """Turn matplotlib's SVG document into an element that an HTML page can hold."""
+    """Convert matplotlib's SVG document to an element for an HTML page."""
     root = ElementTree.fromstring(document)
     for parent in list(root.iter()):
         for child in list(parent):

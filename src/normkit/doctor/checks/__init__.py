@@ -1,12 +1,11 @@
-"""The checks: pure functions from what was measured to what follows from it.
+"""The checks: pure functions from measurements to findings.
 
-Each takes a `Statistics` and yields a `Finding` for every layer it looked at: an
-error, a warning, an info, `clear` with the value, or `not_judged` with the reason.
-Grouped by question: `population` (do the running statistics describe the inputs?),
-`buffers` (can they be what they claim?), `batches` (does one batch speak for the
-data?), `modes` (was every layer in the right mode?), `weights` (have the weights what
-they need?), `saturation` (can the units still learn?), `flow` (do signals and gradients
-pass?), `basics` (input, output, order of the layers).
+Each takes a `Statistics` and yields a `Finding` for every layer it checks: an error, a
+warning, an info, `clear` with the value, or `not_judged` with the reason. Grouped by
+subject: `population` (running statistics against the inputs), `buffers` (values and
+precision of the running statistics), `batches` (size and mixing of the batches),
+`modes` (training and eval mode), `weights`, `saturation`, `flow` (signals and gradients
+over the depth), `basics` (input, output, order of the layers).
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ CHECKS: dict[str, Check] = dict(
 
 
 def run(statistics: Statistics, only: Iterable[str] | None = None) -> list[Finding]:
-    """Every reading of every check.
+    """Run the checks, and return all their results.
 
     Args:
-        statistics: What was measured.
+        statistics: The measurements.
         only: Ids of the checks to run; all of them by default.
 
     Raises:

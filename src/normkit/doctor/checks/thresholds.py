@@ -1,4 +1,4 @@
-"""How a value and its thresholds become a severity."""
+"""Severities from values and thresholds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from normkit.doctor.finding import Severity
 
 __all__ = ["MIN_SAMPLES", "NOT_ITS_LOOP", "above", "below", "too_few"]
 
-# A variance of n independent values is off by √(2/n), a share by √(1/4n): at 100
-# samples that is 14 % and 5 points, below every threshold that is held against one.
+# The standard error of a variance of n independent values is √(2/n), of a share
+# √(1/4n): 14 % and 5 points at 100 samples, below every threshold used here.
 MIN_SAMPLES = 100
 
-# Why a check of the training loop judges nothing after a rehearsal.
+# The reason of a check of the training loop after trial training.
 NOT_ITS_LOOP = (
     "the steps were not those of the program's own loop; watch it, or let the target "
     "give `train`"
@@ -22,9 +22,9 @@ NOT_ITS_LOOP = (
 def above(
     value: float, *, warning: float, error: float = math.inf
 ) -> tuple[Severity, float]:
-    """The severity of a value that should stay low, and the threshold it is held to.
+    """Return the severity of a value that should be low, and the threshold applied.
 
-    A NaN is never clear: it crosses the highest threshold there is.
+    A NaN is never clear: it crosses the highest threshold.
 
     Example:
         >>> above(0.3, warning=0.25, error=0.6), above(0.1, warning=0.25, error=0.6)
@@ -38,7 +38,7 @@ def above(
 def below(
     value: float, *, warning: float, error: float = -math.inf
 ) -> tuple[Severity, float]:
-    """The severity of a value that should stay high, and the threshold it is held to.
+    """Return the severity of a value that should be high, and the threshold applied.
 
     Example:
         >>> below(0.1, warning=0.2, error=0.02), below(0.01, warning=0.2, error=0.02)
@@ -50,7 +50,7 @@ def below(
 
 
 def too_few(samples: float, least: int = MIN_SAMPLES) -> str:
-    """Why so few samples are not judged; empty when they are enough."""
+    """Return the reason why too few samples are not judged; "" when enough."""
     if samples >= least:
         return ""
     return f"{samples:.0f} samples are too few; give at least {least}"
