@@ -111,18 +111,78 @@ def test_d34_a_softmax_before_a_loss_that_has_one_is_left_out(is_last: bool) -> 
         assert examined(model).named == []
 
 
-def test_a_repair_that_does_harm_is_left_out() -> None:
-    """Statistics of batches that lie: their classes are not those of the data."""
-    model = trained("mlp", dropout=0.5)
-    diagnosis = examined(model)
-    assert "D11" in diagnosis.named
-    for _, norm in diagnosis.statistics.norms:
-        norm.without_dropout.pooled.mean.add_(30.0)
-    confirmed = diagnosis.confirm()
-    (found,) = [c for c in confirmed.confirmations if c.id == "D11"]
+def brighter(size: int = 64) -> list[tuple[Tensor, Tensor]]:
+    return [(4 - 2 * x, y) for x, y in batches(size)]
+
+
+def trained_in_eval_mode(**kwargs: float) -> nn.Module:
+    """A network trained on one domain, then on another with frozen batch norms."""
+    model = trained("mlp", **kwargs)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    model.eval()
+    for _ in range(6):
+        for x, y in brighter():
+            optimizer.zero_grad()
+            LOSS(model(x), y).backward()
+            optimizer.step()
+    return model
+
+
+def test_weights_trained_on_their_running_statistics_keep_them() -> None:
+    model = trained_in_eval_mode()
+    diagnosis = examined(model, brighter()[:14])
+    found = {f.severity for f in diagnosis.findings if f.id == "D01"}
+    assert found == {"info"}
+    assert not {"D01", "D02", "D03", "D32"} & set(diagnosis.named)
+    assert "the weights fit them" in diagnosis.to_text()
+    before = copy.deepcopy(model.state_dict())
+    assert diagnosis.repair() == []
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_repair_that_does_harm_is_declined_with_the_numbers() -> None:
+    """A momentum that looks wrong, and statistics that the weights need."""
+    model = trained_in_eval_mode()
+    for norm in norms(model).values():
+        norm.momentum = 0.6
+    diagnosis = examined(model, brighter()[:14])
+    assert diagnosis.named == ["D04"]
+    (found,) = diagnosis.confirm().confirmations
     assert found.harms
-    assert not found.helps
-    assert "D11" not in confirmed.repair()
+    assert not found.improves
+    applied = diagnosis.repair()
+    assert applied == []
+    assert "does not help" in applied.declined["D04"]
+    assert "declined D04" in str(applied)
+    assert {norm.momentum for norm in norms(model).values()} == {0.6}
+
+
+def test_a_repair_is_measured_on_batches_that_it_was_not_computed_from() -> None:
+    """Every second batch comes from another domain."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(2, momentum=0.001, affine=False)
+    model = nn.Sequential(norm, nn.Linear(2, 2))
+    norm.num_batches_tracked += 10
+    data = [
+        (torch.randn(64, 2) + 40 * (i % 2), torch.randint(2, (64,))) for i in range(8)
+    ]
+    diagnosis = diagnose(model, data, LOSS, metric=lambda y, t: -LOSS(y, t).item())
+    found = diagnosis.confirm().confirmations[0]
+    expected = []
+    for i, (x, y) in enumerate(data):
+        other = torch.cat([x for x, _ in data[1 - i % 2 :: 2]])
+        z = (x - other.mean(0)) / (other.var(0) + norm.eps).sqrt()
+        expected.append(-LOSS(model[1](z), y).item())
+    assert found.after == pytest.approx(sum(expected) / 8, rel=1e-4)
+
+
+def test_without_a_loss_nothing_is_confirmed_and_nothing_is_repaired() -> None:
+    model = trained("mlp", momentum=0.001)
+    before = copy.deepcopy(model.state_dict())
+    applied = diagnose(model, [x for x, _ in batches()[:14]]).repair()
+    assert applied == []
+    assert "loss_fn" in applied.declined["D01"]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_d13_calls_of_a_shared_norm_are_no_batches() -> None:

@@ -73,11 +73,9 @@ def command(
     if steps is not None and found.train is None:
         found.needs("loss_fn", "optimizer")
     diagnosis = _diagnosed(found, batches, steps, seed)
-    repaired: list[str] = []
-    if fix:
-        repaired = diagnosis.repair()
-        if repaired:
-            diagnosis = _diagnosed(found, batches, steps, seed)
+    repaired = diagnosis.repair() if fix else None
+    if repaired:
+        diagnosis = _diagnosed(found, batches, steps, seed)
     if report is not None:
         diagnosis.to_html(report)
     if as_json:
@@ -86,11 +84,10 @@ def command(
         _show(diagnosis, wide_console())
     # Standard output holds only the JSON.
     notes = sys.stderr if as_json else sys.stdout
-    if fix:
-        applied = ", ".join(repaired) or "none: no automatic fix"
+    if repaired is not None:
+        print(repaired.to_text(), file=notes)
         if repaired and out is None:
-            applied += " (in memory; --out saves the repaired weights)"
-        print(f"applied  {applied}", file=notes)
+            print("in memory; --out saves the repaired weights", file=notes)
     if out is not None:
         kept = Checkpoint({}) if checkpoint is None else Checkpoint.read(checkpoint)
         kept.save(found.model, out)

@@ -17,7 +17,7 @@ from normkit.doctor.examination.examine import examine
 from normkit.doctor.explain_gap import GapExplanation, explain_case
 from normkit.doctor.finding import Finding, ranked
 from normkit.doctor.fixes.confirm import Confirmation, confirm, repairable
-from normkit.doctor.fixes.repairs import REPAIRS
+from normkit.doctor.fixes.repairs import REPAIRS, RepairResult
 from normkit.doctor.fixes.trial_training import train_copy, watch_own_loop
 from normkit.doctor.measurements import Statistics
 from normkit.doctor.pages import diagnosis_page
@@ -187,35 +187,49 @@ class Diagnosis:
         readings = sorted([*kept, *added], key=lambda f: f.id)
         return replace(self, readings=readings)
 
-    def repair(self, model: nn.Module | None = None) -> list[str]:
-        """Apply the repairs of all alarms to the model, in place.
+    def repair(self, model: nn.Module | None = None) -> RepairResult:
+        """Apply the repairs that improve the model, in place; decline the others.
+
+        Each repair is first confirmed on a copy, as `confirm` does, with batches held
+        out. It is applied only where the gain in eval mode is above two standard
+        errors, or where the alarm disappears and eval mode is no worse. Without a loss
+        or with a single batch nothing can be confirmed, and all repairs are declined.
 
         Running statistics take the values of the examination, and a momentum that D04
         names becomes torch's 0.1. A layer that D06 or D07 names becomes one of
         `normkit.nn` with the same state, which takes a batch of one or stays frozen;
         one that D16 names is converted to float32; a softmax before a loss that applies
-        its own (D34) becomes an identity. No weight changes its value. Repairs that did
-        harm in `confirm` are left out.
+        its own (D34) becomes an identity. No weight changes its value.
 
         Args:
             model: The model; the one that was examined by default.
 
         Returns:
-            The ids of the checks whose repairs were applied, in the order of `named`.
+            The ids of the checks whose repairs were applied, in the order of `named`;
+            its `declined` has the others, each with the reason.
         """
         if model is None and self.case is not None:
             model = self.case.model
         if model is None:
             raise ArgumentError("repair needs a model, and the diagnosis holds none")
-        harmful = {c.id for c in self.confirmations if c.harms}
-        groups = {
-            id_: group
-            for id_, group in repairable(self.findings, self.statistics).items()
-            if id_ not in harmful
-        }
+        groups = repairable(self.findings, self.statistics)
+        confirmations, missing = self.confirmations, "a loss_fn is needed to confirm it"
+        if groups and self.case is not None and self.statistics.evaluation is not None:
+            confirmations = confirmations or self.confirm().confirmations
+            missing = "its repair is that of the other findings"
+            if len(self.case.batches) < 2:
+                missing = "two batches are needed to confirm it"
+        confirmed = {c.id: c for c in confirmations}
+        good = {id_ for id_ in groups if id_ in confirmed and confirmed[id_].improves}
         for id_, group in groups.items():
-            REPAIRS[id_](model, self.statistics, group)
-        return [id_ for id_ in self.named if id_ in groups]
+            if id_ in good:
+                REPAIRS[id_](model, self.statistics, group)
+        declined = {
+            id_: confirmed[id_].to_text() if id_ in confirmed else f"{id_}: {missing}"
+            for id_ in self.named
+            if id_ in groups and id_ not in good
+        }
+        return RepairResult([id_ for id_ in self.named if id_ in good], declined)
 
     def summary(self) -> str:
         """Return the outcome as one sentence."""

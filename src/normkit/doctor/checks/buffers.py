@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.population import distance, train_eval_gap
+from normkit.doctor.checks.population import (
+    distance,
+    train_eval_gap,
+    weights_fit_statistics,
+)
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
@@ -117,6 +121,8 @@ def default_buffers(statistics: Statistics) -> Iterator[Finding]:
         # Also when batches were counted: the statistics were reset, or the count was
         # loaded without them.
         severity: Severity = "error" if norm.has_default_buffers else "clear"
+        if severity == "error" and weights_fit_statistics(statistics):
+            severity = "info"  # trained in eval mode from the start
         yield _D32(
             layer.name,
             severity,

@@ -137,8 +137,35 @@ def _is_finite(norm: NormStatistics) -> bool:
     return pooled is None or bool((pooled.mean + pooled.m2).isfinite().all())
 
 
+def weights_fit_statistics(statistics: Statistics) -> bool:
+    """Return True where eval mode is at least as good as batch statistics.
+
+    The weights then fit the running statistics, as after training with frozen batch
+    norms or in eval mode, and statistics of the data would do harm.
+    """
+    found = statistics.evaluation
+    if found is None or too_few(sum(found.samples)):
+        return False
+    if not found.mean(found.running_loss) <= found.mean(found.batch_loss):
+        return False
+    return not _is_sure(found, found.batch_metric, -1.0) if found.batch_metric else True
+
+
+_FITTING = (
+    "; eval mode is at least as good as batch statistics, so the weights fit them "
+    "(frozen batch norm, or training in eval mode)"
+)
+_STALE_FIX = (
+    "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
+)
+_FITTING_FIX = (
+    "keep the statistics, and the layer frozen: normkit.convert(model, to='frozen')"
+)
+
+
 def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     """Check D01: the running statistics are not those of the layer's inputs."""
+    is_fitting = weights_fit_statistics(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen:
             continue
@@ -147,15 +174,21 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             yield _D01(layer.name, "not_judged", evidence=_reason(norm))
             continue
         value, threshold = found.value_and_threshold
+        severity, fix = found.severity, _STALE_FIX
+        evidence = (
+            f"running_mean is {found.mean:.2f} standard deviations off and running_var "
+            f"by a factor of {math.exp(found.var):.2f}, on average over the channels"
+        )
+        if is_fitting and severity != "clear":
+            severity, fix = "info", _FITTING_FIX
+            evidence += _FITTING
         yield _D01(
             layer.name,
-            found.severity,
+            severity,
             value,
             threshold,
-            f"running_mean is {found.mean:.2f} standard deviations off and running_var "
-            f"by a factor of {math.exp(found.var):.2f}, on average over the channels",
-            "recompute the statistics for the current weights: "
-            "normkit.calibrate(model, loader)",
+            evidence,
+            fix,
             {"d_mean": found.mean, "d_var": found.var, "noise": found.noise},
         )
 
@@ -207,6 +240,8 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
             ratio > LOSS_RATIO and _is_sure(found, found.batch_metric, -1.0)
         ):
             severity = "clear"
+        if weights_fit_statistics(statistics):
+            severity = "clear"  # a drop within its error, at a lower loss
         yield _D02("", severity, drop, threshold, evidence, _GAP_FIX, details)
         return
     if math.isnan(ratio):
@@ -239,6 +274,7 @@ def _is_sure(found: Evaluation, batch: tuple[float, ...], sign: float) -> bool:
 
 def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
     """Check D03: the initial values still have weight in the running statistics."""
+    is_fitting = weights_fit_statistics(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen or norm.momentum is None:
             continue
@@ -258,20 +294,25 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
         severity, threshold = above(weight, warning=INITIAL_WEIGHT)
         measured = distance(norm)
         if severity != "clear" and measured is not None:
-            if measured.is_small:
-                # Set by a calibration, or by chance: the values are right.
+            if measured.is_small or is_fitting:
+                # Set by a calibration, or right for weights trained on them.
                 severity = "info"
             elif measured.severity == "error" and norm.momentum > MOMENTUM_LOW:
                 # This is the cause; at a lower momentum D04 is.
                 severity = "error"
+        is_right = is_fitting and severity == "info"
         yield _D03(
             layer.name,
             severity,
             weight,
             threshold,
             f"after {norm.tracked} batches at momentum {norm.momentum:g} the initial "
-            f"mean 0 and variance 1 still have a weight of {weight:.0%}",
-            "train longer before eval, or normkit.calibrate(model, loader), or "
+            f"mean 0 and variance 1 still have a weight of {weight:.0%}"
+            + _FITTING
+            * is_right,
+            _FITTING_FIX
+            if is_right
+            else "train longer before eval, or normkit.calibrate(model, loader), or "
             "momentum=None for a cumulative average",
             {"momentum": norm.momentum, "tracked": norm.tracked},
         )
@@ -280,6 +321,7 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
 def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
     """Check D04: the momentum looks like that of the other convention, 1 − momentum."""
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
+    is_fitting = weights_fit_statistics(statistics)
     for layer, norm in statistics.norms:
         momentum = norm.momentum
         # A momentum of 0 is a way to freeze the statistics.
@@ -289,7 +331,9 @@ def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
         threshold = MOMENTUM_LOW if is_low else MOMENTUM_HIGH
         measured = distance(norm)
         severity: Severity = "clear"
-        off: Severity = "clear" if measured is None else measured.severity
+        off: Severity = "clear"
+        if measured is not None and not is_fitting:
+            off = measured.severity
         if is_high or is_low:
             severity = "warning"
             if off == "error" or (off == "warning" and has_gap):

@@ -1,8 +1,9 @@
 """Confirm findings: apply each repair to a copy of the model and measure again.
 
-A repair of the running statistics is confirmed by one pass in eval mode. Faults that
-eval mode does not show (a batch of one, frozen layers that move) are examined again:
-the finding must be gone, and eval mode no worse.
+A repair of the running statistics is measured on batches that it was not computed
+from: the statistics of one half of the batches are tried on the other half, and the
+reverse. Faults that eval mode does not show (a batch of one, frozen layers that move)
+are examined again: the finding must be gone, and eval mode no worse.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Confirmation:
         before: The measure in eval mode, mean over samples.
         after: The measure with the repair.
         error: Standard error of the difference, over the batches; 0 for alarms.
+        improves: The gain is above two standard errors, in the metric, or in the loss
+            where the metric is no worse; for alarms the same as `helps`.
         helps: The gain is large enough and above two standard errors; for alarms: none
             is left, and the metric or loss is no worse.
         harms: The loss is as large.
@@ -64,6 +67,7 @@ class Confirmation:
     error: float
     helps: bool
     harms: bool = False
+    improves: bool = False
 
     def to_text(self) -> str:
         """Return the outcome as one sentence."""
@@ -104,6 +108,8 @@ def confirm(
     if len(_OF_STATISTICS & groups.keys()) > 1:
         # Better statistics would confirm the others as much as small batches.
         groups.pop("D05", None)
+    halves = [case.batches[::2], case.batches[1::2]]
+    seen: list[Statistics] = []
     done: dict[Repair, Confirmation] = {}
     outcome = {}
     for id_, group in groups.items():
@@ -114,23 +120,41 @@ def confirm(
             continue
         if id_ in _OF_STATISTICS:
             repair = as_in_training  # a momentum has no effect in eval mode
+        if len(case.batches) < 2:
+            continue  # nothing to hold out
+        if not seen:
+            seen = [examine(replace(case, batches=half)) for half in halves]
         if repair not in done:
-            done[repair] = _measured(case, statistics, group, repair)
+            done[repair] = _held_out(case, halves, seen, group, repair)
         outcome[id_] = done[repair]
     ids = dict.fromkeys(f.id for f in alarms if f.id in outcome)
     return [replace(outcome[id_], id=id_) for id_ in ids]
 
 
-def _measured(
-    case: Case, statistics: Statistics, findings: list[Finding], repair: Repair
+def _held_out(
+    case: Case,
+    halves: list[list[Any]],
+    seen: list[Statistics],
+    findings: list[Finding],
+    repair: Repair,
 ) -> Confirmation:
-    """Compare eval mode on the same batches, before and after the repair."""
-    with open_working_copy(case) as working, torch.no_grad():
-        working.use_running_statistics()
-        repair(working.model, statistics, findings)
-        after = working.run(channels=False)
-    assert statistics.evaluation is not None
-    return _series(statistics.evaluation, tuple(after.metrics), tuple(after.losses))
+    """Compare eval mode before and after, each half with the other's statistics."""
+    metrics, losses = [], []
+    for half, other in zip(halves, reversed(seen), strict=True):
+        with open_working_copy(replace(case, batches=half)) as working, torch.no_grad():
+            working.use_running_statistics()
+            repair(working.model, other, findings)
+            after = working.run(channels=False)
+        metrics += after.metrics
+        losses += after.losses
+    before = [half.evaluation for half in seen if half.evaluation is not None]
+    whole = Evaluation(
+        samples=tuple(n for half in before for n in half.samples),
+        batch_loss=(),
+        running_loss=tuple(v for half in before for v in half.running_loss),
+        running_metric=tuple(v for half in before for v in half.running_metric),
+    )
+    return _compared(whole, tuple(metrics), tuple(losses))
 
 
 def _examined_again(
@@ -152,26 +176,28 @@ def _examined_again(
     assert statistics.evaluation is not None
     assert after.evaluation is not None
     metrics, losses = after.evaluation.running_metric, after.evaluation.running_loss
-    harms = _series(statistics.evaluation, metrics, losses).harms
+    harms = _compared(statistics.evaluation, metrics, losses).harms
     helps = left == 0 and not harms
-    return Confirmation("", "alarms", len(findings), left, 0.0, helps, harms)
-
-
-def _series(
-    found: Evaluation, metrics: tuple[float, ...], losses: tuple[float, ...]
-) -> Confirmation:
-    is_metric = bool(found.running_metric)
-    before = found.running_metric if is_metric else found.running_loss
-    after = metrics if is_metric else losses
-    return _compared(before, after, found.samples, is_metric=is_metric)
+    return Confirmation("", "alarms", len(findings), left, 0.0, helps, harms, helps)
 
 
 def _compared(
+    found: Evaluation, metrics: tuple[float, ...], losses: tuple[float, ...]
+) -> Confirmation:
+    """Compare eval mode before and after, by the metric where there is one."""
+    loss = _by_batch("loss", found.running_loss, losses, found.samples)
+    if not found.running_metric:
+        return loss
+    metric = _by_batch("metric", found.running_metric, metrics, found.samples)
+    is_no_worse = not metric.after < metric.before
+    return replace(metric, improves=metric.improves or (is_no_worse and loss.improves))
+
+
+def _by_batch(
+    measure: str,
     before: tuple[float, ...],
     after: tuple[float, ...],
     samples: tuple[int, ...],
-    *,
-    is_metric: bool,
 ) -> Confirmation:
     """Compare two series of one number per batch, batch by batch."""
     total = sum(samples)
@@ -179,17 +205,17 @@ def _compared(
         sum(n * v for n, v in zip(samples, series, strict=True)) / total
         for series in (before, after)
     )
-    sign = 1.0 if is_metric else -1.0
+    sign = 1.0 if measure == "metric" else -1.0
     gains = [sign * (a - b) for a, b in zip(after, before, strict=True)]
     mean = sum(gains) / len(gains)
     error = math.nan
     if len(gains) > 1:
         spread = sum((g - mean) ** 2 for g in gains) / (len(gains) - 1)
         error = math.sqrt(spread / len(gains))
-    least = MIN_METRIC_GAIN if is_metric else MIN_LOSS_GAIN * abs(old)
+    least = MIN_METRIC_GAIN if measure == "metric" else MIN_LOSS_GAIN * abs(old)
     # A model that gave NaN and gives numbers now has gained, whatever the difference.
     is_cured = math.isnan(old) and math.isfinite(new)
-    helps = is_cured or (sign * (new - old) > least and mean > 2 * error)
+    improves = is_cured or (mean > 2 * error and sign * (new - old) > 0)
+    helps = is_cured or (improves and sign * (new - old) > least)
     harms = not is_cured and sign * (new - old) < -least and mean < -2 * error
-    measure = "metric" if is_metric else "loss"
-    return Confirmation("", measure, old, new, error, helps, harms)
+    return Confirmation("", measure, old, new, error, helps, harms, improves)

@@ -21,6 +21,7 @@ from normkit.doctor.measurements import NormStatistics, Statistics
 __all__ = [
     "REPAIRS",
     "Repair",
+    "RepairResult",
     "as_in_training",
     "can_repair",
     "freeze",
@@ -34,6 +35,28 @@ __all__ = [
 
 # Changes a model in place, as required by the findings of one check.
 Repair = Callable[[nn.Module, Statistics, list[Finding]], None]
+
+
+class RepairResult(list[str]):
+    """The ids of the checks whose repairs were applied.
+
+    Attributes:
+        declined: The repairs that were not applied, by id, each with the reason.
+    """
+
+    def __init__(self, applied: Iterable[str], declined: dict[str, str]) -> None:
+        super().__init__(applied)
+        self.declined = declined
+
+    def to_text(self) -> str:
+        """Return the applied and the declined repairs, one line each."""
+        lines = [f"applied  {', '.join(self) or 'none: no automatic fix'}"]
+        lines += [f"declined {reason}" for reason in self.declined.values()]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: ours.BatchNorm1d,
