@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "normkit"
 
 LEVELS = {
     "errors": 1,
+    "results": 1,
     "torch_state": 1,
     "batches": 2,
     "moments": 2,
