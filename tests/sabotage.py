@@ -687,16 +687,16 @@ def the_variance_of_batch_means_is_dropped(patch: pytest.MonkeyPatch) -> None:
     "test_a_failure_of_data_or_model_changes_nothing"
 )
 def calibration_does_not_restore_the_momentum(patch: pytest.MonkeyPatch) -> None:
-    from normkit.calibrate.undo import Loan
+    from normkit.calibrate.transaction import Transaction
 
-    real = Loan.__enter__
+    real = Transaction.__enter__
 
-    def enter(self: Loan) -> Loan:
+    def enter(self: Transaction) -> Transaction:
         for layer in self.layers:
             layer.module.momentum = None
         return real(self)
 
-    patch.setattr(Loan, "__enter__", enter)
+    patch.setattr(Transaction, "__enter__", enter)
 
 
 @fault(
@@ -704,15 +704,15 @@ def calibration_does_not_restore_the_momentum(patch: pytest.MonkeyPatch) -> None
     "test_a_failure_of_data_or_model_changes_nothing"
 )
 def a_failed_calibration_leaves_its_hooks(patch: pytest.MonkeyPatch) -> None:
-    from normkit.calibrate.undo import Loan
+    from normkit.calibrate.transaction import Transaction
 
-    real = Loan.put_back
+    real = Transaction.put_back
 
-    def put_back(self: Loan) -> None:
+    def put_back(self: Transaction) -> None:
         self.hooks.clear()
         real(self)
 
-    patch.setattr(Loan, "put_back", put_back)
+    patch.setattr(Transaction, "put_back", put_back)
 
 
 @fault(
@@ -723,11 +723,11 @@ def dropout_is_left_on_while_calibrating(patch: pytest.MonkeyPatch) -> None:
     import torch
 
     from normkit.calibrate import run
-    from normkit.calibrate.undo import Loan
+    from normkit.calibrate.transaction import Transaction
 
     real = run.run_pass
 
-    def run_pass(loan: Loan, *args: object, **options: object) -> object:
+    def run_pass(loan: Transaction, *args: object, **options: object) -> object:
         for module in loan.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.training = True
@@ -754,9 +754,9 @@ def frozen_layers_are_calibrated(patch: pytest.MonkeyPatch) -> None:
     "test_eval_order_fits_what_eval_mode_feeds_each_layer"
 )
 def eval_order_runs_earlier_layers_on_their_batch(patch: pytest.MonkeyPatch) -> None:
-    from normkit.calibrate.undo import Loan
+    from normkit.calibrate.transaction import Transaction
 
-    patch.setattr(Loan, "try_out", lambda self, values: None)
+    patch.setattr(Transaction, "try_out", lambda self, values: None)
 
 
 @fault(
@@ -922,10 +922,10 @@ def a_probe_draws_a_random_number(patch: pytest.MonkeyPatch) -> None:
 def buffers_are_put_back_when_autograd_counted_a_change(
     patch: pytest.MonkeyPatch,
 ) -> None:
-    from normkit.doctor.isolation import Snapshot
+    from normkit.modeling.snapshot import Snapshot
 
     # Batch norm's kernel writes its buffers without counting: nothing is put back.
-    patch.setattr(Snapshot, "restore_buffers", lambda self: None)
+    patch.setattr(Snapshot, "restore_values", lambda self, **_: None)
 
 
 @fault(

@@ -21,6 +21,7 @@ LEVELS = {
     "sync": 3,
     "functional": 4,
     "nn": 5,
+    "modeling": 5.5,
     "calibrate": 6,
     "fold": 6,
     "doctor": 6,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from normkit.calibrate.estimators import Estimator
 from normkit.calibrate.layers import Layer, Seen, fit_mask
-from normkit.calibrate.undo import Loan
+from normkit.calibrate.transaction import Transaction
 from normkit.errors import CalibrationError
 
 __all__ = ["PassResult", "SkippedBatch", "call_model", "run_pass"]
@@ -64,7 +64,7 @@ class _FarEnough(BaseException):
 
 
 def run_pass(
-    loan: Loan,
+    transaction: Transaction,
     layers: Sequence[Layer],
     estimators: Mapping[str, Estimator],
     batches: Iterable[Any],
@@ -79,7 +79,7 @@ def run_pass(
     """Measure `layers` over `batches` into `estimators`.
 
     Args:
-        loan: The model.
+        transaction: Holds the model.
         layers: Those to measure; all others run as eval mode has them.
         estimators: By layer name.
         batches: The data.
@@ -115,8 +115,8 @@ def run_pass(
         handle = layer.module.register_forward_pre_hook(
             observe(layer), with_kwargs=True
         )
-        loan.hooks.append(handle)
-    device = _only_device(loan.model)
+        transaction.hooks.append(handle)
+    device = _only_device(transaction.model)
     try:
         for index, batch in enumerate(batches):
             if max_batches is not None and index >= max_batches:
@@ -126,9 +126,9 @@ def run_pass(
             current["mask"] = None if mask is None else mask(batch)
             try:
                 if forward is None:
-                    call_model(loan.model, batch)
+                    call_model(transaction.model, batch)
                 else:
-                    forward(loan.model, batch)
+                    forward(transaction.model, batch)
             except _FarEnough:
                 pass
             bad = _first_nonfinite(seen, index)
@@ -151,7 +151,7 @@ def run_pass(
                 result.stopped = True
                 break
     finally:
-        loan.put_back()
+        transaction.put_back()
     return result
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from normkit.calibrate.passes import SkippedBatch
-from normkit.calibrate.undo import unwrapped
 from normkit.errors import ArgumentError
+from normkit.modeling.unwrap import unwrapped
 
 __all__ = ["CalibrationReport", "LayerCalibration"]
 

@@ -31,8 +31,9 @@ from normkit.calibrate.sharding import (
     number_of_ranks,
     union_of_orders,
 )
-from normkit.calibrate.undo import Loan, unwrapped
+from normkit.calibrate.transaction import Transaction
 from normkit.errors import ArgumentError, CalibrationError
+from normkit.modeling.unwrap import unwrapped
 from normkit.sync import Group, sum_over
 
 __all__ = ["calibrate"]
@@ -176,7 +177,7 @@ def calibrate(
 
         with all_or_none(group, device):
             result = run_pass(
-                *(loan, of, estimators, batches),
+                *(transaction, of, estimators, batches),
                 forward=forward,
                 mask=mask,
                 on_nonfinite=on_nonfinite,
@@ -194,7 +195,7 @@ def calibrate(
         with all_or_none(group, device):
             return None if metric is None else float(metric(model))
 
-    with Loan(model, chosen) as loan:
+    with Transaction(model, chosen) as transaction:
         before = evaluate()
         result, estimators = measure(chosen)
         _check_data(result)
@@ -204,7 +205,7 @@ def calibrate(
             repeated = set(union_of_orders(sorted(result.repeated), group))
             finished: dict[str, dict[str, Tensor | int]] = {}
             for name in union_of_orders(result.order, group):
-                loan.try_out(finished)
+                transaction.try_out(finished)
                 layer = by_name[name]
                 _, again = measure([layer], stop_at_first=name not in repeated)
                 estimators[name] = again[name]
@@ -213,7 +214,7 @@ def calibrate(
         done = tuple(
             _described(la, estimators[la.name], new[la.name]) for la in reached
         )
-        loan.commit(new)
+        transaction.commit(new)
         after = evaluate()
     for layer in chosen:
         if layer not in reached:

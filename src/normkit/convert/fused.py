@@ -10,8 +10,6 @@ found by trial: all defer in one forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +17,8 @@ from torch import Tensor, nn
 
 from normkit.convert.report import FusionReport
 from normkit.errors import ArgumentError
-from normkit.fold.nest import tensors_in
+from normkit.modeling.pytree import tensors_in
+from normkit.modeling.snapshot import preserved, preserved_random
 from normkit.nn.batch_norm_layer import BatchNormLayer
 from normkit.nn.deferral import (
     OTHER_SUMMAND,
@@ -63,7 +62,8 @@ def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
     }
     layers = [norm for norm in norms.values() if isinstance(norm, BatchNormLayer)]
     before = [layer.defers for layer in layers]
-    with _evaluating(model), torch.no_grad():
+    with preserved(model), torch.no_grad():
+        model.eval()
         expected = _run(model, args, kwargs)
         try:
             outcomes = _try(model, layers, args, kwargs, expected)
@@ -100,7 +100,7 @@ def _check_has_values(model: nn.Module) -> None:
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the model as it is, and leave the random states as they were."""
     try:
-        with _same_random_numbers(model):
+        with preserved_random(model):
             return model(*args, **kwargs)
     except Exception as error:
         given = [_described(value) for value in args]
@@ -133,7 +133,7 @@ def _try(
         for layer in layers:
             layer.defers = layer not in changed
         try:
-            with trial() as calls, _same_random_numbers(model):
+            with trial() as calls, preserved_random(model):
                 result = model(*args, **kwargs)
             outcomes = {
                 layer: _outcome(calls.get(layer, []), is_changed=layer in changed)
@@ -171,25 +171,6 @@ def _outcome(calls: list[Use | str], *, is_changed: bool) -> tuple[str, str]:
             return "", f"it goes into {reader}"
         return "", f"{reader} follows, which is no activation and no plain sum"
     return call.took, ""
-
-
-@contextmanager
-def _same_random_numbers(model: nn.Module) -> Iterator[None]:
-    tensors = (*model.parameters(), *model.buffers())
-    devices = sorted({t.get_device() for t in tensors if t.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, is_training in modes:
-            module.training = is_training
 
 
 def _compare(before: Any, after: Any) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm, group_norm
+from normkit.modeling.snapshot import preserved
 
 __all__ = ["Match", "fitting_groups", "match_outputs"]
 
@@ -64,11 +65,10 @@ def match_outputs(
         before = sums.get(id(module))
         sums[id(module)] = found if before is None else _merged(before, found)
 
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.register_forward_pre_hook(see, with_kwargs=True) for layer in layers]
     try:
-        model.eval()
-        with torch.no_grad():
+        with preserved(model), torch.no_grad():
+            model.eval()
             for batch in batches:
                 if call is not None:
                     call(model, batch)
@@ -79,8 +79,6 @@ def match_outputs(
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     unseen = [layer for layer in layers if id(layer) not in sums]
     if unseen:
         raise ArgumentError(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.doctor.isolation import preserved_random
 from normkit.doctor.measure import first_tensor
 from normkit.errors import ArgumentError
+from normkit.modeling.snapshot import preserved, preserved_random
+from normkit.modeling.unwrap import is_average, unwrapped
 
 __all__ = [
     "Case",
@@ -41,6 +42,7 @@ class Case:
         seed: Of dropout and of everything else that draws numbers.
         batch_size: Samples per full batch.
         last: Samples in the last, incomplete batch of an epoch; None when unknown.
+        is_averaged: The weights are an average over training (SWA, EMA).
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Case:
     seed: int = 0
     batch_size: int = 0
     last: int | None = None
+    is_averaged: bool = False
 
 
 def open_case(
@@ -74,8 +77,8 @@ def open_case(
         raise ArgumentError(
             f"max_batches={max_batches} leaves nothing to look at; give 1 or more"
         )
-    # A compiled model runs past hooks that were added later: the one inside does not.
-    model = getattr(model, "_orig_mod", model)
+    has_average = is_average(model)
+    model = unwrapped(model)
     holders = [loader, getattr(loader, "sampler", None)]
     with preserved_random(model, seed=seed, others=holders):
         drawn = iter(loader)
@@ -98,6 +101,7 @@ def open_case(
         seed,
         batch_size=max(sizes),
         last=_last_batch(loader, sizes if is_all else None),
+        is_averaged=has_average,
     )
 
 
@@ -146,22 +150,17 @@ def measured(case: Case) -> float | None:
     None where there is no metric: none was given, and the accuracy is not defined.
     """
     model, values, sizes = case.model, [], []
-    before = [(module, module.training) for module in model.modules()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    try:
+    with preserved(model), torch.no_grad():
         model.eval()
-        with torch.no_grad():
-            for batch in case.batches:
-                batch = moved(batch, device)
-                output = case.forward(model, batch)
-                value = (case.metric or accuracy)(output, targets_of(batch))
-                if value is None:
-                    return None
-                values.append(float(value))
-                sizes.append(num_samples(batch))
-    finally:
-        for module, training in before:
-            module.training = training
+        for batch in case.batches:
+            batch = moved(batch, device)
+            output = case.forward(model, batch)
+            value = (case.metric or accuracy)(output, targets_of(batch))
+            if value is None:
+                return None
+            values.append(float(value))
+            sizes.append(num_samples(batch))
     return sum(n * v for n, v in zip(sizes, values, strict=True)) / sum(sizes)
 
 

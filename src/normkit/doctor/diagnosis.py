@@ -22,6 +22,7 @@ from normkit.doctor.rehearsal import observed, rehearsed
 from normkit.doctor.remedies import REMEDIES
 from normkit.doctor.statistics import Statistics
 from normkit.errors import ArgumentError
+from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
 
 __all__ = ["SCHEMA", "Diagnosis", "diagnose"]
 
@@ -166,6 +167,7 @@ class Diagnosis:
             raise ArgumentError(f"steps={steps} trains nothing; give 1 or more")
         if self.case is None:
             raise ArgumentError("train needs the model, and the diagnosis holds none")
+        optimizer = None if optimizer is None else unwrapped_optimizer(optimizer)
         if train is not None:
             found = observed(self.case, train, optimizer, steps)
         elif optimizer is not None:
@@ -205,6 +207,7 @@ class Diagnosis:
             model = self.case.model
         if model is None:
             raise ArgumentError("repair needs a model, and the diagnosis holds none")
+        model = unwrapped(model)
         harmful = {c.id for c in self.confirmations if c.harms}
         groups = {
             id_: group

@@ -19,9 +19,9 @@ from torch import nn
 from normkit.doctor import checks
 from normkit.doctor.case import Case, moved, targets_of
 from normkit.doctor.finding import Finding
-from normkit.doctor.isolation import preserved_random, snapshot
 from normkit.doctor.watcher import Watch, watch
 from normkit.errors import ArgumentError
+from normkit.modeling.snapshot import Snapshot, preserved_random
 
 __all__ = ["observed", "rehearsed"]
 
@@ -108,18 +108,11 @@ def _readings(seen: Watch, *, is_rehearsed: bool) -> list[Finding]:
 def _put_back(
     model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> Iterator[None]:
-    before = snapshot(model)
-    weights = [(p, p.detach().clone()) for p in model.parameters()]
-    gradients = [
-        (p.grad, p.grad.clone()) for p in model.parameters() if p.grad is not None
-    ]
+    before = Snapshot.take(model, parameters=True)
     state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
     try:
         yield
     finally:
         before.restore()
-        with torch.no_grad():
-            for tensor, value in (*weights, *gradients):
-                tensor.copy_(value)
         if optimizer is not None and state is not None:
             optimizer.load_state_dict(state)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from normkit.errors import ArgumentError
 from normkit.init.automatic import Plan, plan
@@ -29,6 +28,7 @@ from normkit.init.variance_scaling import (
     orthogonal_,
     variance_scaling_,
 )
+from normkit.modeling.snapshot import Snapshot
 
 __all__ = ["initialize"]
 
@@ -221,18 +221,12 @@ def _zero_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _or_as_it_was(model: nn.Module) -> Iterator[None]:
-    """On any exception, put every parameter back."""
-    kept = [
-        (p, p.detach().clone())
-        for p in model.parameters()
-        if not isinstance(p, UninitializedParameter)
-    ]
+    """Put the model back on any exception."""
+    before = Snapshot.take(model, parameters=True)
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for parameter, before in kept:
-                parameter.copy_(before)
+        before.restore()
         raise
 
 

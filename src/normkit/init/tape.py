@@ -19,10 +19,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from normkit.calibrate.layers import find_layers
-from normkit.calibrate.undo import Loan
 from normkit.errors import ArgumentError
 from normkit.init.fans import LinearMap
 from normkit.init.flow import Flow, Step
+from normkit.modeling.pytree import tensors_in
+from normkit.modeling.snapshot import preserved
+from normkit.modeling.unwrap import eager
 
 __all__ = ["at_the_start", "call", "record"]
 
@@ -60,7 +62,7 @@ def record(model: nn.Module, inputs: Any, maps: Sequence[LinearMap]) -> Flow:
                 output = call(model, inputs)
         finally:
             tape.close()
-        tensors = [t for t in _tensors(output) if t.is_floating_point()]
+        tensors = [t for t in tensors_in(output) if t.is_floating_point()]
         if not tensors:
             raise ArgumentError(
                 f"the model returned {type(output).__name__} without a floating "
@@ -79,7 +81,9 @@ def at_the_start(model: nn.Module) -> Iterator[None]:
     (in eval inside a model in training) uses its own statistics.
     """
     layers, _ = find_layers(model, None)
-    with Loan(model, layers):
+    with preserved(model), eager(model), torch.no_grad():
+        for module in model.modules():
+            module.training = False
         for layer in layers:
             for name in layer.buffers:
                 layer.module._buffers[name] = None
@@ -126,13 +130,13 @@ class _Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._depth:
             return func(*args, **kwargs)
-        ins = [t for t in _tensors((args, kwargs)) if t.is_floating_point()]
+        ins = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         # Before the call: it may write over its input.
         mean_squares = {id(t): _mean_square(t) for t in ins}
         positive = [bool((t >= 0).all()) for t in ins if _is_value(t)]
         numbers = [self.number(t, mean_squares[id(t)]) for t in ins if _is_value(t)]
         output = func(*args, **kwargs)
-        outs = [t for t in _tensors(output) if t.is_floating_point()]
+        outs = [t for t in tensors_in(output) if t.is_floating_point()]
         if not numbers or not outs:
             return output
         kind, name, function = self._classified(func, args, kwargs, ins, outs[0])
@@ -195,13 +199,13 @@ class _Tape(TorchFunctionMode):
             # Deeper first: what is computed here is no part of the model.
             self._depth += 1
             if self._depth == 1:
-                values = [t for t in _tensors(args) if t.is_floating_point()]
+                values = [t for t in tensors_in(args) if t.is_floating_point()]
                 before[:] = [(t, self.number(t), _mean_square(t)) for t in values[:1]]
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if self._depth == 1 and before:
                 first, number, mean_square = before[0]
-                for out in _tensors(output):
+                for out in tensors_in(output):
                     if out.is_floating_point():
                         step = Step(kind, name, (number,), 0, mean_square, 0)
                         self._write(step, first, out)
@@ -257,17 +261,6 @@ def _kept_gradient(first: Tensor, out: Tensor) -> float | None:
         out, first, v, retain_graph=True, allow_unused=True
     )
     return None if gradient is None else _mean_square(gradient)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _tensors(each)
 
 
 def _is_value(tensor: Tensor) -> bool:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from normkit.calibrate.report import CalibrationReport
 from normkit.calibrate.run import calibrate
-from normkit.calibrate.undo import unwrapped
 from normkit.errors import ArgumentError
+from normkit.modeling.snapshot import Snapshot
+from normkit.modeling.unwrap import unwrapped
 
 __all__ = ["adapted", "averaged"]
 
@@ -80,7 +81,7 @@ def averaged(
                 f"averaged weight {name!r} of shape {tuple(value.shape)} does not fit "
                 f"the model, which has {has}; names are those of named_parameters()"
             )
-    before = {name: tensor.detach().clone() for name, tensor in own.items()}
+    before = Snapshot.take(model, parameters=True)
     try:
         with torch.no_grad():
             for name, value in weights.items():
@@ -89,6 +90,4 @@ def averaged(
         state = {key: value.clone() for key, value in model.state_dict().items()}
         return state, report
     finally:
-        with torch.no_grad():
-            for name, value in before.items():
-                own[name].copy_(value)
+        before.restore()
