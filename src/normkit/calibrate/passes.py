@@ -9,6 +9,7 @@ has come through whole, and with finite statistics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,15 @@ from normkit.calibrate.estimators import Estimator
 from normkit.calibrate.layers import Layer, Seen, fit_mask
 from normkit.calibrate.transaction import Transaction
 from normkit.errors import CalibrationError
+from normkit.modeling.batch import (
+    Forward,
+    check_num_channels,
+    device_of,
+    run_model,
+    to_device,
+)
 
-__all__ = ["PassResult", "SkippedBatch", "call_model", "run_pass"]
-
-Forward = Callable[[nn.Module, Any], Any]
+__all__ = ["PassResult", "SkippedBatch", "run_pass"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def run_pass(
         layers: Those to measure; all others run as eval mode has them.
         estimators: By layer name.
         batches: The data.
-        forward: Calls the model on a batch; None is `call_model`.
+        forward: `forward(model, batch)`; None for the convention of batches.
         mask: Gives the mask of a batch; layers that are called with one use that.
         on_nonfinite: "skip" or "raise".
         max_batches: Use no more than these.
@@ -100,6 +106,7 @@ def run_pass(
     def observe(layer: Layer) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             x = args[0] if args else kwargs["input"]
+            check_num_channels(layer.name, module, x)
             valid = kwargs.get("mask")
             if valid is None and current["mask"] is not None:
                 valid = fit_mask(current["mask"], x, layer)
@@ -116,21 +123,16 @@ def run_pass(
             observe(layer), with_kwargs=True
         )
         transaction.hooks.append(handle)
-    device = _only_device(transaction.model)
+    device = device_of(transaction.model)
     try:
         for index, batch in enumerate(batches):
             if max_batches is not None and index >= max_batches:
                 break
             seen.clear()
-            batch = _moved(batch, device)
+            batch = to_device(batch, device)
             current["mask"] = None if mask is None else mask(batch)
-            try:
-                if forward is None:
-                    call_model(transaction.model, batch)
-                else:
-                    forward(transaction.model, batch)
-            except _FarEnough:
-                pass
+            with suppress(_FarEnough):
+                run_model(transaction.model, batch, forward)
             bad = _first_nonfinite(seen, index)
             if bad is not None:
                 if on_nonfinite == "raise":
@@ -153,30 +155,6 @@ def run_pass(
     finally:
         transaction.put_back()
     return result
-
-
-def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call `model` on the inputs of `batch`.
-
-    A tuple or list is (inputs, targets, …): its first element counts. A mapping goes
-    in as keywords, a tuple or list of inputs as positions, anything else as it is.
-
-    Raises:
-        CalibrationError: An empty tuple or list.
-    """
-    inputs = batch
-    if isinstance(batch, (tuple, list)):
-        if not batch:
-            raise CalibrationError(
-                "a batch is an empty tuple, where (inputs, targets) was expected; pass "
-                "forward= to say how the model is called"
-            )
-        inputs = batch[0]
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
 
 
 def _normalize_by_batch(layer: Layer, call: Seen) -> None:
@@ -209,24 +187,3 @@ def _first_nonfinite(seen: Mapping[str, list[Seen]], index: int) -> SkippedBatch
         if count:
             return SkippedBatch(index, name, count)
     return None
-
-
-def _only_device(model: nn.Module) -> torch.device | None:
-    devices = {p.device for p in model.parameters()}
-    devices |= {b.device for b in model.buffers()}
-    return devices.pop() if len(devices) == 1 else None
-
-
-def _moved(batch: Any, device: torch.device | None) -> Any:
-    """`batch` with its tensors on the model's device, where it has only one."""
-    if device is None:
-        return batch
-    if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_moved(value, device) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(_moved(value, device) for value in batch)
-    return batch

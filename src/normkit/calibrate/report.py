@@ -145,8 +145,6 @@ class CalibrationReport:
                 f"{layer.name:<{width}}  {layer.count:>10.10g}  {layer.d_mean:>8.4f}  "
                 f"{layer.d_var:>8.4f}  {error:>8}"
             )
-        if not self.layers:
-            lines.append("no layer was calibrated")
         lines += [f"left alone  {name}: {why}" for name, why in self.untouched.items()]
         lines += [f"skipped  {batch}" for batch in self.skipped]
         return "\n".join(lines)

@@ -10,6 +10,8 @@ found by trial: all defer in one forward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from normkit.convert.report import FusionReport
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import Forward, arguments_of, call_on
 from normkit.modeling.pytree import tensors_in
 from normkit.modeling.snapshot import preserved, preserved_random
 from normkit.nn.batch_norm_layer import BatchNormLayer
@@ -30,14 +33,17 @@ from normkit.nn.deferral import (
 __all__ = ["fuse"]
 
 
-def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
+def fuse(
+    model: nn.Module, example_inputs: Any, *, forward: Forward | None = None
+) -> FusionReport:
     """Set `defers` on the batch norms of normkit whose output one activation reads.
 
     Args:
         model: Any module that runs; its batch norms those of normkit, as
             `normkit.convert(model, to="normkit")` makes them.
-        *args: Example inputs, to run the model with, twice, in eval mode.
-        **kwargs: Example inputs by name.
+        example_inputs: What to run the model with, twice, in eval mode: a tuple of
+            positional arguments, a mapping of named ones, or the single argument.
+        forward: `forward(model, example_inputs)`, for any other inputs.
 
     Returns:
         The report.
@@ -62,11 +68,12 @@ def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
     }
     layers = [norm for norm in norms.values() if isinstance(norm, BatchNormLayer)]
     before = [layer.defers for layer in layers]
+    run = partial(forward or call_on, model, example_inputs)
     with preserved(model), torch.no_grad():
         model.eval()
-        expected = _run(model, args, kwargs)
+        expected = _run(model, run, example_inputs)
         try:
-            outcomes = _try(model, layers, args, kwargs, expected)
+            outcomes = _try(model, layers, run, expected)
         except BaseException:
             for layer, defers in zip(layers, before, strict=True):
                 layer.defers = defers
@@ -97,12 +104,13 @@ def _check_has_values(model: nn.Module) -> None:
         )
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(model: nn.Module, run: Callable[[], Any], example_inputs: Any) -> Any:
     """Run the model as it is, and leave the random states as they were."""
     try:
         with preserved_random(model):
-            return model(*args, **kwargs)
+            return run()
     except Exception as error:
+        args, kwargs = arguments_of(example_inputs)
         given = [_described(value) for value in args]
         given += [f"{name}={_described(value)}" for name, value in kwargs.items()]
         lines = str(error).strip().splitlines() or [""]
@@ -123,8 +131,7 @@ def _described(value: Any) -> str:
 def _try(
     model: nn.Module,
     layers: list[BatchNormLayer],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    run: Callable[[], Any],
     expected: Any,
 ) -> dict[BatchNormLayer, tuple[str, str]]:
     """Return for each layer what was fused, and the reason where nothing was."""
@@ -134,7 +141,7 @@ def _try(
             layer.defers = layer not in changed
         try:
             with trial() as calls, preserved_random(model):
-                result = model(*args, **kwargs)
+                result = run()
             outcomes = {
                 layer: _outcome(calls.get(layer, []), is_changed=layer in changed)
                 for layer in layers

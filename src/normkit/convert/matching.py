@@ -10,7 +10,7 @@ is the best fit, and cov²/(var(z)·var(y)) the share of the variance that it ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,13 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm, group_norm
+from normkit.modeling.batch import (
+    Forward,
+    check_num_channels,
+    device_of,
+    run_model,
+    to_device,
+)
 from normkit.modeling.snapshot import preserved
 
 __all__ = ["Match", "fitting_groups", "match_outputs"]
@@ -48,7 +55,7 @@ def match_outputs(
     layers: Sequence[nn.Module],
     num_groups: int,
     batches: Iterable[Any],
-    call: Callable[[nn.Module, Any], Any] | None,
+    forward: Forward | None,
 ) -> dict[int, Match]:
     """Fit group norm to each batch norm of `layers`, by the id of the layer.
 
@@ -58,9 +65,11 @@ def match_outputs(
         ArgumentError: No batches, or a layer that none of them reached.
     """
     sums: dict[int, Tensor] = {}
+    names = {module: name for name, module in model.named_modules()}
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x: Tensor = args[0] if args else kwargs["input"]
+        check_num_channels(names[module], module, x)
         found = _sums_of(module, x.detach(), num_groups)
         before = sums.get(id(module))
         sums[id(module)] = found if before is None else _merged(before, found)
@@ -69,13 +78,9 @@ def match_outputs(
     try:
         with preserved(model), torch.no_grad():
             model.eval()
+            device = device_of(model)
             for batch in batches:
-                if call is not None:
-                    call(model, batch)
-                elif isinstance(batch, tuple):
-                    model(*batch)
-                else:
-                    model(batch)
+                run_model(model, to_device(batch, device), forward)
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,7 +13,6 @@ which is put back bit for bit.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normkit.doctor.case import Case, accuracy, moved, num_samples, targets_of
+from normkit.doctor.case import Case, accuracy
 from normkit.doctor.measure import MOST_COUNTED, first_tensor
 from normkit.doctor.probe import Probes
 from normkit.doctor.statistics import (
@@ -34,6 +33,7 @@ from normkit.doctor.statistics import (
 )
 from normkit.doctor.walk import Walk
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import device_of, num_samples, to_device
 from normkit.modeling.snapshot import Snapshot, preserved
 
 __all__ = ["Patient", "examine", "norm_statistics", "opened"]
@@ -173,10 +173,7 @@ class Patient:
         self.model = model
         self.frozen = frozen
         self._before = before
-        self.device = next(
-            (t.device for t in itertools.chain(model.parameters(), model.buffers())),
-            torch.device("cpu"),
-        )
+        self.device = device_of(model)
 
     def batch_statistics(self) -> None:
         """Eval mode and old buffers, but batch norms train on their batch."""
@@ -225,7 +222,7 @@ class Patient:
         ]
         try:
             with torch.no_grad():
-                batch = moved(self.case.batches[0], self.device)
+                batch = to_device(self.case.batches[0], self.device)
                 output = first_tensor(self.case.forward(self.model, batch))
         finally:
             for handle in handles:
@@ -233,13 +230,13 @@ class Patient:
         return next((name for name, y in given.items() if y is output), "")
 
     def _step(self, walk: Walk, batch: Any, *, backward: bool, evaluate: bool) -> None:
-        batch = moved(batch, self.device)
+        batch = to_device(batch, self.device)
         walk.take_input(batch)
         output = self.case.forward(self.model, batch)
         walk.samples.append(num_samples(batch))
         if not evaluate:
             return
-        targets = targets_of(batch)
+        targets = self.case.targets(batch)
         walk.take_output(output, targets)
         metric = self.case.metric or accuracy
         value = metric(output, targets)

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from normkit.doctor import checks
-from normkit.doctor.case import Case, moved, targets_of
+from normkit.doctor.case import Case
 from normkit.doctor.finding import Finding
 from normkit.doctor.watcher import Watch, watch
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import device_of, to_device
 from normkit.modeling.snapshot import Snapshot, preserved_random
 
 __all__ = ["observed", "rehearsed"]
@@ -60,14 +61,14 @@ def rehearsed(
                 f"the model and its optimizer cannot be copied ({error}); pass "
                 "train=, a function that trains them for so many steps"
             ) from error
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         if not model.training:
             model.train()
         with watch(model, twin, every=_every(steps)) as seen, torch.enable_grad():
             for batch in itertools.islice(itertools.cycle(case.batches), steps):
-                batch = moved(batch, device)
+                batch = to_device(batch, device)
                 twin.zero_grad()
-                loss_fn(case.forward(model, batch), targets_of(batch)).backward()
+                loss_fn(case.forward(model, batch), case.targets(batch)).backward()
                 twin.step()
         return _readings(seen, is_rehearsed=True)
 

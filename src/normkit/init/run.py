@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,14 @@ from normkit.init.variance_scaling import (
     orthogonal_,
     variance_scaling_,
 )
+from normkit.modeling.batch import (
+    Forward,
+    call_on,
+    check_model,
+    device_of,
+    run_model,
+    to_device,
+)
 from normkit.modeling.snapshot import Snapshot
 
 __all__ = ["initialize"]
@@ -40,6 +49,7 @@ def initialize(
     scheme: str = "auto",
     *,
     example_inputs: Any = None,
+    forward: Forward | None = None,
     activation: Activation | None = None,
     slope: float = 0.01,
     gain: float | None = None,
@@ -74,9 +84,11 @@ def initialize(
             - `"orthogonal"`: orthonormal rows or columns, times gain.
             - `"lsuv"`: orthogonal, then each layer in the order they run is scaled so
               that its outputs on `example_inputs` have variance 1.
-        example_inputs: A tensor, a tuple of arguments, or a mapping of keywords. The
-            model runs on it in eval mode, its norms on the statistics of the input.
-            With it the report compares signal and gradient with theory, layer by layer.
+        example_inputs: A tuple of positional arguments, a mapping of named ones, or the
+            single argument. The model runs on it in eval mode, its norms on the
+            statistics of the input. With it the report compares signal and gradient
+            with theory, layer by layer.
+        forward: `forward(model, example_inputs)`, for any other inputs.
         activation: What follows the layers: a name (`"relu"`, `"tanh"`, …) or a
             function of a tensor. None is ReLU for Kaiming, linear for the others;
             `"auto"` reads it.
@@ -123,6 +135,7 @@ def initialize(
         deep linear neural networks", ICLR 2014. Mishkin & Matas, "All you need is a
         good init", ICLR 2016.
     """
+    check_model("initialize", model)
     if scheme not in SCHEMES:
         raise ArgumentError(f"scheme={scheme!r} must be one of {SCHEMES}")
     if scheme in ("auto", "lsuv") and example_inputs is None:
@@ -141,10 +154,12 @@ def initialize(
     maps = chosen_maps(maps, layers, left)
     _check_sizes(maps)
     draw = _Draw(scheme, gain, mode, distribution, std, value, generator)
+    run = partial(run_model, forward=forward or call_on)
+    inputs = to_device(example_inputs, device_of(model))
     with _or_as_it_was(model):
         flow = None
         if example_inputs is not None:
-            flow = record(model, example_inputs, maps)
+            flow = record(model, inputs, maps, run)
             place = {name: i for i, name in enumerate(flow.order())}
             maps.sort(key=lambda each: place.get(each.name, len(place)))
         made = None
@@ -161,12 +176,12 @@ def initialize(
             assert flow is not None
             followed = [each for each in maps if each.name in flow.order()]
             variances = unit_variance_(
-                model, followed, example_inputs, per_channel=per_channel
+                model, followed, inputs, forward=run, per_channel=per_channel
             )
-            flow = record(model, example_inputs, maps)
+            flow = record(model, inputs, maps, run)
             lines = _measured_lines(maps, lines, flow, variances)
         elif flow is not None:
-            flow = record(model, example_inputs, maps)
+            flow = record(model, inputs, maps, run)
         if flow is not None:
             lines = _with_signals(lines, flow)
     return InitReport(scheme, tuple(lines), left, tuple(notes))

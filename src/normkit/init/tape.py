@@ -22,11 +22,12 @@ from normkit.calibrate.layers import find_layers
 from normkit.errors import ArgumentError
 from normkit.init.fans import LinearMap
 from normkit.init.flow import Flow, Step
+from normkit.modeling.batch import Forward, call_on
 from normkit.modeling.pytree import tensors_in
 from normkit.modeling.snapshot import preserved
 from normkit.modeling.unwrap import eager
 
-__all__ = ["at_the_start", "call", "record"]
+__all__ = ["at_the_start", "record"]
 
 ACTIVATIONS = frozenset(
     (
@@ -43,13 +44,19 @@ _NORM_FUNCTIONS = frozenset(
 _OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
 
-def record(model: nn.Module, inputs: Any, maps: Sequence[LinearMap]) -> Flow:
+def record(
+    model: nn.Module,
+    inputs: Any,
+    maps: Sequence[LinearMap],
+    forward: Forward = call_on,
+) -> Flow:
     """Run `model` once, forward and backward, and write its flow down.
 
     Args:
         model: Bit for bit as it was afterwards, gradients included.
-        inputs: A tensor, a tuple of arguments, or a mapping of keywords.
+        inputs: The example inputs.
         maps: The linear maps to know by name.
+        forward: `forward(model, inputs)`.
 
     Raises:
         ArgumentError: No tensor comes out of the model.
@@ -59,7 +66,7 @@ def record(model: nn.Module, inputs: Any, maps: Sequence[LinearMap]) -> Flow:
         tape = _Tape(model, flow, {id(each.weight): each.name for each in maps})
         try:
             with tape:
-                output = call(model, inputs)
+                output = forward(model, inputs)
         finally:
             tape.close()
         tensors = [t for t in tensors_in(output) if t.is_floating_point()]
@@ -89,15 +96,6 @@ def at_the_start(model: nn.Module) -> Iterator[None]:
                 layer.module._buffers[name] = None
             layer.module.training = True
         yield
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """Call `model` on a tensor, a tuple of arguments, or a mapping of keywords."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
 
 
 class _Tape(TorchFunctionMode):
