@@ -830,7 +830,7 @@ def the_gain_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault(
-    caught_by="tests/init/test_flow.py::"
+    caught_by="tests/init/test_signal_graph.py::"
     "test_lsuv_gives_every_layer_outputs_of_variance_one"
 )
 def lsuv_forgets_to_fold(patch: pytest.MonkeyPatch) -> None:
@@ -1535,9 +1535,9 @@ _CONVERT = "tests/convert/test_convert.py::"
 
 @fault(caught_by=_CONVERT + "test_torch_187298_a_subclass_keeps_its_activation")
 def a_conversion_forgets_the_subclass(patch: pytest.MonkeyPatch) -> None:
-    from normkit.convert import kinds
+    from normkit.convert import targets
 
-    patch.setattr(kinds, "_combined", lambda custom, target, found: target)
+    patch.setattr(targets, "_combined", lambda custom, target, found: target)
 
 
 @fault(
@@ -1545,48 +1545,48 @@ def a_conversion_forgets_the_subclass(patch: pytest.MonkeyPatch) -> None:
     + "test_what_cannot_be_carried_is_refused_by_name_and_nothing_changes"
 )
 def a_forward_of_its_own_is_carried_blindly(patch: pytest.MonkeyPatch) -> None:
-    from normkit.convert import kinds
+    from normkit.convert import targets
 
-    patch.setattr(kinds, "_reason_against", lambda custom: "")
-
-
-_RECOGNISED = "tests/convert/test_recognised.py::"
+    patch.setattr(targets, "_reason_against", lambda custom: "")
 
 
-@fault(caught_by=_RECOGNISED + "test_a_formula_that_is_not_quite_ours_is_left")
+_DETECT = "tests/convert/test_detect.py::"
+
+
+@fault(caught_by=_DETECT + "test_a_formula_that_is_not_quite_ours_is_left")
 def a_norm_is_known_by_its_outputs_alone(patch: pytest.MonkeyPatch) -> None:
-    from normkit.convert import recognised
+    from normkit.convert import detect
 
-    outcome = recognised._outcome
-    patch.setattr(recognised, "_outcome", lambda *given: outcome(*given)[:1])
+    outcome = detect._outcome
+    patch.setattr(detect, "_outcome", lambda *given: outcome(*given)[:1])
 
 
 @fault(
-    caught_by=_RECOGNISED
+    caught_by=_DETECT
     + "test_a_known_formula_is_exchanged_with_equal_values_and_gradients"
 )
 def one_more_than_the_weight_is_the_weight(patch: pytest.MonkeyPatch) -> None:
-    from normkit.convert import recognised
+    from normkit.convert import detect
 
-    formulas = recognised._FORMULAS
+    formulas = detect._FORMULAS
     patch.setitem(formulas, "rms, 1 + weight", formulas["rms"])
-    patch.setattr(recognised, "_is_equal", lambda *given: True)
+    patch.setattr(detect, "_is_equal", lambda *given: True)
 
 
 @fault(caught_by=_CONVERT + "test_an_error_on_the_way_undoes_all")
 def a_failed_conversion_stays_half_done(patch: pytest.MonkeyPatch) -> None:
     from normkit.convert import run
 
-    patch.setattr(run, "return_to", lambda module, before: None)
+    patch.setattr(run, "swap_back", lambda module, before: None)
 
 
 @fault(caught_by=_CONVERT + "test_opacus_472_group_norm_matches_batch_norm_on_data")
 def a_match_merges_its_batches_without_what_lies_between(
     patch: pytest.MonkeyPatch,
 ) -> None:
-    from normkit.convert import matching
+    from normkit.convert import group_norm_fit
 
-    patch.setattr(matching, "_merged", lambda a, b: a)
+    patch.setattr(group_norm_fit, "_merged", lambda a, b: a)
 
 
 @fault(caught_by=_CONVERT + "test_torch_15298_the_conventions_of_other_systems")

@@ -201,7 +201,7 @@ def test_an_error_on_the_way_back_leaves_the_model_fused(
     def fails(*args: Any) -> None:
         raise KeyError
 
-    monkeypatch.setattr(run, "become", fails)
+    monkeypatch.setattr(run, "swap_class", fails)
     with pytest.raises(KeyError):
         convert(model, to="torch")
     after = list(model.modules())

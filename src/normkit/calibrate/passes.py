@@ -22,18 +22,18 @@ from normkit.calibrate.transaction import Transaction
 from normkit.errors import CalibrationError
 from normkit.modeling.batch import (
     Forward,
-    check_num_channels,
     device_of,
     run_model,
     to_device,
 )
+from normkit.modeling.norm_types import check_num_channels
 
 __all__ = ["PassResult", "SkippedBatch", "run_pass"]
 
 
 @dataclass(frozen=True)
 class SkippedBatch:
-    """A batch that was left out, and where its values first stopped being finite."""
+    """A batch that was left out, and the first layer where it was not finite."""
 
     index: int
     layer: str
@@ -48,7 +48,7 @@ class SkippedBatch:
 
 @dataclass
 class PassResult:
-    """What happened in one pass.
+    """Counts and names from one pass over the data.
 
     Attributes:
         batches: How many batches were used.
@@ -66,7 +66,7 @@ class PassResult:
 
 
 class _FarEnough(BaseException):
-    """The layer that a pass is for has been measured; the rest of forward is idle."""
+    """Leaves a forward once the layer of interest has been measured."""
 
 
 def run_pass(
@@ -137,7 +137,7 @@ def run_pass(
             if bad is not None:
                 if on_nonfinite == "raise":
                     raise CalibrationError(
-                        f"{bad}; mend the data, or pass on_nonfinite='skip' to leave "
+                        f"{bad}; fix the data, or pass on_nonfinite='skip' to leave "
                         "such batches out; the model is as it was"
                     )
                 result.skipped.append(bad)
@@ -158,7 +158,7 @@ def run_pass(
 
 
 def _normalize_by_batch(layer: Layer, call: Seen) -> None:
-    """Let the call that follows use the statistics of its input, as training does."""
+    """Make the next call normalize by the statistics of its input, as in training."""
     buffers = layer.module._buffers
     if layer.is_instance:
         for name in layer.buffers:

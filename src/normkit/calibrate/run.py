@@ -262,7 +262,7 @@ def _estimator(layer: Layer, mode: str, momentum: float | None) -> Estimator:
 def _written(
     layer: Layer, estimator: Estimator, keep: float
 ) -> dict[str, Tensor | int]:
-    """The new buffers of a layer, in float64."""
+    """Return the new buffers of a layer, in float64."""
     estimate = estimator.estimate()
     _check_estimate(layer, estimate)
     old = layer.buffers
@@ -336,7 +336,7 @@ def _check_estimate(layer: Layer, estimate: Estimate) -> None:
 
 
 class _Tracked:
-    """Batches with a progress bar, as often as they are iterated."""
+    """Batches that show a progress bar each time they are iterated."""
 
     def __init__(self, batches: Iterable[Any], max_batches: int | None) -> None:
         self.batches = batches

@@ -1,4 +1,4 @@
-"""Statistics for a while: of another domain, or of averaged weights."""
+"""Statistics of another domain for one block, and of averaged weights."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def averaged(
     batches: Iterable[Any],
     **options: Any,
 ) -> tuple[dict[str, Tensor], CalibrationReport]:
-    """A state_dict of averaged weights with the statistics that belong to them.
+    """Return a state_dict of averaged weights with statistics measured for them.
 
     Averaged weights (EMA, SWA, a model soup) make other activations than any model that
     was trained, so its running statistics do not fit them. A whole averaged module, as
@@ -70,7 +70,7 @@ def averaged(
         The state_dict of the averaged model, on the model's devices, and the report.
 
     Raises:
-        ArgumentError: A name that the model has not, or another shape.
+        ArgumentError: A name that the model does not have, or another shape.
     """
     model = unwrapped(model)
     own = dict(model.named_parameters()) | dict(model.named_buffers())

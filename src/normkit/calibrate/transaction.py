@@ -1,4 +1,4 @@
-"""A calibration either writes all layers or leaves the model as it was.
+"""The transaction of a calibration: all layers are written, or none.
 
 Training flags, hooks, the buffers of every module, gradient mode and the generators
 of random numbers are put back in `__exit__`. The running statistics are swapped for

@@ -42,7 +42,7 @@ HELP = (
 
 @dataclass(frozen=True)
 class Target:
-    """What a factory returned.
+    """Everything that a factory returned.
 
     Attributes:
         model: The model.
@@ -68,7 +68,7 @@ class Target:
     train: Callable[[int], Any] | None = None
 
     def needs(self, *names: str) -> None:
-        """Say which of `names` the factory did not give.
+        """Refuse a target that lacks one of `names`.
 
         Raises:
             TargetError: One of them is None.
@@ -124,7 +124,7 @@ def read_target(text: str, checkpoint: Path | None = None) -> Target:
 
 
 def needs_file(option: str, path: Path | None) -> None:
-    """Say before any work is done that a result could not be written to `path`.
+    """Refuse, before any work is done, a path that cannot be written to.
 
     Raises:
         ArgumentError: It is a folder.

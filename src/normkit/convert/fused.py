@@ -1,4 +1,4 @@
-"""Let batch norms compute together with the activation or the sum that follows them.
+"""Fusion of batch norms with the activation, or the sum, that follows them.
 
     batch norm → y → relu → z       in one pass over memory
 

@@ -9,10 +9,16 @@ from typing import Any
 from torch import nn
 
 import normkit.nn as ours
-from normkit.convert.becoming import become, become_group_norm, return_to, snapshot
+from normkit.convert.class_swap import (
+    layer_state,
+    swap_back,
+    swap_class,
+    swap_to_group_norm,
+)
 from normkit.convert.fused import fuse
-from normkit.convert.kinds import (
-    NORMS,
+from normkit.convert.group_norm_fit import Match, match_outputs
+from normkit.convert.report import Conversion, ConversionReport
+from normkit.convert.targets import (
     TARGETS,
     RefusalError,
     base_of,
@@ -21,11 +27,11 @@ from normkit.convert.kinds import (
     is_meant,
     scripted_norm,
 )
-from normkit.convert.matching import Match, match_outputs
-from normkit.convert.report import Conversion, ConversionReport
 from normkit.errors import ArgumentError
 from normkit.functional.memory import Mode
 from normkit.modeling.batch import Forward, check_model
+from normkit.modeling.norm_types import NORMS
+from normkit.modeling.unwrap import unwrapped
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = ["convert"]
@@ -125,6 +131,7 @@ def convert(
             raise ArgumentError(f"{name}= belongs to to='normkit', got to={to!r}")
     if memory not in (None, "recompute", "int8"):
         raise ArgumentError(f"memory={memory!r} must be 'recompute' or 'int8'")
+    given, model = model, unwrapped(model)
     planned: list[tuple[str, nn.Module, type[nn.Module]]] = []
     untouched: dict[str, str] = {}
     refused: dict[str, str] = {}
@@ -154,15 +161,15 @@ def convert(
         matched = [module for _, module, _ in planned]
         matches = match_outputs(model, matched, num_groups, batches, forward)
     done: list[Conversion] = []
-    before = [(module, type(module), snapshot(module)) for _, module, _ in planned]
+    before = [(module, type(module), layer_state(module)) for _, module, _ in planned]
     try:
         for name, module, cls in planned:
             old = type(module).__name__
             match = matches.get(id(module))
             if cls is ours.GroupNorm and to.startswith("group"):
-                become_group_norm(module, num_groups, match)
+                swap_to_group_norm(module, num_groups, match)
             else:
-                become(module, cls, to, options)
+                swap_class(module, cls, to, options)
             explained = None if match is None else match.explained
             base = base_of(module) if isinstance(module, NORMS) else type(module)
             done.append(Conversion(name, old, base.__name__, explained))
@@ -170,14 +177,14 @@ def convert(
     except BaseException:
         for module, cls, state in before:
             module.__class__ = cls
-            return_to(module, state)
+            swap_back(module, state)
         raise
     if memory is not None:
         for module in model.modules():
             if isinstance(module, BatchNormLayer):
                 module.memory = memory
     left = {**untouched, **refused}
-    return ConversionReport(model, to, tuple(done), left, fused, unfused)
+    return ConversionReport(given, to, tuple(done), left, fused, unfused)
 
 
 def _fuse(

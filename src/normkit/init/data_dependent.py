@@ -16,7 +16,7 @@ from normkit.affine import Affine
 from normkit.errors import ArgumentError
 from normkit.fold.algebra import fold_output_affine
 from normkit.init.fans import LinearMap
-from normkit.init.tape import at_the_start
+from normkit.init.tracer import at_the_start
 from normkit.modeling.batch import Forward, call_on
 from normkit.moments import Moments, moments
 
@@ -24,7 +24,7 @@ __all__ = ["unit_variance_"]
 
 
 class _Enough(BaseException):
-    """The layer has been measured; the rest of forward is idle."""
+    """Leaves a forward once the layer has been measured."""
 
 
 def unit_variance_(
@@ -100,7 +100,7 @@ def _measured(
     inputs: Any,
     forward: Forward,
 ) -> Moments:
-    """Moments of the outputs per channel, over all calls of the layer, in float64."""
+    """Return the moments of a layer's outputs per channel, over all its calls."""
     calls: list[Moments] = []
 
     def hook(_: nn.Module, args: Any, output: Tensor) -> None:

@@ -17,10 +17,10 @@ from normkit.errors import ArgumentError
 from normkit.init.automatic import Plan, plan
 from normkit.init.data_dependent import unit_variance_
 from normkit.init.fans import LinearMap, linear_maps, sample_variance
-from normkit.init.flow import Flow
 from normkit.init.report import InitLine, InitReport
-from normkit.init.tape import record
+from normkit.init.signal_graph import SignalGraph
 from normkit.init.theory import gain_of
+from normkit.init.tracer import trace_signals
 from normkit.init.variance_scaling import (
     SMALL_STD,
     Activation,
@@ -38,6 +38,7 @@ from normkit.modeling.batch import (
     to_device,
 )
 from normkit.modeling.snapshot import Snapshot
+from normkit.modeling.unwrap import unwrapped
 
 __all__ = ["initialize"]
 
@@ -92,7 +93,7 @@ def initialize(
         activation: What follows the layers: a name (`"relu"`, `"tanh"`, …) or a
             function of a tensor. None is ReLU for Kaiming, linear for the others;
             `"auto"` reads it.
-        slope: Of a leaky ReLU.
+        slope: Negative slope of a leaky ReLU.
         gain: Factor on the std; None takes that of `activation`.
         mode: For Kaiming: `"fan_in"` keeps the size of activations, `"fan_out"` that of
             gradients, `"fan_avg"` something between.
@@ -150,22 +151,23 @@ def initialize(
         if named is None:
             named = "relu" if scheme == "kaiming" else "linear"
         gain = gain_of(named, slope)
+    model = unwrapped(model)
     maps, left = linear_maps(model)
     maps = chosen_maps(maps, layers, left)
     _check_sizes(maps)
     draw = _Draw(scheme, gain, mode, distribution, std, value, generator)
     run = partial(run_model, forward=forward or call_on)
     inputs = to_device(example_inputs, device_of(model))
-    with _or_as_it_was(model):
-        flow = None
+    with _restored_on_error(model):
+        graph = None
         if example_inputs is not None:
-            flow = record(model, inputs, maps, run)
-            place = {name: i for i, name in enumerate(flow.order())}
+            graph = trace_signals(model, inputs, maps, run)
+            place = {name: i for i, name in enumerate(graph.order())}
             maps.sort(key=lambda each: place.get(each.name, len(place)))
         made = None
         if scheme == "auto":
-            assert flow is not None
-            made = plan(flow, residual=residual)
+            assert graph is not None
+            made = plan(graph, residual=residual)
             draw.plan = made
         lines = []
         for each in maps:
@@ -173,28 +175,28 @@ def initialize(
             _set_bias(each, bias)
         notes = [] if made is None else _zero_weights(model, made.zeroed)
         if scheme == "lsuv":
-            assert flow is not None
-            followed = [each for each in maps if each.name in flow.order()]
+            assert graph is not None
+            followed = [each for each in maps if each.name in graph.order()]
             variances = unit_variance_(
                 model, followed, inputs, forward=run, per_channel=per_channel
             )
-            flow = record(model, inputs, maps, run)
-            lines = _measured_lines(maps, lines, flow, variances)
-        elif flow is not None:
-            flow = record(model, inputs, maps, run)
-        if flow is not None:
-            lines = _with_signals(lines, flow)
+            graph = trace_signals(model, inputs, maps, run)
+            lines = _measured_lines(maps, lines, graph, variances)
+        elif graph is not None:
+            graph = trace_signals(model, inputs, maps, run)
+        if graph is not None:
+            lines = _with_signals(lines, graph)
     return InitReport(scheme, tuple(lines), left, tuple(notes))
 
 
 def _measured_lines(
     maps: Sequence[LinearMap],
     lines: Sequence[InitLine],
-    flow: Flow,
+    graph: SignalGraph,
     variances: Mapping[str, float],
 ) -> list[InitLine]:
-    """Lines of LSUV: n·Var[w] should be what brings E[x²] to the variance left."""
-    incoming = {s.name: s.before for s in reversed(flow.steps) if s.kind == "linear"}
+    """Return the lines of LSUV: n·Var[w] brings E[x²] to the variance left."""
+    incoming = {s.name: s.before for s in reversed(graph.steps) if s.kind == "linear"}
     found: list[InitLine] = []
     for each, line in zip(maps, lines, strict=True):
         if each.name not in variances:
@@ -206,11 +208,11 @@ def _measured_lines(
     return found
 
 
-def _with_signals(lines: Sequence[InitLine], flow: Flow) -> list[InitLine]:
+def _with_signals(lines: Sequence[InitLine], graph: SignalGraph) -> list[InitLine]:
     forward = {line.name: line.predicted for line in reversed(lines)}
     backward = {line.name: line.predicted_back for line in reversed(lines)}
-    signal, gradient = flow.predicted(forward, backward)
-    measured_signal, measured_gradient = flow.measured()
+    signal, gradient = graph.predicted(forward, backward)
+    measured_signal, measured_gradient = graph.measured()
     return [
         replace(
             line,
@@ -235,7 +237,7 @@ def _zero_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _or_as_it_was(model: nn.Module) -> Iterator[None]:
+def _restored_on_error(model: nn.Module) -> Iterator[None]:
     """Put the model back on any exception."""
     before = Snapshot.take(model, parameters=True)
     try:
@@ -273,7 +275,7 @@ class _Draw:
         return line_of(each, rule, var)
 
     def _drawn(self, each: LinearMap) -> tuple[float, str]:
-        """Write the weight; E[w²] as meant, and the rule in words."""
+        """Write the weight; return E[w²] as meant, and the rule in words."""
         if self.scheme == "constant":
             constant_(each.weight, self.value)
             return self.value**2, f"constant {self.value:g}"
@@ -319,7 +321,7 @@ class _Draw:
 
 
 def line_of(each: LinearMap, rule: str, var: float) -> InitLine:
-    """The report's line for a weight that was drawn with E[w²] = var."""
+    """Return the report's line for a weight that was drawn with E[w²] = var."""
     fan_in, fan_out = each.fans.fan_in, each.fans.fan_out
     drawn = sample_variance(each.weight)
     return InitLine(
@@ -338,7 +340,7 @@ def line_of(each: LinearMap, rule: str, var: float) -> InitLine:
 def chosen_maps(
     maps: list[LinearMap], patterns: Sequence[str] | None, left: dict[str, str]
 ) -> list[LinearMap]:
-    """The maps whose layer a pattern names; the others go to `left`.
+    """Return the maps whose layer a pattern names; the others go to `left`.
 
     Raises:
         ArgumentError: A pattern that names none.

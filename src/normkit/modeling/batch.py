@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset, IterableDataset
 
-from normkit.errors import ArgumentError, ShapeError
+from normkit.errors import ArgumentError
+from normkit.modeling.norm_types import check_num_channels
 from normkit.modeling.pytree import map_tensors, tensors_in
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "call_on",
     "check_function",
     "check_model",
-    "check_num_channels",
     "device_of",
     "inputs_of",
     "num_samples",
@@ -131,32 +130,6 @@ def _check_layer_at_fault(model: nn.Module, error: Exception) -> None:
         if isinstance(module, nn.Module) and isinstance(x, Tensor) and module in names:
             check_num_channels(names[module], module, x, cause=error)
         trace = trace.tb_next
-
-
-def check_num_channels(
-    name: str, module: nn.Module, x: Tensor, *, cause: Exception | None = None
-) -> None:
-    """Refuse an input whose channels are not those of a batch or instance norm.
-
-    Args:
-        name: Dotted name of the layer.
-        module: The layer; any but a batch or instance norm takes any input.
-        x: Its input.
-        cause: The error that this one explains.
-
-    Raises:
-        ShapeError: The number of channels differs.
-    """
-    if not isinstance(module, _NormBase):
-        return
-    required, dim = module.num_features, getattr(module, "channel_dim", 1)
-    if required and -x.dim() <= dim < x.dim() and x.shape[dim] != required:
-        raise ShapeError(
-            f"layer {name!r} ({type(module).__name__}) requires {required} channels in "
-            f"dim {dim}, got {x.shape[dim]} in its input of {tuple(x.shape)}; give "
-            "batches of the shape that the model was made for, or make the layer for "
-            f"{x.shape[dim]} channels"
-        ) from cause
 
 
 def _check_arguments(model: nn.Module, batch: Any, error: TypeError) -> None:

@@ -20,7 +20,7 @@ __all__ = ["Snapshot", "preserved", "preserved_random"]
 def preserved_random(
     model: nn.Module, *, seed: int | None = None, others: Iterable[Any] = ()
 ) -> Iterator[None]:
-    """Put every random state back after the block: torch, Python, NumPy.
+    """Restore every random state after the block: torch, Python, NumPy.
 
     Args:
         model: Its devices' generators are preserved, beside the CPU's.
@@ -93,7 +93,7 @@ class Snapshot:
         )
 
     def restore_values(self, *, but: Iterable[Tensor] = ()) -> None:
-        """Put the buffers back: the same objects under the same names, the same bytes.
+        """Restore the buffers: the same objects under the same names, the same bytes.
 
         A forward may have written into a buffer, or put another tensor in its place.
 
@@ -112,12 +112,12 @@ class Snapshot:
                     tensor.copy_(copy)
 
     def restore_modes(self) -> None:
-        """Put every `training` flag back, past any override of `train()`."""
+        """Restore every `training` flag, past any override of `train()`."""
         for module, training in self.modes:
             module.training = training
 
     def restore(self, *, but: Iterable[Tensor] = ()) -> None:
-        """Put everything back; see `restore_values` for `but`."""
+        """Restore everything; see `restore_values` for `but`."""
         try:
             self.restore_values(but=but)
         finally:
@@ -128,7 +128,7 @@ class Snapshot:
 
 @contextmanager
 def preserved(model: nn.Module, *, seed: int | None = None) -> Iterator[Snapshot]:
-    """Put modes, buffers, gradients and random states back after the block.
+    """Restore modes, buffers, gradients and random states after the block.
 
     Args:
         model: The model.

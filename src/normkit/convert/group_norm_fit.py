@@ -1,4 +1,4 @@
-"""Group norm whose outputs match those of batch norm on data.
+"""Least-squares fit of group norm to the outputs of batch norm.
 
 With z the group-normalized input and y the output of batch norm in eval mode, over all
 samples and positions of a channel,
@@ -21,11 +21,11 @@ from normkit.errors import ArgumentError
 from normkit.functional import batch_norm, group_norm
 from normkit.modeling.batch import (
     Forward,
-    check_num_channels,
     device_of,
     run_model,
     to_device,
 )
+from normkit.modeling.norm_types import check_num_channels
 from normkit.modeling.snapshot import preserved
 
 __all__ = ["Match", "fitting_groups", "match_outputs"]
@@ -33,7 +33,7 @@ __all__ = ["Match", "fitting_groups", "match_outputs"]
 
 @dataclass(frozen=True)
 class Match:
-    """The fit of one layer: weight and bias, shape `(C,)`, and how good it is."""
+    """Fit of one layer: weight and bias, shape `(C,)`, and its quality."""
 
     weight: Tensor
     bias: Tensor
@@ -41,7 +41,7 @@ class Match:
 
 
 def fitting_groups(channels: int, most: int) -> int:
-    """The largest divisor of `channels` that is not above `most`.
+    """Return the largest divisor of `channels` that is not above `most`.
 
     Example:
         >>> fitting_groups(64, 32), fitting_groups(48, 32), fitting_groups(7, 4)
@@ -94,7 +94,7 @@ def match_outputs(
 
 
 def _sums_of(module: Any, x: Tensor, num_groups: int) -> Tensor:
-    """(5, C): count, means of z and y, and the co-deviations; see `_merged`."""
+    """Return count, means of z and y, and co-deviations, shape `(6, C)`."""
     if module.running_mean is None:
         raise ArgumentError(
             f"{module} keeps no running statistics, so there is no eval mode to match; "
@@ -125,7 +125,7 @@ def _sums_of(module: Any, x: Tensor, num_groups: int) -> Tensor:
 
 
 def _merged(a: Tensor, b: Tensor) -> Tensor:
-    """Chan's merge, for two variables and their product."""
+    """Merge two sets of sums: Chan's merge for two variables and their product."""
     count = a[0] + b[0]
     share = a[0] * b[0] / count
     dz, dy = b[1] - a[1], b[2] - a[2]
