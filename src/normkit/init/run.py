@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -155,6 +155,8 @@ def initialize(
     maps, left = linear_maps(model)
     maps = chosen_maps(maps, layers, left)
     _check_sizes(maps)
+    if scheme == "xavier":
+        mode = "fan_avg"
     draw = _Draw(scheme, gain, mode, distribution, std, value, generator)
     run = partial(run_model, forward=forward or call_on)
     inputs = to_device(example_inputs, device_of(model))
@@ -247,27 +249,18 @@ def _restored_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
+@dataclass
 class _Draw:
     """Draws one linear map after the other by one scheme."""
 
-    def __init__(
-        self,
-        scheme: str,
-        gain: float,
-        mode: str,
-        distribution: str,
-        std: float,
-        value: float,
-        generator: torch.Generator | None,
-    ) -> None:
-        self.scheme = scheme
-        self.gain = gain
-        self.mode = "fan_avg" if scheme == "xavier" else mode
-        self.distribution = distribution
-        self.std = std
-        self.value = value
-        self.generator = generator
-        self.plan: Plan | None = None
+    scheme: str
+    gain: float
+    mode: str
+    distribution: str
+    std: float
+    value: float
+    generator: torch.Generator | None
+    plan: Plan | None = None
 
     def __call__(self, each: LinearMap) -> InitLine:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""One convention of batches, for every verb that runs a model.
+"""Batches: one convention for every verb that runs a model.
 
 A batch is `(inputs, targets)`. Inputs are a tensor, a tuple or list of positional
 arguments, or a mapping of named ones; a batch that is no tuple or list is all inputs.
@@ -29,7 +29,6 @@ __all__ = [
     "Forward",
     "Targets",
     "arguments_of",
-    "call_model",
     "call_on",
     "check_function",
     "check_model",
@@ -87,11 +86,6 @@ def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs,), {}
 
 
-def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call `model` on the inputs of `batch`: the `forward` that is used by default."""
-    return call_on(model, inputs_of(batch))
-
-
 def call_on(model: nn.Module, inputs: Any) -> Any:
     """Call `model` on the arguments that `inputs` stand for."""
     args, kwargs = arguments_of(inputs)
@@ -104,7 +98,7 @@ def run_model(model: nn.Module, batch: Any, forward: Forward | None = None) -> A
     Args:
         model: The model.
         batch: The batch, on the model's device.
-        forward: `forward(model, batch)`; None for `call_model`.
+        forward: `forward(model, batch)`; None to call it on the inputs of the batch.
 
     Raises:
         ArgumentError: The model does not take the inputs as arguments.
@@ -112,7 +106,7 @@ def run_model(model: nn.Module, batch: Any, forward: Forward | None = None) -> A
         Exception: Any other error of the model, as it was raised.
     """
     try:
-        return (forward or call_model)(model, batch)
+        return forward(model, batch) if forward else call_on(model, inputs_of(batch))
     except Exception as error:
         _check_layer_at_fault(model, error)
         if forward is None and isinstance(error, TypeError):
@@ -149,21 +143,21 @@ def _check_arguments(model: nn.Module, batch: Any, error: TypeError) -> None:
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"tensor{tuple(value.shape)}"
-    name = type(value).__name__
+    parts: list[str] = []
     if isinstance(value, Mapping):
-        return f"{name} of {', '.join(map(str, value))}" if value else f"empty {name}"
-    if isinstance(value, tuple | list):
-        return f"{name} of {', '.join(map(_described, value))}" if value else name
-    return name
+        parts = [str(key) for key in value]
+    elif isinstance(value, tuple | list):
+        parts = [_described(part) for part in value[:4]]
+        parts += ["…"] if len(value) > 4 else []
+    name = type(value).__name__
+    return f"{name} of {', '.join(parts)}" if parts else name
 
 
 def to_device(batch: Any, device: torch.device | None) -> Any:
     """Return `batch` with its tensors on `device`, in whatever they are packed."""
     if device is None:
         return batch
-    if not isinstance(batch, Tensor | nn.Module) and callable(
-        getattr(batch, "to", None)
-    ):
+    if callable(getattr(batch, "to", None)):
         return batch.to(device)
     return map_tensors(batch, lambda tensor: tensor.to(device))
 
