@@ -46,6 +46,7 @@ from normkit.doctor.probes.tensor_statistics import histogram_of
 from normkit.doctor.probes.updates import Updates
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
+from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
 
 __all__ = ["SERIES", "Watch", "watch"]
 
@@ -88,6 +89,7 @@ def watch(
     """
     if every < 1:
         raise ArgumentError(f"every={every} observes no step; give 1 or more")
+    optimizer = None if optimizer is None else unwrapped_optimizer(optimizer)
     if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
         raise ArgumentError(
             f"a {type(optimizer).__name__} has no step hooks; pass the "
@@ -110,8 +112,8 @@ class Watch:
         every: int,
         unit: int,
     ) -> None:
-        self.model = getattr(model, "_orig_mod", model)
-        self._is_compiled = self.model is not model or _is_compiled(model)
+        self.model = unwrapped(model)
+        self._is_compiled = is_compiled(model)
         self.optimizer = optimizer
         self.every = every
         self.unit = unit
@@ -302,7 +304,7 @@ class Watch:
         # before the first backward belongs to the same step.
         self._probes.detach()
         self._updates.called_again()
-        self._loop.saw_call(module, args, kwargs, is_grad=torch.is_grad_enabled())
+        self._loop.add_call(module, args, kwargs, is_grad=torch.is_grad_enabled())
         if not (module.training and torch.is_grad_enabled()):
             return
         if self.steps % self.every == 0:
@@ -352,10 +354,5 @@ class Watch:
                 series[key].append(found.get(key))
 
     def _after_update(self, *_: Any) -> None:
-        self._loop.saw_update()
+        self._loop.add_update()
         self._updates.after()
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    """Return True where `model.compile()` was called."""
-    return getattr(model, "_compiled_call_impl", None) is not None

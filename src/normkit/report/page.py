@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from normkit.errors import DependencyError
+from normkit.modeling.atomic_file import atomic_file
 from normkit.report.blocks import Block, Figure, Heading, Table, is_number
 from normkit.report.charts import draw, legend, summary
 
@@ -74,12 +75,8 @@ class Page:
         target = Path(path)
         text = self.to_html()
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        with atomic_file(target) as file:
+            file.write(text.encode())
         return target
 
 

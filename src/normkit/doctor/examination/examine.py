@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.forward_pass import ForwardPass
@@ -65,7 +64,7 @@ def examine(case: Case) -> Statistics:
         data=DataStatistics(batch.input, case.batch_size, case.last),
         output=output,
         world_size=_world_size(),
-        is_averaged=isinstance(case.model, AveragedModel),
+        is_averaged=case.is_averaged,
     )
 
 

@@ -25,6 +25,7 @@ from normkit.doctor.measurements import NormStatistics, Statistics
 from normkit.doctor.probes.layer_probe import constant_ends, merged
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.errors import ArgumentError
+from normkit.modeling.unwrap import unwrapped
 from normkit.moments import Moments, moments
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
@@ -341,7 +342,7 @@ def reference_of(
         ArgumentError: `reference` holds none of the layers, or of another shape.
     """
     state: Mapping[str, Any] = (
-        getattr(reference, "_orig_mod", reference).state_dict()
+        unwrapped(reference).state_dict()
         if isinstance(reference, nn.Module)
         else reference
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,18 +11,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normkit.doctor.examination.case import (
-    Case,
-    accuracy,
-    moved,
-    num_samples,
-    targets_of,
-)
+from normkit.doctor.examination.case import Case, accuracy
 from normkit.doctor.examination.forward_pass import ForwardPass
-from normkit.doctor.examination.isolation import Snapshot, preserved_random, snapshot
 from normkit.doctor.probes.probes import Probes
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import device_of, num_samples, to_device
+from normkit.modeling.snapshot import Snapshot, preserved
 
 __all__ = ["WorkingCopy", "open_working_copy"]
 
@@ -35,25 +29,21 @@ def open_working_copy(case: Case) -> Iterator[WorkingCopy]:
     A model that cannot be copied is used itself; its buffers, modes and gradients are
     restored after the block, so the block must not change anything else.
     """
-    with preserved_random(case.model, seed=case.seed):
-        try:
-            model = copy.deepcopy(case.model)
-        except Exception:  # deepcopy calls anything that a model may hold
-            model = case.model
-        before = snapshot(model)
-        try:
-            # A model in training mode is left as it is. One in eval mode gets
-            # `train()`, which a model that keeps its batch norms frozen overrides.
-            if not model.training:
-                model.train()
-            frozen = {
-                name
-                for name, module in model.named_modules()
-                if isinstance(module, _BatchNorm) and not module.training
-            }
-            yield WorkingCopy(case, model, before, frozen)
-        finally:
-            before.restore()
+    try:
+        model = copy.deepcopy(case.model)
+    except Exception:  # deepcopy calls anything that a model may hold
+        model = case.model
+    with preserved(model, seed=case.seed) as before:
+        # A model in training mode is left as it is. One in eval mode gets `train()`,
+        # which a model that keeps its batch norms frozen overrides.
+        if not model.training:
+            model.train()
+        frozen = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and not module.training
+        }
+        yield WorkingCopy(case, model, before, frozen)
 
 
 class WorkingCopy:
@@ -72,10 +62,7 @@ class WorkingCopy:
         self.model = model
         self.frozen = frozen
         self._before = before
-        self.device = next(
-            (t.device for t in itertools.chain(model.parameters(), model.buffers())),
-            torch.device("cpu"),
-        )
+        self.device = device_of(model)
 
     def use_batch_statistics(self) -> None:
         """Switch to eval mode and the original buffers, batch norms to training."""
@@ -86,7 +73,7 @@ class WorkingCopy:
 
     def use_running_statistics(self) -> None:
         """Switch to eval mode and the buffers that the model came with."""
-        self._before.restore_buffers()
+        self._before.restore_values()
         self.model.eval()
 
     def run(
@@ -132,7 +119,7 @@ class WorkingCopy:
         ]
         try:
             with torch.no_grad():
-                batch = moved(self.case.batches[0], self.device)
+                batch = to_device(self.case.batches[0], self.device)
                 output = first_tensor(self.case.forward(self.model, batch))
         finally:
             for handle in handles:
@@ -142,13 +129,13 @@ class WorkingCopy:
     def _step(
         self, result: ForwardPass, batch: Any, *, backward: bool, evaluate: bool
     ) -> None:
-        batch = moved(batch, self.device)
+        batch = to_device(batch, self.device)
         result.add_input(batch)
         output = self.case.forward(self.model, batch)
         result.samples.append(num_samples(batch))
         if not evaluate:
             return
-        targets = targets_of(batch)
+        targets = self.case.targets(batch)
         result.add_output(output, targets)
         metric = self.case.metric or accuracy
         value = metric(output, targets)

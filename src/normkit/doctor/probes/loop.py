@@ -1,4 +1,4 @@
-"""What the training loop does, by the calls of the model and of the optimizer."""
+"""The training loop, recorded by the calls of the model and of the optimizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Loop"]
 
 
 class Loop:
-    """Counts the calls, and how they follow one another."""
+    """Counts of the calls and steps, by their order."""
 
     def __init__(self) -> None:
         self.forwards = 0
@@ -29,13 +29,13 @@ class Loop:
         # Mode of the last call with gradients since the last update.
         self._called_in_training: bool | None = None
 
-    def saw_call(
+    def add_call(
         self, model: nn.Module, args: Any, kwargs: Any, *, is_grad: bool
     ) -> None:
-        """The model is called."""
+        """Record a call of the model."""
         if not is_grad:
             self._idle_calls += model.training and not _is_cumulative(model)
-            # One such call may belong to a step: a generator feeding its critic.
+            # A single such call may belong to a step: a generator that feeds its critic.
             self.idle_bursts += self._idle_calls == 2
             return
         self._idle_calls = 0
@@ -46,8 +46,8 @@ class Loop:
             self.forwards += 1
             self.samples += x.shape[0] if x is not None and x.dim() else 1
 
-    def saw_update(self) -> None:
-        """The optimizer made a step."""
+    def add_update(self) -> None:
+        """Record a step of the optimizer."""
         self.updates += 1
         if self._called_in_training is False:
             if not self.updates_in_eval:
@@ -58,7 +58,7 @@ class Loop:
     def statistics(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None
     ) -> TrainingStatistics:
-        """What was seen so far."""
+        """Return the counts so far."""
         decay, is_decoupled = _decay_on_norms(model, optimizer)
         return TrainingStatistics(
             forwards=self.forwards,
@@ -73,7 +73,7 @@ class Loop:
 
 
 def _is_cumulative(model: nn.Module) -> bool:
-    """Whether the batch norms average cumulatively, as in a calibration."""
+    """Return True where batch norms average cumulatively, as in a calibration."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     return bool(norms) and all(norm.momentum is None for norm in norms)
 
@@ -81,7 +81,7 @@ def _is_cumulative(model: nn.Module) -> bool:
 def _decay_on_norms(
     model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> tuple[float | None, bool]:
-    """The largest weight decay on parameters of normalization layers."""
+    """Return the largest weight decay on parameters of normalization layers."""
     if optimizer is None:
         return None, False
     own = {
