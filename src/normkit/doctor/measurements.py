@@ -287,6 +287,8 @@ class Statistics:
         training: The training loop; None when it was not watched.
         world_size: Ranks that train together.
         is_averaged: The weights are an average over training (SWA, EMA).
+        single_value: Name of a batch norm that cannot train because its batches have
+            one value per channel, so that nothing else was measured; None without.
     """
 
     layers: tuple[LayerStatistics, ...] = ()
@@ -299,6 +301,7 @@ class Statistics:
     training: TrainingStatistics | None = None
     world_size: int = 1
     is_averaged: bool = False
+    single_value: str | None = None
 
     def of_role(self, role: Role) -> list[LayerStatistics]:
         """Return the layers of one role, in order of execution."""

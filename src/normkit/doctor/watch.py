@@ -4,7 +4,7 @@
         train(model)
     watch.report("report.html")
 
-Between observed steps one small hook on the model runs and two that count the
+Between observed steps two small hooks on the model run and two that count the
 optimizer's steps. On an observed step every layer is probed; the measurements become
 plain numbers at the next one, with one transfer from the device. The probes draw no
 random number, write no buffer and keep no activation: the run is bitwise the run
@@ -27,6 +27,7 @@ from normkit.doctor import checks
 from normkit.doctor.finding import Finding, ranked
 from normkit.doctor.measurements import LayerStatistics, Statistics, WeightStatistics
 from normkit.doctor.pages import watch_page
+from normkit.doctor.probes.entries import Entries
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.loop import Loop
 from normkit.doctor.probes.norm_statistics import norm_statistics
@@ -64,10 +65,11 @@ def watch(
     """Record measurements of every layer while `model` trains inside a `with` block.
 
     Args:
-        model: The model that is called in the training loop.
+        model: The model, or a module whose parts are called in the training loop.
         optimizer: Its optimizer, to record how far each step moves each weight.
         every: Observe every n-th training step; a step is one call of the model in
-            training mode with gradients enabled.
+            training mode with gradients enabled, or of each of its parts where they
+            are called one by one.
         unit: The unit (feature or channel) of each layer whose input's {15, 50, 85}
             percentiles are recorded; counted from the end when negative.
 
@@ -125,6 +127,9 @@ class Watch:
         self._logged: dict[str, list[tuple[int, float]]] = {}
         self._open_step: int | None = None
         self._handles: list[Any] = []
+        self._entries = Entries(self.model, self._before_forward)
+        self._step_modules: set[nn.Module] = set()  # called in the current step
+        self._has_ended = False
         # Numbers of the last observed steps of each layer, for the checks.
         self._recent: dict[str, deque[dict[str, float]]] = {}
         self._windows = {name: Window() for name in self._probes.layers}
@@ -250,6 +255,11 @@ class Watch:
     def readings(self) -> list[Finding]:
         """Return the result of every check, `clear` and `not_judged` included."""
         self._finish_step()
+        if self._has_ended and not (self._entries.was_called or self._is_compiled):
+            raise ArgumentError(
+                f"no module of the watched {type(self.model).__name__} was called "
+                "inside the block; watch the module that the training loop calls"
+            )
         if not self._observed:
             reason = "the model was not called in training mode inside the block"
             if self._is_compiled:
@@ -283,9 +293,7 @@ class Watch:
         return write_history(self.history, writer)
 
     def _attach(self) -> None:
-        register = self.model.register_forward_pre_hook
-        hook = Hook(self._before_forward)
-        self._handles.append(register(hook, prepend=True, with_kwargs=True))
+        self._entries.attach()
         if self.optimizer is not None:
             before = Hook(lambda *_: self._updates.before())
             after = Hook(self._after_update)
@@ -294,23 +302,33 @@ class Watch:
 
     def _detach(self) -> None:
         self._probes.detach()
+        self._entries.detach()
         self._updates.close()
+        self._has_ended = True
         while self._handles:
             self._handles.pop().remove()
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        is_training = module.training and torch.is_grad_enabled()
+        if is_training and self._step_modules and module not in self._step_modules:
+            # Another part of the model is called in the same step.
+            self._step_modules.add(module)
+            if self._open_step == self.steps - 1:
+                self._probes.enter_module(module, args, kwargs)
+            return
         # The layers' hooks stay registered through backward, where activation
         # checkpointing calls the layers again. Backward is over now; a second call
         # before the first backward belongs to the same step.
         self._probes.detach()
         self._updates.called_again()
         self._loop.add_call(module, args, kwargs, is_grad=torch.is_grad_enabled())
-        if not (module.training and torch.is_grad_enabled()):
+        if not is_training:
             return
+        self._step_modules = {module}
         if self.steps % self.every == 0:
             self._finish_step()
             self._begin_step()
-            self._probes.attach_inside(args, kwargs)
+            self._probes.enter_module(module, args, kwargs)
         self.steps += 1
 
     @torch.no_grad()
@@ -354,5 +372,6 @@ class Watch:
                 series[key].append(found.get(key))
 
     def _after_update(self, *_: Any) -> None:
+        self._step_modules = set()
         self._loop.add_update()
         self._updates.after()

@@ -64,4 +64,12 @@ def run(statistics: Statistics, only: Iterable[str] | None = None) -> list[Findi
         raise ArgumentError(
             f"no check is called {', '.join(unknown)}; there are {', '.join(CHECKS)}"
         )
+    if statistics.single_value is not None:
+        reason = "training mode fails in a batch norm with one value per channel (D05)"
+        return [
+            finding
+            for id_ in ids
+            for finding in list(CHECKS[id_](statistics))
+            or [Finding(id_, CHECKS[id_].__name__, "", "not_judged", evidence=reason)]
+        ]
     return [finding for id_ in ids for finding in CHECKS[id_](statistics)]

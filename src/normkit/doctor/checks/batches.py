@@ -56,6 +56,11 @@ MIN_BATCHES = 20
 # distance: .25 and .38, D01's warnings.
 CALL_MEAN, CALL_VAR = 0.5, 1.0
 
+_LARGER = (
+    "use group norm (normkit.convert(model, to='group')), SyncBatchNorm over ranks, or "
+    "freeze the batch norms with good statistics"
+)
+
 _D05 = partial(Finding, "D05", "batch_too_small")
 _D06 = partial(Finding, "D06", "last_batch_of_one")
 _D11 = partial(Finding, "D11", "dropout_shift")
@@ -68,6 +73,16 @@ _D33 = partial(Finding, "D33", "shared_norm")
 
 def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
     """Check D05: too few values per channel in a batch for a mean and a variance."""
+    if statistics.single_value is not None:
+        yield _D05(
+            statistics.single_value,
+            "error",
+            1.0,
+            SMALL_ERROR,
+            "its batches have one value per channel, and training mode fails",
+            _LARGER,
+            {"fewest_values": 1},
+        )
     for layer, norm in statistics.norms:
         if norm.frozen or norm.in_training is None:
             continue
@@ -87,8 +102,7 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             threshold,
             f"{samples:.3g} samples per batch"
             + (f", {effective:.3g} independent values" if effective > 0 else ""),
-            "use group norm (normkit.convert(model, to='group')), SyncBatchNorm over "
-            "ranks, or freeze the batch norms with good statistics",
+            _LARGER,
             {"n_eff": effective, "fewest_values": norm.in_training.values},
         )
 

@@ -18,7 +18,7 @@ import torch
 
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.forward_pass import ForwardPass
-from normkit.doctor.examination.working_copy import open_working_copy
+from normkit.doctor.examination.working_copy import SingleValueError, open_working_copy
 from normkit.doctor.measurements import DataStatistics, Evaluation, Statistics
 from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.doctor.probes.tensor_statistics import MAX_COUNTED
@@ -27,7 +27,21 @@ __all__ = ["examine"]
 
 
 def examine(case: Case) -> Statistics:
-    """Measure everything that the checks read on the case's model."""
+    """Measure everything that the checks read on the case's model.
+
+    Where a batch norm has one value per channel and cannot be trained, only that layer
+    is reported, in `single_value`.
+    """
+    try:
+        return _examine(case)
+    except SingleValueError as error:
+        samples = case.batch_size * len(case.batches)
+        return Statistics(
+            samples=samples, batches=len(case.batches), single_value=error.layer
+        )
+
+
+def _examine(case: Case) -> Statistics:
     with open_working_copy(case) as working:
         with torch.no_grad():
             training = working.run(channels=True, evaluate=False)

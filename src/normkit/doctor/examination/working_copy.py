@@ -19,7 +19,22 @@ from normkit.errors import ArgumentError
 from normkit.modeling.batch import device_of, num_samples, to_device
 from normkit.modeling.snapshot import Snapshot, preserved
 
-__all__ = ["WorkingCopy", "open_working_copy"]
+__all__ = ["SingleValueError", "WorkingCopy", "open_working_copy"]
+
+
+class SingleValueError(ArgumentError):
+    """A batch norm in training mode whose batch has one value per channel.
+
+    Attributes:
+        layer: Dotted name of the batch norm.
+    """
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(
+            f"the batch norm {layer!r} has one value per channel in a batch, and "
+            "cannot normalize it in training mode; use batches of two or more"
+        )
+        self.layer = layer
 
 
 @contextmanager
@@ -102,9 +117,17 @@ class WorkingCopy:
             for index, batch in enumerate(self.case.batches):
                 backward = gradients and index < self.case.gradient_batches
                 with torch.set_grad_enabled(backward):
-                    self._step(result, batch, backward=backward, evaluate=evaluate)
+                    self._step(
+                        result, probes, batch, backward=backward, evaluate=evaluate
+                    )
                 result.add_probes(probes)
                 probes.reset()
+        if probes.layers and not result.seen:
+            raise ArgumentError(
+                f"no layer of this {type(self.model).__name__} ran on a batch; pass "
+                "the module that is called in training, or "
+                "forward=lambda model, batch: … that calls the model it is given"
+            )
         return result
 
     def last_softmax(self) -> str:
@@ -127,11 +150,25 @@ class WorkingCopy:
         return next((name for name, y in given.items() if y is output), "")
 
     def _step(
-        self, result: ForwardPass, batch: Any, *, backward: bool, evaluate: bool
+        self,
+        result: ForwardPass,
+        probes: Probes,
+        batch: Any,
+        *,
+        backward: bool,
+        evaluate: bool,
     ) -> None:
         batch = to_device(batch, self.device)
         result.add_input(batch)
-        output = self.case.forward(self.model, batch)
+        probes.enter()
+        try:
+            output = self.case.forward(self.model, batch)
+        except (ValueError, RuntimeError) as error:
+            for probe in reversed(probes.in_order):
+                if probe.has_single_value and probe.module.training:
+                    raise SingleValueError(probe.name) from error
+            raise
+        probes.leave(output)
         result.samples.append(num_samples(batch))
         if not evaluate:
             return

@@ -80,6 +80,12 @@ class LayerProbe:
         return type(self.module).__name__
 
     @property
+    def has_single_value(self) -> bool:
+        """True where the last call had one value per channel and gave no output."""
+        calls = self.calls
+        return bool(calls) and calls[-1].values == 1 and self.output is None
+
+    @property
     def saturated_share(self) -> Tensor | None:
         """Share of input values where the slope is below 5 % of its maximum."""
         if self.saturated is None or self.input is None:

@@ -35,7 +35,7 @@ class Loop:
         """Record a call of the model."""
         if not is_grad:
             self._idle_calls += model.training and not _is_cumulative(model)
-            # A single such call may belong to a step: a generator that feeds its critic.
+            # A single such call may belong to a step: a generator feeds its critic.
             self.idle_bursts += self._idle_calls == 2
             return
         self._idle_calls = 0

@@ -52,7 +52,7 @@ class Probes:
     """The probes of one model, active inside `attached()`.
 
     Args:
-        model: The model; only layers that are called through it are measured.
+        model: The model; its layers are measured between `enter` and `leave`.
         channels: Measure the inputs of batch norms channel by channel.
         gradients: Measure gradients with respect to outputs.
         unit: The unit whose input's percentiles are measured; None for none.
@@ -80,8 +80,8 @@ class Probes:
             for name, module in model.named_modules()
             if (role := role_of(module)) != "other"
         }
-        # Forward statistics count only inside the model's own call: activation
-        # checkpointing runs layers a second time, in backward.
+        # Forward statistics count only inside a forward: activation checkpointing runs
+        # layers a second time, in backward.
         self.inside = False
         self._unit_dim = -1
         self._calls = 0
@@ -90,17 +90,10 @@ class Probes:
         self._handles: list[tuple[Any, Hook]] = []
 
     def attach(self) -> None:
-        """Register all hooks except the one that calls `enter`.
-
-        Call `detach` in a `finally`.
-        """
+        """Register the hooks of all layers; call `detach` in a `finally`."""
         for probe in self.layers.values():
             for attached in self._attach_layer(probe):
                 self._handles.append(attached)
-        # After the hooks of the layers, for the model may be one layer itself.
-        leave = Hook(lambda module, args, output: self.leave(output))
-        register = self.model.register_forward_hook
-        self._handles.append((register(leave, always_call=True), leave))
 
     def _attach_layer(self, probe: LayerProbe) -> Iterator[tuple[Any, Hook]]:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -124,9 +117,6 @@ class Probes:
     @contextmanager
     def attached(self) -> Iterator[Probes]:
         """Register the hooks for the block, and remove them after it or on an error."""
-        enter = Hook(lambda *_: self.enter())
-        register = self.model.register_forward_pre_hook
-        self._handles.append((register(enter, prepend=True), enter))
         try:
             self.attach()
             yield self
@@ -145,20 +135,30 @@ class Probes:
         return sorted(called, key=lambda p: p.order or 0)
 
     def enter(self) -> None:
-        """Begin to measure: the model's own forward starts."""
+        """Begin to measure: a forward starts."""
         self.inside = True
         self._unit_dim = -1
 
-    def attach_inside(self, args: Any, kwargs: Any) -> None:
-        """Attach from inside a forward pre-hook of the model."""
-        self.attach()
+    def enter_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Measure the current call of `module`, from inside its forward pre-hook.
+
+        Hooks of the layers are registered where there are none.
+        """
+        is_attached = bool(self._handles)
+        if not is_attached:
+            self.attach()
+        # After the hooks of the layers, because the module may be a layer itself.
+        leave = Hook(lambda module, args, output: self.leave(output))
+        handle = module.register_forward_hook(leave, always_call=True)
+        self._handles.append((handle, leave))
         self.enter()
-        if "" in self.layers:
-            # The model is one layer, and its new hook does not run in this call.
-            self._before(self.layers[""], args, kwargs)
+        for probe in self.layers.values():
+            # The new hook of a module that is one layer does not run in this call.
+            if probe.module is module and not is_attached:
+                self._before(probe, args, kwargs)
 
     def leave(self, output: Any) -> None:
-        """Stop measuring: the model's own forward gave `output`, None on an error."""
+        """Stop measuring: the forward gave `output`, None on an error."""
         self.inside = False
         last, result = self._last, first_tensor(output)
         if last is not None and result is not None:
