@@ -48,6 +48,7 @@ from normkit.doctor.finding import plain
 from normkit.doctor.measurements import Statistics
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
+from normkit.results import Result
 
 __all__ = ["GapExplanation", "GapPart", "explain_case", "explain_gap"]
 
@@ -84,8 +85,8 @@ class GapPart:
         return self.value - 2 * self.error, self.value + 2 * self.error
 
 
-@dataclass(frozen=True)
-class GapExplanation:
+@dataclass(frozen=True, repr=False)
+class GapExplanation(Result):
     """The train/eval gap, and its parts by cause and layer.
 
     Attributes:
@@ -147,6 +148,14 @@ class GapExplanation:
             lines.append("not measured, and so included in the parts above:")
             lines += [f"  {name} (needs {why})" for name, why in self.absent.items()]
         return "\n".join(lines)
+
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one row per cause and layer, for tables in notebooks."""
+        return [
+            {"kind": kind, "name": p.name, "part": p.value, "±": 2 * p.error}
+            for kind, parts in (("cause", self.causes), ("layer", self.layers))
+            for p in parts
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers as plain data."""

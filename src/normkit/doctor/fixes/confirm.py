@@ -28,6 +28,7 @@ from normkit.doctor.fixes.repairs import (
     torch_momentum,
 )
 from normkit.doctor.measurements import Evaluation, Statistics
+from normkit.results import Result
 
 __all__ = ["Confirmation", "confirm", "repairable"]
 
@@ -42,8 +43,8 @@ _OF_STATISTICS = {
 Check = Callable[[Statistics], Iterable[Finding]]
 
 
-@dataclass(frozen=True)
-class Confirmation:
+@dataclass(frozen=True, repr=False)
+class Confirmation(Result):
     """The effect of one repair on eval mode, on a copy.
 
     Attributes:
