@@ -14,10 +14,10 @@ from normkit.functional.arguments import (
     check_floating,
     check_trailing,
 )
-from normkit.functional.aten import AtenLayerNorm, aten_layer_norm
+from normkit.functional.aten import AtenCall, Saved
 from normkit.functional.autograd import run
 from normkit.functional.engine import execute
-from normkit.functional.signature import find, remember, signature
+from normkit.functional.signature import find, signature
 from normkit.kernels.spec import Spec
 
 __all__ = ["group_norm", "layer_norm", "rms_norm"]
@@ -62,7 +62,7 @@ def layer_norm(
     )
     call = find(key)
     if call is not None:
-        if type(call) is AtenLayerNorm:
+        if type(call) is AtenCall:
             return call.run(input, weight, bias)
         return run(call, input, weight, bias, None, mask)
     tensors = (input, weight, bias, mask)
@@ -77,12 +77,12 @@ def layer_norm(
     sizes = tuple(normalized_shape)
     check_trailing(input, sizes, "layer_norm", weight=weight, bias=bias)
     spec = _trailing(input, sizes, eps, centered=True)
-    y = execute(spec, input, weight, bias, None, mask, key=key)
-    if mask is None:
-        tried = aten_layer_norm(find(key), input, weight, bias, sizes, eps)
-        if tried is not None:
-            remember(key, tried)
-    return y
+
+    def operator(x: Tensor, w: Tensor | None, b: Tensor | None) -> Saved:
+        return torch.native_layer_norm(x, sizes, w, b, eps)
+
+    aten = None if mask is not None else operator
+    return execute(spec, input, weight, bias, None, mask, key=key, aten=aten)
 
 
 def rms_norm(
@@ -177,6 +177,8 @@ def group_norm(
     key = signature(("group_norm", num_groups, eps), input, weight, bias, None, mask)
     call = find(key)
     if call is not None:
+        if type(call) is AtenCall:
+            return call.run(input, weight, bias)
         return run(call, input, weight, bias, None, mask)
     tensors = (input, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
@@ -223,7 +225,13 @@ def group_norm(
         shape=(input.shape[0], *grouped, *positions),
         vector=(1, *grouped, *(1 for _ in positions)),
     )
-    return execute(spec, input, weight, bias, None, mask, key=key)
+    sizes = (input.shape[0], channels, positions.numel(), num_groups)
+
+    def operator(x: Tensor, w: Tensor | None, b: Tensor | None) -> Saved:
+        return torch.native_group_norm(x, w, b, *sizes, eps)
+
+    aten = None if mask is not None else operator
+    return execute(spec, input, weight, bias, None, mask, key=key, aten=aten)
 
 
 def _trailing(x: Tensor, sizes: tuple[int, ...], eps: float, *, centered: bool) -> Spec:
