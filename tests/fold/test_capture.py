@@ -12,8 +12,8 @@ import normkit
 from fold.randomised import check, randomised
 from fold.test_traps import IMAGE, Net, conv, normal
 from normkit.fold.capture import capture
-from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.op_names import op_name
+from normkit.modeling.pytree import map_tensors, tensors_in
 
 
 @dataclass

@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from normkit.fold.graph import Graph, Slot, Value
 from normkit.fold.lowering import TorchCall, as_batch_norm, lower, one_by_one
-from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.nodes import Move, Node, Opaque, Stored
 from normkit.fold.op_names import METADATA, RANDOM, op_name
 from normkit.fold.trace import ModuleCall, Trace
+from normkit.modeling.pytree import map_tensors, tensors_in
 
 __all__ = ["capture"]
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from normkit.fold.capture import capture
 from normkit.fold.gauge import Gauge
-from normkit.fold.nest import map_tensors, tensors_in
+from normkit.modeling.pytree import map_tensors, tensors_in
 
 __all__ = [
     "MOST_SAMPLES",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from normkit.fold.graph import Slot, Value
-from normkit.fold.nest import tensors_in
 from normkit.fold.nodes import Node, Opaque
+from normkit.modeling.pytree import tensors_in
 
 __all__ = ["Rule", "TorchCall", "is_held", "lower", "lowers", "values_in"]
 
