@@ -1681,7 +1681,7 @@ def sums_are_made_again_without_what_was_added(patch: pytest.MonkeyPatch) -> Non
     "test_of_a_chain_of_sums_every_second_output_goes_with_the_same_bits"
 )
 def sums_are_made_again_from_sums_made_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("normkit.functional.autograd.is_remembered_sum", lambda y: False)
+    patch.setattr("normkit.functional.autograd.is_recomputable_sum", lambda y: False)
 
 
 @fault(
@@ -1821,7 +1821,7 @@ def a_deferral_takes_the_weights_of_later(patch: pytest.MonkeyPatch) -> None:
     "test_a_recomputable_output_has_its_gradient_everywhere"
 )
 def a_recomputable_output_is_no_node_of_autograd(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional.recomputable import Recomputable
+    from normkit.functional.memory.recomputable import Recomputable
 
     def broken(y: Any) -> Any:
         wrapped: Any = y.detach().as_subclass(Recomputable)
