@@ -1,4 +1,4 @@
-"""An output of one layer that whoever saves it computes again from the layer's input.
+"""An output of a layer that is computed again from the layer's input.
 
 `less_memory()` is a block around a forward. A layer with `memory=` has no such block:
 what saves its output for the backward is the next layer, which runs later. So the
@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from normkit.functional.memory import less_memory
+from normkit.functional.memory.less_memory import less_memory
 
 __all__ = ["Recomputable"]
 
 
 class Recomputable(Tensor):
-    """A view of a tensor for which there is a recipe, see `memory.remember`."""
+    """View of a tensor for which there is a recipe, see `recipes`."""
 
     plain: Tensor
     """The tensor itself."""
