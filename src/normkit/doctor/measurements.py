@@ -82,12 +82,17 @@ class NormStatistics:
 
     @property
     def is_new(self) -> bool:
-        """True where nothing suggests that the layer was ever trained."""
+        """True where nothing suggests that the layer was ever trained.
+
+        A scale of 0 is the start of a residual branch. torch counts a batch before it
+        fails on it.
+        """
+        weight, bias = self.weight, self.bias
         return (
-            not self.tracked
+            (self.tracked or 0) <= 1
             and self.has_default_buffers
-            and (self.weight is None or bool((self.weight == 1).all()))
-            and (self.bias is None or bool((self.bias == 0).all()))
+            and (weight is None or bool((weight == 1).all() or (weight == 0).all()))
+            and (bias is None or bool((bias == 0).all()))
         )
 
 

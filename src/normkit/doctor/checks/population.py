@@ -282,7 +282,7 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             reason = "the layer is new and has counted no batch yet"
             yield _D03(layer.name, "not_judged", evidence=reason)
             continue
-        if norm.tracked is None:
+        if norm.tracked is None or not (norm.tracked or norm.has_default_buffers):
             reason = "the layer does not count its batches (num_batches_tracked)"
             yield _D03(layer.name, "not_judged", evidence=reason)
             continue
