@@ -34,8 +34,10 @@ _FORK = multiprocessing.get_context("fork")
 def measure(name: str, negative: float = 0.03) -> dict[str, Any]:
     """Fold the model `name` and compare it in float64 on an input of our own."""
     from normkit.fold import fold
+    from normkit.fold.equivalence import difference
     from normkit.fold.nest import map_tensors
-    from normkit.fold.proof import InFloat64, difference, same_draws, to_float64, widen
+    from normkit.fold.torch.float64 import InFloat64, to_float64, widen
+    from normkit.fold.torch.harness import same_draws
 
     chosen = case(name)
     record: dict[str, Any] = {"name": name}
