@@ -1,4 +1,4 @@
-"""How far two results are from each other, and two tensors from a gauge.
+"""Distance of two results, and of two tensors from a gauge.
 
 In float64 a right fold differs by 1e-16 to 1e-9 and a wrong one by 1e-3 and more, so
 one threshold between them decides. In float32 rounding alone can reach 1e-2.
@@ -16,15 +16,15 @@ from torch import Tensor
 from normkit.fold.ir.gauge import Gauge
 from normkit.fold.nest import tensors_in
 
-__all__ = ["MAX_SAMPLES", "TOLERANCE", "difference", "gap_under", "sampled"]
+__all__ = ["TOLERANCE", "difference", "gap_under", "sampled"]
 
 TOLERANCE = 1e-7
 # Number of elements of a module's output that are compared.
-MAX_SAMPLES = 4096
+_MAX_SAMPLES = 4096
 
 
 def difference(expected: Any, found: Any) -> float:
-    """The largest difference of two results, relative to the largest value.
+    """Return the largest difference of two results, relative to the largest value.
 
     inf where their structure, shapes, integers or non-finite places differ.
 
@@ -58,13 +58,13 @@ def difference(expected: Any, found: Any) -> float:
 def gap_under(
     gauge: Gauge, shape: tuple[int, ...], true: Tensor, stored: Tensor
 ) -> float:
-    """How far samples `stored` and `true` are from the relation `gauge` says.
+    """Return how far the samples `stored` and `true` deviate from `gauge`.
 
     Args:
         gauge: The relation of two tensors of `shape`.
         shape: Their shape.
-        true: A sample from the original tensor.
-        stored: The same places of the folded one.
+        true: A sample of the original tensor.
+        stored: The same elements of the folded one.
     """
     at = _coordinates(shape)
 
@@ -82,7 +82,7 @@ def gap_under(
         affine = gauge.to_true
         stored = along(affine.scale) * stored + along(affine.shift)
     else:
-        return 0.0  # No such relation; what comes after is compared.
+        return 0.0  # No such relation; values after it are compared.
     return difference(true, stored)
 
 
@@ -92,7 +92,7 @@ def _coordinates(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 
 def sampled(result: Any) -> Tensor | None:
-    """Up to 4096 elements of a float tensor, the same places every time; else None."""
+    """Return 4096 elements of a float tensor or fewer, always the same; else None."""
     if not isinstance(result, Tensor) or not result.is_floating_point():
         return None
     if result.dim() == 0:
@@ -102,9 +102,9 @@ def sampled(result: Any) -> Tensor | None:
 
 @functools.lru_cache(maxsize=256)
 def _places(shape: tuple[int, ...]) -> Tensor:
-    """Up to 4096 places of a tensor of `shape`, the same ones every time."""
+    """Return 4096 flat indices into a tensor of `shape` or fewer, always the same."""
     count = math.prod(shape)
-    if count <= MAX_SAMPLES:
+    if count <= _MAX_SAMPLES:
         return torch.arange(count)
     draw = torch.Generator().manual_seed(count)
-    return torch.randint(count, (MAX_SAMPLES,), generator=draw)
+    return torch.randint(count, (_MAX_SAMPLES,), generator=draw)

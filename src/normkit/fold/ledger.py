@@ -62,6 +62,8 @@ class FoldLedger:
             and of the folded model, both in float64 on two inputs, relative to the
             largest output (1 if that is smaller).
         proof: How that was measured.
+        not_covered: What the measurement cannot tell.
+        notice: What stands in the way of all folds, and what to do; printed first.
 
     Example:
         >>> gone = FoldEntry("bn1", "BatchNorm2d", True, how="into 'conv1' before it")
@@ -74,6 +76,8 @@ class FoldLedger:
     entries: tuple[FoldEntry, ...]
     max_difference: float
     proof: str = ""
+    not_covered: str = ""
+    notice: str = ""
 
     @property
     def folded(self) -> tuple[FoldEntry, ...]:
@@ -109,11 +113,13 @@ class FoldLedger:
             f"{self.parameters_saved:,} stored numbers and "
             f"{self.multiplications_saved:,} multiplications saved"
         )
-        lines = [head]
+        lines = [self.notice, head] if self.notice else [head]
         if self.proof:
             lines.append(
                 f"largest output difference {self.max_difference:.1e} ({self.proof})"
             )
+        if self.not_covered and self.folded:
+            lines.append(f"not covered: {self.not_covered}")
         width = max(len(entry.name) for entry in self.entries)
         for entry in self.entries:
             if entry.folded:
@@ -137,6 +143,8 @@ class FoldLedger:
                 "left": len(self.left),
                 "max_difference": self.max_difference,
                 "proof": self.proof,
+                "not_covered": self.not_covered,
+                "notice": self.notice,
                 "parameters_saved": self.parameters_saved,
                 "multiplications_saved": self.multiplications_saved,
                 "entries": [asdict(entry) for entry in self.entries],

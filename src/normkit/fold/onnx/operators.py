@@ -8,9 +8,22 @@ from typing import Any
 import torch
 
 from normkit.fold.algebra import LINEAR, MATMUL
-from normkit.fold.ir import build
+from normkit.fold.ir.convolution import (
+    Weights,
+    convolution,
+    transposed_convolution,
+)
 from normkit.fold.ir.graph import Node
-from normkit.fold.ir.nodes import Add, Gate, Move, NormAffine, Opaque, Scale
+from normkit.fold.ir.nodes import (
+    Add,
+    BatchNorm,
+    Gate,
+    Linear,
+    Move,
+    NormAffine,
+    Opaque,
+    Scale,
+)
 from normkit.fold.ir.nodes.commuting import COUNTS_PADDING, Commuting
 from normkit.fold.ir.nodes.matmul import matmul
 from normkit.fold.onnx.reading import DEFAULTS, Lowering, Operator
@@ -29,23 +42,27 @@ def _lowers(names: str) -> Any:
     return register
 
 
-def _weights(op: Operator) -> build.Weights | None:
+def _weights(op: Operator) -> Weights | None:
     """Return inputs 1 and 2, if they are the same in every run."""
     if not op.is_fixed(1) or (op.has(2) and not op.is_fixed(2)):
         return None
+    weight, bias, slot = op.held(1, name="weight"), None, None
     if op.has(2):
-        return build.Weights(op.held(1, name="weight"), op.held(2, name="bias"))
-    return build.Weights(op.held(1, name="weight"), None, op.slot(2, "bias"))
+        bias = op.held(2, name="bias")
+    else:
+        slot = op.slot(2, "bias")
+    return Weights(weight=weight, bias=bias, bias_slot=slot)
 
 
 @_lowers("Conv")
-def _convolution(op: Operator) -> Node | None:
+def _conv(op: Operator) -> Node | None:
     weights = _weights(op)
     if weights is None:
         return None
-    rank = len(weights.kernel)
+    kernel = weights["weight"].shape[2:]
+    rank = len(kernel)
     dilation = op.attribute("dilations", (1,) * rank)
-    return build.convolution(
+    return convolution(
         op.label,
         op.value(0),
         weights,
@@ -53,7 +70,7 @@ def _convolution(op: Operator) -> Node | None:
         groups=op.attribute("group", 1),
         stride=op.attribute("strides", (1,) * rank),
         dilation=dilation,
-        padding=_padding(op, weights.kernel, dilation),
+        padding=_padding(op, kernel, dilation),
     )
 
 
@@ -77,7 +94,7 @@ def _transposed_convolution(op: Operator) -> Node | None:
     if weights is None:
         return None
     groups = op.attribute("group", 1)
-    return build.transposed_convolution(
+    return transposed_convolution(
         op.label, op.value(0), weights, groups=groups, is_pointwise=False
     )
 
@@ -95,12 +112,15 @@ def _gemm(op: Operator) -> Node | None:
         bias = op.held(2, name="bias", vector=columns)
     else:
         return None  # A matrix, or a column: no map per column.
-    return build.linear(
+    return Linear(
         op.label,
-        op.value(0),
-        build.Weights(weight, bias, slot),
-        LINEAR if op.attribute("transB", 0) else MATMUL,
-        dims=(0 if op.attribute("transA", 0) else 1, 1),
+        [op.value(0)],
+        weight=weight,
+        bias=bias,
+        bias_slot=slot,
+        layout=LINEAR if op.attribute("transB", 0) else MATMUL,
+        input_dim=0 if op.attribute("transA", 0) else 1,
+        output_dim=1,
         alpha=op.attribute("alpha", 1.0),
         beta=beta,
     )
@@ -112,11 +132,13 @@ def _matmul(op: Operator) -> Node | None:
     if min(len(left), len(right)) < 2:
         return None
     if op.is_fixed(1) and not op.is_fixed(0) and len(right) == 2:
-        weights = build.Weights(op.held(1, name="weight"))
-        return build.linear(op.label, op.value(0), weights, MATMUL)
+        weight = op.held(1, name="weight")
+        return Linear(op.label, [op.value(0)], weight=weight, layout=MATMUL)
     if op.is_fixed(0) and not op.is_fixed(1) and len(left) == 2:
-        weights = build.Weights(op.held(0, name="weight"))
-        return build.linear(op.label, op.value(1), weights, LINEAR, dims=(-2, -2))
+        weight = op.held(0, name="weight")
+        node = Linear(op.label, [op.value(1)], weight=weight, layout=LINEAR)
+        node.input_dim = node.output_dim = -2
+        return node
     if op.is_fixed(0) or op.is_fixed(1):
         return None
     return matmul(op.label, op.value(0), op.value(1))
@@ -144,14 +166,14 @@ def _batch_norm(op: Operator) -> Node | None:
         for i, name in enumerate(("weight", "bias", "mean", "var"), 1)
     ]
     weight, bias, mean, var = parts
-    node = build.batch_norm(
+    node = BatchNorm(
         op.label,
-        x,
+        [x],
         mean=mean,
         var=var,
         weight=weight,
         bias=bias,
-        eps=op.attribute("epsilon", 1e-5),
+        eps=float(op.attribute("epsilon", 1e-5)),
         locked=locked,
     )
     if node.locked:

@@ -76,8 +76,9 @@ class Planner:
     def validate(self, norm: Norm, solution: Solution) -> None:
         """Raise `Refusal` if the algebra permits `solution` and the model does not."""
 
-    def prepare(self, plan: Plan) -> None:
-        """Prepare to check parts of `plan`, the first one found."""
+    def prepare(self, plan: Plan) -> str:
+        """Prepare to check parts of `plan`; return why nothing can be proven, or ""."""
+        return ""
 
     def check(self, plan: Plan) -> tuple[str, str]:
         """Return (the wrong batch norm if it is known, the error if there is one)."""
@@ -117,8 +118,11 @@ class Planner:
         """Return the folds that remain when every rejected one is left out."""
         allowed = [norm.path for norm in self.norms]
         plan = self.plan(set(allowed))
-        self.prepare(plan)
-        undone: dict[str, str] = {}
+        unproven = self.prepare(plan)
+        undone = dict.fromkeys(plan.solutions, unproven) if unproven else {}
+        if undone:
+            plan = self.plan(set())
+            plan.reasons |= undone
         while plan.solutions:
             culprit, why = self.check(plan)
             if not why:

@@ -1,14 +1,14 @@
-"""Who feeds whom: a network as it runs, read by watching one forward pass.
+"""Trace one forward of a torch model: which operation reads which tensor.
 
-Every torch function that the model calls passes through a `TorchFunctionMode`, and
-what slips under it (scripted modules, custom autograd functions) is caught by a
-`TorchDispatchMode` one floor below. Tensors are known by identity and version,
-parameters by the module attribute that holds them, modules by hooks. So any module
-that runs can be read: subclasses, functional calls, control flow, odd containers.
+Every torch function that the model calls passes through a `TorchFunctionMode`;
+operations below it (scripted modules, custom autograd functions) pass through a
+`TorchDispatchMode`. Tensors are identified by object and version, parameters by the
+module attribute that holds them, module calls by hooks. So any module that runs can be
+traced: subclasses, functional calls, control flow, unusual containers.
 
-What cannot be seen is the branch not taken. The trace notes each place where the code
-looked at the values of a tensor (`if x.sum() > 0`), and `modules` believes the rest
-of such a forward less.
+A trace does not contain the branch not taken. It marks each module call whose code
+read the values of a tensor (`if x.sum() > 0`) or made a tensor whose size depends on
+values (`x[x > 0]`, `nonzero`), and `module` refuses to fold around such a call.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ from normkit.fold.ir.graph import Graph, Node, Slot, Value
 from normkit.fold.ir.nodes import Move, Opaque, Parameter
 from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.torch.lowering import TorchCall, lower, unfused
-from normkit.fold.torch.op_names import METADATA, RANDOM, op_name
+from normkit.fold.torch.op_names import METADATA, RANDOM, SIZES, op_name
 from normkit.fold.torch.trace import ModuleCall, Trace
 
 __all__ = ["capture"]
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    """Run `model` once without gradients and read what it does.
+    """Run `model` once without gradients and return its trace.
 
-    The model's hooks, parameters and flags are as before afterwards; what its forward
-    itself changes (the running statistics of a layer in training mode) is changed.
+    The model's hooks, parameters and flags are as before afterwards. What its forward
+    itself changes, such as the running statistics of a layer in training mode, stays
+    changed.
 
     Args:
         model: Any module that runs.
-        args: What to call it with.
-        kwargs: What to call it with, by name.
+        args: Its positional arguments.
+        kwargs: Its named arguments.
     """
     reader = _Reader(model)
     with torch.no_grad():
-        reader.welcome((args, kwargs))
+        reader.register_inputs((args, kwargs))
         with reader.watching(), _Underneath(reader), reader:
             result = model(*args, **kwargs)
-        reader.part_with(result)
+        reader.register_outputs(result)
     return Trace(reader.graph, reader.root, reader.call_of, reader.slots, result)
 
 
 class _Reader(TorchFunctionMode):
-    """Turns each torch call into a node while it is active."""
+    """Turn each torch call into a node while it is active."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -72,6 +73,8 @@ class _Reader(TorchFunctionMode):
         self.held: dict[tuple[nn.Module, str], Value] = {}
         self.seen: dict[int, tuple[weakref.ref[Tensor], Value, int]] = {}
         self.groups = 0
+        self.sized_by_values: set[Value] = set()
+        self.made_by_values = False
         for path, module in model.named_modules():
             self.paths[module] = path
             for name, tensor in _stored_tensors(module):
@@ -82,8 +85,8 @@ class _Reader(TorchFunctionMode):
     # Modules ---------------------------------------------------------------
 
     @contextlib.contextmanager
-    def looking_away(self) -> Iterator[None]:
-        """What is computed within is the reader's own, and no part of the network."""
+    def paused(self) -> Iterator[None]:
+        """Record nothing inside it: the computation is the reader's own."""
         self.depth += 1
         try:
             yield
@@ -92,7 +95,7 @@ class _Reader(TorchFunctionMode):
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Follow the calls of modules by hooks, which are removed at the end."""
+        """Record the calls of modules by hooks, which are removed at the end."""
         handles = []
         try:
             for module in self.paths:
@@ -117,7 +120,7 @@ class _Reader(TorchFunctionMode):
                 handle.remove()
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        with self.looking_away():
+        with self.paused():
             self._begin(module, args, kwargs)
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -132,20 +135,20 @@ class _Reader(TorchFunctionMode):
     def _leave(
         self, module: nn.Module, result: Any, is_seen: bool, is_seen_before: bool
     ) -> None:
-        with self.looking_away():
+        with self.paused():
             self._end(module, result, is_seen, is_seen_before)
 
     def _end(
         self, module: nn.Module, result: Any, is_seen: bool, is_seen_before: bool
     ) -> None:
-        # After a model swallowed an exception the calls above it never returned.
+        # After an exception that the model caught, the calls above never returned.
         while self.call.module is not module and self.call.parent is not None:
             self.call = self.call.parent
         call = self.call
         call.outputs = [self.read(t) for t in tensors_in(result)]
         for values, seen in ((call.outputs, is_seen), (call.inputs, is_seen_before)):
             for value in values if seen else ():
-                value.pinned = f"is seen by a hook of '{call.path}'"
+                value.pinned = f"is read by a hook of '{call.path}'"
         self._join_decomposed(call)
         if call.parent is not None:
             self.call = call.parent
@@ -171,15 +174,15 @@ class _Reader(TorchFunctionMode):
 
     # Tensors ---------------------------------------------------------------
 
-    def welcome(self, nest: Any) -> None:
-        """The tensors that come from outside."""
+    def register_inputs(self, nest: Any) -> None:
+        """Register the tensors of the arguments."""
         for tensor in tensors_in(nest):
             value = self._register(tensor, Value(tuple(tensor.shape)))
-            value.pinned = "is given from outside"
+            value.pinned = "is an argument of the model"
             self.graph.inputs.append(value)
 
-    def part_with(self, nest: Any) -> None:
-        """The tensors that leave: returned, or left behind on a module."""
+    def register_outputs(self, nest: Any) -> None:
+        """Pin the tensors that are returned or kept as attributes of a module."""
         for tensor in tensors_in(nest):
             value = self.read(tensor)
             value.pinned = value.pinned or "is returned by the model"
@@ -196,7 +199,7 @@ class _Reader(TorchFunctionMode):
                         value.pinned = f"is kept by '{path}' as {name}"
 
     def read(self, tensor: Tensor) -> Value:
-        """The value that `tensor` is now."""
+        """Return the value of `tensor` in its present version."""
         known = self.seen.get(id(tensor))
         if known is not None and known[0]() is tensor:
             _, value, version = known
@@ -227,7 +230,7 @@ class _Reader(TorchFunctionMode):
         if own:
             return own[0]
         if len(holders) > 1:
-            # Which of the names this code used cannot be told.
+            # It is unknown which of the names this code used.
             for holder in holders:
                 self.slots[holder].locked = "is shared with another module"
         return holders[0]
@@ -243,10 +246,12 @@ class _Reader(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run one torch function and note what it read and made."""
+        """Run one torch function and record its inputs and outputs."""
         kwargs = kwargs or {}
         name = op_name(func)
         if self.depth or name in METADATA:
+            if name in SIZES and args and id(args[0]) in self.seen:
+                self._check_size(self.seen[id(args[0])][1])
             return func(*args, **kwargs)
         parts = unfused(func, args, kwargs)
         if parts is not None:
@@ -257,9 +262,10 @@ class _Reader(TorchFunctionMode):
             return result
         tensors = list(tensors_in((args, kwargs)))
         versions = [tensor._version for tensor in tensors]
-        with self.looking_away():
+        with self.paused():
             values = [self.read(tensor) for tensor in tensors]
             template = map_tensors((args, kwargs), self.read)
+            self.made_by_values = _sized_by_values(func, args)
             result = func(*args, **kwargs)
             written = [
                 tensor
@@ -282,12 +288,16 @@ class _Reader(TorchFunctionMode):
         made = list(tensors_in(result))
         if not made and not written:
             if tensors and not isinstance(result, torch.Size):
-                # Values went to Python, where anything may be done with them.
-                self.call.looked_at_values |= not all(v.is_fixed for v in values)
+                # Values went to Python, where the code may branch on them.
+                if not all(v.is_fixed for v in values):
+                    self.call.branches_on = "values of tensors"
                 self._append(Opaque(self._label(name), values))
             return
         made += [t for t in written if all(t is not other for other in made)]
         fixed = all(v.is_fixed for v in values) and name not in RANDOM
+        has_size_of_values = not fixed and (
+            self.made_by_values or any(v in self.sized_by_values for v in values)
+        )
         outputs = []
         for tensor in made:
             value = Value(tuple(tensor.shape))
@@ -295,6 +305,10 @@ class _Reader(TorchFunctionMode):
                 if _share_memory(tensor, other):
                     value.alias_group = other_value.alias_group
             outputs.append(self._register(tensor, value))
+        if has_size_of_values and made:
+            self.sized_by_values.update(outputs)
+            if self.made_by_values:
+                self._check_size(outputs[0])
         call = TorchCall(
             func,
             name,
@@ -329,6 +343,11 @@ class _Reader(TorchFunctionMode):
             self.graph.writes.append((len(self.graph.nodes), group))
         self._append(node)
 
+    def _check_size(self, value: Value) -> None:
+        """Mark the running call if the size of `value` depends on values."""
+        if value in self.sized_by_values:
+            self.call.branches_on = "sizes that depend on values of tensors"
+
     def _append(self, node: Node) -> None:
         node.position = len(self.graph.nodes)
         self.graph.nodes.append(node)
@@ -357,7 +376,7 @@ class _Reader(TorchFunctionMode):
 
 
 class _Underneath(TorchDispatchMode):
-    """Brings to the reader what no torch function announced."""
+    """Pass operations to the reader that no torch function announced."""
 
     def __init__(self, reader: _Reader) -> None:
         super().__init__()
@@ -367,12 +386,25 @@ class _Underneath(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if self.reader.depth:
+            self.reader.made_by_values |= _sized_by_values(func, args)
             return func(*args, **(kwargs or {}))
         return self.reader.__torch_function__(func, types, args, kwargs)
 
 
 # A module without children that calls one of these is known by its path alone.
 _NAMED_BY_PATH = ("conv", "linear", "batch_norm", "layer_norm", "group_norm", "embed")
+
+
+def _sized_by_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Return True for an operator such as nonzero, or an index by a mask."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    indices = args[1] if len(args) > 1 else None
+    return not isinstance(indices, list | tuple) or any(
+        t is not None and t.dtype in (torch.bool, torch.uint8) for t in indices
+    )
 
 
 def _stored_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

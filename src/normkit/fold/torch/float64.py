@@ -11,13 +11,13 @@ from torch.overrides import TorchFunctionMode
 
 from normkit.fold.nest import map_tensors, tensors_in
 
-__all__ = ["InFloat64", "to_float64", "widen"]
+__all__ = ["REDUCED", "InFloat64", "to_float64", "widen"]
 
-_REDUCED = (torch.float32, torch.float16, torch.bfloat16)
+REDUCED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class InFloat64(TorchFunctionMode):
-    """Within it, code that asks for a shorter float gets float64."""
+    """Give float64 to code that asks for a shorter float."""
 
     def __enter__(self) -> InFloat64:
         """Make float64 the default dtype too."""
@@ -44,7 +44,7 @@ class InFloat64(TorchFunctionMode):
 
 def _widened(nest: Any) -> Any:
     if isinstance(nest, torch.dtype):
-        return torch.float64 if nest in _REDUCED else nest
+        return torch.float64 if nest in REDUCED else nest
     if type(nest) is tuple:
         return tuple(_widened(part) for part in nest)
     if type(nest) is dict:
@@ -53,21 +53,22 @@ def _widened(nest: Any) -> Any:
 
 
 def to_float64(model: nn.Module) -> nn.Module:
-    """`model` itself with every float tensor it holds in float64.
+    """Convert every float tensor of `model` in place, plain attributes included.
 
-    Also those that are plain attributes, which `Module.double` does not know.
+    `Module.double` does not know those.
     """
     model.double()
+    known = set(vars(nn.Module()))
     for module in model.modules():
-        for name, held in list(vars(module).items()):
-            if name.startswith("_") and name in vars(nn.Module()):
+        for name, value in list(vars(module).items()):
+            if name in known:
                 continue
-            if any(t.dtype in _REDUCED for t in tensors_in(held)):
+            if any(t.dtype in REDUCED for t in tensors_in(value)):
                 with contextlib.suppress(AttributeError, TypeError):
-                    vars(module)[name] = map_tensors(held, widen)
+                    vars(module)[name] = map_tensors(value, widen)
     return model
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """`tensor` in float64 if it is a shorter float, else itself."""
-    return tensor.double() if tensor.dtype in _REDUCED else tensor
+    """Return `tensor` in float64 if it is a shorter float, else itself."""
+    return tensor.double() if tensor.dtype in REDUCED else tensor

@@ -1,4 +1,4 @@
-"""The bare names of torch functions, and which of them need no rule."""
+"""Bare names of torch functions, and the names that need no rule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.overrides import resolve_name
 
-__all__ = ["METADATA", "RANDOM", "op_name"]
+__all__ = ["METADATA", "RANDOM", "SIZES", "op_name"]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -20,7 +20,7 @@ RANDOM = _words(
     "feature_alpha_dropout uniform random empty empty_like new_empty"
 )
 
-# What a tensor tells about itself without telling its values.
+# Attributes of a tensor that do not depend on its values.
 METADATA = _words(
     "shape size dim ndim dtype device layout is_cuda is_cpu is_meta is_sparse is_mps "
     "is_mkldnn is_quantized is_nested is_leaf is_complex is_floating_point is_signed "
@@ -31,8 +31,12 @@ METADATA = _words(
 )
 
 
+# Those of them that tell its size, which may depend on the values of others.
+SIZES = _words("shape size numel nelement __len__ nbytes")
+
+
 def op_name(func: Any) -> str:
-    """The bare name of a torch function: `conv2d`, `add`, `relu`, `reshape`.
+    """Return the bare name of a torch function: `conv2d`, `add`, `relu`, `reshape`.
 
     Example:
         >>> op_name(torch.Tensor.__iadd__), op_name(torch.ops.aten.relu_.default)

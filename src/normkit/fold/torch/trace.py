@@ -1,7 +1,8 @@
-"""One forward pass of a torch model, read: which module call ran which node."""
+"""One forward of a torch model, traced: which module call ran which node."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,10 @@ class ModuleCall:
         parent: The call within which it happened.
         inputs: The tensors that it was called with.
         outputs: The tensors that it returned.
-        nodes: What ran in its own forward, not in a child's.
+        nodes: The operations of its own forward, without those of its children.
         children: The calls made by its forward, in order.
-        looked_at_values: Whether its own forward read a tensor's values into Python.
+        branches_on: What its own forward may branch on, e.g. the values of tensors;
+            empty if nothing is known.
     """
 
     module: nn.Module
@@ -34,19 +36,36 @@ class ModuleCall:
     outputs: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     children: list[ModuleCall] = field(default_factory=list)
-    looked_at_values: bool = False
+    branches_on: str = ""
+
+    def walk(self) -> Iterator[ModuleCall]:
+        """Yield it and all calls within it, in order."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def mark_differences(self, other: ModuleCall, branches_on: str) -> None:
+        """Set `branches_on` on each call that ran other operations than in `other`."""
+        same = [node.label for node in self.nodes] == [n.label for n in other.nodes]
+        pairs = list(zip(self.children, other.children, strict=False))
+        same &= len(self.children) == len(other.children)
+        if not same or any(one.path != two.path for one, two in pairs):
+            self.branches_on = self.branches_on or branches_on
+        for one, two in pairs:
+            if one.path == two.path:
+                one.mark_differences(two, branches_on)
 
 
 @dataclass(eq=False)
 class Trace:
-    """One forward pass, read.
+    """One traced forward.
 
     Attributes:
         graph: The nodes and values.
         root: The call of the model itself.
         call_of: The module call whose own forward ran a node.
-        slots: Every place that holds a parameter or buffer, by (module, attribute).
-        result: What the model returned.
+        slots: Every slot of a parameter or buffer, by (module, attribute).
+        result: The output of the model.
     """
 
     graph: Graph

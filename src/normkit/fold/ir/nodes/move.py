@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Move(Node):
 
     replay: Callable[[list[Tensor]], list[Tensor]] | None = None
     acts_on: tuple[int, ...] | None = None
+    _numbers: dict[frozenset[int], _Numbers] = field(default_factory=dict)
 
     def propagate(self, gauges: Gauges) -> list[Alternative]:
         """Move the map of each element with the element."""
@@ -88,17 +89,23 @@ class Move(Node):
         outputs = [numbers.long() for numbers in self.replay(inputs)]
         return _Numbers(tuple(starts), tuple(shapes), tuple(outputs))
 
-    def _smallest(self, value: Value, needed: set[int]) -> tuple[int, ...]:
-        """Return the shape of `value` with size 1 where no gauge depends on it."""
+    def _numbers_for(self, needed: set[int]) -> _Numbers:
+        """Number the elements of the inputs, with size 1 where no gauge needs more."""
         if self.acts_on is None:
-            return value.shape
-        kept = needed | {dim % len(value.shape) for dim in self.acts_on}
-        return tuple(n if dim in kept else 1 for dim, n in enumerate(value.shape))
+            return self._numbered([value.shape for value in self.inputs])
+        key = frozenset(needed)
+        if key not in self._numbers:  # A search asks again for each changed input.
+            shapes = []
+            for shape in (value.shape for value in self.inputs):
+                kept = needed | {dim % len(shape) for dim in self.acts_on}
+                shapes.append(tuple(n if d in kept else 1 for d, n in enumerate(shape)))
+            self._numbers[key] = self._numbered(shapes)
+        return self._numbers[key]
 
     def _pushed(self, gauges: Gauges) -> Alternative:
         given = [gauges.of(v) for v in self.inputs]
         needed = {dim for gauge in given for dim in gauge.depends_on}
-        numbers = self._numbered([self._smallest(v, needed) for v in self.inputs])
+        numbers = self._numbers_for(needed)
         wanted: Alternative = {v: gauges.of(v) for v in self.inputs if v not in gauges}
         flat = _directions(given, list(numbers.shapes), self.label)
         for value, index in zip(self.outputs, numbers.outputs, strict=True):
@@ -114,7 +121,7 @@ class Move(Node):
     def _pulled(self, gauges: Gauges) -> Alternative:
         given = [gauges.of(v) for v in self.outputs]
         needed = {dim for gauge in given for dim in gauge.depends_on}
-        numbers = self._numbered([self._smallest(v, needed) for v in self.inputs])
+        numbers = self._numbers_for(needed)
         wanted: Alternative = {v: gauges.of(v) for v in self.outputs if v not in gauges}
         shapes = [tuple(index.shape) for index in numbers.outputs]
         flat = _directions(given, shapes, self.label)
@@ -182,18 +189,20 @@ def _directions(
 
     First true → stored, then stored → true; NaN throughout where one is not known.
     """
+    counts = [math.prod(shape) for shape in shapes]
     result: _Vectors = []
     for pick in ("to_stored", "to_true"):
-        parts: list[Affine | None] = [getattr(gauge, pick) for gauge in gauges]
-        rows = []
-        for name, blank in (("scale", math.nan), ("shift", 0.0)):
-            flat = [torch.tensor([blank], dtype=torch.float64)]
-            for part, shape in zip(parts, shapes, strict=True):
-                unknown = torch.tensor(math.inf, dtype=torch.float64)
-                values = unknown if part is None else getattr(part, name)
-                flat.append(values.expand(shape).reshape(-1))
-            rows.append(torch.cat(flat))
-        result.append((rows[0], rows[1]))
+        scales = torch.ones(1 + sum(counts), dtype=torch.float64)
+        scales[0], shifts, end = math.nan, torch.zeros_like(scales), 1
+        for gauge, shape, count in zip(gauges, shapes, counts, strict=True):
+            start, end = end, end + count
+            part: Affine | None = getattr(gauge, pick)
+            if part is None:
+                scales[start:end] = math.inf
+            elif not gauge.is_identity:
+                scales[start:end] = part.scale.expand(shape).reshape(-1)
+                shifts[start:end] = part.shift.expand(shape).reshape(-1)
+        result.append((scales, shifts))
     if all(bool(scale.isinf().any()) for scale, _ in result):
         raise Refusal(f"{label} joins maps of which each lacks another direction")
     return result

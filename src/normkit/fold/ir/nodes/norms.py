@@ -66,6 +66,11 @@ class BatchNorm(Node):
     activation: str = "none"
     slope: float = 0.01
 
+    def __post_init__(self) -> None:
+        parts = (self.mean, self.var, self.weight, self.bias)
+        if not self.locked and not all(v is None or v.is_fixed for v in parts):
+            self.locked = "takes its statistics or weights from an input of the model"
+
     @property
     def channels(self) -> int:
         """The number of channels."""

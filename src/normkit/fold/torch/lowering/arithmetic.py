@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from normkit.fold.algebra import MATMUL
-from normkit.fold.ir import build
 from normkit.fold.ir.graph import Node, Value
-from normkit.fold.ir.nodes import Add, Gate, MatMul, Opaque, Scale
+from normkit.fold.ir.nodes import Add, Gate, Linear, MatMul, Opaque, Scale
 from normkit.fold.ir.nodes.matmul import matmul
 from normkit.fold.torch.lowering.call import TorchCall, is_fixed, lowers
 
@@ -105,7 +104,7 @@ def _matmul(call: TorchCall) -> Node | None:
     if left is None or right is None or min(len(left.shape), len(right.shape)) < 2:
         return None
     if is_fixed(right) and not left.is_fixed and len(right.shape) == 2:
-        return build.linear(call.label, left, build.Weights(right), MATMUL)
+        return Linear(call.label, [left], weight=right, layout=MATMUL)
     if left.is_fixed or right.is_fixed:
         return None
     return matmul(call.label, left, right)

@@ -7,21 +7,25 @@ from typing import Any
 import torch
 
 from normkit.fold.algebra import LINEAR, MATMUL
-from normkit.fold.ir import build
+from normkit.fold.ir.convolution import (
+    Weights,
+    convolution,
+    transposed_convolution,
+)
 from normkit.fold.ir.graph import Node, Value
-from normkit.fold.ir.nodes import Embedding, NormAffine
+from normkit.fold.ir.nodes import BatchNorm, Embedding, Linear, NormAffine
 from normkit.fold.torch.lowering.call import TorchCall, is_fixed, lowers
 
 __all__: list[str] = []
 
 
-def _weights(call: TorchCall) -> build.Weights | None:
+def _weights(call: TorchCall) -> Weights | None:
     """Return the arguments `weight` and `bias` of (input, weight, bias, …)."""
     weight, bias = call.get(1, "weight"), call.get(2, "bias")
     if not is_fixed(weight, bias):
         return None
     slot = None if bias is not None else call.empty_slot("bias", weight)
-    return build.Weights(weight, bias, slot)
+    return Weights(weight=weight, bias=bias, bias_slot=slot)
 
 
 @lowers("conv1d conv2d conv3d")
@@ -29,9 +33,10 @@ def _convolution(call: TorchCall) -> Node | None:
     x, weights = call.value(0, "input"), _weights(call)
     if x is None or weights is None:
         return None
-    kernel, rank = weights.kernel, len(weights.kernel)
+    kernel = weights["weight"].shape[2:]
+    rank = len(kernel)
     dilation = _per_dim(call.get(5, "dilation", 1), rank)
-    return build.convolution(
+    return convolution(
         call.label,
         x,
         weights,
@@ -59,9 +64,10 @@ def _transposed_convolution(call: TorchCall) -> Node | None:
     x, weights = call.value(0, "input"), _weights(call)
     if x is None or weights is None:
         return None
-    kernel, rank = weights.kernel, len(weights.kernel)
+    kernel = weights["weight"].shape[2:]
+    rank = len(kernel)
     paddings = [call.get(4, "padding", 0), call.get(5, "output_padding", 0)]
-    return build.transposed_convolution(
+    return transposed_convolution(
         call.label,
         x,
         weights,
@@ -80,9 +86,9 @@ def _per_dim(sizes: Any, rank: int) -> list[int]:
 @lowers("linear")
 def _linear(call: TorchCall) -> Node | None:
     x, weights = call.value(0, "input"), _weights(call)
-    if x is None or weights is None or len(weights.weight.shape) != 2:
+    if x is None or weights is None or len(weights["weight"].shape) != 2:
         return None
-    return build.linear(call.label, x, weights, LINEAR, own_tap=0)
+    return Linear(call.label, [x], **weights, layout=LINEAR, own_tap=0)
 
 
 @lowers("addmm")
@@ -90,11 +96,12 @@ def _addmm(call: TorchCall) -> Node | None:
     bias, x, weight = call.get(0, "input"), call.get(1, "mat1"), call.get(2, "mat2")
     if not is_fixed(weight, bias) or bias is None or len(bias.shape) != 1:
         return None
-    return build.linear(
+    return Linear(
         call.label,
-        x,
-        build.Weights(weight, bias),
-        MATMUL,
+        [x],
+        weight=weight,
+        bias=bias,
+        layout=MATMUL,
         alpha=float(call.kwargs.get("alpha", 1)),
         beta=float(call.kwargs.get("beta", 1)),
     )
@@ -116,14 +123,14 @@ def _batch_norm(call: TorchCall) -> Node | None:
         locked = "normalizes by the statistics of each batch"
     elif call.kwargs.get("mask") is not None:
         locked = "normalizes under a mask, and writes zeros elsewhere"
-    node = build.batch_norm(
+    node = BatchNorm(
         call.label,
-        x,
+        [x],
         mean=at["running_mean"],
         var=at["running_var"],
         weight=at["weight"],
         bias=at["bias"],
-        eps=eps,
+        eps=float(eps),
         channel_dim=int(call.kwargs.get("channel_dim", 1)) % max(len(x.shape), 1),
         locked=locked,
     )
