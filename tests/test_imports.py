@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "normkit"
 
 LEVELS = {
     "errors": 1,
+    "results": 1,
     "torch_state": 1,
     "batches": 2,
     "moments": 2,
@@ -20,6 +21,7 @@ LEVELS = {
     "sync": 3,
     "functional": 4,
     "nn": 5,
+    "modeling": 5.5,
     "calibrate": 6,
     "fold": 6,
     "doctor": 6,

@@ -46,8 +46,8 @@ _DRAWS_OF_ROUNDING = 2
 def measure(chosen: Case) -> dict[str, Any]:
     """Convert one model, and compare it with itself before."""
     import normkit
-    from normkit.fold.nest import map_tensors
     from normkit.fold.torch.float64 import InFloat64, to_float64, widen
+    from normkit.modeling.pytree import map_tensors
     from normkit.nn import deferral
 
     deferral.MIN_VALUES = 0  # what is fused is compared at any size
@@ -177,7 +177,7 @@ def _call(model: nn.Module, given: Any) -> Any:
 
 def _step(model: nn.Module, given: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Outputs of a training step and the gradients of random cotangents."""
-    from normkit.fold.nest import tensors_in
+    from normkit.modeling.pytree import tensors_in
 
     model.train()
     _seed(7)
@@ -193,7 +193,7 @@ def _step(model: nn.Module, given: Any) -> tuple[list[Tensor], dict[str, Tensor]
 
 def _evaluated(model: nn.Module, given: Any) -> Any:
     """Outputs in eval mode, on inputs other than the example."""
-    from normkit.fold.nest import map_tensors
+    from normkit.modeling.pytree import map_tensors
 
     fresh = map_tensors(
         _example(given), lambda t: t * 0.9 if t.is_floating_point() else t
@@ -251,7 +251,7 @@ def _distances(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str,
 
 def _times_rounding(plain: nn.Module, ours: nn.Module, given: Any) -> float:
     """Our distance over that which the last digit makes, of what is worst."""
-    from normkit.fold.nest import map_tensors
+    from normkit.modeling.pytree import map_tensors
 
     wanted = _outcome(plain, given)
     moved: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""How samples come together in batches: by length, and well mixed.
+"""Batches by length, and a test of whether batches are well mixed.
 
 Batch norm takes every batch for a sample of the whole data. Batches that are sorted by
 anything, a class, a source, a length, are not: `mixing` measures it. Sequences of about
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from normkit.errors import ArgumentError, ShapeError
+from normkit.results import Result
 
 __all__ = ["LengthBucketSampler", "Mixing", "mixing"]
 
@@ -35,7 +36,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         window: Batches that are sorted together.
         drop_last: Leave out the batch that is not full, if there is one; which samples
             it holds changes with every epoch.
-        seed: Of the order; torch's own generators are not touched.
+        seed: Random seed of the order; torch's own generators are not touched.
 
     Raises:
         ArgumentError: A negative length, or a size below 1.
@@ -71,16 +72,16 @@ class LengthBucketSampler(Sampler[list[int]]):
         self.drop_last, self.seed, self.epoch = drop_last, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of another epoch; otherwise it moves on by itself."""
+        """Set the epoch; each iteration moves it on by one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         count = len(self.lengths) / self.batch_size
         return math.floor(count) if self.drop_last else math.ceil(count)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The positions of each batch of one epoch."""
+        """Yield the positions of each batch of one epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
         order = torch.randperm(len(self.lengths), generator=generator)
@@ -94,9 +95,9 @@ class LengthBucketSampler(Sampler[list[int]]):
             yield batches[place]
 
 
-@dataclass(frozen=True)
-class Mixing:
-    """How much batches differ from each other, against what chance would do.
+@dataclass(frozen=True, repr=False)
+class Mixing(Result):
+    """The difference between batches, compared with that of shuffled ones.
 
     Attributes:
         ratio: Mean square between batches / mean square within them: 1 on average for
@@ -116,11 +117,11 @@ class Mixing:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the batches differ by no more than chance explains."""
+        """True if the batches differ by no more than chance explains."""
         return self.ratio <= self.chance
 
     def to_text(self) -> str:
-        """One sentence."""
+        """Return one sentence."""
         verdict = "well mixed" if self.is_mixed else "not mixed: shuffle the data"
         return (
             f"{self.batches} batches of {self.samples} samples differ "
@@ -129,11 +130,8 @@ class Mixing:
         )
 
     def to_json(self) -> dict[str, float | int | bool]:
-        """The same as plain data."""
+        """Return the fields as plain data."""
         return {**asdict(self), "is_mixed": self.is_mixed}
-
-    def __str__(self) -> str:
-        return self.to_text()
 
 
 def mixing(batches: Iterable[Tensor], *, shuffles: int = 199, seed: int = 0) -> Mixing:
@@ -147,7 +145,7 @@ def mixing(batches: Iterable[Tensor], *, shuffles: int = 199, seed: int = 0) -> 
             are compared class by class; or floating-point features, `(N,)`, `(N, C)`
             or `(N, C, *)`, whose positions are averaged.
         shuffles: How often to shuffle.
-        seed: Of the shuffles; torch's own generators are not touched.
+        seed: Random seed of the shuffles; torch's own generators stay as they are.
 
     Returns:
         The ratio of the batches and that of shuffled ones.
@@ -210,7 +208,7 @@ def mixing(batches: Iterable[Tensor], *, shuffles: int = 199, seed: int = 0) -> 
 
 
 def _columns(parts: list[Tensor]) -> Tensor:
-    """Standardized numbers of each sample, in float64; constant ones left out."""
+    """Return the standardized columns of all samples, without constant ones."""
     whole = torch.cat(
         [part.flatten(2).mean(2) if part.dim() > 2 else part for part in parts]
     )

@@ -116,11 +116,11 @@ def test_a_failure_late_in_the_eval_order_changes_nothing() -> None:
 def test_an_interrupt_in_the_middle_of_the_writing_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from normkit.calibrate import undo
+    from normkit.calibrate import transaction
 
     model, data = scrambled(ConvNet()), images(4, 4)
     before = state_of(model)
-    real, calls = undo._shaped_as, [0]
+    real, calls = transaction._shaped_as, [0]
 
     def interrupting(buffer: Tensor, value: Any) -> Tensor:
         calls[0] += 1
@@ -128,7 +128,7 @@ def test_an_interrupt_in_the_middle_of_the_writing_changes_nothing(
             raise KeyboardInterrupt
         return real(buffer, value)
 
-    monkeypatch.setattr(undo, "_shaped_as", interrupting)
+    monkeypatch.setattr(transaction, "_shaped_as", interrupting)
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, data)
     assert_unchanged(model, before)

@@ -92,7 +92,7 @@ def test_a_model_without_values_is_exchanged_and_not_fused() -> None:
         (nn.BatchNorm2d(4), {"to": "ghost", "ghost_size": "4"}, "ghost_size='4' must"),
         (nn.BatchNorm2d(4), {"to": "group", "num_groups": 0}, "num_groups=0 must"),
         (nn.BatchNorm2d(4), {"to": "sync", "num_groups": 4}, "num_groups=4 belongs"),
-        (nn.BatchNorm2d(4), {"to": "group", "batches": torch.ones(2, 4)}, r"\[x\]"),
+        (nn.BatchNorm2d(4), {"to": "group", "batches": torch.ones(2, 4)}, "in a list"),
     ],
 )
 def test_what_is_no_model_and_no_option_is_refused(
@@ -201,7 +201,7 @@ def test_an_error_on_the_way_back_leaves_the_model_fused(
     def fails(*args: Any) -> None:
         raise KeyError
 
-    monkeypatch.setattr(run, "become", fails)
+    monkeypatch.setattr(run, "swap_class", fails)
     with pytest.raises(KeyError):
         convert(model, to="torch")
     after = list(model.modules())

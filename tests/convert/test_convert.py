@@ -225,7 +225,7 @@ def test_an_error_on_the_way_undoes_all(monkeypatch: pytest.MonkeyPatch) -> None
         if len(calls) == 2:
             raise KeyError
 
-    monkeypatch.setattr(run, "become", fails)
+    monkeypatch.setattr(run, "swap_class", fails)
     with pytest.raises(KeyError):
         convert(model, to="frozen")
     assert [type(m) for m in model][1:] == [

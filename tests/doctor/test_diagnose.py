@@ -228,7 +228,7 @@ def test_a_mask_given_to_the_layer_is_respected() -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 64, 4, 5)
     x[..., 3:] = 1000.0
-    statistics = diagnose(Model(), x).statistics
+    statistics = diagnose(Model(), list(x)).statistics
     pooled = statistics.layers[0].norm.stream.pooled
     kept = x[..., :3].transpose(1, 2).flatten(1).double()
     assert int(pooled.count[0]) == 8 * 64 * 3

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.fold import FoldLedger, fold
-from normkit.fold.nest import map_tensors, tensors_in
+from normkit.modeling.pytree import map_tensors, tensors_in
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 

@@ -5,14 +5,14 @@
     report.undo(model)
 
 `layers` finds what to measure, `passes` measures, `estimators` hold the three formulas,
-`undo` lends the model out and takes it back, `run` ties them together.
+`transaction` puts the model back, `run` ties them together.
 """
 
-from normkit.calibrate.borrowed import adapted, averaged
 from normkit.calibrate.passes import SkippedBatch
 from normkit.calibrate.report import CalibrationReport, LayerCalibration
 from normkit.calibrate.run import calibrate
-from normkit.calibrate.saving import save_atomically
+from normkit.calibrate.temporary_statistics import adapted, averaged
+from normkit.modeling.atomic_file import save_atomically
 
 __all__ = [
     "CalibrationReport",

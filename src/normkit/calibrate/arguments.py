@@ -1,15 +1,13 @@
-"""What `calibrate` can be asked, and how it says no."""
+"""Checks of the arguments of `calibrate`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
-
-from torch import Tensor
 
 from normkit.errors import ArgumentError
 
-__all__ = ["check_arguments", "check_batches"]
+__all__ = ["check_arguments", "check_repeatable"]
 
 
 def check_arguments(
@@ -58,18 +56,8 @@ def check_arguments(
         )
 
 
-def check_batches(batches: Iterable[Any], order: str) -> None:
-    """Refuse what is not an iterable of batches, or not one often enough."""
-    if isinstance(batches, (Tensor, Mapping, str)):
-        raise ArgumentError(
-            "batches must be an iterable of batches, got one "
-            f"{type(batches).__name__}; wrap a single batch in a list"
-        )
-    if not isinstance(batches, Iterable):
-        raise ArgumentError(
-            f"batches must be iterable, got {type(batches).__name__}; pass a "
-            "DataLoader or a list of batches"
-        )
+def check_repeatable(batches: Iterable[Any], order: str) -> None:
+    """Refuse batches that come only once where `order` takes several passes."""
     if order == "eval" and iter(batches) is batches:
         raise ArgumentError(
             "order='eval' goes through the data once per layer, but batches is an "

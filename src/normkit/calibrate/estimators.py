@@ -46,7 +46,7 @@ class Estimate:
 
 
 class _Spread:
-    """How much weighted batch statistics differ, in seven sums.
+    """Sums that give the sampling error of weighted batch statistics.
 
     For batch b of weight w, a = μ_b − pivot and s = its second moment (or variance),
     the sums of w, [w > 0] and w²·(1, a, a², s, a·s, s²) give the sampling error of
@@ -66,7 +66,7 @@ class _Spread:
         self.sums += torch.stack([term.expand(a.shape) for term in terms])
 
     def residuals(self, a0: Tensor, s0: Tensor, k: Tensor) -> Tensor:
-        """Σ[w > 0], Σw²(a − a0)² and Σw²((s − s0) − k(a − a0))², shape `(3, C)`."""
+        """Return Σ[w > 0], Σw²(a − a0)², Σw²((s − s0) − k(a − a0))², shape `(3, C)`."""
         _, batches, w2, wa, waa, ws, was, wss = self.sums
         aa = waa - 2 * a0 * wa + a0 * a0 * w2
         ss = wss - 2 * s0 * ws + s0 * s0 * w2
@@ -76,7 +76,7 @@ class _Spread:
 
 
 class Estimator:
-    """Takes the calls of one layer, batch after batch; one of the three below."""
+    """Base of the three estimators: takes the calls of one layer, batch by batch."""
 
     def __init__(self, layer: Layer) -> None:
         mean = layer.module.running_mean
@@ -90,7 +90,7 @@ class Estimator:
         self._spread = _Spread(mean.numel(), mean.device)
 
     def add(self, calls: Sequence[Seen]) -> None:
-        """Take what a layer saw in one batch, in the order of its calls."""
+        """Add what a layer saw in one batch, in the order of its calls."""
         self.batches += 1
         batch = calls[0].moments
         for call in calls[1:]:
@@ -104,7 +104,7 @@ class Estimator:
         raise NotImplementedError
 
     def estimate(self) -> Estimate:
-        """The estimate from all batches so far."""
+        """Return the estimate from all batches so far."""
         raise NotImplementedError
 
     def _errors(self, residuals: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ class Estimator:
 
 
 class Exact(Estimator):
-    """Every value of the data counts the same, however it was cut into batches."""
+    """The merged moments of all values, independent of the cut into batches."""
 
     residuals: Tensor | None = None
 
@@ -125,13 +125,13 @@ class Exact(Estimator):
         self._spread.add(batch.count.to(torch.float64), a, batch.var + a * a)
 
     def local_residuals(self) -> Tensor:
-        """This rank's residuals around the totals, which may be of all ranks."""
+        """Return this rank's residuals around the totals, which may be of all ranks."""
         pivot = self.total.mean if self._pivot is None else self._pivot
         a0 = self.total.mean - pivot
         return self._spread.residuals(a0, self.total.var + a0 * a0, 2 * a0)
 
     def estimate(self) -> Estimate:
-        """The merged moments; the variance unbiased, m2/(n − 1)."""
+        """Return the merged moments, with the unbiased variance m2/(n − 1)."""
         residuals = self.residuals
         if residuals is None:
             residuals = self.local_residuals()
@@ -180,7 +180,7 @@ class Average(Estimator):
         self._spread.add(has_var, mean - pivot, known)
 
     def local_residuals(self) -> Tensor:
-        """This rank's residuals around the averages, which may be of all ranks."""
+        """Return this rank's residuals around the averages, maybe of all ranks."""
         mean, var = self._averages()
         pivot = mean if self._pivot is None else self._pivot
         return self._spread.residuals(mean - pivot, var, torch.zeros_like(var))
@@ -190,7 +190,7 @@ class Average(Estimator):
         return mean / weight, var / with_var
 
     def estimate(self) -> Estimate:
-        """The averages; batches of one value per channel have no variance to give."""
+        """Return the averages; batches of one value per channel add no variance."""
         residuals = self.residuals
         if residuals is None:
             residuals = self.local_residuals()
@@ -232,12 +232,12 @@ class Running(Estimator):
             self.var = torch.where(has_value & ~call.var.isnan(), moved, self.var)
 
     def estimate(self) -> Estimate:
-        """The averages as they stand."""
+        """Return the current averages."""
         return Estimate(self.mean, self.var, self.total.count.expand(self.mean.shape))
 
 
 def merge_estimators(estimators: Sequence[Estimator], group: Group) -> None:
-    """Make the estimators of every rank those of all ranks' batches, in place.
+    """Merge the estimators over the ranks, in place, so that all hold all batches.
 
     Four collectives, for any number of layers and ranks: the merge, the same around
     the merged means (so that offsets cancel nothing), the plain sums, the residuals.

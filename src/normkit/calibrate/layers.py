@@ -1,4 +1,4 @@
-"""Which layers a calibration measures, which it leaves alone and why.
+"""Selection of the layers to calibrate, and the measurement of one call.
 
 A layer is calibrated when it keeps running statistics that its eval mode uses. It is
 frozen, and left alone, when it stands in eval mode inside a model in training mode:
@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, CalibrationError
+from normkit.modeling.norm_types import holds_constant_statistics
 from normkit.moments import Moments, deviations
 
 __all__ = ["Layer", "Seen", "find_layers"]
@@ -26,7 +27,7 @@ __all__ = ["Layer", "Seen", "find_layers"]
 
 @dataclass(frozen=True)
 class Seen:
-    """What one call of one layer saw, in float64.
+    """Statistics of the input of one call of one layer, in float64.
 
     Attributes:
         moments: Over all values of the call, shape `(C,)`.
@@ -51,12 +52,12 @@ class Layer:
 
     @property
     def is_instance(self) -> bool:
-        """Whether each instance is normalized by its own statistics in training."""
+        """True if each instance is normalized by its own statistics in training."""
         return isinstance(self.module, _InstanceNorm)
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """The tensors that a calibration writes."""
+        """The tensors that a calibration writes, by name."""
         names = ("running_mean", "running_var", "num_batches_tracked")
         found = {name: getattr(self.module, name, None) for name in names}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
@@ -103,7 +104,7 @@ class Layer:
 def find_layers(
     model: nn.Module, patterns: Sequence[str] | None
 ) -> tuple[list[Layer], dict[str, str]]:
-    """The layers to calibrate, and the reason against each other normalization.
+    """Return the layers to calibrate, and a reason for each that is left alone.
 
     Args:
         model: The model, in the modes that the caller left it in.
@@ -117,6 +118,8 @@ def find_layers(
     untouched: dict[str, str] = {}
     unused = set(() if patterns is None else patterns)
     for name, module in model.named_modules():
+        if holds_constant_statistics(module):
+            untouched[name] = f"frozen: {type(module).__name__} holds constants"
         if not isinstance(module, _NormBase):
             continue
         reason = _reason_against(module)
@@ -160,7 +163,7 @@ def _flat(moments: Moments) -> Moments:
 
 
 def fit_mask(mask: Tensor, x: Tensor, layer: Layer) -> Tensor:
-    """A mask over the samples or positions of a batch, shaped for an input of a layer.
+    """Return a mask over samples or positions, shaped for an input of a layer.
 
     Args:
         mask: Shape `(N,)` or `(N, *positions)`: the leading part of the shape of `x`

@@ -9,6 +9,7 @@ has come through whole, and with finite statistics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +18,22 @@ from torch import Tensor, nn
 
 from normkit.calibrate.estimators import Estimator
 from normkit.calibrate.layers import Layer, Seen, fit_mask
-from normkit.calibrate.undo import Loan
+from normkit.calibrate.transaction import Transaction
 from normkit.errors import CalibrationError
+from normkit.modeling.batch import (
+    Forward,
+    device_of,
+    run_model,
+    to_device,
+)
+from normkit.modeling.norm_types import check_num_channels
 
-__all__ = ["PassResult", "SkippedBatch", "call_model", "run_pass"]
-
-Forward = Callable[[nn.Module, Any], Any]
+__all__ = ["PassResult", "SkippedBatch", "run_pass"]
 
 
 @dataclass(frozen=True)
 class SkippedBatch:
-    """A batch that was left out, and where its values first stopped being finite."""
+    """A batch that was left out, and the first layer where it was not finite."""
 
     index: int
     layer: str
@@ -42,7 +48,7 @@ class SkippedBatch:
 
 @dataclass
 class PassResult:
-    """What happened in one pass.
+    """Counts and names from one pass over the data.
 
     Attributes:
         batches: How many batches were used.
@@ -60,11 +66,11 @@ class PassResult:
 
 
 class _FarEnough(BaseException):
-    """The layer that a pass is for has been measured; the rest of forward is idle."""
+    """Leaves a forward once the layer of interest has been measured."""
 
 
 def run_pass(
-    loan: Loan,
+    transaction: Transaction,
     layers: Sequence[Layer],
     estimators: Mapping[str, Estimator],
     batches: Iterable[Any],
@@ -79,11 +85,11 @@ def run_pass(
     """Measure `layers` over `batches` into `estimators`.
 
     Args:
-        loan: The model.
+        transaction: Holds the model.
         layers: Those to measure; all others run as eval mode has them.
         estimators: By layer name.
         batches: The data.
-        forward: Calls the model on a batch; None is `call_model`.
+        forward: `forward(model, batch)`; None for the convention of batches.
         mask: Gives the mask of a batch; layers that are called with one use that.
         on_nonfinite: "skip" or "raise".
         max_batches: Use no more than these.
@@ -100,6 +106,7 @@ def run_pass(
     def observe(layer: Layer) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             x = args[0] if args else kwargs["input"]
+            check_num_channels(layer.name, module, x)
             valid = kwargs.get("mask")
             if valid is None and current["mask"] is not None:
                 valid = fit_mask(current["mask"], x, layer)
@@ -115,27 +122,22 @@ def run_pass(
         handle = layer.module.register_forward_pre_hook(
             observe(layer), with_kwargs=True
         )
-        loan.hooks.append(handle)
-    device = _only_device(loan.model)
+        transaction.hooks.append(handle)
+    device = device_of(transaction.model)
     try:
         for index, batch in enumerate(batches):
             if max_batches is not None and index >= max_batches:
                 break
             seen.clear()
-            batch = _moved(batch, device)
+            batch = to_device(batch, device)
             current["mask"] = None if mask is None else mask(batch)
-            try:
-                if forward is None:
-                    call_model(loan.model, batch)
-                else:
-                    forward(loan.model, batch)
-            except _FarEnough:
-                pass
+            with suppress(_FarEnough):
+                run_model(transaction.model, batch, forward)
             bad = _first_nonfinite(seen, index)
             if bad is not None:
                 if on_nonfinite == "raise":
                     raise CalibrationError(
-                        f"{bad}; mend the data, or pass on_nonfinite='skip' to leave "
+                        f"{bad}; fix the data, or pass on_nonfinite='skip' to leave "
                         "such batches out; the model is as it was"
                     )
                 result.skipped.append(bad)
@@ -151,36 +153,12 @@ def run_pass(
                 result.stopped = True
                 break
     finally:
-        loan.put_back()
+        transaction.put_back()
     return result
 
 
-def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call `model` on the inputs of `batch`.
-
-    A tuple or list is (inputs, targets, …): its first element counts. A mapping goes
-    in as keywords, a tuple or list of inputs as positions, anything else as it is.
-
-    Raises:
-        CalibrationError: An empty tuple or list.
-    """
-    inputs = batch
-    if isinstance(batch, (tuple, list)):
-        if not batch:
-            raise CalibrationError(
-                "a batch is an empty tuple, where (inputs, targets) was expected; pass "
-                "forward= to say how the model is called"
-            )
-        inputs = batch[0]
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
-
-
 def _normalize_by_batch(layer: Layer, call: Seen) -> None:
-    """Let the call that follows use the statistics of its input, as training does."""
+    """Make the next call normalize by the statistics of its input, as in training."""
     buffers = layer.module._buffers
     if layer.is_instance:
         for name in layer.buffers:
@@ -209,24 +187,3 @@ def _first_nonfinite(seen: Mapping[str, list[Seen]], index: int) -> SkippedBatch
         if count:
             return SkippedBatch(index, name, count)
     return None
-
-
-def _only_device(model: nn.Module) -> torch.device | None:
-    devices = {p.device for p in model.parameters()}
-    devices |= {b.device for b in model.buffers()}
-    return devices.pop() if len(devices) == 1 else None
-
-
-def _moved(batch: Any, device: torch.device | None) -> Any:
-    """`batch` with its tensors on the model's device, where it has only one."""
-    if device is None:
-        return batch
-    if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_moved(value, device) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(_moved(value, device) for value in batch)
-    return batch

@@ -1,4 +1,4 @@
-"""What a calibration did: each layer before and after, and how sure it is.
+"""Report of a calibration: each layer before and after, with standard errors.
 
     d_mean = mean_c |old mean − new mean| / √(new var + eps)
     d_var  = mean_c |ln((old var + eps) / (new var + eps))|
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from normkit.calibrate.passes import SkippedBatch
-from normkit.calibrate.undo import unwrapped
 from normkit.errors import ArgumentError
+from normkit.modeling.unwrap import unwrapped
+from normkit.results import Result
 
 __all__ = ["CalibrationReport", "LayerCalibration"]
 
@@ -57,14 +58,14 @@ class LayerCalibration:
 
     @property
     def d_mean(self) -> float:
-        """How far the mean moved, in standard deviations, averaged over channels."""
+        """Distance that the mean moved, in standard deviations; mean over channels."""
         old = self.old["running_mean"].to(self.mean.dtype).reshape(-1)
         moved = (old - self.mean).abs() * torch.rsqrt(self.var + self.eps)
         return float(moved.mean())
 
     @property
     def d_var(self) -> float:
-        """How far the variance moved, as |ln| of the ratio, averaged over channels."""
+        """Distance that the variance moved, |ln| of the ratio; mean over channels."""
         old = self.old["running_var"].to(self.var.dtype).reshape(-1)
         ratio = (old + self.eps) / (self.var + self.eps)
         return float(ratio.log().abs().mean())
@@ -75,9 +76,9 @@ class LayerCalibration:
         return relative_error(self.var, self.mean_error, self.var_error, self.eps)
 
 
-@dataclass(frozen=True)
-class CalibrationReport:
-    """What `calibrate` returns; `undo` takes it back.
+@dataclass(frozen=True, repr=False)
+class CalibrationReport(Result):
+    """Report of a calibration; `undo` reverts it.
 
     Attributes:
         mode: The estimator: "exact", "average" or "running".
@@ -102,7 +103,7 @@ class CalibrationReport:
     metric_after: float | None = None
 
     def undo(self, model: nn.Module) -> None:
-        """Give `model` the statistics it had before, bit for bit and in place.
+        """Write the old statistics back into `model`, bit for bit and in place.
 
         Raises:
             ArgumentError: `model` has no layer of one of the names, or of another size;
@@ -125,7 +126,7 @@ class CalibrationReport:
                 buffer.copy_(old)
 
     def to_text(self) -> str:
-        """A table of the layers, then what was left alone or out."""
+        """Return a table of the layers, then the layers and batches left out."""
         lines = [
             f"{self.mode} statistics of {self.batches} batches, {self.order} order"
         ]
@@ -145,15 +146,13 @@ class CalibrationReport:
                 f"{layer.name:<{width}}  {layer.count:>10.10g}  {layer.d_mean:>8.4f}  "
                 f"{layer.d_var:>8.4f}  {error:>8}"
             )
-        if not self.layers:
-            lines.append("no layer was calibrated")
         lines += [f"left alone  {name}: {why}" for name, why in self.untouched.items()]
         lines += [f"skipped  {batch}" for batch in self.skipped]
         return "\n".join(lines)
 
-    def to_json(self) -> str:
-        """The same as JSON; what is not defined is null."""
-        layers = [
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one mapping per layer."""
+        return [
             {
                 "name": layer.name,
                 "kind": layer.kind,
@@ -166,6 +165,9 @@ class CalibrationReport:
             }
             for layer in self.layers
         ]
+
+    def to_json(self) -> str:
+        """Return the report as JSON; undefined numbers are null."""
         content: dict[str, Any] = {
             "mode": self.mode,
             "order": self.order,
@@ -173,7 +175,7 @@ class CalibrationReport:
             "stopped": self.stopped,
             "metric_before": _number(self.metric_before),
             "metric_after": _number(self.metric_after),
-            "layers": layers,
+            "layers": self.to_rows(),
             "untouched": dict(self.untouched),
             "skipped": [
                 {"index": b.index, "layer": b.layer, "channels": b.channels}
@@ -186,7 +188,7 @@ class CalibrationReport:
 def relative_error(
     var: Tensor, mean_error: Tensor | None, var_error: Tensor | None, eps: float
 ) -> float:
-    """Standard errors as the distances they would add: the larger of the two."""
+    """Return the larger of the two standard errors, in the units of the distances."""
     if mean_error is None or var_error is None:
         return math.nan
     spread = var + eps

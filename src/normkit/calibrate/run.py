@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.calibrate.arguments import check_arguments, check_batches
+from normkit.calibrate.arguments import check_arguments, check_repeatable
 from normkit.calibrate.estimators import (
     Average,
     Estimate,
@@ -19,7 +19,7 @@ from normkit.calibrate.estimators import (
     merge_estimators,
 )
 from normkit.calibrate.layers import Layer, find_layers
-from normkit.calibrate.passes import Forward, PassResult, run_pass
+from normkit.calibrate.passes import PassResult, run_pass
 from normkit.calibrate.report import (
     CalibrationReport,
     LayerCalibration,
@@ -31,8 +31,10 @@ from normkit.calibrate.sharding import (
     number_of_ranks,
     union_of_orders,
 )
-from normkit.calibrate.undo import Loan, unwrapped
+from normkit.calibrate.transaction import Transaction
 from normkit.errors import ArgumentError, CalibrationError
+from normkit.modeling.batch import Forward, check_function, check_model
+from normkit.modeling.unwrap import unwrapped
 from normkit.sync import Group, sum_over
 
 __all__ = ["calibrate"]
@@ -70,10 +72,9 @@ def calibrate(
     Args:
         model: Any module. Layers of torch.nn and normkit.nn with running statistics are
             found (batch norm of all ranks, SyncBatchNorm, InstanceNorm that tracks).
-        batches: The data, e.g. a DataLoader. A batch `(inputs, targets, …)` is called
-            as `model(inputs)`; inputs that are a mapping go in as keywords, inputs that
-            are themselves a tuple as positions. Tensors are moved to the device of the
-            model where it has only one.
+        batches: The data, e.g. a DataLoader. A batch is `(inputs, …)` or inputs alone:
+            a tensor, a tuple of positional arguments or a mapping of named ones; they
+            are moved to the device of the model where it has only one.
         mode: The estimator; with m the number of values per channel of a batch,
 
             - `"exact"`: merged moments of all values: a short batch counts by its size,
@@ -92,7 +93,7 @@ def calibrate(
             normalize by their batch; one pass over the data. `"eval"`: they use their
             new statistics, as they will in eval; one more pass per layer, each up to
             that layer, over `batches` that can be iterated again.
-        forward: `forward(model, batch)`, for models that are called in another way.
+        forward: `forward(model, batch)`, for any other batch.
         mask: `mask(batch)` gives which samples or positions count: bool or weights ≥ 0
             (a weight of 2 is a value seen twice), of shape `(N,)` or `(N, *positions)`.
             A layer that the model calls with `mask=` uses that instead.
@@ -119,7 +120,9 @@ def calibrate(
         Its `undo(model)` puts the old statistics back.
 
     Raises:
-        ArgumentError: An argument that cannot be used.
+        ArgumentError: An argument that cannot be used, a batch that the model cannot be
+            called on, or no layer to calibrate.
+        ShapeError: A layer got another number of channels than it has.
         CalibrationError: No batches, none finite, fewer than two values for a channel,
             or another rank failed. The model is as it was; so it is on any exception of
             the data or the model, which is passed on.
@@ -148,7 +151,9 @@ def calibrate(
         "Rethinking 'Batch' in BatchNorm", 2021, section 3.
     """
     check_arguments(mode, order, momentum, keep, max_batches, tolerance, on_nonfinite)
-    check_batches(batches, order)
+    check_model("calibrate", model, batches)
+    check_function("metric", metric)
+    check_repeatable(batches, order)
     group = chosen_group(process_group)
     if group is not None and mode == "running":
         raise ArgumentError(
@@ -158,7 +163,7 @@ def calibrate(
     model = unwrapped(model)
     chosen, untouched = find_layers(model, layers)
     if not chosen:
-        return CalibrationReport(mode, order, 0, (), untouched)
+        raise ArgumentError(_nothing_to_calibrate(model, untouched))
     if progress:
         batches = _Tracked(batches, max_batches)
     device = chosen[0].buffers["running_mean"].device
@@ -176,7 +181,7 @@ def calibrate(
 
         with all_or_none(group, device):
             result = run_pass(
-                *(loan, of, estimators, batches),
+                *(transaction, of, estimators, batches),
                 forward=forward,
                 mask=mask,
                 on_nonfinite=on_nonfinite,
@@ -194,7 +199,7 @@ def calibrate(
         with all_or_none(group, device):
             return None if metric is None else float(metric(model))
 
-    with Loan(model, chosen) as loan:
+    with Transaction(model, chosen) as transaction:
         before = evaluate()
         result, estimators = measure(chosen)
         _check_data(result)
@@ -204,7 +209,7 @@ def calibrate(
             repeated = set(union_of_orders(sorted(result.repeated), group))
             finished: dict[str, dict[str, Tensor | int]] = {}
             for name in union_of_orders(result.order, group):
-                loan.try_out(finished)
+                transaction.try_out(finished)
                 layer = by_name[name]
                 _, again = measure([layer], stop_at_first=name not in repeated)
                 estimators[name] = again[name]
@@ -213,7 +218,7 @@ def calibrate(
         done = tuple(
             _described(la, estimators[la.name], new[la.name]) for la in reached
         )
-        loan.commit(new)
+        transaction.commit(new)
         after = evaluate()
     for layer in chosen:
         if layer not in reached:
@@ -231,6 +236,20 @@ def calibrate(
     )
 
 
+def _nothing_to_calibrate(model: nn.Module, untouched: Mapping[str, str]) -> str:
+    if not untouched:
+        return (
+            f"{type(model).__name__} has no layer with running statistics, so there is "
+            "nothing to calibrate; batch and instance norms of torch.nn and normkit.nn "
+            "have them"
+        )
+    listed = "; ".join(f"{name!r}: {why}" for name, why in untouched.items())
+    return (
+        f"there is nothing to calibrate: {listed}. Name layers by layers= to calibrate "
+        "frozen ones, or call model.eval() first"
+    )
+
+
 def _estimator(layer: Layer, mode: str, momentum: float | None) -> Estimator:
     if mode == "running":
         own: Any = layer.module.momentum
@@ -243,7 +262,7 @@ def _estimator(layer: Layer, mode: str, momentum: float | None) -> Estimator:
 def _written(
     layer: Layer, estimator: Estimator, keep: float
 ) -> dict[str, Tensor | int]:
-    """The new buffers of a layer, in float64."""
+    """Return the new buffers of a layer, in float64."""
     estimate = estimator.estimate()
     _check_estimate(layer, estimate)
     old = layer.buffers
@@ -317,7 +336,7 @@ def _check_estimate(layer: Layer, estimate: Estimate) -> None:
 
 
 class _Tracked:
-    """Batches with a progress bar, as often as they are iterated."""
+    """Batches that show a progress bar each time they are iterated."""
 
     def __init__(self, batches: Iterable[Any], max_batches: int | None) -> None:
         self.batches = batches

@@ -1,4 +1,4 @@
-"""The ranks of a calibration: they succeed together or fail together."""
+"""Collectives of a calibration: all ranks succeed, or all fail."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _failures(group: Group, device: torch.device, *, has_failed: bool) -> int:
 
 
 def union_of_orders(names: Sequence[str], group: Group) -> list[str]:
-    """One order of names for all ranks: a rank without data has not seen any."""
+    """Return one order of names for all ranks; a rank without data has none."""
     if group is None:
         return list(names)
     found: list[Any] = [None] * number_of_ranks(group)
@@ -52,7 +52,7 @@ def union_of_orders(names: Sequence[str], group: Group) -> list[str]:
 
 
 def chosen_group(process_group: Group) -> Group:
-    """The group to merge over, or None for this rank alone."""
+    """Return the group to merge over; None for this rank alone."""
     if isinstance(process_group, str) and process_group == "local":
         return None
     is_running = dist.is_available() and dist.is_initialized()
@@ -80,5 +80,5 @@ def _process_group(group: Group) -> Any:
 
 
 def number_of_ranks(group: Group) -> int:
-    """The size of the group; 1 without."""
+    """Return the size of the group; 1 without a group."""
     return 1 if group is None else dist.get_world_size(_process_group(group))

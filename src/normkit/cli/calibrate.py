@@ -92,5 +92,12 @@ def _metric(target: Target) -> float | None:
     if loader is None or isinstance(loader, Iterator):
         return None
     return measured(
-        open_case(target.model, loader, forward=target.forward, metric=target.metric)
+        open_case(
+            target.model,
+            loader,
+            forward=target.forward,
+            targets=target.targets,
+            metric=target.metric,
+            verb="calibrate",
+        )
     )

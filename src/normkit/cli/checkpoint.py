@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.calibrate.saving import save_atomically
 from normkit.errors import TargetError
+from normkit.modeling.atomic_file import save_atomically
 
 __all__ = ["Checkpoint"]
 

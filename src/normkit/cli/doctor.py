@@ -111,6 +111,7 @@ def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Di
         target.loader,
         target.loss_fn,
         forward=target.forward,
+        targets=target.targets,
         metric=target.metric,
         max_batches=batches,
         seed=seed,

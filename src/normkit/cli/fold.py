@@ -17,6 +17,7 @@ from normkit.cli.printing import printable
 from normkit.cli.target import HELP, read_target
 from normkit.errors import ArgumentError, DependencyError, TargetError
 from normkit.fold import FoldLedger
+from normkit.modeling.batch import arguments_of, inputs_of
 
 EXAMPLES = (
     "Examples: `normkit fold model.onnx -o folded.onnx`, "
@@ -113,7 +114,7 @@ def _fold_target(text: str, checkpoint: Path | None, export: Path | None) -> Fol
         batch = next(iter(target.loader), None)
         if batch is None:
             raise TargetError("the target's loader gave no batch; give example_inputs")
-        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        inputs = inputs_of(batch)
     folded, ledger = normkit.fold(target.model.eval(), inputs)
     if export is not None:
         _export(folded, inputs, export)
@@ -121,10 +122,7 @@ def _fold_target(text: str, checkpoint: Path | None, export: Path | None) -> Fol
 
 
 def _export(model: torch.nn.Module, inputs: Any, path: Path) -> None:
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
-    kwargs: dict[str, Any] = {}
-    if isinstance(inputs, dict):
-        args, kwargs = (), inputs
+    args, kwargs = arguments_of(inputs)
     if path.suffix == ".pt2":
         torch.export.save(torch.export.export(model, args, kwargs), path)
     elif path.suffix == ".onnx":

@@ -18,6 +18,7 @@ from normkit.cli.printing import printable, wide_console
 from normkit.cli.target import HELP, Target, needs_file, read_target
 from normkit.errors import TargetError
 from normkit.init import InitReport, initialize
+from normkit.modeling.batch import inputs_of
 
 EXAMPLES = "Example: `normkit init train.py:make --scheme auto --plot --out start.pt`"
 
@@ -53,7 +54,13 @@ def command(
     found = read_target(target)
     inputs = _example_inputs(found)
     source = torch.Generator().manual_seed(seed)
-    report = initialize(found.model, scheme, example_inputs=inputs, generator=source)
+    forward = None if found.example_inputs is not None else found.forward
+    report = initialize(
+        *(found.model, scheme),
+        example_inputs=inputs,
+        forward=forward,
+        generator=source,
+    )
     if as_json:
         print(report.to_json())
     else:
@@ -76,12 +83,7 @@ def _example_inputs(target: Target) -> Any:
             "the target's loader gave no batch; give example_inputs, or a loader that "
             "can be iterated again"
         )
-    if target.forward is not None:
-        raise TargetError(
-            "the target calls its model by forward=, which init cannot follow; give "
-            "example_inputs as the model takes them"
-        )
-    return batch[0] if isinstance(batch, tuple | list) else batch
+    return inputs_of(batch) if target.forward is None else batch
 
 
 def _is_sound(report: InitReport) -> bool:

@@ -10,8 +10,8 @@ The factory is called without arguments and returns what a command works on:
         }
 
 a mapping or an object with these names as attributes, a tuple in this order, or the
-model alone. Names that only some commands use: `optimizer`, `forward`, `metric`,
-`example_inputs`, `train`.
+model alone. Names that only some commands use: `optimizer`, `forward`, `targets`,
+`metric`, `example_inputs`, `train`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch import nn
 
 from normkit.cli.checkpoint import Checkpoint
 from normkit.errors import ArgumentError, NormkitError, TargetError
+from normkit.modeling.batch import Forward, Targets
 
 __all__ = ["HELP", "Target", "needs_file", "read_target"]
 
@@ -41,14 +42,15 @@ HELP = (
 
 @dataclass(frozen=True)
 class Target:
-    """What a factory returned.
+    """Everything that a factory returned.
 
     Attributes:
         model: The model.
         loader: Batches as in training; None when the factory gave none.
         loss_fn: `loss_fn(output, targets)`, one number.
         optimizer: The optimizer that trains the model.
-        forward: `forward(model, batch)`, for models that are called another way.
+        forward: `forward(model, batch)`, for batches that are not `(inputs, targets)`.
+        targets: `targets(batch)`, for the same.
         metric: `metric(output, targets)`, higher is better.
         example_inputs: What the model is called with.
         train: `train(steps)` trains the model for about so many steps, in the
@@ -59,13 +61,14 @@ class Target:
     loader: Iterable[Any] | None = None
     loss_fn: Callable[[Any, Any], Any] | None = None
     optimizer: Any = None
-    forward: Callable[[nn.Module, Any], Any] | None = None
+    forward: Forward | None = None
+    targets: Targets | None = None
     metric: Callable[[Any, Any], float] | None = None
     example_inputs: Any = None
     train: Callable[[int], Any] | None = None
 
     def needs(self, *names: str) -> None:
-        """Say which of `names` the factory did not give.
+        """Refuse a target that lacks one of `names`.
 
         Raises:
             TargetError: One of them is None.
@@ -121,7 +124,7 @@ def read_target(text: str, checkpoint: Path | None = None) -> Target:
 
 
 def needs_file(option: str, path: Path | None) -> None:
-    """Say before any work is done that a result could not be written to `path`.
+    """Refuse, before any work is done, a path that cannot be written to.
 
     Raises:
         ArgumentError: It is a folder.

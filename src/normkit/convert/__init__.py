@@ -1,12 +1,12 @@
 """Change the normalizations of a whole model for others, in place, and back.
 
-kinds.py         what each layer becomes, or the reason why it cannot
-recognised.py    norms that write their formula out, known by what they compute
-becoming.py      one layer changed for another, as the same object
-fused.py         batch norms that compute together with what follows them
-run.py           the transaction: all layers or none
-matching.py      group norm whose outputs match batch norm's on data
-conventions.py   momentum, eps and variance as Keras, flax and ONNX mean them
+targets.py          the class that each layer is converted to, or a reason against it
+detect.py           norms that write their formula out, known by what they compute
+class_swap.py       the exchange of one layer: the same object gets another class
+group_norm_fit.py   group norm fitted to the outputs of batch norm on data
+fused.py            batch norms that compute together with what follows them
+run.py              the transaction: all layers or none
+conventions.py      momentum, eps and variance as Keras, flax and ONNX define them
 """
 
 from normkit.convert.conventions import settings_from, settings_of

@@ -1,4 +1,4 @@
-"""What other systems mean by momentum, eps and variance.
+"""Momentum, eps and variance as other systems define them.
 
     system    momentum        running variance      usual eps, momentum
     torch     share of new    Σ(x − mean)²/(n − 1)  1e-5, 0.1
@@ -29,7 +29,7 @@ _CONVENTIONS = {
 def settings_from(
     system: str, *, momentum: float | None = None, eps: float | None = None
 ) -> dict[str, Any]:
-    """The arguments of a batch norm layer that trains as one of `system` does.
+    """Return the arguments of a batch norm that trains as one of `system` does.
 
     Args:
         system: "torch", "keras", "flax" or "onnx" (`BatchNormalization` in training
@@ -48,7 +48,7 @@ def settings_from(
     given = usual_momentum if momentum is None else momentum
     if not 0.0 <= given <= 1.0:
         raise ArgumentError(f"momentum={given} must lie in [0, 1]")
-    # 1 − 0.99 is 0.010000000000000009; the tenth digit is nobody's intention.
+    # 1 − 0.99 is 0.010000000000000009; the tenth digit is rounding.
     share = round(1.0 - given, 12) if is_decay else given
     return {
         "momentum": share,
@@ -58,7 +58,7 @@ def settings_from(
 
 
 def settings_of(layer: Any, system: str) -> dict[str, float | None]:
-    """Momentum and epsilon of `layer` as `system` writes them.
+    """Return momentum and epsilon of `layer` as `system` writes them.
 
     Args:
         layer: Has `momentum` and `eps` in torch's sense.

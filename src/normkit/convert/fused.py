@@ -1,4 +1,4 @@
-"""Let batch norms compute together with the activation or the sum that follows them.
+"""Fusion of batch norms with the activation, or the sum, that follows them.
 
     batch norm → y → relu → z       in one pass over memory
 
@@ -10,8 +10,8 @@ found by trial: all defer in one forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from normkit.convert.report import FusionReport
 from normkit.errors import ArgumentError
-from normkit.fold.nest import tensors_in
+from normkit.modeling.batch import Forward, arguments_of, call_on
+from normkit.modeling.pytree import tensors_in
+from normkit.modeling.snapshot import preserved, preserved_random
 from normkit.nn.batch_norm_layer import BatchNormLayer
 from normkit.nn.deferral import (
     OTHER_SUMMAND,
@@ -31,14 +33,17 @@ from normkit.nn.deferral import (
 __all__ = ["fuse"]
 
 
-def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
+def fuse(
+    model: nn.Module, example_inputs: Any, *, forward: Forward | None = None
+) -> FusionReport:
     """Set `defers` on the batch norms of normkit whose output one activation reads.
 
     Args:
         model: Any module that runs; its batch norms those of normkit, as
             `normkit.convert(model, to="normkit")` makes them.
-        *args: Example inputs, to run the model with, twice, in eval mode.
-        **kwargs: Example inputs by name.
+        example_inputs: What to run the model with, twice, in eval mode: a tuple of
+            positional arguments, a mapping of named ones, or the single argument.
+        forward: `forward(model, example_inputs)`, for any other inputs.
 
     Returns:
         The report.
@@ -63,10 +68,12 @@ def fuse(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
     }
     layers = [norm for norm in norms.values() if isinstance(norm, BatchNormLayer)]
     before = [layer.defers for layer in layers]
-    with _evaluating(model), torch.no_grad():
-        expected = _run(model, args, kwargs)
+    run = partial(forward or call_on, model, example_inputs)
+    with preserved(model), torch.no_grad():
+        model.eval()
+        expected = _run(model, run, example_inputs)
         try:
-            outcomes = _try(model, layers, args, kwargs, expected)
+            outcomes = _try(model, layers, run, expected)
         except BaseException:
             for layer, defers in zip(layers, before, strict=True):
                 layer.defers = defers
@@ -97,12 +104,13 @@ def _check_has_values(model: nn.Module) -> None:
         )
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(model: nn.Module, run: Callable[[], Any], example_inputs: Any) -> Any:
     """Run the model as it is, and leave the random states as they were."""
     try:
-        with _same_random_numbers(model):
-            return model(*args, **kwargs)
+        with preserved_random(model):
+            return run()
     except Exception as error:
+        args, kwargs = arguments_of(example_inputs)
         given = [_described(value) for value in args]
         given += [f"{name}={_described(value)}" for name, value in kwargs.items()]
         lines = str(error).strip().splitlines() or [""]
@@ -123,8 +131,7 @@ def _described(value: Any) -> str:
 def _try(
     model: nn.Module,
     layers: list[BatchNormLayer],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    run: Callable[[], Any],
     expected: Any,
 ) -> dict[BatchNormLayer, tuple[str, str]]:
     """Return for each layer what was fused, and the reason where nothing was."""
@@ -133,8 +140,8 @@ def _try(
         for layer in layers:
             layer.defers = layer not in changed
         try:
-            with trial() as calls, _same_random_numbers(model):
-                result = model(*args, **kwargs)
+            with trial() as calls, preserved_random(model):
+                result = run()
             outcomes = {
                 layer: _outcome(calls.get(layer, []), is_changed=layer in changed)
                 for layer in layers
@@ -171,25 +178,6 @@ def _outcome(calls: list[Use | str], *, is_changed: bool) -> tuple[str, str]:
             return "", f"it goes into {reader}"
         return "", f"{reader} follows, which is no activation and no plain sum"
     return call.took, ""
-
-
-@contextmanager
-def _same_random_numbers(model: nn.Module) -> Iterator[None]:
-    tensors = (*model.parameters(), *model.buffers())
-    devices = sorted({t.get_device() for t in tensors if t.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, is_training in modes:
-            module.training = is_training
 
 
 def _compare(before: Any, after: Any) -> None:

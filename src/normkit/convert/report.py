@@ -1,4 +1,4 @@
-"""What a conversion did, layer by layer."""
+"""Reports of a conversion, layer by layer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+
+from normkit.results import Result
 
 __all__ = ["Conversion", "ConversionReport", "FusionReport"]
 
@@ -29,9 +31,9 @@ class Conversion:
     explained: float | None = None
 
 
-@dataclass(frozen=True)
-class ConversionReport:
-    """What `convert` returns.
+@dataclass(frozen=True, repr=False)
+class ConversionReport(Result):
+    """Report of a conversion.
 
     Attributes:
         model: The model that was given; it has been changed in place.
@@ -51,7 +53,7 @@ class ConversionReport:
     unfused: Mapping[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
-        """One line per layer, then what was left alone."""
+        """Return one line per layer, then what was left alone."""
         lines = [f"to {self.to}: {len(self.layers)} layers"]
         for layer in self.layers:
             line = f"  {layer.name or '(the model)'}: {layer.before} -> {layer.after}"
@@ -67,23 +69,24 @@ class ConversionReport:
             lines += [f"  {name}: left, {why}" for name, why in self.unfused.items()]
         return "\n".join(lines)
 
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one mapping per converted layer."""
+        return [dict(vars(layer)) for layer in self.layers]
+
     def to_json(self) -> dict[str, object]:
-        """The same as plain data."""
+        """Return the report as plain data."""
         return {
             "to": self.to,
-            "layers": [vars(layer) for layer in self.layers],
+            "layers": self.to_rows(),
             "untouched": dict(self.untouched),
             "fused": dict(self.fused),
             "unfused": dict(self.unfused),
         }
 
-    def __str__(self) -> str:
-        return self.to_text()
 
-
-@dataclass(frozen=True)
-class FusionReport:
-    """What was fused, and why the rest was not.
+@dataclass(frozen=True, repr=False)
+class FusionReport(Result):
+    """Report of the fusion: what was fused, and a reason for each other layer.
 
     Attributes:
         model: The model.
@@ -92,20 +95,17 @@ class FusionReport:
         left: The reason for each other batch norm.
     """
 
-    model: nn.Module = field(repr=False)
+    model: nn.Module
     fused: dict[str, str]
     left: dict[str, str]
 
     def to_text(self) -> str:
-        """One line per layer."""
+        """Return one line per layer."""
         lines = [f"{len(self.fused)} of {len(self.fused) + len(self.left)} fused"]
         lines += [f"  {name}: {act}" for name, act in self.fused.items()]
         lines += [f"  {name}: left, {why}" for name, why in self.left.items()]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the report as plain data."""
         return {"fused": dict(self.fused), "left": dict(self.left)}
-
-    def __str__(self) -> str:
-        return self.to_text()

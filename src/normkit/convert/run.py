@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 import normkit.nn as ours
-from normkit.convert.becoming import become, become_group_norm, return_to, snapshot
+from normkit.convert.class_swap import (
+    layer_state,
+    swap_back,
+    swap_class,
+    swap_to_group_norm,
+)
 from normkit.convert.fused import fuse
-from normkit.convert.kinds import (
-    NORMS,
+from normkit.convert.group_norm_fit import Match, match_outputs
+from normkit.convert.report import Conversion, ConversionReport
+from normkit.convert.targets import (
     TARGETS,
     RefusalError,
     base_of,
@@ -20,10 +27,11 @@ from normkit.convert.kinds import (
     is_meant,
     scripted_norm,
 )
-from normkit.convert.matching import Match, match_outputs
-from normkit.convert.report import Conversion, ConversionReport
 from normkit.errors import ArgumentError
 from normkit.functional.memory import Mode
+from normkit.modeling.batch import Forward, check_model
+from normkit.modeling.norm_types import NORMS
+from normkit.modeling.unwrap import unwrapped
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = ["convert"]
@@ -40,10 +48,11 @@ def convert(
     ghost_size: int | None = None,
     num_groups: int = _MOST_GROUPS,
     batches: Iterable[Any] | None = None,
-    call: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
     strict: bool = True,
     example_inputs: Any = None,
     memory: Mode | None = None,
+    call: Forward | None = None,
 ) -> ConversionReport:
     """Change the normalizations of `model` for others, in place.
 
@@ -65,11 +74,11 @@ def convert(
         ghost_size: For `"ghost"`; as in `BatchNorm1d`.
         num_groups: For `"group"`: the most groups; a layer takes the largest divisor
             of its channels that is not above it.
-        batches: For `"group"`: inputs of the model. Weight and bias are then the least
-            squares fit of the new layer's outputs to those of batch norm in eval mode.
-            Without, they are kept as they are, and the outputs differ more.
-        call: Runs the model on a batch; by default `model(batch)`, or `model(*batch)`
-            for a tuple.
+        batches: For `"group"`: batches `(inputs, …)`, or inputs alone. Weight and bias
+            are then the least squares fit of the new layer's outputs to those of batch
+            norm in eval mode. Without, they are kept as they are, and the outputs
+            differ more.
+        forward: `forward(model, batch)`, for any other batch or example inputs.
         strict: Raise if a layer cannot be converted; otherwise leave it, and say so.
         example_inputs: For `"normkit"`: what to call the model with: a tuple of
             positional arguments, a dict of named ones, or the single argument. The
@@ -78,6 +87,7 @@ def convert(
             it: one pass over memory instead of two or three. No other module changes.
             Without, layers are exchanged and nothing is fused.
         memory: For `"normkit"`: `memory=` of every batch norm, see `BatchNorm1d`.
+        call: The former name of `forward`; deprecated.
 
     Returns:
         The report; `report.model` is `model`.
@@ -106,7 +116,14 @@ def convert(
         1 of 1 fused
           1: relu
     """
-    _check_model(model)
+    check_model("convert", model, batches)
+    if call is not None:
+        warnings.warn(
+            "convert(call=) is now forward=; the old name goes in the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        forward = call
     options = {"process_group": process_group, "ghost_size": ghost_size}
     _check_arguments(to, process_group, ghost_size, num_groups, batches)
     for name, value in (("example_inputs", example_inputs), ("memory", memory)):
@@ -114,6 +131,7 @@ def convert(
             raise ArgumentError(f"{name}= belongs to to='normkit', got to={to!r}")
     if memory not in (None, "recompute", "int8"):
         raise ArgumentError(f"memory={memory!r} must be 'recompute' or 'int8'")
+    given, model = model, unwrapped(model)
     planned: list[tuple[str, nn.Module, type[nn.Module]]] = []
     untouched: dict[str, str] = {}
     refused: dict[str, str] = {}
@@ -141,54 +159,41 @@ def convert(
     matches: dict[int, Match] = {}
     if batches is not None:
         matched = [module for _, module, _ in planned]
-        matches = match_outputs(model, matched, num_groups, batches, call)
+        matches = match_outputs(model, matched, num_groups, batches, forward)
     done: list[Conversion] = []
-    before = [(module, type(module), snapshot(module)) for _, module, _ in planned]
+    before = [(module, type(module), layer_state(module)) for _, module, _ in planned]
     try:
         for name, module, cls in planned:
             old = type(module).__name__
             match = matches.get(id(module))
             if cls is ours.GroupNorm and to.startswith("group"):
-                become_group_norm(module, num_groups, match)
+                swap_to_group_norm(module, num_groups, match)
             else:
-                become(module, cls, to, options)
+                swap_class(module, cls, to, options)
             explained = None if match is None else match.explained
             base = base_of(module) if isinstance(module, NORMS) else type(module)
             done.append(Conversion(name, old, base.__name__, explained))
-        fused, unfused = _fuse(model, example_inputs)
+        fused, unfused = _fuse(model, example_inputs, forward)
     except BaseException:
         for module, cls, state in before:
             module.__class__ = cls
-            return_to(module, state)
+            swap_back(module, state)
         raise
     if memory is not None:
         for module in model.modules():
             if isinstance(module, BatchNormLayer):
                 module.memory = memory
     left = {**untouched, **refused}
-    return ConversionReport(model, to, tuple(done), left, fused, unfused)
+    return ConversionReport(given, to, tuple(done), left, fused, unfused)
 
 
-def _fuse(model: nn.Module, example_inputs: Any) -> tuple[dict[str, str], ...]:
+def _fuse(
+    model: nn.Module, example_inputs: Any, forward: Forward | None
+) -> tuple[dict[str, str], ...]:
     if example_inputs is None:
         return {}, {}
-    if isinstance(example_inputs, dict):
-        found = fuse(model, **example_inputs)
-    elif isinstance(example_inputs, tuple):
-        found = fuse(model, *example_inputs)
-    else:
-        found = fuse(model, example_inputs)
+    found = fuse(model, example_inputs, forward=forward)
     return found.fused, found.left
-
-
-def _check_model(model: Any) -> None:
-    if isinstance(model, nn.Module):
-        return
-    what = f"the class {model.__name__}" if isinstance(model, type) else type(model)
-    raise ArgumentError(
-        f"convert got {what} for the model; it must be a torch.nn.Module, an instance: "
-        "the model itself, no state_dict, no name, no optimizer"
-    )
 
 
 def _check_arguments(
@@ -210,11 +215,6 @@ def _check_arguments(
     if num_groups != _MOST_GROUPS and not to.startswith("group"):
         raise ArgumentError(
             f"num_groups={num_groups} belongs to to='group', got to={to!r}"
-        )
-    if isinstance(batches, Tensor):
-        raise ArgumentError(
-            f"batches= is one tensor of shape {tuple(batches.shape)}; it must be "
-            "batches, as the model is called with: [x] for a single one"
         )
     for name, value in (("num_groups", num_groups), ("ghost_size", ghost_size)):
         if value is not None and (not isinstance(value, int) or value < 1):

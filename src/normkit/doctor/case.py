@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normkit.doctor.isolation import preserved_random
-from normkit.doctor.measure import first_tensor
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import (
+    Forward,
+    Targets,
+    check_function,
+    check_model,
+    device_of,
+    num_samples,
+    run_model,
+    targets_of,
+    to_device,
+)
+from normkit.modeling.snapshot import preserved, preserved_random
+from normkit.modeling.unwrap import is_average, unwrapped
 
 __all__ = [
     "Case",
     "accuracy",
-    "call_model",
     "measured",
-    "moved",
-    "num_samples",
     "open_case",
-    "targets_of",
 ]
 
 
@@ -35,23 +43,27 @@ class Case:
         batches: The batches every pass sees, where the loader put them.
         loss_fn: `loss_fn(output, targets)`; None when there is none.
         forward: `forward(model, batch)` gives the output.
+        targets: `targets(batch)` gives what the loss and the metric compare it with.
         metric: `metric(output, targets)`, higher is better; None for accuracy where
             the output and the targets are those of a classifier.
         gradient_batches: On how many batches gradients are taken.
         seed: Of dropout and of everything else that draws numbers.
         batch_size: Samples per full batch.
         last: Samples in the last, incomplete batch of an epoch; None when unknown.
+        is_averaged: The weights are an average over training (SWA, EMA).
     """
 
     model: nn.Module
     batches: list[Any]
     loss_fn: Callable[[Any, Any], Tensor] | None
-    forward: Callable[[nn.Module, Any], Any]
+    forward: Forward
+    targets: Targets
     metric: Callable[[Any, Any], float] | None
     gradient_batches: int = 8
     seed: int = 0
     batch_size: int = 0
     last: int | None = None
+    is_averaged: bool = False
 
 
 def open_case(
@@ -59,23 +71,31 @@ def open_case(
     loader: Iterable[Any],
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     *,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
+    targets: Targets | None = None,
     metric: Callable[[Any, Any], float] | None = None,
     max_batches: int = 50,
     gradient_batches: int = 8,
     seed: int = 0,
+    verb: str = "diagnose",
 ) -> Case:
     """Draw the batches that every pass will see, without touching random states.
 
+    The arguments are those of `diagnose`, or of the function that `verb` names.
+
     Raises:
-        ArgumentError: The loader gives nothing, or `max_batches` is below 1.
+        ArgumentError: The loader gives nothing, `max_batches` is below 1, or an
+            argument cannot be used.
     """
+    check_model(verb, model, loader)
+    check_function("loss_fn", loss_fn)
+    check_function("metric", metric)
     if max_batches < 1:
         raise ArgumentError(
             f"max_batches={max_batches} leaves nothing to look at; give 1 or more"
         )
-    # A compiled model runs past hooks that were added later: the one inside does not.
-    model = getattr(model, "_orig_mod", model)
+    has_average = is_average(model)
+    model = unwrapped(model)
     holders = [loader, getattr(loader, "sampler", None)]
     with preserved_random(model, seed=seed, others=holders):
         drawn = iter(loader)
@@ -92,12 +112,14 @@ def open_case(
         model,
         several or batches,
         loss_fn,
-        forward or call_model,
+        partial(run_model, forward=forward),
+        targets or targets_of,
         metric,
         gradient_batches,
         seed,
         batch_size=max(sizes),
         last=_last_batch(loader, sizes if is_all else None),
+        is_averaged=has_average,
     )
 
 
@@ -120,48 +142,23 @@ def _last_batch(loader: Iterable[Any], sizes: list[int] | None) -> int | None:
     return sizes[-1] if sizes[-1] < sizes[0] else 0
 
 
-def call_model(model: nn.Module, batch: Any) -> Any:
-    """Call `model` on a batch: `(inputs, targets)`, inputs alone, or keywords.
-
-    Of a tuple or list the first item is given to the model; a mapping is given as
-    keyword arguments; anything else as it is.
-    """
-    if isinstance(batch, tuple | list):
-        return model(batch[0])
-    if isinstance(batch, dict):
-        return model(**batch)
-    return model(batch)
-
-
-def targets_of(batch: Any) -> Any:
-    """What `loss_fn` gets beside the output: the second item, or the whole batch."""
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        return batch[1]
-    return batch
-
-
 def measured(case: Case) -> float | None:
     """Mean of the metric over the samples of all batches, in eval mode.
 
     None where there is no metric: none was given, and the accuracy is not defined.
     """
     model, values, sizes = case.model, [], []
-    before = [(module, module.training) for module in model.modules()]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    try:
+    device = device_of(model)
+    with preserved(model), torch.no_grad():
         model.eval()
-        with torch.no_grad():
-            for batch in case.batches:
-                batch = moved(batch, device)
-                output = case.forward(model, batch)
-                value = (case.metric or accuracy)(output, targets_of(batch))
-                if value is None:
-                    return None
-                values.append(float(value))
-                sizes.append(num_samples(batch))
-    finally:
-        for module, training in before:
-            module.training = training
+        for batch in case.batches:
+            batch = to_device(batch, device)
+            output = case.forward(model, batch)
+            value = (case.metric or accuracy)(output, case.targets(batch))
+            if value is None:
+                return None
+            values.append(float(value))
+            sizes.append(num_samples(batch))
     return sum(n * v for n, v in zip(sizes, values, strict=True)) / sum(sizes)
 
 
@@ -174,33 +171,3 @@ def accuracy(output: Any, targets: Any) -> float | None:
     if targets.is_floating_point() or len(output) != len(targets):
         return None
     return (output.argmax(1) == targets).double().mean().item()
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """The batch on the model's device, in whatever it is packed."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return type(value)({key: moved(item, device) for key, item in value.items()})
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(moved(item, device) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(moved(item, device) for item in value)
-    return value
-
-
-def num_samples(batch: Any) -> int:
-    """Size of the first dimension of a batch's first tensor; 1 without one."""
-    x = first_tensor(batch)
-    if x is None:
-        x = next((t for t in _tensors(batch)), None)
-    return 1 if x is None or x.dim() == 0 else x.shape[0]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from itertools.chain.from_iterable(map(_tensors, value.values()))
-    elif isinstance(value, tuple | list):
-        yield from itertools.chain.from_iterable(map(_tensors, value))

@@ -22,6 +22,8 @@ from normkit.doctor.rehearsal import observed, rehearsed
 from normkit.doctor.remedies import REMEDIES
 from normkit.doctor.statistics import Statistics
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import Forward, Targets
+from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
 
 __all__ = ["SCHEMA", "Diagnosis", "diagnose"]
 
@@ -166,6 +168,7 @@ class Diagnosis:
             raise ArgumentError(f"steps={steps} trains nothing; give 1 or more")
         if self.case is None:
             raise ArgumentError("train needs the model, and the diagnosis holds none")
+        optimizer = None if optimizer is None else unwrapped_optimizer(optimizer)
         if train is not None:
             found = observed(self.case, train, optimizer, steps)
         elif optimizer is not None:
@@ -205,6 +208,7 @@ class Diagnosis:
             model = self.case.model
         if model is None:
             raise ArgumentError("repair needs a model, and the diagnosis holds none")
+        model = unwrapped(model)
         harmful = {c.id for c in self.confirmations if c.harms}
         groups = {
             id_: group
@@ -294,7 +298,8 @@ def diagnose(
     loader: Iterable[Any],
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     *,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
+    targets: Targets | None = None,
     metric: Callable[[Any, Any], float] | None = None,
     max_batches: int = 50,
     gradient_batches: int = 8,
@@ -311,11 +316,12 @@ def diagnose(
         model: Any module; it is left bit for bit as it was, and so are the random
             states. Its passes run on a copy when it can be copied.
         loader: Batches as in training, in the size and order of training:
-            `(inputs, targets)`, inputs alone, or mappings of keyword arguments.
-        loss_fn: `loss_fn(output, targets)`, one number. `targets` is the second item
-            of the batch, or the batch itself when it has none.
-        forward: `forward(model, batch)` gives the output, for models that are called
-            another way.
+            `(inputs, targets)`, inputs a tensor, a tuple of positional arguments or a
+            mapping of named ones.
+        loss_fn: `loss_fn(output, targets)`, one number.
+        forward: `forward(model, batch)` gives the output, for any other batch.
+        targets: `targets(batch)` gives the targets; by default the second item of the
+            batch, or the batch itself where it has none.
         metric: `metric(output, targets)`, higher is better. For scores `(N, K)` and
             integer targets `(N,)` it is the accuracy unless given.
         max_batches: The most batches to draw from the loader.
@@ -339,7 +345,7 @@ def diagnose(
         >>> x = 5 + 3 * torch.randn(40, 32, 4)
         >>> for batch in x:
         ...     _ = model(batch)
-        >>> found = diagnose(model, x)
+        >>> found = diagnose(model, list(x))
         >>> found.named
         ['D04', 'D01', 'D03']
         >>> found.findings[0].layer
@@ -350,6 +356,7 @@ def diagnose(
         loader,
         loss_fn,
         forward=forward,
+        targets=targets,
         metric=metric,
         max_batches=max_batches,
         gradient_batches=gradient_batches,

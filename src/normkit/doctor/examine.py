@@ -13,7 +13,6 @@ which is put back bit for bit.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,10 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel
 
-from normkit.doctor.case import Case, accuracy, moved, num_samples, targets_of
-from normkit.doctor.isolation import Snapshot, preserved_random, snapshot
+from normkit.doctor.case import Case, accuracy
 from normkit.doctor.measure import MOST_COUNTED, first_tensor
 from normkit.doctor.probe import Probes
 from normkit.doctor.statistics import (
@@ -36,6 +33,8 @@ from normkit.doctor.statistics import (
 )
 from normkit.doctor.walk import Walk
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import device_of, num_samples, to_device
+from normkit.modeling.snapshot import Snapshot, preserved
 
 __all__ = ["Patient", "examine", "norm_statistics", "opened"]
 
@@ -78,7 +77,7 @@ def examine(case: Case) -> Statistics:
         data=DataStatistics(batch.input, case.batch_size, case.last),
         output=output,
         world_size=_world_size(),
-        is_averaged=isinstance(case.model, AveragedModel),
+        is_averaged=case.is_averaged,
     )
 
 
@@ -141,25 +140,21 @@ def opened(case: Case) -> Iterator[Patient]:
     Of a model that cannot be copied, buffers, modes and gradients are put back; who
     uses the patient must leave the rest alone.
     """
-    with preserved_random(case.model, seed=case.seed):
-        try:
-            model = copy.deepcopy(case.model)
-        except Exception:  # deepcopy calls anything that a model may hold
-            model = case.model
-        before = snapshot(model)
-        try:
-            # One found in training mode is left as it is. One found in eval mode gets
-            # `train()`, which a model that keeps its batch norms frozen overrides.
-            if not model.training:
-                model.train()
-            frozen = {
-                name
-                for name, module in model.named_modules()
-                if isinstance(module, _BatchNorm) and not module.training
-            }
-            yield Patient(case, model, before, frozen)
-        finally:
-            before.restore()
+    try:
+        model = copy.deepcopy(case.model)
+    except Exception:  # deepcopy calls anything that a model may hold
+        model = case.model
+    with preserved(model, seed=case.seed) as before:
+        # One found in training mode is left as it is. One found in eval mode gets
+        # `train()`, which a model that keeps its batch norms frozen overrides.
+        if not model.training:
+            model.train()
+        frozen = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and not module.training
+        }
+        yield Patient(case, model, before, frozen)
 
 
 class Patient:
@@ -178,10 +173,7 @@ class Patient:
         self.model = model
         self.frozen = frozen
         self._before = before
-        self.device = next(
-            (t.device for t in itertools.chain(model.parameters(), model.buffers())),
-            torch.device("cpu"),
-        )
+        self.device = device_of(model)
 
     def batch_statistics(self) -> None:
         """Eval mode and old buffers, but batch norms train on their batch."""
@@ -192,7 +184,7 @@ class Patient:
 
     def running_statistics(self) -> None:
         """Eval mode and the buffers that the model came with."""
-        self._before.restore_buffers()
+        self._before.restore_values()
         self.model.eval()
 
     def walk(
@@ -230,7 +222,7 @@ class Patient:
         ]
         try:
             with torch.no_grad():
-                batch = moved(self.case.batches[0], self.device)
+                batch = to_device(self.case.batches[0], self.device)
                 output = first_tensor(self.case.forward(self.model, batch))
         finally:
             for handle in handles:
@@ -238,13 +230,13 @@ class Patient:
         return next((name for name, y in given.items() if y is output), "")
 
     def _step(self, walk: Walk, batch: Any, *, backward: bool, evaluate: bool) -> None:
-        batch = moved(batch, self.device)
+        batch = to_device(batch, self.device)
         walk.take_input(batch)
         output = self.case.forward(self.model, batch)
         walk.samples.append(num_samples(batch))
         if not evaluate:
             return
-        targets = targets_of(batch)
+        targets = self.case.targets(batch)
         walk.take_output(output, targets)
         metric = self.case.metric or accuracy
         value = metric(output, targets)

@@ -41,6 +41,7 @@ from normkit.doctor.populations import (
 )
 from normkit.doctor.statistics import Statistics
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import Forward, Targets
 
 __all__ = ["GapExplanation", "GapPart", "explain_case", "explain_gap"]
 
@@ -170,7 +171,8 @@ def explain_gap(
     train_loader: Iterable[Any] | None = None,
     shards: Sequence[Iterable[Any]] | None = None,
     reference: nn.Module | Mapping[str, Any] | None = None,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
+    targets: Targets | None = None,
     max_batches: int = 50,
     seed: int = 0,
 ) -> GapExplanation:
@@ -179,7 +181,8 @@ def explain_gap(
     Args:
         model: Any module; it is left bit for bit as it was.
         loader: The batches to measure on, in the size of training: `(inputs,
-            targets)`, inputs, or mappings.
+            targets)`, inputs a tensor, a tuple of positional arguments or a mapping of
+            named ones.
         metric: `metric(output, targets)`, higher is better, so give a loss its minus;
             accuracy for scores `(N, K)` and integer targets `(N,)` unless given.
         train_loader: Batches of the training data, where `loader` gives others: what
@@ -192,7 +195,9 @@ def explain_gap(
             moving is then a part of its own, "un-frozen statistics". It is about the
             layers in it whose weight and bias do not ask for gradients, or, where
             there is none, about all in it.
-        forward: `forward(model, batch)` gives the output.
+        forward: `forward(model, batch)` gives the output, for any other batch.
+        targets: `targets(batch)` gives the targets; by default the second item of the
+            batch, or the batch itself where it has none.
         max_batches: The most batches to draw from a loader.
         seed: Of everything that draws numbers.
 
@@ -228,8 +233,8 @@ def explain_gap(
 
     def examined(batches: Iterable[Any]) -> tuple[Case, Statistics]:
         case = open_case(
-            model, batches, forward=forward, metric=metric, max_batches=max_batches,
-            seed=seed,
+            model, batches, forward=forward, targets=targets, metric=metric,
+            max_batches=max_batches, seed=seed, verb="explain_gap",
         )  # fmt: skip
         return case, examine(case)
 

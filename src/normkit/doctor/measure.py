@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ def first_tensor(value: Any) -> Tensor | None:
     """The first floating-point tensor with any values in nested lists and dicts."""
     if isinstance(value, Tensor):
         return value if value.is_floating_point() and value.numel() else None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, list | tuple):
         return None

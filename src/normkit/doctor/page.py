@@ -64,6 +64,7 @@ from normkit.doctor.charts import (
     summary,
 )
 from normkit.errors import DependencyError
+from normkit.modeling.atomic_file import atomic_file
 
 __all__ = [
     "Bands",
@@ -146,12 +147,8 @@ class Page:
         target = Path(path)
         text = self.to_html()
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        with atomic_file(target) as file:
+            file.write(text.encode())
         return target
 
 

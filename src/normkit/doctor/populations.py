@@ -25,6 +25,7 @@ from normkit.doctor.layer_probe import constant_ends, merged
 from normkit.doctor.measure import first_tensor
 from normkit.doctor.statistics import NormStatistics, Statistics
 from normkit.errors import ArgumentError
+from normkit.modeling.unwrap import unwrapped
 from normkit.moments import Moments, moments
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
@@ -337,7 +338,7 @@ def reference_of(
         ArgumentError: `reference` holds none of the layers, or of another shape.
     """
     state: Mapping[str, Any] = (
-        getattr(reference, "_orig_mod", reference).state_dict()
+        unwrapped(reference).state_dict()
         if isinstance(reference, nn.Module)
         else reference
     )

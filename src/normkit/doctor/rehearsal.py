@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from normkit.doctor import checks
-from normkit.doctor.case import Case, moved, targets_of
+from normkit.doctor.case import Case
 from normkit.doctor.finding import Finding
-from normkit.doctor.isolation import preserved_random, snapshot
 from normkit.doctor.watcher import Watch, watch
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import device_of, to_device
+from normkit.modeling.snapshot import Snapshot, preserved_random
 
 __all__ = ["observed", "rehearsed"]
 
@@ -60,14 +61,14 @@ def rehearsed(
                 f"the model and its optimizer cannot be copied ({error}); pass "
                 "train=, a function that trains them for so many steps"
             ) from error
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         if not model.training:
             model.train()
         with watch(model, twin, every=_every(steps)) as seen, torch.enable_grad():
             for batch in itertools.islice(itertools.cycle(case.batches), steps):
-                batch = moved(batch, device)
+                batch = to_device(batch, device)
                 twin.zero_grad()
-                loss_fn(case.forward(model, batch), targets_of(batch)).backward()
+                loss_fn(case.forward(model, batch), case.targets(batch)).backward()
                 twin.step()
         return _readings(seen, is_rehearsed=True)
 
@@ -108,18 +109,11 @@ def _readings(seen: Watch, *, is_rehearsed: bool) -> list[Finding]:
 def _put_back(
     model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> Iterator[None]:
-    before = snapshot(model)
-    weights = [(p, p.detach().clone()) for p in model.parameters()]
-    gradients = [
-        (p.grad, p.grad.clone()) for p in model.parameters() if p.grad is not None
-    ]
+    before = Snapshot.take(model, parameters=True)
     state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
     try:
         yield
     finally:
         before.restore()
-        with torch.no_grad():
-            for tensor, value in (*weights, *gradients):
-                tensor.copy_(value)
         if optimizer is not None and state is not None:
             optimizer.load_state_dict(state)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.doctor.statistics import Role
+from normkit.modeling.norm_types import is_norm
 
 __all__ = ["role_of", "slope_limits", "unit_dim_after"]
 
@@ -20,14 +21,13 @@ ACTIVATIONS = (
 )
 WEIGHTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 def role_of(module: nn.Module) -> Role:
     """What a layer is for; "other" layers get no probe."""
     if isinstance(module, WEIGHTS):
         return "weight"
-    if isinstance(module, NORMS) or type(module).__name__.endswith("Norm"):
+    if is_norm(module):
         return "norm"
     if isinstance(module, ACTIVATIONS):
         return "activation"

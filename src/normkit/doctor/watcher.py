@@ -44,6 +44,7 @@ from normkit.doctor.series import (
 from normkit.doctor.statistics import LayerStatistics, Statistics, WeightStatistics
 from normkit.doctor.updates import Updates
 from normkit.errors import ArgumentError
+from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
 
 __all__ = ["SERIES", "Watch", "watch"]
 
@@ -86,6 +87,7 @@ def watch(
     """
     if every < 1:
         raise ArgumentError(f"every={every} observes no step; give 1 or more")
+    optimizer = None if optimizer is None else unwrapped_optimizer(optimizer)
     if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
         raise ArgumentError(
             f"a {type(optimizer).__name__} has no step hooks; pass the "
@@ -108,8 +110,8 @@ class Watch:
         every: int,
         unit: int,
     ) -> None:
-        self.model = getattr(model, "_orig_mod", model)
-        self._is_compiled = self.model is not model or _is_compiled(model)
+        self.model = unwrapped(model)
+        self._is_compiled = is_compiled(model)
         self.optimizer = optimizer
         self.every = every
         self.unit = unit
@@ -349,8 +351,3 @@ class Watch:
     def _after_update(self, *_: Any) -> None:
         self._loop.saw_update()
         self._updates.after()
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    """Whether `model.compile()` was called on it."""
-    return getattr(model, "_compiled_call_impl", None) is not None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from normkit.fold.ir.gauge import Gauge
-from normkit.fold.nest import tensors_in
+from normkit.modeling.pytree import tensors_in
 
 __all__ = ["TOLERANCE", "difference", "gap_under", "sampled"]
 

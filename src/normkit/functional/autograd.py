@@ -24,6 +24,7 @@ from normkit.functional.memory import (
 from normkit.functional.passes import Passes
 from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.packing import as_mask
+from normkit.kernels.primitives import Grads
 from normkit.kernels.spec import Running
 from normkit.moments import Moments, broadcast_mask
 from normkit.torch_state import (
@@ -36,7 +37,7 @@ from normkit.torch_state import (
     unwrapped_apply,
 )
 
-__all__ = ["run"]
+__all__ = ["gradients", "run"]
 
 Call = NativeCall | Passes
 
@@ -102,23 +103,49 @@ class Normalize(torch.autograd.Function):
             *rest, step = kept
             x = from_bytes(spec.seen(x), step, job.dtype).view(x.shape)
             kept = call.around_zero(tuple(rest))
-        is_seen = is_observed()
-        if _is_grad_enabled() or is_batched_gradient(dy) or (is_seen and _differs()):
-            center, inv_std, _ = call.statistics(kept)
-            grads = differentiable.gradients(
-                *(spec, dy, (x, weight, bias, residual)),
-                (center, inv_std) if spec.given else None,
-                *(mask, gated, wanted),
-            )
-        else:
-            if type(call) is NativeCall and (is_seen or not is_plain(dy)):
-                # A mode has to see torch operations, or dy is none of torch's own.
-                kept = tuple(t for t in call.statistics(kept) if t is not None)
-                call = Passes(spec)
-            grads = call.backward(
-                *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
-            )
+        grads = gradients(
+            *(call, dy, x, weight, bias, residual, mask, gated, kept, wanted)
+        )
         return (*grads, None, None)
+
+
+def gradients(
+    call: Call,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    gated: Tensor | None,
+    kept: tuple[Tensor, ...],
+    wanted: tuple[bool, ...],
+    dtotal: Tensor | None = None,
+) -> Grads:
+    """Return the gradients of a call, by kernels or as a graph; see `NativeCall`."""
+    is_seen, spec = is_observed(), call.spec
+    if _is_grad_enabled() or is_batched_gradient(dy) or (is_seen and _differs()):
+        center, inv_std, _ = call.statistics(kept)
+        dx, *others = differentiable.gradients(
+            *(spec, dy, (x, weight, bias, residual)),
+            (center, inv_std) if spec.given else None,
+            *(mask, gated, wanted),
+        )
+    else:
+        if type(call) is NativeCall:
+            if not is_seen and is_plain(dy, dtotal):
+                return call.backward(
+                    *(dy, x, weight, bias, residual, mask, gated, kept, wanted),
+                    dtotal,
+                )
+            # A mode has to see torch operations, or dy is none of torch's own.
+            kept = tuple(t for t in call.statistics(kept) if t is not None)
+        dx, *others = Passes(spec).backward(
+            *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
+        )
+    if dx is not None and dtotal is not None:
+        dx = dx + dtotal
+    return dx, others[0], others[1], others[2]
 
 
 _apply, _is_grad_enabled = unwrapped_apply(Normalize), torch.is_grad_enabled

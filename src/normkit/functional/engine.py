@@ -14,6 +14,7 @@ from torch import Tensor
 
 from normkit.errors import ShapeError
 from normkit.functional import autograd, differentiable, gpu_operators
+from normkit.functional.aten import AtenCall, Operator, tried_first
 from normkit.functional.ema import move
 from normkit.functional.passes import Passes
 from normkit.functional.route import Route, route_of
@@ -41,6 +42,7 @@ def execute(
     *,
     found: list[Moments] | None = None,
     key: Hashable | None = None,
+    aten: Operator | None = None,
 ) -> Tensor:
     """Run one normalization by its route.
 
@@ -54,6 +56,7 @@ def execute(
         running: Statistics to normalize by if `spec.given`, otherwise to move.
         found: Takes the Moments of the batch, if a list is given.
         key: The signature to remember the call by.
+        aten: torch's operator for the same, see `aten.tried_first`.
     """
     route = route_of(spec, x, weight, bias, residual, mask, running)
     if route is Route.OPERATOR and found is None:
@@ -80,8 +83,14 @@ def execute(
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
         call = call_for(spec, x, weight, bias, residual, mask, running)
-        if call is not None and key is not None:
-            remember(key, call)
+        if call is not None:
+            first: NativeCall | AtenCall = call
+            if aten is not None:
+                first = tried_first(aten, call, x, (weight, bias))
+            if key is not None:
+                remember(key, first)
+            if type(first) is AtenCall:
+                return first.run(x, weight, bias)
     if call is None:
         call = Passes(spec)
     return autograd.run(call, x, weight, bias, residual, mask, running, found)

@@ -3,8 +3,9 @@
     report = normkit.initialize(model, "kaiming")
     print(report.to_text())
 
-`fans` knows how many terms each layer sums, `variance_scaling` draws weights of a
-variance, `theory` predicts what they do to signals and gradients.
+`fans` counts the terms that each layer sums, `variance_scaling` draws weights of a
+variance, `theory` predicts what they do to signals and gradients, `tracer` runs the
+model once and records its `signal_graph`.
 """
 
 from normkit.init.fans import Fans, LinearMap, linear_maps

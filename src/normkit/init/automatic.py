@@ -1,4 +1,4 @@
-"""A scale for each linear map from what precedes and what follows it.
+"""Scales of the linear maps from what precedes and what follows each.
 
     n·Var[w] = q / E[x²]
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normkit.init.flow import Flow, Step, is_homogeneous
+from normkit.init.signal_graph import SignalGraph, Step, is_homogeneous
 from normkit.init.theory import kept_signal
 
 __all__ = ["Plan", "plan"]
@@ -26,7 +26,7 @@ __all__ = ["Plan", "plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What `auto` does to a model.
+    """Plan of the scheme "auto" for one model.
 
     Attributes:
         scales: fan_in·Var[w] by name, for linear maps whose outputs are followed.
@@ -42,14 +42,14 @@ class Plan:
     branch_scale: dict[str, float]
 
 
-def plan(flow: Flow, *, residual: bool = True) -> Plan:
+def plan(graph: SignalGraph, *, residual: bool = True) -> Plan:
     """Choose the scales.
 
     Args:
-        flow: A recorded run.
+        graph: A recorded run.
         residual: Scale or zero the ends of residual branches.
     """
-    ends = flow.branch_ends() if residual else []
+    ends = graph.branch_ends() if residual else []
     share = 1.0 / max(len(ends), 1)
     scaled = {step.name for step in ends if step.kind == "linear"}
     zeroed = {step.name for step in ends if step.kind == "norm"}
@@ -58,11 +58,11 @@ def plan(flow: Flow, *, residual: bool = True) -> Plan:
     rules: dict[str, str] = {}
     mean_square: dict[int, float] = {}
     nonnegative: set[int] = set()
-    for step in flow.steps:
+    for step in graph.steps:
         incoming = mean_square.get(step.inputs[0], 1.0)
         if step.kind == "linear":
             if step.name not in scales:
-                activation = flow.following_activation(step.name)
+                activation = graph.following_activation(step.name)
                 q, rules[step.name] = _wanted(activation)
                 if step.name in scaled:
                     q *= share
@@ -92,7 +92,7 @@ def plan(flow: Flow, *, residual: bool = True) -> Plan:
 
 
 def _wanted(activation: Step | None) -> tuple[float, str]:
-    """The mean square that the outputs of a map should have, and why."""
+    """Return the mean square that the outputs of a map should have, and the rule."""
     if activation is None or activation.function is None:
         return 1.0, "no activation follows"
     if is_homogeneous(activation.function):

@@ -16,14 +16,15 @@ from normkit.affine import Affine
 from normkit.errors import ArgumentError
 from normkit.fold.algebra import fold_output_affine
 from normkit.init.fans import LinearMap
-from normkit.init.tape import at_the_start, call
+from normkit.init.tracer import at_the_start
+from normkit.modeling.batch import Forward, call_on
 from normkit.moments import Moments, moments
 
 __all__ = ["unit_variance_"]
 
 
 class _Enough(BaseException):
-    """The layer has been measured; the rest of forward is idle."""
+    """Leaves a forward once the layer has been measured."""
 
 
 def unit_variance_(
@@ -31,6 +32,7 @@ def unit_variance_(
     maps: Sequence[LinearMap],
     inputs: Any,
     *,
+    forward: Forward = call_on,
     per_channel: bool = False,
     tolerance: float = 0.05,
     max_rounds: int = 10,
@@ -40,7 +42,8 @@ def unit_variance_(
     Args:
         model: The model; dropout is off, running statistics stay as they are.
         maps: One per layer, in the order they run.
-        inputs: A tensor, a tuple of arguments, or a mapping of keywords.
+        inputs: The example inputs.
+        forward: `forward(model, inputs)`.
         per_channel: Bring every channel to mean 0 (where there is a bias) and variance
             1, not all of them together to variance 1.
         tolerance: Enough is |var − 1| below this. A layer that is called once needs one
@@ -57,7 +60,7 @@ def unit_variance_(
     left: dict[str, float] = {}
     for each in maps:
         for _ in range(max_rounds):
-            measured = _measured(model, modules[each.name], each, inputs)
+            measured = _measured(model, modules[each.name], each, inputs, forward)
             whole = measured.merge_dim(0)
             # A round changes the outputs by no more than rounding once they are there.
             var = float(whole.var)
@@ -91,9 +94,13 @@ def _is_standard(measured: Moments, each: LinearMap, tolerance: float) -> bool:
 
 
 def _measured(
-    model: nn.Module, module: nn.Module, each: LinearMap, inputs: Any
+    model: nn.Module,
+    module: nn.Module,
+    each: LinearMap,
+    inputs: Any,
+    forward: Forward,
 ) -> Moments:
-    """Moments of the outputs per channel, over all calls of the layer, in float64."""
+    """Return the moments of a layer's outputs per channel, over all its calls."""
     calls: list[Moments] = []
 
     def hook(_: nn.Module, args: Any, output: Tensor) -> None:
@@ -104,7 +111,7 @@ def _measured(
     with at_the_start(model):
         handle = module.register_forward_hook(hook)
         try:
-            call(model, inputs)
+            forward(model, inputs)
         finally:
             handle.remove()
     if not calls:

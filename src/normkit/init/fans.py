@@ -1,4 +1,4 @@
-"""How many products each output, and each input, of a linear map sums.
+"""Fans: the number of products that outputs and gradients of a linear map sum.
 
     forward   Var[y]  = fan_in·Var[w]·E[x²]
     backward  Var[dx] = fan_out·Var[w]·E[dy²]
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
@@ -30,6 +29,7 @@ from normkit.fold.algebra import (
     conv_layout,
     conv_transpose_layout,
 )
+from normkit.modeling.norm_types import is_norm
 
 __all__ = ["Fans", "LinearMap", "linear_maps"]
 
@@ -48,13 +48,13 @@ class Fans:
 
     @classmethod
     def of_tensor(cls, weight: Tensor) -> Fans:
-        """Of a weight `(out, in, *kernel)` of which nothing else is known."""
+        """Return the fans of a weight `(out, in, *kernel)`, from its shape alone."""
         positions = math.prod(weight.shape[2:])
         columns = weight.shape[1] if weight.dim() > 1 else 1
         return cls(columns * positions, weight.shape[0] * positions)
 
     def mean(self, mode: str) -> float:
-        """`"fan_in"`, `"fan_out"`, or their arithmetic mean `"fan_avg"`."""
+        """Return `"fan_in"`, `"fan_out"` or `"fan_avg"`, their arithmetic mean."""
         return {
             "fan_in": self.fan_in,
             "fan_out": self.fan_out,
@@ -83,18 +83,18 @@ class LinearMap:
     layout: WeightLayout = LINEAR
 
     def rows(self) -> Tensor:
-        """The weight as `(groups, outputs, terms of a sum)`; a view or a copy."""
+        """Return weights as `(groups, outputs, terms of a sum)`, a view or a copy."""
         return self.layout.to_goik(self.weight).flatten(2)
 
     def set_rows(self, rows: Tensor) -> None:
-        """Write what `rows` gave, changed, back in place."""
+        """Write changed `rows` back, in place."""
         shape = self.layout.to_goik(self.weight).shape
         whole = self.layout.from_goik(rows.reshape(shape), tuple(self.weight.shape))
         self.weight.copy_(whole)
 
 
 def linear_maps(model: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
-    """Every linear map of a model in the order of its modules, each weight once.
+    """Return the linear maps of a model in the order of its modules, each weight once.
 
     Returns:
         The maps, and the reason against each layer with a weight that is none and no
@@ -113,7 +113,7 @@ def linear_maps(model: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
             reason = f"shares its weight with {owners[id(weight)]!r}"
         if reason is not None:
             left[name] = reason
-        if reason is not None or isinstance(module, _NORMS):
+        if reason is not None or is_norm(module):
             continue
         for parameter in own.values():
             owners.setdefault(id(parameter), name)
@@ -123,7 +123,6 @@ def linear_maps(model: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def _reason_against(module: nn.Module) -> str | None:
@@ -133,8 +132,8 @@ def _reason_against(module: nn.Module) -> str | None:
         return "lazy: run the model once first"
     if parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
         return "its weight is computed from others (a parametrization)"
-    known = (*_NORMS, nn.Linear, *_CONV, *_TRANSPOSED, nn.RNNBase, nn.RNNCellBase)
-    if isinstance(module, (*known, nn.MultiheadAttention)):
+    known = (nn.Linear, *_CONV, *_TRANSPOSED, nn.RNNBase, nn.RNNCellBase)
+    if is_norm(module) or isinstance(module, (*known, nn.MultiheadAttention)):
         return None
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "looks rows up and sums nothing"
@@ -203,5 +202,5 @@ def _gate_maps(name: str, kind: str, module: nn.Module) -> list[LinearMap]:
 
 
 def sample_variance(weight: Tensor) -> float:
-    """E[w²], which is the variance of weights drawn with mean 0."""
+    """Return E[w²], the variance of weights drawn with mean 0."""
     return float(weight.detach().to(torch.float64).square().mean())

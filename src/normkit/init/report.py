@@ -1,4 +1,4 @@
-"""What an initialization did: n·Var[w] per layer, as meant and as drawn."""
+"""Report of an initialization: n·Var[w] per layer, as meant and as drawn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+
+from normkit.results import Result
 
 __all__ = ["InitLine", "InitReport"]
 
@@ -54,9 +56,9 @@ class InitLine:
         return f"{self.name} {part}" if part else self.name
 
 
-@dataclass(frozen=True)
-class InitReport:
-    """What `initialize` returns.
+@dataclass(frozen=True, repr=False)
+class InitReport(Result):
+    """Report of an initialization.
 
     Attributes:
         scheme: The scheme.
@@ -72,7 +74,7 @@ class InitReport:
     notes: tuple[str, ...] = ()
 
     def to_text(self) -> str:
-        """A table: n·Var[w] as meant and drawn, forward and backward."""
+        """Return a table of n·Var[w], as meant and as drawn, forward and backward."""
         lines = [f"{self.scheme}: n·Var[w], predicted and measured"]
         labels = [line.label for line in self.lines]
         width = max([5, *(len(label) for label in labels)])
@@ -94,14 +96,18 @@ class InitReport:
         lines += list(self.notes)
         return "\n".join(lines)
 
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one mapping per linear map."""
+        return [
+            {key: _known(value) for key, value in asdict(line).items()}
+            for line in self.lines
+        ]
+
     def to_json(self) -> str:
-        """The same as JSON; what is not known is null."""
+        """Return the report as JSON; unknown numbers are null."""
         content = {
             "scheme": self.scheme,
-            "lines": [
-                {key: _known(value) for key, value in asdict(line).items()}
-                for line in self.lines
-            ],
+            "lines": self.to_rows(),
             "left": dict(self.left),
             "notes": list(self.notes),
         }

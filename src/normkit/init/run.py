@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from normkit.errors import ArgumentError
 from normkit.init.automatic import Plan, plan
 from normkit.init.data_dependent import unit_variance_
 from normkit.init.fans import LinearMap, linear_maps, sample_variance
-from normkit.init.flow import Flow
 from normkit.init.report import InitLine, InitReport
-from normkit.init.tape import record
+from normkit.init.signal_graph import SignalGraph
 from normkit.init.theory import gain_of
+from normkit.init.tracer import trace_signals
 from normkit.init.variance_scaling import (
     SMALL_STD,
     Activation,
@@ -29,6 +29,16 @@ from normkit.init.variance_scaling import (
     orthogonal_,
     variance_scaling_,
 )
+from normkit.modeling.batch import (
+    Forward,
+    call_on,
+    check_model,
+    device_of,
+    run_model,
+    to_device,
+)
+from normkit.modeling.snapshot import Snapshot
+from normkit.modeling.unwrap import unwrapped
 
 __all__ = ["initialize"]
 
@@ -40,6 +50,7 @@ def initialize(
     scheme: str = "auto",
     *,
     example_inputs: Any = None,
+    forward: Forward | None = None,
     activation: Activation | None = None,
     slope: float = 0.01,
     gain: float | None = None,
@@ -74,13 +85,15 @@ def initialize(
             - `"orthogonal"`: orthonormal rows or columns, times gain.
             - `"lsuv"`: orthogonal, then each layer in the order they run is scaled so
               that its outputs on `example_inputs` have variance 1.
-        example_inputs: A tensor, a tuple of arguments, or a mapping of keywords. The
-            model runs on it in eval mode, its norms on the statistics of the input.
-            With it the report compares signal and gradient with theory, layer by layer.
+        example_inputs: A tuple of positional arguments, a mapping of named ones, or the
+            single argument. The model runs on it in eval mode, its norms on the
+            statistics of the input. With it the report compares signal and gradient
+            with theory, layer by layer.
+        forward: `forward(model, example_inputs)`, for any other inputs.
         activation: What follows the layers: a name (`"relu"`, `"tanh"`, …) or a
             function of a tensor. None is ReLU for Kaiming, linear for the others;
             `"auto"` reads it.
-        slope: Of a leaky ReLU.
+        slope: Negative slope of a leaky ReLU.
         gain: Factor on the std; None takes that of `activation`.
         mode: For Kaiming: `"fan_in"` keeps the size of activations, `"fan_out"` that of
             gradients, `"fan_avg"` something between.
@@ -123,6 +136,7 @@ def initialize(
         deep linear neural networks", ICLR 2014. Mishkin & Matas, "All you need is a
         good init", ICLR 2016.
     """
+    check_model("initialize", model)
     if scheme not in SCHEMES:
         raise ArgumentError(f"scheme={scheme!r} must be one of {SCHEMES}")
     if scheme in ("auto", "lsuv") and example_inputs is None:
@@ -137,20 +151,25 @@ def initialize(
         if named is None:
             named = "relu" if scheme == "kaiming" else "linear"
         gain = gain_of(named, slope)
+    model = unwrapped(model)
     maps, left = linear_maps(model)
     maps = chosen_maps(maps, layers, left)
     _check_sizes(maps)
+    if scheme == "xavier":
+        mode = "fan_avg"
     draw = _Draw(scheme, gain, mode, distribution, std, value, generator)
-    with _or_as_it_was(model):
-        flow = None
+    run = partial(run_model, forward=forward or call_on)
+    inputs = to_device(example_inputs, device_of(model))
+    with _restored_on_error(model):
+        graph = None
         if example_inputs is not None:
-            flow = record(model, example_inputs, maps)
-            place = {name: i for i, name in enumerate(flow.order())}
+            graph = trace_signals(model, inputs, maps, run)
+            place = {name: i for i, name in enumerate(graph.order())}
             maps.sort(key=lambda each: place.get(each.name, len(place)))
         made = None
         if scheme == "auto":
-            assert flow is not None
-            made = plan(flow, residual=residual)
+            assert graph is not None
+            made = plan(graph, residual=residual)
             draw.plan = made
         lines = []
         for each in maps:
@@ -158,28 +177,28 @@ def initialize(
             _set_bias(each, bias)
         notes = [] if made is None else _zero_weights(model, made.zeroed)
         if scheme == "lsuv":
-            assert flow is not None
-            followed = [each for each in maps if each.name in flow.order()]
+            assert graph is not None
+            followed = [each for each in maps if each.name in graph.order()]
             variances = unit_variance_(
-                model, followed, example_inputs, per_channel=per_channel
+                model, followed, inputs, forward=run, per_channel=per_channel
             )
-            flow = record(model, example_inputs, maps)
-            lines = _measured_lines(maps, lines, flow, variances)
-        elif flow is not None:
-            flow = record(model, example_inputs, maps)
-        if flow is not None:
-            lines = _with_signals(lines, flow)
+            graph = trace_signals(model, inputs, maps, run)
+            lines = _measured_lines(maps, lines, graph, variances)
+        elif graph is not None:
+            graph = trace_signals(model, inputs, maps, run)
+        if graph is not None:
+            lines = _with_signals(lines, graph)
     return InitReport(scheme, tuple(lines), left, tuple(notes))
 
 
 def _measured_lines(
     maps: Sequence[LinearMap],
     lines: Sequence[InitLine],
-    flow: Flow,
+    graph: SignalGraph,
     variances: Mapping[str, float],
 ) -> list[InitLine]:
-    """Lines of LSUV: n·Var[w] should be what brings E[x²] to the variance left."""
-    incoming = {s.name: s.before for s in reversed(flow.steps) if s.kind == "linear"}
+    """Return the lines of LSUV: n·Var[w] brings E[x²] to the variance left."""
+    incoming = {s.name: s.before for s in reversed(graph.steps) if s.kind == "linear"}
     found: list[InitLine] = []
     for each, line in zip(maps, lines, strict=True):
         if each.name not in variances:
@@ -191,11 +210,11 @@ def _measured_lines(
     return found
 
 
-def _with_signals(lines: Sequence[InitLine], flow: Flow) -> list[InitLine]:
+def _with_signals(lines: Sequence[InitLine], graph: SignalGraph) -> list[InitLine]:
     forward = {line.name: line.predicted for line in reversed(lines)}
     backward = {line.name: line.predicted_back for line in reversed(lines)}
-    signal, gradient = flow.predicted(forward, backward)
-    measured_signal, measured_gradient = flow.measured()
+    signal, gradient = graph.predicted(forward, backward)
+    measured_signal, measured_gradient = graph.measured()
     return [
         replace(
             line,
@@ -220,43 +239,28 @@ def _zero_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _or_as_it_was(model: nn.Module) -> Iterator[None]:
-    """On any exception, put every parameter back."""
-    kept = [
-        (p, p.detach().clone())
-        for p in model.parameters()
-        if not isinstance(p, UninitializedParameter)
-    ]
+def _restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Put the model back on any exception."""
+    before = Snapshot.take(model, parameters=True)
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for parameter, before in kept:
-                parameter.copy_(before)
+        before.restore()
         raise
 
 
+@dataclass
 class _Draw:
     """Draws one linear map after the other by one scheme."""
 
-    def __init__(
-        self,
-        scheme: str,
-        gain: float,
-        mode: str,
-        distribution: str,
-        std: float,
-        value: float,
-        generator: torch.Generator | None,
-    ) -> None:
-        self.scheme = scheme
-        self.gain = gain
-        self.mode = "fan_avg" if scheme == "xavier" else mode
-        self.distribution = distribution
-        self.std = std
-        self.value = value
-        self.generator = generator
-        self.plan: Plan | None = None
+    scheme: str
+    gain: float
+    mode: str
+    distribution: str
+    std: float
+    value: float
+    generator: torch.Generator | None
+    plan: Plan | None = None
 
     def __call__(self, each: LinearMap) -> InitLine:
         with torch.no_grad():
@@ -264,7 +268,7 @@ class _Draw:
         return line_of(each, rule, var)
 
     def _drawn(self, each: LinearMap) -> tuple[float, str]:
-        """Write the weight; E[w²] as meant, and the rule in words."""
+        """Write the weight; return E[w²] as meant, and the rule in words."""
         if self.scheme == "constant":
             constant_(each.weight, self.value)
             return self.value**2, f"constant {self.value:g}"
@@ -310,7 +314,7 @@ class _Draw:
 
 
 def line_of(each: LinearMap, rule: str, var: float) -> InitLine:
-    """The report's line for a weight that was drawn with E[w²] = var."""
+    """Return the report's line for a weight that was drawn with E[w²] = var."""
     fan_in, fan_out = each.fans.fan_in, each.fans.fan_out
     drawn = sample_variance(each.weight)
     return InitLine(
@@ -329,7 +333,7 @@ def line_of(each: LinearMap, rule: str, var: float) -> InitLine:
 def chosen_maps(
     maps: list[LinearMap], patterns: Sequence[str] | None, left: dict[str, str]
 ) -> list[LinearMap]:
-    """The maps whose layer a pattern names; the others go to `left`.
+    """Return the maps whose layer a pattern names; the others go to `left`.
 
     Raises:
         ArgumentError: A pattern that names none.

@@ -1,4 +1,4 @@
-"""What the variance of weights does to signals, by calculation.
+"""Signal propagation by calculation: mean squares through layers.
 
 For wide layers of independent weights, pre-activations are normal and
 
@@ -54,7 +54,7 @@ _ACTIVATIONS: dict[str, Function] = {
 
 
 def activation_function(activation: str | Function, slope: float = 0.01) -> Function:
-    """The function of a name, or the function itself.
+    """Return the function of a name, or the function itself.
 
     Raises:
         ArgumentError: No activation of that name.
@@ -73,7 +73,7 @@ def activation_function(activation: str | Function, slope: float = 0.01) -> Func
 
 
 def gaussian_mean(function: Function) -> float:
-    """E[f(z)] over z ~ N(0, 1), to about 1e-9 for smooth functions.
+    """Return E[f(z)] over z ~ N(0, 1), to about 1e-9 for smooth functions.
 
     Gauss's rule on panels of ±12, which a kink costs less than the Gauss–Hermite rule:
     none at 0, 1e-6 elsewhere.
@@ -100,7 +100,7 @@ _NODES, _WEIGHTS = _panels()
 def kept_signal(
     activation: str | Function, mean_square: float = 1.0, slope: float = 0.01
 ) -> float:
-    """E[φ(√q·z)²]: what an activation makes of a mean square q."""
+    """Return E[φ(√q·z)²], the mean square after an activation of one of q."""
     function, scale = activation_function(activation, slope), math.sqrt(mean_square)
     return gaussian_mean(lambda z: function(scale * z).square())
 
@@ -108,7 +108,7 @@ def kept_signal(
 def kept_gradient(
     activation: str | Function, mean_square: float = 1.0, slope: float = 0.01
 ) -> float:
-    """E[φ'(√q·z)²]: what the activation leaves of the gradient's mean square."""
+    """Return E[φ'(√q·z)²], the factor on the gradient's mean square."""
     function, scale = activation_function(activation, slope), math.sqrt(mean_square)
 
     def squared_derivative(z: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def kept_gradient(
 
 
 def gain_of(activation: str | Function, slope: float = 0.01) -> float:
-    """1/√E[φ(z)²]: the factor on the std of weights that keeps q at 1.
+    """Return 1/√E[φ(z)²], the factor on the std of weights that keeps q at 1.
 
     √2 for ReLU, √(2/(1 + slope²)) for leaky ReLU, 1 for linear, as everywhere. Others
     are calculated: tanh is 1.59 here and the rule of thumb 5/3 in torch; sigmoid 1.85
@@ -147,10 +147,10 @@ class Signal:
     """Mean squares at one layer of a plain stack.
 
     Attributes:
-        before: Of the pre-activation.
-        after: Of the activation.
-        gradient: Of the gradient of the pre-activation, relative to that of the last
-            layer's activation.
+        before: That of the pre-activation.
+        after: That of the activation.
+        gradient: That of the gradient of the pre-activation, relative to that of the
+            last layer's activation.
     """
 
     before: float
@@ -176,7 +176,7 @@ def variance_recursion(
             layers.
         mean_square: E[x²] of the input.
         bias_variance: Var[b].
-        slope: Of a leaky ReLU.
+        slope: Negative slope of a leaky ReLU.
 
     Returns:
         One Signal per layer.

@@ -62,8 +62,8 @@ def variance_scaling_(
         mode: What n is: `"fan_in"`, `"fan_out"` or `"fan_avg"`, their mean.
         distribution: `"normal"`, `"uniform"`, or `"truncated_normal"`, cut at two
             standard deviations of the normal and as wide as the others after it.
-        fans: Of the layer, from `linear_maps`: transposed and strided convolutions have
-            other fans than their weight's shape tells.
+        fans: Fans of the layer, from `linear_maps`: those of transposed and strided
+            convolutions differ from what the weight's shape says.
         generator: Source of random numbers; None is torch's global one.
 
     Returns:
@@ -111,7 +111,7 @@ def variance_scaling_(
 
 
 def constant_(weight: Tensor, value: float) -> Tensor:
-    """Fill with one value: all units of a layer are equal, and stay so in training."""
+    """Fill with one value; all units of a layer are equal, and stay so in training."""
     with torch.no_grad():
         return weight.fill_(value)
 
@@ -119,7 +119,7 @@ def constant_(weight: Tensor, value: float) -> Tensor:
 def normal_(
     weight: Tensor, std: float = SMALL_STD, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Normal of a fixed std: n·Var[w] = n·std², whatever n is."""
+    """Fill with normal numbers of a fixed std; n·Var[w] = n·std², whatever n is."""
     return variance_scaling_(
         weight, scale=std * std, fans=Fans(1, 1), generator=generator
     )
@@ -132,7 +132,7 @@ def xavier_normal_(
     fans: Fans | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Glorot & Bengio 2010, normal: Var[w] = gain²·2/(fan_in + fan_out)."""
+    """Fill as Glorot & Bengio 2010, normal: Var[w] = gain²·2/(fan_in + fan_out)."""
     return variance_scaling_(
         weight, scale=gain**2, mode="fan_avg", fans=fans, generator=generator
     )
@@ -145,7 +145,7 @@ def xavier_uniform_(
     fans: Fans | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Glorot & Bengio 2010, uniform within gain·√(6/(fan_in + fan_out))."""
+    """Fill as Glorot & Bengio 2010, uniform within gain·√(6/(fan_in + fan_out))."""
     return variance_scaling_(
         weight,
         scale=gain**2,
@@ -165,9 +165,10 @@ def kaiming_normal_(
     fans: Fans | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """He et al. 2015, normal: Var[w] = gain²/n; gain² = 2/(1 + slope²) for leaky ReLU.
+    """Fill as He et al. 2015, normal: Var[w] = gain²/n.
 
-    `mode="fan_in"` keeps the size of activations, `"fan_out"` that of gradients.
+    gain² is 2/(1 + slope²) for leaky ReLU. `mode="fan_in"` keeps the size of
+    activations, `"fan_out"` that of gradients.
     """
     scale = gain_of(activation, slope) ** 2
     return variance_scaling_(
@@ -184,7 +185,7 @@ def kaiming_uniform_(
     fans: Fans | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """He et al. 2015, uniform within gain·√(3/n)."""
+    """Fill as He et al. 2015, uniform within gain·√(3/n)."""
     scale = gain_of(activation, slope) ** 2
     return variance_scaling_(
         weight,
@@ -199,11 +200,11 @@ def kaiming_uniform_(
 def orthogonal_(
     weight: Tensor, *, gain: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Orthonormal rows or columns of `(…, out, terms)`, times gain (Saxe et al. 2014).
+    """Fill `(…, out, terms)` with orthonormal rows or columns, times gain.
 
-    A square one keeps every length forward and backward, not only on average. With more
-    outputs than terms, each output's mean square is gain²·E[x²]·terms/outputs·… = that
-    of the input only in sum; n·Var[w] says how much, as for any other weight.
+    Saxe et al. 2014. A square matrix keeps every length forward and backward, not only
+    on average. With more outputs than terms, the outputs have the mean square of the
+    inputs only in sum, not one by one; n·Var[w] says how much each has.
     """
     if weight.dim() < 2:
         raise ArgumentError(

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from normkit.modeling.atomic_file import atomic_file
 from normkit.studies.interval import Interval
 from normkit.studies.study import Study
 from normkit.studies.verdict import Part, Verdict
@@ -130,9 +131,9 @@ def environment(device: str) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(_encode(value), allow_nan=False, indent=None))
-    draft.replace(path)
+    text = json.dumps(_encode(value), allow_nan=False, indent=None)
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 def read_json(path: Path) -> Any:

@@ -26,10 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normkit.fold.ir.decomposed import as_batch_norm
 from normkit.fold.ir.graph import Graph, Node, Slot, Value
 from normkit.fold.ir.nodes import Move, Opaque, Parameter
-from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.torch.lowering import TorchCall, lower, unfused
 from normkit.fold.torch.op_names import METADATA, RANDOM, SIZES, op_name
 from normkit.fold.torch.trace import ModuleCall, Trace
+from normkit.modeling.pytree import map_tensors, tensors_in
 
 __all__ = ["capture"]
 

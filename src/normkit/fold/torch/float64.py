@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from normkit.fold.nest import map_tensors, tensors_in
+from normkit.modeling.pytree import map_tensors, tensors_in
 
 __all__ = ["REDUCED", "InFloat64", "to_float64", "widen"]
 

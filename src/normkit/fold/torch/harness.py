@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from normkit.fold.equivalence import sampled
-from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.torch.capture import capture
 from normkit.fold.torch.float64 import InFloat64, to_float64, widen
 from normkit.fold.torch.trace import Trace
+from normkit.modeling.pytree import map_tensors, tensors_in
 
 __all__ = ["Harness", "Run", "perturbed", "resized", "same_draws"]
 

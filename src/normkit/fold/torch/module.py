@@ -22,13 +22,13 @@ from normkit.errors import FoldError
 from normkit.fold.equivalence import TOLERANCE, difference, gap_under
 from normkit.fold.ir.graph import Refusal, Slot
 from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
-from normkit.fold.nest import map_tensors, tensors_in
 from normkit.fold.search.plan import Norm, Plan, Planner
 from normkit.fold.search.solve import Solution
 from normkit.fold.torch.float64 import REDUCED, widen
 from normkit.fold.torch.harness import Harness, Run
 from normkit.fold.torch.rewrite import NormModule, Replace, SetParameter, norm_modules
 from normkit.fold.torch.trace import ModuleCall, Trace
+from normkit.modeling.pytree import map_tensors, tensors_in
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

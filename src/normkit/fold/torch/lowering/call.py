@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from normkit.fold.ir.graph import Node, Slot, Value
 from normkit.fold.ir.nodes import Opaque
-from normkit.fold.nest import tensors_in
+from normkit.modeling.pytree import tensors_in
 
 __all__ = ["Rule", "TorchCall", "is_fixed", "lower", "lowers", "values_in"]
 

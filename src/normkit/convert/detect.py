@@ -1,4 +1,4 @@
-"""Layers that normalize by themselves, known by what they compute.
+"""Detection of normalizations by what they compute.
 
 `LlamaRMSNorm` or `LayerNorm2d` write their formula out, each library its own. Such a
 forward is run in float64 on random values, with random weights, beside the formulas
@@ -21,15 +21,15 @@ import normkit.nn as ours
 from normkit.fold.torch.float64 import InFloat64
 from normkit.functional import rms_norm
 
-__all__ = ["Recognised", "looks_like_a_norm", "recognised"]
+__all__ = ["Detected", "detect", "looks_like_a_norm"]
 
 _TOLERANCE = 1e-9
-# Of a layer that names none.
+# Tried for a layer that names no eps.
 _USUAL_EPS = (1e-5, 1e-6, 1e-12)
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Detected:
     """The formula that a layer computes.
 
     Attributes:
@@ -45,7 +45,7 @@ class Recognised:
     then_acts: bool = False
 
     def attributes(self, custom: type[nn.Module]) -> dict[str, Any]:
-        """The body of a class derived from `custom` and the target."""
+        """Return the body of a class derived from `custom` and the target."""
         formula, then_acts = _FORMULAS[self.formula], self.then_acts
         own: Callable[..., Any] = custom.forward
 
@@ -60,7 +60,7 @@ class Recognised:
 
 
 def looks_like_a_norm(module: nn.Module) -> bool:
-    """Whether `module` is called a norm, with a weight and bias of its own, or none."""
+    """Return whether `module` is named a norm and holds a weight and bias at most."""
     return (
         "norm" in type(module).__name__.lower()
         and "forward" not in module.__dict__
@@ -71,8 +71,8 @@ def looks_like_a_norm(module: nn.Module) -> bool:
     )
 
 
-def recognised(module: nn.Module) -> Recognised | None:
-    """The formula of `module`, or None if it is none of ours.
+def detect(module: nn.Module) -> Detected | None:
+    """Return the formula of `module`, or None if normkit has none that is equal.
 
     Args:
         module: Any; it is neither called nor changed, but a copy is.
@@ -90,7 +90,7 @@ def recognised(module: nn.Module) -> Recognised | None:
 
 
 # By class and settings: a network has many of one kind.
-_KNOWN: WeakKeyDictionary[type, dict[Any, Recognised | None]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[type, dict[Any, Detected | None]] = WeakKeyDictionary()
 
 
 def _settings_of(module: nn.Module) -> Any:
@@ -104,7 +104,7 @@ def _settings_of(module: nn.Module) -> Any:
     return found
 
 
-def _tried(module: nn.Module) -> Recognised | None:
+def _tried(module: nn.Module) -> Detected | None:
     sizes, then_acts = _sizes(module), _then_acts(module)
     assert sizes is not None
     probe = copy.copy(module)
@@ -136,7 +136,7 @@ def _sizes(module: nn.Module) -> tuple[int, ...] | None:
 
 
 def _then_acts(module: nn.Module) -> bool | None:
-    """Whether `drop` and `act` follow; None for any other children."""
+    """Return whether `drop` and `act` follow; None for any other children."""
     children = module._modules
     if not children:
         return False
@@ -163,7 +163,7 @@ _Answer = tuple[Tensor, list[Tensor]]
 
 
 def _answers(probe: nn.Module, sizes: tuple[int, ...]) -> Iterator[_Answer]:
-    """Inputs, and what the layer makes of them; nothing for a shape it refuses."""
+    """Yield inputs and what the layer returns for them; skip shapes it refuses."""
     for x in _inputs(sizes):
         for training in (True, False):
             probe.training = training
@@ -189,7 +189,7 @@ def _inputs(sizes: tuple[int, ...]) -> Iterator[Tensor]:
 def _outcome(
     layer: nn.Module, forward: Callable[[Any, Tensor], Any], x: Tensor
 ) -> list[Tensor]:
-    """The output, and the gradients of a random cotangent.
+    """Return the output, and the gradients of a random cotangent.
 
     Nothing at all for a layer that writes to its input: its readers may count upon it.
     """
@@ -206,17 +206,17 @@ def _outcome(
     return [y.detach(), *torch.autograd.grad(y, [given, *parameters], dy)]
 
 
-def _is_equal(found: Recognised, probe: nn.Module, answers: list[_Answer]) -> bool:
+def _is_equal(found: Detected, probe: nn.Module, answers: list[_Answer]) -> bool:
     custom = type(probe)
     body = found.attributes(custom)
-    stand_in = copy.copy(probe)
+    placeholder = copy.copy(probe)
     try:
-        stand_in.__class__ = type(custom.__name__, (custom, found.target), body)
+        placeholder.__class__ = type(custom.__name__, (custom, found.target), body)
     except TypeError:  # no order of bases: a layer of torch itself
         return False
     for x, wanted in answers:
         try:
-            got = _outcome(stand_in, body["forward"], x)
+            got = _outcome(placeholder, body["forward"], x)
         except Exception:
             return False
         if len(got) != len(wanted):
@@ -232,7 +232,7 @@ def _is_equal(found: Recognised, probe: nn.Module, answers: list[_Answer]) -> bo
 
 def _candidates(
     module: nn.Module, sizes: tuple[int, ...], then_acts: bool
-) -> Iterator[Recognised]:
+) -> Iterator[Detected]:
     names = vars(module)
     named = [v for k, v in names.items() if "eps" in k and isinstance(v, float)]
     absent: dict[str, Any] = {
@@ -244,7 +244,7 @@ def _candidates(
                 continue
             lacking = {k: v for k, v in settings.items() if k not in names}
             kept = tuple({"eps": eps, **absent, **lacking}.items())
-            yield Recognised(target, formula, kept, then_acts)
+            yield Detected(target, formula, kept, then_acts)
 
 
 def _targets(

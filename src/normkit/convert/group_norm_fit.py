@@ -1,4 +1,4 @@
-"""Group norm whose outputs match those of batch norm on data.
+"""Least-squares fit of group norm to the outputs of batch norm.
 
 With z the group-normalized input and y the output of batch norm in eval mode, over all
 samples and positions of a channel,
@@ -10,7 +10,7 @@ is the best fit, and cov²/(var(z)·var(y)) the share of the variance that it ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,21 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm, group_norm
+from normkit.modeling.batch import (
+    Forward,
+    device_of,
+    run_model,
+    to_device,
+)
+from normkit.modeling.norm_types import check_num_channels
+from normkit.modeling.snapshot import preserved
 
 __all__ = ["Match", "fitting_groups", "match_outputs"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """The fit of one layer: weight and bias, shape `(C,)`, and how good it is."""
+    """Fit of one layer: weight and bias, shape `(C,)`, and its quality."""
 
     weight: Tensor
     bias: Tensor
@@ -33,7 +41,7 @@ class Match:
 
 
 def fitting_groups(channels: int, most: int) -> int:
-    """The largest divisor of `channels` that is not above `most`.
+    """Return the largest divisor of `channels` that is not above `most`.
 
     Example:
         >>> fitting_groups(64, 32), fitting_groups(48, 32), fitting_groups(7, 4)
@@ -47,7 +55,7 @@ def match_outputs(
     layers: Sequence[nn.Module],
     num_groups: int,
     batches: Iterable[Any],
-    call: Callable[[nn.Module, Any], Any] | None,
+    forward: Forward | None,
 ) -> dict[int, Match]:
     """Fit group norm to each batch norm of `layers`, by the id of the layer.
 
@@ -57,30 +65,25 @@ def match_outputs(
         ArgumentError: No batches, or a layer that none of them reached.
     """
     sums: dict[int, Tensor] = {}
+    names = {module: name for name, module in model.named_modules()}
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x: Tensor = args[0] if args else kwargs["input"]
+        check_num_channels(names[module], module, x)
         found = _sums_of(module, x.detach(), num_groups)
         before = sums.get(id(module))
         sums[id(module)] = found if before is None else _merged(before, found)
 
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.register_forward_pre_hook(see, with_kwargs=True) for layer in layers]
     try:
-        model.eval()
-        with torch.no_grad():
+        with preserved(model), torch.no_grad():
+            model.eval()
+            device = device_of(model)
             for batch in batches:
-                if call is not None:
-                    call(model, batch)
-                elif isinstance(batch, tuple):
-                    model(*batch)
-                else:
-                    model(batch)
+                run_model(model, to_device(batch, device), forward)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     unseen = [layer for layer in layers if id(layer) not in sums]
     if unseen:
         raise ArgumentError(
@@ -91,7 +94,7 @@ def match_outputs(
 
 
 def _sums_of(module: Any, x: Tensor, num_groups: int) -> Tensor:
-    """(5, C): count, means of z and y, and the co-deviations; see `_merged`."""
+    """Return count, means of z and y, and co-deviations, shape `(6, C)`."""
     if module.running_mean is None:
         raise ArgumentError(
             f"{module} keeps no running statistics, so there is no eval mode to match; "
@@ -122,7 +125,7 @@ def _sums_of(module: Any, x: Tensor, num_groups: int) -> Tensor:
 
 
 def _merged(a: Tensor, b: Tensor) -> Tensor:
-    """Chan's merge, for two variables and their product."""
+    """Merge two sets of sums: Chan's merge for two variables and their product."""
     count = a[0] + b[0]
     share = a[0] * b[0] / count
     dz, dy = b[1] - a[1], b[2] - a[2]

@@ -1,4 +1,4 @@
-"""Who feeds whom in a model, as steps between values, and what theory makes of it."""
+"""Graph of a model's signals: steps between values, measured and predicted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normkit.init.theory import kept_gradient, kept_signal
 
-__all__ = ["Flow", "Step", "is_homogeneous", "ratio"]
+__all__ = ["SignalGraph", "Step", "is_homogeneous", "ratio"]
 
 
 @dataclass
@@ -21,12 +21,12 @@ class Step:
     Attributes:
         kind: "linear", "activation", "norm", "add", "opaque" (attention, an RNN: linear
             maps inside that are not followed) or "other".
-        name: Of the layer, or of the function.
+        name: Name of the layer, or of the function.
         inputs: Numbers of the values that go in.
         output: Number of the value that comes out.
         before: Mean square of the first input, as measured.
         after: Mean square of the output, as measured.
-        function: Of an activation: itself, on a tensor.
+        function: The activation, as a function of a tensor.
         gradient: Mean square of the gradient of the output, once measured.
         kept: Mean square of the gradient of the first input, per that of the output, as
             measured by itself; None where it was not.
@@ -45,7 +45,7 @@ class Step:
     is_nonnegative: bool = False
 
     def activated(self, mean_square: float, *, is_nonnegative: bool) -> float:
-        """What the activation makes of a mean square.
+        """Return the mean square after the activation.
 
         By theory for normal inputs; where those are not negative and the activation is
         the identity up to a factor there, as ReLU after ReLU, by that factor.
@@ -58,7 +58,7 @@ class Step:
 
 
 @dataclass
-class Flow:
+class SignalGraph:
     """The steps of one run, in order.
 
     Attributes:
@@ -72,7 +72,7 @@ class Flow:
     outputs: tuple[int, ...] = ()
 
     def following_activation(self, name: str) -> Step | None:
-        """The activation that the outputs of a linear map reach first, if one.
+        """Return the activation that the outputs of a linear map reach first.
 
         Through normalizations, sums, pooling and reshaping, not through another map.
         """
@@ -89,12 +89,12 @@ class Flow:
         return None
 
     def order(self) -> list[str]:
-        """Names of the linear maps in the order of their first calls."""
+        """Return the names of the linear maps in the order of their first calls."""
         names = [step.name for step in self.steps if step.kind == "linear"]
         return list(dict.fromkeys(names))
 
     def branch_ends(self) -> list[Step]:
-        """The last linear map or normalization of each residual branch.
+        """Return the last linear map or normalization of each residual branch.
 
         At a sum of two values of common origin, one is the branch if more layers were
         run for it alone than for the other alone, and for that no more than a
@@ -125,14 +125,14 @@ class Flow:
     def predicted(
         self, forward: Mapping[str, float], backward: Mapping[str, float]
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Mean squares of each linear map's output and of its gradient, by theory.
+        """Return the mean squares of each map's output and gradient, by theory.
 
         Args:
             forward: fan_in·Var[w] by name.
             backward: fan_out·Var[w] by name.
 
         Returns:
-            Of the first call of each map, signal and gradient; the gradient relative to
+            Signal and gradient of the first call of each map; the gradient relative to
             that of the last map that runs. Norms, sums and activations are followed by
             theory, other operations by what they were measured to do.
         """
@@ -180,7 +180,7 @@ class Flow:
         return signal, gradient
 
     def measured(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The same, as measured; maps whose gradient was not have none."""
+        """Return the same as measured; a map whose gradient was not has none."""
         signal: dict[str, float] = {}
         gradient: dict[str, float] = {}
         maps = [step for step in self.steps if step.kind == "linear"]
@@ -193,12 +193,12 @@ class Flow:
 
 
 def is_homogeneous(function: Callable[[Tensor], Tensor]) -> bool:
-    """Whether φ(cz) = c·φ(z) for c > 0, as for ReLU and leaky ReLU."""
+    """Return whether φ(cz) = c·φ(z) for c > 0, as for ReLU and leaky ReLU."""
     z = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0], dtype=torch.float64)
     with torch.no_grad():
         return bool(torch.allclose(function(4 * z), 4 * function(z), rtol=1e-9))
 
 
 def ratio(a: float, b: float) -> float:
-    """The quotient a/b; nothing of nothing is 0."""
+    """Return a/b; 0/0 is 0."""
     return a / b if b else (0.0 if a == 0 else math.nan)

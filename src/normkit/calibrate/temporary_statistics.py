@@ -1,4 +1,4 @@
-"""Statistics for a while: of another domain, or of averaged weights."""
+"""Statistics of another domain for one block, and of averaged weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from normkit.calibrate.report import CalibrationReport
 from normkit.calibrate.run import calibrate
-from normkit.calibrate.undo import unwrapped
 from normkit.errors import ArgumentError
+from normkit.modeling.snapshot import Snapshot
+from normkit.modeling.unwrap import unwrapped
 
 __all__ = ["adapted", "averaged"]
 
@@ -52,7 +53,7 @@ def averaged(
     batches: Iterable[Any],
     **options: Any,
 ) -> tuple[dict[str, Tensor], CalibrationReport]:
-    """A state_dict of averaged weights with the statistics that belong to them.
+    """Return a state_dict of averaged weights with statistics measured for them.
 
     Averaged weights (EMA, SWA, a model soup) make other activations than any model that
     was trained, so its running statistics do not fit them. A whole averaged module, as
@@ -69,7 +70,7 @@ def averaged(
         The state_dict of the averaged model, on the model's devices, and the report.
 
     Raises:
-        ArgumentError: A name that the model has not, or another shape.
+        ArgumentError: A name that the model does not have, or another shape.
     """
     model = unwrapped(model)
     own = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -80,7 +81,7 @@ def averaged(
                 f"averaged weight {name!r} of shape {tuple(value.shape)} does not fit "
                 f"the model, which has {has}; names are those of named_parameters()"
             )
-    before = {name: tensor.detach().clone() for name, tensor in own.items()}
+    before = Snapshot.take(model, parameters=True)
     try:
         with torch.no_grad():
             for name, value in weights.items():
@@ -89,6 +90,4 @@ def averaged(
         state = {key: value.clone() for key, value in model.state_dict().items()}
         return state, report
     finally:
-        with torch.no_grad():
-            for name, value in before.items():
-                own[name].copy_(value)
+        before.restore()

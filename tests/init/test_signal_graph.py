@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import normkit.nn
 from normkit.errors import ArgumentError
 from normkit.init import initialize, linear_maps
-from normkit.init.tape import record
+from normkit.init.tracer import trace_signals
 
 
 def source(seed: int = 0) -> torch.Generator:
@@ -42,7 +42,7 @@ class Mixed(nn.Module):
 
 def test_the_activation_that_follows_is_found_however_it_is_called() -> None:
     model = Mixed()
-    flow = record(model, torch.randn(7, 16), linear_maps(model)[0])
+    flow = trace_signals(model, torch.randn(7, 16), linear_maps(model)[0])
     found = {n: flow.following_activation(n) for n in flow.order()}
     assert list(found) == ["a", "b", "c", "d", "last"]
     names = {name: None if s is None else s.name for name, s in found.items()}
@@ -182,7 +182,9 @@ def test_recording_leaves_the_model_bit_for_bit_as_it_was() -> None:
     grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     modes = [m.training for m in model.modules()]
     rng = torch.get_rng_state()
-    record(model, torch.randn(4, 3, 8, 8, generator=source()), linear_maps(model)[0])
+    trace_signals(
+        model, torch.randn(4, 3, 8, 8, generator=source()), linear_maps(model)[0]
+    )
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     after = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(torch.equal(a, b) for a, b in zip(grads, after, strict=True))

@@ -1,4 +1,4 @@
-"""One layer changed for another: the same object, with another class."""
+"""Exchange of one layer: the same object gets another class."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import torch
 from torch import nn
 
 import normkit.nn as ours
-from normkit.convert.kinds import base_of, extras_of
-from normkit.convert.matching import Match, fitting_groups
+from normkit.convert.group_norm_fit import Match, fitting_groups
+from normkit.convert.targets import base_of, extras_of
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
-__all__ = ["become", "become_group_norm", "return_to", "snapshot"]
+__all__ = ["layer_state", "swap_back", "swap_class", "swap_to_group_norm"]
 
 
-def become(module: Any, cls: type[nn.Module], to: str, options: dict[str, Any]) -> None:
-    """Make `module` a `cls`, as `to` of `convert` says."""
+def swap_class(
+    module: Any, cls: type[nn.Module], to: str, options: dict[str, Any]
+) -> None:
+    """Give `module` the class `cls`, and the state that `to` of `convert` asks for."""
     was_frozen = isinstance(module, ours.FrozenBatchNorm)
     name = "" if to in ("normkit", "torch") else base_of(module).__name__
     group = module.__dict__.get("process_group")
@@ -72,7 +74,7 @@ def _count_skipped(module: BatchNormLayer) -> None:
         module.register_buffer("num_batches_skipped", skipped, persistent=False)
 
 
-def become_group_norm(module: Any, num_groups: int, match: Match | None) -> None:
+def swap_to_group_norm(module: Any, num_groups: int, match: Match | None) -> None:
     """Make a batch norm a group norm, with the weight and bias of `match` if any."""
     channels: int = module.num_features
     affine = module.affine or match is not None
@@ -107,8 +109,8 @@ def become_group_norm(module: Any, num_groups: int, match: Match | None) -> None
                 known.copy_(value)
 
 
-def snapshot(module: nn.Module) -> dict[str, Any]:
-    """All that a change of `module` may touch, for `return_to`."""
+def layer_state(module: nn.Module) -> dict[str, Any]:
+    """Return everything that an exchange of `module` may change, for `swap_back`."""
     state = dict(module.__dict__)
     for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
         state[name] = state[name].copy()
@@ -120,8 +122,8 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
     return state
 
 
-def return_to(module: nn.Module, before: dict[str, Any]) -> None:
-    """Make `module` what it was."""
+def swap_back(module: nn.Module, before: dict[str, Any]) -> None:
+    """Restore `module` from its `layer_state`."""
     needed = before.pop("_needed")
     module.__dict__.clear()
     module.__dict__.update(before)

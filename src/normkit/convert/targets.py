@@ -1,4 +1,4 @@
-"""What each layer becomes, or the reason why it cannot.
+"""The class that each layer is converted to, or the reason why it cannot be.
 
 A layer is converted by changing its class: it stays the same object, with the same
 parameters, buffers, hooks and places in the model. A subclass that a user derived from
@@ -10,7 +10,7 @@ so that `super().forward` in it reaches the new layer. A forward that does not c
 `super().forward` computes batch norm by itself; that cannot be carried, and is refused.
 One such class is known by name: timm's `BatchNormAct2d`, batch norm, then its children
 `drop` and `act`. Layer, RMS and group norms are known by what they compute, see
-`recognised`.
+`detect`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 import normkit.nn as ours
-from normkit.convert.recognised import Recognised, looks_like_a_norm, recognised
+from normkit.convert.detect import Detected, detect, looks_like_a_norm
+from normkit.modeling.norm_types import NORMS
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = [
-    "NORMS",
     "TARGETS",
     "RefusalError",
     "base_of",
@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 TARGETS = ("sync", "frozen", "ghost", "normkit", "torch", "group", "group_norm")
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 _RANKED = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
 _BATCH = (*_RANKED, "SyncBatchNorm", "FrozenBatchNorm")
@@ -56,7 +55,7 @@ class RefusalError(Exception):
 
 
 def base_of(module: nn.Module) -> type[nn.Module]:
-    """The layer of torch.nn or normkit that the class of `module` is built on."""
+    """Return the class of torch.nn or normkit that `module` is built on."""
     for cls in (getattr(type(module), "_made_on", object), *type(module).__mro__):
         if _is_library(cls) and issubclass(cls, NORMS):
             return cls
@@ -64,7 +63,7 @@ def base_of(module: nn.Module) -> type[nn.Module]:
 
 
 def is_meant(module: nn.Module, to: str) -> bool:
-    """Whether a conversion to `to` is about `module` at all."""
+    """Return whether a conversion to `to` concerns `module` at all."""
     if to in ("normkit", "torch"):
         is_alike = to == "normkit" and looks_like_a_norm(module)
         return isinstance(module, NORMS) or is_alike
@@ -72,7 +71,7 @@ def is_meant(module: nn.Module, to: str) -> bool:
 
 
 def is_current(module: nn.Module, to: str, options: dict[str, Any]) -> bool:
-    """Whether the layer is already what is asked for, and no option changes it."""
+    """Return whether the layer is the target already, and no option changes it."""
     if to == "sync":
         is_same_group = options.get("process_group") is None
         return isinstance(module, ours.SyncBatchNorm) and is_same_group
@@ -85,7 +84,7 @@ def is_current(module: nn.Module, to: str, options: dict[str, Any]) -> bool:
 
 
 def scripted_norm(module: nn.Module) -> str:
-    """Why a scripted norm cannot be converted; empty for any other module."""
+    """Return the reason against a scripted norm; empty for any other module."""
     if not isinstance(module, torch.jit.ScriptModule):
         return ""
     kind = str(getattr(module, "original_name", ""))
@@ -95,7 +94,7 @@ def scripted_norm(module: nn.Module) -> str:
 
 
 def class_for(module: nn.Module, to: str) -> type[nn.Module]:
-    """The class that makes `module` what is asked for.
+    """Return the class to give `module`.
 
     Raises:
         RefusalError: It cannot be carried over.
@@ -110,7 +109,7 @@ def class_for(module: nn.Module, to: str) -> type[nn.Module]:
     custom = _custom_class(module)
     if custom is not None and not hasattr(type(module), "_made_as"):
         reason = _reason_against(custom)
-        found = recognised(module) if reason and to == "normkit" else None
+        found = detect(module) if reason and to == "normkit" else None
         if found is not None:
             return _combined(custom, found.target, found)
         if reason:
@@ -157,7 +156,7 @@ def _is_library(cls: type) -> bool:
 
 
 def _custom_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class that a user derived, without what a conversion put on top of it."""
+    """Return the class that a user derived, without what a conversion added."""
     made_for = getattr(type(module), "_made_for", None)
     if made_for is not None:
         return made_for
@@ -165,7 +164,7 @@ def _custom_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _reason_against(custom: type[nn.Module]) -> str:
-    """Why the forward of `custom` cannot be carried over; empty if it can."""
+    """Return why the forward of `custom` cannot be carried over; empty if it can."""
     for cls in custom.__mro__:
         if _is_library(cls):
             return ""
@@ -211,7 +210,7 @@ def _check_extras_for_torch(module: nn.Module) -> None:
 def _combined(
     custom: type[nn.Module] | None,
     target: type[nn.Module],
-    found: Recognised | None,
+    found: Detected | None,
 ) -> type[nn.Module]:
     if custom is None or issubclass(custom, target):
         return custom or target
@@ -241,15 +240,15 @@ def _combined(
 
 
 def _remade(
-    custom: type[nn.Module], target: type[nn.Module], found: Recognised | None
+    custom: type[nn.Module], target: type[nn.Module], found: Detected | None
 ) -> nn.Module:
-    """An empty object of the combined class, for copies and pickles."""
+    """Return an empty object of the combined class, for copies and pickles."""
     cls = _combined(custom, target, found)
     return cls.__new__(cls)
 
 
 def extras_of(module: nn.Module) -> list[str]:
-    """The attributes that normkit's batch norm layers have beyond torch's."""
+    """Return the attributes of normkit's batch norms that torch's do not have."""
     return [
         name
         for name in ("process_group", "ghost_size", "debias", "on_small_batch")

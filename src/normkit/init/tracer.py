@@ -1,4 +1,4 @@
-"""One run of a model, written down.
+"""Tracer: one run of a model, recorded as a SignalGraph.
 
 Linear maps are known by their weight, activations and sums by the function called,
 normalizations by their module. Everything else passes its input on, scaled as measured.
@@ -14,17 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from normkit.calibrate.layers import find_layers
-from normkit.calibrate.undo import Loan
 from normkit.errors import ArgumentError
 from normkit.init.fans import LinearMap
-from normkit.init.flow import Flow, Step
+from normkit.init.signal_graph import SignalGraph, Step
+from normkit.modeling.batch import Forward, call_on
+from normkit.modeling.norm_types import NORMS
+from normkit.modeling.pytree import tensors_in
+from normkit.modeling.snapshot import preserved
+from normkit.modeling.unwrap import eager
 
-__all__ = ["at_the_start", "call", "record"]
+__all__ = ["at_the_start", "trace_signals"]
 
 ACTIVATIONS = frozenset(
     (
@@ -34,52 +37,59 @@ ACTIVATIONS = frozenset(
         *("hardsigmoid", "hardswish"),
     )
 )
-_NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _NORM_FUNCTIONS = frozenset(
     ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 )
 _OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
 
-def record(model: nn.Module, inputs: Any, maps: Sequence[LinearMap]) -> Flow:
-    """Run `model` once, forward and backward, and write its flow down.
+def trace_signals(
+    model: nn.Module,
+    inputs: Any,
+    maps: Sequence[LinearMap],
+    forward: Forward = call_on,
+) -> SignalGraph:
+    """Run `model` once, forward and backward, and record its graph.
 
     Args:
         model: Bit for bit as it was afterwards, gradients included.
-        inputs: A tensor, a tuple of arguments, or a mapping of keywords.
+        inputs: The example inputs.
         maps: The linear maps to know by name.
+        forward: `forward(model, inputs)`.
 
     Raises:
         ArgumentError: No tensor comes out of the model.
     """
-    flow = Flow()
+    graph = SignalGraph()
     with at_the_start(model), torch.enable_grad():
-        tape = _Tape(model, flow, {id(each.weight): each.name for each in maps})
+        tracer = _Tracer(model, graph, {id(each.weight): each.name for each in maps})
         try:
-            with tape:
-                output = call(model, inputs)
+            with tracer:
+                output = forward(model, inputs)
         finally:
-            tape.close()
-        tensors = [t for t in _tensors(output) if t.is_floating_point()]
+            tracer.close()
+        tensors = [t for t in tensors_in(output) if t.is_floating_point()]
         if not tensors:
             raise ArgumentError(
                 f"the model returned {type(output).__name__} without a floating "
                 "tensor; initialize needs one to follow"
             )
-        flow.outputs = tuple(tape.number(t) for t in tensors)
-        tape.measure_gradients(tensors)
-    return flow
+        graph.outputs = tuple(tracer.number(t) for t in tensors)
+        tracer.measure_gradients(tensors)
+    return graph
 
 
 @contextmanager
 def at_the_start(model: nn.Module) -> Iterator[None]:
-    """Eval mode, but running statistics are those of the input; all undone at the end.
+    """Run the block in eval mode, with norms on the statistics of their input.
 
     Dropout is off. A norm in this state has no buffers to change; one that is frozen
     (in eval inside a model in training) uses its own statistics.
     """
     layers, _ = find_layers(model, None)
-    with Loan(model, layers):
+    with preserved(model), eager(model), torch.no_grad():
+        for module in model.modules():
+            module.training = False
         for layer in layers:
             for name in layer.buffers:
                 layer.module._buffers[name] = None
@@ -87,29 +97,22 @@ def at_the_start(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
-    """Call `model` on a tensor, a tuple of arguments, or a mapping of keywords."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
+class _Tracer(TorchFunctionMode):
+    """Records each torch function that meets a floating tensor in a SignalGraph."""
 
-
-class _Tape(TorchFunctionMode):
-    """Writes each torch function that meets a floating tensor into a Flow."""
-
-    def __init__(self, model: nn.Module, flow: Flow, names: Mapping[int, str]) -> None:
+    def __init__(
+        self, model: nn.Module, graph: SignalGraph, names: Mapping[int, str]
+    ) -> None:
         super().__init__()
-        self.flow = flow
+        self.graph = graph
         self.names = names
         self._numbers: dict[int, int] = {}
         self._alive: list[Tensor] = []  # ids are those of living tensors only
         self._depth = 0
         self._handles: list[RemovableHandle] = []
         for name, module in model.named_modules():
-            if isinstance(module, (*_NORM_MODULES, *_OPAQUE)):
-                kind = "norm" if isinstance(module, _NORM_MODULES) else "opaque"
+            if isinstance(module, (*NORMS, *_OPAQUE)):
+                kind = "norm" if isinstance(module, NORMS) else "opaque"
                 before, after = self._around(kind, name)
                 self._handles += [
                     module.register_forward_pre_hook(before),
@@ -126,13 +129,13 @@ class _Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._depth:
             return func(*args, **kwargs)
-        ins = [t for t in _tensors((args, kwargs)) if t.is_floating_point()]
+        ins = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         # Before the call: it may write over its input.
         mean_squares = {id(t): _mean_square(t) for t in ins}
         positive = [bool((t >= 0).all()) for t in ins if _is_value(t)]
         numbers = [self.number(t, mean_squares[id(t)]) for t in ins if _is_value(t)]
         output = func(*args, **kwargs)
-        outs = [t for t in _tensors(output) if t.is_floating_point()]
+        outs = [t for t in tensors_in(output) if t.is_floating_point()]
         if not numbers or not outs:
             return output
         kind, name, function = self._classified(func, args, kwargs, ins, outs[0])
@@ -165,12 +168,12 @@ class _Tape(TorchFunctionMode):
         return "other", plain, None
 
     def number(self, tensor: Tensor, mean_square: float | None = None) -> int:
-        """The number of a value; a new one is a source."""
+        """Return the number of a value; a new one is a source."""
         if id(tensor) not in self._numbers:
             number = self._give_number(tensor)
             if mean_square is None:
                 mean_square = _mean_square(tensor)
-            self.flow.sources[number] = mean_square
+            self.graph.sources[number] = mean_square
         return self._numbers[id(tensor)]
 
     def _give_number(self, tensor: Tensor) -> int:
@@ -181,27 +184,27 @@ class _Tape(TorchFunctionMode):
     def _write(self, step: Step, first: Tensor, out: Tensor) -> None:
         """Complete a step by its output, and append it."""
         step.output, step.after = self._give_number(out), _mean_square(out)
-        self.flow.steps.append(step)
+        self.graph.steps.append(step)
         if step.kind in ("norm", "opaque", "other"):
             step.kept = _kept_gradient(first, out)
         if step.kind == "linear" and out.requires_grad:
             out.register_hook(lambda g: setattr(step, "gradient", _mean_square(g)))
 
     def _around(self, kind: str, name: str) -> tuple[Any, Any]:
-        """Hooks that write a whole module as one step."""
+        """Return hooks that record a whole module as one step."""
         before: list[tuple[Tensor, int, float]] = []
 
         def enter(module: nn.Module, args: Any) -> None:
             # Deeper first: what is computed here is no part of the model.
             self._depth += 1
             if self._depth == 1:
-                values = [t for t in _tensors(args) if t.is_floating_point()]
+                values = [t for t in tensors_in(args) if t.is_floating_point()]
                 before[:] = [(t, self.number(t), _mean_square(t)) for t in values[:1]]
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if self._depth == 1 and before:
                 first, number, mean_square = before[0]
-                for out in _tensors(output):
+                for out in tensors_in(output):
                     if out.is_floating_point():
                         step = Step(kind, name, (number,), 0, mean_square, 0)
                         self._write(step, first, out)
@@ -223,7 +226,7 @@ class _Tape(TorchFunctionMode):
         torch.autograd.grad(live, wanted, cotangents, allow_unused=True)
 
     def _parameters(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """The leaves behind outputs: autograd.grad touches no .grad of theirs."""
+        """Return the leaves behind outputs, whose .grad autograd.grad leaves alone."""
         found: dict[int, Tensor] = {}
         seen: set[Any] = set()
         stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
@@ -240,14 +243,14 @@ class _Tape(TorchFunctionMode):
 
 
 def _alone(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
-    """An activation with its other arguments fixed, as a function of one tensor."""
+    """Return an activation with its other arguments fixed, of one tensor."""
     rest = [a.mean().double() if isinstance(a, Tensor) else a for a in args[1:]]
     keywords = {k: v for k, v in kwargs.items() if k != "input"}
     return lambda z: func(z.clone(), *rest, **keywords)
 
 
 def _kept_gradient(first: Tensor, out: Tensor) -> float | None:
-    """Mean square of the gradient of `first` for a normal one of `out` of 1, alone."""
+    """Return the mean square of `first`'s gradient for a unit normal one of `out`."""
     # Written over, or a view of it: it is then no longer what went in.
     if first is out or not (first.requires_grad and out.requires_grad):
         return None
@@ -257,17 +260,6 @@ def _kept_gradient(first: Tensor, out: Tensor) -> float | None:
         out, first, v, retain_graph=True, allow_unused=True
     )
     return None if gradient is None else _mean_square(gradient)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _tensors(each)
 
 
 def _is_value(tensor: Tensor) -> bool:

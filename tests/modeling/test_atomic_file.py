@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -73,3 +74,24 @@ def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert torch.load(path) == {"a": 2}
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    before = os.stat(os.devnull)
+    save_atomically({"a": 1}, os.devnull)
+    link = tmp_path / "null"
+    link.symlink_to(os.devnull)
+    save_atomically({"a": 1}, link)
+    assert os.stat(os.devnull).st_rdev == before.st_rdev
+    assert os.stat(os.devnull).st_ino == before.st_ino
+    assert [p.name for p in tmp_path.iterdir()] == ["null"]
+
+
+def test_a_reader_of_a_fifo_gets_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = subprocess.Popen(["cat", str(path)], stdout=subprocess.PIPE)
+    save_atomically({"a": torch.arange(3)}, path)
+    found, _ = reader.communicate(timeout=20)
+    assert torch.equal(torch.load(io.BytesIO(found))["a"], torch.arange(3))
+    assert path.is_fifo()

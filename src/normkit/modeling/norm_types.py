@@ -1,0 +1,68 @@
+"""Which modules normalize.
+
+torch's and normkit's are known by their class. Others, as timm's and transformers', are
+known by their name; what formula such a layer computes, `normkit.convert.detect` finds.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from normkit.errors import ShapeError
+
+__all__ = ["NORMS", "check_num_channels", "holds_constant_statistics", "is_norm"]
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""The normalizations of torch.nn; those of normkit.nn derive from them."""
+
+_NAMED = re.compile(r"Norm(\d\w*)?$")
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether `module` is a normalization, by its class or by its name.
+
+    A module that has children and is only called a norm, such as the PreNorm of a
+    transformer block, is none.
+    """
+    if isinstance(module, NORMS):
+        return True
+    return bool(_NAMED.search(type(module).__name__)) and not module._modules
+
+
+def holds_constant_statistics(module: nn.Module) -> bool:
+    """Return whether `module` is a batch norm frozen by its class.
+
+    torchvision's and detectron's `FrozenBatchNorm2d` and its copies derive from Module
+    and hold all four of their tensors as buffers.
+    """
+    names = {"weight", "bias", "running_mean", "running_var"}
+    return not isinstance(module, _NormBase) and names <= module._buffers.keys()
+
+
+def check_num_channels(
+    name: str, module: nn.Module, x: Tensor, *, cause: Exception | None = None
+) -> None:
+    """Refuse an input whose channels are not those of a batch or instance norm.
+
+    Args:
+        name: Dotted name of the layer.
+        module: The layer; any but a batch or instance norm takes any input.
+        x: Its input.
+        cause: The error that this one explains.
+
+    Raises:
+        ShapeError: The number of channels differs.
+    """
+    if not isinstance(module, _NormBase):
+        return
+    required, dim = module.num_features, getattr(module, "channel_dim", 1)
+    if required and -x.dim() <= dim < x.dim() and x.shape[dim] != required:
+        raise ShapeError(
+            f"layer {name!r} ({type(module).__name__}) requires {required} channels in "
+            f"dim {dim}, got {x.shape[dim]} in its input of {tuple(x.shape)}; give "
+            "batches of the shape that the model was made for, or make the layer for "
+            f"{x.shape[dim]} channels"
+        ) from cause

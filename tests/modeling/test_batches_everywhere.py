@@ -1,0 +1,245 @@
+"""Every verb takes every shape of batch, and says what is wrong with any other."""
+
+import warnings
+from collections import UserDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import normkit
+from normkit.errors import ArgumentError, ShapeError
+from normkit.modeling.batch import inputs_of
+
+Options = dict[str, Any]
+LOSS = nn.CrossEntropyLoss()
+
+
+class Net(nn.Module):
+    """Scales its input by `scale`, if one is given; takes labels and ignores them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, scale: Any = 1.0, labels: Any = None) -> Tensor:
+        return self.last(self.norm(self.first(x * scale)).relu())
+
+
+def x() -> Tensor:
+    return torch.randn(16, 6)
+
+
+def y() -> Tensor:
+    return torch.randint(3, (16,))
+
+
+class Encoding(UserDict[str, Any]):
+    """A mapping that is no dict and moves itself, as transformers' BatchEncoding."""
+
+    def to(self, device: Any) -> "Encoding":
+        self.data = {name: value.to(device) for name, value in self.data.items()}
+        return self
+
+
+BY_LABEL: Options = {"targets": lambda batch: batch["labels"]}
+SHAPES: dict[str, tuple[Callable[[], Any], Options]] = {
+    "(x, y)": (lambda: (x(), y()), {}),
+    "[x, y]": (lambda: [x(), y()], {}),
+    "((x, s), y)": (lambda: ((x(), torch.ones(1)), y()), {}),
+    "[[x, s], y]": (lambda: [[x(), torch.ones(1)], y()], {}),
+    "({x: s:}, y)": (lambda: ({"x": x(), "scale": torch.ones(1)}, y()), {}),
+    "(x, s, y)": (
+        lambda: (x(), torch.ones(1), y()),
+        {
+            "forward": lambda model, batch: model(batch[0], batch[1]),
+            "targets": lambda batch: batch[2],
+        },
+    ),
+    "{x: labels:}": (lambda: {"x": x(), "labels": y()}, BY_LABEL),
+    "mapping": (lambda: Encoding(x=x(), labels=y()), BY_LABEL),
+    "x": (x, {"targets": lambda batch: torch.zeros(len(batch), dtype=torch.int64)}),
+}
+
+Verb = Callable[[nn.Module, Any, Options], Any]
+
+
+def watched(model: nn.Module, batches: Any, options: Options) -> Any:
+    with normkit.watch(model) as seen:
+        for batch in batches:
+            if "forward" in options:
+                out = options["forward"](model, batch)
+            else:
+                inputs = inputs_of(batch)
+                named = inputs if hasattr(inputs, "keys") else {}
+                given = inputs if isinstance(inputs, tuple) else (inputs,)
+                out = model(**named) if named else model(*given)
+            out.sum().backward()
+    return seen.history
+
+
+def calls(options: Options) -> Options:
+    return {name: value for name, value in options.items() if name == "forward"}
+
+
+def example(batches: Any, options: Options) -> Any:
+    batch = next(iter(batches))
+    return batch if "forward" in options else inputs_of(batch)
+
+
+VERBS: dict[str, Verb] = {
+    "calibrate": lambda m, b, o: normkit.calibrate(m, b, **calls(o)),
+    "diagnose": lambda m, b, o: normkit.diagnose(m, b, LOSS, **o),
+    "explain_gap": lambda m, b, o: normkit.explain_gap(m, b, **o),
+    "convert": lambda m, b, o: normkit.convert(m, to="group", batches=b, **calls(o)),
+    "fuse": lambda m, b, o: normkit.convert(
+        m, to="normkit", example_inputs=example(b, o), **calls(o)
+    ),
+    "initialize": lambda m, b, o: normkit.initialize(
+        m, example_inputs=example(b, o), **calls(o)
+    ),
+    "watch": watched,
+}
+TAKE_BATCHES = ("calibrate", "diagnose", "explain_gap", "convert")
+FROM_LOADER = ("calibrate", "diagnose", "explain_gap")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_takes_a_batch(verb: str, shape: str) -> None:
+    make, options = SHAPES[shape]
+    assert VERBS[verb](Net(), [make() for _ in range(3)], options) is not None
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_takes_a_generator(verb: str) -> None:
+    def batches() -> Iterator[Any]:
+        for _ in range(3):
+            yield x(), y()
+
+    assert VERBS[verb](Net(), batches(), {}) is not None
+
+
+def test_the_inputs_of_every_shape_reach_the_layer() -> None:
+    for make, options in SHAPES.values():
+        model = Net()
+        batches = [make() for _ in range(2)]
+        torch.manual_seed(0)
+        report = normkit.calibrate(model, batches, **calls(options))
+        assert report.layers[0].count == 32
+        seen = []
+        handle = model.norm.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(args[0])
+        )
+        for batch in batches:
+            # By hand: the first item or the mapping, as each shape says.
+            given = batch
+            if isinstance(batch, tuple | list):
+                given = batch[0]
+            if isinstance(given, tuple | list):
+                given = given[0]
+            model(given if isinstance(given, Tensor) else given["x"])
+        handle.remove()
+        torch.testing.assert_close(
+            report.layers[0].mean.float(), torch.cat(seen).mean(0).detach()
+        )
+
+
+@pytest.mark.parametrize("verb", TAKE_BATCHES)
+def test_a_data_set_for_a_loader_is_told_to_be_wrapped(verb: str) -> None:
+    data = TensorDataset(torch.randn(8, 6), torch.zeros(8, dtype=torch.int64))
+    with pytest.raises(ArgumentError, match=r"data set \(TensorDataset\).*DataLoader"):
+        VERBS[verb](Net(), data, {})
+    assert VERBS[verb](Net(), DataLoader(data, batch_size=4), {}) is not None
+
+
+@pytest.mark.parametrize("verb", TAKE_BATCHES)
+def test_a_single_batch_is_told_to_be_wrapped(verb: str) -> None:
+    with pytest.raises(ArgumentError, match=r"one Tensor.*list"):
+        VERBS[verb](Net(), x(), {})
+
+
+@pytest.mark.parametrize("verb", TAKE_BATCHES)
+def test_a_model_and_a_loader_that_are_swapped_are_named(verb: str) -> None:
+    with pytest.raises(ArgumentError, match=rf"list for the model.*{verb}\(model"):
+        VERBS[verb]([(x(), y())], Net(), {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("verb", [*TAKE_BATCHES, "initialize"])
+def test_a_class_is_no_model(verb: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{verb} got the class Net.*an instance"):
+        VERBS[verb](Net, [(x(), y())], {})  # type: ignore[arg-type]
+
+
+def test_a_class_is_no_loss_and_no_metric() -> None:
+    with pytest.raises(ArgumentError, match=r"loss_fn=CrossEntropyLoss\(\)"):
+        normkit.diagnose(Net(), [(x(), y())], nn.CrossEntropyLoss)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="metric= is a str; it must be a function"):
+        normkit.explain_gap(Net(), [(x(), y())], "accuracy")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("verb", TAKE_BATCHES)
+def test_a_batch_that_does_not_fit_shows_both_arguments(verb: str) -> None:
+    class Two(Net):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, scale)
+
+    with pytest.raises(ArgumentError, match=r"forward=.*targets=") as told:
+        VERBS[verb](Two(), [(x(), torch.ones(1), y())], {})
+    assert "tuple of tensor(16, 6), tensor(1,), tensor(16,)" in str(told.value)
+    assert "missing a required argument: 'scale'" in str(told.value)
+
+
+@pytest.mark.parametrize("verb", TAKE_BATCHES)
+def test_an_error_of_the_model_itself_is_passed_on(verb: str) -> None:
+    class Failing(Net):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x) + "no tensor"  # type: ignore[operator]
+
+    with pytest.raises(TypeError) as told:
+        VERBS[verb](Failing(), [(x(), y())], {})
+    assert not isinstance(told.value, ArgumentError)
+
+
+@pytest.mark.parametrize("library", [nn, normkit.nn], ids=["torch", "normkit"])
+@pytest.mark.parametrize("verb", [*TAKE_BATCHES, "initialize"])
+def test_a_wrong_number_of_channels_names_the_layer(verb: str, library: Any) -> None:
+    model = nn.Sequential(nn.Identity(), library.BatchNorm2d(3), nn.Flatten())
+    batches = [(torch.randn(4, 5, 2, 2), torch.zeros(4, dtype=torch.int64))]
+    with pytest.raises(ShapeError, match=r"layer '1'.*requires 3 channels.*got 5"):
+        VERBS[verb](model, batches, {})
+
+
+def test_the_former_name_of_forward_is_accepted_for_one_release() -> None:
+    batches = [{"given": x()}]
+    with pytest.warns(DeprecationWarning, match="forward="):
+        report = normkit.convert(
+            Net(),
+            to="group",
+            batches=batches,
+            call=lambda model, batch: model(batch["given"]),
+        )
+    assert report.layers[0].explained is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        normkit.convert(Net(), to="group", batches=[x()])
+
+
+def test_a_calibration_of_nothing_gives_the_reason() -> None:
+    with pytest.raises(ArgumentError, match="no layer with running statistics"):
+        normkit.calibrate(nn.Linear(6, 3), [x()])
+    frozen = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8).eval())
+    with pytest.raises(ArgumentError, match=r"'1': frozen.*layers="):
+        normkit.calibrate(frozen, [x()])
+
+
+def test_an_average_of_a_model_in_eval_mode_is_calibrated() -> None:
+    average = torch.optim.swa_utils.AveragedModel(Net().eval())
+    report = normkit.calibrate(average, [x()])
+    assert [layer.name for layer in report.layers] == ["norm"]
+    report.undo(average)
