@@ -79,20 +79,21 @@ def test_what_was_committed_stays_beside_a_buffer_that_is_put_back() -> None:
 
 
 def test_modes_gradients_and_parameters_are_put_back() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    model[1].eval()
+    linear, dropout = nn.Linear(2, 2), nn.Dropout()
+    model = nn.Sequential(linear, dropout)
+    dropout.eval()
     model(torch.ones(3, 2)).sum().backward()
-    gradient = model[0].weight.grad
+    gradient = linear.weight.grad
     assert gradient is not None
-    values = [t.detach().clone() for t in (model[0].weight, gradient)]
+    values = [t.detach().clone() for t in (linear.weight, gradient)]
     before = Snapshot.take(model, parameters=True)
     model.train()
     with torch.no_grad():
-        model[0].weight.zero_()
+        linear.weight.zero_()
     gradient.zero_()
-    model[0].weight.grad = None
+    linear.weight.grad = None
     before.restore()
-    assert (model.training, model[1].training) == (True, False)
-    assert model[0].weight.grad is gradient
-    assert torch.equal(model[0].weight, values[0])
+    assert (model.training, dropout.training) == (True, False)
+    assert linear.weight.grad is gradient
+    assert torch.equal(linear.weight, values[0])
     assert torch.equal(gradient, values[1])
