@@ -92,26 +92,26 @@ def test_doctor_names_the_cause_and_the_layer_and_fails(capsys, place: str) -> N
     assert "D04 momentum_convention" in out.splitlines()[1]
     assert "0.2" in out.splitlines()[1]
     assert "fix: set momentum=0.1" in " ".join(out.split())
-    assert "D04: its remedy helps" in out
+    assert "D04: its fix helps" in out
 
 
-def test_doctor_mends_what_has_a_remedy_and_then_passes(
+def test_doctor_repairs_what_it_can_and_then_passes(
     capsys, place: str, tmp_path: Path
 ) -> None:
-    mended = tmp_path / "mended.pt"
+    repaired = tmp_path / "repaired.pt"
     code, out, _ = run(
-        capsys, "doctor", f"{place}:stale", "--fix", "--out", str(mended)
+        capsys, "doctor", f"{place}:stale", "--fix", "--out", str(repaired)
     )
     assert code == 0
     assert "applied  D04" in out
-    assert torch.load(mended, weights_only=True)["0.2.running_mean"].abs().max() > 0.1
-    words = ("doctor", f"{place}:stale", "--checkpoint", str(mended), "--json")
+    assert torch.load(repaired, weights_only=True)["0.2.running_mean"].abs().max() > 0.1
+    words = ("doctor", f"{place}:stale", "--checkpoint", str(repaired), "--json")
     code, out, _ = run(capsys, *words)
     found = json.loads(out)["findings"]
     assert "D01" not in {f["id"] for f in found}
 
 
-def test_doctor_says_that_remedies_are_lost_without_out(capsys, place: str) -> None:
+def test_doctor_says_that_repairs_are_lost_without_out(capsys, place: str) -> None:
     code, out, _ = run(capsys, "doctor", f"{place}:stale", "--fix")
     assert code == 0
     assert "in memory; --out saves" in out

@@ -1,36 +1,48 @@
-"""What a check says about one layer: a reading, and what follows from it.
+"""A finding: the result of one check on one layer.
 
-A check that looked and saw nothing says `clear`, with the value it measured. A check
-that had too little to look at says `not_judged`, with the reason; it never says clear.
+A check that measured and saw no fault reports `clear`, with the measured value. A check
+that had too little data reports `not_judged`, with the reason; it never reports clear.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-__all__ = ["SEVERITIES", "Finding", "Severity", "plain"]
+__all__ = ["SEVERITIES", "Finding", "Severity", "plain", "ranked"]
 
 Severity = Literal["error", "warning", "info", "clear", "not_judged"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
+# Causes before their consequences: of two findings of one severity, the one that
+# explains the other comes first.
+CAUSES_FIRST = (
+    # Causes that no other finding explains,
+    *("D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33", "D29"),
+    *("D16", "D28", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
+    # their consequences in the statistics and in the signals,
+    *("D01", "D18", "D21", "D20", "D22", "D23", "D24", "D25", "D27"),
+    # and the symptoms that the user sees.
+    *("D02", "D14", "D19", "D10"),
+)
+
 
 @dataclass(frozen=True)
 class Finding:
-    """The reading of one check on one layer.
+    """The result of one check on one layer.
 
     Attributes:
-        id: The check, "D01" to "D34"; it never changes its meaning.
-        name: The check in a word, such as "stale_statistics".
+        id: The check, "D01" to "D34"; its meaning never changes.
+        name: Short name of the check, such as "stale_statistics".
         layer: Dotted name of the layer; "" when the finding is about the whole model.
         severity: "error" (results are wrong), "warning" (harm is likely), "info"
-            (worth knowing), "clear" (looked, nothing found) or "not_judged".
-        value: What was measured; nan when nothing could be.
+            (worth knowing), "clear" (measured, no fault) or "not_judged".
+        value: The measured value; nan when nothing could be measured.
         threshold: The threshold it crossed, or for "clear" the first it would cross.
         evidence: One sentence with the numbers, or why it was not judged.
-        fix: What to do about it; empty when there is nothing to do.
+        fix: How to fix it; empty when there is nothing to do.
         details: More numbers by name, plain data.
     """
 
@@ -45,13 +57,13 @@ class Finding:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def stands(self) -> bool:
-        """Whether there is something to report: error, warning or info."""
+    def is_reported(self) -> bool:
+        """True for an error, a warning or an info."""
         return self.severity in ("error", "warning", "info")
 
     @property
     def is_alarm(self) -> bool:
-        """Whether it is an error or a warning."""
+        """True for an error or a warning."""
         return self.severity in ("error", "warning")
 
     @property
@@ -60,14 +72,14 @@ class Finding:
         return self.layer or "the model"
 
     def to_text(self) -> str:
-        """The finding in one or two lines."""
+        """Return the finding as one or two lines."""
         head = f"{self.severity:10s} {self.id} {self.name}  {self.where}"
         if self.severity in ("clear", "not_judged"):
             return f"{head}: {self.evidence}"
         return f"{head}: {self.evidence}\n{'':10s} fix: {self.fix}"
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as plain data; numbers that JSON has no word for are strings."""
+        """Return the finding as plain data; nan and infinity become strings."""
         return {
             "id": self.id,
             "name": self.name,
@@ -81,8 +93,16 @@ class Finding:
         }
 
 
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """Return errors, warnings and infos: by severity, causes before consequences."""
+    return sorted(
+        (finding for finding in findings if finding.is_reported),
+        key=lambda f: (SEVERITIES.index(f.severity), CAUSES_FIRST.index(f.id)),
+    )
+
+
 def plain(value: Any) -> Any:
-    """`value` with everything JSON cannot hold made into strings or lists."""
+    """Return `value` with everything JSON cannot hold made into strings or lists."""
     if isinstance(value, bool | int | str) or value is None:
         return value
     if isinstance(value, float):

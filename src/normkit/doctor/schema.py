@@ -45,6 +45,7 @@ _CONFIRMATION = _record(
     error=_NUMBER,
     helps={"type": "boolean"},
     harms={"type": "boolean"},
+    improves={"type": "boolean"},
 )
 _PART = _record(name=_TEXT, value=_NUMBER, error=_NUMBER)
 _GAP = _record(

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from normkit.functional import differentiable
-from normkit.functional.int8_activations import from_bytes, to_bytes
-from normkit.functional.memory import (
-    is_remembered,
-    is_remembered_sum,
+from normkit.functional.memory.block import memory_mode
+from normkit.functional.memory.int8_activations import from_bytes, to_bytes
+from normkit.functional.memory.recipes import (
+    is_recomputable,
+    is_recomputable_sum,
     keep,
-    memory_mode,
-    remember,
+    make_recomputable,
 )
 from normkit.functional.passes import Passes
 from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.packing import as_mask
+from normkit.kernels.primitives import Grads
 from normkit.kernels.spec import Running
 from normkit.moments import Moments, broadcast_mask
 from normkit.torch_state import (
@@ -36,7 +37,7 @@ from normkit.torch_state import (
     unwrapped_apply,
 )
 
-__all__ = ["run"]
+__all__ = ["gradients", "run"]
 
 Call = NativeCall | Passes
 
@@ -44,11 +45,11 @@ Call = NativeCall | Passes
 class Job:
     """What a caller wants beyond the values, and what a forward keeps for it."""
 
-    __slots__ = ("dtype", "keeps_bytes", "kept", "remembers", "wants_moments")
+    __slots__ = ("dtype", "keeps_bytes", "kept", "recomputes", "wants_moments")
 
     def __init__(self, *, wants_moments: bool) -> None:
         self.wants_moments = wants_moments
-        self.keeps_bytes = self.remembers = False
+        self.keeps_bytes = self.recomputes = False
         self.kept: tuple[Tensor, ...] = ()
         self.dtype: torch.dtype | None = None
 
@@ -72,7 +73,7 @@ class Normalize(torch.autograd.Function):
             "some" if job is None or not job.wants_moments else "all",
         )
         gated = None
-        if residual is not None and not (job is not None and job.remembers):
+        if residual is not None and not (job is not None and job.recomputes):
             if call.spec.activation == "relu":
                 # The next layer keeps y anyway; the residual would be kept for us.
                 residual, gated = None, y
@@ -102,23 +103,49 @@ class Normalize(torch.autograd.Function):
             *rest, step = kept
             x = from_bytes(spec.seen(x), step, job.dtype).view(x.shape)
             kept = call.around_zero(tuple(rest))
-        is_seen = is_observed()
-        if _is_grad_enabled() or is_batched_gradient(dy) or (is_seen and _differs()):
-            center, inv_std, _ = call.statistics(kept)
-            grads = differentiable.gradients(
-                *(spec, dy, (x, weight, bias, residual)),
-                (center, inv_std) if spec.given else None,
-                *(mask, gated, wanted),
-            )
-        else:
-            if type(call) is NativeCall and (is_seen or not is_plain(dy)):
-                # A mode has to see torch operations, or dy is none of torch's own.
-                kept = tuple(t for t in call.statistics(kept) if t is not None)
-                call = Passes(spec)
-            grads = call.backward(
-                *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
-            )
+        grads = gradients(
+            *(call, dy, x, weight, bias, residual, mask, gated, kept, wanted)
+        )
         return (*grads, None, None)
+
+
+def gradients(
+    call: Call,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    gated: Tensor | None,
+    kept: tuple[Tensor, ...],
+    wanted: tuple[bool, ...],
+    dtotal: Tensor | None = None,
+) -> Grads:
+    """Return the gradients of a call, by kernels or as a graph; see `NativeCall`."""
+    is_seen, spec = is_observed(), call.spec
+    if _is_grad_enabled() or is_batched_gradient(dy) or (is_seen and _differs()):
+        center, inv_std, _ = call.statistics(kept)
+        dx, *others = differentiable.gradients(
+            *(spec, dy, (x, weight, bias, residual)),
+            (center, inv_std) if spec.given else None,
+            *(mask, gated, wanted),
+        )
+    else:
+        if type(call) is NativeCall:
+            if not is_seen and is_plain(dy, dtotal):
+                return call.backward(
+                    *(dy, x, weight, bias, residual, mask, gated, kept, wanted),
+                    dtotal,
+                )
+            # A mode has to see torch operations, or dy is none of torch's own.
+            kept = tuple(t for t in call.statistics(kept) if t is not None)
+        dx, *others = Passes(spec).backward(
+            *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
+        )
+    if dx is not None and dtotal is not None:
+        dx = dx + dtotal
+    return dx, others[0], others[1], others[2]
 
 
 _apply, _is_grad_enabled = unwrapped_apply(Normalize), torch.is_grad_enabled
@@ -165,13 +192,13 @@ def run(
             job.keeps_bytes = mode == "int8" and (
                 mask is None and (residual is not None or activation == "none")
             )
-            job.remembers = (
+            job.recomputes = (
                 mask is None and not job.keeps_bytes and _pays(residual, activation)
             )
         y = _apply(x, weight, bias, residual, mask, (call, running, job))
-        if job.remembers:
+        if job.recomputes:
             again = _again(call, job.kept, x, weight, bias, residual)
-            remember(y, again, is_sum=residual is not None)
+            make_recomputable(y, again, is_sum=residual is not None)
         kept = job.kept
     else:
         keeps = "nothing" if found is None else "all"
@@ -185,10 +212,10 @@ def _pays(residual: Tensor | None, activation: str) -> bool:
     """Return whether keeping the residual for the output keeps no more than before."""
     if residual is None:
         return True
-    if is_remembered_sum(residual):
+    if is_recomputable_sum(residual):
         return False
     # A plain sum needs no residual for its gradients.
-    return activation != "none" or is_remembered(residual)
+    return activation != "none" or is_recomputable(residual)
 
 
 def _again(

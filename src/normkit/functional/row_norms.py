@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from normkit.functional.aten import AtenCall, Saved
 from normkit.functional.autograd import run
 from normkit.functional.engine import execute
 from normkit.functional.signature import find, signature
+from normkit.functional.sum_norm import sum_norm
 from normkit.kernels.spec import Spec
 
 __all__ = ["group_norm", "layer_norm", "rms_norm"]
@@ -25,6 +27,28 @@ __all__ = ["group_norm", "layer_norm", "rms_norm"]
 _EPS = torch.finfo(torch.float32).eps
 
 
+@overload
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    mask: Tensor | None = None,
+    residual: None = None,
+) -> Tensor: ...
+@overload
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    mask: Tensor | None = None,
+    residual: Tensor,
+) -> tuple[Tensor, Tensor]: ...
 def layer_norm(
     input: Tensor,  # noqa: A002  torch.nn.functional's name
     normalized_shape: Sequence[int],
@@ -33,7 +57,8 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     mask: Tensor | None = None,
-) -> Tensor:
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Normalize over the last dimensions, each position by itself.
 
         y = (x − mean)/√(var + eps)·weight + bias
@@ -45,18 +70,25 @@ def layer_norm(
         bias: Summand per element, of `normalized_shape`.
         eps: Added to the variance, inside the root.
         mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
+        residual: Added to `input` first, of its shape: the norm is that of the sum, as
+            before the next sub-layer of a transformer block.
 
     Returns:
-        The normalized values, shape, dtype and layout of `input`.
+        The normalized values, shape, dtype and layout of `input`. With a residual
+        these, and `input + residual`.
 
     Raises:
-        ShapeError: `input` does not end in `normalized_shape`, or `weight` or `bias`
-            has another shape.
+        ShapeError: `input` does not end in `normalized_shape`, or `weight`, `bias` or
+            `residual` has another shape.
         DtypeError: `input` is not floating point.
 
     References:
         Ba, Kiros & Hinton, "Layer Normalization", 2016.
     """
+    if residual is not None:
+        return _of_sum(
+            *("layer_norm", input, residual, normalized_shape, weight, bias, eps, mask)
+        )
     key = signature(
         ("layer_norm", tuple(normalized_shape), eps), input, weight, bias, None, mask
     )
@@ -72,11 +104,8 @@ def layer_norm(
             eps=eps,
             mask=mask,
         )
-    check_floating(input, "layer_norm")
-    check_eps(eps, "layer_norm", "finite")
     sizes = tuple(normalized_shape)
-    check_trailing(input, sizes, "layer_norm", weight=weight, bias=bias)
-    spec = _trailing(input, sizes, eps, centered=True)
+    spec = _trailing("layer_norm", input, sizes, weight, bias, eps)
 
     def operator(x: Tensor, w: Tensor | None, b: Tensor | None) -> Saved:
         return torch.native_layer_norm(x, sizes, w, b, eps)
@@ -85,6 +114,26 @@ def layer_norm(
     return execute(spec, input, weight, bias, None, mask, key=key, aten=aten)
 
 
+@overload
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    mask: Tensor | None = None,
+    residual: None = None,
+) -> Tensor: ...
+@overload
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    mask: Tensor | None = None,
+    residual: Tensor,
+) -> tuple[Tensor, Tensor]: ...
 def rms_norm(
     input: Tensor,  # noqa: A002
     normalized_shape: Sequence[int],
@@ -92,7 +141,8 @@ def rms_norm(
     eps: float | None = None,
     *,
     mask: Tensor | None = None,
-) -> Tensor:
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Divide by the root mean square over the last dimensions.
 
         y = x/√(mean(x²) + eps)·weight
@@ -105,18 +155,24 @@ def rms_norm(
         eps: Added to the mean square, inside the root; None takes the machine
             epsilon of the compute dtype (float32 for halves), as torch does.
         mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
+        residual: Added to `input` first, of its shape; see `layer_norm`.
 
     Returns:
-        The scaled values, shape, dtype and layout of `input`.
+        The scaled values, shape, dtype and layout of `input`. With a residual these,
+        and `input + residual`.
 
     Raises:
-        ShapeError: `input` does not end in `normalized_shape`, or `weight` has
-            another shape.
+        ShapeError: `input` does not end in `normalized_shape`, or `weight` or
+            `residual` has another shape.
         DtypeError: `input` is not floating point.
 
     References:
         Zhang & Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019.
     """
+    if residual is not None:
+        return _of_sum(
+            *("rms_norm", input, residual, normalized_shape, weight, None, eps, mask)
+        )
     tensors = (input, weight, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
@@ -127,19 +183,15 @@ def rms_norm(
     if input.is_complex() and mask is None:
         # Drop-in, not more: torch divides by √(mean(x²) + eps) of x itself, not of |x|.
         return torch.nn.functional.rms_norm(input, list(normalized_shape), weight, eps)
-    if eps is None:
-        eps = _EPS if input.dtype != torch.float64 else torch.finfo(torch.float64).eps
+    eps = _eps_of(input, eps)
     key = signature(
         ("rms_norm", tuple(normalized_shape), eps), input, weight, None, None, mask
     )
     call = find(key)
     if call is not None:
         return run(call, input, weight, None, None, mask)
-    check_floating(input, "rms_norm")
-    check_eps(eps, "rms_norm", "finite")
     sizes = tuple(normalized_shape)
-    check_trailing(input, sizes, "rms_norm", weight=weight)
-    spec = _trailing(input, sizes, eps, centered=False)
+    spec = _trailing("rms_norm", input, sizes, weight, None, eps)
     return execute(spec, input, weight, None, None, mask, key=key)
 
 
@@ -234,7 +286,54 @@ def group_norm(
     return execute(spec, input, weight, bias, None, mask, key=key, aten=aten)
 
 
-def _trailing(x: Tensor, sizes: tuple[int, ...], eps: float, *, centered: bool) -> Spec:
+def _eps_of(x: Tensor, eps: float | None) -> float:
+    """Return `eps`, or the machine epsilon of the compute dtype."""
+    if eps is not None:
+        return eps
+    return _EPS if x.dtype != torch.float64 else torch.finfo(torch.float64).eps
+
+
+def _trailing(
+    name: str,
+    x: Tensor,
+    sizes: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Spec:
+    """Return what is asked for, after checking it."""
+    check_floating(x, name)
+    check_eps(eps, name, "finite")
+    check_trailing(x, sizes, name, weight=weight, bias=bias)
     first = x.dim() - len(sizes)
     dims, vector = tuple(range(first, x.dim())), (1,) * first + sizes
-    return Spec(dims, eps, centered, vector=vector)
+    return Spec(dims, eps, name == "layer_norm", vector=vector)
+
+
+def _of_sum(
+    name: str,
+    x: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the norm of x + residual, and the sum."""
+    sizes = tuple(normalized_shape)
+
+    def norm(total: Tensor) -> Tensor:
+        if name == "rms_norm":
+            return rms_norm(total, sizes, weight, eps, mask=mask)
+        assert eps is not None
+        return layer_norm(total, sizes, weight, bias, eps, mask=mask)
+
+    if mask is not None or x.is_complex():
+        total = x + residual
+        return norm(total), total
+    used = _eps_of(x, eps)
+    return sum_norm(
+        *((name, "of sum", sizes, used), norm, x, residual, weight, bias),
+        lambda: _trailing(name, x, sizes, weight, bias, used),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -87,14 +87,40 @@ class LayerNorm(torch.nn.LayerNorm):
             )
         self.channel_dim = channel_dim
 
-    def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
+    @overload
+    def forward(
+        self, input: Tensor, *, mask: Tensor | None = None, residual: None = None
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, input: Tensor, *, mask: Tensor | None = None, residual: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002
+        *,
+        mask: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Normalize `input`, shape `(*, *normalized_shape)`.
 
         Args:
             input: Values, any floating dtype.
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
+            residual: Added to `input` first, of its shape. Then the norm of the sum and
+                the sum are returned, as the next sub-layer of a transformer block
+                takes them: `h, x = norm(x, residual=branch)`.
         """
+        if residual is not None:
+            if self.channel_dim != -1 or is_recorded(input):
+                total = input + residual
+                return self.forward(total, mask=mask), total
+            return layer_norm(
+                *(input, self.normalized_shape, *learned(self), self.eps),
+                mask=mask,
+                residual=residual,
+            )
         if is_recorded(input):
             if (node := recorded_call(self, input, mask=mask)) is not None:
                 return node
@@ -164,14 +190,35 @@ class RMSNorm(torch.nn.RMSNorm):
         Zhang & Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019.
     """
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    @overload
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, residual: None = None
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, residual: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Scale `x`, shape `(*, *normalized_shape)`.
 
         Args:
             x: Values, any floating dtype.
             mask: Which values count: bool or weights ≥ 0, broadcastable to `x`. The
                 output is 0 elsewhere.
+            residual: Added to `x` first, of its shape; then the scaled sum and the sum
+                are returned, see `LayerNorm`.
         """
+        if residual is not None:
+            if is_recorded(x):
+                total = x + residual
+                return self.forward(total, mask=mask), total
+            return rms_norm(
+                *(x, self.normalized_shape, learned(self)[0], self.eps),
+                mask=mask,
+                residual=residual,
+            )
         if is_recorded(x):
             if (node := recorded_call(self, x, mask=mask)) is not None:
                 return node

@@ -41,7 +41,7 @@ class NativeCall:
 
     __slots__ = (
         *("spec", "_fixed", "_forward", "_backward", "_size", "_shape", "_values"),
-        *("_two_rows", "_all_rows", "_is_masked"),
+        *("_two_rows", "_all_rows", "_is_masked", "sums"),
     )
 
     def __init__(
@@ -66,6 +66,8 @@ class NativeCall:
         )
         batch, over, groups, sub_runs, inner, *_ = sizes
         self._size, self._values = batch * groups, over * sub_runs * inner
+        # The native layouts that know a sum: spans of neighbours, in one piece.
+        self.sums = over == 1 and (sizes[6] == 1 or self._values <= 32_768)
         self._shape = spec.kept(x.shape)
         self._is_masked = is_masked
         self._two_rows = doubles((2, self._size))
@@ -80,6 +82,7 @@ class NativeCall:
         mask: Tensor | None,
         running: Running | None,
         keeps: str,
+        total: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return y, and what `keeps` asks for of the statistics.
 
@@ -91,6 +94,7 @@ class NativeCall:
             mask: A byte for each value of x, laid like x, or None.
             running: Statistics to normalize by, or to move.
             keeps: "nothing", "some" for a backward, or "all".
+            total: Takes x + residual, and is normalized; where `sums` allows it.
         """
         y = _empty_like(x)
         if residual is not None:
@@ -122,9 +126,9 @@ class NativeCall:
                 0 if mask is None else mask.data_ptr(),
                 0 if weight is None else weight.data_ptr(),
                 0 if bias is None else bias.data_ptr(),
-                *(0, 0),
+                *(0, 0, 0),
                 y.data_ptr(),
-                *(0, 0, 0, 0),
+                *(0, 0, 0 if total is None else total.data_ptr(), 0, 0),
                 *(center, scale, m2, 0 if mask is None else count),
                 *(0, 0, 0, 0),
                 *(mean_at, var_at, batches_at, skipped_at),
@@ -148,6 +152,7 @@ class NativeCall:
         gate: Tensor | None,
         kept: tuple[Tensor, ...],
         wanted: tuple[bool, ...],
+        dtotal: Tensor | None = None,
     ) -> Grads:
         """Return the gradients of x, weight, bias and residual that are wanted.
 
@@ -161,12 +166,12 @@ class NativeCall:
             gate: The output of a relu, which says where it was open.
             kept: What the forward kept, "some" at least.
             wanted: Which of the four.
+            dtotal: Where x was a sum, its own gradient; that of x takes it in.
         """
         wants_x, wants_weight, wants_bias, wants_residual = wanted
         if dy.stride() != x.stride() or dy.dtype is not x.dtype:
             dy = laid_like(dy, x)
-        if residual is not None:
-            residual = laid_like(residual, x)
+        residual, dtotal = laid_like(residual, x), laid_like(dtotal, x)
         passes = wants_residual and mask is None and self.spec.activation == "none"
         dx = dweight = dbias = dresidual = None
         if wants_residual and not passes:
@@ -192,9 +197,11 @@ class NativeCall:
                     0 if bias is None else bias.data_ptr(),
                     dy.data_ptr(),
                     0 if gate is None else gate.data_ptr(),
+                    0 if dtotal is None else dtotal.data_ptr(),
                     0,
                     0 if dx is None else dx.data_ptr(),
                     0 if dresidual is None else dresidual.data_ptr(),
+                    0,
                     0 if dweight is None else dweight.data_ptr(),
                     0 if dbias is None else dbias.data_ptr(),
                     *(center, center + row, 0),

@@ -32,10 +32,10 @@ __all__ = [
 # weight, bias, running mean and variance; activation flags threads; eps slope
 FIXED = struct.Struct("=15q2d")
 
-# New at every call: rate; x residual mask weight bias dy gate y dx dresidual dweight
-# dbias center scale m2 count sum_dy sum_dyx b c running_mean running_var
+# New at every call: rate; x residual mask weight bias dy gate dsum y dx dresidual sum
+# dweight dbias center scale m2 count sum_dy sum_dyx b c running_mean running_var
 # num_batches_tracked num_batches_skipped
-POINTERS = struct.Struct("=d24Q")
+POINTERS = struct.Struct("=d26Q")
 
 # channels dtype_mean dtype_var flags; rate; mean m2 count running_mean running_var
 # num_batches_tracked num_batches_skipped

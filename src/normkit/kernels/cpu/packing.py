@@ -146,8 +146,8 @@ def laid_like(t: Tensor | None, x: Tensor) -> Tensor | None:
 
 # In the order of the native struct, after x.
 _POINTERS = (
-    *("residual", "mask", "weight", "bias", "dy", "gate"),
-    *("y", "dx", "dresidual", "dweight", "dbias"),
+    *("residual", "mask", "weight", "bias", "dy", "gate", "dsum"),
+    *("y", "dx", "dresidual", "sum", "dweight", "dbias"),
     *("center", "scale", "m2", "count", "sum_dy", "sum_dyx", "b", "c"),
 )
 
@@ -163,8 +163,8 @@ def packed_call(
     """The struct of a call; `tensors` are named as in it."""
     given = [tensors.get(pointer) for pointer in _POINTERS]
     weight, bias = given[2], given[3]
-    weight = given[9] if weight is None else weight
-    bias = given[10] if bias is None else bias
+    weight = given[11] if weight is None else weight
+    bias = given[12] if bias is None else bias
     fixed = FIXED.pack(
         *plan.sizes,
         DTYPES[x.dtype],

@@ -36,12 +36,14 @@ struct Call {
   int64_t affine, dtype, weight_dtype, bias_dtype, mean_dtype, var_dtype;
   int64_t activation, flags, threads;
   double eps, slope;
-  // New at every call. A null pointer stands for what is absent or not wanted.
+  // New at every call. A null pointer stands for what is absent or not wanted. With a
+  // `sum`, spans alone: x + residual goes there, and is what is normalized; in backward x
+  // is that sum, and `dsum` its own gradient, which dx takes in.
   double rate;
   const void *x, *residual;
   const uint8_t* mask;
-  const void *weight, *bias, *dy, *gate;
-  void *y, *dx, *dresidual, *dweight, *dbias;
+  const void *weight, *bias, *dy, *gate, *dsum;
+  void *y, *dx, *dresidual, *sum, *dweight, *dbias;
   double *center, *scale, *m2;
   int64_t* count;
   double *sum_dy, *sum_dyx;

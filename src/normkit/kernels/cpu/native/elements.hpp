@@ -17,7 +17,7 @@ template <class T> struct Elements {
   using V = Vec<C>;
   static constexpr int W = Lanes<C>::count;
 
-  const T *x, *residual, *dy, *gated;
+  const T *x, *residual, *dy, *gated, *dsum;
   const uint8_t* mask;
   T *y, *dx, *dresidual;
   int64_t activation;
@@ -25,10 +25,11 @@ template <class T> struct Elements {
   bool streams;
 
   explicit Elements(const Call& call)
-      : x(static_cast<const T*>(call.x)),
-        residual(static_cast<const T*>(call.residual)),
+      : x(static_cast<const T*>(call.sum ? call.sum : call.x)),
+        residual(static_cast<const T*>(call.sum ? nullptr : call.residual)),
         dy(static_cast<const T*>(call.dy)),
         gated(static_cast<const T*>(call.gate)),
+        dsum(static_cast<const T*>(call.dsum)),
         mask(call.mask),
         y(static_cast<T*>(call.y)),
         dx(static_cast<T*>(call.dx)),

@@ -26,6 +26,7 @@ template <class T> class Groups : private Spans<T> {
   void forward() const {
     const int64_t together = this->together(1);
     this->each_batch(together, [&](int64_t first, int64_t stats) {
+      this->add_residual(first, stats);
       if (!call_.has(kGiven)) this->measure(first, stats);
       if (e_.y) write(first, stats, together);
     });
@@ -304,6 +305,7 @@ template <class T> class Groups : private Spans<T> {
         });
         if (NK_RARE(e.dresidual)) e.keep(e.dresidual + here, g, lanes);
         g = fused(g, lines.a, fused(d, lines.b, lines.c));
+        if (NK_RARE(e.dsum)) g += e.get(e.dsum + here, lanes, V{});
         if (K == kAny && e.mask) g = select(e.valid(here, lanes), g, V{});
         e.put(dx + i, g, lanes);
       });

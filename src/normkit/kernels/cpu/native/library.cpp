@@ -71,7 +71,7 @@ int run(const void* packed, void (*Kernels::*kernel)(const Call&)) {
   const Call& call = *static_cast<const Call*>(packed);
   if (call.dtype < kFloat32 || call.dtype > kFloat64) return 1;
   const int64_t bytes = call.statistics() * call.values() * size_of(call.dtype);
-  for (void* output : {call.y, call.dx, call.dresidual}) prefer_large_pages(output, bytes);
+  for (void* output : {call.y, call.dx, call.dresidual, call.sum}) prefer_large_pages(output, bytes);
   try {
     (chosen.load()->of_dtype[call.dtype]->*kernel)(call);
     return 0;

@@ -26,6 +26,7 @@ template <class T> class Rows : private Spans<T> {
 
   void forward() const {
     this->each_batch(this->together(1), [&](int64_t first, int64_t rows) {
+      this->add_residual(first, rows);
       if (!call_.has(kGiven)) this->measure(first, rows);
       if (e_.y) write(first, rows);
     });
@@ -211,6 +212,7 @@ template <class T> class Rows : private Spans<T> {
           if (NK_RARE(!e.dx)) continue;
           if (planted("rows_forget_the_weight")) g = g / wi;
           g = fused(g * wi, a[r], fused(d, b[r], c[r]));
+          if (NK_RARE(e.dsum)) g += e.get(e.dsum + at, lanes, V{});
           if (K == kAny && e.mask) g = select(e.valid(at, lanes), g, V{});
           e.put(e.dx + at, g, lanes);
         }

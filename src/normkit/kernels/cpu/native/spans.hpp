@@ -169,6 +169,20 @@ template <class T> class Spans : protected Layout<T> {
     return found;
   }
 
+  // x + residual of some spans, rounded as a tensor of its own is.
+  void add_residual(int64_t first, int64_t stats) const {
+    if (!call_.sum) return;
+    const int64_t begin = first * length_, n = stats * length_;
+    const T *x = static_cast<const T*>(call_.x) + begin;
+    const T *residual = static_cast<const T*>(call_.residual) + begin;
+    T* sum = static_cast<T*>(call_.sum) + begin;
+    each_vector<W>(n, [&](int64_t i, auto lanes) NK_BODY {
+      fetch(x + i + n, residual + i + n);
+      const V total = e_.get(x + i, lanes, V{}) + e_.get(residual + i, lanes, V{});
+      e_.keep(sum + i, planted("the_sum_forgets_the_residual") ? V{} : total, lanes);
+    });
+  }
+
   // Near enough to the mean: of up to four vectors of values, from four places.
   void find_pilots(int64_t first, int64_t stats, C* pilots) const {
     const int64_t places = length_ > 16 * W ? 4 : 1, some = length_ < W ? length_ : W;

@@ -1,0 +1,114 @@
+"""The layer or RMS norm of x + residual, and the sum: what a transformer block runs.
+
+One pass reads x and residual and writes both; its backward adds the sum's own gradient
+where it writes dx. Where that has no kernel, or an output shall be computed again, it
+is a sum and a norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normkit.errors import ShapeError
+from normkit.functional.autograd import gradients
+from normkit.functional.memory.block import memory_mode
+from normkit.functional.signature import find, remember, signature
+from normkit.kernels.choose import asked_for
+from normkit.kernels.cpu.call import NativeCall, call_for
+from normkit.kernels.spec import Spec
+from normkit.torch_state import unwrapped_apply
+
+__all__ = ["sum_norm"]
+
+
+class SumNorm(torch.autograd.Function):
+    """The normalized sum, and the sum."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        call: NativeCall,
+    ) -> tuple[Tensor, Tensor]:
+        total = torch.empty_like(x)
+        y, kept = call.forward(*(x, weight, bias, residual, None, None, "some", total))
+        ctx.save_for_backward(total, weight, bias, *kept)
+        ctx.set_materialize_grads(False)
+        ctx.call = call
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, dtotal = grad_outputs
+        of_x, of_residual, of_weight, of_bias = ctx.needs_input_grad[:4]
+        dx, dweight, dbias = dtotal, None, None
+        if dy is not None:
+            total, weight, bias, *kept = ctx.saved_tensors
+            wanted = of_x or of_residual, of_weight, of_bias, False
+            dx, dweight, dbias, _ = gradients(
+                *(ctx.call, dy, total, weight, bias, None, None, None),
+                *(tuple(kept), wanted, dtotal),
+            )
+        return dx if of_x else None, dx if of_residual else None, dweight, dbias, None
+
+
+_apply, _is_grad_enabled = unwrapped_apply(SumNorm), torch.is_grad_enabled
+
+
+def sum_norm(
+    options: Hashable,
+    norm: Callable[[Tensor], Tensor],
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    spec_of: Callable[[], Spec],
+) -> tuple[Tensor, Tensor]:
+    """Return the norm of x + residual, and x + residual.
+
+    Args:
+        options: The operation and its options, for the signature.
+        norm: The same norm of a single tensor.
+        x: Values.
+        residual: Values to add, of the shape of x.
+        weight: Learned factor, or None.
+        bias: Learned summand, or None.
+        spec_of: Checks the arguments, and returns what is asked for.
+
+    Raises:
+        ShapeError: The shapes of x and residual differ.
+    """
+    if residual.shape != x.shape:
+        raise ShapeError(
+            f"residual of shape {tuple(residual.shape)} must have the shape of the "
+            f"input, {tuple(x.shape)}; use expand()"
+        )
+    key = call = None
+    if memory_mode() is None and residual.dtype is x.dtype:
+        key = signature(options, x, weight, bias, residual)
+    if key is not None:
+        call = find(key)
+        if call is None and asked_for() in (None, "cpu"):
+            call = call_for(spec_of(), x, weight, bias, residual)
+            if call is not None and call.sums:
+                remember(key, call)
+    if call is None or not call.sums:
+        total = x + residual
+        return norm(total), total
+    if _is_grad_enabled() and (
+        x.requires_grad
+        or residual.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+    ):
+        return _apply(x, residual, weight, bias, call)
+    total = torch.empty_like(x)
+    y, _ = call.forward(x, weight, bias, residual, None, None, "nothing", total)
+    return y, total
