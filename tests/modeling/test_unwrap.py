@@ -75,7 +75,7 @@ def test_layers_have_the_names_that_they_have_inside(verb: str, wrapper: str) ->
 
 def test_what_is_compiled_or_averaged_is_known_through_its_wrappers() -> None:
     model = network()
-    compiled = torch.compile(nn.DataParallel(model), backend="eager")
+    compiled: Any = torch.compile(nn.DataParallel(model), backend="eager")
     assert unwrapped(compiled) is model
     assert is_compiled(compiled)
     assert not is_compiled(nn.DataParallel(model))
