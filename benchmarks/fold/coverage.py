@@ -34,7 +34,9 @@ _FORK = multiprocessing.get_context("fork")
 def measure(name: str, negative: float = 0.03) -> dict[str, Any]:
     """Fold the model `name` and compare it in float64 on an input of our own."""
     from normkit.fold import fold
-    from normkit.fold.proof import InFloat64, difference, same_draws, to_float64, widen
+    from normkit.fold.equivalence import difference
+    from normkit.fold.torch.float64 import InFloat64, to_float64, widen
+    from normkit.fold.torch.harness import same_draws
     from normkit.modeling.pytree import map_tensors
 
     chosen = case(name)

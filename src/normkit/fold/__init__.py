@@ -8,7 +8,7 @@ second front end; it alone loads onnx, when it is called.
 """
 
 from normkit.fold.ledger import FoldEntry, FoldLedger
-from normkit.fold.modules import fold
 from normkit.fold.onnx import fold_onnx
+from normkit.fold.torch.module import fold
 
 __all__ = ["FoldEntry", "FoldLedger", "fold", "fold_onnx"]

@@ -23,8 +23,8 @@ from onnx.reference.ops.op_conv import Conv as _Conv
 from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
 from onnx.reference.ops.op_max_pool import MaxPool as _MaxPool
 
-from normkit.fold.onnx.budget import BoundedEvaluator, limited
 from normkit.fold.onnx.files import graphs_in, tensors_of
+from normkit.fold.onnx.limits import BoundedEvaluator, limited
 
 __all__ = ["FLOATS", "evaluator", "run_once", "to_float64"]
 

@@ -16,19 +16,18 @@ from onnx import TensorProto
 from onnx.inliner import inline_local_functions
 
 from normkit.errors import FoldError
-from normkit.fold.graph import Refusal
-from normkit.fold.ledger import FoldEntry, FoldLedger
+from normkit.fold.equivalence import TOLERANCE, difference, gap_under, sampled
+from normkit.fold.ir.graph import Refusal
+from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
 from normkit.fold.onnx import files
-from normkit.fold.onnx.drawing import drawn_inputs, redrawn
 from normkit.fold.onnx.evaluate import run_once, to_float64
-from normkit.fold.onnx.inside import fold_inside, has_norms_inside, left_inside
+from normkit.fold.onnx.inputs import drawn_inputs, redrawn
 from normkit.fold.onnx.operators import RULES
 from normkit.fold.onnx.reading import OnnxGraph, read_graph
+from normkit.fold.onnx.subgraphs import fold_inside, has_norms_inside, left_inside
 from normkit.fold.onnx.writing import rewritten
-from normkit.fold.plan import Norm, Plan, Planner
-from normkit.fold.proof import TOLERANCE, difference, gap_under, sampled
-from normkit.fold.solve import Solution
-from normkit.fold.telling import entry_of
+from normkit.fold.search.plan import Norm, Plan, Planner
+from normkit.fold.search.solve import Solution
 
 __all__ = ["fold_model"]
 
@@ -127,7 +126,7 @@ class _OnnxFolding(Planner):
         norms: list[Norm] = list(self.read.norms)
         super().__init__(self.read.graph, norms, list(self.read.slots.values()))
 
-    def believe(self, norm: Norm, solution: Solution) -> None:
+    def validate(self, norm: Norm, solution: Solution) -> None:
         """Refuse what would overflow the type it is stored in."""
         for (position, index), slot in self.read.slots.items():
             if slot not in solution.edits:
@@ -139,7 +138,7 @@ class _OnnxFolding(Planner):
                 if not bool(short.isfinite().all()):
                     raise Refusal(f"{slot.name} would overflow its dtype")
 
-    def judge(self, plan: Plan) -> tuple[str, str]:
+    def check(self, plan: Plan) -> tuple[str, str]:
         """(the batch norm to blame if it is known, what is wrong if anything is)."""
         try:
             folded = rewritten(self.wide, self.read, plan)
@@ -230,7 +229,7 @@ def _fold_graph(
         found = run_once(to_float64(model), given[0])
         model, entries, largest = fold_inside(model, found, alone)
     folding = _OnnxFolding(model, to_float64(model), given, opset)
-    plan = folding.proven()
+    plan = folding.proven_plan()
     return _Folded(
         rewritten(model, folding.read, plan) if plan.steps else model,
         folding.entries(plan) + entries,
