@@ -47,6 +47,7 @@ VERBS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "initialize": lambda m, x: normkit.initialize(m, example_inputs=x),
     "convert": lambda m, x: normkit.convert(m, to="normkit", example_inputs=x),
     "diagnose": lambda m, x: normkit.diagnose(m, [x, x]),
+    "fold": lambda m, x: normkit.fold(m.eval(), x),
     "preserved": run_in_a_block,
 }
 
@@ -97,3 +98,15 @@ def test_modes_gradients_and_parameters_are_put_back() -> None:
     assert linear.weight.grad is gradient
     assert torch.equal(linear.weight, values[0])
     assert torch.equal(gradient, values[1])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("verb", ["calibrate", "initialize", "diagnose", "fold"])
+def test_a_scripted_part_is_put_back(verb: str) -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)))
+    model, x = nn.Sequential(Counting(), scripted), torch.randn(16, 4)
+    before = {name: t.clone() for name, t in model.named_buffers()}
+    VERBS[verb](model, x)
+    after = dict(model.named_buffers())
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], t) for name, t in before.items())
