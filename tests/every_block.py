@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from normkit.doctor.page import (
+from normkit.report import (
     Bands,
     Bar,
     Bars,

@@ -864,7 +864,7 @@ def d01_does_not_compare_the_variance(patch: pytest.MonkeyPatch) -> None:
 def d01_judges_whatever_it_gets(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import population
 
-    patch.setattr(population, "MOST_NOISE", 1e9)
+    patch.setattr(population, "MAX_NOISE", 1e9)
 
 
 @fault(caught_by="tests/doctor/test_checks.py::test_d22_compares_last_and_first")
@@ -879,20 +879,20 @@ def d22_compares_first_and_last_the_wrong_way_round(patch: pytest.MonkeyPatch) -
     caught_by="tests/doctor/test_watch.py::test_no_activation_outlives_its_step",
 )
 def a_probe_keeps_its_outputs(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.layer_probe import LayerProbe
+    from normkit.doctor.probes.layer_probe import LayerProbe
 
-    real, kept = LayerProbe.see_output, []
+    real, kept = LayerProbe.add_output, []
 
-    def see_output(self, y, overall, unit_dim):
+    def add_output(self, y, overall, unit_dim):
         kept.append(y)
         real(self, y, overall, unit_dim)
 
-    patch.setattr(LayerProbe, "see_output", see_output)
+    patch.setattr(LayerProbe, "add_output", add_output)
 
 
 @fault(caught_by="tests/doctor/test_watch.py::test_no_hook_is_left_after_an_exception")
 def hooks_are_left_behind(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.probe import Probes
+    from normkit.doctor.probes.probes import Probes
 
     patch.setattr(Probes, "detach", lambda self: self._handles.clear())
 
@@ -904,7 +904,7 @@ def hooks_are_left_behind(patch: pytest.MonkeyPatch) -> None:
 def a_probe_draws_a_random_number(patch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from normkit.doctor import layer_probe
+    from normkit.doctor.probes import layer_probe
 
     real = layer_probe.band_of
 
@@ -919,7 +919,7 @@ def a_probe_draws_a_random_number(patch: pytest.MonkeyPatch) -> None:
     caught_by="tests/doctor/test_diagnose.py::"
     "test_a_diagnosis_leaves_everything_bit_for_bit"
 )
-def buffers_are_put_back_when_autograd_counted_a_change(
+def buffers_are_restored_when_autograd_counted_a_change(
     patch: pytest.MonkeyPatch,
 ) -> None:
     from normkit.modeling.snapshot import Snapshot
@@ -935,14 +935,14 @@ def buffers_are_put_back_when_autograd_counted_a_change(
 def every_update_is_taken_for_that_of_the_observed_step(
     patch: pytest.MonkeyPatch,
 ) -> None:
-    from normkit.doctor.updates import Updates
+    from normkit.doctor.probes.updates import Updates
 
     waits = property(lambda self: bool(self.numbers), lambda *_: None)
     patch.setattr(Updates, "_awaits_update", waits, raising=False)
 
 
 @fault(
-    caught_by="tests/doctor/test_remedies.py::"
+    caught_by="tests/doctor/test_repairs.py::"
     "test_d13_calls_of_a_shared_norm_are_no_batches"
 )
 def d13_takes_the_calls_of_a_shared_norm_for_batches(
@@ -950,7 +950,7 @@ def d13_takes_the_calls_of_a_shared_norm_for_batches(
 ) -> None:
     from dataclasses import replace
 
-    from normkit.doctor import examine
+    from normkit.doctor.examination import examine
 
     class Merged(tuple):
         def __getitem__(self, index):
@@ -968,15 +968,15 @@ def d13_takes_the_calls_of_a_shared_norm_for_batches(
 
 
 @fault(
-    caught_by="tests/doctor/test_rehearsal.py::"
+    caught_by="tests/doctor/test_trial_training.py::"
     "test_a_loop_that_fails_leaves_the_model_as_it_was"
 )
 def a_watched_loop_leaves_its_weights(patch: pytest.MonkeyPatch) -> None:
     import contextlib
 
-    from normkit.doctor import rehearsal
+    from normkit.doctor.fixes import trial_training
 
-    patch.setattr(rehearsal, "_put_back", lambda *_: contextlib.nullcontext())
+    patch.setattr(trial_training, "_restored", lambda *_: contextlib.nullcontext())
 
 
 # --- studies -----------------------------------------------------------------------
@@ -1068,7 +1068,7 @@ def page_without_escaping(patch: pytest.MonkeyPatch) -> None:
 def chart_thinned_by_every_nth_point(patch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    from normkit.doctor import charts
+    from normkit.report import charts
 
     patch.setattr(
         charts,
@@ -1383,12 +1383,12 @@ def inputs_that_are_not_finite_called_stale_statistics(
 
 @fault(
     caught_by="tests/doctor/test_confirm.py::"
-    "test_a_warning_whose_remedy_does_not_help_stays_a_warning"
+    "test_a_warning_whose_fix_does_not_help_stays_a_warning"
 )
-def every_remedy_is_said_to_help(patch: pytest.MonkeyPatch) -> None:
+def every_fix_is_said_to_help(patch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from normkit.doctor import confirm
+    from normkit.doctor.fixes import confirm
 
     real = confirm._compared
     patch.setattr(
@@ -1398,12 +1398,12 @@ def every_remedy_is_said_to_help(patch: pytest.MonkeyPatch) -> None:
 
 @fault(
     caught_by="tests/doctor/test_confirm.py::"
-    "test_dropout_is_off_in_the_statistics_that_its_remedy_writes"
+    "test_dropout_is_off_in_the_statistics_that_its_repair_writes"
 )
-def the_remedy_of_dropout_keeps_dropout_on(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor import remedies
+def the_repair_of_dropout_keeps_dropout_on(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.fixes import repairs
 
-    patch.setitem(remedies.REMEDIES, "D11", remedies.as_in_training)
+    patch.setitem(repairs.REPAIRS, "D11", repairs.as_in_training)
 
 
 @fault(
@@ -1411,7 +1411,7 @@ def the_remedy_of_dropout_keeps_dropout_on(patch: pytest.MonkeyPatch) -> None:
     "test_another_domain_with_the_same_padding_is_no_padding"
 )
 def padding_is_always_taken_for_another(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.populations import Populations
+    from normkit.doctor.examination.populations import Populations
 
     patch.setattr(Populations, "is_padded_like", lambda self, another: False)
 
@@ -1421,7 +1421,7 @@ def padding_is_always_taken_for_another(patch: pytest.MonkeyPatch) -> None:
     "test_stale_statistics_are_not_taken_for_padding"
 )
 def anything_far_off_is_taken_for_padding(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor import populations
+    from normkit.doctor.examination import populations
 
     patch.setattr(populations, "_resembles", lambda *_: True)
 
@@ -1682,7 +1682,7 @@ def sums_are_made_again_without_what_was_added(patch: pytest.MonkeyPatch) -> Non
     "test_of_a_chain_of_sums_every_second_output_goes_with_the_same_bits"
 )
 def sums_are_made_again_from_sums_made_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("normkit.functional.autograd.is_remembered_sum", lambda y: False)
+    patch.setattr("normkit.functional.autograd.is_recomputable_sum", lambda y: False)
 
 
 @fault(
@@ -1822,7 +1822,7 @@ def a_deferral_takes_the_weights_of_later(patch: pytest.MonkeyPatch) -> None:
     "test_a_recomputable_output_has_its_gradient_everywhere"
 )
 def a_recomputable_output_is_no_node_of_autograd(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional.recomputable import Recomputable
+    from normkit.functional.memory.recomputable import Recomputable
 
     def broken(y: Any) -> Any:
         wrapped: Any = y.detach().as_subclass(Recomputable)

@@ -27,8 +27,7 @@ import torch
 from bugs import BUGS, Bug, Run
 
 from normkit.doctor import Diagnosis, diagnose
-from normkit.doctor.finding import Finding
-from normkit.doctor.order import ranked
+from normkit.doctor.finding import Finding, ranked
 
 PAGE = Path(__file__).parents[2] / "docs" / "doctor-score.md"
 RECORD = Path(__file__).parent / "record.json"
@@ -47,7 +46,7 @@ class Score:
     applied: list[str]
     left: list[str]
     accuracy: float
-    mended: float
+    repaired: float
     twin: float
 
     @property
@@ -61,9 +60,9 @@ class Score:
         return bool(self.alarms) and self.alarms[0] in self.expected
 
     @property
-    def is_mended(self) -> bool:
+    def is_repaired(self) -> bool:
         """It did something about it, and eval mode is as good as the twin's."""
-        return bool(self.applied) and self.mended >= 0.9 * self.twin
+        return bool(self.applied) and self.repaired >= 0.9 * self.twin
 
 
 def scored(bug: Bug) -> Score:
@@ -81,7 +80,7 @@ def scored(bug: Bug) -> Score:
         applied=applied,
         left=_diagnosed(bad).named,
         accuracy=before,
-        mended=_accuracy(bad),
+        repaired=_accuracy(bad),
         twin=best,
     )
 
@@ -138,14 +137,14 @@ def _bugs(scores: list[Score], machine: str) -> list[str]:
         f"| no alarm on the clean twin | {share(silent)} |",
         f"| `repair()` acts | {share([bool(s.applied) for s in scores])} |",
         "| it acts, and eval mode reaches 90 % of the twin's accuracy "
-        f"| {share([s.is_mended for s in scores])} |",
+        f"| {share([s.is_repaired for s in scores])} |",
         "| the same of those whose eval mode was below it "
-        f"| {share([s.is_mended for s in harmed])} |",
+        f"| {share([s.is_repaired for s in harmed])} |",
         "",
         f"Digits, seed {SEED}, {machine}.",
         "Accuracy is that of eval mode: with the bug, after `confirm().repair()`, of",
         "the twin. Left are the alarms of a diagnosis after the repair. Where nothing",
-        "was applied the remedy takes training: other weights, other layers, masks.",
+        "was applied the fix takes training: other weights, other layers, masks.",
         "",
         "| program | threads | expected | alarms, in order | on the twin | repaired "
         "| left | accuracy |",
@@ -153,7 +152,7 @@ def _bugs(scores: list[Score], machine: str) -> list[str]:
     ]
     for s in scores:
         mark = "" if s.is_named else " **missed**"
-        after = f"{s.mended:.0%}" if s.applied else "–"
+        after = f"{s.repaired:.0%}" if s.applied else "–"
         lines.append(
             f"| {s.name.replace('_', ' ')} | {s.threads} "
             f"| {', '.join(s.expected)} | {', '.join(s.alarms) or '–'}{mark} "

@@ -7,7 +7,8 @@ from normkit.convert import ConversionReport, convert
 from normkit.doctor import Diagnosis, GapExplanation, diagnose, explain_gap, watch
 from normkit.fold import FoldLedger, fold, fold_onnx
 from normkit.functional.explain import explain
-from normkit.functional.memory import less_memory, saved_memory
+from normkit.functional.memory.less_memory import less_memory
+from normkit.functional.memory.saved_memory import saved_memory
 from normkit.init import InitReport, initialize
 from normkit.kernels import backend, deterministic
 from normkit.moments import Moments, moments

@@ -79,6 +79,12 @@ def test_a_layer_that_no_batch_reaches_is_left_alone_and_named() -> None:
     assert torch.equal(model.bn2.running_mean, before)
 
 
+def test_a_forward_that_reaches_no_layer_is_an_error() -> None:
+    model = scrambled(ConvNet())
+    with pytest.raises(CalibrationError, match="no batch reached any of the 2 layers"):
+        calibrate(model, images(4), forward=lambda m, x: m.conv1(x))
+
+
 def test_a_lazy_layer_that_has_seen_nothing_is_an_error() -> None:
     with pytest.raises(CalibrationError, match="'0' is lazy"):
         calibrate(nn.Sequential(nn.LazyBatchNorm1d()), [torch.randn(4, 2)])

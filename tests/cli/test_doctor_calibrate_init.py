@@ -58,6 +58,13 @@ def fast(rate=1e3):
 def slow(): return fast(0.05)
 def fresh(): return {"model": net(), "loader": data()}
 def alone(): return net()
+def triples():
+    made = trained(0.1)
+    return made | {
+        "loader": [(x, torch.ones(1), y) for x, y in made["loader"]],
+        "forward": lambda model, batch: model(batch[0] * batch[1]),
+        "targets": lambda batch: batch[2],
+    }
 def hostile():
     made = trained(0.001)
     made["model"].add_module("\\x1b[31m[red]<b>", nn.BatchNorm1d(2, momentum=0.001))
@@ -92,26 +99,26 @@ def test_doctor_names_the_cause_and_the_layer_and_fails(capsys, place: str) -> N
     assert "D04 momentum_convention" in out.splitlines()[1]
     assert "0.2" in out.splitlines()[1]
     assert "fix: set momentum=0.1" in " ".join(out.split())
-    assert "D04: its remedy helps" in out
+    assert "D04: its fix helps" in out
 
 
-def test_doctor_mends_what_has_a_remedy_and_then_passes(
+def test_doctor_repairs_what_it_can_and_then_passes(
     capsys, place: str, tmp_path: Path
 ) -> None:
-    mended = tmp_path / "mended.pt"
+    repaired = tmp_path / "repaired.pt"
     code, out, _ = run(
-        capsys, "doctor", f"{place}:stale", "--fix", "--out", str(mended)
+        capsys, "doctor", f"{place}:stale", "--fix", "--out", str(repaired)
     )
     assert code == 0
     assert "applied  D04" in out
-    assert torch.load(mended, weights_only=True)["0.2.running_mean"].abs().max() > 0.1
-    words = ("doctor", f"{place}:stale", "--checkpoint", str(mended), "--json")
+    assert torch.load(repaired, weights_only=True)["0.2.running_mean"].abs().max() > 0.1
+    words = ("doctor", f"{place}:stale", "--checkpoint", str(repaired), "--json")
     code, out, _ = run(capsys, *words)
     found = json.loads(out)["findings"]
     assert "D01" not in {f["id"] for f in found}
 
 
-def test_doctor_says_that_remedies_are_lost_without_out(capsys, place: str) -> None:
+def test_doctor_says_that_repairs_are_lost_without_out(capsys, place: str) -> None:
     code, out, _ = run(capsys, "doctor", f"{place}:stale", "--fix")
     assert code == 0
     assert "in memory; --out saves" in out
@@ -245,3 +252,20 @@ def test_init_is_the_same_for_the_same_seed(capsys, place, tmp_path: Path) -> No
 def test_init_fails_where_signals_vanish(capsys, place: str) -> None:
     code, _, _ = run(capsys, "init", f"{place}:fresh", "--scheme", "constant")
     assert code == 1
+
+
+def test_a_target_says_what_its_batches_are(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start.pt"
+    assert cli.main(["init", f"{place}:triples", "--out", str(start)]) == 0
+    assert cli.main(["doctor", f"{place}:triples", "--batches", "4", "--json"]) in (
+        0,
+        1,
+    )
+    options = ["--checkpoint", str(start), "--out", str(tmp_path / "out.pt"), "--json"]
+    capsys.readouterr()
+    assert cli.main(["calibrate", f"{place}:triples", *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["batches"] == 20
+    assert told["metric"]["before"] is not None

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from normkit import cli
-from normkit.doctor.page import format_value
 from normkit.errors import DependencyError
+from normkit.report import format_value
 
 pytest.importorskip("sklearn", reason="the demo needs normkit[demo]")
 pytest.importorskip("jinja2", reason="report pages need normkit[demo]")

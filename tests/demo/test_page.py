@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from normkit.doctor import charts
-from normkit.doctor.page import (
+from normkit.errors import ArgumentError, DependencyError
+from normkit.report import (
     Bands,
     Bar,
     Bars,
@@ -22,9 +22,9 @@ from normkit.doctor.page import (
     Page,
     Table,
     Text,
+    charts,
     format_value,
 )
-from normkit.errors import ArgumentError, DependencyError
 
 pytest.importorskip("jinja2", reason="report pages need normkit[demo]")
 pytest.importorskip("matplotlib", reason="report pages need normkit[demo]")

@@ -26,7 +26,7 @@ WIDTHS = (400, 1280)
 SCHEMES = ("light", "dark")
 
 # The least contrast of text against what lies behind it, over all text on the page.
-LEAST_CONTRAST = """
+MIN_CONTRAST = """
 const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
 const linear = v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
 const luminance = c =>
@@ -145,7 +145,7 @@ def test_nothing_of_an_enemys_name_runs(browser: Any, path: Path) -> None:
 def test_all_text_can_be_read(browser: Any, path: Path, scheme: str) -> None:
     show(browser, path, width=1280, scheme=scheme)
     open_details(browser)
-    ratio, element = browser.execute_script(LEAST_CONTRAST)
+    ratio, element = browser.execute_script(MIN_CONTRAST)
     # WCAG 2.2, 1.4.3 (AA).
     assert ratio >= 4.5, f"{ratio:.2f} in {element}"
 

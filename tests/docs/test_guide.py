@@ -33,7 +33,7 @@ def test_the_page_of_the_command_line_is_up_to_date() -> None:
 
 
 def test_the_guide_names_every_key_of_the_demos_json() -> None:
-    from normkit.demo.result import Check, DemoResult
+    from normkit.demo import Check, DemoResult
 
     page = (ROOT / "docs" / "guide" / "demo.md").read_text()
     for name in Check.__dataclass_fields__:

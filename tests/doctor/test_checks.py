@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from doctor.patients import moments_of
+from doctor.models import moments_of
 from normkit.doctor import Finding, Statistics, checks
-from normkit.doctor.checks.judge import above, below
+from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.checks.population import distance
+from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.finding import plain
-from normkit.doctor.statistics import (
+from normkit.doctor.measurements import (
     Evaluation,
     LayerStatistics,
     NormStatistics,
     WeightStatistics,
 )
-from normkit.doctor.streams import ChannelStream
 from normkit.moments import moments
 
 NAN = math.nan
@@ -27,7 +27,7 @@ NAN = math.nan
 
 def stream(
     mean: float = 0.0, var: float = 1.0, batches: int = 20, size: int = 50
-) -> ChannelStream:
+) -> ChannelStatistics:
     """A stream of two channels whose mean and unbiased variance are as given."""
     x = torch.randn(batches, size, 2, dtype=torch.float64)
     flat = x.flatten(0, 1)
@@ -35,9 +35,9 @@ def stream(
     flat *= math.sqrt(var) / flat.std(0)
     flat += mean
     parts = [moments(part, 0) for part in x]
-    seen = ChannelStream.of_batch(parts[0], parts[0])
+    seen = ChannelStatistics.of_batch(parts[0], parts[0])
     for part in parts[1:]:
-        seen = seen.merge(ChannelStream.of_batch(part, part))
+        seen = seen.merge(ChannelStatistics.of_batch(part, part))
     return seen
 
 
@@ -49,7 +49,7 @@ def norm(**changes: Any) -> NormStatistics:
         frozen=False,
         running_mean=torch.zeros(2, dtype=torch.float64),
         running_var=torch.ones(2, dtype=torch.float64),
-        stream=stream(),
+        in_training=stream(),
     )
     return replace(healthy, **changes)
 
@@ -72,7 +72,7 @@ def severity(statistics: Statistics, id_: str) -> str:
     ("mean", "expected"), [(0.24, "clear"), (0.26, "warning"), (0.51, "error")]
 )
 def test_d01_holds_the_mean_to_its_thresholds(mean: float, expected: str) -> None:
-    found = reading(of_norm(stream=stream(mean)), "D01")
+    found = reading(of_norm(in_training=stream(mean)), "D01")
     assert found.severity == expected
     assert found.details["d_mean"] == pytest.approx(mean)
 
@@ -84,7 +84,7 @@ def test_d01_holds_the_mean_to_its_thresholds(mean: float, expected: str) -> Non
 def test_d01_holds_the_variance_to_its_thresholds(
     log_ratio: float, expected: str
 ) -> None:
-    found = reading(of_norm(stream=stream(var=math.exp(log_ratio))), "D01")
+    found = reading(of_norm(in_training=stream(var=math.exp(log_ratio))), "D01")
     assert found.severity == expected
     assert found.details["d_var"] == pytest.approx(abs(log_ratio))
 
@@ -96,9 +96,11 @@ def test_d01_opposite_errors_of_two_channels_do_not_cancel() -> None:
 
 def test_d01_a_channel_without_variance_is_measured_against_eps() -> None:
     x = torch.ones(100, 2, dtype=torch.float64)
-    still = ChannelStream.of_batch(moments(x, 0), moments(x, 0))
+    still = ChannelStatistics.of_batch(moments(x, 0), moments(x, 0))
     ones = torch.ones(2, dtype=torch.float64)
-    exact = of_norm(stream=still, eps=1e-5, running_mean=ones, running_var=0 * ones)
+    exact = of_norm(
+        in_training=still, eps=1e-5, running_mean=ones, running_var=0 * ones
+    )
     assert reading(exact, "D01").details["d_var"] == pytest.approx(0)
     assert severity(exact, "D01") == "clear"
 
@@ -112,14 +114,14 @@ def test_d01_what_is_not_finite_is_never_clear(bad: float) -> None:
 
 def test_d01_few_samples_are_not_judged_however_far_off() -> None:
     few = stream(mean=5.0, batches=2, size=8)
-    assert severity(of_norm(stream=few), "D01") == "not_judged"
-    assert severity(of_norm(stream=None), "D01") == "not_judged"
-    assert distance(norm(stream=few)) is None
+    assert severity(of_norm(in_training=few), "D01") == "not_judged"
+    assert severity(of_norm(in_training=None), "D01") == "not_judged"
+    assert distance(norm(in_training=few)) is None
 
 
 @pytest.mark.parametrize("id_", ["D01", "D03", "D04"])
 def test_frozen_layers_are_left_alone(id_: str) -> None:
-    off = of_norm(frozen=True, momentum=0.001, tracked=3, stream=stream(9.0))
+    off = of_norm(frozen=True, momentum=0.001, tracked=3, in_training=stream(9.0))
     assert checks.run(off, [id_]) == []
 
 
@@ -172,20 +174,20 @@ def test_d02_without_a_metric_goes_by_the_loss() -> None:
 @pytest.mark.parametrize(
     ("momentum", "tracked", "expected"),
     [(0.1, 28, "warning"), (0.1, 29, "clear"), (0.01, 298, "warning"),
-     (0.01, 299, "clear"), (1.0, 1, "clear"), (0.1, None, "not_judged"),
+     (0.01, 299, "clear"), (1.0, 2, "clear"), (0.1, None, "not_judged"),
      (1.5, 10, "not_judged")],
 )  # fmt: skip
 def test_d03_counts_the_weight_of_the_start(
     momentum: float, tracked: int, expected: str
 ) -> None:
-    statistics = of_norm(momentum=momentum, tracked=tracked, stream=None)
+    statistics = of_norm(momentum=momentum, tracked=tracked, in_training=None)
     assert severity(statistics, "D03") == expected
 
 
 def test_d03_statistics_that_are_right_are_no_warning() -> None:
     assert severity(of_norm(tracked=5), "D03") == "info"
-    assert severity(of_norm(tracked=5, stream=stream(0.2)), "D03") == "warning"
-    assert severity(of_norm(tracked=5, stream=stream(2.0)), "D03") == "error"
+    assert severity(of_norm(tracked=5, in_training=stream(0.2)), "D03") == "warning"
+    assert severity(of_norm(tracked=5, in_training=stream(2.0)), "D03") == "error"
     assert checks.run(of_norm(momentum=None, tracked=5), ["D03"]) == []
 
 
@@ -205,7 +207,7 @@ def test_d03_statistics_that_are_right_are_no_warning() -> None:
 def test_d04_asks_whether_it_did_harm(
     momentum: float, mean: float, expected: str
 ) -> None:
-    found = reading(of_norm(momentum=momentum, stream=stream(mean)), "D04")
+    found = reading(of_norm(momentum=momentum, in_training=stream(mean)), "D04")
     assert found.severity == expected
 
 
@@ -344,7 +346,9 @@ def test_findings_become_plain_data() -> None:
 def test_d30_ranks_that_normalize_few_samples_apart(
     size: int, ranks: int, kind: str, expected: list[str]
 ) -> None:
-    layer = LayerStatistics("bn", kind, "norm", norm=norm(stream=stream(size=size)))
+    layer = LayerStatistics(
+        "bn", kind, "norm", norm=norm(in_training=stream(size=size))
+    )
     found = checks.run(Statistics((layer,), world_size=ranks), ["D30"])
     assert [f.severity for f in found] == expected
 
@@ -355,7 +359,7 @@ def test_d01_holds_a_shared_layer_to_its_calls_one_by_one() -> None:
     calls = []
     for shift in (0.0, 8.0):
         seen = moments(shift + torch.randn(1000, 2, dtype=torch.float64), 0)
-        calls.append(ChannelStream.of_batch(seen, seen))
+        calls.append(ChannelStatistics.of_batch(seen, seen))
     shared = NormStatistics(
         momentum=0.1,
         eps=1e-5,
@@ -363,7 +367,7 @@ def test_d01_holds_a_shared_layer_to_its_calls_one_by_one() -> None:
         frozen=False,
         running_mean=torch.full((2,), 4.0, dtype=torch.float64),
         running_var=torch.ones(2, dtype=torch.float64),
-        stream=calls[0].merge(calls[1]),
+        in_training=calls[0].merge(calls[1]),
         calls=tuple(calls),
     )
     layer = LayerStatistics("bn", "BatchNorm1d", "norm", norm=shared)

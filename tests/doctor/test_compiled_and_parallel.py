@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from doctor.patients import batches, build
+from doctor.models import batches, build
 from normkit.doctor import watch
 from ranks import Ranks
 

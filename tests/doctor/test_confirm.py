@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from doctor.patients import batches, build, norms, trained
+from doctor.models import batches, build, norms, trained
 from normkit.doctor import diagnose, explain_gap
 from normkit.errors import ArgumentError
 
@@ -16,7 +16,7 @@ def state(model: nn.Module) -> list[bytes]:
 
 
 @pytest.mark.parametrize("net", ["mlp", "residual"])
-def test_the_remedy_of_stale_statistics_is_shown_to_help(net: str) -> None:
+def test_the_fix_of_stale_statistics_is_shown_to_help(net: str) -> None:
     model = trained(net, momentum=0.001)
     before = state(model)
     diagnosis = diagnose(model, batches()[:14], LOSS)
@@ -30,11 +30,11 @@ def test_the_remedy_of_stale_statistics_is_shown_to_help(net: str) -> None:
     assert found["D01"].before < found["D01"].after - 0.05
     raised = {f.severity for f in confirmed.readings if f.id == "D03" and f.is_alarm}
     assert raised == {"error"}
-    assert "its remedy helps" in confirmed.to_text()
+    assert "its fix helps" in confirmed.to_text()
     assert json.loads(confirmed.to_json())["confirmations"][0]["helps"] is True
 
 
-def test_a_warning_whose_remedy_does_not_help_stays_a_warning() -> None:
+def test_a_warning_whose_fix_does_not_help_stays_a_warning() -> None:
     model = trained("mlp")
     for norm in norms(model).values():
         norm.momentum = 0.6
@@ -64,13 +64,13 @@ def test_repair_does_what_was_confirmed_and_touches_no_weight() -> None:
     assert after.named == []
 
 
-def test_dropout_is_off_in_the_statistics_that_its_remedy_writes() -> None:
+def test_dropout_is_off_in_the_statistics_that_its_repair_writes() -> None:
     model = trained("mlp", dropout=0.5)
     diagnosis = diagnose(model, batches()[:14], LOSS)
     assert "D11" in diagnosis.named
     diagnosis.repair()
     layer = next(s for s in diagnosis.statistics.layers if s.name == "5")
-    quiet, noisy = layer.norm.quiet.pooled, layer.norm.stream.pooled
+    quiet, noisy = layer.norm.without_dropout.pooled, layer.norm.in_training.pooled
     found = norms(model)["5"].running_var.double()
     assert torch.allclose(found, quiet.unbiased_var, rtol=1e-5)
     assert not torch.allclose(found, noisy.unbiased_var, rtol=1e-2)
@@ -151,8 +151,8 @@ def test_dropout_is_told_from_the_rest() -> None:
     repaired = diagnose(model, batches(), LOSS)
     for layer, norm in repaired.statistics.norms:
         own = norms(model)[layer.name]
-        own.running_mean.copy_(norm.stream.pooled.mean)
-        own.running_var.copy_(norm.stream.pooled.unbiased_var)
+        own.running_mean.copy_(norm.in_training.pooled.mean)
+        own.running_var.copy_(norm.in_training.pooled.unbiased_var)
     found = explain_gap(model, batches(), lambda out, y: -LOSS(out, y).item())
     parts = {part.name: abs(part.value) for part in found.causes}
     assert parts["stale statistics"] < 1e-3

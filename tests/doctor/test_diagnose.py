@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from doctor.patients import batches, build, norms, trained
+from doctor.models import batches, build, norms, trained
 from normkit.doctor import diagnose
 from normkit.errors import ArgumentError
 
@@ -229,7 +229,7 @@ def test_a_mask_given_to_the_layer_is_respected() -> None:
     x = torch.randn(8, 64, 4, 5)
     x[..., 3:] = 1000.0
     statistics = diagnose(Model(), list(x)).statistics
-    pooled = statistics.layers[0].norm.stream.pooled
+    pooled = statistics.layers[0].norm.in_training.pooled
     kept = x[..., :3].transpose(1, 2).flatten(1).double()
     assert int(pooled.count[0]) == 8 * 64 * 3
     expected = x[..., :3].transpose(2, 1).reshape(8, 4, -1)
@@ -242,7 +242,7 @@ def test_statistics_are_those_of_all_batches_together() -> None:
     torch.manual_seed(0)
     parts = [torch.randn(n, 3, 4) * 2 + 10 for n in (7, 64, 32)]
     layer = nn.BatchNorm1d(3)
-    stream = diagnose(layer, parts).statistics.layers[0].norm.stream
+    stream = diagnose(layer, parts).statistics.layers[0].norm.in_training
     values = torch.cat(parts).transpose(0, 1).flatten(1).double()
     assert torch.allclose(stream.pooled.mean, values.mean(1), atol=1e-6)
     assert torch.allclose(stream.pooled.var, values.var(1, correction=0), rtol=1e-6)

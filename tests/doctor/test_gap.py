@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from doctor.patients import Batches, batches, norms, train, trained
+from doctor.models import Batches, batches, norms, train, trained
 from normkit.doctor import GapExplanation, diagnose, explain_gap
-from normkit.doctor.layer_probe import constant_ends
+from normkit.doctor.probes.layer_probe import constant_ends
 from normkit.errors import ArgumentError
 from normkit.nn import BatchNorm1d
 
@@ -167,7 +167,7 @@ def test_a_mask_is_that_of_the_layer_wherever_its_channels_lie() -> None:
     x = torch.randn(64, 7, 3)
     x[:, 5:] = 1000
     found = diagnose(Last(), x.split(16))
-    stream = found.statistics.norms[0][1].stream
+    stream = found.statistics.norms[0][1].in_training
     assert stream is not None
     assert torch.allclose(stream.pooled.mean, x[:, :5].double().mean((0, 1)), atol=1e-6)
 
@@ -253,5 +253,5 @@ def test_shards_are_of_two_ranks_or_more_and_all_of_the_training_data() -> None:
     model, data = trained("mlp"), batches()[:2]
     with pytest.raises(ArgumentError, match="got 1; for one rank"):
         explain_gap(model, data, shards=[data])
-    with pytest.raises(ArgumentError, match="beside train_loader"):
+    with pytest.raises(ArgumentError, match="got both"):
         explain_gap(model, data, shards=[data, data], train_loader=data)

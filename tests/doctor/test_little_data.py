@@ -6,9 +6,10 @@ from functools import reduce
 import pytest
 import torch
 
-from doctor.patients import moments_of
+from doctor.models import moments_of
 from normkit.doctor import Statistics, checks
-from normkit.doctor.statistics import (
+from normkit.doctor.channel_statistics import ChannelStatistics
+from normkit.doctor.measurements import (
     DataStatistics,
     LayerStatistics,
     NormStatistics,
@@ -16,7 +17,6 @@ from normkit.doctor.statistics import (
     TrainingStatistics,
     WeightStatistics,
 )
-from normkit.doctor.streams import ChannelStream
 from normkit.moments import moments
 
 
@@ -48,7 +48,7 @@ def norm(samples: int, **changes: object) -> Statistics:
         frozen=False,
         running_mean=torch.full((2,), 9.0, dtype=torch.float64),
         running_var=torch.ones(2, dtype=torch.float64),
-        stream=ChannelStream.of_batch(seen, seen),
+        in_training=ChannelStatistics.of_batch(seen, seen),
     )
     layer = LayerStatistics("bn", "BatchNorm1d", "norm", norm=measured)
     return replace(Statistics((layer,)), **changes)  # pyright: ignore[reportArgumentType]
@@ -69,14 +69,14 @@ def seen_by_norm(samples: int, **seen: object) -> Statistics:
     return replace(statistics, layers=(changed,))
 
 
-def stream(samples: int, *lengths: int) -> ChannelStream:
+def stream(samples: int, *lengths: int) -> ChannelStatistics:
     """One batch of sequences of each length, `samples` of them in all."""
-    batches: list[ChannelStream] = []
+    batches: list[ChannelStatistics] = []
     for k, length in enumerate(lengths):
         n = samples * (k + 1) // len(lengths) - samples * k // len(lengths)
         seen = moments(torch.randn(n, 2, dtype=torch.float64), 0)
-        batches.append(ChannelStream.of_batch(seen, seen, length))
-    return reduce(ChannelStream.merge, batches)
+        batches.append(ChannelStatistics.of_batch(seen, seen, length))
+    return reduce(ChannelStatistics.merge, batches)
 
 
 CONSTANT = OutputStatistics(spread=0.0, scale=1.0, units=3, sums_to_one=False)
@@ -84,11 +84,11 @@ GRU = LayerStatistics("gru", "GRU", "recurrent")
 
 LITTLE = {
     "D06": norm(300, data=DataStatistics(last=None)),
-    "D08": norm(300, training=TrainingStatistics(is_rehearsed=True)),
+    "D08": norm(300, training=TrainingStatistics(is_trial=True)),
     "D09": norm(300, training=TrainingStatistics()),
     "D10": weights(4, gradient_norm=(0.0,), bias_gradient_norm=(1e-9,)),
-    "D11": seen_by_norm(99, quiet=stream(99, 0)),
-    "D12": seen_by_norm(99, stream=stream(99, 8, 8)),
+    "D11": seen_by_norm(99, without_dropout=stream(99, 0)),
+    "D12": seen_by_norm(99, in_training=stream(99, 8, 8)),
     "D20": Statistics((GRU,)),
     "D22": weights(3),
     "D23": weights(3),
@@ -96,7 +96,7 @@ LITTLE = {
     "D25": weights(3),
     "D27": weights(1, update_ratio=(9.0,)),
     "D28": replace(weights(1), data=DataStatistics(input=moments_of(99, 50.0, 1e4))),
-    "D29": seen_by_norm(300, stream=stream(300, 8)),
+    "D29": seen_by_norm(300, in_training=stream(300, 8)),
     "D31": norm(9, is_averaged=True),
     "D34": replace(weights(1), output=CONSTANT, samples=99),
 }
@@ -105,15 +105,15 @@ ENOUGH = {
     "D06": norm(300, data=DataStatistics(last=1)),
     "D09": norm(300, training=TrainingStatistics(forwards=1)),
     "D10": weights(4, gradient_norm=(1.0,), bias_gradient_norm=(1e-9,)),
-    "D11": seen_by_norm(100, quiet=stream(100, 0)),
-    "D12": seen_by_norm(100, stream=stream(100, 8, 8)),
+    "D11": seen_by_norm(100, without_dropout=stream(100, 0)),
+    "D12": seen_by_norm(100, in_training=stream(100, 8, 8)),
     "D22": weights(4),
     "D23": weights(4),
     "D24": weights(4),
     "D25": weights(4),
     "D27": weights(1, update_ratio=(9.0,) * 50),
     "D28": replace(weights(1), data=DataStatistics(input=moments_of(101, 50.0, 1e4))),
-    "D29": seen_by_norm(300, stream=stream(300, 8, 9)),
+    "D29": seen_by_norm(300, in_training=stream(300, 8, 9)),
     "D31": norm(3000, is_averaged=True),
     "D34": replace(weights(1), output=CONSTANT, samples=100),
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from doctor.patients import batches, build
+from doctor.models import batches, build
 from normkit.doctor import diagnose, watch
 from normkit.doctor.schema import DIAGNOSIS
 from normkit.errors import DependencyError

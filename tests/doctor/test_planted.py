@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from doctor.patients import NETS, batches, build, norms, train, trained
+from doctor.models import NETS, batches, build, norms, train, trained
 from normkit.doctor import Diagnosis, diagnose, watch
 
 LOSS = nn.CrossEntropyLoss()

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
-from doctor.patients import Batches, batches, build, digits, norms, train, trained
+from doctor.models import Batches, batches, build, digits, norms, train, trained
 from normkit.doctor import Diagnosis, Finding, checks, diagnose, watch
-from normkit.doctor.examine import norm_statistics
+from normkit.doctor.examination.examine import norm_statistics
 
 LOSS = nn.CrossEntropyLoss()
 

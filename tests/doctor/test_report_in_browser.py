@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from demo.test_page_in_browser import (
-    LEAST_CONTRAST,
+    MIN_CONTRAST,
     SCHEMES,
     WIDTHS,
     browser,
@@ -19,11 +19,11 @@ from demo.test_page_in_browser import (
     show,
 )
 from demo.test_page_in_browser import pytestmark as pytestmark
-from doctor.patients import batches, build, moments_of
+from doctor.models import batches, build, moments_of
 from normkit.doctor import Diagnosis, Statistics, checks, diagnose, watch
-from normkit.doctor.report import diagnosis_page
-from normkit.doctor.statistics import LayerStatistics
-from normkit.doctor.streams import Histogram
+from normkit.doctor.channel_statistics import Histogram
+from normkit.doctor.measurements import LayerStatistics
+from normkit.doctor.pages import diagnosis_page
 
 __all__ = ["browser"]
 
@@ -88,8 +88,8 @@ def test_every_chart_of_a_report_is_drawn_and_told_in_words(
     wanted = {
         "diagnosis": {
             "Findings",
-            "Remedies tried on a copy",
-            "Where the gap comes from",
+            "Fixes tried on a copy",
+            "Causes of the train/eval gap",
             "Before and after normalization",
             "Layer by layer",
         },
@@ -123,7 +123,7 @@ def test_all_text_of_a_report_can_be_read(
 ) -> None:
     show(browser, pages[name], width=1280, scheme=scheme)
     open_details(browser)
-    ratio, element = browser.execute_script(LEAST_CONTRAST)
+    ratio, element = browser.execute_script(MIN_CONTRAST)
     assert ratio >= 4.5, f"{ratio:.2f} in {element}"
 
 

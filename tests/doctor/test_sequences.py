@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from doctor.faults.planting import LOSS, usual
-from doctor.patients import SEQUENCES, Batches, batches, build, digits
+from doctor.models import SEQUENCES, Batches, batches, build, digits
 from normkit.doctor import Diagnosis, diagnose
 
 

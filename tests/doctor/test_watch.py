@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import normkit
-from doctor.patients import batches, build, train
+from doctor.models import batches, build, train
 from normkit.doctor import watch
 from normkit.errors import ArgumentError
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from doctor.patients import Residual, batches, build
+from doctor.models import Residual, batches, build
 from normkit.doctor import Finding, diagnose, watch
 
 Batch = Any
@@ -391,7 +391,7 @@ class FineTuned(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         body = seeded(build, "cnn", depth=3)
-        from doctor.patients import train
+        from doctor.models import train
 
         train(body, 100)
         self.body = nn.Sequential(*body[:-1])

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,10 @@ import normkit
 from normkit.bench.steps import resnet
 from normkit.errors import ArgumentError
 from normkit.functional.engine import normalize, standardize
-from normkit.functional.memory import less_memory, saved_memory
-from normkit.functional.recomputable import Recomputable
+from normkit.functional.memory.block import memory_mode
+from normkit.functional.memory.less_memory import less_memory
+from normkit.functional.memory.recomputable import Recomputable
+from normkit.functional.memory.saved_memory import saved_memory
 from normkit.kernels import backend
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.nn import BatchNorm2d
@@ -380,7 +383,7 @@ def test_a_saved_tensor_changed_in_place_raises_as_without_the_block(
 
 
 def test_nothing_is_left_behind_after_the_block() -> None:
-    from normkit.functional import memory
+    from normkit.functional.memory import block, recipes
 
     x = torch.randn(3, 4, 5, 5, requires_grad=True)
     made: list[Tensor] = []
@@ -392,18 +395,17 @@ def test_nothing_is_left_behind_after_the_block() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_and_fail()
-    assert memory.memory_mode() is None
-    assert not memory._state.watches
+    assert memory_mode() is None
+    assert not block._blocks.open
     made.clear()
     gc.collect()
-    assert not memory._state.recipes
+    assert not recipes._recipes.of
     with saved_memory() as saved:
         F.relu(x)
     assert saved.bytes == x.numel() * 4
 
 
 def test_the_inner_block_decides() -> None:
-    from normkit.functional.memory import memory_mode
 
     with less_memory("int8"):
         with less_memory("recompute"):
@@ -581,3 +583,32 @@ def test_resnet50_keeps_two_thirds_with_the_same_bits_and_less_with_int8(
     for name in ("block", "layers"):
         pairs = zip(grads["normkit"], grads[name], strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_one_block_may_be_open_in_several_threads_at_once() -> None:
+    """Hooks of a model are shared by the threads that run it."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), normkit.nn.BatchNorm2d(4).eval())
+    handles = less_memory.during(model)
+    both_inside, errors = threading.Barrier(2, timeout=60), list[BaseException]()
+
+    def meet(*_: Any) -> None:
+        both_inside.wait()
+
+    handles.append(model[0].register_forward_hook(meet))
+
+    def run() -> None:
+        try:
+            for _ in range(3):
+                model(torch.randn(2, 3, 5, 5)).sum().backward()
+                assert memory_mode() is None
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for handle in handles:
+        handle.remove()
+    assert errors == []

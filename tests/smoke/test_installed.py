@@ -56,7 +56,7 @@ def test_every_module_needs_an_extra_at_most() -> None:
 
 def test_type_checkers_are_told_that_it_has_types() -> None:
     # An editable install has a second folder, for what was built.
-    for name in ("py.typed", "doctor/page.html"):
+    for name in ("py.typed", "report/page.html"):
         assert any((Path(where) / name).exists() for where in normkit.__path__)
 
 

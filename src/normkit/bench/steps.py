@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import normkit
 from normkit.bench.timing import Timing, in_turns
-from normkit.functional.memory import less_memory, saved_memory
+from normkit.functional.memory.less_memory import less_memory
+from normkit.functional.memory.saved_memory import saved_memory
 
 __all__ = ["STEPS", "Step", "measure_step", "resnet"]
 

@@ -204,6 +204,12 @@ def calibrate(
         result, estimators = measure(chosen)
         _check_data(result)
         reached = [layer for layer in chosen if estimators[layer.name].batches]
+        if not reached:
+            raise CalibrationError(
+                f"no batch reached any of the {len(chosen)} layers, e.g. "
+                f"{chosen[0].name!r}; forward= must run the model; the model is as it "
+                "was"
+            )
         if order == "eval":
             by_name = {layer.name: layer for layer in reached}
             repeated = set(union_of_orders(sorted(result.repeated), group))

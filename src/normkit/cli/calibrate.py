@@ -14,7 +14,7 @@ from normkit.calibrate import calibrate
 from normkit.cli.checkpoint import Checkpoint
 from normkit.cli.printing import printable
 from normkit.cli.target import HELP, Target, needs_file, read_target
-from normkit.doctor.case import measured, open_case
+from normkit.doctor.examination.case import measured, open_case
 
 EXAMPLES = (
     "Example: `normkit calibrate train.py:make --checkpoint in.pt --out out.pt --order "

@@ -20,16 +20,14 @@ EXAMPLES = "Example: `normkit demo --seed 3 --out /tmp/digits`"
 
 def command(
     seed: Annotated[
-        int, typer.Option(help="Of the data split, the weights, the batches.")
+        int, typer.Option(help="Random seed of the data split, weights and batches.")
     ] = 0,
     out: Annotated[
         Path, typer.Option(help="Folder for report.html and demo.json.")
     ] = Path("normkit-demo"),
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="Train for fewer steps; the checks stay as they are."
-        ),
+        typer.Option("--quick", help="Train for fewer steps, with the same checks."),
     ] = False,
 ) -> int:
     """Train, watch, break, diagnose, calibrate and fold networks on real digits.
@@ -37,7 +35,7 @@ def command(
     A deep sigmoid network is trained without and with batch norm, and a residual CNN.
     The CNN is broken on purpose, the doctor names the cause, calibration repairs it,
     and its batch norms are folded away. Every number is measured in this run. The exit
-    code is 0 only if every step did what it says.
+    code is 0 only if every check held.
     """
     out.mkdir(parents=True, exist_ok=True)
     with _progress() as tell:
@@ -56,14 +54,14 @@ def command(
 
 @contextmanager
 def _progress() -> Generator[Callable[[str, float], None]]:
-    """A bar on a terminal, one line per stage in a log."""
+    """Show a bar on a terminal, one line per stage in a log."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        told: set[str] = set()
+        printed: set[str] = set()
 
         def tell(text: str, share: float) -> None:
-            if text not in told:
-                told.add(text)
+            if text not in printed:
+                printed.add(text)
                 print(text, file=sys.stderr, flush=True)
 
         yield tell

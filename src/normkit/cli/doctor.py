@@ -1,4 +1,4 @@
-"""`normkit doctor TARGET`: what is wrong with a model's normalization."""
+"""`normkit doctor TARGET`: find what is wrong with a model's normalization."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ EXAMPLES = (
 )
 
 _COLOUR = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-# Layers of one check on the terminal; the report and the JSON have all.
-MOST_LAYERS = 5
 
 
 def command(
@@ -34,20 +32,18 @@ def command(
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Watch so many steps of training; the weights are put back."
+            min=1, help="Number of training steps to watch; weights are restored."
         ),
     ] = None,
     batches: Annotated[
-        int, typer.Option(min=1, help="The most batches to look at.")
+        int, typer.Option(min=1, help="Maximum number of batches.")
     ] = 50,
     fix: Annotated[
         bool,
-        typer.Option(
-            "--fix", help="Apply the remedies that there are, and look again."
-        ),
+        typer.Option("--fix", help="Repair what can be repaired, and diagnose again."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="With --fix: where to save the mended weights.")
+        Path | None, typer.Option(help="With --fix: file for the repaired weights.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write the findings as one HTML page.")
@@ -55,21 +51,19 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of text.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of everything that draws numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> int:
     """Name what is wrong with a model's normalization, layer by layer.
 
     The batches of the target go through the model in training and in eval mode; the
-    weights do not move. With a loss, the remedy of each alarm is tried on a copy.
+    weights do not move. With a loss, the fix of each alarm is tried on a copy.
     `--steps` adds the checks that need training (D14, D24, D25, D27): with `loss_fn`
     and `optimizer` in the target, copies are trained; with `train`, a function that
-    trains for so many steps, your own loop is watched (D08, D09, D15, too). Exit code 1
-    when an error stands (with `--fix`: still stands), so that CI can gate on it.
+    trains for a number of steps, your own loop is watched (also D08, D09, D15). Exit
+    code 1 where there is an error (with `--fix`: where one is left), for CI.
     """
     if out is not None and not fix:
-        raise ArgumentError(
-            "--out saves mended weights, and without --fix there are none; add --fix"
-        )
+        raise ArgumentError("--out saves repaired weights, and needs --fix; add --fix")
     for option, path in (("--report", report), ("--out", out)):
         needs_file(option, path)
     found = read_target(target, checkpoint)
@@ -77,24 +71,21 @@ def command(
     if steps is not None and found.train is None:
         found.needs("loss_fn", "optimizer")
     diagnosis = _diagnosed(found, batches, steps, seed)
-    mended: list[str] = []
-    if fix:
-        mended = diagnosis.repair()
-        if mended:
-            diagnosis = _diagnosed(found, batches, steps, seed)
+    repaired = diagnosis.repair() if fix else None
+    if repaired:
+        diagnosis = _diagnosed(found, batches, steps, seed)
     if report is not None:
         diagnosis.to_html(report)
     if as_json:
         print(diagnosis.to_json())
     else:
         _show(diagnosis, wide_console())
-    # Not into the JSON.
+    # Standard output holds only the JSON.
     notes = sys.stderr if as_json else sys.stdout
-    if fix:
-        told = ", ".join(mended) or "nothing: no remedy"
-        if mended and out is None:
-            told += " (in memory; --out saves the mended weights)"
-        print(f"applied  {told}", file=notes)
+    if repaired is not None:
+        print(repaired.to_text(), file=notes)
+        if repaired and out is None:
+            print("in memory; --out saves the repaired weights", file=notes)
     if out is not None:
         kept = Checkpoint({}) if checkpoint is None else Checkpoint.read(checkpoint)
         kept.save(found.model, out)
@@ -124,35 +115,27 @@ def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Di
 
 
 def _show(diagnosis: Diagnosis, console: Console) -> None:
-    if diagnosis.findings:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("", "check", "layer"):
-            table.add_column(heading, overflow="fold")
-        for heading in ("value", "threshold"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        seen: dict[str, int] = {}
-        for finding in diagnosis.findings:
-            seen[finding.id] = seen.get(finding.id, 0) + 1
-            if seen[finding.id] > MOST_LAYERS:
-                continue
-            table.add_row(
-                Text(finding.severity, _COLOUR[finding.severity]),
-                Text(f"{finding.id} {finding.name}"),
-                Text(printable(finding.where)),
-                f"{finding.value:.3g}",
-                f"{finding.threshold:.3g}",
-            )
-        console.print(table)
-        for id_, count in seen.items():
-            if count > MOST_LAYERS:
-                console.print(f"{id_}: {count - MOST_LAYERS} more layers")
-        console.print()
-    for id_ in dict.fromkeys(f.id for f in diagnosis.findings):
-        first = next(f for f in diagnosis.findings if f.id == id_)
-        line = f"{id_}: {first.evidence}\n  fix: {first.fix}"
+    console.print(printable(diagnosis.verdict()), style="bold", markup=False)
+    if not diagnosis.findings:
+        return
+    console.print()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "check", "layers"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("value", "threshold"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for finding in diagnosis.findings:
+        table.add_row(
+            Text(finding.severity, _COLOUR[finding.severity]),
+            Text(f"{finding.id} {finding.name}"),
+            Text(printable(finding.where)),
+            f"{finding.value:.3g}",
+            f"{finding.threshold:.3g}",
+        )
+    console.print(table)
+    console.print()
+    for finding in diagnosis.findings:
+        line = f"{finding.id}: {finding.evidence}\n  fix: {finding.fix}"
         console.print(printable(line), markup=False)
     for confirmation in diagnosis.confirmations:
         console.print(confirmation.to_text(), markup=False)
-    if diagnosis.findings:
-        console.print()
-    console.print(printable(diagnosis.summary()), style="bold", markup=False)

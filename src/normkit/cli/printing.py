@@ -1,4 +1,4 @@
-"""What the commands print: text of models is shown, never obeyed."""
+"""Printing of the commands: text that comes from models is made safe."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from rich.console import Console
 
 __all__ = ["printable", "wide_console"]
 
-# Wider than this, a line is hard to follow.
-MOST_COLUMNS = 120
+# Wider lines are hard to follow.
+MAX_COLUMNS = 120
 
 
 def printable(text: object) -> str:
-    """`text` without control characters: a layer may be named to move the cursor."""
+    """Return `text` without control characters: a layer's name may hold some."""
     return "".join(
         c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}"
         for c in str(text)
@@ -19,7 +19,7 @@ def printable(text: object) -> str:
 
 
 def wide_console() -> Console:
-    """Where tables are printed, as wide as a reader can follow."""
+    """Return a console for tables, at most `MAX_COLUMNS` wide."""
     console = Console(highlight=False)
-    console.width = min(console.width, MOST_COLUMNS)
+    console.width = min(console.width, MAX_COLUMNS)
     return console

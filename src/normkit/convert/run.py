@@ -28,7 +28,7 @@ from normkit.convert.targets import (
     scripted_norm,
 )
 from normkit.errors import ArgumentError
-from normkit.functional.memory import Mode
+from normkit.functional.memory.block import Mode
 from normkit.modeling.batch import Forward, check_model
 from normkit.modeling.norm_types import NORMS
 from normkit.modeling.unwrap import unwrapped

@@ -4,12 +4,13 @@
     print(result.to_text())
     result.write("normkit-demo")
 
-Each step is the public library used as anyone would use it, and each returns what it
-measured with the checks that follow from it: `training`, `watching`, `repair`,
-`folding`. `page` makes the report of them. Nothing shown was written down beforehand.
+Each step uses the public library and returns its measurements and checks: `training`,
+`watching`, `repair`, `folding`. `page` makes the report. No shown number is fixed in
+advance.
 """
 
-from normkit.demo.result import Check, DemoResult
+from normkit.demo.check import Check
+from normkit.demo.result import DemoResult
 from normkit.demo.run import run_demo
 
 __all__ = ["Check", "DemoResult", "run_demo"]

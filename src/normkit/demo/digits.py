@@ -1,4 +1,4 @@
-"""1,797 real handwritten digits, 8×8, as scikit-learn brings them along."""
+"""1,797 real handwritten digits, 8×8, from scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Digits:
     """Images `(N, 1, 8, 8)` with mean 0 and variance 1 over the training half.
 
     Attributes:
-        train_images: What the networks learn from.
-        train_labels: Which digit each one is, int64.
+        train_images: Images to train on.
+        train_labels: The digit of each image, int64.
         test_images: 500 images that no network is trained on.
-        test_labels: Which digit each one is.
+        test_labels: The digit of each image.
     """
 
     train_images: Tensor
@@ -32,15 +32,15 @@ class Digits:
     test_labels: Tensor
 
     def batches(self, size: int, *, seed: int) -> Batches:
-        """The training images, shuffled anew in every pass."""
+        """Return the training images in batches, shuffled in every pass."""
         return Batches(self.train_images, self.train_labels, size, seed)
 
 
 class Batches:
-    """Shuffled batches of one size, the same ones in every run with the same seed.
+    """Shuffled batches of one size, the same in every run with the same seed.
 
-    The incomplete last batch of a pass is dropped. It draws from a generator of its
-    own, so the global random state is left alone.
+    The incomplete last batch of a pass is dropped. The order comes from its own
+    generator, so the global random state does not change.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, size: int, seed: int) -> None:

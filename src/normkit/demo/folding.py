@@ -1,4 +1,4 @@
-"""Step 4: fold every batch norm of the CNN away and prove that nothing changed."""
+"""Step 4: fold every batch norm of the CNN away and measure the difference."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from normkit.demo.check import Check, percent
 from normkit.demo.digits import Digits
-from normkit.demo.result import Check, percent
 from normkit.demo.training import BATCH_SIZE, Tick, Trained, accuracy
 from normkit.fold import FoldLedger, fold
 
 __all__ = ["FoldStep", "fold_away"]
 
-MOST_DIFFERENCE = 1e-9
-# Rounds that are not counted.
+MAX_DIFFERENCE = 1e-9
+# Warm-up rounds, not counted.
 WARM_UP = 3
 
 
@@ -30,17 +30,17 @@ class FoldStep:
 
     Attributes:
         name: The network.
-        ledger: What went where.
+        ledger: The entries of the fold, one per batch norm.
         difference: The largest difference of any score of any test image, before and
             after a fold in float64.
-        difference_float32: The same for the fold in float32 that the other numbers
-            are about.
+        difference_float32: The same for the fold in float32; the other numbers are
+            about this one.
         accuracy_before: Test accuracy.
         accuracy_after: Test accuracy of the folded network, in float32 as well.
-        num_changed: Test images that are named differently.
+        num_changed: Test images classified differently.
         speed: Median over rounds of the time before over the time after.
         speed_quartiles: The middle half of the rounds.
-        seconds: How long it took.
+        seconds: Duration of the step.
     """
 
     name: str
@@ -57,7 +57,7 @@ class FoldStep:
 
     @property
     def checks(self) -> list[Check]:
-        """All are gone and nothing else is."""
+        """All batch norms are folded and no score changes."""
         folded, total = len(self.ledger.folded), len(self.ledger.entries)
         return [
             Check(
@@ -71,8 +71,8 @@ class FoldStep:
                 "largest difference of a score, in float64",
                 self.difference,
                 f"{self.difference:.1e}",
-                f"below {MOST_DIFFERENCE:.0e}",
-                self.difference < MOST_DIFFERENCE,
+                f"below {MAX_DIFFERENCE:.0e}",
+                self.difference < MAX_DIFFERENCE,
             ),
             Check(
                 "test accuracy, folded",
@@ -84,7 +84,7 @@ class FoldStep:
         ]
 
     def to_data(self) -> dict[str, Any]:
-        """The ledger and the other numbers."""
+        """Return the ledger and the other numbers."""
         return {
             "network": self.name,
             "ledger": json.loads(self.ledger.to_json()),
@@ -134,10 +134,10 @@ def _scores(model: nn.Module, images: Tensor) -> Tensor:
 def _time_ratios(
     model: nn.Module, folded: nn.Module, images: Tensor, rounds: int, tick: Tick
 ) -> list[float]:
-    """How many times as long `model` takes as `folded`, in turns, per round."""
+    """Return the time of `model` over that of `folded`, in turns, per round."""
     ratios = []
     for i in range(WARM_UP + rounds):
-        # Who goes first changes, so that neither always finds the caches warm.
+        # The order alternates, so that neither always finds the caches warm.
         seconds = {}
         for each in (model, folded) if i % 2 else (folded, model):
             start = time.perf_counter()

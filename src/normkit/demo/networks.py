@@ -41,10 +41,10 @@ class ResidualBlock(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)).
 
     Args:
-        channels: Of the input.
-        out_channels: Of the output.
-        stride: Of the first convolution; the shortcut follows it.
-        momentum: Of the batch norms.
+        channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Stride of the first convolution and of the shortcut.
+        momentum: Momentum of the batch norms.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ def residual_cnn(
     """Build three residual blocks on a stem, each convolution with a batch norm.
 
     Args:
-        seed: Of the Kaiming weights.
-        momentum: Of every batch norm: the share of a batch in the running statistics.
-        channels: Of the stem; doubled half way.
+        seed: Random seed of the Kaiming weights.
+        momentum: Weight of a batch in the running statistics of every batch norm.
+        channels: Channels of the stem; doubled half way.
     """
     network = nn.Sequential(
         OrderedDict(

@@ -1,16 +1,18 @@
-"""The report of a demo run: the checks first, then each step with its pictures."""
+"""The report page of a demo run: the checks first, then each step with its charts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
+from normkit.demo.check import Check, percent
 from normkit.demo.folding import FoldStep
 from normkit.demo.repair import BROKEN_MOMENTUM, RepairStep
-from normkit.demo.result import Check, DemoResult, percent
 from normkit.demo.training import CHANCE, TrainStep
 from normkit.demo.watching import Seen, Series, WatchStep
-from normkit.doctor.page import (
+from normkit.doctor.pages import finding_cards
+from normkit.environment import Environment
+from normkit.report import (
     Bands,
     Bar,
     Bars,
@@ -30,36 +32,59 @@ from normkit.doctor.page import (
     Text,
     format_value,
 )
-from normkit.doctor.report import finding_cards
 
 __all__ = ["demo_page"]
 
 _SEEN, _WHICH = ("saturated %", "gradient"), ("without", "with")
-# Below this a chart of saturation is a line along its axis.
+# Below this share a chart of saturation shows a line along its axis.
 WORTH_A_CHART = 0.01
 
 
-def demo_page(result: DemoResult) -> Page:
-    """The report, with nothing in it that the run did not measure."""
-    blocks: list[Block] = [_headline(result)]
-    blocks += [Heading("What had to hold"), _check_table(result)]
-    blocks += _training(result.train)
-    blocks += _watching(result.watch)
-    blocks += _repair(result.repair)
-    blocks += _folding(result.fold)
-    blocks += _environment(result)
+def demo_page(
+    train: TrainStep,
+    watch: WatchStep,
+    repair: RepairStep,
+    fold: FoldStep,
+    *,
+    summary: str,
+    environment: Environment,
+    seed: int,
+    foot: str,
+) -> Page:
+    """Return the report of the four steps; every number in it was measured.
+
+    Args:
+        train: The trained networks.
+        watch: Their records.
+        repair: The planted fault and its repair.
+        fold: The folded network.
+        summary: The outcome in one sentence.
+        environment: The machine and the versions.
+        seed: Random seed of the run.
+        foot: How the page was made, one line.
+    """
     return Page(
         title="The life of a normalized network",
         lead="Small networks learn 8×8 handwritten digits without and with batch norm. "
         "One is broken on purpose, diagnosed and repaired; one loses its batch norms "
-        f"and nothing else. {result.summary()}",
-        blocks=blocks,
-        foot=_foot(result),
+        f"and nothing else. {summary}",
+        blocks=[
+            _headline(train, watch, repair, fold),
+            Heading("What had to hold"),
+            _check_table(train, watch, repair, fold),
+            *_training(train),
+            *_watching(watch),
+            *_repair(repair),
+            *_folding(fold),
+            *_environment(environment, seed),
+        ],
+        foot=foot,
     )
 
 
-def _headline(result: DemoResult) -> Numbers:
-    train, watch, repair, fold = result.steps
+def _headline(
+    train: TrainStep, watch: WatchStep, repair: RepairStep, fold: FoldStep
+) -> Numbers:
     return Numbers(
         [
             Number(
@@ -93,7 +118,7 @@ def _headline(result: DemoResult) -> Numbers:
     )
 
 
-def _check_table(result: DemoResult) -> Table:
+def _check_table(*steps: TrainStep | WatchStep | RepairStep | FoldStep) -> Table:
     return Table(
         ["", "check", "measured", "required"],
         [
@@ -103,10 +128,10 @@ def _check_table(result: DemoResult) -> Table:
                 check.shown,
                 check.required,
             ]
-            for number, step in enumerate(result.steps, start=1)
+            for number, step in enumerate(steps, start=1)
             for check in step.checks
         ],
-        "Each step is held to what it says; the run fails if one does not hold",
+        "The run fails if one check does not hold",
     )
 
 
@@ -244,7 +269,7 @@ def _saturation(both: tuple[Seen, Seen]) -> Iterable[Block]:
     else:
         most = f"at most {100 * largest:.2g}%" if largest else "none"
         yield Text(
-            f"Saturation is not what stops the first network: {most} of the inputs of "
+            f"Saturation does not stop the first network: {most} of the inputs of "
             "any layer were where the sigmoid is flat. The slope of a sigmoid is at "
             "most 1/4, and the gradient passes six of them."
         )
@@ -272,16 +297,15 @@ def _repair(step: RepairStep) -> Iterable[Block]:
         "Its weights are bitwise those of the healthy one: only what eval mode uses "
         "differs."
         if step.has_healthy_weights
-        else "Its weights came out otherwise than those of the healthy one."
+        else "Its weights differ from those of the healthy one."
     )
     yield Text(
         f"The same CNN is trained again with `momentum={BROKEN_MOMENTUM}` in its batch "
-        "norms, what 0.999 means where the rate is written the other way round. "
-        + weights
+        "norms: 0.999 in the convention new = 0.999·old + 0.001·batch. " + weights
     )
     yield Numbers(
         [
-            Number("As it came out of training", percent(step.before), "in eval mode"),
+            Number("After training", percent(step.before), "in eval mode"),
             Number("By batch statistics", percent(step.target), "as in training"),
             Number("Calibrated", percent(step.after), "in eval mode"),
         ]
@@ -337,17 +361,17 @@ def _folding(step: FoldStep) -> Iterable[Block]:
             Number(
                 "Test accuracy",
                 f"{percent(step.accuracy_before)} → {percent(step.accuracy_after)}",
-                f"{step.num_changed} of 500 images named differently",
+                f"{step.num_changed} of 500 images classified differently",
             ),
             Number(
                 "Speed",
                 f"{step.speed:.2f} ×",
-                f"median over turns; the middle half {lower:.2f} to {upper:.2f}",
+                f"median over rounds; the middle half {lower:.2f} to {upper:.2f}",
             ),
         ]
     )
     yield Table(
-        ["batch norm", "folded", "where, or why not", "difference"],
+        ["batch norm", "folded", "target or reason", "difference"],
         [
             [entry.name, entry.folded, entry.how or entry.reason, entry.difference]
             for entry in ledger.entries
@@ -356,8 +380,7 @@ def _folding(step: FoldStep) -> Iterable[Block]:
     )
 
 
-def _environment(result: DemoResult) -> Iterable[Block]:
-    here = result.environment
+def _environment(here: Environment, seed: int) -> Iterable[Block]:
     rows = [
         ["processor", f"{here.cpu}, cores: {here.cores}, threads: {here.threads}"],
         ["system", here.system],
@@ -365,20 +388,10 @@ def _environment(result: DemoResult) -> Iterable[Block]:
         ["python", here.python],
         ["torch", here.torch],
         ["normkit", here.normkit],
-        ["seed", str(result.seed)],
+        ["seed", str(seed)],
     ]
     yield Heading("Where this was measured")
     yield Table(["", ""], rows, "The machine and the versions")
-
-
-def _foot(result: DemoResult) -> str:
-    command = f"normkit demo --seed {result.seed}"
-    if result.is_quick:
-        command += " --quick"
-    return (
-        f"Made by `{command}` in {result.seconds:.0f} seconds; every number is also in "
-        "`demo.json` beside this page."
-    )
 
 
 def _gaps(values: Series) -> list[float]:
@@ -410,7 +423,7 @@ def _gradient_range(both: Iterable[Seen]) -> tuple[float, float] | None:
 def _band_in_words(seen: Seen) -> str:
     low, _, high = (_finite(edge) for edge in seen.band)
     if not low or not high:
-        return "No values were seen."
+        return "No values were recorded."
     return (
         f"The band from the 15th to the 85th percentile is {high[0] - low[0]:.2g} wide "
         f"at first and {high[-1] - low[-1]:.2g} at the end."

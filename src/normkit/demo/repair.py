@@ -1,15 +1,14 @@
-"""Step 3: break a network on purpose, let the doctor name the cause, calibrate.
+"""Step 3: break a network on purpose, diagnose it, calibrate it.
 
-The fault is a momentum of 0.001, what 0.999 means where the rate is written the other
-way round. Training is not disturbed, since it normalizes by batch statistics; the
-running statistics hardly move from where they began, and eval uses those.
+The fault is a momentum of 0.001: 0.999 in the convention new = 0.999·old + 0.001·batch.
+Training is not affected, since it normalizes by batch statistics; the running
+statistics hardly move from their initial values, and eval mode uses those.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,9 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from normkit.calibrate import CalibrationReport, calibrate
+from normkit.demo.check import Check, percent
 from normkit.demo.digits import Digits
 from normkit.demo.networks import residual_cnn
-from normkit.demo.result import Check, percent
 from normkit.demo.training import (
     BATCH_SIZE,
     Tick,
@@ -34,26 +33,26 @@ __all__ = ["BROKEN_MOMENTUM", "RepairStep", "break_and_repair"]
 
 BROKEN_MOMENTUM = 0.001
 CAUSE, STALE, GAP = "D04", "D01", "D02"
-# In points of test accuracy: what the fault must cost, what may remain of it.
-LEAST_HARM, MOST_LEFT = 0.10, 0.02
+# Share of test accuracy that the fault must cost, and that may remain lost.
+MIN_HARM, MAX_REMAINING = 0.10, 0.02
 
 
 @dataclass(frozen=True)
 class RepairStep:
-    """A network that is worse in eval than in training, before and after.
+    """A network that is worse in eval mode than in training, before and after.
 
     Attributes:
-        broken: The network, trained with the fault; calibrated by now.
-        before: Its test accuracy in eval mode as it came out of training.
+        broken: The network, trained with the fault, then calibrated.
+        before: Its test accuracy in eval mode after training.
         target: Its test accuracy with batch statistics, as in training.
         after: Its test accuracy in eval mode, calibrated.
-        has_healthy_weights: Whether its weights are bitwise those of the same network
-            without the fault.
-        diagnosis: What the doctor found.
-        calibration: What calibrating changed.
-        diagnosis_after: What the doctor finds then.
-        healthy: What the doctor finds in the network without the fault.
-        seconds: How long it took.
+        has_healthy_weights: Its weights are bitwise those of the same network without
+            the fault.
+        diagnosis: The diagnosis before calibration.
+        calibration: The changes of the calibration.
+        diagnosis_after: The diagnosis after calibration.
+        healthy: The diagnosis of the network without the fault.
+        seconds: Duration of the step.
     """
 
     broken: Trained
@@ -70,7 +69,7 @@ class RepairStep:
 
     @property
     def checks(self) -> list[Check]:
-        """The fault bites, is named, and its harm goes."""
+        """The fault costs accuracy, is named, and calibration restores the accuracy."""
         named, left = self.diagnosis.named, self.diagnosis_after.named
         healthy = self.healthy.named
         return [
@@ -78,9 +77,9 @@ class RepairStep:
                 f"test accuracy trained with momentum={BROKEN_MOMENTUM}",
                 self.before,
                 percent(self.before),
-                f"{100 * LEAST_HARM:.0f} points below the {percent(self.target)} "
+                f"{100 * MIN_HARM:.0f} points below the {percent(self.target)} "
                 "by batch statistics",
-                self.before <= self.target - LEAST_HARM,
+                self.before <= self.target - MIN_HARM,
             ),
             Check(
                 "doctor's alarms, most urgent first",
@@ -93,8 +92,8 @@ class RepairStep:
                 "test accuracy, calibrated",
                 self.after,
                 percent(self.after),
-                f"within {100 * MOST_LEFT:.0f} points of {percent(self.target)}",
-                abs(self.after - self.target) <= MOST_LEFT,
+                f"within {100 * MAX_REMAINING:.0f} points of {percent(self.target)}",
+                abs(self.after - self.target) <= MAX_REMAINING,
             ),
             Check(
                 "doctor's alarms, calibrated",
@@ -113,7 +112,7 @@ class RepairStep:
         ]
 
     def to_data(self) -> dict[str, Any]:
-        """The numbers of the tables."""
+        """Return the numbers of the tables."""
         return {
             "momentum": BROKEN_MOMENTUM,
             "accuracy": {
@@ -123,7 +122,7 @@ class RepairStep:
             },
             "has_healthy_weights": self.has_healthy_weights,
             "findings": [finding.to_json() for finding in self.diagnosis.findings],
-            "layers_by_check": Counter(f.id for f in self.diagnosis.findings),
+            "layers_by_check": {f.id: len(f.layers) for f in self.diagnosis.findings},
             "findings_after": [f.to_json() for f in self.diagnosis_after.findings],
             "layers": [
                 {
@@ -145,8 +144,8 @@ def break_and_repair(
     Args:
         digits: The data of both networks.
         healthy: The network without the fault.
-        batches: How many the doctor looks at each time.
-        tick: Called after each step of training.
+        batches: Number of batches per diagnosis.
+        tick: Called after each training step.
     """
     start = time.perf_counter()
     broken = train(
@@ -184,7 +183,7 @@ def break_and_repair(
 
 
 def _diagnose(network: Trained, digits: Digits, batches: int) -> Diagnosis:
-    # As it would be trained on: the doctor looks at a model in training mode.
+    # In training mode, as the network is during training.
     model = copy.deepcopy(network.model).train()
     loader = digits.batches(BATCH_SIZE, seed=0)
     return diagnose(model, loader, F.cross_entropy, max_batches=batches)

@@ -1,44 +1,23 @@
-"""What a run of the demo measured, and whether each step did what it says."""
+"""The result of a demo run: the steps, their checks, the report."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from normkit.demo.check import Check
+from normkit.demo.folding import FoldStep
+from normkit.demo.page import demo_page
+from normkit.demo.repair import RepairStep
+from normkit.demo.training import TrainStep
+from normkit.demo.watching import WatchStep
+from normkit.doctor.finding import plain
 from normkit.environment import Environment
 
-if TYPE_CHECKING:
-    from normkit.demo.folding import FoldStep
-    from normkit.demo.repair import RepairStep
-    from normkit.demo.training import TrainStep
-    from normkit.demo.watching import WatchStep
-
-__all__ = ["SCHEMA", "Check", "DemoResult", "percent", "plain"]
+__all__ = ["SCHEMA", "DemoResult"]
 
 SCHEMA = "normkit.demo/1"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that a step must have done.
-
-    Attributes:
-        what: What was measured.
-        value: As measured.
-        shown: The value for a reader.
-        required: What it has to be, for a reader.
-        held: Whether it was.
-    """
-
-    what: str
-    value: Any
-    shown: str
-    required: str
-    held: bool
 
 
 @dataclass(frozen=True)
@@ -46,12 +25,12 @@ class DemoResult:
     """The four steps of one run.
 
     Attributes:
-        seed: What everything random was drawn from.
-        is_quick: Whether the networks were trained for fewer steps.
-        seconds: How long it took.
-        environment: What it ran on.
-        train: The networks, trained.
-        watch: What was seen of two of them meanwhile.
+        seed: Random seed.
+        is_quick: The networks were trained for fewer steps.
+        seconds: Duration of the run.
+        environment: The machine and the versions.
+        train: The trained networks.
+        watch: The records of two of them during training.
         repair: The planted fault, its diagnosis, the repair.
         fold: The network without its batch norms.
     """
@@ -72,23 +51,23 @@ class DemoResult:
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """What all steps must have done."""
+        """The checks of all steps."""
         return tuple(check for step in self.steps for check in step.checks)
 
     @property
     def held(self) -> bool:
-        """Whether every step did what it says."""
+        """True where every check held."""
         return all(check.held for check in self.checks)
 
     def summary(self) -> str:
-        """The outcome in one sentence."""
+        """Return the outcome as one sentence."""
         failed = sum(not check.held for check in self.checks)
         if failed:
             return f"{failed} of {len(self.checks)} checks did not hold."
         return f"All {len(self.checks)} checks held, in {self.seconds:.0f} seconds."
 
     def to_text(self) -> str:
-        """The checks as a table."""
+        """Return the checks as a table."""
         what = max(len(check.what) for check in self.checks)
         shown = max(len(check.shown) for check in self.checks)
         lines = []
@@ -102,7 +81,7 @@ class DemoResult:
         return "\n".join([self.summary(), *lines])
 
     def to_json(self) -> str:
-        """Everything that the report shows, in the schema `normkit.demo/1`.
+        """Return the numbers of the report as JSON, in the schema `normkit.demo/1`.
 
         An object with `schema`, `held`, `seed`, `quick`, `seconds`, `environment`, and
         `steps`: for each its `title`, `seconds`, `held`, `checks` (`what`, `value`,
@@ -135,26 +114,17 @@ class DemoResult:
         )
 
     def write(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `report.html` and `demo.json` into `folder`; give both paths."""
-        from normkit.demo.page import demo_page
-
-        report = demo_page(self).write(Path(folder) / "report.html")
+        """Write `report.html` and `demo.json` into `folder`; return both paths."""
+        command = f"normkit demo --seed {self.seed}{' --quick' * self.is_quick}"
+        page = demo_page(
+            *self.steps,
+            summary=self.summary(),
+            environment=self.environment,
+            seed=self.seed,
+            foot=f"Made by `{command}` in {self.seconds:.0f} seconds; every number is "
+            "also in `demo.json` beside this page.",
+        )
+        report = page.write(Path(folder) / "report.html")
         data = Path(folder) / "demo.json"
         data.write_text(self.to_json() + "\n", encoding="utf-8")
         return report, data
-
-
-def percent(share: float) -> str:
-    """A share of test images as percent; with 500 of them, one digit is exact."""
-    return f"{100 * share:.1f}%"
-
-
-def plain(value: Any) -> Any:
-    """`value` with what JSON cannot hold made into lists and strings."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value

@@ -22,7 +22,7 @@ __all__ = ["run_demo"]
 
 
 class Length(NamedTuple):
-    """How long a run is: steps of training, batches diagnosed, rounds of timing."""
+    """Length of a run: training steps, diagnosed batches, rounds of timing."""
 
     sigmoid_steps: int
     cnn_steps: int
@@ -43,13 +43,13 @@ def run_demo(
     """Train, watch, break, repair and fold networks on handwritten digits.
 
     Args:
-        seed: Of the split of the data, the weights and the order of the images. The
-            same seed on the same machine gives the same numbers, times apart.
-        quick: Train for fewer steps; the checks stay as they are.
-        on_progress: Called with what is being done and the share that is done.
+        seed: Random seed of the data split, the weights and the order of the images.
+            The same seed on the same machine gives the same numbers except times.
+        quick: Train for fewer steps, with the same checks.
+        on_progress: Called with the name of the current stage and the share done.
 
     Returns:
-        What was measured; `held` says whether every step did what it says.
+        The result; `held` is True where every check held.
 
     Raises:
         ArgumentError: `seed` is negative.
@@ -94,8 +94,8 @@ def run_demo(
 def _one_thread() -> Generator[None]:
     """Compute with one thread inside the block.
 
-    Networks this small lose more by handing work over than a second thread brings, and
-    sums that no longer depend on the number of threads repeat on another machine.
+    Networks this small lose more by synchronization than a second thread gains, and
+    sums that do not depend on the number of threads repeat on another machine.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -106,7 +106,7 @@ def _one_thread() -> Generator[None]:
 
 
 class _Ticks:
-    """Counts what is done and passes it on."""
+    """Counts the finished steps and reports the progress."""
 
     def __init__(
         self, total: int, on_progress: Callable[[str, float], None] | None

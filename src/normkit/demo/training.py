@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normkit.demo.check import Check, percent
 from normkit.demo.digits import Digits
 from normkit.demo.networks import deep_sigmoid_network, residual_cnn
-from normkit.demo.result import Check, percent
 from normkit.doctor import Watch, watch
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 CHANCE = 0.1
-# A network that knows two of ten digits, guesses the rest and never errs reaches 0.28.
+# Accuracy of a network that knows two of ten digits and guesses the others: 0.28.
 STAYED_NEAR_CHANCE = 0.3
 LEARNED = 0.85
 BATCH_SIZE = 64
@@ -39,13 +39,13 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD with a rate that falls in a line to zero.
+    """Training by SGD with a learning rate that falls linearly to zero.
 
     Attributes:
-        steps: Batches.
-        lr: The rate at the start.
-        momentum: Of SGD.
-        seed: Of the order of the images.
+        steps: Number of batches.
+        lr: Learning rate at the start.
+        momentum: Momentum of SGD.
+        seed: Random seed of the order of the images.
     """
 
     steps: int
@@ -59,11 +59,11 @@ class Trained:
     """A trained network.
 
     Attributes:
-        name: What it is called in the report.
+        name: Name in the report.
         model: The network, in eval mode.
-        recipe: How it was trained.
+        recipe: Training recipe.
         curve: Test accuracy in eval mode after so many steps: (step, share).
-        watch: What was seen meanwhile, if it was watched.
+        watch: The record of the training, if it was watched.
     """
 
     name: str
@@ -74,12 +74,12 @@ class Trained:
 
     @property
     def accuracy(self) -> float:
-        """Share of the test images named rightly at the end, in eval mode."""
+        """Test accuracy at the end, in eval mode."""
         return self.curve[-1][1]
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers were learned."""
+        """Number of learned parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
@@ -91,7 +91,7 @@ class TrainStep:
         plain: Six sigmoid layers without normalization.
         normalized: The same with batch norm before each sigmoid.
         cnn: A residual CNN with batch norm.
-        seconds: How long it took.
+        seconds: Duration of the step.
     """
 
     plain: Trained
@@ -107,7 +107,7 @@ class TrainStep:
 
     @property
     def checks(self) -> list[Check]:
-        """The first stays near chance, the others learn."""
+        """The network without batch norm stays near chance, the others learn."""
         plain, *learned = self.networks
         return [
             Check(
@@ -130,7 +130,7 @@ class TrainStep:
         ]
 
     def to_data(self) -> dict[str, Any]:
-        """The numbers of the table and of the chart."""
+        """Return the numbers of the table and of the chart."""
         return {
             "networks": [
                 {
@@ -149,7 +149,7 @@ class TrainStep:
 def train_networks(
     digits: Digits, *, seed: int, sigmoid_steps: int, cnn_steps: int, tick: Tick
 ) -> TrainStep:
-    """Train the three; the two sigmoid networks differ in nothing but batch norm."""
+    """Train the three networks; the sigmoid networks differ only in batch norm."""
     start = time.perf_counter()
     recipe = Recipe(sigmoid_steps, lr=0.5, seed=seed)
     plain, normalized = (
@@ -185,7 +185,7 @@ def train(
     watch_every: int | None = None,
     tick: Tick,
 ) -> Trained:
-    """Train `model` in place by `recipe`, watched every so many steps if asked."""
+    """Train `model` in place; watch every `watch_every` steps if given."""
     optimizer = torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=recipe.momentum
     )
@@ -222,7 +222,7 @@ def train(
 
 
 def accuracy(model: nn.Module, digits: Digits) -> float:
-    """Share of the test images that `model` names rightly in eval mode."""
+    """Return the test accuracy of `model` in eval mode."""
     was_training = model.training
     model.eval()
     try:
@@ -232,7 +232,7 @@ def accuracy(model: nn.Module, digits: Digits) -> float:
 
 
 def accuracy_by_batch_statistics(model: nn.Module, digits: Digits) -> float:
-    """The same in train mode, where the test images are normalized by their own."""
+    """Return the test accuracy in training mode, normalized by the test images."""
     return _share_right(
         copy.deepcopy(model).train(), digits.test_images, digits.test_labels
     )

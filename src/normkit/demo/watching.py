@@ -1,15 +1,14 @@
-"""Step 2: what the watch saw while the two sigmoid networks were trained."""
+"""Step 2: the records of the two sigmoid networks during training."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from normkit.demo.result import Check
+from normkit.demo.check import Check
 from normkit.demo.training import Trained
 from normkit.doctor import Finding, Watch
 
@@ -24,7 +23,7 @@ Series = list[float | None]
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of one network.
+    """The record of one network.
 
     Attributes:
         name: The network.
@@ -34,7 +33,7 @@ class Seen:
         gradient_norm: ‖dL/d output‖ by weight layer, over the steps.
         band_layer: The last hidden sigmoid.
         band: The {15, 50, 85} percentiles of the input of its unit, over the steps.
-        findings: What the doctor says of it.
+        findings: The findings on it.
     """
 
     name: str
@@ -48,21 +47,21 @@ class Seen:
 
     @property
     def alarms(self) -> list[Finding]:
-        """Its errors and warnings."""
+        """The errors and warnings."""
         return [finding for finding in self.findings if finding.is_alarm]
 
     def median_gradient(self, layer: str) -> float:
-        """The median gradient norm of one layer over the whole training."""
+        """Return the median gradient norm of one layer over the whole training."""
         values = [v for v in self.gradient_norm[layer] if v is not None]
         return statistics.median(values) if values else math.nan
 
     def most_saturated(self, layer: str) -> float:
-        """The largest saturated share of one layer over the whole training."""
+        """Return the largest saturated share of one layer over the whole training."""
         values = [v for v in self.saturated[layer] if v is not None]
         return max(values, default=math.nan)
 
     def to_data(self) -> dict[str, Any]:
-        """The numbers of its charts and findings."""
+        """Return the numbers of its charts and findings."""
         low, middle, high = self.band
         return {
             "name": self.name,
@@ -79,7 +78,7 @@ class Seen:
             "gradient_norm": self.gradient_norm,
             "median_gradient": {n: self.median_gradient(n) for n in self.gradient_norm},
             "findings": [finding.to_json() for finding in self.findings],
-            "layers_by_check": Counter(f.id for f in self.findings),
+            "layers_by_check": {f.id: len(f.layers) for f in self.findings},
         }
 
 
@@ -91,7 +90,7 @@ class WatchStep:
         plain: Without normalization.
         normalized: With batch norm.
         first_layer: The layer next to the input, in both.
-        seconds: How long the looking back took; the watching is part of step 1.
+        seconds: Duration of the evaluation; the recording is part of step 1.
     """
 
     plain: Seen
@@ -102,14 +101,14 @@ class WatchStep:
 
     @property
     def gradient_ratio(self) -> float:
-        """How much more gradient reaches the first layer with batch norm."""
+        """The gradient at the first layer with batch norm over that without."""
         plain = self.plain.median_gradient(self.first_layer)
         normalized = self.normalized.median_gradient(self.first_layer)
         return normalized / plain if plain else math.inf
 
     @property
     def checks(self) -> list[Check]:
-        """The gradient vanishes without, not with, and the doctor says so."""
+        """The gradient vanishes only without batch norm, and the doctor reports it."""
         named = sorted({finding.id for finding in self.plain.alarms})
         alarms = sorted({finding.id for finding in self.normalized.alarms})
         return [
@@ -137,7 +136,7 @@ class WatchStep:
         ]
 
     def to_data(self) -> dict[str, Any]:
-        """The numbers of both."""
+        """Return the numbers of both networks."""
         return {
             "first_layer": self.first_layer,
             "gradient_ratio": self.gradient_ratio,
@@ -146,7 +145,7 @@ class WatchStep:
 
 
 def look_back(plain: Trained, normalized: Trained) -> WatchStep:
-    """Gather what was seen of two watched networks."""
+    """Return the records of two watched networks."""
     start = time.perf_counter()
     without, with_norm = _seen(plain), _seen(normalized)
     first = next(iter(without.gradient_norm))

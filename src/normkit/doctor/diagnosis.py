@@ -1,4 +1,4 @@
-"""The outcome of the checks on one model, as text, JSON or a page."""
+"""Run the checks on a model; show the findings, confirm and repair them."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ import torch
 from torch import Tensor, nn
 
 from normkit.doctor import checks
-from normkit.doctor.case import Case, open_case
-from normkit.doctor.confirm import Confirmation, confirm, remedied
-from normkit.doctor.examine import examine
-from normkit.doctor.explain import GapExplanation, explain_case
-from normkit.doctor.finding import Finding
-from normkit.doctor.order import ranked
-from normkit.doctor.rehearsal import observed, rehearsed
-from normkit.doctor.remedies import REMEDIES
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.examination.case import Case, open_case
+from normkit.doctor.examination.examine import examine
+from normkit.doctor.explain_gap import GapExplanation, explain_case
+from normkit.doctor.finding import Finding, by_cause, grouped, ranked
+from normkit.doctor.fixes.confirm import Confirmation, confirm, repairable
+from normkit.doctor.fixes.repairs import REPAIRS, RepairResult
+from normkit.doctor.fixes.trial_training import train_copy, watch_own_loop
+from normkit.doctor.measurements import Statistics
+from normkit.doctor.pages import diagnosis_page
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
 from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
+from normkit.results import Result
 
 __all__ = ["SCHEMA", "Diagnosis", "diagnose"]
 
 SCHEMA = "normkit.diagnosis/1"
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What the doctor found, most severe first.
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
+    """The findings on one model, most severe first.
 
     Attributes:
-        readings: Every reading of every check, in the order of the checks.
-        statistics: What the checks read.
-        case: What was examined.
-        confirmations: What the remedies did on a copy; empty before `confirm`.
+        readings: The results of all checks, in the order of the checks.
+        statistics: The measurements that the checks read.
+        case: The model and its batches.
+        confirmations: The effect of each repair on a copy; empty before `confirm`.
         gap: The train/eval gap by cause and layer; None before `explain`.
     """
 
@@ -50,8 +51,11 @@ class Diagnosis:
 
     @property
     def findings(self) -> list[Finding]:
-        """Errors, warnings and infos; the most severe first, causes before effects."""
-        return ranked(self.readings)
+        """Errors, warnings and infos, one per cause with all its layers.
+
+        The most severe come first, causes before their consequences.
+        """
+        return by_cause(self.readings)
 
     @property
     def errors(self) -> list[Finding]:
@@ -65,12 +69,12 @@ class Diagnosis:
 
     @property
     def not_judged(self) -> list[Finding]:
-        """What could not be judged, and why."""
+        """Results of checks that had too little data, with the reason."""
         return [f for f in self.readings if f.severity == "not_judged"]
 
     @property
     def clear(self) -> list[Finding]:
-        """What was looked at and found in order, with the measured values."""
+        """Results of checks that found no fault, with the measured values."""
         return [f for f in self.readings if f.severity == "clear"]
 
     @property
@@ -80,20 +84,20 @@ class Diagnosis:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether there is neither an error nor a warning."""
+        """True where there is neither an error nor a warning."""
         return not self.named
 
     def confirm(self) -> Diagnosis:
-        """Try the remedy of each alarm on a copy, and say whether it helps.
+        """Try the repair of each alarm on a copy, and measure its effect.
 
-        Where the running statistics are at fault, they are replaced by those of the
-        examination, and eval mode is measured again on the same batches. What eval
-        mode does not show is examined again. Remedies that take training (other
-        layers, other weights, another loop) are named in `fix` and not tried.
+        Faulty running statistics are replaced by those of the examination, and eval
+        mode is measured again on the same batches. Faults that eval mode does not show
+        are examined again. Fixes that need training (other layers, other weights,
+        another loop) are named in `fix` and not tried.
 
         Returns:
-            A new diagnosis with `confirmations`, in which a warning whose remedy helps
-            has become an error. Findings without a remedy stay as they are.
+            A new diagnosis with `confirmations`, in which a warning whose repair helps
+            has become an error. Findings without a repair are unchanged.
 
         Raises:
             ArgumentError: The diagnosis holds no case, or was made without a loss.
@@ -104,7 +108,7 @@ class Diagnosis:
                 "by normkit.diagnose(model, loader, loss_fn)"
             )
         confirmations = confirm(
-            self.case, self.statistics, self.findings, checks.CHECKS
+            self.case, self.statistics, ranked(self.readings), checks.CHECKS
         )
         helps = {c.id for c in confirmations if c.helps}
         readings = [
@@ -118,8 +122,8 @@ class Diagnosis:
     def explain(self) -> Diagnosis:
         """Split the train/eval gap over causes and layers, as `explain_gap` does.
 
-        It takes one pass per layer and cause. Without a metric the gap is that of the
-        loss, with the sign such that a positive part is what eval mode loses.
+        This takes one pass per layer and cause. Without a metric the gap is that of
+        the negative loss, so a positive part is a loss of eval mode.
 
         Returns:
             The same diagnosis with `gap`.
@@ -149,16 +153,16 @@ class Diagnosis:
         """Watch some steps of training, for the checks that need weights that move.
 
         Args:
-            steps: How many.
+            steps: Number of steps.
             optimizer: The optimizer of the examined model. Without `train`, copies of
                 both are trained on the batches of the examination.
-            train: `train(steps)`, the program's own loop on the examined model, which
-                is put back afterwards, and so is the optimizer. D08, D09 and D15 are
-                about this loop and are judged only with it.
+            train: `train(steps)`, the program's own loop on the examined model. Model
+                and optimizer are restored afterwards. D08, D09 and D15 judge this loop
+                and are not judged without it.
 
         Returns:
-            A new diagnosis with the readings that training adds: of checks that were
-            not judged without it, and of gradients (D24, D25) while it goes on.
+            A new diagnosis with the results that training adds: of checks that were
+            not judged without it, and of gradients (D24, D25) during training.
 
         Raises:
             ArgumentError: `steps` is below 1, there is neither an optimizer nor
@@ -170,9 +174,9 @@ class Diagnosis:
             raise ArgumentError("train needs the model, and the diagnosis holds none")
         optimizer = None if optimizer is None else unwrapped_optimizer(optimizer)
         if train is not None:
-            found = observed(self.case, train, optimizer, steps)
+            found = watch_own_loop(self.case, train, optimizer, steps)
         elif optimizer is not None:
-            found = rehearsed(self.case, optimizer, steps)
+            found = train_copy(self.case, optimizer, steps)
         else:
             raise ArgumentError("train needs an optimizer, or train= for your own loop")
         judged = {f.id for f in self.readings if f.severity != "not_judged"}
@@ -181,46 +185,62 @@ class Diagnosis:
             for f in found
             if f.id not in judged or (f.id in ("D24", "D25") and f.is_alarm)
         ]
-        told = {f.id for f in added}
+        replaced = {f.id for f in added}
         kept = [
-            f for f in self.readings if f.severity != "not_judged" or f.id not in told
+            f
+            for f in self.readings
+            if f.severity != "not_judged" or f.id not in replaced
         ]
         readings = sorted([*kept, *added], key=lambda f: f.id)
         return replace(self, readings=readings)
 
-    def repair(self, model: nn.Module | None = None) -> list[str]:
-        """Apply the remedies of all alarms to the model, in place.
+    def repair(self, model: nn.Module | None = None) -> RepairResult:
+        """Apply the repairs that improve the model, in place; decline the others.
+
+        Each repair is first confirmed on a copy, as `confirm` does, with batches held
+        out. It is applied only where the gain in eval mode is above two standard
+        errors, or where the alarm disappears and eval mode is no worse. Without a loss
+        or with a single batch nothing can be confirmed, and all repairs are declined.
 
         Running statistics take the values of the examination, and a momentum that D04
         names becomes torch's 0.1. A layer that D06 or D07 names becomes one of
-        `normkit.nn` with the same state, that takes a batch of one or stays frozen;
-        one that D16 names goes to float32; a softmax before a loss that has its own
-        (D34) becomes an identity. No weight changes its value. What `confirm` saw do
-        harm is left out.
+        `normkit.nn` with the same state, which takes a batch of one or stays frozen;
+        one that D16 names is converted to float32; a softmax before a loss that applies
+        its own (D34) becomes an identity. No weight changes its value.
 
         Args:
             model: The model; the one that was examined by default.
 
         Returns:
-            The ids of the checks whose remedies were applied, in the order of `named`.
+            The ids of the checks whose repairs were applied, in the order of `named`;
+            its `declined` has the others, each with the reason.
         """
         if model is None and self.case is not None:
             model = self.case.model
         if model is None:
             raise ArgumentError("repair needs a model, and the diagnosis holds none")
         model = unwrapped(model)
-        harmful = {c.id for c in self.confirmations if c.harms}
-        groups = {
-            id_: group
-            for id_, group in remedied(self.findings, self.statistics).items()
-            if id_ not in harmful
-        }
+        groups = repairable(ranked(self.readings), self.statistics)
+        confirmations, missing = self.confirmations, "a loss_fn is needed to confirm it"
+        if groups and self.case is not None and self.statistics.evaluation is not None:
+            confirmations = confirmations or self.confirm().confirmations
+            missing = "its repair is that of the other findings"
+            if len(self.case.batches) < 2:
+                missing = "two batches are needed to confirm it"
+        confirmed = {c.id: c for c in confirmations}
+        good = {id_ for id_ in groups if id_ in confirmed and confirmed[id_].improves}
         for id_, group in groups.items():
-            REMEDIES[id_](model, self.statistics, group)
-        return [id_ for id_ in self.named if id_ in groups]
+            if id_ in good:
+                REPAIRS[id_](model, self.statistics, group)
+        declined = {
+            id_: confirmed[id_].to_text() if id_ in confirmed else f"{id_}: {missing}"
+            for id_ in self.named
+            if id_ in groups and id_ not in good
+        }
+        return RepairResult([id_ for id_ in self.named if id_ in good], declined)
 
     def summary(self) -> str:
-        """The outcome in one sentence."""
+        """Return the outcome as one sentence."""
         seen = (
             f"{len(self.statistics.layers)} layers, {self.statistics.samples} samples"
         )
@@ -239,30 +259,61 @@ class Diagnosis:
         first = self.findings[0]
         return f"{', '.join(counts)} in {seen}; first {first.id} {first.name}."
 
+    def verdict(self) -> str:
+        """Return the outcome, its cost, the first cause and its fix, one line each."""
+        if not self.named:
+            return self.summary()
+        first = self.findings[0]
+        cost = "not measured: there is no loss_fn"
+        if self.statistics.evaluation is not None:
+            gaps = [f.evidence for f in self.errors + self.warnings if f.id == "D02"]
+            cost = gaps[0] if gaps else "eval mode is not worse than batch statistics"
+        return "\n".join(
+            [
+                self.summary(),
+                f"cost       {cost}",
+                f"cause      {first.id} {first.name} in {first.where}",
+                f"fix        {first.fix}",
+            ]
+        )
+
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one row per cause, for tables in notebooks."""
+        return [
+            {
+                "severity": f.severity,
+                "check": f"{f.id} {f.name}",
+                "layer": f.where,
+                "value": f.value,
+                "threshold": f.threshold,
+                "evidence": f.evidence,
+                "fix": f.fix,
+            }
+            for f in self.findings
+        ]
+
     def to_text(self) -> str:
-        """The findings, one check after the other, worst layer first."""
-        lines = [self.summary()]
-        for id_ in dict.fromkeys(f.id for f in self.findings):
-            group = [f for f in self.findings if f.id == id_]
-            lines.append("")
-            lines += [f.to_text() for f in group[:1]]
-            lines += [f"{'':10s} also {f.where}: {f.evidence}" for f in group[1:]]
+        """Return the verdict, then the findings, one per cause."""
+        lines = [self.verdict()]
+        for finding in self.findings:
+            lines += ["", finding.to_text()]
         if self.confirmations:
             lines += ["", *(c.to_text() for c in self.confirmations)]
         if self.gap is not None:
             lines += ["", self.gap.to_text()]
         if self.not_judged:
-            lines += ["", *(f.to_text() for f in self.not_judged)]
+            lines += ["", *(f.to_text() for f in grouped(self.not_judged))]
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """The diagnosis as JSON, in the schema `normkit.diagnosis/1`.
+        """Return the diagnosis as JSON, in the schema `normkit.diagnosis/1`.
 
         An object with `schema`, `summary`, `named` (ids, in order), `samples`,
         `batches`, and the lists `findings`, `not_judged` and `clear`. Each entry of a
-        list has `id`, `name`, `layer`, `severity`, `value`, `threshold`, `evidence`,
-        `fix` and `details`. The list `confirmations` has `id`, `measure`, `before`,
-        `after`, `error`, `helps` and `harms`. `gap` is null, or what `explain` found.
+        list has `id`, `name`, `layer`, `layers` (all with the same cause), `severity`,
+        `value`, `threshold`, `evidence`, `fix` and `details`. The list `confirmations`
+        has `id`, `measure`, `before`, `after`, `error`, `helps`, `harms` and
+        `improves`. `gap` is null before `explain`.
         A number that is not finite is a string ("nan", "inf"). docs/guide/doctor.md
         has the schema; `normkit.doctor.schema.DIAGNOSIS` is the same for a validator.
         """
@@ -284,10 +335,10 @@ class Diagnosis:
         )
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The diagnosis as one self-contained page, written to `path` if given."""
-        from normkit.doctor.report import diagnosis_page
-
-        page = diagnosis_page(self)
+        """Return the diagnosis as one HTML page, written to `path` if given."""
+        page = diagnosis_page(
+            self.summary(), self.readings, self.statistics, self.confirmations, self.gap
+        )
         if path is not None:
             page.write(path)
         return page.to_html()
@@ -309,12 +360,12 @@ def diagnose(
     """Find what is wrong with the normalization of a model, by name and layer.
 
     The same batches go through the model three times with the weights held still: as
-    in training, with batch statistics but no dropout, and in eval mode. The checks
-    then read what the layers saw.
+    in training, with batch statistics and dropout off, and in eval mode. The checks
+    then read the measurements of each layer.
 
     Args:
-        model: Any module; it is left bit for bit as it was, and so are the random
-            states. Its passes run on a copy when it can be copied.
+        model: Any module. The model and all random states are restored bit for bit;
+            the passes run on a copy when it can be copied.
         loader: Batches as in training, in the size and order of training:
             `(inputs, targets)`, inputs a tensor, a tuple of positional arguments or a
             mapping of named ones.
@@ -325,10 +376,9 @@ def diagnose(
         metric: `metric(output, targets)`, higher is better. For scores `(N, K)` and
             integer targets `(N,)` it is the accuracy unless given.
         max_batches: The most batches to draw from the loader.
-        gradient_batches: On how many of them gradients are taken.
+        gradient_batches: Number of batches on which gradients are computed.
         checks_to_run: Ids of the checks, such as `["D01"]`; all by default.
-        seed: Of everything that draws numbers meanwhile, so that a diagnosis of the
-            same model on the same batches is the same.
+        seed: Random seed; the same model, batches and seed give the same diagnosis.
 
     Returns:
         The `Diagnosis`, with `findings`, `not_judged` and `clear`.

@@ -1,37 +1,59 @@
-"""What a check says about one layer: a reading, and what follows from it.
+"""A finding: the result of one check on one layer.
 
-A check that looked and saw nothing says `clear`, with the value it measured. A check
-that had too little to look at says `not_judged`, with the reason; it never says clear.
+A check that measured and saw no fault reports `clear`, with the measured value. A check
+that had too little data reports `not_judged`, with the reason; it never reports clear.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-__all__ = ["SEVERITIES", "Finding", "Severity", "plain"]
+__all__ = [
+    "SEVERITIES",
+    "Finding",
+    "Severity",
+    "by_cause",
+    "grouped",
+    "plain",
+    "ranked",
+]
 
 Severity = Literal["error", "warning", "info", "clear", "not_judged"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
+# Causes before their consequences: of two findings of one severity, the one that
+# explains the other comes first.
+CAUSES_FIRST = (
+    # Causes that no other finding explains,
+    *("D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33", "D29"),
+    *("D16", "D28", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
+    # their consequences in the statistics and in the signals,
+    *("D01", "D18", "D21", "D20", "D22", "D23", "D24", "D25", "D27"),
+    # and the symptoms that the user sees.
+    *("D02", "D14", "D19", "D10"),
+)
+
 
 @dataclass(frozen=True)
 class Finding:
-    """The reading of one check on one layer.
+    """The result of one check on one layer.
 
     Attributes:
-        id: The check, "D01" to "D34"; it never changes its meaning.
-        name: The check in a word, such as "stale_statistics".
+        id: The check, "D01" to "D34"; its meaning never changes.
+        name: Short name of the check, such as "stale_statistics".
         layer: Dotted name of the layer; "" when the finding is about the whole model.
         severity: "error" (results are wrong), "warning" (harm is likely), "info"
-            (worth knowing), "clear" (looked, nothing found) or "not_judged".
-        value: What was measured; nan when nothing could be.
+            (worth knowing), "clear" (measured, no fault) or "not_judged".
+        value: The measured value; nan when nothing could be measured.
         threshold: The threshold it crossed, or for "clear" the first it would cross.
         evidence: One sentence with the numbers, or why it was not judged.
-        fix: What to do about it; empty when there is nothing to do.
+        fix: How to fix it; empty when there is nothing to do.
         details: More numbers by name, plain data.
+        layers: All layers with the same cause, `layer` first; empty in a result of one
+            check on one layer.
     """
 
     id: str
@@ -43,35 +65,39 @@ class Finding:
     evidence: str = ""
     fix: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
 
     @property
-    def stands(self) -> bool:
-        """Whether there is something to report: error, warning or info."""
+    def is_reported(self) -> bool:
+        """True for an error, a warning or an info."""
         return self.severity in ("error", "warning", "info")
 
     @property
     def is_alarm(self) -> bool:
-        """Whether it is an error or a warning."""
+        """True for an error or a warning."""
         return self.severity in ("error", "warning")
 
     @property
     def where(self) -> str:
-        """The layer's name, or "the model"."""
-        return self.layer or "the model"
+        """The layer's name, or "the model", and the number of other layers."""
+        others = len(self.layers) - 1
+        more = f" and {others} more layer{'s' * (others > 1)}" if others > 0 else ""
+        return (self.layer or "the model") + more
 
     def to_text(self) -> str:
-        """The finding in one or two lines."""
+        """Return the finding as one or two lines."""
         head = f"{self.severity:10s} {self.id} {self.name}  {self.where}"
         if self.severity in ("clear", "not_judged"):
             return f"{head}: {self.evidence}"
         return f"{head}: {self.evidence}\n{'':10s} fix: {self.fix}"
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as plain data; numbers that JSON has no word for are strings."""
+        """Return the finding as plain data; nan and infinity become strings."""
         return {
             "id": self.id,
             "name": self.name,
             "layer": self.layer,
+            "layers": [name for name in self.layers or (self.layer,) if name],
             "severity": self.severity,
             "value": plain(self.value),
             "threshold": plain(self.threshold),
@@ -81,8 +107,38 @@ class Finding:
         }
 
 
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """Return errors, warnings and infos: by severity, causes before consequences."""
+    return sorted(
+        (finding for finding in findings if finding.is_reported),
+        key=lambda f: (SEVERITIES.index(f.severity), CAUSES_FIRST.index(f.id)),
+    )
+
+
+def by_cause(readings: Iterable[Finding]) -> list[Finding]:
+    """Return one finding per cause, with all its layers, in the order of `ranked`."""
+    return grouped(ranked(readings))
+
+
+def grouped(findings: Iterable[Finding]) -> list[Finding]:
+    """Return one finding for all those of one check with the same fix.
+
+    It is the first of them, and its layers are those with an alarm where it is one.
+    """
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.id, finding.fix), []).append(finding)
+    return [
+        replace(
+            group[0],
+            layers=tuple(f.layer for f in group if f.is_alarm == group[0].is_alarm),
+        )
+        for group in groups.values()
+    ]
+
+
 def plain(value: Any) -> Any:
-    """`value` with everything JSON cannot hold made into strings or lists."""
+    """Return `value` with everything JSON cannot hold made into strings or lists."""
     if isinstance(value, bool | int | str) or value is None:
         return value
     if isinstance(value, float):

@@ -30,6 +30,7 @@ _FINDING = _record(
     id={"type": "string", "pattern": "^D[0-9][0-9]$"},
     name=_TEXT,
     layer=_TEXT,
+    layers=_list(_TEXT),
     severity={"enum": ["error", "warning", "info", "clear", "not_judged"]},
     value=_NUMBER,
     threshold=_NUMBER,
@@ -45,6 +46,7 @@ _CONFIRMATION = _record(
     error=_NUMBER,
     helps={"type": "boolean"},
     harms={"type": "boolean"},
+    improves={"type": "boolean"},
 )
 _PART = _record(name=_TEXT, value=_NUMBER, error=_NUMBER)
 _GAP = _record(

@@ -1,4 +1,4 @@
-"""What `watch` recorded, for TensorBoard."""
+"""Write the record of `watch` for TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["write_history"]
 def write_history(history: Mapping[str, Any], writer: Any) -> int:
     """Write every series of a history as scalars, one per layer and step.
 
-    The tag is `normkit/SERIES/LAYER`, so that one chart holds one quantity; what was
-    logged goes to `normkit/NAME`. Gaps are left out.
+    The tag is `normkit/SERIES/LAYER`, so one chart holds one quantity; logged numbers
+    go to `normkit/NAME`. Gaps are left out.
 
     Args:
         history: `Watch.history`.
-        writer: A folder, or anything with `add_scalar(tag, value, step)` such as
+        writer: A folder, or an object with `add_scalar(tag, value, step)` such as
             `torch.utils.tensorboard.SummaryWriter`, which is flushed and stays open.
 
     Returns:

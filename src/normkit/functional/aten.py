@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from normkit.functional.autograd import run
-from normkit.functional.memory import memory_mode
+from normkit.functional.memory.block import memory_mode
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.loading import library

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from normkit.functional import differentiable
-from normkit.functional.int8_activations import from_bytes, to_bytes
-from normkit.functional.memory import (
-    is_remembered,
-    is_remembered_sum,
+from normkit.functional.memory.block import memory_mode
+from normkit.functional.memory.int8_activations import from_bytes, to_bytes
+from normkit.functional.memory.recipes import (
+    is_recomputable,
+    is_recomputable_sum,
     keep,
-    memory_mode,
-    remember,
+    make_recomputable,
 )
 from normkit.functional.passes import Passes
 from normkit.kernels.cpu.call import NativeCall
@@ -45,11 +45,11 @@ Call = NativeCall | Passes
 class Job:
     """What a caller wants beyond the values, and what a forward keeps for it."""
 
-    __slots__ = ("dtype", "keeps_bytes", "kept", "remembers", "wants_moments")
+    __slots__ = ("dtype", "keeps_bytes", "kept", "recomputes", "wants_moments")
 
     def __init__(self, *, wants_moments: bool) -> None:
         self.wants_moments = wants_moments
-        self.keeps_bytes = self.remembers = False
+        self.keeps_bytes = self.recomputes = False
         self.kept: tuple[Tensor, ...] = ()
         self.dtype: torch.dtype | None = None
 
@@ -73,7 +73,7 @@ class Normalize(torch.autograd.Function):
             "some" if job is None or not job.wants_moments else "all",
         )
         gated = None
-        if residual is not None and not (job is not None and job.remembers):
+        if residual is not None and not (job is not None and job.recomputes):
             if call.spec.activation == "relu":
                 # The next layer keeps y anyway; the residual would be kept for us.
                 residual, gated = None, y
@@ -192,13 +192,13 @@ def run(
             job.keeps_bytes = mode == "int8" and (
                 mask is None and (residual is not None or activation == "none")
             )
-            job.remembers = (
+            job.recomputes = (
                 mask is None and not job.keeps_bytes and _pays(residual, activation)
             )
         y = _apply(x, weight, bias, residual, mask, (call, running, job))
-        if job.remembers:
+        if job.recomputes:
             again = _again(call, job.kept, x, weight, bias, residual)
-            remember(y, again, is_sum=residual is not None)
+            make_recomputable(y, again, is_sum=residual is not None)
         kept = job.kept
     else:
         keeps = "nothing" if found is None else "all"
@@ -212,10 +212,10 @@ def _pays(residual: Tensor | None, activation: str) -> bool:
     """Return whether keeping the residual for the output keeps no more than before."""
     if residual is None:
         return True
-    if is_remembered_sum(residual):
+    if is_recomputable_sum(residual):
         return False
     # A plain sum needs no residual for its gradients.
-    return activation != "none" or is_remembered(residual)
+    return activation != "none" or is_recomputable(residual)
 
 
 def _again(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from normkit.functional import differentiable
-from normkit.functional.memory import memory_mode
+from normkit.functional.memory.block import memory_mode
 from normkit.kernels.choose import asked_for, backend_named, choose
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import GpuBackend

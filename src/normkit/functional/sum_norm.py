@@ -15,7 +15,7 @@ from torch import Tensor
 
 from normkit.errors import ShapeError
 from normkit.functional.autograd import gradients
-from normkit.functional.memory import memory_mode
+from normkit.functional.memory.block import memory_mode
 from normkit.functional.signature import find, remember, signature
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm
-from normkit.functional.memory import Mode, is_remembered, less_memory
-from normkit.functional.recomputable import Recomputable
+from normkit.functional.memory.block import Mode
+from normkit.functional.memory.less_memory import less_memory
+from normkit.functional.memory.recipes import is_recomputable
+from normkit.functional.memory.recomputable import Recomputable
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.nn.batch_statistics import (
     ESTIMATORS,
@@ -189,7 +191,7 @@ class BatchNormLayer(BatchStatisticsLayer):
             return compute()  # a compiler decides itself what it keeps
         with less_memory(self.memory):
             y = compute()
-        return Recomputable.of(y) if is_remembered(y) else y
+        return Recomputable.of(y) if is_recomputable(y) else y
 
     def extra_repr(self) -> str:
         """The arguments of torch's layer, and what differs from its behaviour."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from normkit.functional import batch_norm
-from normkit.functional.memory import memory_mode
+from normkit.functional.memory.block import memory_mode
 from normkit.nn.parameters import learned
 from normkit.torch_state import is_compiling, is_observed
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.overrides import resolve_name
 from torch.utils._pytree import tree_map_only
 
-from normkit.functional.recomputable import Recomputable
+from normkit.functional.memory.recomputable import Recomputable
 from normkit.nn.deferral import (
     OTHER_SUMMAND,
     Deferral,

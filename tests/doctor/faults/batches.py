@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from doctor.faults.planting import OFF, STEPS, Program, data, fault, usual
-from doctor.patients import SEQUENCES, batches, build, digits, norms, train
+from doctor.models import SEQUENCES, batches, build, digits, norms, train
 
 __all__ = []
 
@@ -91,7 +91,9 @@ def ranks_apart(net: str, is_bad: bool) -> Program:
     """Two ranks with four samples each."""
 
     def two_ranks() -> AbstractContextManager[Any]:
-        return mock.patch("normkit.doctor.examine._world_size", return_value=2)
+        return mock.patch(
+            "normkit.doctor.examination.examine._world_size", return_value=2
+        )
 
     made = small_batches(net, is_bad)
     return Program(made.model, made.data, meanwhile=two_ranks, at=made.at)

@@ -3,7 +3,7 @@
 from torch import nn
 
 from doctor.faults.planting import Program, data, fault, names_of, usual, weights_of
-from doctor.patients import build, train
+from doctor.models import build, train
 
 __all__ = []
 

@@ -12,7 +12,7 @@ from doctor.faults.planting import (
     usual,
     weights_of,
 )
-from doctor.patients import batches, build, norms, train
+from doctor.models import batches, build, norms, train
 from normkit.calibrate import calibrate
 from normkit.init import initialize
 

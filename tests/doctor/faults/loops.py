@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from doctor.faults.planting import LOSS, Program, data, fault, names_of, weights_of
-from doctor.patients import batches, build, norms, train
+from doctor.models import batches, build, norms, train
 from normkit.doctor import watch
 
 __all__ = []

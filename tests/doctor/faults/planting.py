@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from doctor.patients import NETS, SEQUENCES, batches, norms, trained
+from doctor.models import NETS, SEQUENCES, batches, norms, trained
 from normkit.doctor import Finding, diagnose
-from normkit.doctor.order import ranked
+from normkit.doctor.finding import ranked
 
 __all__ = [
     "ALL_NETS",

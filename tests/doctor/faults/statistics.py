@@ -13,7 +13,7 @@ from doctor.faults.planting import (
     names_of,
     usual,
 )
-from doctor.patients import build, norms, train, trained
+from doctor.models import build, norms, train, trained
 
 __all__ = []
 

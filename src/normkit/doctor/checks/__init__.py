@@ -1,12 +1,11 @@
-"""The checks: pure functions from what was measured to what follows from it.
+"""The checks: pure functions from measurements to findings.
 
-Each takes a `Statistics` and yields a `Finding` for every layer it looked at: an
-error, a warning, an info, `clear` with the value, or `not_judged` with the reason.
-Grouped by question: `population` (do the running statistics describe the inputs?),
-`buffers` (can they be what they claim?), `batches` (does one batch speak for the
-data?), `modes` (was every layer in the right mode?), `weights` (have the weights what
-they need?), `saturation` (can the units still learn?), `flow` (do signals and gradients
-pass?), `basics` (input, output, order of the layers).
+Each takes a `Statistics` and yields a `Finding` for every layer it checks: an error, a
+warning, an info, `clear` with the value, or `not_judged` with the reason. Grouped by
+subject: `population` (running statistics against the inputs), `buffers` (values and
+precision of the running statistics), `batches` (size and mixing of the batches),
+`modes` (training and eval mode), `weights`, `saturation`, `flow` (signals and gradients
+over the depth), `basics` (input, output, order of the layers).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from normkit.doctor.checks import (
     weights,
 )
 from normkit.doctor.finding import Finding
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 from normkit.errors import ArgumentError
 
 __all__ = ["CHECKS", "run"]
@@ -50,10 +49,10 @@ CHECKS: dict[str, Check] = dict(
 
 
 def run(statistics: Statistics, only: Iterable[str] | None = None) -> list[Finding]:
-    """Every reading of every check.
+    """Run the checks, and return all their results.
 
     Args:
-        statistics: What was measured.
+        statistics: The measurements.
         only: Ids of the checks to run; all of them by default.
 
     Raises:
@@ -65,4 +64,12 @@ def run(statistics: Statistics, only: Iterable[str] | None = None) -> list[Findi
         raise ArgumentError(
             f"no check is called {', '.join(unknown)}; there are {', '.join(CHECKS)}"
         )
+    if statistics.single_value is not None:
+        reason = "training mode fails in a batch norm with one value per channel (D05)"
+        return [
+            finding
+            for id_ in ids
+            for finding in list(CHECKS[id_](statistics))
+            or [Finding(id_, CHECKS[id_].__name__, "", "not_judged", evidence=reason)]
+        ]
     return [finding for id_ in ids for finding in CHECKS[id_](statistics)]

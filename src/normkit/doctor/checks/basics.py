@@ -1,4 +1,4 @@
-"""Are input, output and order of the layers as they should be?"""
+"""Checks of the input, the output and the order of the layers: D28, D29, D34."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import LEAST_SAMPLES, above, too_few
+from normkit.doctor.checks.thresholds import MIN_SAMPLES, above, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = ["CHECKS", "basics", "input_scale", "norm_choice"]
 
@@ -16,11 +16,12 @@ __all__ = ["CHECKS", "basics", "input_scale", "norm_choice"]
 # pass (MNIST: mean .13, sd .31), pixels from 0 to 255 (sd 79) and years do not.
 INPUT_MEAN = 3.0
 INPUT_LOW, INPUT_HIGH = 0.05, 20.0
-# Standard deviation of an output below which a norm has erased its input: over two
-# values or more it is about the scale, 1; over one, rounding left 1e-5 (measured).
+# Standard deviation of the output below which a norm has erased its input: over two
+# values or more it is about the scale, 1; over one value rounding leaves 1e-5
+# (measured).
 ERASED = 1e-3
-# Standard deviation over samples against the rms: a constant answer. float32 rounds
-# at 6e-8, and some ten operations lie between.
+# Standard deviation over samples divided by the rms, for a constant output: float32
+# rounds at 6e-8, and about ten operations lie between.
 CONSTANT = 1e-6
 # Loss at the start against ln C; twice is the threshold of TheDeepChecker.
 START_RATIO = 2.0
@@ -31,11 +32,11 @@ _D34 = partial(Finding, "D34", "basics")
 
 
 def input_scale(statistics: Statistics) -> Iterator[Finding]:
-    """D28: inputs far from zero mean and unit variance."""
+    """Check D28: inputs far from zero mean and unit variance."""
     found = None if statistics.data is None else statistics.data.input
     if found is None or not statistics.layers:
         return
-    if int(found.count) < LEAST_SAMPLES:
+    if int(found.count) < MIN_SAMPLES:
         reason = f"{int(found.count)} input values are too few"
         yield _D28("", "not_judged", evidence=reason)
         return
@@ -55,7 +56,7 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
     is_wide = not INPUT_LOW <= sd <= INPUT_HIGH
     severity: Severity = "warning" if is_far or is_wide else "clear"
     if first.role == "norm":
-        # The first layer takes any scale out again.
+        # The first layer removes any scale.
         severity = "clear"
     threshold = INPUT_HIGH if sd > 1 else INPUT_LOW
     if is_far and not is_wide:
@@ -71,17 +72,22 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
 
 
 def norm_choice(statistics: Statistics) -> Iterator[Finding]:
-    """D29: a normalization that erases its input, or sees sequences of many lengths."""
+    """Check D29: a norm that erases its input, or sequences of many lengths."""
     for layer in statistics.of_role("norm"):
         if layer.input is None or layer.output is None:
             continue
         given, left = (float(m.var.sqrt()) for m in (layer.input, layer.output))
         is_erased = given > ERASED and not left > ERASED * given / max(given, 1.0)
-        stream = None if layer.norm is None or layer.norm.frozen else layer.norm.stream
+        stream = (
+            None if layer.norm is None or layer.norm.frozen else layer.norm.in_training
+        )
         low, high = (0, 0) if stream is None else stream.lengths
         reason = ""
-        if int(layer.input.count) < LEAST_SAMPLES:
+        scale = None if layer.norm is None else layer.norm.weight
+        if int(layer.input.count) < MIN_SAMPLES:
             reason = f"{int(layer.input.count)} values are too few"
+        elif scale is not None and not scale.any():
+            reason = "its scale is zero, as at the start of a residual branch"
         elif high and stream is not None and stream.batches < 2 and not is_erased:
             reason = "one batch does not show whether lengths vary"
         if reason:
@@ -106,7 +112,7 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
 
 
 def basics(statistics: Statistics) -> Iterator[Finding]:
-    """D34: what is wrong before any normalization is."""
+    """Check D34: output, loss and order of the layers."""
     yield from _linear_after_linear(statistics)
     out, data = statistics.output, statistics.evaluation
     if out is None:
@@ -117,7 +123,7 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
             "warning",
             1.0,
             0.0,
-            "the output is a softmax already, and cross_entropy applies another",
+            "the output is already a softmax, and cross_entropy applies another",
             "give cross_entropy the logits: drop the last softmax",
             {"softmax": out.softmax},
         )
@@ -131,7 +137,7 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
             out.scale,
             math.inf,
             "the output holds values that are not finite",
-            "look for the first layer whose output is not, and at what it is given",
+            "find the first layer whose output is not finite, and check its input",
         )
     elif not out.spread > CONSTANT * out.scale:
         yield _D34(
@@ -154,18 +160,19 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
         severity,
         loss,
         threshold,
-        f"the loss at the start is {loss:.3g}; a guess among {out.units} classes costs "
-        f"{chance:.3g}",
+        f"the loss at the start is {loss:.3g}; the loss of a guess among {out.units} "
+        f"classes is {chance:.3g}",
         "start the last layer with smaller weights: "
         "normkit.initialize(model, example_inputs=inputs)",
     )
 
 
 def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
-    """Two linear layers in a row are one, unless the first is a bottleneck."""
+    """Check for two linear layers in a row, which are one unless a bottleneck."""
     by_name = {layer.name: layer for layer in statistics.layers}
     for layer in statistics.layers:
-        before = by_name.get(layer.fed_by)
+        # A model that is one layer has the name "", as has no layer.
+        before = by_name.get(layer.fed_by) if layer.fed_by else None
         if before is None or layer.features is None or before.features is None:
             continue
         given, middle = before.features
@@ -176,7 +183,7 @@ def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
             "warning",
             1.0,
             0.0,
-            f"{before.name} feeds it with nothing between: the two are one linear map",
+            f"{before.name} is its input, directly: the two are one linear map",
             "put an activation between them, or merge them",
         )
 

@@ -1,10 +1,10 @@
-"""Does one batch speak for the data?
+"""Checks of the batches: size, mixing, padding: D05, D06, D11 to D13, D15, D30, D33.
 
     n_eff = var / Var(batch mean)
 
-is the number of independent values that a batch amounts to; neighbouring positions of
-one image count for little. F compares the means of batches with the means of samples
-inside them, and is 1 when batches are drawn at random.
+is the number of independent values in a batch; neighbouring positions of one image add
+little to it. F compares the variance between batch means with that between the means
+of samples inside a batch, and is 1 when batches are drawn at random.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import partial
 
 import torch
 
-from normkit.doctor.checks.judge import NOT_ITS_LOOP, above, below, too_few
+from normkit.doctor.channel_statistics import ChannelStatistics
+from normkit.doctor.checks.thresholds import NOT_ITS_LOOP, above, below, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
-from normkit.doctor.streams import ChannelStream
+from normkit.doctor.measurements import Statistics
 
 __all__ = [
     "CHECKS",
@@ -35,9 +35,9 @@ __all__ = [
 # Samples per batch: accuracy on digits fell by 32 points at 2 and by 1 at 4; on
 # ImageNet by 11, 3.7 and 1.2 points at 2, 4 and 8 (Wu & He 2018).
 SMALL_WARNING, SMALL_ERROR = 8, 2
-# Many independent positions make up for few samples, so far: of 16 values a variance
-# is off by √(2/16) = 35 %, which is D01's warning.
-LEAST_EFFECTIVE = 16.0
+# Many independent positions compensate few samples: the standard error of a variance
+# of 16 values is √(2/16) = 35 %, D01's warning.
+MIN_EFFECTIVE = 16.0
 
 # var with dropout off / var with dropout on: .97 to 1.05 without dropout before it,
 # .78 to .85 at p = .2, .43 to .46 at p = .5.
@@ -50,11 +50,16 @@ PADDING_SHIFT, PADDING_RATIO = 0.1, 0.85
 # sorted by class 14 to 64.
 MIXED_WARNING, MIXED_ERROR = 2.5, 6.0
 # Of 20 batches F has a spread of √(2/19) = .32: 2.5 is 4.6 of it above 1.
-LEAST_BATCHES = 20
+MIN_BATCHES = 20
 
-# The average of two calls lies between them, and each is off by about half of what
-# they are apart: .25 and .38, D01's warnings.
+# The average of two calls lies between them, so each is off by about half their
+# distance: .25 and .38, D01's warnings.
 CALL_MEAN, CALL_VAR = 0.5, 1.0
+
+_LARGER = (
+    "use group norm (normkit.convert(model, to='group')), SyncBatchNorm over ranks, or "
+    "freeze the batch norms with good statistics"
+)
 
 _D05 = partial(Finding, "D05", "batch_too_small")
 _D06 = partial(Finding, "D06", "last_batch_of_one")
@@ -67,17 +72,27 @@ _D33 = partial(Finding, "D33", "shared_norm")
 
 
 def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
-    """D05: too few values per channel in a batch to estimate a mean and a variance."""
+    """Check D05: too few values per channel in a batch for a mean and a variance."""
+    if statistics.single_value is not None:
+        yield _D05(
+            statistics.single_value,
+            "error",
+            1.0,
+            SMALL_ERROR,
+            "its batches have one value per channel, and training mode fails",
+            _LARGER,
+            {"fewest_values": 1},
+        )
     for layer, norm in statistics.norms:
-        if norm.frozen or norm.stream is None:
+        if norm.frozen or norm.in_training is None:
             continue
-        samples = float(norm.stream.sample_means.count.max()) / norm.stream.batches
-        # In eval mode: in training mode the layers before would pin the batch means.
+        samples = norm.in_training.samples_per_batch
+        # In eval mode: in training mode the layers before it fix the batch means.
         effective = math.nan
-        if norm.evaluated is not None:
-            effective = effective_values(norm.evaluated)
+        if norm.in_eval is not None:
+            effective = effective_values(norm.in_eval)
         severity: Severity = "warning" if samples <= SMALL_WARNING else "clear"
-        if samples <= SMALL_ERROR and not effective > LEAST_EFFECTIVE:
+        if samples <= SMALL_ERROR and not effective > MIN_EFFECTIVE:
             severity = "error"
         threshold = SMALL_ERROR if severity == "error" else SMALL_WARNING
         yield _D05(
@@ -86,24 +101,23 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             samples,
             threshold,
             f"{samples:.3g} samples per batch"
-            + (f", worth {effective:.3g} independent values" if effective > 0 else ""),
-            "use group norm (normkit.convert(model, to='group')), SyncBatchNorm over "
-            "ranks, or freeze the batch norms with good statistics",
-            {"n_eff": effective, "fewest_values": norm.stream.values},
+            + (f", {effective:.3g} independent values" if effective > 0 else ""),
+            _LARGER,
+            {"n_eff": effective, "fewest_values": norm.in_training.values},
         )
 
 
-def effective_values(stream: ChannelStream) -> float:
-    """How many independent values a batch amounts to; nan when it cannot be told."""
-    if stream.batches < 8:
+def effective_values(channels: ChannelStatistics) -> float:
+    """Return the number of independent values in a batch; nan when unknown."""
+    if channels.batches < 8:
         return math.nan
-    ratio = stream.pooled.var / stream.batch_means.unbiased_var
+    ratio = channels.pooled.var / channels.batch_means.unbiased_var
     ratio = ratio[ratio.isfinite()]
     return float(ratio.median()) if ratio.numel() else math.nan
 
 
 def last_batch_of_one(statistics: Statistics) -> Iterator[Finding]:
-    """D06: the last batch of an epoch has one sample, which batch norm cannot take."""
+    """Check D06: a last batch of one sample, which batch norm cannot normalize."""
     data = statistics.data
     if data is None:
         return
@@ -112,13 +126,13 @@ def last_batch_of_one(statistics: Statistics) -> Iterator[Finding]:
         for layer, norm in statistics.norms
         if not norm.frozen
         and not norm.takes_one_value
-        and norm.stream is not None
-        and norm.stream.values_per_sample <= 1
+        and norm.in_training is not None
+        and norm.in_training.values_per_sample <= 1
     ]
     if not single:
         return
     if data.last is None:
-        reason = "the loader does not say how its epoch ends"
+        reason = "the size of the loader's last batch is unknown"
         yield _D06(single[0], "not_judged", evidence=reason)
         return
     yield _D06(
@@ -126,22 +140,22 @@ def last_batch_of_one(statistics: Statistics) -> Iterator[Finding]:
         "error" if data.last == 1 else "clear",
         data.last,
         1.0,
-        f"an epoch ends with a batch of {data.last or 'full size'}; here a sample has "
-        "one value per channel",
-        "pass drop_last=True to the loader, or another batch size",
+        f"an epoch ends with a batch of {data.last or 'full size'}; a sample has one "
+        "value per channel in this layer",
+        "pass drop_last=True or another batch size to the loader",
         {"layers": single},
     )
 
 
 def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
-    """D11: dropout before the layer makes its variance another one in eval mode."""
+    """Check D11: dropout before the layer changes its variance in eval mode."""
     for layer, norm in statistics.norms:
-        if norm.frozen or norm.stream is None or norm.quiet is None:
+        if norm.frozen or norm.in_training is None or norm.without_dropout is None:
             continue
-        if reason := too_few(float(norm.stream.sample_means.count.min())):
+        if reason := too_few(float(norm.in_training.sample_means.count.min())):
             yield _D11(layer.name, "not_judged", evidence=reason)
             continue
-        both = norm.quiet.pooled.var / norm.stream.pooled.var
+        both = norm.without_dropout.pooled.var / norm.in_training.pooled.var
         both = both[both.isfinite() & (both > 0)]
         if not both.numel():
             continue
@@ -162,19 +176,18 @@ def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
 
 
 def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
-    """D12: the padding of sequences enters the statistics.
+    """Check D12: the padding of sequences enters the statistics.
 
-    Padding is known by being constant to the end, in every channel, where the layer
-    sees it: zeros, or what layers make of them position by position. Behind a position
-    embedding or a recurrent layer it varies, and nothing in the values tells it from
-    data: the check does not see it there and says `clear`. A `mask=` given to one of
-    normkit.nn's layers is honoured and needs no check.
+    Padding is recognized as a constant end of the sequence in every channel of the
+    layer's input: zeros, or their images position by position. Behind a position
+    embedding or a recurrent layer it varies and cannot be told from data: the check
+    reports `clear` there. A `mask=` given to one of normkit.nn's layers excludes it.
     """
     for layer, norm in statistics.norms:
         found = norm.padding
-        if norm.frozen or norm.stream is None or norm.stream.lengths[1] < 2:
+        if norm.frozen or norm.in_training is None or norm.in_training.lengths[1] < 2:
             continue
-        if reason := too_few(float(norm.stream.sample_means.count.min())):
+        if reason := too_few(float(norm.in_training.sample_means.count.min())):
             yield _D12(layer.name, "not_judged", evidence=reason)
             continue
         shift = 0.0 if found is None else found.shift
@@ -195,22 +208,22 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
 
 
 def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
-    """D13: the batches differ more than random ones would."""
+    """Check D13: the batches differ more than random ones would."""
     readings: list[tuple[float, str]] = []
     reason = ""
     for layer, norm in statistics.norms:
-        if norm.frozen or norm.stream is None:
+        if norm.frozen or norm.in_training is None:
             continue
-        # The first call of each forward: how much the calls of a shared layer differ
-        # is the model's doing (D33), not the loader's.
-        stream = norm.calls[0] if norm.calls else norm.stream
-        if stream.batches < LEAST_BATCHES:
+        # The first call of each forward: differences between the calls of a shared
+        # layer come from the model (D33), not from the loader.
+        channels = norm.calls[0] if norm.calls else norm.in_training
+        if channels.batches < MIN_BATCHES:
             reason = (
-                f"{stream.batches} batches are too few to compare; "
-                f"give at least {LEAST_BATCHES}"
+                f"{channels.batches} batches are too few to compare; "
+                f"give at least {MIN_BATCHES}"
             )
             continue
-        found = mixing(stream)
+        found = mixing(channels)
         if not math.isnan(found):
             readings.append((found, layer.name))
     if not readings:
@@ -232,22 +245,22 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     )
 
 
-def mixing(stream: ChannelStream) -> float:
-    """The F ratio of batches, median over channels; nan when it cannot be told."""
-    total, batches = stream.sample_means, stream.batches
+def mixing(channels: ChannelStatistics) -> float:
+    """Return the F ratio of batches, median over channels; nan when unknown."""
+    total, batches = channels.sample_means, channels.batches
     spare = total.count.to(torch.float64) - batches
-    between = (total.m2 - stream.sample_within) / (batches - 1)
-    within = stream.sample_within / spare
+    between = (total.m2 - channels.sample_within) / (batches - 1)
+    within = channels.sample_within / spare
     ratio = (between / within)[(within > 0) & (spare > 0)]
     return float(ratio.median()) if ratio.numel() else math.nan
 
 
 def accumulated_batches(statistics: Statistics) -> Iterator[Finding]:
-    """D15: gradients are accumulated over small batches, statistics are not."""
+    """Check D15: gradients are accumulated over small batches, statistics are not."""
     loop = statistics.training
     if loop is None or not any(not norm.frozen for _, norm in statistics.norms):
         return
-    if loop.is_rehearsed:
+    if loop.is_trial:
         yield _D15("", "not_judged", evidence=NOT_ITS_LOOP)
         return
     if not loop.updates:
@@ -262,7 +275,7 @@ def accumulated_batches(statistics: Statistics) -> Iterator[Finding]:
         loop.samples,
         SMALL_WARNING,
         f"{per_update:.3g} forwards per step of the optimizer, of {loop.samples:.3g} "
-        "samples each; batch norm sees one of them at a time",
+        "samples each; batch norm normalizes each by itself",
         "larger batches, SyncBatchNorm over ranks, or group norm: "
         "normkit.convert(model, to='group')",
         {"forwards_per_update": per_update},
@@ -270,13 +283,13 @@ def accumulated_batches(statistics: Statistics) -> Iterator[Finding]:
 
 
 def unsynchronised_ranks(statistics: Statistics) -> Iterator[Finding]:
-    """D30: several ranks with small batches, each normalizing alone."""
+    """Check D30: several ranks with small batches, not synchronized."""
     if statistics.world_size < 2:
         return
     for layer, norm in statistics.norms:
-        if norm.frozen or norm.stream is None or "Sync" in layer.kind:
+        if norm.frozen or norm.in_training is None or "Sync" in layer.kind:
             continue
-        samples = float(norm.stream.sample_means.count.max()) / norm.stream.batches
+        samples = norm.in_training.samples_per_batch
         severity: Severity = "warning" if samples <= SMALL_WARNING else "clear"
         yield _D30(
             layer.name,
@@ -284,13 +297,13 @@ def unsynchronised_ranks(statistics: Statistics) -> Iterator[Finding]:
             samples,
             SMALL_WARNING,
             f"{samples:.3g} samples per rank on {statistics.world_size} ranks, "
-            "normalized apart",
+            "normalized separately",
             "normkit.convert(model, to='sync')",
         )
 
 
 def shared_norm(statistics: Statistics) -> Iterator[Finding]:
-    """D33: one batch norm serves inputs of different distributions."""
+    """Check D33: one batch norm called on inputs of different distributions."""
     for layer, norm in statistics.norms:
         if norm.frozen or len(norm.calls) < 2:
             continue
@@ -309,8 +322,8 @@ def shared_norm(statistics: Statistics) -> Iterator[Finding]:
             shift,
             CALL_MEAN,
             f"{len(norm.calls)} calls in one forward, up to {shift:.2f} standard "
-            f"deviations and a variance factor of {math.exp(ratio):.2f} apart; one "
-            "running average holds them all",
+            f"deviations and a variance factor of {math.exp(ratio):.2f} apart; they "
+            "share one running average",
             "give each use its own batch norm (the other weights may stay shared)",
             {"shift": shifts, "log_ratio": ratios},
         )

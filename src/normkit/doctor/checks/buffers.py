@@ -1,14 +1,18 @@
-"""Can the running statistics be what they claim: finite, set, precise, their own?"""
+"""Checks of the buffers: precision, finite values, defaults: D16, D17, D31, D32."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import above
-from normkit.doctor.checks.population import distance, train_eval_gap
+from normkit.doctor.checks.population import (
+    distance,
+    train_eval_gap,
+    weights_fit_statistics,
+)
+from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = [
     "CHECKS",
@@ -18,10 +22,11 @@ __all__ = [
     "nonfinite_statistics",
 ]
 
-# The least positive number of float16; an eps below half of it is 0 there.
-LEAST_HALF = 6e-8
-# Share of channels whose variance is below ten times eps, where the scale is smaller
-# by 1 - 1/√1.1 = 5 % or more. In most channels it is eps, in a few they are (D18).
+# The smallest positive number of float16; an eps below half of it becomes 0.
+MIN_HALF = 6e-8
+# Share of channels whose variance is below ten times eps, where eps lowers the scale
+# by 1 - 1/√1.1 = 5 % or more. In most channels eps is at fault, in a few the channels
+# (D18).
 EPS_SHARE = 0.5
 
 _D16 = partial(Finding, "D16", "narrow_precision")
@@ -31,16 +36,16 @@ _D32 = partial(Finding, "D32", "default_buffers")
 
 
 def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
-    """D16: statistics in half precision, or an eps as large as the variances."""
+    """Check D16: statistics in half precision, or an eps as large as the variances."""
     for layer, norm in statistics.norms:
         is_half = norm.dtype in ("float16", "bfloat16")
         if is_half:
-            is_lost = norm.dtype == "float16" and norm.eps < LEAST_HALF
+            is_lost = norm.dtype == "float16" and norm.eps < MIN_HALF
             yield _D16(
                 layer.name,
                 "error" if is_lost else "warning",
                 norm.eps,
-                LEAST_HALF,
+                MIN_HALF,
                 f"the running statistics are {norm.dtype}"
                 + (f", where eps={norm.eps:g} is 0" if is_lost else ""),
                 "keep batch norms in float32: after model.half() call .float() on them",
@@ -61,7 +66,7 @@ def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
 
 
 def nonfinite_statistics(statistics: Statistics) -> Iterator[Finding]:
-    """D17: running statistics that are NaN, infinite or of negative variance."""
+    """Check D17: running statistics that are NaN, infinite or of negative variance."""
     for layer, norm in statistics.norms:
         bad = ~(norm.running_mean.isfinite() & norm.running_var.isfinite())
         bad |= norm.running_var < 0
@@ -73,15 +78,15 @@ def nonfinite_statistics(statistics: Statistics) -> Iterator[Finding]:
             share,
             0.0,
             f"{int(bad.sum())} of {bad.numel()} channels have a running mean or "
-            "variance that is no number, infinite or negative",
-            "find the batch that brought it in, then layer.reset_running_stats() and "
+            "variance that is NaN, infinite or negative",
+            "find the batch that caused it, then layer.reset_running_stats() and "
             "normkit.calibrate(model, loader); normkit.nn's layers skip such batches",
             {"channels": bad.nonzero().flatten()[:20].tolist()},
         )
 
 
 def averaged_weights(statistics: Statistics) -> Iterator[Finding]:
-    """D31: averaged weights (SWA, EMA) with the statistics of other weights."""
+    """Check D31: averaged weights (SWA, EMA) with the statistics of other weights."""
     if not statistics.is_averaged:
         return
     has_gap = any(f.is_alarm for f in train_eval_gap(statistics))
@@ -100,22 +105,24 @@ def averaged_weights(statistics: Statistics) -> Iterator[Finding]:
             severity,
             value,
             threshold,
-            "the weights are an average over training, the running statistics are not "
-            f"theirs (d_mean {found.mean:.2f}, d_var {found.var:.2f})",
+            "the weights are an average over training, and the running statistics "
+            f"belong to other weights (d_mean {found.mean:.2f}, d_var {found.var:.2f})",
             "normkit.calibrate(averaged_model, loader) after the last average",
         )
 
 
 def default_buffers(statistics: Statistics) -> Iterator[Finding]:
-    """D32: a trained layer whose running statistics were never set."""
+    """Check D32: a trained layer whose running statistics were never set."""
     for layer, norm in statistics.norms:
         if norm.is_new:
             reason = "the layer is new: default statistics, scale 1, shift 0"
             yield _D32(layer.name, "not_judged", evidence=reason)
             continue
-        # Also when batches were counted: then the statistics were reset, or the count
-        # was loaded without them.
+        # Also when batches were counted: the statistics were reset, or the count was
+        # loaded without them.
         severity: Severity = "error" if norm.has_default_buffers else "clear"
+        if severity == "error" and weights_fit_statistics(statistics):
+            severity = "info"  # trained in eval mode from the start
         yield _D32(
             layer.name,
             severity,

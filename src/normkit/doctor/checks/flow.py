@@ -1,13 +1,13 @@
-"""Do signals reach the last layer, and gradients the first?
+"""Checks of signals and gradients over the depth: D22 to D25.
 
 A signal that changes by the same factor g in every layer has changed by g^depth at the
-end. So the trend over the depth is judged, not two neighbouring layers: over layers of
-one kind, the rms of their outputs h going forward, and going backward
+end. So the checks judge the trend over the depth, not two neighbouring layers: over
+layers of one kind, the rms of their outputs h, and backward
 
     response = ‖dL/dh‖ · rms(h)
 
-by how much the loss answers to a relative change of h. dL/dh alone depends on the
-units of h, which a following batch norm takes out again.
+the change of the loss for a relative change of h. dL/dh alone depends on the scale of
+h, which a following batch norm removes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from normkit.doctor.checks.judge import above, below
+from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.finding import Finding
-from normkit.doctor.statistics import LayerStatistics, Statistics
+from normkit.doctor.measurements import LayerStatistics, Statistics
 
 __all__ = [
     "CHECKS",
@@ -31,20 +31,22 @@ __all__ = [
     "gradients_vanish",
 ]
 
-LEAST_LAYERS = 4
+MIN_LAYERS = 4
 # Last layer against first. tanh: .09 at n·Var[w] = .41, .47 at Xavier's; ReLU: .17 at
 # Xavier's, .97 at Kaiming's.
 VANISH_WARNING, VANISH_ERROR = 0.2, 0.02
 EXPLODE_WARNING, EXPLODE_ERROR = 10.0, 100.0
 GRADIENT_WARNING, GRADIENT_ERROR = 0.02, 1e-4
-# First layer against last, as torchmortem has it; and growth from one window of steps
-# to the next, as TheDeepChecker has it.
+# First layer against last, as in torchmortem; and growth from one window of steps to
+# the next, as in TheDeepChecker.
 GRADIENT_HIGH = 100.0
 GROWTH, WINDOW = 2.0, 5
-# Median over steps of ‖Δw‖/‖w‖ below which a layer stands still: a million steps to
-# move by its size.
+# Median over steps of ‖Δw‖/‖w‖ below which a layer does not move: a million steps
+# to change by its own size.
 STILL = 1e-6
 RECENT = 5
+
+_NOT_FINITE = "the outputs are not finite from the first layer on (D28, D34)"
 
 _D22 = partial(Finding, "D22", "activations_vanish")
 _D23 = partial(Finding, "D23", "activations_explode")
@@ -53,38 +55,48 @@ _D25 = partial(Finding, "D25", "gradients_explode")
 
 
 def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
-    """D22: the outputs shrink from layer to layer."""
+    """Check D22: the outputs shrink from layer to layer."""
     for kind, layers in _stacks(statistics).items():
-        if len(layers) < LEAST_LAYERS:
+        if len(layers) < MIN_LAYERS:
             reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
             yield _D22(layers[-1].name, "not_judged", evidence=reason)
             continue
+        if not math.isfinite(layers[0].output_rms):
+            yield _D22(layers[0].name, "not_judged", evidence=_NOT_FINITE)
+            continue
         ratio = _trend(layers)
         severity, threshold = below(ratio, warning=VANISH_WARNING, error=VANISH_ERROR)
-        yield _D22(layers[-1].name, severity, ratio, threshold, _told(layers), _START)
+        yield _D22(
+            layers[-1].name, severity, ratio, threshold, _evidence(layers), _START
+        )
 
 
 def activations_explode(statistics: Statistics) -> Iterator[Finding]:
-    """D23: the outputs grow from layer to layer."""
+    """Check D23: the outputs grow from layer to layer."""
     for kind, layers in _stacks(statistics).items():
-        if len(layers) < LEAST_LAYERS:
+        if len(layers) < MIN_LAYERS:
             reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
             yield _D23(layers[-1].name, "not_judged", evidence=reason)
             continue
+        if not math.isfinite(layers[0].output_rms):
+            yield _D23(layers[0].name, "not_judged", evidence=_NOT_FINITE)
+            continue
         ratio = _trend(layers)
         if math.isnan(ratio) and all(s.output_rms == 0 for s in layers):
-            continue  # nothing arrives: that is D22
+            continue  # all outputs are zero: D22 reports it
         severity, threshold = above(ratio, warning=EXPLODE_WARNING, error=EXPLODE_ERROR)
-        yield _D23(layers[-1].name, severity, ratio, threshold, _told(layers), _START)
+        yield _D23(
+            layers[-1].name, severity, ratio, threshold, _evidence(layers), _START
+        )
 
 
 def _trend(layers: Sequence[LayerStatistics]) -> float:
-    """The rms of the last output against the first; nan when the first is zero."""
+    """Return the rms of the last output over the first; nan when the first is 0."""
     first, last = layers[0].output_rms, layers[-1].output_rms
     return last / first if first > 0 else math.nan
 
 
-def _told(layers: Sequence[LayerStatistics]) -> str:
+def _evidence(layers: Sequence[LayerStatistics]) -> str:
     rms = [layer.output_rms for layer in layers]
     return (
         f"the rms of the outputs goes from {rms[0]:.3g} at {layers[0].name} to "
@@ -94,9 +106,9 @@ def _told(layers: Sequence[LayerStatistics]) -> str:
 
 
 def gradients_vanish(statistics: Statistics) -> Iterator[Finding]:
-    """D24: the gradients do not reach the first layers."""
+    """Check D24: the gradients do not reach the first layers."""
     yield from _vanish_backward(statistics)
-    yield from _stand_still(statistics)
+    yield from _check_still(statistics)
 
 
 def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
@@ -108,7 +120,7 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         return
     layers, response = found
     if not response[-1] > 0:
-        reason = f"the loss answers by {response[-1]:.3g} to the last layer already"
+        reason = f"the response of the loss to the last layer is {response[-1]:.3g}"
         yield _D24(layers[0].name, "not_judged", evidence=reason)
         return
     ratio = response[0] / response[-1]
@@ -118,16 +130,16 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         severity,
         ratio,
         threshold,
-        f"to a relative change of its outputs the loss answers by {response[-1]:.3g} "
-        f"at {layers[-1].name} and by {response[0]:.3g} here, a factor of "
-        f"{_slope(response[::-1]):.2f} per layer",
+        f"the response of the loss to a relative change of the outputs is "
+        f"{response[-1]:.3g} at {layers[-1].name} and {response[0]:.3g} here, a factor "
+        f"of {_slope(response[::-1]):.2f} per layer",
         _START,
         {"layers": [layer.name for layer in layers], "response": response},
     )
 
 
 def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
-    """D25: the gradients grow towards the first layers, over time, or without end."""
+    """Check D25: gradients that grow towards the first layers, over time, or to inf."""
     for layer in statistics.of_role("weight"):
         norms = (
             *layer.gradient_norm,
@@ -150,9 +162,8 @@ def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
                 severity,
                 ratio,
                 GRADIENT_HIGH if threshold == math.inf else threshold,
-                f"to a relative change of its outputs the loss answers by "
-                f"{response[0]:.3g} here and by {response[-1]:.3g} at "
-                f"{layers[-1].name}",
+                f"the response of the loss to a relative change of the outputs is "
+                f"{response[0]:.3g} here and {response[-1]:.3g} at {layers[-1].name}",
                 _CALM,
             )
     if statistics.while_training:
@@ -160,7 +171,7 @@ def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _growth(statistics: Statistics) -> Iterator[Finding]:
-    """Three windows in a row in which a weight's gradient more than doubles."""
+    """Check for three windows in a row in which a gradient more than doubles."""
     for layer in statistics.of_role("weight"):
         norms = layer.weight.gradient_norm if layer.weight else ()
         last = norms[-4 * WINDOW :]
@@ -184,15 +195,15 @@ def _growth(statistics: Statistics) -> Iterator[Finding]:
 def _responses(
     statistics: Statistics,
 ) -> tuple[list[LayerStatistics], list[float]] | Finding | None:
-    """The response of each weight layer; or why there is none; None without layers."""
+    """Return the response of each weight layer, a not-judged finding, or None."""
     every = statistics.of_role("weight")
     layers = [layer for layer in every if layer.gradient_norm]
     if not every:
         return None
     if not layers:
-        reason = "no gradient was seen; give a loss_fn"
+        reason = "no gradient was measured; give a loss_fn"
         return Finding("", "", "", "not_judged", evidence=reason)
-    if len(layers) < LEAST_LAYERS:
+    if len(layers) < MIN_LAYERS:
         reason = f"{len(layers)} layers are too few for a trend"
         return Finding("", "", layers[0].name, "not_judged", evidence=reason)
     return layers, [
@@ -201,7 +212,7 @@ def _responses(
     ]
 
 
-def _stand_still(statistics: Statistics) -> Iterator[Finding]:
+def _check_still(statistics: Statistics) -> Iterator[Finding]:
     updates = {
         layer.name: numbers.median(layer.weight.update_ratio)
         for layer in statistics.of_role("weight")
@@ -236,11 +247,11 @@ _START = (
 
 
 def _stacks(statistics: Statistics) -> dict[str, list[LayerStatistics]]:
-    """Layers of one kind: the activations, or the weights of a model without any.
+    """Return layers by kind: the activations, or the weights where there are none.
 
-    The output layer is left out: its scale answers to the loss. So are side branches
+    The output layer is left out: its scale is set by the loss. So are side branches
     such as the gates of squeeze and excitation: layers on one position per sample,
-    with layers on many after them.
+    with layers on many positions after them.
     """
     stacks: dict[str, list[LayerStatistics]] = {}
     seen = [s for s in statistics.layers if s.output is not None and not s.is_output]
@@ -253,7 +264,7 @@ def _stacks(statistics: Statistics) -> dict[str, list[LayerStatistics]]:
 
 
 def _slope(values: Sequence[float]) -> float:
-    """The factor per step of the line through the logarithms; nan when one is 0."""
+    """Return the factor per step of a log-linear fit; nan when a value is 0."""
     if any(not (v > 0 and math.isfinite(v)) for v in values):
         return math.nan
     return math.exp(

@@ -1,13 +1,13 @@
-"""Was every layer in the mode that it was meant to be in?"""
+"""Checks of training and eval mode: D07, D08, D09."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import NOT_ITS_LOOP
+from normkit.doctor.checks.thresholds import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = ["CHECKS", "eval_forgotten", "frozen_but_training", "stuck_in_eval"]
 
@@ -17,7 +17,7 @@ _D09 = partial(Finding, "D09", "eval_forgotten")
 
 
 def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
-    """D07: scale and shift are frozen, the running statistics still move."""
+    """Check D07: scale and shift are frozen, the running statistics still change."""
     norms = [
         (layer, norm) for layer, norm in statistics.norms if norm.weight is not None
     ]
@@ -28,7 +28,7 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
     for layer, norm in norms:
         if norm.frozen:
             continue
-        # Where nothing at all is trained, nothing is frozen either.
+        # Where no parameter is trained, the layer is not frozen on purpose.
         is_bad = not norm.is_trainable and is_training
         severity: Severity = "error" if is_bad else "clear"
         yield _D07(
@@ -36,8 +36,8 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
             severity,
             float(is_bad),
             0.5,
-            "weight and bias do not ask for gradients, but in training mode the "
-            "running statistics keep moving"
+            "weight and bias require no gradients, but in training mode the running "
+            "statistics keep changing"
             if is_bad
             else "weight and bias are trained",
             "keep the layer in eval mode, also after model.train(): "
@@ -46,11 +46,11 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
 
 
 def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
-    """D08: training goes on with batch norms in eval mode."""
+    """Check D08: training steps with batch norms in eval mode."""
     loop = statistics.training
     if loop is None or not statistics.norms:
         return
-    if loop.is_rehearsed:
+    if loop.is_trial:
         yield _D08("", "not_judged", evidence=NOT_ITS_LOOP)
         return
     if loop.updates_in_eval:
@@ -71,7 +71,7 @@ def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
                 evidence = f"in training mode in all {seen} observed steps"
                 yield _D08(layer.name, "clear", 0.0, 0.0, evidence)
             continue
-        # From the first step on, and with its own parameters frozen: on purpose.
+        # In eval mode from the first step on, with frozen parameters: on purpose.
         severity: Severity = "info"
         if norm.train_steps:
             severity = "warning"
@@ -90,11 +90,11 @@ def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
 
 
 def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
-    """D09: the model is evaluated in training mode, which moves its statistics."""
+    """Check D09: evaluation in training mode, which changes the statistics."""
     loop = statistics.training
     if loop is None or not any(not norm.frozen for _, norm in statistics.norms):
         return
-    if loop.is_rehearsed:
+    if loop.is_trial:
         yield _D09("", "not_judged", evidence=NOT_ITS_LOOP)
         return
     if not loop.forwards and not loop.idle_bursts:
@@ -107,8 +107,8 @@ def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
         loop.idle_bursts,
         0.0,
         f"{loop.idle_bursts} times the model was called several times in a row without "
-        "gradients but in training mode: batch statistics decide, and the running "
-        "ones move",
+        "gradients but in training mode: it used batch statistics, and changed the "
+        "running ones",
         "call model.eval() before validation and model.train() after it",
     )
 

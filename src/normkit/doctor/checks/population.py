@@ -1,11 +1,11 @@
-"""Do the running statistics describe what the layer sees?
+"""Checks of the running statistics against the layer's inputs: D01 to D04.
 
     d_mean = mean over channels of |running_mean − mean| / sd
     d_var  = mean over channels of |ln(running_var / var)|
 
-where mean and var are those of the layer's inputs over many batches, with the weights
-as they are now. eps is added to both variances and under sd: what matters is how the
-layer's output moves, and a channel without variance moves nothing.
+where mean and var are those of the layer's inputs over many batches, with the current
+weights. eps is added to both variances and under sd: the change of the layer's output
+is judged, and a channel without variance changes nothing.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from functools import partial
 
 import torch
 
-from normkit.doctor.checks.judge import above, too_few
+from normkit.doctor.checks.thresholds import above, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Evaluation, NormStatistics, Statistics
+from normkit.doctor.measurements import (
+    Evaluation,
+    NormStatistics,
+    Statistics,
+    standard_error,
+)
 
 __all__ = [
     "CHECKS",
@@ -35,21 +40,21 @@ __all__ = [
 # stale statistics give 1.2 to 2.6.
 D_MEAN_WARNING, D_MEAN_ERROR = 0.25, 0.5
 D_VAR_WARNING, D_VAR_ERROR = 0.35, 1.0
-# A distance is judged when sampling alone would give less than this share of the
-# warning threshold.
-MOST_NOISE = 0.4
+# The largest sampling noise at which a distance is judged, as a share of the warning
+# threshold.
+MAX_NOISE = 0.4
 
-# A loss half as large again, as TheDeepChecker has it. Accuracy: healthy runs lose at
+# A loss half as large again, as in TheDeepChecker. Accuracy: healthy runs lose at
 # most .2 points; momentum .01 lost 2.2 and .001 42.8.
 LOSS_RATIO = 1.5
 METRIC_WARNING, METRIC_ERROR = 0.01, 0.05
 
-# The weight that the initial values (mean 0, variance 1) still have in the running
-# statistics: 29 steps at momentum .1, 299 at .01, 2995 at .001.
+# The weight of the initial values (mean 0, variance 1) in the running statistics: .05
+# after 29 steps at momentum .1, 299 at .01, 2995 at .001.
 INITIAL_WEIGHT = 0.05
 
-# At .5 the last two batches weigh 3/4; at .005 the initial values take 600 batches to
-# weigh 5 %. Conventions the other way round give .9 and above, or .001 to .003.
+# At .5 the last two batches have a weight of 3/4; at .005 the initial values have 5 %
+# after 600 batches. Reversed conventions give .9 and above, or .001 to .003.
 MOMENTUM_HIGH = 0.5
 MOMENTUM_LOW = 0.005
 
@@ -61,12 +66,12 @@ _D04 = partial(Finding, "D04", "momentum_convention")
 
 @dataclass(frozen=True)
 class Distance:
-    """How far running statistics are from the population's.
+    """Distance of running statistics from those of the population.
 
     Attributes:
         mean: d_mean of the module's formula.
         var: d_var of the module's formula.
-        noise: What d_mean would be by sampling alone, were the statistics right.
+        noise: Expected d_mean of right statistics, from sampling alone.
     """
 
     mean: float
@@ -83,14 +88,14 @@ class Distance:
 
     @property
     def value_and_threshold(self) -> tuple[float, float]:
-        """The distance that is the larger against its warning threshold."""
+        """The distance that is larger relative to its warning threshold."""
         if not self.mean / D_MEAN_WARNING > self.var / D_VAR_WARNING:
             return self.var, self._of_var[1]
         return self.mean, self._of_mean[1]
 
     @property
     def is_small(self) -> bool:
-        """Whether both are below half of what would be a warning."""
+        """True where both are below half of the warning threshold."""
         return self.mean <= D_MEAN_WARNING / 2 and self.var <= D_VAR_WARNING / 2
 
     @property
@@ -103,24 +108,24 @@ class Distance:
 
 
 def distance(norm: NormStatistics) -> Distance | None:
-    """Measure how far the running statistics are from those of the inputs.
+    """Return the distance of the running statistics from those of the inputs.
 
     Returns:
-        None when there is nothing to compare with: inputs that are not finite, or so
-        few samples that sampling alone could look like a fault.
+        None when it cannot be judged: inputs that are not finite, or so few samples
+        that sampling alone could look like a fault.
     """
-    if norm.stream is None or norm.stream.sample_means.count.min() < 2:
+    if norm.in_training is None or norm.in_training.sample_means.count.min() < 2:
         return None
     if not _is_finite(norm):
         return None
-    per_sample = norm.stream.sample_means
-    # Each call of a shared layer enters the running statistics by itself: they hold
-    # the mean of the calls' variances, and nothing of how far the calls lie apart.
-    calls = [c.pooled for c in (norm.calls or (norm.stream,))]
+    per_sample = norm.in_training.sample_means
+    # Each call of a shared layer updates the running statistics separately: they hold
+    # the mean of the calls' variances, without the spread between the calls.
+    calls = [c.pooled for c in (norm.calls or (norm.in_training,))]
     mean = torch.stack([c.mean for c in calls]).mean(0)
     var = torch.stack([c.unbiased_var for c in calls]).mean(0) + norm.eps
     sd = var.sqrt()
-    # Values of one sample lean on each other, samples do not: the error of the mean is
+    # Values of one sample are correlated, samples are not: the error of the mean is
     # that of the mean of sample means. E|z| = √(2/π) for a standard normal z.
     error = (per_sample.unbiased_var / per_sample.count).sqrt()
     found = Distance(
@@ -128,46 +133,79 @@ def distance(norm: NormStatistics) -> Distance | None:
         var=float(((norm.running_var + norm.eps) / var).log().abs().mean()),
         noise=float((error / sd).mean()) * math.sqrt(2 / math.pi),
     )
-    return None if found.noise > MOST_NOISE * D_MEAN_WARNING else found
+    return None if found.noise > MAX_NOISE * D_MEAN_WARNING else found
 
 
 def _is_finite(norm: NormStatistics) -> bool:
-    """Whether the inputs were; of running statistics that are not, D17 speaks."""
-    pooled = None if norm.stream is None else norm.stream.pooled
+    """Return True where the inputs are finite; D17 checks the running statistics."""
+    pooled = None if norm.in_training is None else norm.in_training.pooled
     return pooled is None or bool((pooled.mean + pooled.m2).isfinite().all())
 
 
+def weights_fit_statistics(statistics: Statistics) -> bool:
+    """Return True where eval mode is at least as good as batch statistics.
+
+    The weights then fit the running statistics, as after training with frozen batch
+    norms or in eval mode, and statistics of the data would do harm.
+    """
+    found = statistics.evaluation
+    if found is None or too_few(sum(found.samples)):
+        return False
+    if not found.mean(found.running_loss) <= found.mean(found.batch_loss):
+        return False
+    return not _is_sure(found, found.batch_metric, -1.0) if found.batch_metric else True
+
+
+_FITTING = (
+    "; eval mode is at least as good as batch statistics, so the weights fit them "
+    "(frozen batch norm, or training in eval mode)"
+)
+_STALE_FIX = (
+    "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
+)
+_FITTING_FIX = (
+    "keep the statistics, and the layer frozen: normkit.convert(model, to='frozen')"
+)
+
+
 def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
-    """D01: the running statistics are not those of the layer's inputs."""
+    """Check D01: the running statistics are not those of the layer's inputs."""
+    is_fitting = weights_fit_statistics(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen:
             continue
         found = None if norm.is_new else distance(norm)
         if found is None:
-            yield _D01(layer.name, "not_judged", evidence=_too_little(norm))
+            yield _D01(layer.name, "not_judged", evidence=_reason(norm))
             continue
         value, threshold = found.value_and_threshold
+        severity, fix = found.severity, _STALE_FIX
+        evidence = (
+            f"running_mean is {found.mean:.2f} standard deviations off and running_var "
+            f"by a factor of {math.exp(found.var):.2f}, on average over the channels"
+        )
+        if is_fitting and severity != "clear":
+            severity, fix = "info", _FITTING_FIX
+            evidence += _FITTING
         yield _D01(
             layer.name,
-            found.severity,
+            severity,
             value,
             threshold,
-            f"running_mean is {found.mean:.2f} standard deviations off and running_var "
-            f"by a factor of {math.exp(found.var):.2f}, on average over the channels",
-            "recompute the statistics with the weights as they are: "
-            "normkit.calibrate(model, loader)",
+            evidence,
+            fix,
             {"d_mean": found.mean, "d_var": found.var, "noise": found.noise},
         )
 
 
-def _too_little(norm: NormStatistics) -> str:
+def _reason(norm: NormStatistics) -> str:
     if norm.is_new:
         return "the layer is new and has counted no batch yet"
-    if norm.stream is None:
+    if norm.in_training is None:
         return "the inputs were not measured with the weights held still"
     if not _is_finite(norm):
         return "its inputs hold values that are not finite"
-    samples = int(norm.stream.sample_means.count.min())
+    samples = int(norm.in_training.sample_means.count.min())
     return (
         f"{samples} samples are too few to tell a stale estimate from a noisy one; "
         "give more batches"
@@ -175,7 +213,7 @@ def _too_little(norm: NormStatistics) -> str:
 
 
 def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
-    """D02: eval mode does worse than batch statistics on the very same batches."""
+    """Check D02: eval mode is worse than batch statistics on the same batches."""
     if not any(not norm.frozen for _, norm in statistics.norms):
         return
     found = statistics.evaluation
@@ -207,6 +245,8 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
             ratio > LOSS_RATIO and _is_sure(found, found.batch_metric, -1.0)
         ):
             severity = "clear"
+        if weights_fit_statistics(statistics):
+            severity = "clear"  # a drop within its error, at a lower loss
         yield _D02("", severity, drop, threshold, evidence, _GAP_FIX, details)
         return
     if math.isnan(ratio):
@@ -220,25 +260,22 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
 
 
 _GAP_FIX = (
-    "recompute the statistics with normkit.calibrate(model, loader); then look at "
-    "the other findings for why they were off"
+    "recompute the statistics with normkit.calibrate(model, loader); the other "
+    "findings show why they were wrong"
 )
 
 
 def _is_sure(found: Evaluation, batch: tuple[float, ...], sign: float) -> bool:
-    """Whether eval is worse by more than two standard errors over the batches."""
+    """Return True where eval mode is worse by more than two standard errors."""
     running = found.running_metric if sign < 0 else found.running_loss
     worse = [sign * (r - b) for r, b in zip(running, batch, strict=True)]
-    n = len(worse)
-    mean = sum(worse) / n
-    if n < 2:
-        return mean > 0
-    spread = math.sqrt(sum((w - mean) ** 2 for w in worse) / (n - 1))
-    return mean > 2 * spread / math.sqrt(n)
+    error = standard_error(worse) if len(worse) > 1 else 0.0
+    return sum(worse) / len(worse) > 2 * error
 
 
 def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
-    """D03: the initial values still weigh in the running statistics."""
+    """Check D03: the initial values still have weight in the running statistics."""
+    is_fitting = weights_fit_statistics(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen or norm.momentum is None:
             continue
@@ -246,40 +283,46 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             reason = "the layer is new and has counted no batch yet"
             yield _D03(layer.name, "not_judged", evidence=reason)
             continue
-        if norm.tracked is None:
+        if norm.tracked is None or not (norm.tracked or norm.has_default_buffers):
             reason = "the layer does not count its batches (num_batches_tracked)"
             yield _D03(layer.name, "not_judged", evidence=reason)
             continue
         if not 0 <= norm.momentum <= 1:
-            reason = f"momentum is {norm.momentum:g}, which is no rate"
+            reason = f"momentum is {norm.momentum:g}, outside 0 to 1"
             yield _D03(layer.name, "not_judged", evidence=reason)
             continue
         weight = (1 - norm.momentum) ** norm.tracked
         severity, threshold = above(weight, warning=INITIAL_WEIGHT)
         measured = distance(norm)
         if severity != "clear" and measured is not None:
-            if measured.is_small:
-                # Set by a calibration, or by luck: the values are right all the same.
+            if measured.is_small or is_fitting:
+                # Set by a calibration, or right for weights trained on them.
                 severity = "info"
             elif measured.severity == "error" and norm.momentum > MOMENTUM_LOW:
-                # It is the cause; at a lower momentum, that is.
+                # This is the cause; at a lower momentum D04 is.
                 severity = "error"
+        is_right = is_fitting and severity == "info"
         yield _D03(
             layer.name,
             severity,
             weight,
             threshold,
             f"after {norm.tracked} batches at momentum {norm.momentum:g} the initial "
-            f"mean 0 and variance 1 still weigh {weight:.0%}",
-            "train longer before eval, or normkit.calibrate(model, loader), or "
+            f"mean 0 and variance 1 still have a weight of {weight:.0%}"
+            + _FITTING
+            * is_right,
+            _FITTING_FIX
+            if is_right
+            else "train longer before eval, or normkit.calibrate(model, loader), or "
             "momentum=None for a cumulative average",
             {"momentum": norm.momentum, "tracked": norm.tracked},
         )
 
 
 def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
-    """D04: the momentum looks like the other convention's, 1 − momentum."""
+    """Check D04: the momentum looks like that of the other convention, 1 − momentum."""
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
+    is_fitting = weights_fit_statistics(statistics)
     for layer, norm in statistics.norms:
         momentum = norm.momentum
         # A momentum of 0 is a way to freeze the statistics.
@@ -289,7 +332,9 @@ def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
         threshold = MOMENTUM_LOW if is_low else MOMENTUM_HIGH
         measured = distance(norm)
         severity: Severity = "clear"
-        off: Severity = "clear" if measured is None else measured.severity
+        off: Severity = "clear"
+        if measured is not None and not is_fitting:
+            off = measured.severity
         if is_high or is_low:
             severity = "warning"
             if off == "error" or (off == "warning" and has_gap):

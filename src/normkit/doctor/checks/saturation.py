@@ -1,4 +1,4 @@
-"""Are the units, and the channels before them, still able to learn?"""
+"""Checks of units and channels: constant, collapsed, saturated, dead: D18 to D21."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import above
+from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = [
     "CHECKS",
@@ -22,22 +22,22 @@ __all__ = [
 # without it reach 32 % in their first layer, and a sigmoid network at a learning rate
 # of 3 has 63 %.
 SATURATED_WARNING, SATURATED_ERROR = 0.40, 0.60
-# Of 500 values a share is off by .5/√500 = 2 points.
-LEAST_VALUES = 500
-# While training, a state counts when it lasts this many observations.
+# The standard error of a share of 500 values is .5/√500 = 2 points.
+MIN_VALUES = 500
+# During training, the number of observations that a state must last.
 LASTING = 3
 
-# Share of a layer's units that were zero on every sample. Half of the zeros per unit
-# is healthy; a unit that never answers is not.
+# Share of a layer's units that were zero on every sample. A unit that is zero on half
+# of the samples is healthy.
 DEAD_WARNING, DEAD_ERROR = 0.10, 0.50
 DEAD_SAMPLES = 1000
-# One of a few units says nothing: of 4 gates, 3 were off in a healthy network.
-LEAST_UNITS = 16
+# Fewer units give no reliable share: 3 of 4 gates were off in a healthy network.
+MIN_UNITS = 16
 RECTIFIERS = ("ReLU", "ReLU6", "Threshold", "Hardswish", "Hardshrink", "Softshrink")
 
 # One channel in twenty; no healthy run of docs/doctor-score.md is above it.
 CONSTANT_SHARE = 0.05
-# A scale that passes a thousandth of its channel, in most channels.
+# A scale below a thousandth, in most channels.
 COLLAPSED, COLLAPSED_SHARE = 1e-3, 0.5
 
 _D18 = partial(Finding, "D18", "constant_channels")
@@ -47,28 +47,30 @@ _D20 = partial(Finding, "D20", "saturation")
 
 
 def saturation(statistics: Statistics) -> Iterator[Finding]:
-    """D20: many units sit where the activation is flat, on many samples.
+    """Check D20: many units in the flat range of the activation, on many samples.
 
     The gates of nn.GRU, nn.LSTM and nn.RNN are computed inside one call, where no hook
-    sees them, and what comes out does not tell one gate from another: not judged.
+    runs, and the output does not show the gates: not judged.
     """
     for layer in statistics.of_role("recurrent"):
-        reason = f"the gates of {layer.kind} are computed inside one call, unseen"
+        reason = (
+            f"the gates of {layer.kind} are computed inside one call, without hooks"
+        )
         yield _D20(layer.name, "not_judged", evidence=reason)
     for layer in statistics.of_role("activation"):
         if not layer.saturated or layer.input is None:
             continue
         if layer.is_output:
-            reason = "it gives the model's output, which may well be sure of itself"
+            reason = "it gives the model's output, where confident values are normal"
             yield _D20(layer.name, "not_judged", evidence=reason)
             continue
         values, seen = int(layer.input.count), len(layer.saturated)
-        if values < LEAST_VALUES or (statistics.while_training and seen < LASTING):
+        if values < MIN_VALUES or (statistics.while_training and seen < LASTING):
             reason = f"{values} values in {seen} observations are too few"
             yield _D20(layer.name, "not_judged", evidence=reason)
             continue
         recent = layer.saturated[-LASTING:]
-        # The least of the last few: a state that comes and goes is none.
+        # The minimum of the last few: the state must last.
         share = (
             min(recent) if statistics.while_training else numbers.fmean(layer.saturated)
         )
@@ -81,7 +83,7 @@ def saturation(statistics: Statistics) -> Iterator[Finding]:
             share,
             threshold,
             f"{share:.0%} of the inputs of this {layer.kind} lie where its slope is "
-            "below 5 % of its greatest",
+            "below 5 % of its maximum",
             "put a batch norm before it, or start from "
             "normkit.initialize(model, example_inputs=inputs), or lower the learning "
             "rate",
@@ -90,7 +92,7 @@ def saturation(statistics: Statistics) -> Iterator[Finding]:
 
 
 def dead_units(statistics: Statistics) -> Iterator[Finding]:
-    """D21: units that are zero on every sample, and so have no gradient."""
+    """Check D21: units that are zero on every sample, and so have no gradient."""
     for layer in statistics.of_role("activation"):
         if layer.kind not in RECTIFIERS:
             continue
@@ -98,7 +100,7 @@ def dead_units(statistics: Statistics) -> Iterator[Finding]:
             reason = f"{layer.samples} samples are too few; {DEAD_SAMPLES} are needed"
             yield _D21(layer.name, "not_judged", evidence=reason)
             continue
-        if layer.units < LEAST_UNITS:
+        if layer.units < MIN_UNITS:
             reason = f"{layer.units} units are too few for a share"
             yield _D21(layer.name, "not_judged", evidence=reason)
             continue
@@ -116,14 +118,14 @@ def dead_units(statistics: Statistics) -> Iterator[Finding]:
 
 
 def constant_channels(statistics: Statistics) -> Iterator[Finding]:
-    """D18: channels without variance, which batch norm amplifies by 1/√eps.
+    """Check D18: channels without variance, which batch norm amplifies by 1/√eps.
 
-    From eps = 1 on it amplifies nothing: an eps so large is D16's matter.
+    From eps = 1 on nothing is amplified; D16 reports so large an eps.
     """
     for layer, norm in statistics.norms:
-        if norm.stream is None or norm.eps <= 0:
+        if norm.in_training is None or norm.eps <= 0:
             continue
-        is_faint = (norm.stream.pooled.var <= norm.eps) & (norm.eps < 1)
+        is_faint = (norm.in_training.pooled.var <= norm.eps) & (norm.eps < 1)
         share = float(is_faint.double().mean())
         severity, threshold = above(share, warning=CONSTANT_SHARE)
         yield _D18(
@@ -133,16 +135,16 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
             threshold,
             f"{share:.0%} of its channels have a variance of at most eps={norm.eps:g}"
             + (
-                f"; there a change counts up to {norm.eps**-0.5:.3g}-fold"
+                f"; a change in them is amplified up to {norm.eps**-0.5:.3g}-fold"
                 if norm.eps < 1
                 else ", and none is amplified"
             ),
-            "see whether the input of these channels arrives, and prune them if not",
+            "check that these channels receive an input, and prune them if not",
         )
 
 
 def collapsed_scale(statistics: Statistics) -> Iterator[Finding]:
-    """D19: channels that the learned scale has switched off."""
+    """Check D19: channels switched off by the learned scale."""
     for layer, norm in statistics.norms:
         if norm.weight is None or norm.is_new:
             continue

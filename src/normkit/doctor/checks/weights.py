@@ -1,4 +1,4 @@
-"""Do the weights have what they need to learn, and only that?"""
+"""Checks of the weights: biases, decay, symmetry, step size: D10, D14, D26, D27."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.judge import above
+from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.statistics import Statistics
+from normkit.doctor.measurements import Statistics
 
 __all__ = [
     "CHECKS",
@@ -18,16 +18,16 @@ __all__ = [
     "update_size",
 ]
 
-# ‖dL/db‖ / ‖dL/dw‖ below which a bias has no say; rounding leaves 2e-7 to 5e-7.
+# ‖dL/db‖ / ‖dL/dw‖ below which a bias has no effect; rounding leaves 2e-7 to 5e-7.
 BIAS_RATIO = 1e-6
-# Decay on a scale pulls the function towards 0, not the parametrization.
+# Decay on a scale shrinks the function, not only its parametrization.
 DECAY_WARNING = 1e-3
-# Half of the units: pairs come by chance in layers of few weights or few values.
-TWINS = 0.5
+# Half of the units: a few equal pairs occur by chance in small layers.
+EQUAL_ROWS = 0.5
 # ‖Δw‖/‖w‖ per step, median after the first tenth of the run; TheDeepChecker has 1e-4
 # to 1e-1, torchmortem 1e-5 to 1e-1.
 UPDATE_LOW, UPDATE_HIGH = 1e-5, 1e-1
-LEAST_UPDATES = 20
+MIN_UPDATES = 20
 
 _D10 = partial(Finding, "D10", "redundant_bias")
 _D14 = partial(Finding, "D14", "decayed_scale")
@@ -36,10 +36,10 @@ _D27 = partial(Finding, "D27", "update_size")
 
 
 def redundant_bias(statistics: Statistics) -> Iterator[Finding]:
-    """D10: a bias that the batch norm after it subtracts again.
+    """Check D10: a bias that the following batch norm subtracts.
 
-    Found by its gradient, which is zero but for rounding; layer norm and group norm
-    do not cancel a bias, and their gradients show it.
+    Found by its gradient, which is zero up to rounding; layer norm and group norm do
+    not cancel a bias, and its gradient is not zero.
     """
     for layer in statistics.of_role("weight"):
         weight = layer.weight
@@ -59,13 +59,13 @@ def redundant_bias(statistics: Statistics) -> Iterator[Finding]:
             ratio,
             BIAS_RATIO,
             f"the gradient of its bias is {ratio:.1e} of that of its weight"
-            + (": what follows takes the bias out" if ratio < BIAS_RATIO else ""),
+            + (": the following norm removes the bias" if ratio < BIAS_RATIO else ""),
             "pass bias=False to the layer",
         )
 
 
 def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
-    """D14: weight decay acts on the scale and shift of normalization layers."""
+    """Check D14: weight decay on the scale and shift of normalization layers."""
     loop = statistics.training
     if loop is None or loop.weight_decay is None:
         return
@@ -79,30 +79,30 @@ def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
         loop.weight_decay,
         DECAY_WARNING,
         f"weight_decay={loop.weight_decay:g} on normalization layers",
-        "give their parameters a group of their own with weight_decay=0",
+        "put their parameters in a separate group with weight_decay=0",
     )
 
 
 def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
-    """D26: units with equal weights and equal gradients, which stay equal for ever."""
+    """Check D26: units with equal weights and equal gradients stay equal for ever."""
     for layer in statistics.of_role("weight"):
         weight = layer.weight
         if weight is None or layer.is_output:
             continue
-        if weight.twins > 0 and weight.gradient_twins is None:
+        if weight.equal_rows > 0 and weight.equal_gradients is None:
             reason = (
-                f"{weight.twins:.0%} of the rows are equal, but no gradient was seen "
-                "that would tell whether they stay so"
+                f"{weight.equal_rows:.0%} of the rows are equal, but no gradient shows "
+                "whether they stay equal"
             )
             yield _D26(layer.name, "not_judged", evidence=reason)
             continue
-        share = min(weight.twins, weight.gradient_twins or 0.0)
-        severity: Severity = "error" if share >= TWINS else "clear"
+        share = min(weight.equal_rows, weight.equal_gradients or 0.0)
+        severity: Severity = "error" if share >= EQUAL_ROWS else "clear"
         yield _D26(
             layer.name,
             severity,
             share,
-            TWINS,
+            EQUAL_ROWS,
             f"{share:.0%} of the units have the same weights and the same gradients as "
             "another: they remain one unit",
             "start from random weights: "
@@ -111,12 +111,12 @@ def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
 
 
 def update_size(statistics: Statistics) -> Iterator[Finding]:
-    """D27: steps that are far too large or too small for the weights."""
+    """Check D27: steps that are far too large or too small for the weights."""
     for layer in statistics.of_role("weight"):
         if layer.weight is None or not layer.weight.update_ratio:
             continue
         ratios = layer.weight.update_ratio
-        if len(ratios) < LEAST_UPDATES:
+        if len(ratios) < MIN_UPDATES:
             reason = f"{len(ratios)} observed updates are too few"
             yield _D27(layer.name, "not_judged", evidence=reason)
             continue
@@ -132,7 +132,7 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             f"a step changes the weight by {ratio:.1e} of its size (median)",
             "lower the learning rate"
             if ratio > UPDATE_HIGH
-            else "raise the learning rate, or see whether gradients arrive here",
+            else "raise the learning rate, or check that gradients reach this layer",
         )
 
 

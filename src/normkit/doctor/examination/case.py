@@ -1,0 +1,174 @@
+"""The case under examination: a model, its batches, its loss and its metric."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.doctor.measurements import mean_over_samples
+from normkit.errors import ArgumentError
+from normkit.modeling.batch import (
+    Forward,
+    Targets,
+    check_function,
+    check_model,
+    device_of,
+    num_samples,
+    run_model,
+    targets_of,
+    to_device,
+)
+from normkit.modeling.snapshot import preserved, preserved_random
+from normkit.modeling.unwrap import is_average, unwrapped
+
+__all__ = [
+    "Case",
+    "accuracy",
+    "measured",
+    "open_case",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with the data and functions to examine it.
+
+    Attributes:
+        model: The model; it is not changed.
+        batches: The batches of every pass, on the loader's device.
+        loss_fn: `loss_fn(output, targets)`; None without a loss.
+        forward: `forward(model, batch)` gives the output.
+        targets: `targets(batch)` gives the targets of the loss and the metric.
+        metric: `metric(output, targets)`, higher is better; None for accuracy where
+            the output and the targets are those of a classifier.
+        gradient_batches: Number of batches on which gradients are computed.
+        seed: Random seed, of dropout and others.
+        batch_size: Samples per full batch.
+        last: Samples in the last, incomplete batch of an epoch; None when unknown.
+        is_averaged: The weights are an average over training (SWA, EMA).
+    """
+
+    model: nn.Module
+    batches: list[Any]
+    loss_fn: Callable[[Any, Any], Tensor] | None
+    forward: Forward
+    targets: Targets
+    metric: Callable[[Any, Any], float] | None
+    gradient_batches: int = 8
+    seed: int = 0
+    batch_size: int = 0
+    last: int | None = None
+    is_averaged: bool = False
+
+
+def open_case(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    forward: Forward | None = None,
+    targets: Targets | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
+    max_batches: int = 50,
+    gradient_batches: int = 8,
+    seed: int = 0,
+    verb: str = "diagnose",
+) -> Case:
+    """Draw the batches of all passes, with all random states restored.
+
+    The arguments are those of `diagnose`, or of the function that `verb` names.
+
+    Raises:
+        ArgumentError: The loader gives nothing, `max_batches` is below 1, or an
+            argument cannot be used.
+    """
+    check_model(verb, model, loader)
+    check_function("loss_fn", loss_fn)
+    check_function("metric", metric)
+    if max_batches < 1:
+        raise ArgumentError(
+            f"max_batches={max_batches} leaves no batch; give 1 or more"
+        )
+    has_average = is_average(model)
+    model = unwrapped(model)
+    holders = [loader, getattr(loader, "sampler", None)]
+    with preserved_random(model, seed=seed, others=holders):
+        drawn = iter(loader)
+        batches = list(itertools.islice(drawn, max_batches))
+        is_all = len(batches) < max_batches
+    if not batches:
+        raise ArgumentError(
+            "the loader gave no batch; an iterator that is used up must be made again"
+        )
+    sizes = [num_samples(batch) for batch in batches]
+    # A last batch of one is a separate finding (D06), and would fail in every pass.
+    several = [b for b, n in zip(batches, sizes, strict=True) if n > 1]
+    return Case(
+        model,
+        several or batches,
+        loss_fn,
+        partial(run_model, forward=forward),
+        targets or targets_of,
+        metric,
+        gradient_batches,
+        seed,
+        batch_size=max(sizes),
+        last=_last_batch(loader, sizes if is_all else None),
+        is_averaged=has_average,
+    )
+
+
+def _last_batch(loader: Iterable[Any], sizes: list[int] | None) -> int | None:
+    """Return the samples in the incomplete batch that ends an epoch; 0 for none.
+
+    Args:
+        loader: Read for the size of its data set, its batches, and `drop_last`.
+        sizes: Sizes of all batches of an epoch, when all were drawn.
+    """
+    if getattr(loader, "drop_last", False):
+        return 0
+    try:
+        total, size = len(loader.dataset), loader.batch_size  # type: ignore[attr-defined]
+        return total % size
+    except (AttributeError, TypeError):
+        pass
+    if sizes is None or len(sizes) < 2:
+        return None
+    return sizes[-1] if sizes[-1] < sizes[0] else 0
+
+
+def measured(case: Case) -> float | None:
+    """Return the mean of the metric over all samples, in eval mode.
+
+    None where there is no metric: none was given, and the accuracy is not defined.
+    """
+    model, values, sizes = case.model, [], []
+    device = device_of(model)
+    with preserved(model), torch.no_grad():
+        model.eval()
+        for batch in case.batches:
+            batch = to_device(batch, device)
+            output = case.forward(model, batch)
+            value = (case.metric or accuracy)(output, case.targets(batch))
+            if value is None:
+                return None
+            values.append(float(value))
+            sizes.append(num_samples(batch))
+    return mean_over_samples(values, sizes)
+
+
+def accuracy(output: Any, targets: Any) -> float | None:
+    """Return the share of right classes; None without scores and classes."""
+    if not (isinstance(output, Tensor) and isinstance(targets, Tensor)):
+        return None
+    if output.dim() != 2 or targets.dim() != 1 or output.shape[1] < 2:
+        return None
+    if targets.is_floating_point() or len(output) != len(targets):
+        return None
+    return (output.argmax(1) == targets).double().mean().item()

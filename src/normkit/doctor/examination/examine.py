@@ -1,0 +1,101 @@
+"""Examine a model: several passes over the same batches with the weights held still.
+
+    pass         modes                                    measured for
+    training     as in training, dropout on               what the EMA should hold
+    batch        batch statistics, dropout off, gradients loss, activations, gradients
+    running      eval                                     the loss in eval mode
+
+The three passes see the same batches, so the statistics are their only difference.
+They run on a copy of the model, or, when it cannot be copied, on the model itself,
+which is restored bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from normkit.doctor.examination.case import Case
+from normkit.doctor.examination.forward_pass import ForwardPass
+from normkit.doctor.examination.working_copy import SingleValueError, open_working_copy
+from normkit.doctor.measurements import DataStatistics, Evaluation, Statistics
+from normkit.doctor.probes.norm_statistics import norm_statistics
+from normkit.doctor.probes.tensor_statistics import MAX_COUNTED
+
+__all__ = ["examine"]
+
+
+def examine(case: Case) -> Statistics:
+    """Measure everything that the checks read on the case's model.
+
+    Where a batch norm has one value per channel and cannot be trained, only that layer
+    is reported, in `single_value`.
+    """
+    try:
+        return _examine(case)
+    except SingleValueError as error:
+        samples = case.batch_size * len(case.batches)
+        return Statistics(
+            samples=samples, batches=len(case.batches), single_value=error.layer
+        )
+
+
+def _examine(case: Case) -> Statistics:
+    with open_working_copy(case) as working:
+        with torch.no_grad():
+            training = working.run(channels=True, evaluate=False)
+        working.use_batch_statistics()
+        batch = working.run(
+            channels=True, gradients=case.loss_fn is not None, counted=MAX_COUNTED
+        )
+        working.use_running_statistics()
+        with torch.no_grad():
+            running = working.run(channels=True)
+        norms = {
+            name: replace(
+                norm,
+                in_training=training.channels(name),
+                without_dropout=batch.channels(name),
+                in_eval=running.channels(name),
+                calls=training.calls(name),
+                padding=training.padding(name),
+            )
+            for name, norm in norm_statistics(working.model, working.frozen).items()
+        }
+        layers = [
+            replace(layer, norm=norms.get(layer.name), weight=batch.weight(layer.name))
+            for layer in batch.layers()
+        ]
+        output = batch.output(case.loss_fn)
+        if output is not None and output.sums_to_one:
+            output = replace(output, softmax=working.last_softmax())
+    return Statistics(
+        tuple(layers),
+        _evaluation(batch, running),
+        samples=sum(batch.samples),
+        batches=len(batch.samples),
+        data=DataStatistics(batch.input, case.batch_size, case.last),
+        output=output,
+        world_size=_world_size(),
+        is_averaged=case.is_averaged,
+    )
+
+
+def _world_size() -> int:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
+def _evaluation(batch: ForwardPass, running: ForwardPass) -> Evaluation | None:
+    if not batch.losses:
+        return None
+    return Evaluation(
+        samples=tuple(batch.samples),
+        batch_loss=tuple(batch.losses),
+        running_loss=tuple(running.losses),
+        batch_metric=tuple(batch.metrics),
+        running_metric=tuple(running.metrics),
+    )

@@ -1,0 +1,219 @@
+"""Confirm findings: apply each repair to a copy of the model and measure again.
+
+A repair of the running statistics is measured on batches that it was not computed
+from: the statistics of one half of the batches are tried on the other half, and the
+reverse. Faults that eval mode does not show (a batch of one, frozen layers that move)
+are examined again: the finding must be gone, and eval mode no worse.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from normkit.doctor.examination.case import Case
+from normkit.doctor.examination.examine import examine
+from normkit.doctor.examination.working_copy import open_working_copy
+from normkit.doctor.finding import Finding, plain
+from normkit.doctor.fixes.repairs import (
+    REPAIRS,
+    Repair,
+    as_in_training,
+    can_repair,
+    torch_momentum,
+)
+from normkit.doctor.measurements import (
+    Evaluation,
+    Statistics,
+    mean_over_samples,
+    standard_error,
+)
+from normkit.results import Result
+
+__all__ = ["Confirmation", "confirm", "repairable"]
+
+# The least gain that counts: a point of the metric, or a tenth of the loss.
+MIN_METRIC_GAIN, MIN_LOSS_GAIN = 0.01, 0.1
+# Faults that eval mode does not show: the same check runs again.
+EXAMINED_AGAIN = ("D06", "D07", "D16", "D34")
+_OF_STATISTICS = {
+    id_ for id_, act in REPAIRS.items() if act in (as_in_training, torch_momentum)
+}
+
+Check = Callable[[Statistics], Iterable[Finding]]
+
+
+@dataclass(frozen=True, repr=False)
+class Confirmation(Result):
+    """The effect of one repair on eval mode, on a copy.
+
+    Attributes:
+        id: The check whose finding was repaired.
+        measure: "metric" (higher is better), "loss" (lower is better), or "alarms",
+            the number of layers with an alarm of the check.
+        before: The measure in eval mode, mean over samples.
+        after: The measure with the repair.
+        error: Standard error of the difference, over the batches; 0 for alarms.
+        improves: The gain is above two standard errors, in the metric, or in the loss
+            where the metric is no worse; for alarms the same as `helps`.
+        helps: The gain is large enough and above two standard errors; for alarms: none
+            is left, and the metric or loss is no worse.
+        harms: The loss is as large.
+    """
+
+    id: str
+    measure: str
+    before: float
+    after: float
+    error: float
+    helps: bool
+    harms: bool = False
+    improves: bool = False
+
+    def to_text(self) -> str:
+        """Return the outcome as one sentence."""
+        verdict = "helps" if self.helps else "does not help"
+        spread = f" (±{2 * self.error:.2g})" if self.error else ""
+        return (
+            f"{self.id}: its fix {verdict}; {self.measure} {self.before:.4g} before "
+            f"and {self.after:.4g} after{spread}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as plain data."""
+        return plain(vars(self))
+
+
+def repairable(
+    findings: Iterable[Finding], statistics: Statistics
+) -> dict[str, list[Finding]]:
+    """Return the alarms that have a repair, by check, in the order to apply them."""
+    found: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.is_alarm and can_repair(finding, statistics):
+            found.setdefault(finding.id, []).append(finding)
+    return {id_: found[id_] for id_ in REPAIRS if id_ in found}
+
+
+def confirm(
+    case: Case,
+    statistics: Statistics,
+    findings: Iterable[Finding],
+    checks: Mapping[str, Check],
+) -> list[Confirmation]:
+    """Try the repair of each check with an alarm, each on its own copy."""
+    if statistics.evaluation is None:
+        return []
+    alarms = [f for f in findings if f.is_alarm]
+    groups = repairable(alarms, statistics)
+    if len(_OF_STATISTICS & groups.keys()) > 1:
+        # Better statistics would confirm the others as much as small batches.
+        groups.pop("D05", None)
+    halves = [case.batches[::2], case.batches[1::2]]
+    seen: list[Statistics] = []
+    done: dict[Repair, Confirmation] = {}
+    outcome = {}
+    for id_, group in groups.items():
+        repair = REPAIRS[id_]
+        if id_ in EXAMINED_AGAIN:
+            check = checks[id_]
+            outcome[id_] = _examined_again(case, statistics, group, repair, check)
+            continue
+        if id_ in _OF_STATISTICS:
+            repair = as_in_training  # a momentum has no effect in eval mode
+        if len(case.batches) < 2:
+            continue  # nothing to hold out
+        if not seen:
+            seen = [examine(replace(case, batches=half)) for half in halves]
+        if repair not in done:
+            done[repair] = _held_out(case, halves, seen, group, repair)
+        outcome[id_] = done[repair]
+    ids = dict.fromkeys(f.id for f in alarms if f.id in outcome)
+    return [replace(outcome[id_], id=id_) for id_ in ids]
+
+
+def _held_out(
+    case: Case,
+    halves: list[list[Any]],
+    seen: list[Statistics],
+    findings: list[Finding],
+    repair: Repair,
+) -> Confirmation:
+    """Compare eval mode before and after, each half with the other's statistics."""
+    metrics, losses = [], []
+    for half, other in zip(halves, reversed(seen), strict=True):
+        with open_working_copy(replace(case, batches=half)) as working, torch.no_grad():
+            working.use_running_statistics()
+            repair(working.model, other, findings)
+            after = working.run(channels=False)
+        metrics += after.metrics
+        losses += after.losses
+    before = [half.evaluation for half in seen if half.evaluation is not None]
+    whole = Evaluation(
+        samples=tuple(n for half in before for n in half.samples),
+        batch_loss=(),
+        running_loss=tuple(v for half in before for v in half.running_loss),
+        running_metric=tuple(v for half in before for v in half.running_metric),
+    )
+    return _compared(whole, tuple(metrics), tuple(losses))
+
+
+def _examined_again(
+    case: Case,
+    statistics: Statistics,
+    findings: list[Finding],
+    repair: Repair,
+    check: Check,
+) -> Confirmation:
+    """Compare the check's alarms before and after; eval mode must not be worse."""
+    try:
+        model = copy.deepcopy(case.model)
+    except Exception:  # deepcopy calls anything that a model may hold
+        unknown = float(len(findings))
+        return Confirmation("", "alarms", unknown, math.nan, 0.0, helps=False)
+    repair(model, statistics, findings)
+    after = examine(replace(case, model=model))
+    left = sum(f.is_alarm and can_repair(f, after) for f in check(after))
+    assert statistics.evaluation is not None
+    assert after.evaluation is not None
+    metrics, losses = after.evaluation.running_metric, after.evaluation.running_loss
+    harms = _compared(statistics.evaluation, metrics, losses).harms
+    helps = left == 0 and not harms
+    return Confirmation("", "alarms", len(findings), left, 0.0, helps, harms, helps)
+
+
+def _compared(
+    found: Evaluation, metrics: tuple[float, ...], losses: tuple[float, ...]
+) -> Confirmation:
+    """Compare eval mode before and after, by the metric where there is one."""
+    loss = _by_batch("loss", found.running_loss, losses, found.samples)
+    if not found.running_metric:
+        return loss
+    metric = _by_batch("metric", found.running_metric, metrics, found.samples)
+    is_no_worse = not metric.after < metric.before
+    return replace(metric, improves=metric.improves or (is_no_worse and loss.improves))
+
+
+def _by_batch(
+    measure: str,
+    before: tuple[float, ...],
+    after: tuple[float, ...],
+    samples: tuple[int, ...],
+) -> Confirmation:
+    """Compare two series of one number per batch, batch by batch."""
+    old, new = (mean_over_samples(series, samples) for series in (before, after))
+    sign = 1.0 if measure == "metric" else -1.0
+    gains = [sign * (a - b) for a, b in zip(after, before, strict=True)]
+    mean, error = sum(gains) / len(gains), standard_error(gains)
+    least = MIN_METRIC_GAIN if measure == "metric" else MIN_LOSS_GAIN * abs(old)
+    # A model that gave NaN and gives numbers now has gained, whatever the difference.
+    is_cured = math.isnan(old) and math.isfinite(new)
+    improves = is_cured or (mean > 2 * error and sign * (new - old) > 0)
+    helps = is_cured or (improves and sign * (new - old) > least)
+    harms = not is_cured and sign * (new - old) < -least and mean < -2 * error
+    return Confirmation("", measure, old, new, error, helps, harms, improves)

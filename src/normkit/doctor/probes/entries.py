@@ -1,0 +1,67 @@
+"""The outermost modules that a program calls: the model, or parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from normkit.doctor.probes.hook import Hook
+
+__all__ = ["Entries"]
+
+
+class Entries:
+    """Report each call of an outermost module: of the model, or of a part of it.
+
+    A program may call `model(x)`, or only `model.net(x)`. Every module has a hook until
+    a module around it is called in training; a model that is called itself then has
+    the only one.
+
+    Args:
+        model: The model.
+        before: Called with the module and its arguments as the call begins.
+    """
+
+    def __init__(
+        self, model: nn.Module, before: Callable[[nn.Module, Any, Any], None]
+    ) -> None:
+        self.was_called = False
+        self._model = model
+        self._before = before
+        self._active: nn.Module | None = None
+        self._handles: dict[nn.Module, list[Any]] = {}
+
+    def attach(self) -> None:
+        """Register the hooks."""
+        enter, leave = Hook(self._enter), Hook(self._leave)
+        for module in self._model.modules():
+            self._handles[module] = [
+                module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+                module.register_forward_hook(leave, always_call=True),
+            ]
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        self._remove(*self._handles)
+        self._active = None
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        # An interrupt may have left the module active: it begins anew.
+        if self._active not in (None, module):
+            return
+        self._active, self.was_called = module, True
+        if module.training and torch.is_grad_enabled():
+            self._remove(*(part for part in module.modules() if part is not module))
+        self._before(module, args, kwargs)
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        if self._active is module:
+            self._active = None
+
+    def _remove(self, *modules: nn.Module) -> None:
+        for module in modules:
+            for handle in self._handles.pop(module, ()):
+                handle.remove()

@@ -1,0 +1,105 @@
+"""The training loop, recorded by the calls of the model and of the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normkit.doctor.measurements import TrainingStatistics
+from normkit.doctor.probes.roles import role_of
+from normkit.doctor.probes.tensor_statistics import first_tensor
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """Counts of the calls and steps, by their order."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.samples = 0
+        self.updates = 0
+        self.updates_in_eval = 0
+        self.updates_before_eval = 0
+        self.idle_bursts = 0
+        self._idle_calls = 0
+        # Mode of the last call with gradients since the last update.
+        self._called_in_training: bool | None = None
+
+    def add_call(
+        self, model: nn.Module, args: Any, kwargs: Any, *, is_grad: bool
+    ) -> None:
+        """Record a call of the model."""
+        if not is_grad:
+            self._idle_calls += _is_averaging(model)
+            # A single such call may belong to a step: a generator feeds its critic.
+            self.idle_bursts += self._idle_calls == 2
+            return
+        self._idle_calls = 0
+        self._called_in_training = model.training
+        if model.training:
+            x = first_tensor(args)
+            x = first_tensor(kwargs) if x is None else x
+            self.forwards += 1
+            self.samples += x.shape[0] if x is not None and x.dim() else 1
+
+    def add_update(self) -> None:
+        """Record a step of the optimizer."""
+        self.updates += 1
+        if self._called_in_training is False:
+            if not self.updates_in_eval:
+                self.updates_before_eval = self.updates - 1
+            self.updates_in_eval += 1
+        self._called_in_training = None
+
+    def statistics(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None
+    ) -> TrainingStatistics:
+        """Return the counts so far."""
+        decay, is_decoupled = _decay_on_norms(model, optimizer)
+        return TrainingStatistics(
+            forwards=self.forwards,
+            updates=None if optimizer is None else self.updates,
+            updates_in_eval=self.updates_in_eval,
+            updates_before_eval=self.updates_before_eval,
+            idle_bursts=self.idle_bursts,
+            samples=self.samples / max(self.forwards, 1),
+            weight_decay=decay,
+            is_decoupled=is_decoupled,
+        )
+
+
+def _is_averaging(model: nn.Module) -> bool:
+    """Return True where a call changes running averages, as no calibration does."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    if not norms:
+        return model.training
+    return any(norm.training and norm.momentum is not None for norm in norms)
+
+
+def _decay_on_norms(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> tuple[float | None, bool]:
+    """Return the largest weight decay on parameters of normalization layers."""
+    if optimizer is None:
+        return None, False
+    own = {
+        id(parameter)
+        for module in model.modules()
+        if role_of(module) == "norm"
+        for parameter in module.parameters(recurse=False)
+    }
+    decays = [
+        (float(group.get("weight_decay", 0.0)), _is_decoupled(optimizer, group))
+        for group in optimizer.param_groups
+        if any(id(parameter) in own for parameter in group["params"])
+    ]
+    return max(decays, default=(0.0, False))
+
+
+def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    known = group.get("decoupled_weight_decay")
+    return type(optimizer).__name__.endswith("W") if known is None else bool(known)

@@ -1,0 +1,220 @@
+"""Hooks on every layer that merge Moments and keep no tensor of the model.
+
+Each layer gets a `LayerProbe`. Its statistics are computed inside the hooks, because
+an in-place activation overwrites its input, and full backward hooks fail on such
+models. Inputs are read before the layer runs, outputs after it, and gradients by a
+hook on the output tensor. No activation outlives its hook.
+
+The hooks are attached for a limited time and removed in `finally`. They enter no
+autograd graph, draw no random number and write no buffer, so a run with probes is
+bitwise the run without. A copy or a pickle of the model holds hooks that do nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normkit.doctor.probes.hook import Hook
+from normkit.doctor.probes.layer_probe import LayerProbe
+from normkit.doctor.probes.roles import role_of, unit_dim_after
+from normkit.doctor.probes.tensor_statistics import (
+    add_to_histogram,
+    first_tensor,
+    is_traced,
+    overall_of,
+    version_of,
+)
+from normkit.moments import Moments
+
+__all__ = ["Probes"]
+
+
+@dataclass(frozen=True)
+class _Output:
+    """The last output of any layer, by weak reference."""
+
+    probe: LayerProbe
+    tensor: Callable[[], Tensor | None]
+    version: int
+    overall: Moments
+
+
+class Probes:
+    """The probes of one model, active inside `attached()`.
+
+    Args:
+        model: The model; its layers are measured between `enter` and `leave`.
+        channels: Measure the inputs of batch norms channel by channel.
+        gradients: Measure gradients with respect to outputs.
+        unit: The unit whose input's percentiles are measured; None for none.
+        counted: Values of each normalization's input and output to count in a
+            histogram per call; 0 for none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        channels: bool = False,
+        gradients: bool = True,
+        unit: int | None = None,
+        counted: int = 0,
+    ) -> None:
+        self.counted = counted
+        self.model = model
+        self.channels = channels
+        self.gradients = gradients
+        self.unit = unit
+        # A shared module has one probe, under its first name.
+        self.layers = {
+            name: LayerProbe(name, module, role)
+            for name, module in model.named_modules()
+            if (role := role_of(module)) != "other"
+        }
+        # Forward statistics count only inside a forward: activation checkpointing runs
+        # layers a second time, in backward.
+        self.inside = False
+        self._unit_dim = -1
+        self._calls = 0
+        self._last: _Output | None = None
+        self._lock = threading.Lock()
+        self._handles: list[tuple[Any, Hook]] = []
+
+    def attach(self) -> None:
+        """Register the hooks of all layers; call `detach` in a `finally`."""
+        for probe in self.layers.values():
+            for attached in self._attach_layer(probe):
+                self._handles.append(attached)
+
+    def _attach_layer(self, probe: LayerProbe) -> Iterator[tuple[Any, Hook]]:
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._before(probe, args, kwargs)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            self._after(probe, output)
+
+        pre, post = Hook(before), Hook(after)
+        yield probe.module.register_forward_pre_hook(pre, with_kwargs=True), pre
+        yield probe.module.register_forward_hook(post), post
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        while self._handles:
+            handle, hook = self._handles.pop()
+            handle.remove()
+            hook.retire()
+        self.inside = False
+
+    @contextmanager
+    def attached(self) -> Iterator[Probes]:
+        """Register the hooks for the block, and remove them after it or on an error."""
+        try:
+            self.attach()
+            yield self
+        finally:
+            self.detach()
+
+    def reset(self) -> None:
+        """Clear the measurements of all layers."""
+        for probe in self.layers.values():
+            probe.reset()
+
+    @property
+    def in_order(self) -> list[LayerProbe]:
+        """The layers that were called, in the order of their first call."""
+        called = [p for p in self.layers.values() if p.order is not None]
+        return sorted(called, key=lambda p: p.order or 0)
+
+    def enter(self) -> None:
+        """Begin to measure: a forward starts."""
+        self.inside = True
+        self._unit_dim = -1
+
+    def enter_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Measure the current call of `module`, from inside its forward pre-hook.
+
+        Hooks of the layers are registered where there are none.
+        """
+        is_attached = bool(self._handles)
+        if not is_attached:
+            self.attach()
+        # After the hooks of the layers, because the module may be a layer itself.
+        leave = Hook(lambda module, args, output: self.leave(output))
+        handle = module.register_forward_hook(leave, always_call=True)
+        self._handles.append((handle, leave))
+        self.enter()
+        for probe in self.layers.values():
+            # The new hook of a module that is one layer does not run in this call.
+            if probe.module is module and not is_attached:
+                self._before(probe, args, kwargs)
+
+    def leave(self, output: Any) -> None:
+        """Stop measuring: the forward gave `output`, None on an error."""
+        self.inside = False
+        last, result = self._last, first_tensor(output)
+        if last is not None and result is not None:
+            y = last.tensor()
+            last.probe.is_output |= y is not None and (result is y or result._base is y)
+        self._last = None
+
+    @torch.no_grad()
+    def _before(self, probe: LayerProbe, args: Any, kwargs: Any) -> None:
+        x = first_tensor(args)
+        x = first_tensor(kwargs) if x is None else x
+        if not self.inside or x is None or is_traced(x):
+            return
+        overall = self._overall_of(x)
+        with self._lock:
+            if probe.order is None:
+                probe.order = self._calls
+                self._calls += 1
+            if self._last is not None and self._last.overall is overall:
+                probe.fed_by = self._last.probe.name
+            x = x.detach()
+            if isinstance(probe.module, _BatchNorm):
+                self._unit_dim = getattr(probe.module, "channel_dim", 1)
+                if self.channels and x.dim() > 1:
+                    mask = kwargs.get("mask")
+                    probe.add_channels(x, mask if isinstance(mask, Tensor) else None)
+            probe.add_input(x, overall, self._unit_dim, self.unit)
+            if self.counted and probe.role == "norm":
+                probe.before = add_to_histogram(probe.before, x, overall, self.counted)
+
+    def _overall_of(self, x: Tensor) -> Moments:
+        """Return the moments of x, reused where x is the unchanged last output."""
+        last = self._last
+        if last is None or last.tensor() is not x or last.version != version_of(x):
+            return overall_of(x.detach())
+        return last.overall
+
+    def _after(self, probe: LayerProbe, output: Any) -> None:
+        y = first_tensor(output)
+        if y is None or is_traced(y):
+            return
+        if self.gradients and y.requires_grad:
+            y.register_hook(Hook(lambda g: self._add_gradient(probe, g)))
+        if not self.inside:
+            return
+        with self._lock, torch.no_grad():
+            self._unit_dim = unit_dim_after(probe.module, self._unit_dim)
+            overall = overall_of(y.detach())
+            probe.add_output(y.detach(), overall, self._unit_dim)
+            if self.counted and probe.role == "norm":
+                y_ = y.detach()
+                probe.after = add_to_histogram(probe.after, y_, overall, self.counted)
+            self._last = _Output(probe, weakref.ref(y), version_of(y), overall)
+
+    @torch.no_grad()
+    def _add_gradient(self, probe: LayerProbe, gradient: Tensor) -> None:
+        if gradient.numel() and not is_traced(gradient):
+            with self._lock:
+                probe.add_gradient(gradient.detach())

@@ -1,0 +1,77 @@
+"""The role of a layer, the flat range of an activation, the dimension of its units."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from normkit.doctor.measurements import Role
+from normkit.modeling.norm_types import is_norm
+
+__all__ = ["role_of", "slope_limits", "unit_dim_after"]
+
+# Every module of torch.nn whose forward is one elementwise non-linearity.
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU),
+    *(nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign, nn.Sigmoid, nn.LogSigmoid),
+    *(nn.Tanh, nn.Tanhshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
+    *(nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.GLU),
+)
+WEIGHTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def role_of(module: nn.Module) -> Role:
+    """Return the role of a layer; "other" layers get no probe."""
+    if isinstance(module, WEIGHTS):
+        return "weight"
+    if is_norm(module):
+        return "norm"
+    if isinstance(module, ACTIVATIONS):
+        return "activation"
+    if isinstance(module, RECURRENT):
+        return "recurrent"
+    return "other"
+
+
+def slope_limits(module: nn.Module) -> tuple[float, float] | None:
+    """Return the inputs between which the slope is at least 5 % of its maximum.
+
+    Only for functions that flatten on both sides: a ReLU whose unit is off is not
+    saturated. None for every other layer.
+    """
+    if isinstance(module, nn.Sigmoid):
+        limit = 2 * math.atanh(math.sqrt(0.95))  # σ'(z) = ¼ sech²(z/2)
+    elif isinstance(module, nn.Tanh):
+        limit = math.atanh(math.sqrt(0.95))  # tanh'(z) = sech²(z)
+    elif isinstance(module, nn.Softsign):
+        limit = math.sqrt(20) - 1  # 1 / (1 + |z|)²
+    elif isinstance(module, nn.Hardsigmoid):
+        limit = 3.0
+    elif isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
+        return float(module.min_val), float(module.max_val)
+    else:
+        return None
+    return -limit, limit
+
+
+def unit_dim_after(module: nn.Module, before: int) -> int:
+    """Return the dimension along which the units of a layer's output lie.
+
+    Args:
+        module: The layer.
+        before: The dimension along which the units of its input lie.
+    """
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return -len(module.kernel_size) - 1
+    if isinstance(module, nn.Linear | nn.Bilinear):
+        return -1
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        # Over several dimensions, as over (C, H, W), the units stay where they were.
+        is_single = len(module.normalized_shape) == 1
+        return getattr(module, "channel_dim", -1) if is_single else before
+    if isinstance(module, nn.GroupNorm | _NormBase):
+        return getattr(module, "channel_dim", 1)
+    return before

@@ -1,0 +1,126 @@
+"""The probes' measurements of one step as numbers, and of the last few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from normkit.doctor.probes.layer_probe import LayerProbe
+from normkit.moments import Moments
+
+__all__ = [
+    "RECENT",
+    "SERIES",
+    "WINDOW",
+    "Window",
+    "numbers_of",
+    "pooled",
+    "present",
+    "to_floats",
+    "with_spread",
+]
+
+# Number of observed steps that a layer is judged by.
+RECENT = 5
+# A unit is dead when it is zero for two windows of so many samples.
+WINDOW = 1000
+
+# Recorded per layer and observed step, in this order.
+SERIES = (
+    *("input_mean", "input_std", "output_mean", "output_std", "output_rms"),
+    *("low", "middle", "high", "saturated", "dead", "gradient_norm"),
+    *("weight_norm", "weight_gradient_norm", "update_ratio"),
+)
+
+
+def numbers_of(probe: LayerProbe) -> dict[str, Tensor]:
+    """Return the measurements of one probe as one-value tensors on its device."""
+    found: dict[str, Tensor] = {}
+    for side, measured in (("input", probe.input), ("output", probe.output)):
+        if measured is not None:
+            found[f"{side}.count"] = measured.count
+            found[f"{side}.mean"] = measured.mean
+            found[f"{side}.m2"] = measured.m2
+    if probe.band is not None:
+        found["low"], found["middle"], found["high"] = probe.band.unbind()
+    if probe.saturated_share is not None:
+        found["saturated"] = probe.saturated_share
+    if probe.alive is not None:
+        found["dead"] = (~probe.alive).float().mean()
+    if probe.gradient_norm is not None:
+        found["gradient_norm"] = probe.gradient_norm
+    return found
+
+
+def with_spread(found: dict[str, float]) -> dict[str, float]:
+    """Return mean, standard deviation and rms of inputs and outputs."""
+    more = {}
+    for side in ("input", "output"):
+        if found.get(f"{side}.count"):
+            mean = found[f"{side}.mean"]
+            var = found[f"{side}.m2"] / found[f"{side}.count"]
+            more[f"{side}_mean"] = mean
+            more[f"{side}_std"] = var**0.5
+            more[f"{side}_rms"] = (var + mean * mean) ** 0.5
+    return more
+
+
+def to_floats(values: list[Tensor]) -> list[float]:
+    """Return values from any device as floats, one transfer per device and dtype."""
+    out = [0.0] * len(values)
+    for kind in {(value.device, value.dtype) for value in values}:
+        here = [i for i, v in enumerate(values) if (v.device, v.dtype) == kind]
+        numbers = torch.stack([values[i] for i in here]).tolist()
+        for i, number in zip(here, numbers, strict=True):
+            out[i] = number
+    return out
+
+
+def present(series: list[float | None]) -> tuple[float, ...]:
+    """Return a series without its gaps."""
+    return tuple(value for value in series if value is not None)
+
+
+def pooled(recent: Iterable[dict[str, float]], side: str) -> Moments | None:
+    """Return the moments of a layer's input or output over several observed steps."""
+    parts = [
+        Moments(
+            torch.tensor(int(found[f"{side}.count"])),
+            torch.tensor(found[f"{side}.mean"], dtype=torch.float64),
+            torch.tensor(found[f"{side}.m2"], dtype=torch.float64),
+        )
+        for found in recent
+        if f"{side}.count" in found
+    ]
+    return Moments.merge_all(parts) if parts else None
+
+
+class Window:
+    """The units of one layer that were active in the last two windows of samples."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.alive: Tensor | None = None
+        self.before: Tensor | None = None
+
+    @property
+    def dead(self) -> float | None:
+        """Share of units that were zero in both windows; None before there are two."""
+        if self.before is None:
+            return None
+        alive = self.before if self.alive is None else self.before | self.alive
+        return 1 - float(alive.double().mean())
+
+    def add(self, probe: LayerProbe) -> None:
+        """Add the active units of one step."""
+        if probe.alive is None:
+            return
+        if self.samples >= WINDOW:
+            self.before, self.alive, self.samples = self.alive, None, 0
+        if self.alive is None or self.alive.shape != probe.alive.shape:
+            self.alive = probe.alive
+        else:
+            self.alive = self.alive | probe.alive
+        self.samples += probe.samples

@@ -1,0 +1,172 @@
+"""Statistics of one tensor, computed at once; the tensor is not kept."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from normkit.doctor.channel_statistics import Histogram
+from normkit.moments import Moments
+
+__all__ = [
+    "MAX_COUNTED",
+    "RunningHistogram",
+    "add_to_histogram",
+    "band_of",
+    "dim_within",
+    "first_tensor",
+    "histogram_of",
+    "is_traced",
+    "norm_of",
+    "overall_of",
+    "version_of",
+]
+
+# A percentile needs no more values than this; more are thinned evenly.
+MAX_BAND_VALUES = 4096
+BAND = (0.15, 0.50, 0.85)
+# Bins of a histogram, its half width in standard deviations of the first batch, and
+# the values of a batch that a diagnosis counts; more are thinned evenly.
+BINS, REACH, MAX_COUNTED = 48, 4.0, 65_536
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """Return the first non-empty floating-point tensor in nested lists and dicts."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() and value.numel() else None
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return None
+    return next((t for t in map(first_tensor, value) if t is not None), None)
+
+
+def dim_within(x: Tensor, dim: int) -> int:
+    """Return `dim` counted from the start; the last one where x has no such dim."""
+    return dim % x.dim() if -x.dim() <= dim < x.dim() else x.dim() - 1
+
+
+def is_traced(x: Tensor) -> bool:
+    """Return True where x has no values to read (vmap, grad, meta)."""
+    return x.is_meta or is_functorch_wrapped_tensor(x)
+
+
+def overall_of(x: Tensor) -> Moments:
+    """Return the moments of all values of x, in two passes.
+
+    On a CPU this takes a fifth of the time of torch.var_mean over all dimensions, and
+    a third of that of `moments`, which handles the dimensions it does not reduce.
+    """
+    x = x.to(_dtype(x))
+    mean = x.mean()
+    m2 = torch.linalg.vector_norm(x - mean).square()
+    return Moments(torch.full((), x.numel(), device=x.device), mean, m2)
+
+
+def norm_of(x: Tensor) -> Tensor:
+    """Return ‖x‖, in float32 or better."""
+    return torch.linalg.vector_norm(x if x.is_complex() else x.to(_dtype(x)))
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype for statistics of x: float32 or float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def version_of(x: Tensor) -> int:
+    """Return how often x was written to; -1 in inference mode, which does not count."""
+    return -1 if x.is_inference() else x._version
+
+
+def band_of(x: Tensor, unit_dim: int, unit: int) -> Tensor:
+    """Return the {15, 50, 85} percentiles of one unit over samples and positions."""
+    dim = dim_within(x, unit_dim)
+    values = x.select(dim, unit % x.shape[dim]).flatten()
+    values = _thinned(values, MAX_BAND_VALUES)
+    # Linear between neighbours, as in torch.quantile; 5 times faster on a batch.
+    values = values.float().sort().values
+    below, step = _places(values.numel(), values.device)
+    edges = values[below]
+    # A value that is not finite has no percentile: NaN instead.
+    return torch.lerp(edges[0], edges[1], step) + 0 * (values[-1] - values[0])
+
+
+@dataclass(frozen=True)
+class RunningHistogram:
+    """A histogram updated batch by batch, on the device and without synchronization.
+
+    Values are counted as (value − middle) / reach, clipped to [−1, 1]; middle and reach
+    are those of the first batch with finite moments.
+
+    Attributes:
+        middle: The middle of the histogram, a scalar.
+        reach: Its half width, a scalar.
+        counts: Values per bin, shape `(bins,)`.
+    """
+
+    middle: Tensor
+    reach: Tensor
+    counts: Tensor
+
+    @property
+    def histogram(self) -> Histogram | None:
+        """The histogram on the CPU; None when no batch had finite moments."""
+        middle, reach = float(self.middle), float(self.reach)
+        if not math.isfinite(middle + reach):
+            return None
+        return Histogram(middle - reach, middle + reach, self.counts.cpu())
+
+
+def histogram_of(running: RunningHistogram | None) -> Histogram | None:
+    """Return the histogram of a running one; None for None."""
+    return None if running is None else running.histogram
+
+
+def add_to_histogram(
+    old: RunningHistogram | None, x: Tensor, overall: Moments, most: int
+) -> RunningHistogram:
+    """Add the values of x, thinned to at most about `most`, to a running histogram."""
+    middle, spread = overall.mean.float(), overall.var.sqrt().float()
+    # A constant gets one bin, wide enough for float32.
+    reach = (REACH * spread).maximum(1e-3 * middle.abs()).clamp(min=1e-6)
+    counts = torch.zeros(BINS, device=x.device)
+    if old is not None:
+        middle, reach = middle.to(old.middle.device), reach.to(old.middle.device)
+        is_set = (old.middle + old.reach).isfinite()
+        middle = torch.where(is_set, old.middle, middle)
+        reach = torch.where(is_set, old.reach, reach)
+        counts = old.counts
+    values = _thinned(x.flatten(), most)
+    values = values.to(counts.device, torch.float32)
+    # 0·value is NaN where the value is not finite, and NaN is not counted.
+    places = ((values - middle) / reach).clamp(-1, 1) + 0 * values
+    return RunningHistogram(middle, reach, counts + torch.histc(places, BINS, -1, 1))
+
+
+def _thinned(values: Tensor, most: int) -> Tensor:
+    """Return at most `most` of the values, spread evenly.
+
+    A step that divided the width of an image would always take the same columns, so it
+    has no divisor in common with the number of values.
+    """
+    count = values.numel()
+    step = math.ceil(count / most)
+    while math.gcd(step, count) > 1:
+        step += 1
+    return values[::step]
+
+
+@functools.lru_cache(maxsize=64)
+def _places(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return each percentile's neighbours in sorted values, and the step between."""
+    places = [share * (count - 1) for share in BAND]
+    neighbours = [[math.floor(p) for p in places], [math.ceil(p) for p in places]]
+    steps = [p - math.floor(p) for p in places]
+    return torch.tensor(neighbours, device=device), torch.tensor(steps, device=device)

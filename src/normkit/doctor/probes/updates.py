@@ -1,0 +1,103 @@
+"""Gradients and changes of the weights in one observed training step.
+
+A step lasts from the call of the model to the first optimizer step after it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.doctor.probes.hook import Hook
+from normkit.doctor.probes.layer_probe import LayerProbe
+from normkit.doctor.probes.tensor_statistics import norm_of
+
+__all__ = ["Updates"]
+
+
+class Updates:
+    """The weights of the probed layers: norms, gradients and changes in one step.
+
+    Attributes:
+        numbers: ‖w‖, ‖dL/dw‖ and ‖Δw‖/‖w‖ of the current step as scalars on the device
+            of the weight, by (layer, "weight_norm" | "weight_gradient_norm" |
+            "update_ratio").
+    """
+
+    def __init__(self, probes: Iterable[LayerProbe]) -> None:
+        self.numbers: dict[tuple[str, str], Tensor] = {}
+        self._weights = {
+            probe.name: weight
+            for probe in probes
+            if probe.role == "weight"
+            # Not `module.weight`: reading a parametrized weight runs its
+            # parametrization, and spectral norm's changes a buffer.
+            and isinstance(
+                weight := probe.module._parameters.get("weight"), nn.Parameter
+            )
+        }
+        self._old: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+        self._has_gradients = False
+        self._awaits_update = False
+
+    def open(self) -> None:
+        """Begin a step: record its gradients, and wait for its update."""
+        self._remove_hooks()
+        self._has_gradients, self._awaits_update = False, True
+        self.numbers = {
+            (name, "weight_norm"): norm_of(weight.detach())
+            for name, weight in self._weights.items()
+        }
+        for name, weight in self._weights.items():
+            if weight.requires_grad:
+                hook = Hook(functools.partial(self._record_gradient, name))
+                handle = weight.register_post_accumulate_grad_hook(hook)
+                self._handles.append(handle)
+
+    def called_again(self) -> None:
+        """End the step's gradients where there are some: the model is called again."""
+        if self._has_gradients:
+            self._remove_hooks()
+
+    @torch.no_grad()
+    def before(self) -> None:
+        """Copy the weights before the optimizer changes them."""
+        if self._awaits_update:
+            # A frozen weight has no update to judge.
+            self._old = {
+                name: weight.detach().clone()
+                for name, weight in self._weights.items()
+                if weight.requires_grad
+            }
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """Record how far the optimizer moved the weights."""
+        if not self._awaits_update:
+            return
+        self._awaits_update = False
+        self._remove_hooks()
+        for name, old in self._old.items():
+            change = self._weights[name].detach() - old
+            self.numbers[name, "update_ratio"] = norm_of(change) / norm_of(old)
+        self._old.clear()
+
+    def close(self) -> None:
+        """Remove the hooks from the weights; keep the numbers."""
+        self._remove_hooks()
+        self._old.clear()
+
+    def _record_gradient(self, name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            norm = norm_of(parameter.grad.detach())
+            self.numbers[name, "weight_gradient_norm"] = norm
+            self._has_gradients = True
+
+    def _remove_hooks(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()

@@ -1,0 +1,8 @@
+"""What is kept between forward and backward: less of it, and how much it is.
+
+recipes           how to compute an output again from what is kept anyway
+block             the blocks with hooks on saved tensors
+less_memory       the public block; `int8_activations` rounds what has no recipe
+saved_memory      count the bytes
+recomputable      an output that carries the block to the next layer
+"""

@@ -1,0 +1,48 @@
+"""An output of a layer that is computed again from the layer's input.
+
+`less_memory()` is a block around a forward. A layer with `memory=` has no such block:
+what saves its output for the backward is the next layer, which runs later. So the
+output carries the block along: each torch function that reads a `Recomputable` runs
+within it, and returns ordinary tensors.
+
+A reader that bypasses torch's function protocol (a full backward hook, a reentrant
+checkpoint) gets the same values and gradients, and keeps the output itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from normkit.functional.memory.less_memory import less_memory
+
+__all__ = ["Recomputable"]
+
+
+class Recomputable(Tensor):
+    """View of a tensor for which there is a recipe, see `recipes`."""
+
+    plain: Tensor
+    """The tensor itself."""
+
+    @staticmethod
+    def of(y: Tensor) -> Recomputable:
+        """Return `y` for readers that shall keep its recipe instead of it."""
+        wrapped: Any = y.as_subclass(Recomputable)
+        wrapped.plain = y
+        return wrapped
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function on the plain tensor, within the block."""
+        args, kwargs = tree_map_only(Recomputable, _plain, (args, kwargs or {}))
+        with less_memory():
+            return func(*args, **kwargs)
+
+
+def _plain(y: Recomputable) -> Tensor:
+    return y.plain
