@@ -23,7 +23,7 @@ from normkit.functional.memory.block import memory_mode
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.loading import library
-from normkit.kernels.fixed_order import is_order_fixed
+from normkit.kernels.deterministic import is_deterministic
 
 __all__ = ["MAX_OFFSET", "MAX_VALUES", "AtenCall", "Operator", "Saved", "tried_first"]
 
@@ -61,7 +61,7 @@ class AtenCall:
                 or (bias is not None and bias.requires_grad)
             )
             and memory_mode() is None
-            and not is_order_fixed()
+            and not is_deterministic()
         ):
             y, mean, inv_std = self._operator(x, weight, bias)
             rows = inv_std.numel()

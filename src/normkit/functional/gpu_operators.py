@@ -23,7 +23,7 @@ from normkit.functional.memory.block import memory_mode
 from normkit.kernels.choose import asked_for, backend_named, choose
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import GpuBackend
-from normkit.kernels.gpu.table import FORWARD_ROW
+from normkit.kernels.gpu.config import FORWARD_ROW
 from normkit.kernels.spec import Running, Spec
 from normkit.torch_state import (
     below_autograd,

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, KernelError
 from normkit.kernels.cpu import CpuBackend
-from normkit.kernels.fixed_order import fixed_order
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.primitives import Backend
 from normkit.kernels.reference import ReferenceBackend
@@ -30,7 +29,6 @@ __all__ = [
     "backend",
     "backend_named",
     "choose",
-    "deterministic",
     "explain",
 ]
 
@@ -157,27 +155,6 @@ def backend(name: str) -> Generator[None]:
         yield
     finally:
         asked_for_name.reset(token)
-
-
-@contextmanager
-def deterministic() -> Generator[None]:
-    """Make a sample's output in eval depend on the sample and the model alone.
-
-    Bitwise, within the block: whatever shares the batch, in whatever place, and with
-    any number of threads. The CPU kernels hold that always, at full speed; what runs on
-    torch operations takes every sum in an order that only its length decides, which
-    takes several times as long. The rest of a model (convolutions, matrix products) is
-    torch's, and may still depend on the batch.
-
-    Example:
-        >>> import normkit, torch
-        >>> layer, x = normkit.nn.LayerNorm(1001).eval(), torch.randn(8, 1001)
-        >>> with deterministic():
-        ...     torch.equal(layer(x)[3:4], layer(x[3:4]))
-        True
-    """
-    with fixed_order():
-        yield
 
 
 def explain(x: Tensor, dims: tuple[int, ...] | None = None) -> Explanation:

@@ -12,8 +12,8 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
+from normkit.kernels.deterministic import is_deterministic
 from normkit.kernels.epilogue import Epilogue, activate
-from normkit.kernels.fixed_order import is_order_fixed
 from normkit.kernels.primitives import Backend, Grads
 from normkit.moments import Moments
 
@@ -126,7 +126,7 @@ def shared_dims(affine: Tensor, dims: tuple[int, ...]) -> tuple[int, ...]:
 
 def absorbed(scale: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return `scale·weight` as one vector where that is smaller than x."""
-    if is_order_fixed():
+    if is_deterministic():
         # Whether it is smaller depends on the size of the batch.
         return scale, weight
     dims = tuple(d for d in range(scale.dim()) if scale.shape[d] == 1)

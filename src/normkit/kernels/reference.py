@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normkit.kernels.fixed_order import is_order_fixed, sum_in_fixed_order
+from normkit.kernels.deterministic import is_deterministic, pairwise_sum
 from normkit.kernels.primitives import split, vector_dtype
 from normkit.moments import Moments, deviations, plain_sum, statistics_dtype
 
@@ -31,7 +31,7 @@ class ReferenceBackend:
         self, x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None
     ) -> Moments:
         """See `Backend.moments`."""
-        add = sum_in_fixed_order if is_order_fixed() else plain_sum
+        add = pairwise_sum if is_deterministic() else plain_sum
         found = deviations(x, dims, mask, add=add)
         return found.to_moments(vector_dtype(x.device))
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm
 from normkit.functional.measure import measure
-from normkit.nn.as_it_was import as_it_was
 from normkit.nn.batch_norm_layer import BatchNormLayer
+from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import check_momentum, is_recomputing
 from normkit.nn.tracing import recorded_call
 
@@ -152,7 +152,7 @@ class BatchRenormLayer(BatchNormLayer):
         r, d = r.masked_fill(is_empty, 1), d.masked_fill(is_empty, 0)
         dtype = self.running_mean.dtype if self.weight is None else self.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
-        return as_it_was(r.to(wide)), as_it_was(d.to(wide))
+        return opaque_clone(r.to(wide)), opaque_clone(d.to(wide))
 
     def extra_repr(self) -> str:
         """The arguments of torch's batch norm, and the bounds."""

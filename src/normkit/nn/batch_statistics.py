@@ -17,7 +17,7 @@ from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.moments import Moments, broadcast_mask, zero_where
-from normkit.nn.as_it_was import as_it_was
+from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import RunningStateLayer
 from normkit.sync import is_group, merge_over
 
@@ -207,8 +207,8 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if self.running_mean is None or self.running_var is None:
             return y
         _, weight, bias = self._along(x)
-        mean = self._shaped(as_it_was(self.running_mean), x)
-        var = self._shaped(as_it_was(self.running_var), x)
+        mean = self._shaped(opaque_clone(self.running_mean), x)
+        var = self._shaped(opaque_clone(self.running_var), x)
         hidden = None
         if mask is not None:
             valid = broadcast_mask(mask, x)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize
 from normkit.functional.arguments import check_eps, check_floating
-from normkit.kernels.fixed_order import is_order_fixed, sum_in_fixed_order
+from normkit.kernels.deterministic import is_deterministic, pairwise_sum
 from normkit.moments import broadcast_mask, plain_sum, statistics_dtype
 from normkit.nn.tracing import recorded_call
 
@@ -151,7 +151,7 @@ def _by_learned_eps(
     mask: Tensor | None,
 ) -> Tensor:
     wide = x.to(statistics_dtype(x.dtype))
-    add = sum_in_fixed_order if is_order_fixed() else plain_sum
+    add = pairwise_sum if is_deterministic() else plain_sum
     if mask is None:
         mean_square = add(wide.square(), dims) / x.shape[2:].numel()
         valid = None

@@ -20,7 +20,7 @@ from normkit.functional import update_running
 from normkit.functional.arguments import check_eps, check_floating
 from normkit.functional.ema import ema_
 from normkit.functional.whitening import covariance, inverse_sqrt, newton_inverse_sqrt
-from normkit.kernels.fixed_order import is_order_fixed
+from normkit.kernels.deterministic import is_deterministic
 from normkit.moments import statistics_dtype
 from normkit.nn.tracing import recorded_call
 from normkit.nn.tracked_layer import TrackedLayer
@@ -201,7 +201,7 @@ class WhiteningBatchNorm(TrackedLayer):
         if seen is not None:
             centred = torch.where(seen > 0, centred, torch.zeros_like(centred))
         whitening = self.running_whitening.to(compute, copy=True)
-        if not is_order_fixed():
+        if not is_deterministic():
             return whitening @ centred
         # A matrix product takes an order that suits its whole shape.
         y = torch.zeros_like(centred)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normkit.kernels.cpu.geometry import geometry_of
 from normkit.kernels.cpu.loading import FIXED, POINTERS, check, library
 from normkit.kernels.cpu.packing import (
     ACTIVATION_CODES,
@@ -25,7 +26,6 @@ from normkit.kernels.cpu.packing import (
     laid_like,
     threads_for,
 )
-from normkit.kernels.cpu.plan import plan_of
 from normkit.kernels.primitives import Grads
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
@@ -272,8 +272,8 @@ def call_for(
     affine = weight if weight is not None else bias
     shape = None if affine is None else spec.along(affine.detach()).shape  # type: ignore[union-attr]
     seen = spec.seen(x.detach())
-    plan = plan_of(seen.shape, seen.stride(), spec.kept(x.shape), shape)
-    if plan.reason:
+    geometry = geometry_of(seen.shape, seen.stride(), spec.kept(x.shape), shape)
+    if geometry.reason:
         return None
     dtypes = tuple(0 if v is None else DTYPES[v.dtype] for v in vectors)
     flags = (CENTERED if spec.centered else 0) | (GIVEN if spec.given else 0)
@@ -281,6 +281,6 @@ def call_for(
         flags |= SKIP_NONFINITE if running.skips_nonfinite else 0
         flags |= EQUAL_SHARES if running.rate is None else 0
     return NativeCall(
-        *(spec, x, plan.sizes, (DTYPES[x.dtype], *dtypes), flags),
+        *(spec, x, geometry.sizes, (DTYPES[x.dtype], *dtypes), flags),
         is_masked=mask is not None,
     )

@@ -8,8 +8,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from normkit.kernels.cpu.geometry import Geometry
 from normkit.kernels.cpu.loading import FIXED, POINTERS
-from normkit.kernels.cpu.plan import Plan, plan_of
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "laid_like",
     "one_like",
     "packed_call",
-    "plan_for",
     "threads_for",
 ]
 
@@ -57,13 +56,6 @@ def flags_of(x: Tensor, flags: int) -> int:
 def threads_for(x: Tensor) -> int:
     """How many threads a call on `x` is worth."""
     return torch.get_num_threads() if x.numel() > _SERIAL else 1
-
-
-def plan_for(
-    x: Tensor, statistic: tuple[int, ...], affine: tuple[int, ...] | None
-) -> Plan:
-    """`plan_of` the memory of x."""
-    return plan_of(x.shape, x.stride(), statistic, affine)
 
 
 @lru_cache(maxsize=4096)
@@ -98,11 +90,11 @@ def one_like(like: Tensor) -> Tensor:
     return torch.ones((1,) * like.dim(), dtype=torch.float64)
 
 
-def count_of(plan: Plan, shape: tuple[int, ...], mask: Tensor | None) -> Tensor:
+def count_of(geometry: Geometry, shape: tuple[int, ...], mask: Tensor | None) -> Tensor:
     """How many values share a statistic; under a mask room for the kernel to say."""
     if mask is not None:
         return torch.empty(shape, dtype=torch.int64)
-    _, over, _, sub_runs, inner, *_ = plan.sizes
+    _, over, _, sub_runs, inner, *_ = geometry.sizes
     return torch.scalar_tensor(over * sub_runs * inner, dtype=torch.int64)
 
 
@@ -153,7 +145,7 @@ _POINTERS = (
 
 
 def packed_call(
-    plan: Plan,
+    geometry: Geometry,
     x: Tensor,
     flags: int,
     epilogue: Epilogue = _NONE,
@@ -166,7 +158,7 @@ def packed_call(
     weight = given[11] if weight is None else weight
     bias = given[12] if bias is None else bias
     fixed = FIXED.pack(
-        *plan.sizes,
+        *geometry.sizes,
         DTYPES[x.dtype],
         0 if weight is None else DTYPES[weight.dtype],
         0 if bias is None else DTYPES[bias.dtype],

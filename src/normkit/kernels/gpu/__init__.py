@@ -22,6 +22,7 @@ from torch import Tensor
 from normkit.errors import KernelError
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.fused import apply_given
+from normkit.kernels.gpu.config import FORWARD_ROW
 from normkit.kernels.gpu.geometry import (
     Matrix,
     Placement,
@@ -34,7 +35,6 @@ from normkit.kernels.gpu.geometry import (
     reduction_of,
     runs_of,
 )
-from normkit.kernels.gpu.table import FORWARD_ROW
 from normkit.kernels.primitives import Grads
 from normkit.kernels.reference import ReferenceBackend
 from normkit.moments import Moments
@@ -87,13 +87,13 @@ class GpuBackend:
         """See `Backend.moments`. Under a mask it runs as torch operations on `x`."""
         if mask is not None:
             return ReferenceBackend().moments(x, dims, mask)
-        passes = _layers().passes
+        launchers = _layers().launchers
         view = view_of(x, dims)
         shape = keepdim_shape(x, dims)
         if view.kind == "rows" and view.sizes[1] <= FORWARD_ROW:
-            _, found = passes.rows_forward(x, matrix_of(view), eps=None)
+            _, found = launchers.rows_forward(x, matrix_of(view), eps=None)
         else:
-            found = passes.statistics(x, reduction_of(view))
+            found = launchers.statistics(x, reduction_of(view))
         return _moments(x, found.mean.view(shape), found.m2.view(shape))
 
     def apply(
@@ -115,7 +115,7 @@ class GpuBackend:
             return ReferenceBackend().apply(x, center, scale, shift, weight=weight)
         matrix, (along, affine_along) = arranged
         assert along is not None
-        return _layers().passes.apply(
+        return _layers().launchers.apply(
             *(x, matrix, flat(center, x), flat(scale, x), along),
             weight=None if weight is None else flat(weight, x),
             shift=None if shift is None else flat(shift, x),
@@ -148,7 +148,7 @@ class GpuBackend:
             )
         if center.shape == shape and scale is None:
             along = Placement("statistic")
-        total, total_rest = _layers().passes.sums(
+        total, total_rest = _layers().launchers.sums(
             *(laid_out_as(x, dy), x, reduction_of(view), flat(center, x), along),
             scale=None if scale is None else flat(scale, x),
             weight=None if weight is None else flat(weight, x),
@@ -174,7 +174,7 @@ class GpuBackend:
             return ReferenceBackend().apply_grads(dy, x, center, a, b, c, weight=weight)
         matrix, (along, affine_along) = arranged
         assert along is not None
-        dx, _ = _layers().passes.apply_grads(
+        dx, _ = _layers().launchers.apply_grads(
             *(laid_out_as(x, dy), x, matrix),
             *(flat(center, x), flat(a, x), flat(b, x), flat(c, x), along),
             weight=None if weight is None else flat(weight, x),
@@ -225,7 +225,7 @@ class GpuBackend:
         matrix, (along, affine_along) = arranged
         assert along is not None
         residual = epilogue.residual
-        return _layers().passes.apply(
+        return _layers().launchers.apply(
             *(x, matrix, flat(center, x), flat(scale, x), along),
             shift=None if bias is None else flat(bias, x),
             affine_along=affine_along,
@@ -254,7 +254,7 @@ class GpuBackend:
                 *(x, layers.channels_of(view), flat_weight, flat_bias, eps, epilogue)
             )
         elif view.kind == "rows" and not epilogue:
-            y, found = layers.passes.rows_forward(
+            y, found = layers.launchers.rows_forward(
                 *(x, matrix_of(view)),
                 eps=eps,
                 weight=flat_weight,
@@ -291,7 +291,7 @@ class GpuBackend:
         if view.kind == "channels" and centered:
             scale = inverse if w is None else inverse * w
             residual = epilogue.residual
-            gate = layers.passes.Gate(
+            gate = layers.launchers.Gate(
                 activation=epilogue.activation,
                 slope=epilogue.slope,
                 output=None if y is None else laid_out_as(x, y),

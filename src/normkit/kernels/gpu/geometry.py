@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normkit.kernels.gpu.table import piece_of
+from normkit.kernels.gpu.config import piece_of
 from normkit.views import View
 
 __all__ = [

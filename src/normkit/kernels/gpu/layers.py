@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.gpu import passes, table
+from normkit.kernels.gpu import config, launchers
 from normkit.kernels.gpu.geometry import (
     Matrix,
     Placement,
@@ -59,17 +59,17 @@ def channels_forward(
     eps: float,
     epilogue: Epilogue,
     *,
-    running: passes.Running | None = None,
+    running: launchers.Running | None = None,
     saves_bits: bool = False,
-) -> tuple[Tensor, passes.Statistics, Tensor | None]:
+) -> tuple[Tensor, launchers.Statistics, Tensor | None]:
     """y, the statistics it was standardized by, and relu's bits if asked for."""
-    found = passes.statistics(
+    found = launchers.statistics(
         x, geometry.reduction, eps=eps, weight=weight, running=running
     )
     assert found.scale is not None
-    bits = passes.bits_like(x, geometry.matrix) if saves_bits else None
+    bits = launchers.bits_like(x, geometry.matrix) if saves_bits else None
     residual = epilogue.residual
-    y = passes.apply(
+    y = launchers.apply(
         *(x, geometry.matrix, found.mean, found.scale, geometry.along),
         shift=bias,
         residual=None if residual is None else laid_out_as(x, residual),
@@ -89,7 +89,7 @@ def channels_backward(
     mean: Tensor,
     inv_std: Tensor,
     scale: Tensor,
-    gate: passes.Gate,
+    gate: launchers.Gate,
     wanted: tuple[bool, bool, bool, bool],
     *,
     is_constant: bool = False,
@@ -113,7 +113,7 @@ def channels_backward(
     dy = laid_out_as(x, dy)
     b = c = dweight = dbias = dx = dresidual = None
     if (wants_x and not is_constant) or wants_weight or wants_bias:
-        b, c, dweight, dbias = passes.sums_of_batch_norm(
+        b, c, dweight, dbias = launchers.sums_of_batch_norm(
             *(dy, x, geometry.reduction, mean, inv_std, scale, gate),
             weight=weight if wants_weight else None,
             bias=bias if wants_bias else None,
@@ -121,7 +121,7 @@ def channels_backward(
     if wants_x or wants_residual:
         if is_constant:
             b = c = None
-        dx, dresidual = passes.apply_grads(
+        dx, dresidual = launchers.apply_grads(
             *(dy, x, geometry.matrix, mean, scale, b, c, geometry.along),
             gate=gate,
             wants_dx=wants_x,
@@ -150,10 +150,10 @@ def rows_backward(
     wants_x, wants_weight, wants_bias = wanted
     dy = laid_out_as(x, dy)
     has_sums = wants_weight or wants_bias
-    fits = runs is None and table.keeps_shares(matrix.width, x.element_size())
+    fits = runs is None and config.keeps_shares(matrix.width, x.element_size())
     dx = dweight = dbias = None
     if wants_x or (has_sums and fits):
-        dx, dweight, dbias = passes.rows_backward(
+        dx, dweight, dbias = launchers.rows_backward(
             *(dy, x, matrix, mean, inv_std),
             weight=weight,
             runs=runs,
@@ -191,4 +191,4 @@ def _sums_over_rows(
         sizes = (matrix.rows // runs.groups, runs.groups * per_row, runs.length)
         reduction = reduction_of(View("channels", sizes))
         along = Placement("row", per_row, matrix.rows)
-    return passes.sums(dy, x, reduction, mean, along, scale=inv_std)
+    return launchers.sums(dy, x, reduction, mean, along, scale=inv_std)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.gpu import layers, passes
+from normkit.kernels.gpu import launchers, layers
 from normkit.kernels.gpu.geometry import Runs, flat, laid_out_as, matrix_of, runs_of
 from normkit.views import View, view_of
 
@@ -86,7 +86,7 @@ def _batch_norm(
     weight, bias = _contiguous(weight), _contiguous(bias)
     running = None
     if running_mean is not None and running_var is not None:
-        running = passes.Running(
+        running = launchers.Running(
             *(running_mean, running_var, num_batches_tracked),
             *(momentum, skips_nonfinite),
         )
@@ -120,7 +120,7 @@ def _batch_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dense, view = _dense(x, _all_but(x, channel_dim))
     weight, bias = _contiguous(weight), _contiguous(bias)
-    gate = passes.Gate(
+    gate = launchers.Gate(
         activation,
         slope,
         bits=bits if bits.numel() else None,
@@ -151,7 +151,7 @@ def _standardize_rows(
     dense, view = _dense(x, tuple(dims))
     matrix = matrix_of(view)
     affine = weight if weight is not None else bias
-    y, found = passes.rows_forward(
+    y, found = launchers.rows_forward(
         *(dense, matrix),
         eps=eps,
         weight=None if weight is None else flat(weight, dense),
@@ -242,7 +242,7 @@ def _fake_batch_norm(
     bits = _nothing(x, torch.uint8)
     if saves_bits(activation, residual):
         _, view = _dense(x, _all_but(x, channel_dim))
-        bits = passes.bits_like(x, matrix_of(view))
+        bits = launchers.bits_like(x, matrix_of(view))
     mean, m2, inv_std = wide
     return torch.empty_like(x), mean, m2, inv_std, scale, bits
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from normkit.torch_state import is_compiling, is_exporting
 
-__all__ = ["as_it_was"]
+__all__ = ["opaque_clone"]
 
 _LIBRARY = torch.library.Library("normkit", "FRAGMENT")
-_LIBRARY.define("as_it_was(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_LIBRARY.impl("as_it_was", torch.clone, "CompositeExplicitAutograd")
+_LIBRARY.define("opaque_clone(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.impl("opaque_clone", torch.clone, "CompositeExplicitAutograd")
 
 
-def as_it_was(x: Tensor) -> Tensor:
+def opaque_clone(x: Tensor) -> Tensor:
     """`x`, a constant to gradients, of which a compiled forward keeps a copy."""
     if is_compiling() and not is_exporting():
-        return torch.ops.normkit.as_it_was(x)
+        return torch.ops.normkit.opaque_clone(x)
     return x

@@ -19,13 +19,13 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Plan", "plan_of"]
+__all__ = ["Geometry", "geometry_of"]
 
 _PER_RUN, _PER_ELEMENT = 0, 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class Geometry:
     """A geometry, or the reason why there is none.
 
     Attributes:
@@ -38,12 +38,12 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def plan_of(
+def geometry_of(
     shape: tuple[int, ...],
     strides: tuple[int, ...],
     statistic: tuple[int, ...],
     affine: tuple[int, ...] | None,
-) -> Plan:
+) -> Geometry:
     """Read the memory of a tensor as (b, o, g, m, i).
 
     Args:
@@ -57,15 +57,15 @@ def plan_of(
     dense = 1
     for d in reversed(axes):
         if strides[d] != dense:
-            return Plan((), "x has gaps, overlaps or no values")
+            return Geometry((), "x has gaps, overlaps or no values")
         dense *= shape[d]
     if not dense:
-        return Plan((), "x has gaps, overlaps or no values")
+        return Geometry((), "x has gaps, overlaps or no values")
     # Learned vectors and statistics are flattened in logical order.
     kept = [d for d in axes if statistic[d] != 1]
     varying = [d for d in axes if affine is not None and affine[d] != 1]
     if kept != sorted(kept) or varying != sorted(varying):
-        return Plan((), "dimensions lie in another order than their vectors")
+        return Geometry((), "dimensions lie in another order than their vectors")
     parts: list[tuple[bool, bool, int]] = []
     for d in axes:
         is_kept, is_varying = statistic[d] != 1, d in varying
@@ -77,8 +77,10 @@ def plan_of(
     return _parse(parts)
 
 
-def _parse(parts: list[tuple[bool, bool, int]]) -> Plan:
-    unsupported = Plan((), "dimensions interleave in a way no kernel is written for")
+def _parse(parts: list[tuple[bool, bool, int]]) -> Geometry:
+    unsupported = Geometry(
+        (), "dimensions interleave in a way no kernel is written for"
+    )
     outer, parts = _take(parts, kept=True)
     first, parts = _take(parts, kept=False)
     inner, parts = _take(parts, kept=True)
@@ -102,11 +104,11 @@ def _parse(parts: list[tuple[bool, bool, int]]) -> Plan:
     count = _size(groups)
     pattern = [v for v, _ in last]
     if pattern == [] or pattern == [False]:
-        return Plan((batch, over, count, 1, _size(last), period, _PER_RUN))
+        return Geometry((batch, over, count, 1, _size(last), period, _PER_RUN))
     if pattern == [True]:
-        return Plan((batch, over, count, 1, _size(last), period, _PER_ELEMENT))
+        return Geometry((batch, over, count, 1, _size(last), period, _PER_ELEMENT))
     if pattern == [True, False] and over == 1:
-        return Plan((batch, 1, count, last[0][1], last[1][1], period, _PER_RUN))
+        return Geometry((batch, 1, count, last[0][1], last[1][1], period, _PER_RUN))
     return unsupported
 
 

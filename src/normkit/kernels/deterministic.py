@@ -16,30 +16,44 @@ from torch import Tensor
 
 from normkit.torch_state import is_compiling
 
-__all__ = ["fixed_order", "is_order_fixed", "sum_in_fixed_order"]
+__all__ = ["deterministic", "is_deterministic", "pairwise_sum"]
 
-_is_fixed: ContextVar[bool] = ContextVar("normkit_fixed_order", default=False)
+_is_asked_for: ContextVar[bool] = ContextVar("normkit_deterministic", default=False)
 
 
-def is_order_fixed() -> bool:
+def is_deterministic() -> bool:
     """Whether the enclosing block asks for sums in a fixed order.
 
     Never while torch.compile traces: its kernels choose an order of their own.
     """
-    return not is_compiling() and _is_fixed.get()
+    return not is_compiling() and _is_asked_for.get()
 
 
 @contextmanager
-def fixed_order() -> Generator[None]:
-    """Take all sums in a fixed order within the block."""
-    token = _is_fixed.set(True)
+def deterministic() -> Generator[None]:
+    """Make a sample's output in eval depend on the sample and the model alone.
+
+    Bitwise, within the block: whatever shares the batch, in whatever place, and with
+    any number of threads. The CPU kernels hold that always, at full speed; what runs on
+    torch operations takes every sum in an order that only its length decides, which
+    takes several times as long. The rest of a model (convolutions, matrix products) is
+    torch's, and may still depend on the batch.
+
+    Example:
+        >>> import normkit, torch
+        >>> layer, x = normkit.nn.LayerNorm(1001).eval(), torch.randn(8, 1001)
+        >>> with deterministic():
+        ...     torch.equal(layer(x)[3:4], layer(x[3:4]))
+        True
+    """
+    token = _is_asked_for.set(True)
     try:
         yield
     finally:
-        _is_fixed.reset(token)
+        _is_asked_for.reset(token)
 
 
-def sum_in_fixed_order(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+def pairwise_sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The sum over non-negative `dims`, kept with size 1, pairwise.
 
     Its error grows with the logarithm of the count, as a good sum's does.
