@@ -1,4 +1,4 @@
-"""What normkit runs on here: versions, processor, kernels, what else is installed.
+"""Environment report: versions, processor, kernels, optional packages.
 
 A measured number means something only beside the machine it was measured on, so the
 demo, the benchmarks and the studies keep an `Environment` with their results.
@@ -60,11 +60,11 @@ class Environment:
     packages: dict[str, str | None]
 
     def to_json(self) -> str:
-        """The same as JSON."""
+        """Return plain data for JSON."""
         return json.dumps(asdict(self), indent=2)
 
     def to_text(self) -> str:
-        """One line per fact."""
+        """Return one line per fact."""
         facts = {
             "normkit": self.normkit,
             "python": self.python,

@@ -65,7 +65,7 @@ class Moments:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> Moments:
-        """The identity of `merge`: no values at all."""
+        """Return the identity of `merge`: no values at all."""
         return cls(
             torch.zeros((), dtype=torch.int64, device=device),
             torch.zeros(shape, dtype=dtype, device=device),
@@ -93,7 +93,7 @@ class Moments:
         return stacked.merge_dim(0)
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of values together (Chan, Golub & LeVeque 1983)."""
+        """Return the moments of both sets together (Chan, Golub & LeVeque 1983)."""
         count = self.count + other.count
         # Counts go to the dtype of the mean first: int64 / int64 is float32 in torch,
         # which cost 8 digits in float64.
@@ -157,11 +157,11 @@ class Moments:
         return self.var + self.mean.square()
 
     def inv_std(self, eps: float) -> Tensor:
-        """1 / √(var + eps); `eps` is added inside the root, to the variance."""
+        """Return 1 / √(var + eps); `eps` is added inside the root, to the variance."""
         return torch.rsqrt(self.var + eps)
 
     def detach(self) -> Moments:
-        """The same values, cut from the autograd graph."""
+        """Return the same values, detached from the autograd graph."""
         return Moments(self.count.detach(), self.mean.detach(), self.m2.detach())
 
     def to(
@@ -170,7 +170,7 @@ class Moments:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Moments:
-        """Mean and m2 in `dtype`, everything on `device`; the count keeps its dtype."""
+        """Convert mean and m2 to `dtype`, all to `device`; the count stays int64."""
         return Moments(
             self.count.to(device=device),
             self.mean.to(device=device, dtype=dtype),
@@ -198,7 +198,7 @@ class Deviations:
     m2: Tensor
 
     def to_moments(self, dtype: torch.dtype) -> Moments:
-        """The same statistics with the mean rounded once, to `dtype`."""
+        """Return the same statistics with the mean rounded once, to `dtype`."""
         mean = self.hi.to(dtype) + self.lo.to(dtype)
         return Moments(self.count, mean, self.m2.to(dtype))
 
@@ -278,7 +278,7 @@ def moments(
 
 
 def plain_sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The sum over `dims`, kept with size 1, in the order that torch finds best."""
+    """Sum over `dims`, kept with size 1, in the order that torch finds best."""
     return x.sum(dims, keepdim=True)
 
 
@@ -330,7 +330,7 @@ def deviations(
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that statistics of values of `dtype` are held in: float32 or wider.
+    """Return the dtype of statistics of values of `dtype`: float32 or wider.
 
     Raises:
         DtypeError: `dtype` is not a real floating dtype.
@@ -405,7 +405,7 @@ def _check_weights(mask: Tensor, x: Tensor) -> None:
 
 
 def zero_where(hidden: Tensor, x: Tensor) -> Tensor:
-    """`x` with 0 where `hidden`, in the memory format of `x`.
+    """Return `x` with 0 where `hidden`, in the memory format of `x`.
 
     `Tensor.masked_fill` answers in row-major order whatever it was given, so that every
     pass after it would pay for the other format of a channels_last network.

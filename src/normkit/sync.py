@@ -66,7 +66,7 @@ def merge_all_over(
     *,
     pivots: Sequence[Tensor] | None = None,
 ) -> list[Moments]:
-    """`merge_over` for many Moments at once, still in one collective.
+    """Merge many Moments at once, as `merge_over` does, in one collective.
 
     Args:
         parts: This rank's statistics, in the same order and shapes on every rank.
@@ -111,7 +111,7 @@ def merge_all_over(
 
 
 def sum_over(tensors: Sequence[Tensor], process_group: Group = None) -> list[Tensor]:
-    """The float64 sums of `tensors` over ranks, in one collective.
+    """Sum `tensors` over ranks in float64, in one collective.
 
     Differentiable; a list of float64 copies when torch.distributed is not running.
     """
@@ -126,7 +126,7 @@ def sum_over(tensors: Sequence[Tensor], process_group: Group = None) -> list[Ten
 
 
 def is_group(process_group: Group = None) -> bool:
-    """Whether there are other ranks in the group; False without torch.distributed.
+    """Return whether the group has other ranks; False without torch.distributed.
 
     Args:
         process_group: As in `merge_over`.

@@ -117,7 +117,7 @@ class CallCase:
         return batch, CHANNELS, side, side
 
     def inputs(self) -> dict[str, Tensor]:
-        """Random values: `x`, `dy`, and for some forms `residual` or `mask`.
+        """Return random `x` and `dy`, and for some forms `residual` or `mask`.
 
         The mask is True where a value counts: three rows of four, or for images the
         left half of the map and a part of the rest, as of padded pictures.
@@ -140,7 +140,7 @@ class CallCase:
         return found
 
     def layers(self, *, training: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
-        """The layer of normkit.nn and that of torch.nn, with equal random parameters.
+        """Return the layers of normkit.nn and of torch.nn with equal random parameters.
 
         Args:
             training: The mode that both are in. A batch norm of torch.nn that gets
@@ -184,7 +184,7 @@ CALL_CASES: tuple[CallCase, ...] = (
 
 
 def ours(layer: torch.nn.Module, given: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """One call of normkit's layer."""
+    """Run normkit's layer once."""
     x = given["x"]
     others = {n: t for n, t in given.items() if n in ("residual", "mask")}
     return lambda: layer(x, **others)
@@ -193,7 +193,7 @@ def ours(layer: torch.nn.Module, given: dict[str, Tensor]) -> Callable[[], Tenso
 def theirs(
     case: CallCase, layer: torch.nn.Module, given: dict[str, Tensor]
 ) -> Callable[[], Tensor]:
-    """The same computed by torch's layer, as the module's docstring says."""
+    """Run torch's layer once, as the module's docstring says."""
     x = given["x"]
     if case.form == "relu":
         return lambda: torch.relu_(layer(x))

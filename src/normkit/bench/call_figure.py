@@ -36,7 +36,7 @@ _COLOURS = {
 
 
 def draw(found: Calls) -> str:
-    """The SVG document of the plain cells of a record, without disturbed ones."""
+    """Draw the undisturbed plain cells of a record as an SVG document."""
     plain = [
         cell
         for cell in found.cells
@@ -150,7 +150,7 @@ def _panel(title: str, cells: list[CallCell], top: int, low: int, high: int) -> 
 
 
 def _curve(layer: str, layout: str, points: dict[str, tuple[float, float]]) -> str:
-    """Dots, and lines between neighbours: a size that is missing leaves a gap."""
+    """Draw dots, and lines between neighbours; a missing size leaves a gap."""
     runs: list[list[tuple[float, float]]] = [[]]
     for size in SIZES:
         if size in points:
@@ -172,7 +172,7 @@ def _curve(layer: str, layout: str, points: dict[str, tuple[float, float]]) -> s
 
 
 def _across(size: str) -> float:
-    """The horizontal place of a size, by the logarithm of its values."""
+    """Return the x coordinate of a size, on a logarithmic axis."""
     counts = {
         name: log2(prod(CallCase("batch", "NCHW", "plain", name).shape))
         for name in SIZES

@@ -194,7 +194,7 @@ class _Grid:
         self.cells[place] = replace(cell, passes=(*cell.passes, measured))
 
     def _need(self, place: int) -> float:
-        """How far the passes are apart, less with every pass beyond the first three.
+        """Return the spread the passes must have; it falls with each beyond three.
 
         A cell without any undisturbed pass comes first, one with a single one next.
         """
@@ -214,7 +214,7 @@ def _weight(case: CallCase) -> float:
 
 
 def _rounded(timing: Timing) -> Timing:
-    """To nanoseconds, so that a record of hundreds of cells stays readable."""
+    """Round to nanoseconds, so that a record of hundreds of cells stays readable."""
     return Timing(
         *(round(timing.cpu, 9), round(timing.cpu_median, 9)),
         *(round(timing.wall, 9), round(timing.wall_median, 9)),
@@ -230,7 +230,7 @@ def _serving(peers: Sequence[Peer], case: CallCase, mode: str) -> list[Peer]:
 def contestants_of(
     case: CallCase, mode: str, threads: int = 1, peers: Sequence[Peer] = ()
 ) -> dict[str, Callable[[], object]]:
-    """The calls that take turns: "ours", "torch", "clone", and the peers' that serve.
+    """Return the contestants: "ours", "torch", "clone", and the peers that can run it.
 
     Args:
         case: Layer, form and size.

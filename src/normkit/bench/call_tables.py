@@ -62,7 +62,7 @@ def totals(cells: Sequence[CallCell]) -> Totals:
 
 
 def sentence(found: Calls) -> str:
-    """The totals of all cells."""
+    """Summarize all cells in one sentence."""
     whole = totals(found.cells)
     disturbed = len(found.cells) - whole.cells
     told = f" {disturbed} more (~) were only measured disturbed." if disturbed else ""
@@ -78,7 +78,7 @@ def sentence(found: Calls) -> str:
 
 
 def to_markdown(found: Calls) -> str:
-    """All tables: totals, ratios, microseconds, the cost of a call."""
+    """Return all tables: totals, ratios, microseconds, the cost of a call."""
     tables = (
         (
             f"torch ÷ ours, by number of values; ▼ is below {LOSS:g}:",
@@ -109,7 +109,7 @@ def to_markdown(found: Calls) -> str:
 
 
 def to_text(found: Calls) -> str:
-    """One line for each cell, then the cost of a call and the totals."""
+    """Return one line for each cell, then the cost of a call and the totals."""
     head = f"{'torch ÷ ours':56} {'ratio':>7} {'µs − torch':>11} {'− clone':>9}  passes"
     cells = [
         f"{cell!s:56} {_ratio(cell):>7} {cell.over('torch'):+11,.0f} "
@@ -155,7 +155,7 @@ def _totals_table(found: Calls) -> str:
 def _table(
     found: Calls, form: str, sizes: Iterable[str], told: Callable[[CallCell], str]
 ) -> str:
-    """Plain calls where `form` says so, and all others where it is empty."""
+    """Return the table of plain calls, or of all others when `form` is empty."""
     kept = {
         (cell.case.row, cell.mode, cell.threads, cell.case.size): cell
         for cell in found.cells

@@ -45,7 +45,7 @@ class CallCell:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether several threads of ours or torch's had to wait in every pass."""
+        """True when several threads of ours or torch's had to wait in every pass."""
         return self.is_unknown("torch")
 
     @property
@@ -67,21 +67,21 @@ class CallCell:
         return max(self.ratios) / min(self.ratios) - 1
 
     def is_unknown(self, contestant: str) -> bool:
-        """Whether several threads of ours or of that one had to wait in every pass.
+        """Return whether several threads of ours or of `who` had to wait in every pass.
 
         With one thread CPU time leaves the waiting out, and is near the truth.
         """
         return self.threads > 1 and not any(is_calm(p, contestant) for p in self.passes)
 
     def time_of(self, contestant: str) -> float:
-        """The time of a contestant over ours: the median over the passes."""
+        """Return the time of a contestant over ours: the median over the passes."""
         return median(
             self._time(p[contestant]) / self._time(p["ours"])
             for p in self._counting(contestant)
         )
 
     def over(self, contestant: str) -> float:
-        """Microseconds that ours takes more: the median over the passes."""
+        """Return the microseconds that ours takes more: the median over the passes."""
         return median(
             1e6 * (self._time(p["ours"]) - self._time(p[contestant]))
             for p in self._counting("torch")
@@ -97,7 +97,7 @@ class CallCell:
 
 
 def is_calm(measured: dict[str, Timing], contestant: str = "torch") -> bool:
-    """Whether ours and another contestant ran without waiting for a processor."""
+    """Return whether ours and another contestant ran without waiting for a CPU."""
     return all(measured[name].waiting <= MAX_WAITING for name in ("ours", contestant))
 
 

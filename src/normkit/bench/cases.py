@@ -1,4 +1,4 @@
-"""What the bench runs: layers, shapes, layouts, dtypes, and what follows."""
+"""Cases of the speed benchmark: layers, shapes, layouts, dtypes, epilogues."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ COMPILED: tuple[SpeedCase, ...] = (
 
 
 def inputs_of(case: SpeedCase) -> list[Tensor]:
-    """The input, and whatever else the layer takes: weight, bias, residual."""
+    """Return the input and the other tensors of the layer: weight, bias, residual."""
     dtype, is_per_row = _DTYPES[case.dtype], case.layer in ("layer", "rms")
     x = torch.randn(case.shape).to(dtype)
     if case.layout == "nhwc":
@@ -126,7 +126,7 @@ def inputs_of(case: SpeedCase) -> list[Tensor]:
 
 
 def ours(case: SpeedCase) -> Callable[..., Tensor]:
-    """The layer as normkit runs it."""
+    """Return a call of normkit's layer."""
     f, width = normkit.functional, case.shape[-1:]
     activation = "none" if case.follows == "none" else "relu"
     if case.layer == "batch":
@@ -152,7 +152,7 @@ def ours(case: SpeedCase) -> Callable[..., Tensor]:
 
 
 def theirs(case: SpeedCase) -> Callable[..., Tensor]:
-    """The layer as torch runs it."""
+    """Return a call of torch's layer."""
     width = case.shape[-1:]
     if case.layer == "batch":
         mean, var = torch.zeros(case.shape[1]), torch.ones(case.shape[1])

@@ -1,4 +1,4 @@
-"""How far each layer is from float64, here and in torch.nn.
+"""Errors of each layer against float64, in normkit and in torch.nn.
 
 For every layer, memory layout, dtype and mean/std of the input:
 
@@ -125,7 +125,7 @@ class Numerics:
     machine: str
 
     def to_text(self) -> str:
-        """The table, a row for each layer, layout and dtype; ours / torch's."""
+        """Return the table: a row for each layer, layout and dtype; ours / torch's."""
         rows = [_HEAD, *([*key, *map(_pair, self.errors[key])] for key in self.errors)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -135,14 +135,14 @@ class Numerics:
         return "\n".join([*lines, "", self.machine])
 
     def to_markdown(self) -> str:
-        """The same as a block of docs/numerics.md, with its marks."""
+        """Return a marked block of docs/numerics.md."""
         rows = [_HEAD, ["---"] * len(_HEAD)]
         rows += [[*key, *map(_pair, self.errors[key])] for key in self.errors]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return f"{BEGIN}\n{table}\n\n{self.machine}\n{END}"
 
     def to_json(self) -> str:
-        """The same as a list of rows, unrounded."""
+        """Return the rows as plain data, unrounded."""
         rows = [
             {
                 **dict(zip(("layer", "layout", "dtype"), key, strict=True)),

@@ -49,7 +49,7 @@ class Block:
         return f"<!-- end: normkit bench {self.name} -->"
 
     def newest(self, results: Path) -> Path:
-        """The record whose name, which begins with a date, is the last.
+        """Return the newest record: names begin with a date.
 
         Raises:
             ArgumentError: There is none.
@@ -63,7 +63,7 @@ class Block:
         return records[-1]
 
     def generated(self, record: Path) -> str:
-        """What belongs between the marks, marks included."""
+        """Return the generated block, marks included."""
         found = self.kind.from_json(record.read_text(encoding="utf-8"))
         facts, threads = found.environment, [found.environment["threads"]]
         if isinstance(found, Calls):
@@ -88,7 +88,7 @@ CALLS = Block("calls", "*-calls.json", "normkit bench calls --json", Calls)
 
 
 def renew(page: Path, record: Path | None = None) -> str:
-    """The page with its tables made again.
+    """Return the page with its tables generated anew.
 
     Args:
         page: A Markdown page with the marks of one kind of table or more.
@@ -115,7 +115,7 @@ def renew(page: Path, record: Path | None = None) -> str:
 
 
 def figure(page: Path, record: Path | None = None) -> tuple[Path, str] | None:
-    """The file of the figure beside the page and what it should hold.
+    """Return the path of the figure and the contents it should have.
 
     Args:
         page: As in `renew`.

@@ -53,16 +53,16 @@ class Step:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Step:
-        """From the plain data of `dataclasses.asdict`."""
+        """Read the plain data of `dataclasses.asdict`."""
         timings: dict[str, Any] = {k: Timing(**data[k]) for k in ("timing", "torch")}
         return cls(**data | timings)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return asdict(self)
 
     def to_row(self) -> str:
-        """A row of a table."""
+        """Return a row of a table."""
         ratio = self.torch.cpu / self.timing.cpu
         cells = [
             *(f"{self.network} {self.layout}", self.contestant),
@@ -162,7 +162,7 @@ class _Block(nn.Module):
 
 
 def resnet(name: str, classes: int = 1000) -> nn.Sequential:
-    """A residual network in plain torch.nn, with random weights.
+    """Build a residual network in plain torch.nn, with random weights.
 
     Args:
         name: `"resnet18"` or `"resnet50"`.

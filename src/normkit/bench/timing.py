@@ -52,7 +52,7 @@ class Timing:
 
     @classmethod
     def of(cls, turns: list[Turn]) -> Timing:
-        """Least and median of the turns that count."""
+        """Return the minimum and median of the turns that count."""
         kept = undisturbed(turns)
         cpu, wall = [t.cpu for t in kept], [t.wall for t in kept]
         waiting = median(t.waiting for t in kept)
@@ -107,7 +107,7 @@ def in_turns(
 
 
 def undisturbed(turns: list[Turn]) -> list[Turn]:
-    """The turns without waiting, or else the quarter that waited least."""
+    """Return the turns without waiting, or else the quarter that waited least."""
     by_waiting = sorted(turns, key=lambda turn: turn.waiting)
     kept = [turn for turn in by_waiting if turn.waiting <= MAX_WAITING]
     least = max(_MIN_TURNS, int(_MIN_KEPT * len(turns)))
@@ -115,7 +115,7 @@ def undisturbed(turns: list[Turn]) -> list[Turn]:
 
 
 def _repeats(call: Callable[[], Any]) -> int:
-    """Calls that take half a millisecond: clocks are too coarse for a few of them."""
+    """Return the number of calls in half a millisecond: clocks are coarse."""
     call()
     start = time.perf_counter()
     call()
@@ -123,7 +123,7 @@ def _repeats(call: Callable[[], Any]) -> int:
 
 
 def _waited() -> float:
-    """Seconds that the threads of this process have waited; 0 if nobody counts."""
+    """Return the seconds that this process's threads have waited; 0 if unknown."""
     total = 0
     try:
         for task in os.listdir(_TASKS):

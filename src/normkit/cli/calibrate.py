@@ -87,7 +87,7 @@ def command(
 
 
 def _metric(target: Target) -> float | None:
-    """What eval mode reaches; None without a metric, or batches that come but once."""
+    """Evaluate the metric in eval mode; None without one or with one-pass batches."""
     loader = target.loader
     if loader is None or isinstance(loader, Iterator):
         return None

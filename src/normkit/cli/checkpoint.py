@@ -24,7 +24,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 
 @dataclass
 class Checkpoint:
-    """What a file of `torch.save` held.
+    """Contents of a file of `torch.save`.
 
     Attributes:
         content: All of it.

@@ -87,7 +87,7 @@ def _example_inputs(target: Target) -> Any:
 
 
 def _is_sound(report: InitReport) -> bool:
-    """Whether every measured size is within a factor of 1,000 of 1."""
+    """Return whether every measured size is within a factor of 1,000 of 1."""
     for line in report.lines:
         for value in (line.signal_measured, line.gradient_measured):
             if value is not None and not 1e-6 <= value <= 1e6:
@@ -96,7 +96,7 @@ def _is_sound(report: InitReport) -> bool:
 
 
 def _draw(report: InitReport, console: Console) -> None:
-    """Bars on a logarithmic scale around 1, which is marked."""
+    """Draw bars on a logarithmic scale around 1, which is marked."""
     lines = [line for line in report.lines if line.signal_measured is not None]
     if not lines:
         print("nothing to draw: without inputs no signal is measured")
@@ -117,7 +117,7 @@ def _draw(report: InitReport, console: Console) -> None:
 
 
 def _bar(value: float) -> str:
-    """A bar from the mark of 1 to the value's place; full where it lies beyond."""
+    """Draw a bar from the mark of 1 to the value, clipped to the scale."""
     middle = WIDTH // 2
     place = middle
     if value > 0 and math.isfinite(value):

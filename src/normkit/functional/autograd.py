@@ -43,7 +43,7 @@ Call = NativeCall | Passes
 
 
 class Job:
-    """What a caller wants beyond the values, and what a forward keeps for it."""
+    """Request of a caller beyond the values, and the state a forward keeps for it."""
 
     __slots__ = ("dtype", "keeps_bytes", "kept", "recomputes", "wants_moments")
 

@@ -23,7 +23,7 @@ _NONE = Epilogue()
 
 
 def ghost_sizes(samples: int, ghost_size: int) -> list[int]:
-    """The sizes of the ghosts of a batch of that many samples.
+    """Return the sizes of the ghost batches of a batch of `samples` samples.
 
     Example:
         >>> ghost_sizes(64, 16), ghost_sizes(39, 16), ghost_sizes(5, 16)

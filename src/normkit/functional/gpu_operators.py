@@ -52,7 +52,7 @@ def batch_norm(
     skips_nonfinite: bool = True,
     epilogue: Epilogue = _NONE,
 ) -> Tensor | None:
-    """Batch norm in training on a GPU: see `normkit.functional.batch_norm`.
+    """Run batch norm in training on a GPU: see `normkit.functional.batch_norm`.
 
     Args:
         x: Values.
@@ -178,19 +178,19 @@ def normalize(
 
 
 def _is_on_device(x: Tensor) -> bool:
-    """First of all and cheap: a call on a CPU pays nothing for what is a GPU's."""
+    """Return whether `x` is on a GPU: checked first, so that CPU calls pay little."""
     kernels = backend_named("gpu")
     return isinstance(kernels, GpuBackend) and x.device.type in kernels.device_types
 
 
 def _constant_for_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What torch.compiler.assume_constant_result does; that would load the compiler."""
+    """Act as torch.compiler.assume_constant_result, without loading the compiler."""
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
 
 
 def _serves(x: Tensor, dims: tuple[int, ...], *others: Tensor | None) -> bool:
-    """Whether the GPU kernels take this call, and nothing else watches it."""
+    """Return whether the GPU kernels can run this call and no tracer observes it."""
     if not _may_serve(x.device.type, x.device.index):
         return False
     if is_compiling():
@@ -208,7 +208,7 @@ def _serves(x: Tensor, dims: tuple[int, ...], *others: Tensor | None) -> bool:
 
 @_constant_for_compilers
 def _may_serve(device_type: str, index: int | None) -> bool:
-    """Whether the device has the kernels and no other backend was asked for."""
+    """Return whether the device has the kernels and no other backend was asked for."""
     if asked_for() not in (None, "gpu"):
         return False
     kernels = backend_named("gpu")
@@ -217,7 +217,7 @@ def _may_serve(device_type: str, index: int | None) -> bool:
 
 
 def _fits_rows(x: Tensor, dims: tuple[int, ...], affine: Tensor | None) -> bool:
-    """Whether whole rows fit on the chip, and the affine lies on them as in a layer.
+    """Return whether whole rows fit on the chip, with the affine as in a layer.
 
     Written for a compiler that traces it: loops, and no strides but contiguity.
     """
@@ -260,7 +260,7 @@ class _Runs:
 
 @functools.cache
 def _directly(name: str) -> _Runs:
-    """The kernels without the dispatcher, which costs more than a launch."""
+    """Run the kernels without the dispatcher, which costs more than a launch."""
     from normkit.kernels.gpu import ops
 
     return _Runs(ops.FUNCTIONS[name], ops.FUNCTIONS[f"{name}_backward"])
@@ -353,7 +353,7 @@ def _differentiable_batch_norm(
 
 
 def _unpacked(bits: Tensor, x: Tensor, channel_dim: int) -> Tensor:
-    """The bits of relu's gates as bool, shaped and laid out as x."""
+    """Unpack the bits of relu's gates to bool, shaped and laid out as x."""
     place = torch.arange(8, dtype=torch.uint8, device=x.device)
     gates = (bits.unsqueeze(-1) >> place & 1).flatten(1).bool()
     width = x.numel() // bits.shape[0]

@@ -43,7 +43,7 @@ def init_state(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> BatchNormState:
-    """The state before any batch: mean 0, variance 1, no batch.
+    """Return the state before any batch: mean 0, variance 1, no batch.
 
     Args:
         num_features: Number of channels C.

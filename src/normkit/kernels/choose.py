@@ -1,4 +1,4 @@
-"""Which backend runs a case, and why.
+"""Choice of the backend for a case, with the reasons against the others.
 
 choose(x, dims)          the first backend with no reason against the case
 backend("reference")     ask for one by name within a block; no silent fallback
@@ -43,7 +43,7 @@ asked_for_name: ContextVar[str | None] = ContextVar("normkit_backend", default=N
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which backend would run a case, and the reasons against each other one.
+    """Backend chosen for a case, and the reasons against each other one.
 
     Attributes:
         chosen: Name of the backend that would run.
@@ -60,7 +60,7 @@ class Explanation:
     route: str | None = None
 
     def to_text(self) -> str:
-        """One line per backend."""
+        """Return one line per backend."""
         lines = [f"view: {self.view.kind} {self.view.sizes}"]
         if self.route is not None:
             lines.append(f"route: {self.route}")
@@ -72,7 +72,7 @@ class Explanation:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
-        """The same as plain data."""
+        """Return plain data for JSON."""
         return {
             "chosen": self.chosen,
             "view": {"kind": self.view.kind, "sizes": list(self.view.sizes)},
@@ -85,17 +85,17 @@ class Explanation:
 
 
 def available_backends() -> tuple[str, ...]:
-    """The names of the backends, in order of preference."""
+    """Return the names of the backends, in order of preference."""
     return tuple(_BACKENDS)
 
 
 def asked_for() -> str | None:
-    """The backend that the enclosing block asks for by name, if any."""
+    """Return the backend that the enclosing block asks for by name, if any."""
     return asked_for_name.get()
 
 
 def backend_named(name: str) -> Backend:
-    """The backend of that name.
+    """Return the backend of that name.
 
     Raises:
         ArgumentError: There is none.
@@ -108,7 +108,7 @@ def backend_named(name: str) -> Backend:
 
 
 def choose(x: Tensor, dims: tuple[int, ...]) -> Backend:
-    """The backend that reduces `x` over `dims`.
+    """Return the backend that reduces `x` over `dims`.
 
     Raises:
         KernelError: A backend was asked for by name and cannot run this case.

@@ -22,7 +22,7 @@ _is_asked_for: ContextVar[bool] = ContextVar("normkit_deterministic", default=Fa
 
 
 def is_deterministic() -> bool:
-    """Whether the enclosing block asks for sums in a fixed order.
+    """Return whether the enclosing block asks for deterministic sums.
 
     Never while torch.compile traces: its kernels choose an order of their own.
     """
@@ -54,7 +54,7 @@ def deterministic() -> Generator[None]:
 
 
 def pairwise_sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The sum over non-negative `dims`, kept with size 1, pairwise.
+    """Sum over non-negative `dims`, kept with size 1, pairwise.
 
     Its error grows with the logarithm of the count, as a good sum's does.
     """

@@ -37,13 +37,13 @@ class Backend(Protocol):
     name: str
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
-        """Why this backend cannot reduce `x` over `dims`; empty when it can."""
+        """Return why this backend cannot reduce `x` over `dims`; empty when it can."""
         ...
 
     def moments(
         self, x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None
     ) -> Moments:
-        """Count, mean and m2 over `dims`, kept with size 1, in `vector_dtype`."""
+        """Return count, mean and m2 over `dims`, kept as size 1, in `vector_dtype`."""
         ...
 
     def apply(
@@ -55,7 +55,7 @@ class Backend(Protocol):
         *,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """(x − center)·scale·weight + shift, in the dtype and layout of `x`.
+        """Return (x − center)·scale·weight + shift, in the dtype and layout of `x`.
 
         `weight` is there for rows, where `scale·weight` would be as large as x.
         """
@@ -71,7 +71,7 @@ class Backend(Protocol):
         weight: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Σ dy·weight and Σ dy·weight·(x − center)·scale over `dims`, kept."""
+        """Return Σ dy·weight and Σ dy·weight·(x − center)·scale over `dims`, kept."""
         ...
 
     def apply_grads(
@@ -85,17 +85,17 @@ class Backend(Protocol):
         *,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """a·dy·weight + b·(x − center) + c, in the dtype and layout of `x`."""
+        """Return a·dy·weight + b·(x − center) + c, in the dtype and layout of `x`."""
         ...
 
 
 def vector_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of statistic vectors: float64 wherever the device has it."""
+    """Return the dtype of statistic vectors: float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def split(center: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """`center` as `hi + lo` in `dtype`; `lo` is None when `dtype` holds it all.
+    """Split `center` as `hi + lo` in `dtype`; `lo` is None when `dtype` holds it all.
 
     x − hi is exact where x is near hi (Sterbenz), so (x − hi) − lo errs by one
     rounding of the difference, however far the centre lies from zero.

@@ -24,7 +24,7 @@ class ReferenceBackend:
     name = "reference"
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
-        """None: whatever torch can hold, this can normalize."""
+        """Return no reasons: this backend runs wherever torch does."""
         return []
 
     def moments(
@@ -95,7 +95,7 @@ class ReferenceBackend:
 
 
 def _centered(x: Tensor, center: Tensor, compute: torch.dtype) -> Tensor:
-    """(x − hi) − lo in the compute dtype, in memory of its own, laid out as x."""
+    """Return (x − hi) − lo in the compute dtype, in new memory, laid out as x."""
     hi, lo = split(center, compute)
     rest = x.to(compute) - hi
     return rest if lo is None else rest.sub_(lo)

@@ -215,7 +215,7 @@ class _Whole:
 
     @property
     def owed_by_this(self) -> Tensor | float:
-        """What this part's values owe through the statistics."""
+        """Gradient of this part's values through the statistics."""
         return sum(self._terms, start=0.0)
 
     def finish_measuring(self) -> None:
@@ -257,7 +257,7 @@ class _Whole:
         self._leaves = {}
 
     def take(self, layer: BatchStatisticsLayer, measured: Moments) -> None:
-        """Nothing: the running statistics move once, at the end."""
+        """Leave the running statistics: they are updated once, at the end."""
 
     def normalize(
         self, layer: BatchStatisticsLayer, x: Tensor, mask: Tensor | None

@@ -42,7 +42,7 @@ _SHOWN = (
 
 
 class BatchNormLayer(BatchStatisticsLayer):
-    """What batch norm of every rank shares; use the classes named for the rank."""
+    """Base of the batch norms of every rank; use the classes named for the rank."""
 
     siblings: ClassVar = {
         2: "BatchNorm1d",
@@ -194,7 +194,7 @@ class BatchNormLayer(BatchStatisticsLayer):
         return Recomputable.of(y) if is_recomputable(y) else y
 
     def extra_repr(self) -> str:
-        """The arguments of torch's layer, and what differs from its behaviour."""
+        """Return the arguments of torch's layer, and our own that are set."""
         parts = [super().extra_repr()]
         for name in _SHOWN:
             value = getattr(self, name)
@@ -208,7 +208,7 @@ class BatchNormLayer(BatchStatisticsLayer):
         return ", ".join(parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A process group goes into copies and files by its name."""
+        """Return the state for copies and files, with a process group as its name."""
         state = dict(self.__dict__)
         state.pop("_observer", None)
         group = state.get("process_group")

@@ -110,7 +110,7 @@ class BatchNormLSTM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights as torch's LSTM draws them, bias 0, batch norms as at first."""
+        """Draw weights as torch's LSTM does, set bias to 0, reset the batch norms."""
         bound = 1 / math.sqrt(self.hidden_size)
         for k in range(self.num_layers):
             nn.init.uniform_(getattr(self, f"weight_ih_l{k}"), -bound, bound)
@@ -204,7 +204,7 @@ class BatchNormLSTM(nn.Module):
         return state
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return (
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
             f"max_steps={self.max_steps}, batch_first={self.batch_first}"
@@ -214,7 +214,7 @@ class BatchNormLSTM(nn.Module):
 def _mask(
     lengths: Tensor | None, steps: int, batch: int, device: torch.device
 ) -> Tensor | None:
-    """Which of `(T, N, 1)` are valid."""
+    """Return the valid entries as a mask of shape `(T, N, 1)`."""
     if lengths is None:
         return None
     if tuple(lengths.shape) != (batch,):

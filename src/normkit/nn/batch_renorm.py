@@ -27,7 +27,7 @@ __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "BatchRenormLayer"
 
 
 class BatchRenormLayer(BatchNormLayer):
-    """What batch renorm of every rank shares; use the classes named for the rank."""
+    """Base of batch renorm of every rank; use the classes named for the rank."""
 
     siblings: ClassVar = {
         2: "BatchRenorm1d",
@@ -77,7 +77,7 @@ class BatchRenormLayer(BatchNormLayer):
         self.renorm_from, self.d_max_at, self.r_max_at = renorm_from, d_max_at, r_max_at
 
     def limits(self) -> tuple[Tensor, Tensor]:
-        """The bounds on r and on |d| at this batch, as 0-d tensors."""
+        """Return the bounds on r and on |d| at this batch, as 0-d tensors."""
         assert self.num_batches_tracked is not None
         done = self.num_batches_tracked.to(torch.float32)
 
@@ -155,7 +155,7 @@ class BatchRenormLayer(BatchNormLayer):
         return opaque_clone(r.to(wide)), opaque_clone(d.to(wide))
 
     def extra_repr(self) -> str:
-        """The arguments of torch's batch norm, and the bounds."""
+        """Return the arguments of torch's batch norm, and the bounds."""
         return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
 
 

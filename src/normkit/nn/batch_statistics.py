@@ -1,4 +1,4 @@
-"""Which statistics a batch norm takes in training, and what it does with them.
+"""Choice of a batch norm's statistics in training, and the running statistics.
 
 Those of the batch; of each ghost within it; of all ranks; or those that an `Observer`
 found. A channel with a single value has none, and a policy of its own.
@@ -28,7 +28,7 @@ SMALL_BATCH_POLICIES = ("raise", "running", "renorm", "skip")
 
 
 class Observer(Protocol):
-    """Who takes over the statistics of a layer for a while: `nn.accumulation`."""
+    """Observer that takes over a layer's statistics for a while: `nn.accumulation`."""
 
     def normalize(
         self, layer: BatchStatisticsLayer, x: Tensor, mask: Tensor | None
@@ -42,7 +42,7 @@ class Observer(Protocol):
 
 
 class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
-    """What chooses the statistics of a batch norm; use the classes named for the rank.
+    """Base that chooses a batch norm's statistics; use the classes named for the rank.
 
     A subclass's forward asks `_has_extras`, and calls `_forward_with_extras` if so.
     """
@@ -60,7 +60,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
 
     @property
     def skipped(self) -> Tensor | None:
-        """How many batches a NaN or Inf kept out of the running statistics.
+        """Number of batches that a NaN or Inf kept out of the running statistics.
 
         An int64 scalar on the device of the layer; None for a layer that was not made
         by its constructor, and does not count.
@@ -68,14 +68,14 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         return self._buffers.get("num_batches_skipped")
 
     def reset_running_stats(self) -> None:
-        """Mean 0, variance 1, no batch counted and none skipped."""
+        """Reset to mean 0, variance 1, no batch counted and none skipped."""
         super().reset_running_stats()
         if self.skipped is not None:
             self.skipped.zero_()
 
     @property
     def is_synchronized(self) -> bool:
-        """Whether the statistics are those of all ranks of `process_group`."""
+        """True when the statistics are those of all ranks of `process_group`."""
         return self.process_group is not None
 
     def move_towards(self, measured: Moments) -> None:
@@ -187,7 +187,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         return y, merge_over(measured, group) if over_ranks else measured
 
     def _along(self, x: Tensor) -> tuple[tuple[int, ...], Tensor | None, Tensor | None]:
-        """The reduced dimensions of x; weight and bias shaped to broadcast to it."""
+        """Return the reduced dimensions of x; weight and bias, broadcastable to it."""
         channel_dim = self.channel_dim % x.dim()
         dims = tuple(d for d in range(x.dim()) if d != channel_dim)
         weight, bias = (
@@ -203,7 +203,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     def _unless_small(
         self, x: Tensor, y: Tensor, measured: Moments, mask: Tensor | None
     ) -> Tensor:
-        """`y` where a channel has two values or more, else by running statistics."""
+        """Return `y` if each channel has two values, else use running statistics."""
         if self.running_mean is None or self.running_var is None:
             return y
         _, weight, bias = self._along(x)
@@ -246,6 +246,6 @@ def followed(y: Tensor, epilogue: Epilogue, mask: Tensor | None) -> Tensor:
 
 
 def _only(measured: Moments, kept: Tensor) -> Moments:
-    """The statistics of the kept channels, and no values of the others."""
+    """Return the statistics of the kept channels, with count 0 for the others."""
     count = torch.where(kept, measured.count, torch.zeros_like(measured.count))
     return Moments(count, measured.mean, measured.m2)

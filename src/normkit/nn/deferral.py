@@ -66,7 +66,7 @@ class ChangedInPlaceError(RuntimeError):
 
 @dataclass
 class Use:
-    """What became of one deferred call in a `trial`.
+    """Outcome of one deferred call in a `trial`.
 
     Attributes:
         took: What was fused, "relu" or "add+relu"; empty if nothing was.

@@ -150,7 +150,7 @@ class DomainBatchNorm(nn.Module):
         self.norms[name] = layer
 
     def extra_repr(self) -> str:
-        """The domain in use."""
+        """Return the domain in use."""
         return f"domain={self.domain!r}, shared_affine={self.shared_affine}"
 
 

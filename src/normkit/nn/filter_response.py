@@ -134,7 +134,7 @@ class FilterResponseNorm(nn.Module):
         return y
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         learned = isinstance(self.eps, Tensor)
         return (
             f"{self.num_features}, eps={self.first_eps}, affine={self.affine}, "
@@ -197,7 +197,7 @@ class TLU(nn.Module):
         self.threshold = nn.Parameter(start)
 
     def reset_parameters(self) -> None:
-        """Threshold 0: a relu."""
+        """Reset the threshold to 0: a relu."""
         nn.init.zeros_(self.threshold)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -211,5 +211,5 @@ class TLU(nn.Module):
         return torch.maximum(input, self.threshold.view(shape).to(input.dtype))
 
     def extra_repr(self) -> str:
-        """The number of channels."""
+        """Return the number of channels."""
         return str(self.num_features)

@@ -22,7 +22,7 @@ __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "InstanceNormLa
 
 
 class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._InstanceNorm):
-    """What instance norm of every rank shares; use the classes named for the rank."""
+    """Base of instance norm of every rank; use the classes named for the rank."""
 
     siblings: ClassVar = {
         2: "InstanceNorm1d",

@@ -21,7 +21,7 @@ _LIBRARY.impl("opaque_clone", torch.clone, "CompositeExplicitAutograd")
 
 
 def opaque_clone(x: Tensor) -> Tensor:
-    """`x`, a constant to gradients, of which a compiled forward keeps a copy."""
+    """Return `x` as a constant to gradients; a compiled forward keeps a copy."""
     if is_compiling() and not is_exporting():
         return torch.ops.normkit.opaque_clone(x)
     return x

@@ -13,7 +13,7 @@ __all__ = ["parameter_groups"]
 def parameter_groups(
     model: nn.Module, *, weight_decay: float, **options: Any
 ) -> list[dict[str, Any]]:
-    """Two groups: weights with decay; biases and what normalizations learn without.
+    """Return two groups: weights with decay; biases and norm parameters without.
 
     The scale of a weight before a normalization does not matter to the output, that of
     the normalization's own weight does: decaying it shrinks the layer's output.

@@ -125,7 +125,7 @@ class PerActivationBatchNorm(TrackedLayer):
         return y
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return f"{self.feature_shape}, {super().extra_repr()}"
 
 

@@ -141,7 +141,7 @@ class LayerNorm(torch.nn.LayerNorm):
         return self._over_last(input.movedim(dim, -1), mask).movedim(-1, dim)
 
     def extra_repr(self) -> str:
-        """The arguments of torch's layer, and those that differ from it."""
+        """Return the arguments of torch's layer, and those that differ from it."""
         usual = super().extra_repr()
         last = self.channel_dim == -1
         return usual if last else f"{usual}, channel_dim={self.channel_dim}"

@@ -208,12 +208,12 @@ class RecurrentBatchNorm(TrackedLayer):
         return standardize(x, mean, var, weight, bias, self.eps, mask=mask)
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return f"{self.num_features}, {super().extra_repr()}"
 
 
 def _runs(first: int, steps: int, max_steps: int) -> list[tuple[int, int]]:
-    """Steps with statistics of their own in one run, each later one by itself."""
+    """Split into runs: first the steps with own statistics, then single steps."""
     end = first + steps
     own = [(first, min(end, max_steps))] if first < max_steps else []
     return own + [(t, t + 1) for t in range(max(first, max_steps), end)]

@@ -1,4 +1,4 @@
-"""What the layers with running statistics share: construction and its checks.
+"""Base of the layers with running statistics: construction and its checks.
 
     running = (1 − momentum)·running + momentum·batch
 
@@ -133,7 +133,7 @@ class RunningStateLayer(_NormBase):
         return self
 
     def extra_repr(self) -> str:
-        """The arguments of torch's layer, and those that differ from it."""
+        """Return the arguments of torch's layer, and those that differ from it."""
         usual = super().extra_repr()
         is_usual = self.channel_dim == 1
         return usual if is_usual else f"{usual}, channel_dim={self.channel_dim}"
@@ -147,7 +147,7 @@ class RunningStateLayer(_NormBase):
                 torch.nn.init.zeros_(self.bias)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
-        """Torch's hook for the number of dimensions; subclasses may override it."""
+        """Check the number of dimensions; subclasses may override this torch hook."""
         if input.dim() in self.shapes:
             return
         name = type(self).__name__
@@ -162,7 +162,7 @@ class RunningStateLayer(_NormBase):
 
 
 def is_recomputing() -> bool:
-    """Whether this forward runs within a backward, as activation checkpointing does.
+    """Return whether this forward runs within a backward, as in checkpointing.
 
     Both kinds of torch.utils.checkpoint run the forward again from there; the batch
     has moved the running statistics already.

@@ -1,4 +1,4 @@
-"""How the tracers of torch see a layer: as they see torch.nn's own, as one call.
+"""Recording of a layer by torch's tracers as one call, as they record torch.nn's own.
 
 torch.fx     looks into every module whose class lies outside `torch.nn`. Inside, it
              would bake the current mode into the graph and count a batch.
@@ -25,12 +25,12 @@ def is_recorded(x: Any) -> bool:
 
 
 def is_recorded_by_jit(mask: Tensor | None) -> bool:
-    """Whether torch.jit.trace is watching a call that torch.nn's forward can do."""
+    """Return whether torch.jit.trace observes a call that torch.nn's forward can do."""
     return mask is None and is_jit_tracing()
 
 
 def recorded_call(layer: torch.nn.Module, x: Any, **extras: Any) -> Any:
-    """The node that stands for `layer(x)` in a symbolic trace; None outside of one.
+    """Return the node that stands for `layer(x)` in a symbolic trace; else None.
 
     A subclass defined elsewhere is looked into, as a subclass of a torch.nn layer is:
     its own forward may do more than the layer, and would be run twice.

@@ -88,7 +88,7 @@ class TrackedLayer(nn.Module):
 
     @property
     def uses_running(self) -> bool:
-        """Whether the running statistics are those to normalize by."""
+        """True when the layer normalizes by its running statistics."""
         return not self.training and self.running_mean is not None
 
     def moves_running(self) -> bool:
@@ -102,5 +102,5 @@ class TrackedLayer(nn.Module):
         return True
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)

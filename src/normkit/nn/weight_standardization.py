@@ -55,7 +55,7 @@ class WeightStandardization(nn.Module):
         self.register_parameter("gain", None if start is None else nn.Parameter(start))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The standardized weight."""
+        """Return the standardized weight."""
         dims = tuple(d for d in range(weight.dim()) if d != self.dim)
         shape = [1] * weight.dim()
         shape[self.dim] = -1
@@ -67,11 +67,11 @@ class WeightStandardization(nn.Module):
         return y * fan_in**-0.5
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is kept when `weight` is assigned: itself; reading standardizes it."""
+        """Return an assigned weight unchanged; reading it standardizes it."""
         return weight
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return (
             f"dim={self.dim}, eps={self.eps}, gain={self.gain is not None}, "
             f"scale_by_fan_in={self.scale_by_fan_in}"

@@ -233,6 +233,6 @@ class WhiteningBatchNorm(TrackedLayer):
             )
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         newton = f", iterations={self.iterations}" if self.method == "newton" else ""
         return f"{self.num_features}, {super().extra_repr()}{newton}"

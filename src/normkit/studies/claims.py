@@ -1,4 +1,4 @@
-"""What is said about batch normalization: sixty-six claims, and where they stand.
+"""Sixty-six claims about batch normalization, and their verdicts.
 
 The sources are five introductory articles, cited as A0 to A4, and the papers they
 build on. A claim is worded as its source words it, right or wrong; the studies say

@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def color(index: int) -> str:
-    """The colour of the arm number `index`."""
+    """Return the colour of the arm number `index`."""
     return COLORS[index % len(COLORS)]
 
 
@@ -91,7 +91,7 @@ def save(draw: Callable[[Figure], None], stem: Path, title: str) -> list[Path]:
 
 
 def _label_powers(axis: Axis) -> None:
-    """On a log axis: powers of ten, or 1, 2, 5 in plain numbers within a decade or two.
+    """Label a log axis by powers of ten, or 1, 2, 5 within a decade or two.
 
     matplotlib's own labels, 6 × 10⁻¹ at every tick, crowd a narrow axis.
     """
@@ -120,7 +120,7 @@ def band(
     index: int = 0,
     dashed: bool = False,
 ) -> None:
-    """A line for the median over seeds, and a band over all of them.
+    """Draw the median over seeds as a line, and all of them as a band.
 
     Args:
         axes: Where to draw.
@@ -148,7 +148,7 @@ def bars(
     *,
     indices: Sequence[int] | None = None,
 ) -> None:
-    """One bar per arm: the median over seeds, with a dot for each seed.
+    """Draw one bar per arm: the median over seeds, with a dot for each seed.
 
     For an axis from 0, or of orders of magnitude; `points` suits the others.
 
@@ -172,7 +172,7 @@ def bars_by_group(
     *,
     indices: Sequence[int] | None = None,
 ) -> None:
-    """The bars of several arms side by side in each group; the arms in the legend.
+    """Draw the bars of several arms side by side in each group, with a legend.
 
     Args:
         axes: Where to draw.
@@ -199,7 +199,7 @@ def _bar(
     width: float,
     label: str = "",
 ) -> None:
-    """The median as a bar, the seeds as dots on it."""
+    """Draw the median as a bar, the seeds as dots on it."""
     median = float(np.median(row))
     axes.bar(x, median, color=shade, alpha=0.75, width=width, label=label)
     _seeds(axes, x, row, 0.21 * width)
@@ -212,7 +212,7 @@ def points(
     *,
     indices: Sequence[int] | None = None,
 ) -> None:
-    """One dash per arm at the median over seeds, with a dot for each seed.
+    """Draw one dash per arm at the median over seeds, with a dot for each seed.
 
     For an axis that does not start at 0, where the length of a bar would mislead.
 

@@ -43,7 +43,7 @@ class Interval:
 
 
 def bootstrap(values: Sequence[float]) -> Interval:
-    """The median of `values` with its 95 % percentile-bootstrap interval.
+    """Return the median of `values` with its 95 % percentile-bootstrap interval.
 
     Args:
         values: One number per seed; `inf` means "never", as in steps to a target.
@@ -72,7 +72,7 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
 
 def _median(array: np.ndarray) -> np.ndarray:
-    """The lower median along the last axis: a value that occurs."""
+    """Return the lower median along the last axis: a value that occurs."""
     ordered = np.sort(array, axis=-1)
     return ordered[..., (array.shape[-1] - 1) // 2]
 

@@ -1,4 +1,4 @@
-"""What stays of a run: one JSON file with the results, the verdicts and the machine.
+"""Record of a run: one JSON file with the results, the verdicts and the machine.
 
 Finished seeds are written one by one, so an interrupted run goes on where it was.
 Infinite and undefined numbers are the strings "inf", "-inf" and "nan", because JSON
@@ -63,7 +63,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """The record that `write` left at `path`."""
+        """Read the record that `write` left at `path`."""
         raw = read_json(path)
         raw["verdicts"] = tuple(
             Verdict(
@@ -85,7 +85,7 @@ _FORMAT = 2
 
 
 def run_key(study: Study, scale: str, data: Path | None) -> str:
-    """A digest of what decides the results: settings, code and data at hand.
+    """Return a digest of the inputs of a run: settings, code and data.
 
     A finished seed is only reused under the same key, so a changed study starts anew.
     The rule and the figure do not count: they are applied again to stored results.
@@ -102,7 +102,7 @@ def run_key(study: Study, scale: str, data: Path | None) -> str:
 
 
 def is_afterwards(node: ast.stmt) -> bool:
-    """Whether this part of a study's file only serves its rule or its figure."""
+    """Return whether this part of a study's file serves only its rule or its figure."""
     if isinstance(node, ast.FunctionDef):
         return node.name.lstrip("_").startswith(("judge", "draw"))
     if isinstance(node, ast.ImportFrom):
@@ -111,7 +111,7 @@ def is_afterwards(node: ast.stmt) -> bool:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions and hardware that a reader needs to repeat a run."""
+    """Return the versions and hardware that a reader needs to repeat a run."""
     import normkit
 
     found: dict[str, Any] = {
@@ -137,7 +137,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
+    """Read a file of `write_json`."""
     return _decode(json.loads(path.read_text()))
 
 

@@ -40,7 +40,7 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the networks of one batch have in common.
+    """Settings that all networks of one batch share.
 
     Attributes:
         widths: Inputs, hidden widths, outputs.
@@ -126,7 +126,7 @@ class Replicas:
     def __call__(
         self, x: Tensor, taps: list[Tensor] | None = None, *, inputs: bool = False
     ) -> Tensor:
-        """The logits of all networks on the same inputs, `(K, batch, classes)`.
+        """Return the logits of all networks on the same inputs, `(K, batch, classes)`.
 
         Args:
             x: Inputs, `(batch, features)`.
@@ -154,7 +154,7 @@ class Replicas:
         return h
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean cross-entropy of each network, `(K,)`."""
+        """Return the mean cross-entropy of each network, `(K,)`."""
         logits = self(x)
         flat = F.cross_entropy(
             logits.flatten(0, 1), y.repeat(self.count), reduction="none"
@@ -162,14 +162,14 @@ class Replicas:
         return flat.view(self.count, -1).mean(1)
 
     def gradients(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """The gradients of each network's loss, in the order of `parameters`."""
+        """Return the gradients of each network's loss, in the order of `parameters`."""
         losses = self.losses(x, y)
         self.last_losses = losses.detach()
         # The networks share no parameter: the sum's gradient is each one's own.
         return list(torch.autograd.grad(losses.sum(), self.parameters))
 
     def step(self, x: Tensor, y: Tensor, rates: Tensor) -> list[Tensor]:
-        """One step of gradient descent; returns the gradients it took.
+        """Take one step of gradient descent; return its gradients.
 
         Args:
             x: Inputs.
@@ -208,7 +208,7 @@ class Replicas:
 
     @contextlib.contextmanager
     def population(self, x: Tensor) -> Iterator[None]:
-        """Inside, the running statistics are the exact ones of `x`."""
+        """Use the exact running statistics of `x` within the block."""
         kept = [(mean.clone(), var.clone()) for mean, var in self.running]
         self.calibrate(x)
         try:
@@ -246,7 +246,7 @@ class Replicas:
         return y
 
     def module(self, index: int) -> torch.nn.Sequential:
-        """Network `index` on its own, made of the layers a user would write."""
+        """Return network `index` on its own, made of the layers a user would write."""
         recipe = self.recipe
         layers: list[torch.nn.Module] = []
         last = len(self.weights) - 1
@@ -281,5 +281,5 @@ class Replicas:
 
 
 def stds_for(widths: Sequence[int], gain: float) -> Tensor:
-    """The standard deviation of each layer that makes n·Var[w] = `gain`², `(L,)`."""
+    """Return each layer's standard deviation for n·Var[w] = `gain`², `(L,)`."""
     return torch.tensor([gain / math.sqrt(n) for n in widths[:-1]])

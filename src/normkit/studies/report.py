@@ -36,7 +36,7 @@ _NOTICE = "<!-- Written by `normkit study report`; do not edit. -->\n"
 
 
 def read_records(out: Path) -> dict[str, Record]:
-    """The records under `out` by study id, their verdicts judged again."""
+    """Read the records under `out` by study id, and evaluate their verdicts again."""
     found = {}
     for study in all_studies():
         path = record_path(out, study.id)
@@ -49,7 +49,7 @@ def read_records(out: Path) -> dict[str, Record]:
 
 
 def overall(claim: str, records: dict[str, Record]) -> tuple[str, list[Verdict]]:
-    """The word for `claim` over all studies that judge it, and what each of them says.
+    """Return the overall word for `claim`, and the part of each study.
 
     The word is empty while no study that judges the claim has run.
     """
@@ -139,7 +139,7 @@ def _claim_row(claim: Claim, records: dict[str, Record]) -> str:
 
 
 def _deciding(word: str, parts: list[Part]) -> list[Part]:
-    """The first part that carries the word; of a mixed verdict, one of each kind."""
+    """Return the first part with the word; of a mixed verdict, one of each kind."""
     first: dict[str, Part] = {}
     for part in parts:
         first.setdefault(part.word, part)

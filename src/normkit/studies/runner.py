@@ -104,7 +104,7 @@ def run(
 
 
 def data_folder(given: Path | None = None) -> Path | None:
-    """The folder with the larger data sets: `given`, or the one NORMKIT_DATA names.
+    """Return the folder of the larger data sets: `given`, or NORMKIT_DATA's.
 
     Raises:
         ArgumentError: It is no folder.
@@ -193,7 +193,7 @@ class _Run:
         return self.folder / f"{seed}.json"
 
     def finished(self) -> Record | None:
-        """The record of an earlier run with the same key and number of seeds."""
+        """Return the record of an earlier run with the same key and number of seeds."""
         path = record_path(self.out, self.study.id)
         if not path.exists():
             return None
@@ -246,7 +246,7 @@ class _Run:
 
 
 def record_path(out: Path, study_id: str) -> Path:
-    """Where the record of a study lies under `out`."""
+    """Return the path of a study's record under `out`."""
     return out / "records" / f"{study_id}.json"
 
 

@@ -47,14 +47,14 @@ def measure(
 
 
 def _spaced(steps: int, looks: int) -> list[int]:
-    """Steps to look at: dense at first, where accuracy moves fast."""
+    """Return the evaluation steps: dense at first, where accuracy moves fast."""
     return [round(steps * (i / looks) ** 2) for i in range(1, looks + 1)]
 
 
 def _train(
     nets: Replicas, images: Images, batches: Tensor, at: set[int]
 ) -> dict[str, list]:
-    """Curves of every net of one arm, `[look][rate]` or `[look][rate][level]`."""
+    """Train the nets of one arm; curves `[look][rate]` or `[look][rate][level]`."""
     rates = torch.tensor(_RATES, device=images.x_train.device)
     known = images.x_train[:2000]
     shown, labels = images.x_test[:2000], images.y_test[:2000]
@@ -102,7 +102,7 @@ def _train(
 
 
 def _first_step(result: Result, arm: str, rate: int, target: float) -> float:
-    """Steps until the accuracy reaches `target`; inf when it never does."""
+    """Return the steps until the accuracy reaches `target`; inf when it never does."""
     for step, accuracies in zip(
         result["steps"], result["arms"][arm]["accuracy"], strict=True
     ):
@@ -112,7 +112,7 @@ def _first_step(result: Result, arm: str, rate: int, target: float) -> float:
 
 
 def _speed_up(result: Result, target: float, rate: int | None) -> float:
-    """Steps without over steps with batch norm; `rate=None` takes the best of each.
+    """Return the steps without over those with batch norm; `rate=None`: best of each.
 
     A net that never arrives counts as arriving at the end.
     """
@@ -226,7 +226,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Accuracy, the input of one unit in both nets, and speed-up against target."""
+    """Draw accuracy, one unit's input in both nets, and speed-up against target."""
     axes = figure.subplots(1, 4, width_ratios=(1.25, 1, 1, 1))
     axes[2].sharey(axes[1])
     steps = results[0]["steps"]

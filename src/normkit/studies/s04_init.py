@@ -51,7 +51,7 @@ def measure(
     steps: int,
     width: int,
 ) -> Result:
-    """Spread per layer forward and backward; then accuracy by depth and start."""
+    """Measure spread per layer forward and backward; accuracy by depth and start."""
     stack = _spread(trial, units, batch)
     images = trial.images("digits").flat().standardized()
     trained = {
@@ -69,7 +69,7 @@ def measure(
 
 
 def _spread(trial: Trial, units: int, batch: int) -> dict[str, dict]:
-    """The same normal weights at each scale, forward and back."""
+    """Run the same normal weights at each scale, forward and back."""
     generator = trial.generator(1)
     x = torch.randn(batch, units, generator=generator).to(trial.device)
     draws = [
@@ -142,7 +142,7 @@ def _best_accuracy(
 
 
 def _cures(trial: Trial, images: Images, width: int, steps: int) -> dict[str, float]:
-    """A six-layer sigmoid stack with small weights, and each cure on its own."""
+    """Train a six-layer sigmoid stack with small weights, with each cure on its own."""
     widths = (images.x_train.shape[1], *[width] * 6, images.classes)
     rates = torch.tensor([0.001, 0.01, 0.1, 0.5, 2.0])
     arms = {
@@ -169,7 +169,7 @@ def _cures(trial: Trial, images: Images, width: int, steps: int) -> dict[str, fl
 
 
 def _symmetry(trial: Trial, images: Images, *, steps: int) -> dict[str, float]:
-    """How far the units of a layer of constant weights come apart by training."""
+    """Measure how far training separates the units of a layer of constant weights."""
     widths = (images.x_train.shape[1], 32, 32, images.classes)
     nets = Replicas(
         Recipe(widths, "tanh"), torch.ones(2), trial.generator(), device=trial.device
@@ -193,7 +193,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         return [r["stack"][start][key][index] for r in results]
 
     def ratio(start: str, key: str) -> list[float]:
-        """First layer over last."""
+        """Return first layer over last."""
         rows = [r["stack"][start][key] for r in results]
         return [row[0] / row[-1] for row in rows]
 
@@ -361,7 +361,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Spread and gradients per layer, and accuracy by depth."""
+    """Draw spread and gradients per layer, and accuracy by depth."""
     axes = figure.subplots(1, 3)
     layers = range(1, _DEPTH + 1)
     for i, (name, _, _) in enumerate(_STARTS):

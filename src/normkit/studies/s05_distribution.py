@@ -139,7 +139,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """A skewed law before and after, and the slope of the sigmoid."""
+    """Draw a skewed distribution before and after, and the slope of the sigmoid."""
     left, right = figure.subplots(1, 2)
     found = results[0]["histograms"]
     edges = found["edges"][:-1]

@@ -58,7 +58,7 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 @torch.no_grad()
 def _affine_error(trial: Trial) -> float:
-    """A batch norm in eval against the affine map computed from its state."""
+    """Compare a batch norm in eval with the affine map computed from its state."""
     generator = trial.generator(2)
     layer = BatchNorm2d(8)
     for tensor in (layer.weight, layer.bias, layer.running_mean):
@@ -167,7 +167,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Errors of the three folds, and the time saved."""
+    """Draw the errors of the three folds, and the time saved."""
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     keys = (
         "affine_error",

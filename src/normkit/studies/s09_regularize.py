@@ -68,7 +68,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         return [r["test"][arm][_SAME] - r["test"][over][_SAME] for r in results]
 
     def overfit(arm: str) -> list[float]:
-        """Training minus test accuracy at the best rate."""
+        """Return training minus test accuracy at the best rate."""
         found = []
         for r in results:
             i = r["test"][arm].index(best(r, arm))

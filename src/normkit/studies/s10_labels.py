@@ -38,7 +38,7 @@ def measure(
 
 
 def _mislabel(images: Images, share: float, generator: torch.Generator) -> Images:
-    """The training labels with a share of them drawn anew; the test labels stay."""
+    """Return the training labels with a share redrawn; the test labels stay."""
     count = len(images.y_train)
     drawn = torch.randint(images.classes, (count,), generator=generator)
     chosen = torch.rand(count, generator=generator) < share
@@ -49,7 +49,7 @@ def _mislabel(images: Images, share: float, generator: torch.Generator) -> Image
 def _train(
     trial: Trial, images: Images, norm: str, epochs: int, hidden: tuple[int, ...]
 ) -> dict[str, list[list[float]]]:
-    """`test` and `train` accuracies, `[rate][epoch]`."""
+    """Train; return `test` and `train` accuracies, `[rate][epoch]`."""
     widths = (images.x_train.shape[1], *hidden, images.classes)
     # Kaiming's gain: the plain ReLU net gets the start that suits it.
     stds = stds_for(widths, 2**0.5).expand(len(_RATES), -1)
@@ -73,14 +73,14 @@ def _train(
 
 
 def _peak(curve: list[float]) -> int:
-    """The epoch of the best test accuracy, smoothed over three epochs."""
+    """Return the epoch of the best test accuracy, smoothed over three epochs."""
     values = torch.tensor(curve)
     smooth = values.unfold(0, 3, 1).mean(1) if len(values) >= 3 else values
     return int(smooth.argmax()) + 2
 
 
 def _best(curves: dict[str, list]) -> int:
-    """The rate with the highest peak of test accuracy."""
+    """Return the rate with the highest peak of test accuracy."""
     return int(torch.tensor(curves["test"]).amax(1).argmax())
 
 
@@ -100,7 +100,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         return ratios
 
     def fallen(arm: str) -> list[float]:
-        """Points lost from the peak to the end."""
+        """Return the points lost from the peak to the end."""
         return [
             100 * (max(c) - sum(c[-3:]) / 3)
             for c in (r["curves"][f"0.4 {arm}"]["test"][_SAME] for r in results)
@@ -120,7 +120,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         )
 
     def fitted(arm: str) -> list[float]:
-        """Highest training accuracy on random labels, any rate."""
+        """Return the highest training accuracy on random labels, any rate."""
         return [
             100 * max(max(row) for row in r["curves"][f"1 {arm}"]["train"])
             for r in results

@@ -120,7 +120,7 @@ def _batches(
 
 
 def _padded(x: Tensor, lengths: Tensor) -> Tensor:
-    """Rows of the image as steps, zero after the end, as padding is."""
+    """Return rows of the image as steps, zero after the end, as padding is."""
     steps = torch.arange(x.shape[2])
     return x[:, 0] * (steps[None, :, None] < lengths[:, None, None])
 
@@ -156,7 +156,7 @@ def _accuracy(model: _Cell, images: Images, lengths: Tensor, masked: bool) -> fl
 def _error_by_step(
     trial: Trial, images: Images, lengths: Tensor, batch: int
 ) -> list[float]:
-    """Standard error of the batch mean of a row's pixels that are there, by position.
+    """Return the standard error of the batch mean of a row's valid pixels, by position.
 
     In units of that row's own spread; only as many sequences count as reach it.
     """
@@ -218,7 +218,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Accuracy of each arm, and how uncertain the statistics are at late steps."""
+    """Draw the accuracy of each arm, and the statistics' uncertainty at late steps."""
     left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
     names = [arm.replace(", ", ",\n") for arm in _ARMS]
     rows = [[max(r["test"][arm]) for r in results] for arm in _ARMS]

@@ -59,7 +59,7 @@ def measure(trial: Trial, *, depth: int, width: int, batch: int) -> Result:
 
 
 def _per_layer(changes: list[float]) -> float:
-    """The factor by which the relative change grows from one layer to the next.
+    """Return the factor by which the relative change grows from one layer to the next.
 
     Over the part below 0.3: a change as large as the signal cannot grow.
     """
@@ -119,7 +119,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """The relative change, layer by layer."""
+    """Draw the relative change, layer by layer."""
     left, right = figure.subplots(1, 2)
     layers = range(1, results[0]["depth"] + 1)
     for i, (name, activation, _, norm) in enumerate(_ARMS):

@@ -1,4 +1,4 @@
-"""What a study is: a question, a prediction made beforehand, a measurement, a rule.
+"""Study: a question, a prediction made beforehand, a measurement, a rule.
 
 Each file `sNN_….py` of this package holds one, as the value `STUDY`. A trial is one
 seed of it with all its arms, so that the arms are paired: same data split, same order
@@ -45,11 +45,11 @@ class Trial:
     digests: dict[str, str] = field(default_factory=dict)
 
     def generator(self, stream: int = 0) -> torch.Generator:
-        """A fresh CPU generator; each `stream` of a seed gives its own numbers."""
+        """Return a fresh CPU generator, distinct for each `stream` of a seed."""
         return torch.Generator().manual_seed(7919 * (self.seed + 1) + stream)
 
     def images(self, name: str = "digits", *, train: int = 0) -> Images:
-        """The images called `name`, split for this seed, on the trial's device.
+        """Return the images called `name`, split for this seed, on the trial's device.
 
         Args:
             name: `"digits"`, `"mnist"` or `"cifar10"`. Digits stand in for what the
@@ -61,7 +61,7 @@ class Trial:
         return images.to(self.device)
 
     def text(self) -> torch.Tensor | None:
-        """The characters of the sample text as indices; None without a data folder."""
+        """Return the sample text's characters as indices; None without data folder."""
         found = load_text(self.data_root)
         if found is None:
             return None
@@ -71,7 +71,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a study runs: paired seeds, and the settings that `measure` takes."""
+    """Size of a run: paired seeds, and the settings that `measure` takes."""
 
     seeds: int
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -24,7 +24,7 @@ def cnn(
     dropout: float = 0.0,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Three 3×3 convolutions and a linear layer; `norm(C)` after each convolution.
+    """Build three 3×3 convolutions, each with `norm(C)` after it, and a linear layer.
 
     Args:
         classes: Number of classes.
@@ -100,7 +100,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode restored after."""
+    """Switch to eval mode within the block; restore every module's mode after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

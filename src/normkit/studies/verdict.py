@@ -1,4 +1,4 @@
-"""From measured intervals to one of four words, by a rule written down beforehand.
+"""Verdicts: from measured intervals to one of four words, by a rule set beforehand.
 
     supported               the whole interval meets the predicted bound
     partly                  the effect is there, smaller than predicted
@@ -60,7 +60,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study says about one claim."""
+    """Verdict of a study about one claim."""
 
     claim: str
     word: str
@@ -71,7 +71,7 @@ class Verdict:
 def at_least(
     text: str, values: Sequence[float], bound: float, *, none: float | None = None
 ) -> Part:
-    """The prediction that the quantity is `bound` or more.
+    """Predict that the quantity is `bound` or more.
 
     Args:
         text: What was measured.
@@ -103,7 +103,7 @@ def at_least(
 def at_most(
     text: str, values: Sequence[float], bound: float, *, none: float | None = None
 ) -> Part:
-    """The prediction that the quantity is `bound` or less; `at_least` mirrored.
+    """Predict that the quantity is `bound` or less; `at_least` mirrored.
 
     Example:
         >>> at_most("error", [1e-7, 2e-7], 1e-6).word
@@ -119,7 +119,7 @@ def at_most(
 
 
 def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
-    """The prediction that the quantity lies between `low` and `high`."""
+    """Predict that the quantity lies between `low` and `high`."""
     interval = bootstrap(values)
     if low <= interval.low and interval.high <= high:
         word = SUPPORTED
@@ -132,17 +132,17 @@ def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
 
 
 def reported(text: str, values: Sequence[float]) -> Part:
-    """A number that belongs beside the verdict and does not enter it."""
+    """Report a number with the verdict, outside its rule."""
     return Part(text, bootstrap(values))
 
 
 def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """The difference of two arms, seed by seed: what the seeds share drops out."""
+    """Return the difference of two arms by seed, so that shared noise drops out."""
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def over(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """The ratio of two arms, seed by seed."""
+    """Return the ratio of two arms, seed by seed."""
     return [x / y for x, y in zip(a, b, strict=True)]
 
 
@@ -152,7 +152,7 @@ def verdict(claim: str, *parts: Part, note: str = "") -> Verdict:
 
 
 def combine(words: Sequence[str]) -> str:
-    """One word for several: unanimous, or partly when some part holds, or not seen."""
+    """Combine several words: unanimous, or partly when some part holds, or not seen."""
     if len(set(words)) == 1:
         return words[0]
     return PARTLY if {SUPPORTED, PARTLY} & set(words) else UNSEEN

@@ -16,7 +16,7 @@ __all__ = ["Given", "Peer"]
 
 @dataclass(frozen=True)
 class Given:
-    """What one call gets.
+    """Arguments of one call.
 
     Attributes:
         case: Layer, layout and shape; always the plain form in float32.

@@ -1,4 +1,4 @@
-"""What is kept between forward and backward: less of it, and how much it is.
+"""Memory between forward and backward: keep less, and measure what is kept.
 
 recipes           how to compute an output again from what is kept anyway
 block             the blocks with hooks on saved tensors

@@ -65,7 +65,7 @@ class CpuBackend:
     device_types = ("cpu",)
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
-        """Why these kernels cannot reduce `x` over `dims`; empty when they can."""
+        """Return why the kernels cannot reduce `x` over `dims`; empty when they can."""
         reason = _reason_against(x) or why_absent()
         reason = (
             reason

@@ -1,4 +1,4 @@
-"""Where the values of a statistic lie: the geometry that the native kernels loop over.
+"""Geometry of a statistic in memory, as the native kernels loop over it.
 
 The memory of x, outermost dimension first, is read as (b, o, g, m, i): one statistic
 for each (b, g), over all o, m and i. The learned affine has an entry for each (g mod P,
@@ -115,7 +115,7 @@ def _parse(parts: list[tuple[bool, bool, int]]) -> Geometry:
 def _take(
     parts: list[tuple[bool, bool, int]], *, kept: bool
 ) -> tuple[list[tuple[bool, int]], list[tuple[bool, bool, int]]]:
-    """The leading parts that are kept (or not) as (varies, size), and the rest."""
+    """Split off the leading parts that are kept (or not), as (varies, size)."""
     n = 0
     while n < len(parts) and parts[n][0] == kept:
         n += 1

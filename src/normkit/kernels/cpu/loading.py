@@ -104,13 +104,13 @@ def check(status: int) -> None:
 
 
 def library() -> Library | None:
-    """The library, loaded at the first call; None where there is none to load."""
+    """Return the library, loaded at the first call; None where there is none."""
     found = _found()
     return found if isinstance(found, Library) else None
 
 
 def why_absent() -> str:
-    """Why there is no library; empty when there is one."""
+    """Return why there is no library; empty when there is one."""
     found = _found()
     return found if isinstance(found, str) else ""
 
@@ -167,7 +167,7 @@ def _load() -> Library | str:
 
 
 def _pool_of_torch() -> int | None:
-    """The address of the GOMP_parallel that torch links to, or None.
+    """Return the address of the GOMP_parallel that torch links to, or None.
 
     torch loads the libraries it needs into the global scope, so the plain look-up finds
     the one that it uses, whatever its file is called.

@@ -59,7 +59,7 @@ class GpuBackend:
         self.device_types = tuple(device_types)
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
-        """Why these kernels cannot reduce `x` over `dims`; empty when they can."""
+        """Return why the kernels cannot reduce `x` over `dims`; empty when they can."""
         reasons = self.device_reasons(x.device)
         if x.dtype not in _DTYPES:
             reasons.append(f"x is {x.dtype}, it runs float32, bfloat16 and float16")
@@ -76,7 +76,7 @@ class GpuBackend:
         return reasons
 
     def device_reasons(self, device: torch.device) -> list[str]:
-        """Why these kernels cannot run on `device`; empty when they can."""
+        """Return why these kernels cannot run on `device`; empty when they can."""
         if device.type not in self.device_types:
             return [f"x is on {device.type}, it needs a CUDA device"]
         return list(_device_reasons(device))
@@ -328,7 +328,7 @@ def _moments(x: Tensor, mean: Tensor, m2: Tensor) -> Moments:
 
 
 def _rows_affine(vector: Tensor, x: Tensor, matrix: Matrix) -> Runs | str | None:
-    """How a learned vector lies on rows: "columns", in runs, or not at all (None)."""
+    """Return how a vector lies on rows: "columns", runs, or None if it does not."""
     placed = place(vector, x, matrix)
     if placed is not None and placed.along == "column":
         return "columns"
@@ -376,7 +376,7 @@ def _device_reasons(device: torch.device) -> list[str]:
 
 @functools.cache
 def _layers() -> Any:
-    """The kernels, loaded when the first one is needed: they import Triton."""
+    """Import the kernels, and with them Triton, at the first use."""
     try:
         from normkit.kernels.gpu import layers
     except ImportError as error:

@@ -59,7 +59,7 @@ def apply_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """act((x − center)·scale·weight + shift + residual) on the (rows, width) matrix.
+    """Write act((x − center)·scale·weight + shift + residual), a (rows, width) matrix.
 
     Grid: one program per tile, in reverse.
     """
@@ -145,7 +145,7 @@ def apply_grads_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """a·g·weight + b·(x − center) + c, where g is dy through the activation's gate.
+    """Write a·g·weight + b·(x − center) + c, with g the gradient before the activation.
 
     GATE is "none" (g = dy), "bits" (relu, from 1 bit per element), "output" (relu, from
     what it gave) or "recompute": z is x standardized again, for which a is the scale.
@@ -208,7 +208,7 @@ def apply_grads_kernel(
 def _bits_tile(
     index, rows, width, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
-    """Where the bytes of a tile's gates lie: each row of gates fills whole bytes."""
+    """Return the offsets of the bytes of a tile's gates: rows begin at whole bytes."""
     row, _, _ = matrix_tile(index, rows, width, BLOCK_ROWS, BLOCK_COLUMNS)
     across = tl.cdiv(width, BLOCK_COLUMNS)
     bytes_per_row = tl.cdiv(width, 8)

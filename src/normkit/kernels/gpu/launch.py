@@ -36,7 +36,7 @@ def submit(
 
 
 def options_of(num_warps: int, max_registers: int | None) -> dict[str, Any]:
-    """What the compiler is told beside the arguments."""
+    """Return the options of the compiler for a launch."""
     options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": True}
     # The option is of Triton's NVIDIA backend alone.
     if max_registers is not None and torch.version.hip is None:
@@ -45,7 +45,7 @@ def options_of(num_warps: int, max_registers: int | None) -> dict[str, Any]:
 
 
 def tickets(device: torch.device, count: int) -> Tensor:
-    """At least `count` int32 zeros that every kernel leaves at zero.
+    """Return at least `count` int32 zeros that every kernel leaves at zero.
 
     Kept for each stream, on which launches follow one another. A CUDA graph may be
     replayed on any stream and gets its own, zeroed by the graph itself.

@@ -43,7 +43,7 @@ class Channels:
 
 
 def channels_of(view: View) -> Channels:
-    """The geometry of a view of channels."""
+    """Return the geometry of a view of channels."""
     reduction = reduction_of(view)
     along = Placement("row", 1, reduction.statistics)
     if reduction.kind == "columns":
@@ -62,7 +62,7 @@ def channels_forward(
     running: launchers.Running | None = None,
     saves_bits: bool = False,
 ) -> tuple[Tensor, launchers.Statistics, Tensor | None]:
-    """y, the statistics it was standardized by, and relu's bits if asked for."""
+    """Return y, its statistics, and relu's bits if asked for."""
     found = launchers.statistics(
         x, geometry.reduction, eps=eps, weight=weight, running=running
     )
@@ -94,7 +94,7 @@ def channels_backward(
     *,
     is_constant: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight, bias and residual that are wanted.
+    """Return the gradients of x, weight, bias and residual that are wanted.
 
     Args:
         dy: Gradient of the output.
@@ -143,7 +143,7 @@ def rows_backward(
     *,
     centered: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias that are wanted.
+    """Return the gradients of x, weight and bias that are wanted.
 
     `runs` is None when there is one weight per column.
     """
@@ -182,7 +182,7 @@ def _sums_over_rows(
     inv_std: Tensor,
     runs: Runs | None,
 ) -> tuple[Tensor, Tensor]:
-    """Σ dy and Σ dy·x̂ per weight, where each row has its own mean and inv_std."""
+    """Return Σ dy and Σ dy·x̂ per weight; each row has its own mean and inv_std."""
     if runs is None:
         reduction = reduction_of(View("channels", (matrix.rows, matrix.width, 1)))
         along = Placement("row", 1, matrix.rows)

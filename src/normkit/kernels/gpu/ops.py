@@ -59,7 +59,7 @@ LIBRARY.define(
 
 
 def saves_bits(activation: str, residual: Tensor | None) -> bool:
-    """Whether the backward reads one bit per element: relu after a sum.
+    """Return whether the backward reads one bit per element: relu after a sum.
 
     Any other gate is recomputed from x; a relu after a sum would need the residual,
     and this way frees it.
@@ -194,7 +194,7 @@ def _standardize_rows_backward(
 
 
 def _runs(affine: Tensor, x: Tensor, dims: list[int]) -> Runs | None:
-    """How the affine lies; None for one weight per element of the row."""
+    """Return how the affine lies; None for one weight per element of the row."""
     varies = [d for d in range(x.dim()) if affine.shape[d] != 1]
     if varies == [d for d in dims if x.shape[d] != 1]:
         return None
@@ -202,7 +202,7 @@ def _runs(affine: Tensor, x: Tensor, dims: list[int]) -> Runs | None:
 
 
 def _dense(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, View]:
-    """`x` and its view; a copy where a compiler handed over something with gaps."""
+    """Return `x` and its view; a copy where a compiler passed a tensor with gaps."""
     view = view_of(x, dims)
     if view.kind != "strided":
         return x, view

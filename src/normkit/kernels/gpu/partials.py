@@ -22,7 +22,7 @@ __all__ = ["is_last", "over_tile", "part_offsets", "read_part", "statistic_index
 
 @triton.jit
 def statistic_index(block, statistics, KIND: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """The statistics of a block, and which of them there are."""
+    """Return the indices of a block's statistics, and which of them exist."""
     if KIND == "columns":
         index = block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     else:
@@ -32,6 +32,7 @@ def statistic_index(block, statistics, KIND: tl.constexpr, BLOCK_COLUMNS: tl.con
 
 @triton.jit
 def over_tile(values, KIND: tl.constexpr):
+    """Sum a tile over its rows, and over its columns where KIND is "runs"."""
     total = tl.sum(values, axis=0)
     if KIND == "runs":
         total = tl.sum(total, axis=0, keep_dims=True)
@@ -40,7 +41,7 @@ def over_tile(values, KIND: tl.constexpr):
 
 @triton.jit
 def is_last(ticket_ptr, arrivals):
-    """Whether all other programs have written; resets the ticket for the next launch.
+    """Return whether all other programs have written; reset the ticket if so.
 
     The barrier orders this program's writes before the release, and the acquire
     orders the writes of the others before the reads that follow.
@@ -54,11 +55,12 @@ def is_last(ticket_ptr, arrivals):
 
 @triton.jit
 def part_offsets(start, splits, index, stride, BLOCK_PARTS: tl.constexpr):
+    """Return the offsets of BLOCK_PARTS parts from `start`, and which exist."""
     part = start + tl.arange(0, BLOCK_PARTS)[:, None]
     return part.to(tl.int64) * stride + index[None, :], part < splits
 
 
 @triton.jit
 def read_part(ptr, valid):
-    # Written by other programs of this launch: past the first-level cache.
+    """Load what other programs of this launch wrote, past the first-level cache."""
     return tl.load(ptr, mask=valid, other=0.0, cache_modifier=".cg")

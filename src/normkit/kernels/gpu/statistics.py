@@ -62,7 +62,7 @@ def statistics_kernel(
     BLOCK_PARTS: tl.constexpr,
     BLOCK_RUNNING: tl.constexpr,
 ):
-    """Mean and m2 of each statistic in float64; then 1/√(var + eps), times weight.
+    """Write mean and m2 of each statistic in float64, 1/√(var + eps) and the scale.
 
     RUNNING is "no", "ema" or "cumulative". Grid: (blocks of statistics, splits).
     """
@@ -157,7 +157,7 @@ def _pilot(
     x_ptr, first, stride, steps, block, statistics, width, pieces,
     KIND: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Of eight values of each statistic the one nearest to their mean; 0 if none is.
+    """Return the value, of eight samples per statistic, that is nearest their mean.
 
     They are spread over the tiles that the program reads next, so they cost no
     traffic. A value of x makes x − p exact for halves, whose mean it would not be.
@@ -187,7 +187,7 @@ def _terms(
     start, steps, width, pieces,
     KIND: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """How many values of one statistic lie in the tile at `start`."""
+    """Return the number of values of one statistic in the tile at `start`."""
     end = tl.minimum(start + BLOCK_ROWS, steps)
     if KIND == "columns":
         terms = end - start
@@ -205,7 +205,7 @@ def _update_running(
     RUNNING: tl.constexpr, SKIPS_NONFINITE: tl.constexpr,
     COUNTS_BATCHES: tl.constexpr, BLOCK_RUNNING: tl.constexpr,
 ):  # fmt: skip
-    """New = (1 − rate)·old + rate·batch for all statistics, or for none.
+    """Update all running statistics, or none: (1 − rate)·old + rate·batch.
 
     A batch with a NaN or Inf in any statistic changes nothing if SKIPS_NONFINITE.
     """

@@ -75,7 +75,7 @@ def sums_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
 ):
-    """Σg and Σg·(x − center) of each statistic, g = dy·act'(…)·weight.
+    """Write Σg and Σg·(x − center) of each statistic, g = dy·act'(…)·weight.
 
     FINISH "sums" writes both in float64, the second times `scale` of each row when
     HAS_SCALE. FINISH "batch_norm" writes what the second pass needs: dweight, dbias
@@ -179,7 +179,7 @@ def _load_bits(
     bits_ptr, row, start, steps, block, width, pieces,
     KIND: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The bytes of a tile's gates: each row of gates fills whole bytes."""
+    """Load the bytes of a tile's gates: each row of gates fills whole bytes."""
     step = start + tl.arange(0, BLOCK_ROWS)
     byte = tl.arange(0, BLOCK_COLUMNS // 8)[None, :]
     if KIND == "columns":

@@ -37,7 +37,7 @@ def apply(
     slope: float = 0.01,
     bits: Tensor | None = None,
 ) -> Tensor:
-    """act((x − center)·scale·weight + shift + residual), laid out as x."""
+    """Return act((x − center)·scale·weight + shift + residual), laid out as x."""
     y = torch.empty_like(x)
     affine = along if affine_along is None else affine_along
     tile = config.matrix_tile_for(matrix.rows, matrix.width, x.element_size())
@@ -75,7 +75,7 @@ def apply(
 
 
 def bits_like(x: Tensor, matrix: Matrix) -> Tensor:
-    """Room for one bit per element; every row starts with a byte of its own."""
+    """Allocate one bit per element; every row starts with a byte of its own."""
     shape = (matrix.rows, -(-matrix.width // 8))
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
 
@@ -96,7 +96,7 @@ def apply_grads(
     wants_dx: bool = True,
     wants_dresidual: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradient a·g·weight + b·(x − center) + c, and the residual's, g."""
+    """Return the gradient a·g·weight + b·(x − center) + c, and the residual's, g."""
     dx = torch.empty_like(x) if wants_dx else None
     dresidual = torch.empty_like(x) if wants_dresidual else None
     affine = along if affine_along is None else affine_along

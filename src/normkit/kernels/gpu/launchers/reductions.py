@@ -34,7 +34,7 @@ def statistics(
     centered: bool = True,
     running: Running | None = None,
 ) -> Statistics:
-    """Mean and m2 of each statistic; with `eps`, what `apply` needs of them."""
+    """Return mean and m2 of each statistic; with `eps`, inv_std and scale too."""
     r = reduction
     tile, grid = _reduction(x, r)
     splits, count = grid.splits, r.statistics
@@ -99,7 +99,7 @@ def sums(
     weight: Tensor | None = None,
     weight_along: Placement | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Σ dy·weight and Σ dy·weight·(x − center)·scale, flat, in float64."""
+    """Return Σ dy·weight and Σ dy·weight·(x − center)·scale, flat, in float64."""
     total, total_rest = empty(x, (2, reduction.statistics), torch.float64).unbind(0)
     _submit_sums(
         *(dy, x, reduction, center, along, NO_GATE),
@@ -125,7 +125,7 @@ def sums_of_batch_norm(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The b and c of `apply_grads`, and dweight and dbias where there is such."""
+    """Return b and c of `apply_grads`, and dweight and dbias (None without them)."""
     b, c = empty(x, (2, reduction.statistics), torch.float32).unbind(0)
     dweight = None if weight is None else torch.empty_like(weight)
     dbias = None if bias is None else torch.empty_like(bias)
@@ -215,6 +215,6 @@ def _reduction(x: Tensor, r: Reduction) -> tuple[config.Tile, config.Grid]:
 
 
 def _parts_at_once(splits: int, r: Reduction) -> int:
-    """Parts that the last program of a block merges at a time: 1024 numbers or all."""
+    """Return the parts that the last program of a block merges at once: 1024 or all."""
     width = r.block if r.kind == "columns" else 1
     return max(1, min(1024 // width, 1 << max(0, splits - 1).bit_length()))

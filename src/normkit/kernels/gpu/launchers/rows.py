@@ -31,7 +31,7 @@ def rows_forward(
     runs: Runs | None = None,
     centered: bool = True,
 ) -> tuple[Tensor | None, Statistics]:
-    """Y and the statistics of rows, inv_std in float32; without `eps` no y.
+    """Return y and the statistics of rows, inv_std in float32; without `eps` no y.
 
     When not centred the mean is 0 and m2 the sum of squares.
     """
@@ -80,7 +80,7 @@ def rows_backward(
     wants_dweight: bool = False,
     wants_dbias: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradient of rows, and dweight and dbias in float32 where wanted."""
+    """Return the gradient of rows, and dweight and dbias in float32 where wanted."""
     dx = torch.empty_like(x)
     tile, each = config.backward_rows(matrix.rows, matrix.width, x.device)
     programs = -(-matrix.rows // each)
