@@ -105,7 +105,7 @@ def _timm(name: str) -> Case:
 
 
 def choose_timm_models() -> list[str]:
-    """Return the smallest models with batch norm of each file of timm; takes minutes."""
+    """Return the smallest models with batch norm of each timm file; takes minutes."""
     import timm
     from timm.models import model_entrypoint
 

@@ -1,4 +1,4 @@
-"""The statistics of a batch as a value that no gradient passes through."""
+"""Statistics of a batch without a gradient."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def newton_inverse_sqrt(matrix: Tensor, eps: float, iterations: int) -> Tensor:
     Args:
         matrix: Shape `(*, D, D)`.
         eps: Added to the diagonal.
-        iterations: How many; the paper takes 5.
+        iterations: Number of steps; the paper takes 5.
 
     Raises:
         ArgumentError: `iterations` is below 1.

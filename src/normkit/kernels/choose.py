@@ -1,7 +1,7 @@
 """Choice of the backend for a case, with the reasons against the others.
 
 choose(x, dims)          the first backend with no reason against the case
-backend("reference")     ask for one by name within a block; no silent fallback
+backend("reference")     one backend by name within a block; no silent fallback
 explain(x, dims)         the table behind the choice
 """
 
@@ -47,10 +47,10 @@ class Explanation:
 
     Attributes:
         chosen: Name of the backend that would run.
-        view: How the case lies in memory.
-        reasons: For each backend, in order of preference, why it cannot run;
+        view: Memory layout of the case.
+        reasons: Reasons why each backend, in order of preference, cannot run;
             an empty list when it can.
-        route: The way through the library, a value of `functional.route.Route`; None
+        route: Route through the library, a value of `functional.route.Route`; None
             where only the backends were asked about.
     """
 

@@ -1,8 +1,8 @@
-"""Sums whose order depends on nothing but how many values they have.
+"""Sums whose order depends on the number of values alone.
 
-A library's sum takes an order that suits the whole tensor: its layout, its other
+The order of a library's sum depends on the whole tensor: its layout, its other
 dimensions, the threads. Here values are added pairwise, the first half to the second,
-by elementwise additions alone: what shares a tensor with a row cannot reach it.
+by elementwise additions alone: the other rows of a tensor do not change a row's sum.
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ def is_deterministic() -> bool:
 def deterministic() -> Generator[None]:
     """Make a sample's output in eval depend on the sample and the model alone.
 
-    Bitwise, within the block: whatever shares the batch, in whatever place, and with
-    any number of threads. The CPU kernels hold that always, at full speed; what runs on
-    torch operations takes every sum in an order that only its length decides, which
-    takes several times as long. The rest of a model (convolutions, matrix products) is
-    torch's, and may still depend on the batch.
+    Bitwise, within the block, for any other samples, place in the batch and number of
+    threads. The CPU kernels always are deterministic, at full speed. Where torch
+    operations run, sums are pairwise and take several times as long. The rest of a
+    model (convolutions, matrix products) is torch's, and may depend on the batch.
 
     Example:
         >>> import normkit, torch

@@ -28,7 +28,7 @@ class Epilogue:
 
     Attributes:
         activation: One of `ACTIVATIONS`; gelu is the exact one, by erf.
-        slope: Of leaky_relu, below 0.
+        slope: Slope of leaky_relu below 0.
         residual: Added before the activation; of the shape of the values.
     """
 

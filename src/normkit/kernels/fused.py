@@ -1,9 +1,9 @@
-"""Whole layers of a backend, in fewer passes than the four primitives take.
+"""Protocol of backends that run whole layers in fewer passes than the primitives.
 
     normalize        moments → apply → epilogue
     normalize_grads  epilogue back → reduce_grads → algebra → apply_grads
 
-`functional.passes` runs the primitives one after the other; it asks here first.
+`functional.passes` uses `fused` where it can, and else the primitives in turn.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Fused(Protocol):
         """Return the gradients of x, weight, bias and residual that are wanted.
 
         None where no kernel does it as a whole. `count` is None when the statistics are
-        constants. `y`, where given, stands for the residual of a relu: it says where
-        the relu was open.
+        constants. `y`, where given, replaces the residual of a relu: it is
+        positive where the relu was open.
         """
         ...
 

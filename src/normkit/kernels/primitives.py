@@ -1,4 +1,4 @@
-"""The contract of a kernel backend: four primitives, and reasons against a case.
+"""Protocol of a kernel backend: four primitives, and reasons against a case.
 
     moments(x)                     →  Moments
     apply(x, center, scale, …)     →  (x − center)·scale·weight + shift
@@ -30,8 +30,7 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 class Backend(Protocol):
     """A set of kernels for the four primitives.
 
-    `reference` is the definition of right; every other backend is compared with it
-    and with float64 oracles.
+    Every other backend is compared with `reference` and with float64 oracles.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The four primitives in plain torch: any device, dtype and strides.
 
-This is the definition of right for every other backend. Nothing is made contiguous:
-reductions and broadcasts run on x as it lies. Half-precision inputs are computed in
+Every other backend is tested against it. Nothing is made contiguous: reductions and
+broadcasts run on x in its own layout. Half-precision inputs are computed in
 float32; sums are torch's cascade sums, taken around a pilot mean, so their error is
 relative to the spread of the values and not to their size.
 """

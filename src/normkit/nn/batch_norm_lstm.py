@@ -27,15 +27,15 @@ class BatchNormLSTM(nn.Module):
     Args:
         input_size: Features of the input.
         hidden_size: Features H of the state.
-        num_layers: LSTMs on top of each other.
-        batch_first: Take and give `(N, T, *)` instead of `(T, N, *)`.
+        num_layers: Number of stacked LSTMs.
+        batch_first: Take and return `(N, T, *)` instead of `(T, N, *)`.
         max_steps: Time steps with statistics of their own; later ones share those of
             the last.
         eps: Added to the variances, inside the root.
         momentum: Share of the batch in the new running statistics; None gives all
             batches the same share.
-        device: Where parameters and buffers live.
-        dtype: Their dtype.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers.
         first_weight: The weight of the batch norms to start from.
 
     Raises:
@@ -134,8 +134,8 @@ class BatchNormLSTM(nn.Module):
             state: h and c before the first step, shape `(num_layers, N, H)` each; 0
                 by default.
             lengths: Valid steps of each sequence, int64 of shape `(N,)`, 1 to T; all T
-                by default. What lies behind a sequence's end has no effect: it enters
-                no statistic, the state stands still, and the output there is 0.
+                by default. Values after a sequence's end have no effect: they enter
+                no statistic, the state does not change, and the output is 0.
 
         Returns:
             The output of the last layer at every step, and the state of every layer

@@ -4,8 +4,8 @@
     r = σ_B/σ within [1/r_max, r_max],   d = (mean_B − running_mean)/σ within ±d_max
     y = ((x − mean_B)/σ_B·r + d)·weight + bias
 
-Where nothing is clipped, that is the output of eval mode: small or unlike batches train
-the network that will be used. r and d are constants for the gradient.
+Where nothing is clipped, that is the output of eval mode: small or atypical batches
+train the network that inference uses. r and d are constants for the gradient.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BatchRenormLayer(BatchNormLayer):
         4: "BatchRenorm2d",
         5: "BatchRenorm3d",
     }
-    # The correction of one part needs what the parts before it moved.
+    # The correction depends on running statistics, which earlier batches update.
     is_observable = False
 
     def __init__(
@@ -96,7 +96,7 @@ class BatchRenormLayer(BatchNormLayer):
         mask: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Normalize `input`; in training, move the running statistics towards it.
+        """Normalize `input`; in training, update the running statistics with it.
 
         Args:
             input: Values, of a shape and dtype that the class names.
@@ -104,8 +104,8 @@ class BatchRenormLayer(BatchNormLayer):
                 The output is 0 elsewhere.
             residual: Added to the output, of the shape of `input`.
         """
-        # A forward that checkpointing repeats must correct as the first one did, by
-        # statistics that have moved on since.
+        # A forward that checkpointing repeats needs the running statistics of the first
+        # one, which it has updated.
         if self.training and is_recomputing():
             raise ArgumentError(
                 f"{type(self).__name__} cannot be recomputed by activation "
@@ -162,9 +162,9 @@ class BatchRenormLayer(BatchNormLayer):
 class BatchRenorm1d(BatchRenormLayer):
     """Renormalize each channel of `(N, C)` or `(N, C, L)` over batch and positions.
 
-    For small batches, and batches unlike the data as a whole, where batch norm's eval
-    mode is not the network that was trained. Eval mode is that of batch norm, so a
-    checkpoint goes both ways and a fold works.
+    For small batches, and batches unlike the data as a whole, for which batch norm's
+    eval mode differs from training. Eval mode is that of batch norm, so checkpoints are
+    interchangeable and a fold works.
 
     Args:
         num_features: Number of channels C.
@@ -173,14 +173,14 @@ class BatchRenorm1d(BatchRenormLayer):
             batches the same share. They are part of training here, so a slow average
             is the default.
         affine: Learn `weight` and `bias`, shape `(C,)`, from 1 and 0.
-        device: Where parameters and buffers live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
         channel_dim: The dimension that channels lie along; -1 takes `(N, L, C)`.
         r_max: Bound on the ratio of standard deviations, both ways.
         d_max: Bound on the distance of the means, in running standard deviations.
-        renorm_from: Batches that are plain batch norm, while the running statistics
-            settle. After them the bounds grow linearly.
+        renorm_from: Number of first batches with plain batch norm, while the running
+            statistics settle. After them the bounds grow linearly.
         d_max_at: The batch from which on `d_max` holds.
         r_max_at: The batch from which on `r_max` holds.
 

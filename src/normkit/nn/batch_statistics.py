@@ -1,7 +1,7 @@
 """Choice of a batch norm's statistics in training, and the running statistics.
 
-Those of the batch; of each ghost within it; of all ranks; or those that an `Observer`
-found. A channel with a single value has none, and a policy of its own.
+Statistics of the batch, of each ghost batch, of all ranks, or of an `Observer`. A
+channel with a single value has none; `on_small_batch` is its policy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Observer(Protocol):
         ...
 
     def take(self, layer: BatchStatisticsLayer, measured: Moments) -> None:
-        """Take the statistics of a batch that would move the running ones."""
+        """Take the statistics of a batch that would update the running ones."""
         ...
 
 
@@ -54,7 +54,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     on_small_batch: str = "raise"
     activation: str = "none"
     negative_slope: float = 0.01
-    # Whether `accumulate` can stand between the layer and its statistics.
+    # True when an `Observer` can take over the statistics.
     is_observable: ClassVar[bool] = True
     _observer: Observer | None = None
 
@@ -62,8 +62,8 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     def skipped(self) -> Tensor | None:
         """Number of batches that a NaN or Inf kept out of the running statistics.
 
-        An int64 scalar on the device of the layer; None for a layer that was not made
-        by its constructor, and does not count.
+        An int64 scalar on the device of the layer; None for a layer that was not made by
+        its constructor.
         """
         return self._buffers.get("num_batches_skipped")
 
@@ -79,13 +79,13 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         return self.process_group is not None
 
     def move_towards(self, measured: Moments) -> None:
-        """Move the running statistics towards those of a batch, once.
+        """Update the running statistics by those of a batch, once.
 
         Args:
             measured: Statistics of C channels, of any shape.
         """
         if self.estimator == "biased":
-            # The update divides by n − 1; the sum is made smaller by as much.
+            # The update divides by n − 1; m2 is scaled to cancel that.
             n = measured.count.to(measured.m2.dtype)
             m2 = measured.m2 * (n - 1).clamp(min=0) / n.clamp(min=1)
             measured = Moments(measured.count, measured.mean, m2)
@@ -99,7 +99,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if not self.debias or not self.momentum:
             return self.momentum
         # Shares m·(1 − m)^k of the last batches, divided by their sum: the first
-        # batch replaces the initial 0 and 1, and no correction is left to eval.
+        # batch replaces the initial 0 and 1, and eval needs no correction.
         assert self.num_batches_tracked is not None
         batches = (self.num_batches_tracked + 1).to(torch.float64)
         return self.momentum / (1 - (1 - self.momentum) ** batches)
@@ -132,7 +132,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         check_length("weight", self.weight, channels)
         check_length("running_mean", self.running_mean, channels)
         over_ranks = self.is_synchronized and is_group(self.process_group)
-        # A mask or other ranks leave the count to the device, which cannot raise.
+        # With a mask or other ranks the count is on the device, which cannot raise.
         is_small = x.numel() == channels and not over_ranks
         if is_small and channels and self.on_small_batch == "raise":
             raise ArgumentError(
@@ -154,7 +154,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if not is_tracking or self.running_mean is None:
             return y
         if self.on_small_batch in ("running", "skip"):
-            # Such a channel keeps its running statistics, the mean too.
+            # Such a channel keeps its running statistics, including the mean.
             measured = _only(measured, measured.count > 1)
         if self._observer is not None:
             self._observer.take(self, measured)
@@ -217,7 +217,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if self.on_small_batch == "running":
             other = standardize(x, mean, var, weight, bias, self.eps)
         else:
-            # Of batch renorm only the shift d is left: one value is its own mean.
+            # One value is its own mean: batch renorm reduces to its shift d.
             d = standardize(x.detach(), mean, var, None, None, self.eps).clamp(-5, 5)
             other = d if weight is None else d * weight.to(d.dtype)
             other = other if bias is None else other + bias.to(other.dtype)
@@ -227,7 +227,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
 
 
 def followed(y: Tensor, epilogue: Epilogue, mask: Tensor | None) -> Tensor:
-    """Return what follows the affine where no kernel has done it in the same pass."""
+    """Apply residual, activation and mask where no kernel has done so."""
     residual = epilogue.residual
     if not epilogue:
         return y

@@ -1,4 +1,4 @@
-"""Filter response norm and the threshold that belongs to it.
+"""Filter response norm, and the thresholded linear unit (TLU) after it.
 
     ν² = mean of x² over positions,   y = x/√(ν² + |eps|)·weight + bias
     TLU(y) = max(y, threshold)
@@ -28,15 +28,15 @@ class FilterResponseNorm(nn.Module):
 
         y = x/√(mean(x²) + |eps|)·weight + bias
 
-    Follow it with `TLU`: nothing is centred here, so a fixed threshold at 0 cuts at an
-    arbitrary place.
+    Use `TLU` after it: values are not centred, so a relu's threshold at 0 would be
+    arbitrary.
 
     Args:
         num_features: Number of channels C.
         eps: Added to the mean square, inside the root.
         affine: Learn `weight` and `bias`, shape `(C,)`, from 1 and 0.
-        device: Where parameters live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of the parameters.
+        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
         learnable_eps: Learn eps, from the value given, as a 0-d parameter; its absolute
             value is used. The paper does so where a map is 1 × 1 (with 1e-4).
@@ -89,7 +89,7 @@ class FilterResponseNorm(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Weight 1, bias 0, and eps as it was given."""
+        """Reset weight to 1, bias to 0, and eps to its initial value."""
         if self.weight is not None:
             self.weight.fill_(1)
         if self.bias is not None:
@@ -174,7 +174,7 @@ class TLU(nn.Module):
 
     Args:
         num_features: Number of channels C.
-        device: Where the threshold lives.
+        device: Device of the threshold.
         dtype: Its dtype.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Vectors that a compiled backward reads as the forward saw them.
+"""Copies of vectors for the backward of a compiled forward.
 
-A compiler keeps as little for the backward as it can, and computes the rest again. The
-partitioner of torch 2.13 does so from buffers, too, although the forward has moved them
+A compiler keeps as little for the backward as it can, and recomputes the rest. The
+partitioner of torch 2.13 recomputes from buffers, too, which the forward has updated
 meanwhile: gradients that depend on running statistics were silently off by up to a
-third. What `as_it_was` gives is opaque to it, and kept.
+third. The result of `opaque_clone` is opaque to it, and kept.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Replicas:
         device: Where to compute.
 
     Attributes:
-        training: Use the statistics of the batch, and move the running ones.
+        training: Use the statistics of the batch, and update the running ones.
         last_losses: The losses of the last step, before it, `(K,)`.
     """
 

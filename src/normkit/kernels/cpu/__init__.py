@@ -207,11 +207,10 @@ class CpuBackend:
         return dx
 
     def move_running(self, running: Running, moments: Moments) -> bool | None:
-        """Move running statistics in one call; None where it cannot.
+        """Update running statistics in one call; None where it cannot.
 
-        Returns whether every statistic of the batch was finite.
-
-        See `normkit.functional.update_running`, which this is a faster way of.
+        Return whether every statistic of the batch was finite. A faster
+        `normkit.functional.update_running`.
         """
         native = library()
         mean_to, var_to, rate, batches, skipped, skips_nonfinite = running
@@ -230,7 +229,7 @@ class CpuBackend:
             )
         ):
             return None
-        # A view of all kinds of statistics: rows of a buffer, dimensions of size 1.
+        # Statistics may be rows of a buffer, or have dimensions of size 1.
         mean, m2 = mean.contiguous(), m2.contiguous()
         flags = (SKIP_NONFINITE if skips_nonfinite else 0) | (1 if count.dim() else 0)
         flags |= EQUAL_SHARES if rate is None else 0

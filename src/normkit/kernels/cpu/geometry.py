@@ -29,8 +29,8 @@ class Geometry:
     """A geometry, or the reason why there is none.
 
     Attributes:
-        sizes: `(B, O, G, M, I, P, affine)`, as the native struct begins.
-        reason: Why the kernels cannot run; empty when they can.
+        sizes: `(B, O, G, M, I, P, affine)`, the first fields of the native struct.
+        reason: Reason why the kernels cannot run; empty when they can.
     """
 
     sizes: tuple[int, ...]
@@ -47,10 +47,10 @@ def geometry_of(
     """Read the memory of a tensor as (b, o, g, m, i).
 
     Args:
-        shape: Of x.
-        strides: Of x.
-        statistic: The shape of the statistics: of x, with reduced dimensions of size 1.
-        affine: The shape of the learned vectors, likewise; None without any.
+        shape: Shape of x.
+        strides: Strides of x.
+        statistic: Shape of the statistics: x's, with reduced dimensions of size 1.
+        affine: Shape of the learned vectors, likewise; None without any.
     """
     axes = [d for d in range(len(shape)) if shape[d] != 1]
     axes.sort(key=lambda d: -strides[d])
@@ -91,7 +91,7 @@ def _parse(parts: list[tuple[bool, bool, int]]) -> Geometry:
         first, last = first[:1], first[1:]
         inner = [(False, 1)]
     if inner:
-        # Reduced dimensions outside of kept ones: nothing learned may vary along them.
+        # No learned vector may vary along reduced dimensions outside of kept ones.
         if any(varies for varies, _ in outer + first) or len(last) > 1:
             return unsupported
         batch, over, groups = _size(outer), _size(first), inner

@@ -1,4 +1,4 @@
-"""A call of a kernel: tensors laid out as it reads them, packed as one struct."""
+"""Packing of a kernel call: tensors in the kernel's layout, in one struct."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ ACTIVATION_CODES = {name: k for k, name in enumerate(ACTIVATIONS)}
 CENTERED, GIVEN, WEIGHTED, _STREAM = 1, 2, 4, 8
 SKIP_NONFINITE, EQUAL_SHARES = 32, 64
 
-# Below this many values a second thread costs more than it brings.
+# Below this many values a second thread costs more than it saves.
 _SERIAL = 32_768
-# Outputs above this many bytes leave the cache before anyone reads them.
+# Outputs above this many bytes leave the cache before they are read.
 _STREAM_BYTES = 8 << 20
 
 _NONE = Epilogue()

@@ -1,10 +1,11 @@
 """The GPU backend: Triton kernels behind the contract's four primitives.
 
-    tile         where a tile lies, activations       elementwise   apply, apply_grads
-    reduce       statistics, sums                     rows          whole rows on chip
-    table        tile sizes and grids                 geometry      tensors → matrices
-    launch       starting kernels                     passes        kernels on tensors
-    layers       whole layers from passes
+    tile         tiles, activations                   elementwise   apply, apply_grads
+    statistics   mean and m2, running statistics      sums          sums of the backward
+    partials     partial results of both              rows          whole rows on chip
+    config       tile sizes and grids                 geometry      tensors → matrices
+    launch       start of a kernel                    launchers/    kernels on tensors
+    layers       whole layers from launchers          ops           operators of torch
 
 Importing this package does not import Triton; choosing the backend does.
 """

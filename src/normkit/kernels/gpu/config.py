@@ -1,7 +1,7 @@
 """Tile sizes and grids, by shape: a static table, no tuning at run time.
 
 Every number marked [awaiting a GPU] was chosen by arithmetic (bytes in flight,
-registers of the compiled code) and is not yet measured; `make gpu` measures.
+registers of the compiled code) and is not yet measured; `make gpu` measures it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST_SPLITS = 65535
 # Programs of a reduction per multiprocessor: 2 of 8 warps fill half of its threads at
 # 128 registers. [awaiting a GPU]
 _PROGRAMS_PER_MULTIPROCESSOR = 2
-# So a thread of the statistics may use 128. Left to itself, ptxas 13 fits a third
+# So a thread of the statistics may use 128. Without the limit, ptxas 13 fits a third
 # program of 80 registers that the grid never starts, and on sm_100 spills for it.
 REDUCTION_REGISTERS = 128
 # Programs of a backward over rows per multiprocessor: each writes a share of dweight,

@@ -1,4 +1,4 @@
-"""One pass over x that writes as much as it reads: apply, and the gradient of x.
+"""Elementwise kernels, one pass over x: apply, and the gradient of x.
 
     apply        y  = act(((x − center)·scale·weight + shift) + residual)
     apply_grads  g  = dy·act'(…),   dx = a·g·weight + b·(x − center) + c
@@ -148,7 +148,7 @@ def apply_grads_kernel(
     """Write a·g·weight + b·(x − center) + c, with g the gradient before the activation.
 
     GATE is "none" (g = dy), "bits" (relu, from 1 bit per element), "output" (relu, from
-    what it gave) or "recompute": z is x standardized again, for which a is the scale.
+    its output) or "recompute": z is recomputed from x, with a as the scale.
     Grid: one program per tile, in reverse.
     """
     width = width_units * ALIGN

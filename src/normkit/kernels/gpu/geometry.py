@@ -45,7 +45,7 @@ class Reduction:
         kind: "columns": over the rows of the matrix. "runs": over the pieces of each
             run of `width` values, and over the rows that share a statistic.
         steps: Rows, or pieces of all runs of one statistic.
-        statistics: How many results there are.
+        statistics: Number of results.
         width: Columns of the matrix.
         pieces: Pieces of one run; 1 for columns.
         block: Columns of a tile.

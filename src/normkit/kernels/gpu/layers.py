@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Channels:
-    """One statistic per channel: the reduction, the matrix, where vectors lie on it."""
+    """Geometry of statistics per channel: reduction, matrix, placement of vectors."""
 
     reduction: Reduction
     matrix: Matrix
@@ -99,15 +99,15 @@ def channels_backward(
     Args:
         dy: Gradient of the output.
         x: Input of the forward.
-        geometry: How x lies.
-        weight: Flat, or None.
-        bias: Flat, or None.
-        mean: Flat, float64.
-        inv_std: Flat.
+        geometry: Geometry of x.
+        weight: Flat vector, or None.
+        bias: Flat vector, or None.
+        mean: Flat vector, float64.
+        inv_std: Flat vector.
         scale: inv_std·weight, flat, float32.
         gate: The activation.
-        wanted: For x, weight, bias, residual.
-        is_constant: Whether mean and inv_std do not depend on x.
+        wanted: Which of the gradients of x, weight, bias, residual to compute.
+        is_constant: Mean and inv_std do not depend on x.
     """
     wants_x, wants_weight, wants_bias, wants_residual = wanted
     dy = laid_out_as(x, dy)

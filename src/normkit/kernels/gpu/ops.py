@@ -3,10 +3,10 @@
     normkit::batch_norm             normkit::batch_norm_backward
     normkit::standardize_rows       normkit::standardize_rows_backward
 
-Each is opaque to the compiler, promises the strides of its results and may be captured
-in a CUDA graph. The running statistics are changed inside `batch_norm`, by its first
-launch. Optional results that were not asked for are empty: operators return tensors.
-Derivatives are registered by `normkit.functional.operators`.
+Each is opaque to the compiler, declares the strides of its results and may be captured
+in a CUDA graph. The running statistics are updated inside `batch_norm`, by its first
+launch. Optional results that are not wanted are empty: operators return tensors.
+Derivatives are registered by `normkit.functional.gpu_operators`.
 """
 # torch.library's own annotations are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false

@@ -1,4 +1,4 @@
-"""Statistics of a whole tensor in one launch (see `partials` for how it is shared).
+"""Statistics of a whole tensor in one launch, shared as `partials` says.
 
     n = Σ nᵢ,   mean = Σ nᵢ·meanᵢ/n,   m2 = Σ m2ᵢ + nᵢ·(meanᵢ − mean)²
 
@@ -73,8 +73,8 @@ def statistics_kernel(
     first = split * BLOCK_ROWS
     stride = splits * BLOCK_ROWS
     # Σ(x − p)² − (Σ(x − p))²/n keeps its digits when p lies near the mean of the chunk.
-    # One of eight values from all over it does, the one in their middle; if not, the
-    # chunk is read once more around the mean that was found.
+    # The middle one of eight values spread over it is; if not, the chunk is read once
+    # more around the mean that was found.
     pilot = _pilot(
         x_ptr, first, stride, steps, block, statistics, width, pieces,
         KIND, BLOCK_ROWS, BLOCK_COLUMNS,
@@ -159,8 +159,8 @@ def _pilot(
 ):  # fmt: skip
     """Return the value, of eight samples per statistic, that is nearest their mean.
 
-    They are spread over the tiles that the program reads next, so they cost no
-    traffic. A value of x makes x − p exact for halves, whose mean it would not be.
+    They are spread over the tiles that the program reads next, so they cost no traffic;
+    0 if none is finite. With a value of x as pilot p, x − p is exact for halves.
     """
     sample = tl.arange(0, 8)
     tiles = tl.cdiv(steps - first, stride)

@@ -1,4 +1,4 @@
-"""The two sums of a backward in one launch (see `partials` for how it is shared)."""
+"""The two sums of a backward in one launch, shared as `partials` says."""
 
 # Triton's language has no types that a checker could follow, and writes compile-time
 # arguments in capitals.

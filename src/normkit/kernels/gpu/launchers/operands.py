@@ -31,7 +31,7 @@ class Running:
         var: Running unbiased variance, shape `(C,)`.
         tracked: Int64 scalar that counts batches, or None.
         momentum: Share of the batch; None gives every batch the same share.
-        skips_nonfinite: Whether a batch with a NaN or Inf changes nothing.
+        skips_nonfinite: A batch with a NaN or Inf changes nothing.
     """
 
     mean: Tensor
