@@ -36,8 +36,8 @@ __all__ = [
 class Moments:
     """The count, mean and sum of squared deviations of a set of values.
 
-    All three are finished only when asked for (`var`, `unbiased_var`, `inv_std`),
-    because sums of squared deviations merge and variances do not.
+    Variances are computed on demand (`var`, `unbiased_var`, `inv_std`), because sums
+    of squared deviations merge and variances do not.
 
     Attributes:
         count: Number of values, int64, a scalar or of the shape of `mean`
@@ -188,7 +188,7 @@ class Deviations:
     Attributes:
         count: Number of values, int64 (float64 for fractional weights).
         hi: The leading part of the mean, a constant for autograd.
-        lo: What is missing from `hi`, differentiable.
+        lo: The rest of the mean, differentiable.
         m2: Σ (xᵢ − hi − lo)², differentiable.
     """
 
@@ -222,8 +222,8 @@ def moments(
         dim: Dimension or dimensions to reduce; negative counts from the end.
             The dimensions not named are kept, in order.
         mask: Which values count: bool, or weights ≥ 0 of a floating dtype,
-            broadcastable to the shape of `x`. What `x` holds where the mask is
-            False (or 0) is never looked at, NaN included.
+            broadcastable to the shape of `x`. Values of `x` where the mask is
+            False (or 0) are ignored, NaN included.
 
     Returns:
         Moments whose `mean` and `m2` have the shape of `x` without `dim`:
@@ -291,13 +291,13 @@ def deviations(
 ) -> Deviations:
     """Measure `x` over the non-negative, distinct `dims`, the mean as hi + lo.
 
-    Three passes: a pilot mean (a constant), the mean of what is left over, the sum
-    of squares around both. The error of the centre is then relative to the spread
+    Three passes: a pilot mean (a constant), the mean of the differences from it, the
+    sum of squares around both. The error of the centre is then relative to the spread
     of the values, not to their size.
     """
     x = x.to(statistics_dtype(x.dtype))
     if mask is None:
-        # A list: torch.compile cannot follow math.prod into a generator.
+        # A list: torch.compile cannot trace math.prod over a generator.
         n = math.prod([x.shape[d] for d in dims])
         count = torch.full((), n, dtype=torch.int64, device=x.device)
         total = max(n, 1)
@@ -393,7 +393,7 @@ def _check_weights(mask: Tensor, x: Tensor) -> None:
             f"mask must be bool or floating-point weights, got {mask.dtype} of shape "
             f"{tuple(mask.shape)}; {way_out}"
         )
-    # A compiler or transform has no values to look at; a meta tensor neither.
+    # Under a compiler or transform there are no values; nor in a meta tensor.
     if is_compiling() or has_transforms() or mask.is_meta:
         return
     if mask.numel() and bool((mask < 0).any()):
@@ -407,8 +407,8 @@ def _check_weights(mask: Tensor, x: Tensor) -> None:
 def zero_where(hidden: Tensor, x: Tensor) -> Tensor:
     """Return `x` with 0 where `hidden`, in the memory format of `x`.
 
-    `Tensor.masked_fill` answers in row-major order whatever it was given, so that every
-    pass after it would pay for the other format of a channels_last network.
+    `Tensor.masked_fill` always returns row-major order, so every later pass of a
+    channels_last network would have mixed formats.
     """
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
     back = sorted(range(x.dim()), key=order.__getitem__)

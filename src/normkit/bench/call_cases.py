@@ -1,4 +1,4 @@
-"""The grid of `normkit bench calls`: layers, sizes, and the forms that a call takes.
+"""Grid of `normkit bench calls`: layers, sizes and forms of a call.
 
 Sizes are those of images of 64 channels, the shapes that the layers of a CNN have at a
 batch of 4 to 32, with maps from 4×4 to 56×56; no map is a single row or column, so
@@ -7,7 +7,7 @@ that NCHW and channels_last differ at every size. Layers over rows take as many 
 
 A form changes one thing of the plain call in float32:
 
-    relu, add+relu   batch norm, then in place what torchvision's networks do:
+    relu, add+relu   batch norm, then the in-place operations of torchvision's networks:
                      `relu_(bn(x))`, `relu_(bn(x) + residual)`
     bfloat16         the input; batch norm keeps its parameters in float32, as under
                      autocast, the other layers theirs in bfloat16

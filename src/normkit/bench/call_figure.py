@@ -1,9 +1,9 @@
-"""The ratio over the number of values as an SVG: one line for each layer.
+"""Figure of the ratio over the number of values as an SVG: one line for each layer.
 
 One panel for each mode and number of threads, all with the same logarithmic axes. The
-picture is written by hand, so that the same record gives the same file whatever else
-is installed. It has its own background and both sets of colours, and its text is still
-10 pixels high where a page shows it 400 pixels wide.
+SVG is written without a plotting library, so a record always gives the same file. It
+has its own background and both sets of colours, and its text is still 10 pixels high
+where a page shows it 400 pixels wide.
 """
 
 from __future__ import annotations

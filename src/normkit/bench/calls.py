@@ -103,12 +103,12 @@ def is_calm(measured: dict[str, Timing], contestant: str = "torch") -> bool:
 
 @dataclass(frozen=True)
 class Calls:
-    """Everything that was measured.
+    """Record of `normkit bench calls`.
 
     Attributes:
-        cells: The grid.
-        cost: The microseconds of a call, by layer.
-        environment: The machine and the versions.
+        cells: Cells of the grid.
+        cost: Microseconds of a call, by layer.
+        environment: Machine and versions.
         peers: Cells with other libraries among the contestants.
         absent: Libraries that were asked for and are not installed.
     """
@@ -121,12 +121,12 @@ class Calls:
 
     @property
     def threads(self) -> tuple[int, ...]:
-        """The numbers of threads that were measured."""
+        """Numbers of threads in the record."""
         return tuple(dict.fromkeys(cell.threads for cell in self.cells))
 
     @classmethod
     def from_json(cls, text: str) -> Calls:
-        """Read a record that `to_json` wrote."""
+        """Read the result of `to_json`."""
         data = json.loads(text)
         cost = tuple(CallCost.from_json(entry) for entry in data["cost"])
         return cls(
@@ -138,7 +138,7 @@ class Calls:
         )
 
     def to_json(self) -> str:
-        """Write everything that was measured, one line for each cell.
+        """Write the record as JSON, one line for each cell.
 
         A timing is a list of its attributes, in seconds: least and median CPU time,
         least and median wall time, number of turns, share of waiting.
@@ -184,5 +184,5 @@ def _cell(entry: dict[str, Any]) -> CallCell:
 
 
 def threads_in_words(count: int) -> str:
-    """Name a number of threads."""
+    """Return "1 thread", "2 threads", and so on."""
     return f"{count} thread{'s' * (count != 1)}"

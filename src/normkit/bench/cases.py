@@ -26,10 +26,10 @@ class SpeedCase:
 
     Attributes:
         layer: `"batch"`, `"group"`, `"instance"`, `"layer"` or `"rms"`.
-        shape: Of the input.
+        shape: Shape of the input.
         layout: `"nchw"` or `"nhwc"` for images, `"rows"` for others.
         dtype: Name of the input's dtype.
-        follows: `"none"`, `"relu"`, or `"add+relu"` with a residual.
+        follows: Epilogue: `"none"`, `"relu"`, or `"add+relu"` with a residual.
     """
 
     layer: str
@@ -98,7 +98,7 @@ QUICK: tuple[SpeedCase, ...] = (
     SpeedCase("batch", (8, 32), "rows"),
     SpeedCase("layer", (8, 32), "rows"),
 )
-# torch.compile takes ten seconds or more for each, so it is shown where it matters.
+# torch.compile takes ten seconds or more for each, so only a few cases run it.
 COMPILED: tuple[SpeedCase, ...] = (
     *QUICK[1:4],
     SpeedCase("batch", (32, 512, 28, 28), "nchw", "bfloat16", "relu"),
@@ -114,7 +114,7 @@ def inputs_of(case: SpeedCase) -> list[Tensor]:
     if case.layout == "nhwc":
         x = x.contiguous(memory_format=torch.channels_last)
     width = case.shape[-1] if is_per_row else case.shape[1]
-    # Half inputs of rows meet weights of their dtype, of images those of float32.
+    # Half-precision rows have weights of their dtype, images weights of float32.
     of_weights = dtype if case.layer != "batch" else torch.float32
     weight, bias = (torch.randn(width).to(of_weights).requires_grad_() for _ in "wb")
     given = [x.requires_grad_(), weight]

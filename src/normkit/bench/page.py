@@ -1,7 +1,7 @@
-"""The tables of benchmarks/README.md, each from the newest record beside the page.
+"""Tables of benchmarks/README.md, each from the newest record in its folder `results`.
 
-What stands between two marks is generated, and so is the figure of a record of calls;
-reasons are written by hand outside.
+The text between two marks is generated, and so is the figure of a record of calls;
+explanations are written by hand outside.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Block:
     """Tables of one kind of record.
 
     Attributes:
-        name: Of the marks, after `normkit bench`.
-        records: Which files in `results` are such records.
-        writer: The command that writes one.
-        kind: What reads it and makes the tables.
+        name: Name in the marks, after `normkit bench`.
+        records: Pattern of the record files in `results`.
+        writer: Command that writes one.
+        kind: Class that reads it and makes the tables.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Block:
 
     @property
     def begin(self) -> str:
-        """The mark above."""
+        """The opening mark."""
         return f"<!-- begin: normkit bench {self.name} -->"
 
     @property
     def end(self) -> str:
-        """The mark below."""
+        """The closing mark."""
         return f"<!-- end: normkit bench {self.name} -->"
 
     def newest(self, results: Path) -> Path:
@@ -92,9 +92,9 @@ def renew(page: Path, record: Path | None = None) -> str:
 
     Args:
         page: A Markdown page with the marks of one kind of table or more.
-        record: A file that `normkit bench speed --json`, `small` or `calls` wrote, and
-            only its tables are made again; by default the newest of each kind in the
-            folder `results` beside the page.
+        record: A file of `normkit bench speed --json`, `small` or `calls`; only its
+            tables are generated. By default the newest of each kind in the folder
+            `results` next to the page.
 
     Raises:
         ArgumentError: No marks, or no record.

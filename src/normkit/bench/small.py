@@ -1,8 +1,8 @@
 """Cost of small layers against torch.nn, where the call itself is most of the work.
 
 Each case is one layer on sixteen small batches of N(0, 1), each batch once per turn: at
-8 rows a mean may be further from 0 than a standard deviation by chance, and what that
-costs belongs to the time. Ours and torch's take turns in one process.
+8 rows a mean may be further from 0 than a standard deviation by chance, which costs
+time. Ours and torch's take turns in one process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SmallCase:
 
     Attributes:
         layer: Its name in torch.nn and normkit.nn.
-        shape: Of the input.
+        shape: Shape of the input.
     """
 
     layer: str
@@ -77,10 +77,10 @@ class SmallCell:
     """One case in one mode.
 
     Attributes:
-        case: What was run.
+        case: The case.
         mode: A name of `MODES`.
-        ours: Time of one call of the layer of normkit.nn.
-        torch: The same of torch.nn.
+        ours: Time of one call of normkit's layer.
+        torch: Time of one call of torch's.
     """
 
     case: SmallCase
@@ -90,7 +90,7 @@ class SmallCell:
 
     @property
     def difference(self) -> float:
-        """Microseconds that ours takes more, by the least of many turns."""
+        """Microseconds of ours minus torch's, by the least of many turns."""
         return 1e6 * (self.ours.cpu - self.torch.cpu)
 
     @property
@@ -180,10 +180,10 @@ def _columns(cell: SmallCell) -> str:
 
 
 def small(cases: tuple[SmallCase, ...] = SMALL_CASES, *, budget: float = 90.0) -> Small:
-    """Measure the layers beside torch.nn's in every mode, with one thread.
+    """Measure the layers against torch.nn's in every mode, with one thread.
 
     Args:
-        cases: What to run.
+        cases: The cases to run.
         budget: Seconds for everything, shared evenly; a cell takes at least three
             turns.
     """
@@ -209,7 +209,7 @@ def _measured(case: SmallCase, mode: str, seconds: float) -> SmallCell:
     batches = [torch.randn(case.shape) for _ in range(_BATCHES)]
     layers = {"ours": case.made_by(normkit.nn), "torch": case.made_by(torch.nn)}
     calls = {name: _call(layer, mode, batches) for name, layer in layers.items()}
-    # What the first calls cost (imports, plans of a shape) is no part of a call.
+    # The cost of first calls (imports, plans of a shape) does not count.
     for call in calls.values():
         call()
     found = in_turns(calls, seconds)

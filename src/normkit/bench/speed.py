@@ -1,8 +1,8 @@
 """Speed of each layer against torch eager, torch.compile and a plain copy.
 
-Every cell is one layer on one shape, layout and dtype, forward or backward, with what
-follows it. `of copy` is our time over that of copying the tensor (numpy, one thread,
-memory already there); `speedup` is torch's time over ours: below 1 is a loss.
+Every cell is one layer on one shape, layout and dtype, forward or backward, with its
+epilogue. `of copy` is our time over that of copying the tensor (numpy, one thread, into
+allocated memory); `speedup` is torch's time over ours: below 1 is a loss.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Cell:
     """One case in one direction.
 
     Attributes:
-        case: What was run.
+        case: The case.
         direction: `"forward"` or `"backward"`.
-        timings: By contestant: `"normkit"`, `"torch"`, `"copy"` and, where asked for,
+        timings: By contestant: `"normkit"`, `"torch"`, `"copy"` and optionally
             `"compile"`.
     """
 
@@ -186,10 +186,10 @@ def speed(
     """Measure the cases, forward and backward, and whole training steps.
 
     Args:
-        cases: What to run.
+        cases: The cases to run.
         budget: Seconds for everything, shared evenly; a cell takes at least three
             turns, so that a slow machine may need more.
-        threads: That torch and the kernels compute with; restored afterwards.
+        threads: Number of threads of torch and the kernels; restored afterwards.
         with_compile: Also measure torch.compile, in the few cases of `COMPILED`.
         steps: Networks and layouts of training steps.
     """

@@ -1,4 +1,4 @@
-"""A whole training step: what the layers change in a network.
+"""Whole training steps of networks.
 
 A residual network in plain torch.nn, and the same with
 `normkit.convert(model, to="normkit", example_inputs=x)`, with all activations kept, and
@@ -31,16 +31,16 @@ _BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 @dataclass(frozen=True)
 class Step:
-    """One way of running one network.
+    """Measurement of one contestant on one network.
 
     Attributes:
         network: `"resnet18"` or `"resnet50"`, and the shape of its input.
         layout: `"nchw"` or `"nhwc"`.
         contestant: `"normkit"`; under `less_memory` its mode.
-        timing: Of ours.
-        torch: Of the same network in torch.nn.
+        timing: Time of ours.
+        torch: Time of the same network in torch.nn.
         kept: Bytes that our forward keeps for the backward.
-        torch_kept: The same of torch.nn.
+        torch_kept: Bytes that torch.nn's forward keeps.
     """
 
     network: str
@@ -79,7 +79,7 @@ def measure_step(network: str, layout: str, seconds: float) -> Iterator[Step]:
     Args:
         network: A name of `STEPS`.
         layout: `"nchw"` or `"nhwc"`.
-        seconds: For all contestants together; each has at least three turns.
+        seconds: Time for all contestants together; each has at least three turns.
     """
     shape = (4, 3, 160, 160)
     form = torch.channels_last if layout == "nhwc" else torch.contiguous_format

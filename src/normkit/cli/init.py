@@ -1,4 +1,4 @@
-"""`normkit init TARGET`: draw the weights, and show what becomes of the variance."""
+"""`normkit init TARGET`: draw the weights, and show the variance of every layer."""
 
 from __future__ import annotations
 
@@ -38,17 +38,19 @@ def command(
         bool,
         typer.Option("--plot", help="Draw the mean square of each layer's output."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Where to save the weights.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="File to save the weights to.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of text.")
     ] = False,
 ) -> int:
-    """Initialize a model, and show n·Var[w] per layer as meant and as drawn.
+    """Initialize a model, and show n·Var[w] per layer as intended and as drawn.
 
-    With the target's `example_inputs`, or its loader, the size of every layer's outputs
-    and of the gradients on the way back are predicted and measured as well. Exit code 1
-    when one of them is off by 1,000 or more, or not finite.
+    With the target's `example_inputs` or its loader, the mean square of every layer's
+    outputs and gradients is predicted and measured as well. Exit code 1 if one of them
+    is off by a factor of 1,000 or more, or not finite.
     """
     needs_file("--out", out)
     found = read_target(target)

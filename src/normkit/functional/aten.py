@@ -76,7 +76,7 @@ def tried_first(
     x: Tensor,
     vectors: tuple[Tensor | None, ...],
 ) -> NativeCall | AtenCall:
-    """Return the call that tries torch's operator first, or `kernels` if that is faster.
+    """Return a call that tries torch's operator first, or `kernels` if faster.
 
     Args:
         operator: torch's operator with its options.

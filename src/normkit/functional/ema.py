@@ -71,7 +71,7 @@ def update_running(
 def check_moving(
     rate: float | Tensor | None, batches: Tensor | None, on_nonfinite: str
 ) -> None:
-    """Require a known `on_nonfinite`, and a counter if every batch has the same share."""
+    """Require a known `on_nonfinite`, and a counter with equal shares of batches."""
     if on_nonfinite not in ("skip", "update"):
         raise ArgumentError(f"on_nonfinite={on_nonfinite!r} must be 'skip' or 'update'")
     if rate is None and batches is None:

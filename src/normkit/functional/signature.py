@@ -21,7 +21,7 @@ from normkit.torch_state import PLAIN, is_observed, is_wrapped
 __all__ = ["find", "remember", "signature", "with_running"]
 
 # More than the layers of a network at several batch sizes; then the cache is cleared.
-_MOST = 4096
+MAX_CALLS = 4096
 _calls: dict[Hashable, Any] = {}
 _threads, _asked_for = torch.get_num_threads, asked_for_name.get
 
@@ -135,6 +135,6 @@ def with_running(
 
 def remember(key: Hashable, call: Any) -> None:
     """Cache the call of a signature."""
-    if len(_calls) >= _MOST:
+    if len(_calls) >= MAX_CALLS:
         _calls.clear()
     _calls[key] = call

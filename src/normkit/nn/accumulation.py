@@ -180,7 +180,7 @@ class _Pool:
 
 
 class _Measured(BaseException):
-    """Ends a forward after a statistic is measured; not caught by `except Exception`."""
+    """Ends a forward after a measurement; not caught by `except Exception`."""
 
 
 class _Whole:

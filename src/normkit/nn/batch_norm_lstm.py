@@ -222,7 +222,7 @@ def _mask(
             f"lengths must have shape ({batch},), one for each sequence, got "
             f"{tuple(lengths.shape)}"
         )
-    # On a GPU this would wait for the device; there, nothing is read out of bounds.
+    # On a GPU the check would wait for the device; nothing is read out of bounds.
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = (lengths < 1) | (lengths > steps)
         if bool(outside.any()):

@@ -62,8 +62,8 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     def skipped(self) -> Tensor | None:
         """Number of batches that a NaN or Inf kept out of the running statistics.
 
-        An int64 scalar on the device of the layer; None for a layer that was not made by
-        its constructor.
+        An int64 scalar on the device of the layer; None for a layer that was not made
+        by its constructor.
         """
         return self._buffers.get("num_batches_skipped")
 

@@ -36,7 +36,7 @@ class FilterResponseNorm(nn.Module):
         eps: Added to the mean square, inside the root.
         affine: Learn `weight` and `bias`, shape `(C,)`, from 1 and 0.
         device: Device of the parameters.
-        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
+        dtype: Dtype of the parameters; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
         learnable_eps: Learn eps, from the value given, as a 0-d parameter; its absolute
             value is used. The paper does so where a map is 1 × 1 (with 1e-4).

@@ -15,8 +15,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return two groups: weights with decay; biases and norm parameters without.
 
-    The scale of a weight before a normalization does not change the output; the scale of
-    the normalization's own weight does, and decaying it shrinks the output.
+    The scale of a weight before a normalization does not change the output; that of the
+    normalization's own weight does, and decaying it shrinks the output.
 
     Args:
         model: Frozen parameters are left out; shared ones are listed once.

@@ -30,7 +30,7 @@ class LayerNorm(torch.nn.LayerNorm):
         elementwise_affine: Learn `weight` and `bias` of `normalized_shape`.
         bias: Learn a bias when `elementwise_affine`.
         device: Device of the parameters.
-        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
+        dtype: Dtype of the parameters; float32 also serves half inputs.
         channel_dim: The dimension to normalize over, of size `normalized_shape`: 1 for
             the channels of `(N, C, H, W)`, each position by itself. Nothing is
             permuted or copied for it. -1 is torch's.
@@ -241,7 +241,7 @@ class GroupNorm(torch.nn.GroupNorm):
         eps: Added to the variance, inside the root.
         affine: Learn `weight` and `bias` per channel, shape `(C,)`.
         device: Device of the parameters.
-        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
+        dtype: Dtype of the parameters; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
 
     Raises:

@@ -2,12 +2,11 @@
 
     running = (1 − momentum)·running + momentum·batch
 
-`momentum` is the share of the new value, as in torch. Keras and the articles speak of
+`momentum` is the share of the new value, as in torch. Keras and many papers give
 the share of the old one: their 0.9 is 0.1 here. None is the average of all batches.
 
-The running statistics are float32 whatever a model is cast to, unless the layer was
-constructed in half precision: updates by 1e-3 of the value round to
-nothing in bfloat16.
+The running statistics stay float32 when a model is cast, unless the layer was
+constructed in half precision: in bfloat16 an update by 1e-3 of the value rounds to 0.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Claim:
         id: `C1` to `C66`.
         sources: The articles that make it.
         text: What it says.
-        note: Why no study here can judge it; empty when one does.
+        note: Why no study here can evaluate it; empty when one does.
     """
 
     id: str

@@ -29,7 +29,7 @@ class Images:
     """Labelled images in [0, 1], split into training and test.
 
     Attributes:
-        name: Which data set this is.
+        name: Name of the data set.
         digest: SHA-256 of the raw pixels and labels, before splitting.
         x_train: `(N, C, H, W)`, float32.
         y_train: `(N,)`, int64.
@@ -70,8 +70,8 @@ class Images:
     def batches(self, size: int, steps: int, generator: torch.Generator) -> Tensor:
         """Return indices of `steps` training batches, `(steps, size)`, by epoch.
 
-        Every epoch visits the images in a new order; what does not fill a batch is
-        left out of that epoch.
+        Every epoch visits the images in a new order; the incomplete last batch is left
+        out of that epoch.
         """
         count = len(self.y_train)
         size = min(size, count)

@@ -1,4 +1,4 @@
-"""The look of the studies' figures: one palette, one size, SVG and PNG.
+"""Style of the studies' figures: one palette, one size, SVG and PNG.
 
 matplotlib is loaded when a figure is drawn, not before.
 """
@@ -123,11 +123,11 @@ def band(
     """Draw the median over seeds as a line, and all of them as a band.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         x: Positions along the horizontal axis.
         rows: One curve per seed.
         label: For the legend.
-        index: Which colour.
+        index: Index of the colour.
         dashed: Draw the line dashed.
     """
     values = np.asarray(rows, dtype=float)
@@ -153,10 +153,10 @@ def bars(
     For an axis from 0, or of orders of magnitude; `points` suits the others.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         names: One name per arm.
         rows: For each arm, one value per seed.
-        indices: Which colours; by default one after the other.
+        indices: Indices of the colours; by default 0, 1, ….
     """
     for i, row in enumerate(rows):
         shade = color(i if indices is None else indices[i])
@@ -175,10 +175,10 @@ def bars_by_group(
     """Draw the bars of several arms side by side in each group, with a legend.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         groups: Names below the groups.
         arms: For each arm and group, one value per seed.
-        indices: Which colours; by default one after the other.
+        indices: Indices of the colours; by default 0, 1, ….
     """
     width = 0.8 / len(arms)
     for i, (name, rows) in enumerate(arms.items()):
@@ -217,10 +217,10 @@ def points(
     For an axis that does not start at 0, where the length of a bar would mislead.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         names: One name per arm.
         rows: For each arm, one value per seed.
-        indices: Which colours; by default one after the other.
+        indices: Indices of the colours; by default 0, 1, ….
     """
     for i, row in enumerate(rows):
         shade = color(i if indices is None else indices[i])

@@ -1,8 +1,8 @@
-"""The median of a few seeds and how far to trust it.
+"""Median of a few seeds and its bootstrap interval.
 
 The percentile bootstrap draws the seeds with replacement and takes the median of each
 draw; 95 % of those medians lie in the interval. With five seeds that is nearly the
-range of the values, which is the honest answer to five seeds.
+range of the values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Interval:
         median: The median over the seeds.
         low: Lower end of the interval.
         high: Upper end.
-        seeds: How many values it rests on.
+        seeds: Number of values.
     """
 
     median: float
@@ -53,7 +53,7 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
     Numerics:
         The draws come from a generator of a fixed seed: the same values always give
-        the same interval. Quantiles are values that occur, so `inf` needs no care.
+        the same interval. Quantiles are values that occur, so `inf` is allowed.
 
     Example:
         >>> bootstrap([3.0, 1.0, 2.0])

@@ -2,8 +2,8 @@
 
 The weights of a layer of all networks are one tensor `(K, in, out)`, the activations
 `(K, batch, out)`, the statistics of batch norm one per network and unit. The networks
-share their batches and nothing else: one that diverges to NaN leaves the others as
-they are. A hundred networks cost about as much time as ten trained one by one.
+share their batches and nothing else: one that diverges to NaN does not affect the
+others. A hundred networks cost about as much time as ten trained one by one.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class Replicas:
     """K networks of one recipe, each with its own weights and learning rate.
 
     Args:
-        recipe: What they share.
+        recipe: Settings that they share.
         stds: Standard deviation of the normal initial weights: `(K,)`, or one per
             network and layer, `(K, L)`. Biases start at 0.
         generator: Draws the weights. Networks of the same layer are scaled versions of
             the same draw when `paired`, so that arms differ in nothing else.
         paired: Start every network from the same draw.
-        device: Where to compute.
+        device: Device of the computation.
 
     Attributes:
         training: Use the statistics of the batch, and update the running ones.
@@ -119,7 +119,7 @@ class Replicas:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Everything that is learned, each `(K, …)`."""
+        """Learned parameters, each `(K, …)`."""
         found = [*self.weights, *self.biases]
         return [*found, *self.gains, *self.offsets] if self.recipe.affine else found
 
@@ -130,8 +130,8 @@ class Replicas:
 
         Args:
             x: Inputs, `(batch, features)`.
-            taps: Receives what enters each activation, `(K, batch, width)`.
-            inputs: `taps` receives what leaves each linear map instead.
+            taps: List that receives the input of each activation, `(K, batch, width)`.
+            inputs: `taps` receives the output of each linear map instead.
         """
         h = x.expand(self.count, *x.shape)
         last = len(self.weights) - 1
@@ -191,7 +191,7 @@ class Replicas:
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor) -> list[float]:
-        """Share of right answers of each network in eval mode."""
+        """Return the share of right answers of each network in eval mode."""
         was, self.training = self.training, False
         hits = self(x).argmax(-1) == y
         self.training = was
@@ -232,7 +232,7 @@ class Replicas:
         if not self.training:
             return standardize(h, mean, var, gain, offset, recipe.eps)
         y, batch = normalize(h, (1,), gain, offset, recipe.eps)
-        # Per network: one that diverged must not hold back the others' averages.
+        # Per network: one that diverged must not block the others' averages.
         allowed = batch.mean.isfinite() & batch.m2.isfinite()
         ema_(mean, batch.mean, recipe.momentum, allowed)
         ema_(var, batch.unbiased_var, recipe.momentum, allowed)

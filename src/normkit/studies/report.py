@@ -4,8 +4,8 @@
     Sxx.md           one study: question, prediction, rule, numbers, figure
     corrections.md   what the sources state wrongly, with the evidence
 
-Nothing on them is typed by hand. The rules are applied again to the stored results, so
-the pages always say what the code says.
+All of it is generated. The rules are applied to the stored results, so the pages agree
+with the code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_records(out: Path) -> dict[str, Record]:
         if path.exists():
             record = Record.read(path)
             found[study.id] = replace(
-                record, verdicts=tuple(study.judge(record.results))
+                record, verdicts=tuple(study.evaluate(record.results))
             )
     return found
 
@@ -51,7 +51,7 @@ def read_records(out: Path) -> dict[str, Record]:
 def overall(claim: str, records: dict[str, Record]) -> tuple[str, list[Verdict]]:
     """Return the overall word for `claim`, and the part of each study.
 
-    The word is empty while no study that judges the claim has run.
+    The word is empty while no study of the claim has run.
     """
     said = [v for r in records.values() for v in r.verdicts if v.claim == claim]
     if not said:
@@ -60,7 +60,7 @@ def overall(claim: str, records: dict[str, Record]) -> tuple[str, list[Verdict]]
 
 
 def write_report(out: Path, *, figures: bool = True) -> list[Path]:
-    """Write the pages next to the records under `out`.
+    """Write the pages and figures of the records under `out`.
 
     Args:
         out: The folder that `run` filled.

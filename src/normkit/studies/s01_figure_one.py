@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RATES = (0.1, 0.5, 2.0)
-_MIDDLE = 1  # which rate the bands are judged at
+_MIDDLE = 1  # index of the rate of the bands
 _LEVELS = (0.15, 0.5, 0.85)
 _TARGETS = (0.8, 0.85, 0.9, 0.925, 0.95)
-# Bands before this step say more about the start than about drifting.
+# Bands before this step reflect the start rather than drift.
 _SETTLED = 100
 
 
@@ -66,7 +66,7 @@ def _train(
     for step in range(len(batches) + 1):
         if step in at:
             seen["running_accuracy"].append(nets.accuracy(shown, labels))
-            # The moving averages lag; a curve of them shows the lag, too.
+            # Moving averages lag, and a curve of them would, too.
             with nets.population(known):
                 seen["accuracy"].append(nets.accuracy(shown, labels))
                 taps: list[Tensor] = []
@@ -125,7 +125,7 @@ def _speed_up(result: Result, target: float, rate: int | None) -> float:
     return steps[0] / steps[1]
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def of(arm: str, key: str) -> list[float]:
@@ -294,6 +294,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -27,7 +27,7 @@ _TARGET = 0.9
 
 
 def measure(trial: Trial, *, steps: int, hidden: tuple[int, ...], looks: int) -> Result:
-    """Shift of each layer's gradient by the update of the layers below; speed."""
+    """Measure the shift of gradients by the update of the layers below, and speed."""
     images = trial.images("digits").flat().standardized()
     widths = (images.x_train.shape[1], *hidden, images.classes)
     batches = images.batches(60, steps, trial.generator(1))
@@ -93,7 +93,7 @@ def _shift(nets: Replicas, x: Tensor, y: Tensor, rates: Tensor) -> Tensor:
     return torch.stack(found).mean(0)
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def shift(result: Result, arm: str) -> float:
@@ -190,6 +190,6 @@ STUDY = Study(
         "gpu": Scale(10, {"steps": 3000, "hidden": (256,) * 5, "looks": 50}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -86,7 +86,7 @@ def _gain_of_layer_rates(trial, images, widths, norm, batches, draws) -> float:
     return math.log(single.min().item() / min(own.min().item(), single.min().item()))
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def share(arm: str) -> list[float]:
@@ -261,6 +261,6 @@ STUDY = Study(
         "gpu": Scale(10, {"steps": 2000, "hidden": (256,) * 6, "layer_draws": 128}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

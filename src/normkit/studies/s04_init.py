@@ -114,7 +114,7 @@ def _spread(trial: Trial, units: int, batch: int) -> dict[str, dict]:
 def _trained(
     trial: Trial, images: Images, depth: int, width: int, norm: str, steps: int
 ) -> dict[str, float]:
-    """Test accuracy of each start at its best rate, tanh."""
+    """Return the test accuracy of each start at its best rate, tanh."""
     widths = (images.x_train.shape[1], *[width] * depth, images.classes)
     stds = torch.stack([stds_for(widths, gain) for gain in _GAINS])
     nets = Replicas(
@@ -186,7 +186,7 @@ def _symmetry(trial: Trial, images: Images, *, steps: int) -> dict[str, float]:
     return {"apart": apart, "zero_output": zero, "constant": hits[0], "zeros": hits[1]}
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def layer(start: str, key: str, index: int) -> list[float]:
@@ -437,6 +437,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -86,7 +86,7 @@ def _histogram(x: Tensor) -> list[float]:
     return counts.tolist()
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def column(name: str) -> list[float]:
@@ -186,6 +186,6 @@ STUDY = Study(
         "gpu": Scale(5, {"values": 1_000_000}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

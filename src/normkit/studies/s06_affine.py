@@ -96,7 +96,7 @@ def _train(
     return torch.stack(losses), nets.accuracy(x, y)
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
     arms = list(results[0]["losses"])
     deep, deep_plain = arms[-2], arms[-1]
@@ -183,6 +183,6 @@ STUDY = Study(
         "gpu": Scale(20, {"points": 2048, "steps": 10_000, "depths": (1, 6)}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

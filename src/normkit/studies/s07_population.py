@@ -102,7 +102,7 @@ def _output_change(model: nn.Module, x: Tensor) -> float:
 
 
 def _start_share(trial: Trial) -> dict[str, list[float]]:
-    """Share of the start that is left in running_mean after n batches of one law."""
+    """Return the start's share in running_mean after n batches of one distribution."""
     layer = BatchNorm1d(4096)
     generator = trial.generator(3)
     shares = []
@@ -113,7 +113,7 @@ def _start_share(trial: Trial) -> dict[str, list[float]]:
     return {"measured": shares, "formula": [0.9 ** (n + 1) for n in range(40)]}
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
     sizes = results[0]["sizes"]
 
@@ -234,6 +234,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -26,7 +26,7 @@ _NOISES = (0.0, 0.4, 1.0)
 def measure(
     trial: Trial, *, epochs: int, hidden: tuple[int, ...], train: int
 ) -> Result:
-    """Train and test accuracy per epoch at each share of random labels."""
+    """Measure train and test accuracy per epoch at each share of random labels."""
     images = trial.images("digits", train=train).flat().standardized()
     result: Result = {"curves": {}}
     for noise in _NOISES:
@@ -51,7 +51,7 @@ def _train(
 ) -> dict[str, list[list[float]]]:
     """Train; return `test` and `train` accuracies, `[rate][epoch]`."""
     widths = (images.x_train.shape[1], *hidden, images.classes)
-    # Kaiming's gain: the plain ReLU net gets the start that suits it.
+    # Kaiming's gain, which is right for the plain ReLU net.
     stds = stds_for(widths, 2**0.5).expand(len(_RATES), -1)
     nets = Replicas(
         Recipe(widths, "relu", norm), stds, trial.generator(1), device=trial.device
@@ -84,7 +84,7 @@ def _best(curves: dict[str, list]) -> int:
     return int(torch.tensor(curves["test"]).amax(1).argmax())
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def peak_ratio(noise: str, *, same: bool) -> list[float]:
@@ -170,7 +170,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Test accuracy by epoch with noisy labels; training accuracy on random ones."""
+    """Draw test accuracy with noisy labels, and training accuracy on random ones."""
     axes = figure.subplots(1, 3)
     plots = (
         ("0", "test", "Test, clean labels"),
@@ -205,6 +205,6 @@ STUDY = Study(
         "gpu": Scale(10, {"epochs": 200, "hidden": (512, 512, 512), "train": 0}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

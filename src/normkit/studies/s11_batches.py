@@ -235,7 +235,7 @@ def _refuses_one_value() -> bool:
     return False
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
     sizes = results[0]["sizes"]
     small, middle = str(sizes[0]), "32"
@@ -442,6 +442,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

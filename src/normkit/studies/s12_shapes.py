@@ -142,7 +142,7 @@ def _leak(layer: nn.Module, words: Tensor) -> float:
     return _largest(layer(changed)[:, 1:] - layer(words)[:, 1:])
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def column(name: str) -> list[float]:
@@ -253,6 +253,6 @@ STUDY = Study(
         "gpu": Scale(5, {"steps": 400, "width": 16}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

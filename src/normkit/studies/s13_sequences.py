@@ -77,7 +77,7 @@ class _Cell(nn.Module):
 
 
 def measure(trial: Trial, *, steps: int, batch: int, size: int) -> Result:
-    """Test accuracy of each arm at two rates; error of the statistics by position."""
+    """Measure test accuracy at two rates, and the statistics' error by position."""
     images = trial.images("digits").standardized()
     rows = images.x_train.shape[2]
     lengths = {
@@ -158,20 +158,20 @@ def _error_by_step(
 ) -> list[float]:
     """Return the standard error of the batch mean of a row's valid pixels, by position.
 
-    In units of that row's own spread; only as many sequences count as reach it.
+    In units of that row's own spread, over the sequences that reach it.
     """
     draws = images.batches(batch, 60, trial.generator(3))
     spread = images.x_train[:, 0].std(0).clamp(min=0.1)
     errors = []
     for t in range(images.x_train.shape[2]):
         present = [rows[lengths[rows] > t] for rows in draws]
-        # Now and then a batch has no sequence that long, and no mean.
+        # Some batches have no sequence that long, and no mean.
         means = [images.x_train[rows, 0, t].mean(0) for rows in present if len(rows)]
         errors.append((torch.stack(means).std(0) / spread[t]).mean().item())
     return errors
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def best(r: Result, arm: str) -> float:
@@ -250,6 +250,6 @@ STUDY = Study(
         "gpu": Scale(10, {"steps": 5000, "batch": 32, "size": 256}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

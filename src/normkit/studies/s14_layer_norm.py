@@ -181,7 +181,7 @@ def _mixed(trial: Trial, rows: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def lower(kind: str) -> list[float]:
@@ -277,6 +277,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

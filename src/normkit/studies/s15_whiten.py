@@ -123,8 +123,8 @@ def _cost(trial: Trial, features: tuple[int, ...]) -> dict[str, list[float]]:
 def _toy(trial: Trial) -> dict[str, float]:
     """Run the example of the paper: a bias, then the mean removed.
 
-    The bias cannot change the output. A step that ignores how the mean depends on it
-    moves it for ever, and the loss stays.
+    The bias cannot change the output. Steps that ignore the dependence of the mean on it
+    change it for ever, and the loss stays.
     """
     u = torch.randn(64, generator=trial.generator(4))
     target = 1 + 0.1 * torch.randn(64, generator=trial.generator(5))
@@ -146,7 +146,7 @@ def _toy(trial: Trial) -> dict[str, float]:
     return found
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def faster(slow: str, fast: str) -> list[float]:
@@ -260,6 +260,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

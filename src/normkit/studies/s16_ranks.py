@@ -94,11 +94,11 @@ def _work(folder: Path, rank: int) -> None:
     mine, cotangent = (given[n][rank : rank + 1] for n in ("x", "cotangent"))
     layer = SyncBatchNorm(len(weight), bias=False)
     torch.save(_through(layer, mine, cotangent, weight), folder / f"{rank}.pt")
-    # To destroy a gloo group can wait for ever (torch 2.13): the process just ends.
+    # Destroying a gloo group can block for ever (torch 2.13): the process just exits.
     os._exit(0)
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def synced(name: str) -> list[float]:
@@ -162,7 +162,7 @@ STUDY = Study(
         "gpu": Scale(5, {"ranks": 4, "channels": 64, "side": 14}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )
 

@@ -68,7 +68,7 @@ def _per_layer(changes: list[float]) -> float:
     return (rising[-1] / rising[0]) ** (1 / span)
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def growth(arm: str) -> list[float]:
@@ -157,6 +157,6 @@ STUDY = Study(
         "gpu": Scale(20, {"depth": 100, "width": 512, "batch": 512}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

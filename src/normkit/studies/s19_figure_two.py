@@ -75,7 +75,7 @@ def measure(
     }
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def speed(arm: str) -> list[float]:
@@ -170,7 +170,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
 STUDY = Study(
     id="S19",
     title="figures two and three",
-    question="How much larger a rate does batch norm bear, and what is gained?",
+    question="How much larger a rate does batch norm tolerate, and what is gained?",
     prediction="×1 is faster, ×5 faster still and better, ×30 works; plain ×5 fails; "
     "the sigmoid net trains with batch norm alone.",
     arms=tuple(_ARMS),
@@ -208,6 +208,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

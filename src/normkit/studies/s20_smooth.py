@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RATE = 0.5
-# How far along the gradient to look, as multiples of the learning rate.
+# Distances along the gradient, as multiples of the learning rate.
 _STRIDES = (0.5, 1.0, 2.0, 4.0)
 
 
@@ -116,7 +116,7 @@ def _landscape(nets: Replicas, x: Tensor, y: Tensor) -> dict[str, float]:
     }
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def early(arm: str, layer: int) -> list[float]:
@@ -230,6 +230,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

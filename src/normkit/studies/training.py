@@ -64,12 +64,12 @@ def train(
 
     Args:
         model: Maps images to logits.
-        images: Where the batches come from.
+        images: Images of the batches.
         batches: Indices, `(steps, batch)`, as `Images.batches` gives them.
         rate: Learning rate.
         momentum: Of SGD.
         decay: Weight decay.
-        on_step: Told the number of steps done and the loss, after each of them.
+        on_step: Called with the number of steps done and the loss after each step.
     """
     optimizer = torch.optim.SGD(
         model.parameters(), rate, momentum=momentum, weight_decay=decay
@@ -90,7 +90,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of right answers in eval mode; 0 for a model that answers NaN."""
+    """Return the share of right answers in eval mode; 0 for outputs of NaN."""
     with frozen(model):
         logits = model(x)
     if not logits.isfinite().all():

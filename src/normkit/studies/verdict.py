@@ -42,10 +42,10 @@ WORDS = (SUPPORTED, PARTLY, UNSEEN, REFUTED)
 
 @dataclass(frozen=True)
 class Part:
-    """One measured quantity held against its prediction.
+    """One measured quantity and its prediction.
 
     Attributes:
-        text: What was measured, with its unit.
+        text: The quantity, with its unit.
         interval: Its median and interval over the seeds.
         wanted: The prediction, e.g. `"≥ 5 (refuted below 1)"`; empty when the number
             is only reported.
@@ -74,7 +74,7 @@ def at_least(
     """Predict that the quantity is `bound` or more.
 
     Args:
-        text: What was measured.
+        text: The quantity.
         values: One number per seed.
         bound: The least value that supports the claim.
         none: The value that means no effect, below `bound`: 0 for a difference, 1 for a
@@ -147,7 +147,7 @@ def over(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 def verdict(claim: str, *parts: Part, note: str = "") -> Verdict:
-    """Combine what the parts say about `claim`; parts without a word do not count."""
+    """Combine the parts of `claim`; parts without a word do not count."""
     return Verdict(claim, combine([p.word for p in parts if p.word]), parts, note)
 
 

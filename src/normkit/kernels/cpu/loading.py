@@ -127,9 +127,9 @@ def _path() -> Path | None:
     other = os.environ.get("NORMKIT_CPU_LIBRARY")
     if other:
         return Path(other)
-    beside = Path(__file__).with_name("_native.so")
-    if beside.exists():
-        return beside
+    in_place = Path(__file__).with_name("_native.so")
+    if in_place.exists():
+        return in_place
     # An editable install builds elsewhere; the import system knows the place.
     spec = find_spec("normkit.kernels.cpu._native")
     return Path(spec.origin) if spec is not None and spec.origin else None

@@ -33,7 +33,7 @@ __all__ = [
 # drifts by more than 1e-6 (a quarter of the number of terms, in units of 6e-8).
 _TERMS_PER_LANE = 64
 # CUDA's limit for the second axis of a grid.
-_MOST_SPLITS = 65535
+_MAX_SPLITS = 65535
 # Programs of a reduction per multiprocessor: 2 of 8 warps fill half of its threads at
 # 128 registers. [awaiting a GPU]
 _PROGRAMS_PER_MULTIPROCESSOR = 2
@@ -132,7 +132,7 @@ def reduction_grid(
     blocks = -(-statistics // columns) if kind == "columns" else statistics
     tiles = -(-steps // tile.rows)
     wanted = max(-(-programs // blocks), -(-tiles // _TERMS_PER_LANE))
-    wanted = min(wanted, _MOST_SPLITS)
+    wanted = min(wanted, _MAX_SPLITS)
     # The same number of tiles for each, but for the last.
     each = -(-tiles // max(1, min(wanted, tiles)))
     return Grid(blocks, -(-tiles // each))
