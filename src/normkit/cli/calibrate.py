@@ -34,7 +34,7 @@ def command(
     order: Annotated[
         str,
         typer.Option(
-            help="Mode of earlier layers: train (one pass) or eval (one pass per layer)."
+            help="Mode of earlier layers: train (one pass), eval (a pass per layer)."
         ),
     ] = "train",
     batches: Annotated[

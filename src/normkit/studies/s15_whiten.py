@@ -123,8 +123,8 @@ def _cost(trial: Trial, features: tuple[int, ...]) -> dict[str, list[float]]:
 def _toy(trial: Trial) -> dict[str, float]:
     """Run the example of the paper: a bias, then the mean removed.
 
-    The bias cannot change the output. Steps that ignore the dependence of the mean on it
-    change it for ever, and the loss stays.
+    The bias cannot change the output. Steps that ignore the dependence of the mean on
+    it change it for ever, and the loss stays.
     """
     u = torch.randn(64, generator=trial.generator(4))
     target = 1 + 0.1 * torch.randn(64, generator=trial.generator(5))
