@@ -1222,7 +1222,7 @@ def a_grouped_weight_is_read_in_the_wrong_order(patch: pytest.MonkeyPatch) -> No
     "test_a_gemm_takes_the_batch_norm_in_spite_of_alpha_and_beta"
 )
 def a_fold_forgets_alpha(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.nodes import Linear
+    from normkit.fold.ir.nodes import Linear
 
     patch.setattr(Linear, "alpha", property(lambda self: 1.0, lambda self, value: None))
 
@@ -1232,16 +1232,17 @@ def a_fold_forgets_alpha(patch: pytest.MonkeyPatch) -> None:
     "test_batch_norm_over_time_does_not_fold_into_a_linear_map_of_features"
 )
 def a_fold_takes_any_dimension_for_the_channels(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.nodes import weighted
+    from normkit.fold.ir.nodes import linear
 
-    patch.setattr(weighted, "needs_channels_only", lambda *args: None)
+    patch.setattr(linear, "needs_channels_only", lambda *args: None)
 
 
 @fault(caught_by="tests/fold/test_ways.py::test_a_shift_does_not_pass_zero_padding")
 def a_fold_ignores_zero_padding(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.lowering import weighted
+    from normkit.fold.ir.nodes import Linear
 
-    patch.setattr(weighted, "_pads", lambda padding, kernel: False)
+    always = property(lambda self: True, lambda self, value: None)
+    patch.setattr(Linear, "sees_all_taps", always)
 
 
 @fault(
@@ -1249,7 +1250,7 @@ def a_fold_ignores_zero_padding(patch: pytest.MonkeyPatch) -> None:
     "test_a_conv_whose_output_is_read_by_something_else_stays"
 )
 def a_fold_overlooks_the_second_reader(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold import solve
+    from normkit.fold.search import solve
 
     right = solve._Search.around
     patch.setattr(solve._Search, "around", lambda self, value: right(self, value)[:1])
@@ -1257,16 +1258,16 @@ def a_fold_overlooks_the_second_reader(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by="tests/fold/test_fused_layers.py::test_the_sum_with_a_residual_stays")
 def a_fold_forgets_the_fused_activation(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold import rewrite
+    from normkit.fold.torch import rewrite
 
     patch.setattr(rewrite.Rest, "_activation", lambda self: None)
 
 
 @fault(caught_by="tests/fold/test_proof.py::test_a_wrong_fold_is_undone_and_said")
 def a_fold_is_believed_without_proof(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold import modules
+    from normkit.fold.torch import module
 
-    patch.setattr(modules, "TOLERANCE", float("inf"))
+    patch.setattr(module, "TOLERANCE", float("inf"))
 
 
 @fault(
@@ -1311,9 +1312,9 @@ def a_model_file_may_read_any_path(patch: pytest.MonkeyPatch) -> None:
     caught_by="tests/fold/test_onnx.py::test_a_small_file_cannot_ask_for_much_memory"
 )
 def an_onnx_file_may_take_any_memory(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.onnx import budget
+    from normkit.fold.onnx import limits
 
-    patch.setattr(budget, "_elements_made", lambda *args: 0)
+    patch.setattr(limits, "_elements_made", lambda *args: 0)
 
 
 @fault(
@@ -1321,7 +1322,7 @@ def an_onnx_file_may_take_any_memory(patch: pytest.MonkeyPatch) -> None:
     "test_where_padding_forbids_the_shift_only_a_sum_per_channel_stays"
 )
 def what_stays_of_a_norm_is_not_divided_by_its_scale(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold import solve
+    from normkit.fold.search import solve
 
     right = solve.PARTIAL_WAYS["scale after"]
 
@@ -1337,7 +1338,7 @@ def what_stays_of_a_norm_is_not_divided_by_its_scale(patch: pytest.MonkeyPatch) 
     "test_a_stream_that_cannot_turn_its_signs_takes_the_shift_alone"
 )
 def a_lifted_scale_loses_its_sign(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold import solve
+    from normkit.fold.search import solve
 
     patch.setitem(solve.WAYS, "lift", solve.WAYS["straddle"])
 
@@ -1357,7 +1358,7 @@ def a_default_is_taken_for_a_constant(patch: pytest.MonkeyPatch) -> None:
     "test_max_pooling_lets_positive_scales_through_and_no_other"
 )
 def a_negative_scale_passes_a_relu(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.gauge import Gauge
+    from normkit.fold.ir.gauge import Gauge
 
     patch.setattr(Gauge, "is_positive", property(lambda self: True))
 

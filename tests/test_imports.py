@@ -1,4 +1,4 @@
-"""Imports point strictly down, and the front door is light."""
+"""Imports point strictly down and in no circle, and the front door is light."""
 
 import ast
 import subprocess
@@ -76,64 +76,63 @@ def test_a_file_imports_only_from_lower_floors(path: Path) -> None:
         assert below or (room, other) in SAME_FLOOR, f"{room} must not import {other}"
 
 
-# Packages whose files form no circle of imports, lazy imports included.
-ACYCLIC = ("report", "doctor", "demo")
+def imported_files(path: Path, source: Path) -> set[Path]:
+    """The files that `path` names, in functions and under TYPE_CHECKING too."""
 
+    def file_of(module: str) -> Path | None:
+        base = source.parent.joinpath(*module.split("."))
+        found = [
+            f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()
+        ]
+        return found[0] if found else None
 
-def module_of(path: Path) -> str:
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_of(path) for path in FILES}
-
-
-def imported_modules(path: Path) -> set[str]:
-    """Return the modules of normkit that a file imports, lazy imports included."""
-    names = set()
+    files: set[Path | None] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            files |= {file_of(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            # `from package import name` imports a module, or a value of `package`.
-            for alias in node.names:
-                is_module = f"{module}.{alias.name}" in MODULES
-                names.add(f"{module}.{alias.name}" if is_module else module)
-    return names
+            parts = {a.name: file_of(f"{module}.{a.name}") for a in node.names}
+            files |= {file or file_of(module) for file in parts.values()}
+    return {file for file in files if file is not None and file != path}
 
 
-def circle_in(imports: dict[str, set[str]]) -> list[str]:
-    """Return the modules of one circle, or nothing."""
-    done: set[str] = set()
-
-    def visit(module: str, path: list[str]) -> list[str]:
-        if module in path:
-            return [*path[path.index(module) :], module]
-        if module in done:
-            return []
-        for other in sorted(imports[module]):
-            if found := visit(other, [*path, module]):
-                return found
-        done.add(module)
-        return []
-
-    return next((found for m in sorted(imports) if (found := visit(m, []))), [])
-
-
-def test_a_circle_is_found() -> None:
-    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    assert not circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()})
-
-
-def test_no_imports_go_in_circles() -> None:
-    imports = {
-        module_of(path): imported_modules(path)
-        for path in FILES
-        if room_of(path) in ACYCLIC
+def circles(source: Path) -> list[list[str]]:
+    """The groups of files that import each other, by paths under `source`."""
+    imports = {path: imported_files(path, source) for path in source.rglob("*.py")}
+    reached: dict[Path, set[Path]] = {}
+    for start in imports:
+        seen, todo = set(), [start]
+        while todo:
+            for file in imports[todo.pop()] - seen:
+                seen.add(file)
+                todo.append(file)
+        reached[start] = seen
+    groups = {
+        tuple(sorted(str(o.relative_to(source)) for o in seen if file in reached[o]))
+        for file, seen in reached.items()
+        if file in seen
     }
-    graph = {m: (found & imports.keys()) - {m} for m, found in imports.items()}
-    assert not circle_in(graph)
+    return [list(group) for group in sorted(groups)]
+
+
+def test_no_files_import_each_other() -> None:
+    found = circles(SOURCE)
+    assert not found, f"these files import each other: {found}"
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    source = tmp_path / "planted"
+    source.mkdir()
+    for name, text in {
+        "__init__": "from planted import a\n",
+        "a": "import planted.b\n",
+        "b": "def late():\n    from planted.c import x\n",
+        "c": "if TYPE_CHECKING:\n    from planted import a\n",
+        "d": "from planted.a import y\n",
+    }.items():
+        (source / f"{name}.py").write_text(text)
+    assert circles(source) == [["a.py", "b.py", "c.py"]]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ _FORK = multiprocessing.get_context("fork")
 def run(names: list[str]) -> None:
     """Measure what the record does not hold yet, or `names` again."""
     import normkit.convert
-    import normkit.fold.proof  # noqa: F401  loaded once, before the processes fork
+    import normkit.fold.torch.harness  # noqa: F401  loaded once, before the processes fork
 
     every = {each.name: each for each in cases()}
     known = json.loads(RECORD.read_text()) if RECORD.exists() else {}

@@ -46,7 +46,7 @@ _DRAWS_OF_ROUNDING = 2
 def measure(chosen: Case) -> dict[str, Any]:
     """Convert one model, and compare it with itself before."""
     import normkit
-    from normkit.fold.proof import InFloat64, to_float64, widen
+    from normkit.fold.torch.float64 import InFloat64, to_float64, widen
     from normkit.modeling.pytree import map_tensors
     from normkit.nn import deferral
 
@@ -207,7 +207,7 @@ def _compared(
     plain: nn.Module, ours: nn.Module, given: Any
 ) -> tuple[dict[str, float], list[float] | None]:
     """Return the distances, and the largest gradients that are 0 but for rounding."""
-    from normkit.fold.proof import difference
+    from normkit.fold.equivalence import difference
 
     found = {"eval": difference(_evaluated(plain, given), _evaluated(ours, given))}
     before, after = copy.deepcopy(plain), copy.deepcopy(ours)
@@ -285,7 +285,7 @@ def _outcome(model: nn.Module, given: Any) -> _Outcome:
 
 def _apart(wanted: _Outcome, found: _Outcome) -> dict[str, float]:
     """Return the distance of each gradient by its name, of the outputs by `(mode)`."""
-    from normkit.fold.proof import difference
+    from normkit.fold.equivalence import difference
 
     outputs = zip(("(eval)", "(train)"), wanted[:2], found[:2], strict=True)
     distances = {name: difference(one, other) for name, one, other in outputs}

@@ -34,8 +34,10 @@ _FORK = multiprocessing.get_context("fork")
 def measure(name: str, negative: float = 0.03) -> dict[str, Any]:
     """Fold the model `name` and compare it in float64 on an input of our own."""
     from normkit.fold import fold
-    from normkit.fold.proof import InFloat64, difference, same_draws, to_float64, widen
+    from normkit.fold.equivalence import difference
+    from normkit.fold.torch.float64 import InFloat64, to_float64, widen
     from normkit.modeling.pytree import map_tensors
+    from normkit.modeling.snapshot import preserved_random
 
     chosen = case(name)
     record: dict[str, Any] = {"name": name}
@@ -69,7 +71,7 @@ def measure(name: str, negative: float = 0.03) -> dict[str, Any]:
     )
     answers = []
     for each in (model, folded):
-        with InFloat64(), same_draws(each):
+        with InFloat64(), preserved_random(each, seed=0):
             answers.append(_call(each, map_tensors(fresh, torch.clone)))
     ran = [e for e in ledger.entries if not e.reason.startswith("it did not run")]
     return record | {

@@ -174,7 +174,7 @@ def test_d02_without_a_metric_goes_by_the_loss() -> None:
 @pytest.mark.parametrize(
     ("momentum", "tracked", "expected"),
     [(0.1, 28, "warning"), (0.1, 29, "clear"), (0.01, 298, "warning"),
-     (0.01, 299, "clear"), (1.0, 1, "clear"), (0.1, None, "not_judged"),
+     (0.01, 299, "clear"), (1.0, 2, "clear"), (0.1, None, "not_judged"),
      (1.5, 10, "not_judged")],
 )  # fmt: skip
 def test_d03_counts_the_weight_of_the_start(

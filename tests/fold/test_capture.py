@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import normkit
 from fold.randomised import check, randomised
 from fold.test_traps import IMAGE, Net, conv, normal
-from normkit.fold.capture import capture
-from normkit.fold.op_names import op_name
+from normkit.fold.torch.capture import capture
+from normkit.fold.torch.op_names import op_name
 from normkit.modeling.pytree import map_tensors, tensors_in
 
 

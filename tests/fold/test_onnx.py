@@ -750,9 +750,9 @@ def inside_if(b, x, repeats):
     ],
 )
 def test_a_small_file_cannot_ask_for_much_memory(kind, monkeypatch):
-    from normkit.fold.onnx import budget
+    from normkit.fold.onnx import limits
 
-    monkeypatch.setattr(budget, "MOST_ELEMENTS", 2**20)  # Reached at once.
+    monkeypatch.setattr(limits, "MAX_ELEMENTS", 2**20)  # Reached at once.
     b = wide()
     x = b.input((4, 4))
     large = blown_up(b, x, kind)
@@ -788,14 +788,14 @@ def test_a_model_that_the_checker_rejects_is_refused():
 
 def test_a_wrong_fold_is_undone_in_onnx_too(monkeypatch):
     from normkit.fold import algebra
-    from normkit.fold.nodes import weighted
+    from normkit.fold.ir.nodes import linear
 
     right = algebra.fold_output_affine
 
     def forgets_the_bias(weight, bias, affine, layout):
         return right(weight, None, affine, layout)
 
-    monkeypatch.setattr(weighted, "fold_output_affine", forgets_the_bias)
+    monkeypatch.setattr(linear, "fold_output_affine", forgets_the_bias)
     b = wide()
     model = b.model(b.stop(b.norm(b.conv(b.input()))))
     folded, ledger = normkit.fold_onnx(model)

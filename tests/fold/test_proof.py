@@ -10,10 +10,11 @@ from torch import nn
 import normkit
 from fold.randomised import assert_same, randomised
 from fold.test_traps import IMAGE, Net, conv, normal
-from normkit.fold import solve
 from normkit.fold.algebra import WeightLayout
-from normkit.fold.nodes import BatchNorm, Linear, Move
-from normkit.fold.proof import difference, perturbed
+from normkit.fold.equivalence import difference
+from normkit.fold.ir.nodes import BatchNorm, Linear, Move
+from normkit.fold.search import solve
+from normkit.fold.torch.harness import perturbed
 
 
 def wrong_groups(patch):

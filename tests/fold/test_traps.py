@@ -216,13 +216,13 @@ def test_a_hook_on_the_conv_that_sees_its_output_keeps_the_batch_norm():
     handle = net[0].register_forward_hook(lambda *call: seen.append(call[-1]))
     _, ledger = normkit.fold(net, normal(*IMAGE))
     handle.remove()
-    assert "is seen by a hook of '0'" in ledger.left[0].reason
+    assert "is read by a hook of '0'" in ledger.left[0].reason
 
 
 def test_a_hook_that_changes_an_output_is_part_of_the_function():
     net = randomised(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.GELU()))
     net[0].register_forward_hook(lambda module, args, y: F.gelu(y))
-    check(net, normal(*IMAGE), left={"1": "is seen by a hook of '0'"})
+    check(net, normal(*IMAGE), left={"1": "is read by a hook of '0'"})
 
 
 def test_a_hook_on_the_batch_norm_is_not_thrown_away():

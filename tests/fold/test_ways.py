@@ -279,10 +279,10 @@ class RepBlock(nn.Module):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_an_identity_branch_goes_into_the_convolution_beside_it(groups):
+def test_an_identity_branch_goes_into_the_parallel_convolution(groups):
     net = nn.Sequential(RepBlock(4, groups), RepBlock(4, groups))
     _, ledger = check(randomised(net), normal(*IMAGE))
-    assert "beside it" in hows(ledger)["0.bn"]
+    assert "in a parallel branch" in hows(ledger)["0.bn"]
 
 
 def test_an_identity_branch_with_a_minus_goes_there_too():
@@ -292,7 +292,7 @@ def test_an_identity_branch_with_a_minus_goes_there_too():
         bn=nn.BatchNorm2d(4),
     )
     _, ledger = check(randomised(net), normal(*IMAGE))
-    assert hows(ledger) == {"bn": "into 'conv' beside it"}
+    assert hows(ledger) == {"bn": "into 'conv' in a parallel branch"}
 
 
 def test_a_batch_norm_after_a_layer_norm_goes_into_its_weight():

@@ -22,8 +22,6 @@ EXAMPLES = (
 )
 
 _COLOUR = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-# The most layers of one check on the terminal; the report and the JSON have all.
-MAX_LAYERS = 5
 
 
 def command(
@@ -117,35 +115,27 @@ def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Di
 
 
 def _show(diagnosis: Diagnosis, console: Console) -> None:
-    if diagnosis.findings:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("", "check", "layer"):
-            table.add_column(heading, overflow="fold")
-        for heading in ("value", "threshold"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        seen: dict[str, int] = {}
-        for finding in diagnosis.findings:
-            seen[finding.id] = seen.get(finding.id, 0) + 1
-            if seen[finding.id] > MAX_LAYERS:
-                continue
-            table.add_row(
-                Text(finding.severity, _COLOUR[finding.severity]),
-                Text(f"{finding.id} {finding.name}"),
-                Text(printable(finding.where)),
-                f"{finding.value:.3g}",
-                f"{finding.threshold:.3g}",
-            )
-        console.print(table)
-        for id_, count in seen.items():
-            if count > MAX_LAYERS:
-                console.print(f"{id_}: {count - MAX_LAYERS} more layers")
-        console.print()
-    for id_ in dict.fromkeys(f.id for f in diagnosis.findings):
-        first = next(f for f in diagnosis.findings if f.id == id_)
-        line = f"{id_}: {first.evidence}\n  fix: {first.fix}"
+    console.print(printable(diagnosis.verdict()), style="bold", markup=False)
+    if not diagnosis.findings:
+        return
+    console.print()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "check", "layers"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("value", "threshold"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for finding in diagnosis.findings:
+        table.add_row(
+            Text(finding.severity, _COLOUR[finding.severity]),
+            Text(f"{finding.id} {finding.name}"),
+            Text(printable(finding.where)),
+            f"{finding.value:.3g}",
+            f"{finding.threshold:.3g}",
+        )
+    console.print(table)
+    console.print()
+    for finding in diagnosis.findings:
+        line = f"{finding.id}: {finding.evidence}\n  fix: {finding.fix}"
         console.print(printable(line), markup=False)
     for confirmation in diagnosis.confirmations:
         console.print(confirmation.to_text(), markup=False)
-    if diagnosis.findings:
-        console.print()
-    console.print(printable(diagnosis.summary()), style="bold", markup=False)

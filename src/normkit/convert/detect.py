@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import normkit.nn as ours
-from normkit.fold.proof import InFloat64
+from normkit.fold.torch.float64 import InFloat64
 from normkit.functional import rms_norm
 
 __all__ = ["Detected", "detect", "looks_like_a_norm"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -123,7 +122,7 @@ class RepairStep:
             },
             "has_healthy_weights": self.has_healthy_weights,
             "findings": [finding.to_json() for finding in self.diagnosis.findings],
-            "layers_by_check": Counter(f.id for f in self.diagnosis.findings),
+            "layers_by_check": {f.id: len(f.layers) for f in self.diagnosis.findings},
             "findings_after": [f.to_json() for f in self.diagnosis_after.findings],
             "layers": [
                 {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -79,7 +78,7 @@ class Seen:
             "gradient_norm": self.gradient_norm,
             "median_gradient": {n: self.median_gradient(n) for n in self.gradient_norm},
             "findings": [finding.to_json() for finding in self.findings],
-            "layers_by_check": Counter(f.id for f in self.findings),
+            "layers_by_check": {f.id: len(f.layers) for f in self.findings},
         }
 
 

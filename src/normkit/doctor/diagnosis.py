@@ -15,7 +15,7 @@ from normkit.doctor import checks
 from normkit.doctor.examination.case import Case, open_case
 from normkit.doctor.examination.examine import examine
 from normkit.doctor.explain_gap import GapExplanation, explain_case
-from normkit.doctor.finding import Finding, ranked
+from normkit.doctor.finding import Finding, by_cause, grouped, ranked
 from normkit.doctor.fixes.confirm import Confirmation, confirm, repairable
 from normkit.doctor.fixes.repairs import REPAIRS, RepairResult
 from normkit.doctor.fixes.trial_training import train_copy, watch_own_loop
@@ -24,14 +24,15 @@ from normkit.doctor.pages import diagnosis_page
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
 from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
+from normkit.results import Result
 
 __all__ = ["SCHEMA", "Diagnosis", "diagnose"]
 
 SCHEMA = "normkit.diagnosis/1"
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
     """The findings on one model, most severe first.
 
     Attributes:
@@ -50,8 +51,11 @@ class Diagnosis:
 
     @property
     def findings(self) -> list[Finding]:
-        """Errors, warnings and infos; the most severe first, causes before effects."""
-        return ranked(self.readings)
+        """Errors, warnings and infos, one per cause with all its layers.
+
+        The most severe come first, causes before their consequences.
+        """
+        return by_cause(self.readings)
 
     @property
     def errors(self) -> list[Finding]:
@@ -104,7 +108,7 @@ class Diagnosis:
                 "by normkit.diagnose(model, loader, loss_fn)"
             )
         confirmations = confirm(
-            self.case, self.statistics, self.findings, checks.CHECKS
+            self.case, self.statistics, ranked(self.readings), checks.CHECKS
         )
         helps = {c.id for c in confirmations if c.helps}
         readings = [
@@ -216,7 +220,7 @@ class Diagnosis:
         if model is None:
             raise ArgumentError("repair needs a model, and the diagnosis holds none")
         model = unwrapped(model)
-        groups = repairable(self.findings, self.statistics)
+        groups = repairable(ranked(self.readings), self.statistics)
         confirmations, missing = self.confirmations, "a loss_fn is needed to confirm it"
         if groups and self.case is not None and self.statistics.evaluation is not None:
             confirmations = confirmations or self.confirm().confirmations
@@ -255,20 +259,50 @@ class Diagnosis:
         first = self.findings[0]
         return f"{', '.join(counts)} in {seen}; first {first.id} {first.name}."
 
+    def verdict(self) -> str:
+        """Return the outcome, its cost, the first cause and its fix, one line each."""
+        if not self.named:
+            return self.summary()
+        first = self.findings[0]
+        cost = "not measured: there is no loss_fn"
+        if self.statistics.evaluation is not None:
+            gaps = [f.evidence for f in self.errors + self.warnings if f.id == "D02"]
+            cost = gaps[0] if gaps else "eval mode is not worse than batch statistics"
+        return "\n".join(
+            [
+                self.summary(),
+                f"cost       {cost}",
+                f"cause      {first.id} {first.name} in {first.where}",
+                f"fix        {first.fix}",
+            ]
+        )
+
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one row per cause, for tables in notebooks."""
+        return [
+            {
+                "severity": f.severity,
+                "check": f"{f.id} {f.name}",
+                "layer": f.where,
+                "value": f.value,
+                "threshold": f.threshold,
+                "evidence": f.evidence,
+                "fix": f.fix,
+            }
+            for f in self.findings
+        ]
+
     def to_text(self) -> str:
-        """Return the findings as text, one check after the other."""
-        lines = [self.summary()]
-        for id_ in dict.fromkeys(f.id for f in self.findings):
-            group = [f for f in self.findings if f.id == id_]
-            lines.append("")
-            lines += [f.to_text() for f in group[:1]]
-            lines += [f"{'':10s} also {f.where}: {f.evidence}" for f in group[1:]]
+        """Return the verdict, then the findings, one per cause."""
+        lines = [self.verdict()]
+        for finding in self.findings:
+            lines += ["", finding.to_text()]
         if self.confirmations:
             lines += ["", *(c.to_text() for c in self.confirmations)]
         if self.gap is not None:
             lines += ["", self.gap.to_text()]
         if self.not_judged:
-            lines += ["", *(f.to_text() for f in self.not_judged)]
+            lines += ["", *(f.to_text() for f in grouped(self.not_judged))]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -276,9 +310,10 @@ class Diagnosis:
 
         An object with `schema`, `summary`, `named` (ids, in order), `samples`,
         `batches`, and the lists `findings`, `not_judged` and `clear`. Each entry of a
-        list has `id`, `name`, `layer`, `severity`, `value`, `threshold`, `evidence`,
-        `fix` and `details`. The list `confirmations` has `id`, `measure`, `before`,
-        `after`, `error`, `helps` and `harms`. `gap` is null before `explain`.
+        list has `id`, `name`, `layer`, `layers` (all with the same cause), `severity`,
+        `value`, `threshold`, `evidence`, `fix` and `details`. The list `confirmations`
+        has `id`, `measure`, `before`, `after`, `error`, `helps`, `harms` and
+        `improves`. `gap` is null before `explain`.
         A number that is not finite is a string ("nan", "inf"). docs/guide/doctor.md
         has the schema; `normkit.doctor.schema.DIAGNOSIS` is the same for a validator.
         """

@@ -23,7 +23,6 @@ step is their interaction.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +44,14 @@ from normkit.doctor.examination.populations import (
 )
 from normkit.doctor.examination.working_copy import WorkingCopy, open_working_copy
 from normkit.doctor.finding import plain
-from normkit.doctor.measurements import Statistics
+from normkit.doctor.measurements import (
+    Statistics,
+    mean_over_samples,
+    standard_error,
+)
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
+from normkit.results import Result
 
 __all__ = ["GapExplanation", "GapPart", "explain_case", "explain_gap"]
 
@@ -84,8 +88,8 @@ class GapPart:
         return self.value - 2 * self.error, self.value + 2 * self.error
 
 
-@dataclass(frozen=True)
-class GapExplanation:
+@dataclass(frozen=True, repr=False)
+class GapExplanation(Result):
     """The train/eval gap, and its parts by cause and layer.
 
     Attributes:
@@ -147,6 +151,14 @@ class GapExplanation:
             lines.append("not measured, and so included in the parts above:")
             lines += [f"  {name} (needs {why})" for name, why in self.absent.items()]
         return "\n".join(lines)
+
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one row per cause and layer, for tables in notebooks."""
+        return [
+            {"kind": kind, "name": p.name, "part": p.value, "±": 2 * p.error}
+            for kind, parts in (("cause", self.causes), ("layer", self.layers))
+            for p in parts
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers as plain data."""
@@ -337,8 +349,8 @@ def explain_case(
         ]
     stale_part = next(part for part in causes if part.name == STALE)
     return GapExplanation(
-        batch=_mean(batch, samples),
-        running=_mean(running, samples),
+        batch=mean_over_samples(batch, samples),
+        running=mean_over_samples(running, samples),
         causes=causes,
         layers=layers,
         interaction=stale_part.value - sum(part.value for part in layers),
@@ -371,10 +383,6 @@ def _measured(
     return result.samples, result.metrics
 
 
-def _mean(values: list[float], samples: list[int]) -> float:
-    return sum(n * v for n, v in zip(samples, values, strict=True)) / sum(samples)
-
-
 def _part(
     name: str, steps: list[tuple[list[float], list[float]]], samples: list[int]
 ) -> GapPart:
@@ -382,9 +390,4 @@ def _part(
     gains = [0.0] * len(samples)
     for new, old in steps:
         gains = [g + a - b for g, a, b in zip(gains, new, old, strict=True)]
-    value = sum(_mean(new, samples) - _mean(old, samples) for new, old in steps)
-    if len(gains) < 2:
-        return GapPart(name, value, math.nan)
-    mean = sum(gains) / len(gains)
-    spread = sum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1)
-    return GapPart(name, value, math.sqrt(spread / len(gains)))
+    return GapPart(name, mean_over_samples(gains, samples), standard_error(gains))

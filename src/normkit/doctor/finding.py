@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-__all__ = ["SEVERITIES", "Finding", "Severity", "plain", "ranked"]
+__all__ = [
+    "SEVERITIES",
+    "Finding",
+    "Severity",
+    "by_cause",
+    "grouped",
+    "plain",
+    "ranked",
+]
 
 Severity = Literal["error", "warning", "info", "clear", "not_judged"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
@@ -44,6 +52,8 @@ class Finding:
         evidence: One sentence with the numbers, or why it was not judged.
         fix: How to fix it; empty when there is nothing to do.
         details: More numbers by name, plain data.
+        layers: All layers with the same cause, `layer` first; empty in a result of one
+            check on one layer.
     """
 
     id: str
@@ -55,6 +65,7 @@ class Finding:
     evidence: str = ""
     fix: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
 
     @property
     def is_reported(self) -> bool:
@@ -68,8 +79,10 @@ class Finding:
 
     @property
     def where(self) -> str:
-        """The layer's name, or "the model"."""
-        return self.layer or "the model"
+        """The layer's name, or "the model", and the number of other layers."""
+        others = len(self.layers) - 1
+        more = f" and {others} more layer{'s' * (others > 1)}" if others > 0 else ""
+        return (self.layer or "the model") + more
 
     def to_text(self) -> str:
         """Return the finding as one or two lines."""
@@ -84,6 +97,7 @@ class Finding:
             "id": self.id,
             "name": self.name,
             "layer": self.layer,
+            "layers": [name for name in self.layers or (self.layer,) if name],
             "severity": self.severity,
             "value": plain(self.value),
             "threshold": plain(self.threshold),
@@ -99,6 +113,28 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
         (finding for finding in findings if finding.is_reported),
         key=lambda f: (SEVERITIES.index(f.severity), CAUSES_FIRST.index(f.id)),
     )
+
+
+def by_cause(readings: Iterable[Finding]) -> list[Finding]:
+    """Return one finding per cause, with all its layers, in the order of `ranked`."""
+    return grouped(ranked(readings))
+
+
+def grouped(findings: Iterable[Finding]) -> list[Finding]:
+    """Return one finding for all those of one check with the same fix.
+
+    It is the first of them, and its layers are those with an alarm where it is one.
+    """
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.id, finding.fix), []).append(finding)
+    return [
+        replace(
+            group[0],
+            layers=tuple(f.layer for f in group if f.is_alarm == group[0].is_alarm),
+        )
+        for group in groups.values()
+    ]
 
 
 def plain(value: Any) -> Any:

@@ -7,6 +7,8 @@ that was not measured is None, and a check that needs it reports "not_judged".
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +27,22 @@ __all__ = [
     "Statistics",
     "TrainingStatistics",
     "WeightStatistics",
+    "mean_over_samples",
+    "standard_error",
 ]
+
+
+def mean_over_samples(values: Sequence[float], samples: Sequence[int]) -> float:
+    """Return the mean of per-batch values, weighted by the samples of each batch."""
+    return sum(n * v for n, v in zip(samples, values, strict=True)) / sum(samples)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean of per-batch values; nan for one."""
+    n, mean = len(values), sum(values) / len(values)
+    squares = sum((value - mean) ** 2 for value in values)
+    return math.sqrt(squares / (n - 1) / n) if n > 1 else math.nan
+
 
 Role = Literal["weight", "norm", "activation", "recurrent", "other"]
 
@@ -82,12 +99,17 @@ class NormStatistics:
 
     @property
     def is_new(self) -> bool:
-        """True where nothing suggests that the layer was ever trained."""
+        """True where nothing suggests that the layer was ever trained.
+
+        A scale of 0 is the start of a residual branch. torch counts a batch before it
+        fails on it.
+        """
+        weight, bias = self.weight, self.bias
         return (
-            not self.tracked
+            (self.tracked or 0) <= 1
             and self.has_default_buffers
-            and (self.weight is None or bool((self.weight == 1).all()))
-            and (self.bias is None or bool((self.bias == 0).all()))
+            and (weight is None or bool((weight == 1).all() or (weight == 0).all()))
+            and (bias is None or bool((bias == 0).all()))
         )
 
 
@@ -198,10 +220,7 @@ class Evaluation:
 
     def mean(self, values: tuple[float, ...]) -> float:
         """Return the mean over samples of a per-batch series; nan when it is empty."""
-        if not values:
-            return float("nan")
-        pairs = zip(self.samples, values, strict=True)
-        return sum(n * v for n, v in pairs) / sum(self.samples)
+        return mean_over_samples(values, self.samples) if values else math.nan
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics as numbers
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from normkit.doctor.checks.population import D_MEAN_WARNING, D_VAR_WARNING
 from normkit.doctor.explain_gap import GapExplanation
-from normkit.doctor.finding import Finding, Severity, ranked
+from normkit.doctor.finding import Finding, Severity, by_cause, ranked
 from normkit.doctor.fixes.confirm import Confirmation
 from normkit.doctor.history_charts import MAX_ROWS, history_charts, thinned
 from normkit.doctor.measurements import LayerStatistics, Statistics
@@ -66,7 +67,7 @@ def diagnosis_page(
         title="Diagnosis",
         lead=summary,
         blocks=[
-            *_outcome(ranked(readings), readings),
+            *_outcome(by_cause(readings), readings),
             *_confirmations(confirmations),
             *_modes(statistics),
             *_gap(gap),
@@ -91,7 +92,7 @@ def watch_page(
         statistics: The measurements that the checks read.
         steps: Number of training steps, observed or not.
     """
-    findings = ranked(readings)
+    findings = by_cause(readings)
     number = "Nothing" if not findings else f"{len(findings)} findings"
     return Page(
         title="Watched training",
@@ -107,53 +108,47 @@ def watch_page(
 
 
 def finding_cards(findings: Iterable[Finding]) -> Cards:
-    """Return one card per check, with its first layer and the number of layers."""
-    groups: dict[str, list[Finding]] = {}
-    for finding in findings:
-        groups.setdefault(finding.id, []).append(finding)
+    """Return one card per finding, with the number of its layers."""
     cards = []
-    for group in groups.values():
-        first = group[0]
+    for finding in findings:
         facts: list[tuple[str, Any]] = [
-            ("value", first.value),
-            ("threshold", first.threshold),
+            ("value", finding.value),
+            ("threshold", finding.threshold),
         ]
-        if len(group) > 1:
-            facts.append(("layers", len(group)))
+        if len(finding.layers) > 1:
+            facts.append(("layers", len(finding.layers)))
         cards.append(
             Card(
-                title=f"{first.id} {first.name.replace('_', ' ')}",
-                text=first.evidence,
-                severity=_SIGN[first.severity],
-                where=first.where,
+                title=f"{finding.id} {finding.name.replace('_', ' ')}",
+                text=finding.evidence,
+                severity=_SIGN[finding.severity],
+                where=finding.layer or "the model",
                 facts=facts,
-                fix=first.fix,
+                fix=finding.fix,
             )
         )
     return Cards(cards)
 
 
 def _outcome(findings: list[Finding], readings: list[Finding]) -> Iterable[Block]:
-    """Yield the number of findings, and one card per check with its worst layer."""
-    by_severity = {
-        severity: sum(f.severity == severity for f in readings) for severity in _SIGN
-    }
+    """Yield the number of causes, one card per cause, and a table of all layers."""
+    counts = Counter(f.severity for f in findings)
+    others = Counter(f.severity for f in readings)
     yield Numbers(
         [
-            Number("errors", by_severity["error"], severity="error"),
-            Number("warnings", by_severity["warning"], severity="warning"),
-            Number("in order", by_severity["clear"], severity="ok"),
-            Number("not judged", by_severity["not_judged"], severity="not judged"),
+            Number("errors", counts["error"], severity="error"),
+            Number("warnings", counts["warning"], severity="warning"),
+            Number("in order", others["clear"], severity="ok"),
+            Number("not judged", others["not_judged"], severity="not judged"),
         ]
     )
     yield Heading("Findings")
     if not findings:
         yield Text("The checks with enough data found nothing.")
         return
-    cards = finding_cards(findings)
-    yield cards
-    several = [f for f in findings if f.layer]
-    if len(several) > len(cards.cards):
+    yield finding_cards(findings)
+    several = [f for f in ranked(readings) if f.layer]
+    if len(several) > len(findings):
         columns = ["check", "layer", "severity", "value", "threshold"]
         rows = [[f.id, f.layer, f.severity, f.value, f.threshold] for f in several]
         table = Table(columns, rows[: 5 * MAX_ROWS], "Every layer with a finding")

@@ -30,6 +30,7 @@ _FINDING = _record(
     id={"type": "string", "pattern": "^D[0-9][0-9]$"},
     name=_TEXT,
     layer=_TEXT,
+    layers=_list(_TEXT),
     severity={"enum": ["error", "warning", "info", "clear", "not_judged"]},
     value=_NUMBER,
     threshold=_NUMBER,

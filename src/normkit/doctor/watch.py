@@ -13,6 +13,7 @@ without them.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import deque
 from dataclasses import replace
@@ -24,7 +25,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor import checks
-from normkit.doctor.finding import Finding, ranked
+from normkit.doctor.finding import Finding, by_cause, plain
 from normkit.doctor.measurements import LayerStatistics, Statistics, WeightStatistics
 from normkit.doctor.pages import watch_page
 from normkit.doctor.probes.entries import Entries
@@ -48,6 +49,7 @@ from normkit.doctor.probes.updates import Updates
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
+from normkit.results import Result
 
 __all__ = ["SERIES", "Watch", "watch"]
 
@@ -100,7 +102,7 @@ def watch(
     return Watch(model, optimizer, every, unit)
 
 
-class Watch:
+class Watch(Result):
     """The record of a training run; usable inside the block and after it.
 
     Attributes:
@@ -271,8 +273,24 @@ class Watch:
         return checks.run(self.statistics())
 
     def findings(self) -> list[Finding]:
-        """Return errors, warnings and infos so far; the most severe first."""
-        return ranked(self.readings())
+        """Return errors, warnings and infos so far, one per cause."""
+        return by_cause(self.readings())
+
+    def to_text(self) -> str:
+        """Return the number of observed steps, and the findings after the block."""
+        head = f"{len(self._observed)} of {self.steps} training steps observed"
+        # The current step must not be ended by a debugger that shows the object.
+        if not self._has_ended or not self._observed:
+            return head
+        found = self.findings()
+        texts = [f.to_text() for f in found] or ["Nothing found."]
+        return "\n\n".join([head, *texts])
+
+    def to_json(self) -> str:
+        """Return `history` and the findings as JSON."""
+        found = [f.to_json() for f in self.findings()]
+        data = {"steps": self.steps, "history": self.history, "findings": found}
+        return json.dumps(plain(data), indent=2, allow_nan=False)
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the record and the findings as one self-contained page."""

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 
-__all__ = ["FoldEntry", "FoldLedger"]
+from normkit.fold.ir.graph import Value
+from normkit.fold.ir.nodes import BatchNorm
+from normkit.fold.search.plan import Norm, Plan
+from normkit.results import Result
+
+__all__ = ["FoldEntry", "FoldLedger", "entry_of"]
+
+_MAX_READERS = 4
 
 
 @dataclass(frozen=True)
@@ -15,16 +23,17 @@ class FoldEntry:
     Attributes:
         name: Its path in the model.
         kind: Its class, e.g. `BatchNorm2d`.
-        folded: Whether it is gone altogether.
-        where: The parameters that took it in, e.g. `("conv1.weight", "conv1.bias")`.
-        how: In words, e.g. "into 'conv1' before it"; empty if it stayed whole.
-        reason: Why it stayed, or why a part of it did, in words; empty if it is gone.
+        folded: Whether it was removed altogether.
+        where: The parameters that absorbed it, e.g. `("conv1.weight", "conv1.bias")`.
+        how: The same in words, e.g. "into 'conv1' before it"; empty if it stayed.
+        reason: Why it stayed, or why a part of it did; empty if it was removed.
         difference: The largest difference measured in float64 where the fold is
             complete, relative to the largest value there (1 if that is smaller); None
-            if it stayed whole.
-        parameters_saved: How many stored numbers fewer the model holds for it.
-        multiplications_saved: How many fewer it makes on the example inputs.
-        picture: The part of the network around it, drawn in text; empty if it is gone.
+            if it stayed.
+        parameters_saved: Number of stored numbers saved.
+        multiplications_saved: Number of multiplications saved on the example inputs.
+        picture: The part of the network around it, drawn in text; empty if it was
+            removed.
     """
 
     name: str
@@ -40,20 +49,32 @@ class FoldEntry:
 
     @property
     def reduced(self) -> bool:
-        """Whether it stayed as no more than a sum per channel."""
+        """True if only a sum per channel is left of it."""
         return not self.folded and bool(self.how)
 
+    @property
+    def state(self) -> str:
+        """One of "folded", "reduced" and "left"."""
+        return "folded" if self.folded else "reduced" if self.reduced else "left"
 
-@dataclass(frozen=True)
-class FoldLedger:
-    """What a fold did, batch norm by batch norm.
+    @property
+    def detail(self) -> str:
+        """Where it went, why it stayed, or both."""
+        return "; ".join(part for part in (self.how, self.reason) if part)
+
+
+@dataclass(frozen=True, repr=False)
+class FoldLedger(Result):
+    """Record of a fold, batch norm by batch norm.
 
     Attributes:
         entries: One per batch norm, in the order of the model.
         max_difference: The largest difference between the outputs of the original
             and of the folded model, both in float64 on two inputs, relative to the
             largest output (1 if that is smaller).
-        proof: How that was measured, in words.
+        proof: How that was measured.
+        not_covered: What the measurement cannot tell.
+        notice: What stands in the way of all folds, and what to do; printed first.
 
     Example:
         >>> gone = FoldEntry("bn1", "BatchNorm2d", True, how="into 'conv1' before it")
@@ -66,10 +87,12 @@ class FoldLedger:
     entries: tuple[FoldEntry, ...]
     max_difference: float
     proof: str = ""
+    not_covered: str = ""
+    notice: str = ""
 
     @property
     def folded(self) -> tuple[FoldEntry, ...]:
-        """The batch norms that are gone."""
+        """The batch norms that were removed."""
         return tuple(entry for entry in self.entries if entry.folded)
 
     @property
@@ -79,19 +102,19 @@ class FoldLedger:
 
     @property
     def parameters_saved(self) -> int:
-        """How many stored numbers fewer the folded model holds."""
+        """Number of stored numbers that the folded model saves."""
         return sum(entry.parameters_saved for entry in self.entries)
 
     @property
     def multiplications_saved(self) -> int:
-        """How many multiplications fewer it makes on the example inputs."""
+        """Number of multiplications saved on the example inputs."""
         return sum(entry.multiplications_saved for entry in self.entries)
 
     def to_text(self, *, pictures: bool = False) -> str:
-        """The ledger as lines for a person.
+        """Return the ledger as lines of text.
 
         Args:
-            pictures: Whether to draw what is around each batch norm that stayed.
+            pictures: Draw the network around each batch norm that stayed.
         """
         total = len(self.entries)
         if not total:
@@ -101,34 +124,33 @@ class FoldLedger:
             f"{self.parameters_saved:,} stored numbers and "
             f"{self.multiplications_saved:,} multiplications saved"
         )
-        lines = [head]
+        lines = [self.notice, head] if self.notice else [head]
         if self.proof:
             lines.append(
                 f"largest output difference {self.max_difference:.1e} ({self.proof})"
             )
+        if self.not_covered and self.folded:
+            lines.append(f"not covered: {self.not_covered}")
         width = max(len(entry.name) for entry in self.entries)
         for entry in self.entries:
-            if entry.folded:
-                detail = f"folded  {entry.how}"
-                if entry.difference is not None:
-                    detail += f"  ({entry.difference:.0e})"
-            else:
-                detail = f"left    {entry.reason}"
-                if entry.reduced:
-                    detail = f"reduced {entry.how}; {entry.reason}"
-            lines.append(f"  {entry.name:<{width}}  {detail}")
+            line = f"  {entry.name:<{width}}  {entry.state:<7} {entry.detail}"
+            if entry.folded and entry.difference is not None:
+                line += f"  ({entry.difference:.0e})"
+            lines.append(line)
             if pictures and entry.picture:
                 lines += [f"      {drawn}" for drawn in entry.picture.splitlines()]
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """The ledger as JSON text, every field included."""
+        """Return the ledger as JSON text, every field included."""
         return json.dumps(
             {
                 "folded": len(self.folded),
                 "left": len(self.left),
                 "max_difference": self.max_difference,
                 "proof": self.proof,
+                "not_covered": self.not_covered,
+                "notice": self.notice,
                 "parameters_saved": self.parameters_saved,
                 "multiplications_saved": self.multiplications_saved,
                 "entries": [asdict(entry) for entry in self.entries],
@@ -136,5 +158,87 @@ class FoldLedger:
             indent=2,
         )
 
-    def __str__(self) -> str:
-        return self.to_text()
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one mapping per batch norm: layer, state, detail, difference."""
+        return [
+            {
+                "layer": entry.name,
+                "kind": entry.kind,
+                "state": entry.state,
+                "detail": entry.detail,
+                "difference": entry.difference,
+            }
+            for entry in self.entries
+        ]
+
+
+def entry_of(norm: Norm, kind: str, plan: Plan, stored: int) -> FoldEntry:
+    """Return the ledger's entry for `norm`.
+
+    Args:
+        norm: A batch norm.
+        kind: The name of its class or operation.
+        plan: The fold.
+        stored: Number of numbers that the model stored for it.
+    """
+    reason = plan.reasons.get(norm.path, "")
+    solution = plan.solutions.get(norm.path)
+    if solution is None:
+        drawn = _picture(norm.nodes[0], reason) if norm.nodes else ""
+        return FoldEntry(norm.path, kind, folded=False, reason=reason, picture=drawn)
+    created = sum(solution.edits[slot].numel() for slot in solution.created)
+    is_whole = solution.remainder is None
+    if solution.remainder is not None:
+        created += solution.remainder.numel()
+        reason = f"a sum per channel stays, the rest is removed; {reason}"
+    return FoldEntry(
+        name=norm.path,
+        kind=kind,
+        folded=is_whole,
+        where=tuple(slot.name for slot in solution.edits),
+        how=solution.describe() + ("" if is_whole else ", its scale alone"),
+        reason="" if is_whole else reason,
+        difference=plan.differences[norm.path],
+        parameters_saved=stored - created,
+        multiplications_saved=sum(
+            math.prod(node.outputs[0].shape) for node in norm.nodes
+        ),
+        picture="" if is_whole else _picture(norm.nodes[0], reason),
+    )
+
+
+def _picture(norm: BatchNorm, reason: str) -> str:
+    """Draw the network around a batch norm that stayed, as a small tree.
+
+    Nodes that the reason names are marked with ✗.
+    """
+
+    def line(depth: int, label: str) -> str:
+        told = reason.replace(f"the output of {label}", "")
+        mark = "   ✗" if label in told else ""
+        return f"{'   ' * depth}{'└─ ' if depth else ''}{label}{mark}"
+
+    def readers(value: Value, depth: int, last: BatchNorm | None) -> list[str]:
+        others = [node for node in dict.fromkeys(value.readers) if node is not last]
+        others.sort(key=lambda node: node.label not in reason)
+        lines = [line(depth, node.label) for node in others[:_MAX_READERS]]
+        if len(others) > _MAX_READERS:
+            lines.append(line(depth, f"{len(others) - _MAX_READERS} more"))
+        if value.pinned:
+            lines.append(line(depth, f"({value.pinned})"))
+        return lines
+
+    source, result = norm.inputs[0], norm.outputs[0]
+    maker = source.producer
+    lines: list[str] = []
+    if maker is not None:
+        above = maker.inputs[0].producer if maker.inputs else None
+        lines += [line(0, above.label if above else "the model's input")]
+        lines += [line(1, maker.label)]
+    else:
+        lines += [line(0, "the model's input")]
+    depth = len(lines)
+    lines += [line(depth, f"{norm.label}   ← stays")]
+    lines += readers(result, depth + 1, None)
+    lines += readers(source, depth, norm)
+    return "\n".join(lines)

@@ -83,8 +83,11 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
         )
         low, high = (0, 0) if stream is None else stream.lengths
         reason = ""
+        scale = None if layer.norm is None else layer.norm.weight
         if int(layer.input.count) < MIN_SAMPLES:
             reason = f"{int(layer.input.count)} values are too few"
+        elif scale is not None and not scale.any():
+            reason = "its scale is zero, as at the start of a residual branch"
         elif high and stream is not None and stream.batches < 2 and not is_erased:
             reason = "one batch does not show whether lengths vary"
         if reason:
@@ -168,7 +171,8 @@ def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
     """Check for two linear layers in a row, which are one unless a bottleneck."""
     by_name = {layer.name: layer for layer in statistics.layers}
     for layer in statistics.layers:
-        before = by_name.get(layer.fed_by)
+        # A model that is one layer has the name "", as has no layer.
+        before = by_name.get(layer.fed_by) if layer.fed_by else None
         if before is None or layer.features is None or before.features is None:
             continue
         given, middle = before.features

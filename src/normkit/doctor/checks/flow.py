@@ -46,6 +46,8 @@ GROWTH, WINDOW = 2.0, 5
 STILL = 1e-6
 RECENT = 5
 
+_NOT_FINITE = "the outputs are not finite from the first layer on (D28, D34)"
+
 _D22 = partial(Finding, "D22", "activations_vanish")
 _D23 = partial(Finding, "D23", "activations_explode")
 _D24 = partial(Finding, "D24", "gradients_vanish")
@@ -58,6 +60,9 @@ def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
         if len(layers) < MIN_LAYERS:
             reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
             yield _D22(layers[-1].name, "not_judged", evidence=reason)
+            continue
+        if not math.isfinite(layers[0].output_rms):
+            yield _D22(layers[0].name, "not_judged", evidence=_NOT_FINITE)
             continue
         ratio = _trend(layers)
         severity, threshold = below(ratio, warning=VANISH_WARNING, error=VANISH_ERROR)
@@ -72,6 +77,9 @@ def activations_explode(statistics: Statistics) -> Iterator[Finding]:
         if len(layers) < MIN_LAYERS:
             reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
             yield _D23(layers[-1].name, "not_judged", evidence=reason)
+            continue
+        if not math.isfinite(layers[0].output_rms):
+            yield _D23(layers[0].name, "not_judged", evidence=_NOT_FINITE)
             continue
         ratio = _trend(layers)
         if math.isnan(ratio) and all(s.output_rms == 0 for s in layers):

@@ -19,7 +19,12 @@ import torch
 
 from normkit.doctor.checks.thresholds import above, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.measurements import Evaluation, NormStatistics, Statistics
+from normkit.doctor.measurements import (
+    Evaluation,
+    NormStatistics,
+    Statistics,
+    standard_error,
+)
 
 __all__ = [
     "CHECKS",
@@ -264,12 +269,8 @@ def _is_sure(found: Evaluation, batch: tuple[float, ...], sign: float) -> bool:
     """Return True where eval mode is worse by more than two standard errors."""
     running = found.running_metric if sign < 0 else found.running_loss
     worse = [sign * (r - b) for r, b in zip(running, batch, strict=True)]
-    n = len(worse)
-    mean = sum(worse) / n
-    if n < 2:
-        return mean > 0
-    spread = math.sqrt(sum((w - mean) ** 2 for w in worse) / (n - 1))
-    return mean > 2 * spread / math.sqrt(n)
+    error = standard_error(worse) if len(worse) > 1 else 0.0
+    return sum(worse) / len(worse) > 2 * error
 
 
 def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
@@ -282,7 +283,7 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             reason = "the layer is new and has counted no batch yet"
             yield _D03(layer.name, "not_judged", evidence=reason)
             continue
-        if norm.tracked is None:
+        if norm.tracked is None or not (norm.tracked or norm.has_default_buffers):
             reason = "the layer does not count its batches (num_batches_tracked)"
             yield _D03(layer.name, "not_judged", evidence=reason)
             continue

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normkit.doctor.measurements import mean_over_samples
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import (
     Forward,
@@ -159,7 +160,7 @@ def measured(case: Case) -> float | None:
                 return None
             values.append(float(value))
             sizes.append(num_samples(batch))
-    return sum(n * v for n, v in zip(sizes, values, strict=True)) / sum(sizes)
+    return mean_over_samples(values, sizes)
 
 
 def accuracy(output: Any, targets: Any) -> float | None:

@@ -27,7 +27,13 @@ from normkit.doctor.fixes.repairs import (
     can_repair,
     torch_momentum,
 )
-from normkit.doctor.measurements import Evaluation, Statistics
+from normkit.doctor.measurements import (
+    Evaluation,
+    Statistics,
+    mean_over_samples,
+    standard_error,
+)
+from normkit.results import Result
 
 __all__ = ["Confirmation", "confirm", "repairable"]
 
@@ -42,8 +48,8 @@ _OF_STATISTICS = {
 Check = Callable[[Statistics], Iterable[Finding]]
 
 
-@dataclass(frozen=True)
-class Confirmation:
+@dataclass(frozen=True, repr=False)
+class Confirmation(Result):
     """The effect of one repair on eval mode, on a copy.
 
     Attributes:
@@ -200,18 +206,10 @@ def _by_batch(
     samples: tuple[int, ...],
 ) -> Confirmation:
     """Compare two series of one number per batch, batch by batch."""
-    total = sum(samples)
-    old, new = (
-        sum(n * v for n, v in zip(samples, series, strict=True)) / total
-        for series in (before, after)
-    )
+    old, new = (mean_over_samples(series, samples) for series in (before, after))
     sign = 1.0 if measure == "metric" else -1.0
     gains = [sign * (a - b) for a, b in zip(after, before, strict=True)]
-    mean = sum(gains) / len(gains)
-    error = math.nan
-    if len(gains) > 1:
-        spread = sum((g - mean) ** 2 for g in gains) / (len(gains) - 1)
-        error = math.sqrt(spread / len(gains))
+    mean, error = sum(gains) / len(gains), standard_error(gains)
     least = MIN_METRIC_GAIN if measure == "metric" else MIN_LOSS_GAIN * abs(old)
     # A model that gave NaN and gives numbers now has gained, whatever the difference.
     is_cured = math.isnan(old) and math.isfinite(new)

@@ -17,6 +17,7 @@ from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.populations import as_running, write
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import NormStatistics, Statistics
+from normkit.results import Result
 
 __all__ = [
     "REPAIRS",
@@ -37,7 +38,7 @@ __all__ = [
 Repair = Callable[[nn.Module, Statistics, list[Finding]], None]
 
 
-class RepairResult(list[str]):
+class RepairResult(Result, list[str]):
     """The ids of the checks whose repairs were applied.
 
     Attributes:
@@ -54,8 +55,9 @@ class RepairResult(list[str]):
         lines += [f"declined {reason}" for reason in self.declined.values()]
         return "\n".join(lines)
 
-    def __str__(self) -> str:
-        return self.to_text()
+    def to_json(self) -> dict[str, Any]:
+        """Return both as plain data."""
+        return {"applied": list(self), "declined": self.declined}
 
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {

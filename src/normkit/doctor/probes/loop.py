@@ -34,7 +34,7 @@ class Loop:
     ) -> None:
         """Record a call of the model."""
         if not is_grad:
-            self._idle_calls += model.training and not _is_cumulative(model)
+            self._idle_calls += _is_averaging(model)
             # A single such call may belong to a step: a generator feeds its critic.
             self.idle_bursts += self._idle_calls == 2
             return
@@ -72,10 +72,12 @@ class Loop:
         )
 
 
-def _is_cumulative(model: nn.Module) -> bool:
-    """Return True where batch norms average cumulatively, as in a calibration."""
+def _is_averaging(model: nn.Module) -> bool:
+    """Return True where a call changes running averages, as no calibration does."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    return bool(norms) and all(norm.momentum is None for norm in norms)
+    if not norms:
+        return model.training
+    return any(norm.training and norm.momentum is not None for norm in norms)
 
 
 def _decay_on_norms(

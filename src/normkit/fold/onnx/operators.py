@@ -1,31 +1,31 @@
-"""Which kind of node each ONNX operator is; one without a rule is opaque."""
+"""Lower ONNX operators to nodes; one without a rule is opaque."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from normkit.fold.algebra import (
-    LINEAR,
-    MATMUL,
-    conv_layout,
-    conv_transpose_layout,
+from normkit.fold.algebra import LINEAR, MATMUL
+from normkit.fold.ir.convolution import (
+    Weights,
+    convolution,
+    transposed_convolution,
 )
-from normkit.fold.nodes import (
+from normkit.fold.ir.graph import Node
+from normkit.fold.ir.nodes import (
     Add,
     BatchNorm,
     Gate,
     Linear,
-    Mix,
     Move,
-    Node,
+    NormAffine,
     Opaque,
     Scale,
-    Tail,
-    Through,
 )
+from normkit.fold.ir.nodes.commuting import COUNTS_PADDING, Commuting
+from normkit.fold.ir.nodes.matmul import matmul
 from normkit.fold.onnx.reading import DEFAULTS, Lowering, Operator
 
 __all__ = ["RULES"]
@@ -42,88 +42,88 @@ def _lowers(names: str) -> Any:
     return register
 
 
-def _pads(op: Operator, kernel: tuple[int, ...]) -> bool:
-    mode = op.attribute("auto_pad", "NOTSET")
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        return any(size > 1 for size in kernel)
-    return mode != "VALID" and any(op.attribute("pads", ()))
+def _weights(op: Operator) -> Weights | None:
+    """Return inputs 1 and 2, if they are the same in every run."""
+    if not op.is_fixed(1) or (op.has(2) and not op.is_fixed(2)):
+        return None
+    weight, bias, slot = op.held(1, name="weight"), None, None
+    if op.has(2):
+        bias = op.held(2, name="bias")
+    else:
+        slot = op.slot(2, "bias")
+    return Weights(weight=weight, bias=bias, bias_slot=slot)
 
 
 @_lowers("Conv")
-def _convolution(op: Operator) -> Node | None:
-    if not op.is_fixed(1) or (op.has(2) and not op.is_fixed(2)):
+def _conv(op: Operator) -> Node | None:
+    weights = _weights(op)
+    if weights is None:
         return None
-    kernel = op.shape(1)[2:]
-    node = Linear(op.label, [op.value(0)])
-    node.weight = op.held(1, name="weight")
-    node.bias = op.held(2, name="bias") if op.has(2) else None
-    node.bias_slot = None if op.has(2) else op.slot(2, "bias")
-    node.layout = conv_layout(op.attribute("group", 1))
-    node.input_dim = node.output_dim = 1
-    node.sees_all_taps = not _pads(op, kernel)
-    node.own_tap = _own_tap(op, kernel)
-    return node
-
-
-def _own_tap(op: Operator, kernel: tuple[int, ...]) -> int | None:
+    kernel = weights["weight"].shape[2:]
     rank = len(kernel)
-    pads = op.attribute("pads", (0,) * 2 * rank)
-    dilations = op.attribute("dilations", (1,) * rank)
-    same = op.shape(0)[2:] == op.output_shape[2:]
-    is_plain = op.attribute("auto_pad", "NOTSET") == "NOTSET"
-    strided = any(stride != 1 for stride in op.attribute("strides", ()))
-    if strided or not same or not is_plain:
-        return None
-    tap = 0
-    for size, pad, dilation in zip(kernel, pads, dilations, strict=False):
-        if pad % dilation or pad // dilation >= size:
-            return None
-        tap = tap * size + pad // dilation
-    return tap
+    dilation = op.attribute("dilations", (1,) * rank)
+    return convolution(
+        op.label,
+        op.value(0),
+        weights,
+        output_shape=op.output_shape,
+        groups=op.attribute("group", 1),
+        stride=op.attribute("strides", (1,) * rank),
+        dilation=dilation,
+        padding=_padding(op, kernel, dilation),
+    )
+
+
+def _padding(
+    op: Operator, kernel: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Return (begin, end) per spatial dimension; for SAME_* that of stride 1."""
+    mode = op.attribute("auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        totals = [d * (size - 1) for size, d in zip(kernel, dilation, strict=True)]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+        return pairs if mode == "SAME_UPPER" else [(b, a) for a, b in pairs]
+    rank = len(kernel)
+    pads = op.attribute("pads", (0,) * 2 * rank) if mode != "VALID" else (0,) * 2 * rank
+    return list(zip(pads[:rank], pads[rank:], strict=True))
 
 
 @_lowers("ConvTranspose")
 def _transposed_convolution(op: Operator) -> Node | None:
-    if not op.is_fixed(1) or (op.has(2) and not op.is_fixed(2)):
+    weights = _weights(op)
+    if weights is None:
         return None
-    node = Linear(op.label, [op.value(0)])
-    node.weight = op.held(1, name="weight")
-    node.bias = op.held(2, name="bias") if op.has(2) else None
-    node.bias_slot = None if op.has(2) else op.slot(2, "bias")
-    node.layout = conv_transpose_layout(op.attribute("group", 1))
-    node.input_dim = node.output_dim = 1
-    # Each output position sees another part of the taps.
-    node.sees_all_taps = False
-    return node
+    groups = op.attribute("group", 1)
+    return transposed_convolution(
+        op.label, op.value(0), weights, groups=groups, is_pointwise=False
+    )
 
 
 @_lowers("Gemm")
 def _gemm(op: Operator) -> Node | None:
     if not op.is_fixed(1) or op.is_fixed(0) or (op.has(2) and not op.is_fixed(2)):
         return None
-    columns = op.output_shape[1]
-    node = Linear(op.label, [op.value(0)])
-    node.weight = op.held(1, name="weight")
-    node.layout = LINEAR if op.attribute("transB", 0) else MATMUL
-    node.input_dim = 0 if op.attribute("transA", 0) else 1
-    node.output_dim = 1
-    node.alpha = op.attribute("alpha", 1.0)
-    node.beta = op.attribute("beta", 1.0)
+    columns, beta = op.output_shape[1], op.attribute("beta", 1.0)
+    weight, bias, slot = op.held(1, name="weight"), None, None
     if not op.has(2):
-        node.beta = 1.0 if node.beta == 0 else node.beta
-        node.bias_slot = op.slot(2, "bias")
-        return node
-    if math.prod(op.shape(2)) not in (1, columns) or (
-        len(op.shape(2)) == 2 and op.shape(2)[0] != 1
-    ):
+        beta = 1.0 if beta == 0 else beta
+        slot = op.slot(2, "bias")
+    elif op.shape(2) in ((), (1,), (columns,), (1, 1), (1, columns)):
+        bias = op.held(2, name="bias", vector=columns)
+    else:
         return None  # A matrix, or a column: no map per column.
-    flat = op.found[op.node.input[2]].reshape(-1)
-    op.found[op.node.input[2]], shaped = flat, op.found[op.node.input[2]]
-    try:
-        node.bias = op.held(2, name="bias", shape=(columns,))
-    finally:
-        op.found[op.node.input[2]] = shaped
-    return node
+    return Linear(
+        op.label,
+        [op.value(0)],
+        weight=weight,
+        bias=bias,
+        bias_slot=slot,
+        layout=LINEAR if op.attribute("transB", 0) else MATMUL,
+        input_dim=0 if op.attribute("transA", 0) else 1,
+        output_dim=1,
+        alpha=op.attribute("alpha", 1.0),
+        beta=beta,
+    )
 
 
 @_lowers("MatMul")
@@ -132,20 +132,16 @@ def _matmul(op: Operator) -> Node | None:
     if min(len(left), len(right)) < 2:
         return None
     if op.is_fixed(1) and not op.is_fixed(0) and len(right) == 2:
-        node = Linear(op.label, [op.value(0)], layout=MATMUL)
-        node.weight = op.held(1, name="weight")
-        return node
+        weight = op.held(1, name="weight")
+        return Linear(op.label, [op.value(0)], weight=weight, layout=MATMUL)
     if op.is_fixed(0) and not op.is_fixed(1) and len(left) == 2:
-        node = Linear(op.label, [op.value(1)], layout=LINEAR)
+        weight = op.held(0, name="weight")
+        node = Linear(op.label, [op.value(1)], weight=weight, layout=LINEAR)
         node.input_dim = node.output_dim = -2
-        node.weight = op.held(0, name="weight")
         return node
     if op.is_fixed(0) or op.is_fixed(1):
         return None
-    source = op.value(0).producer
-    is_softmax = isinstance(source, Opaque) and source.softmax_dim == -1
-    pair = [op.value(1), op.value(0)]
-    return Mix(op.label, pair, rows_sum_to_one=is_softmax)
+    return matmul(op.label, op.value(0), op.value(1))
 
 
 @_lowers("Softmax")
@@ -159,25 +155,31 @@ def _softmax(op: Operator) -> Node | None:
 
 @_lowers("BatchNormalization")
 def _batch_norm(op: Operator) -> Node | None:
-    x = op.value(0)
-    node = BatchNorm(op.label, [x], eps=float(op.attribute("epsilon", 1e-5)))
-    node.channel_dim = 1
+    x, locked = op.value(0), ""
     made = [name for name in op.node.output if name]
     if op.attribute("training_mode", 0) or len(made) > 1:
-        node.locked = "normalizes by the statistics of each batch"
+        locked = "normalizes by the statistics of each batch"
     elif not op.attribute("spatial", 1) and len(x.shape) > 2:
-        node.locked = "normalizes each position by itself"
-    elif not all(op.is_fixed(i) for i in (1, 2, 3, 4)):
-        node.locked = "takes its statistics or weights from an input of the model"
+        locked = "normalizes each position by itself"
+    parts = [
+        op.held(i, name=name) if op.is_fixed(i) else op.value(i)
+        for i, name in enumerate(("weight", "bias", "mean", "var"), 1)
+    ]
+    weight, bias, mean, var = parts
+    node = BatchNorm(
+        op.label,
+        [x],
+        mean=mean,
+        var=var,
+        weight=weight,
+        bias=bias,
+        eps=float(op.attribute("epsilon", 1e-5)),
+        locked=locked,
+    )
+    if node.locked:
+        node.inputs += [value for value in parts if not value.is_fixed]
         if op.reader.defaults & set(op.node.input):
             node.locked += f": {DEFAULTS}"
-    if node.locked:
-        node.inputs += [op.value(i) for i in (1, 2, 3, 4) if not op.is_fixed(i)]
-        return node
-    names = ("weight", "bias", "mean", "var")
-    node.weight, node.bias, node.mean, node.var = (
-        op.held(i + 1, name=name) for i, name in enumerate(names)
-    )
     return node
 
 
@@ -191,7 +193,7 @@ def _layer_norm(op: Operator) -> Node | None:
         return None
     if op.has(2) and not (op.is_fixed(2) and op.shape(2) == sizes):
         return None
-    node = Tail(op.label, [op.value(0)], dims=dims)
+    node = NormAffine(op.label, [op.value(0)], dims=dims)
     node.weight = op.held(1, name="weight")
     node.bias = op.held(2, name="bias") if op.has(2) else None
     node.bias_slot = None if op.has(2) else op.slot(2, "bias")
@@ -244,12 +246,12 @@ def _rectified(op: Operator) -> Node | None:
         return None
     if op.output_shape != op.shape(0):
         return None
-    return Through(op.label, [op.value(0)])
+    return Commuting(op.label, [op.value(0)])
 
 
 @_lowers("Clip")
 def _clipped(op: Operator) -> Node | None:
-    """Relu in disguise: a lower bound of 0 and no upper one."""
+    """Lower relu written as a clip: a lower bound of 0 and no upper one."""
     if op.opset >= 11:
         low = op.array(1)
         high = op.has(2)
@@ -257,7 +259,7 @@ def _clipped(op: Operator) -> Node | None:
         low, high = op.attribute("min"), op.attribute("max") is not None
     if high or low is None or float(low) != 0:
         return None
-    return Through(op.label, [op.value(0)])
+    return Commuting(op.label, [op.value(0)])
 
 
 def _spatial(op: Operator) -> tuple[int, ...]:
@@ -268,22 +270,25 @@ def _spatial(op: Operator) -> tuple[int, ...]:
 def _max_pooled(op: Operator) -> Node | None:
     if len(op.node.output) > 1:
         return None
-    return Through(op.label, [op.value(0)], mixes=_spatial(op), bears_shift=True)
+    return Commuting(
+        op.label, [op.value(0)], combined_dims=_spatial(op), passes_shift=True
+    )
 
 
 @_lowers("AveragePool GlobalAveragePool")
 def _average_pooled(op: Operator) -> Node | None:
-    kernel = tuple(op.attribute("kernel_shape", ()))
+    kernel = op.attribute("kernel_shape", ())
+    padding = _padding(op, kernel, [1] * len(kernel))
     counts = op.attribute("count_include_pad", 0) and (
-        _pads(op, kernel) or op.attribute("ceil_mode", 0)
+        any(begin or end for begin, end in padding) or op.attribute("ceil_mode", 0)
     )
-    return Through(
+    return Commuting(
         op.label,
         [op.value(0)],
-        mixes=_spatial(op),
-        bears_shift=not counts,
-        bears_negative=True,
-        why_no_shift="averages over zero padding, where a shift would be missing",
+        combined_dims=_spatial(op),
+        passes_shift=not counts,
+        passes_negative=True,
+        why_no_shift=COUNTS_PADDING,
     )
 
 
@@ -301,13 +306,13 @@ def _reduced(op: Operator) -> Node | None:
         axes = range(len(op.shape(0)))
     dims = tuple(int(axis) for axis in axes)
     kind = op.node.op_type
-    return Through(
+    return Commuting(
         op.label,
         [op.value(0)],
-        mixes=dims,
-        dropped=() if op.attribute("keepdims", 1) else dims,
-        bears_shift=kind != "ReduceSum",
-        bears_negative=kind != "ReduceMax",
+        combined_dims=dims,
+        dropped_dims=() if op.attribute("keepdims", 1) else dims,
+        passes_shift=kind != "ReduceSum",
+        passes_negative=kind != "ReduceMax",
     )
 
 
@@ -320,16 +325,16 @@ def _resized(op: Operator) -> Node | None:
     if op.shape(0)[:2] != op.output_shape[:2] or len(op.shape(0)) < 3:
         return None
     # Copies elements, or weighs them by numbers that sum to 1.
-    return Through(
+    return Commuting(
         op.label,
         [op.value(0)],
-        mixes=_spatial(op),
-        bears_shift=True,
-        bears_negative=True,
+        combined_dims=_spatial(op),
+        passes_shift=True,
+        passes_negative=True,
     )
 
 
-# What changes no element ------------------------------------------------------
+# Data movement ------------------------------------------------------
 
 
 @_lowers("Identity Dropout Cast")
@@ -347,7 +352,7 @@ def _same(op: Operator) -> Node | None:
 )
 def _moved(op: Operator) -> Node | None:
     if op.is_fixed(0):
-        return None  # Numbers picked from a table.
+        return None  # Rows of a constant, picked by number.
     for i in range(1, len(op.node.input)):
         if op.has(i) and op.array(i) is None:
             return None
@@ -359,8 +364,6 @@ def _moved(op: Operator) -> Node | None:
 
 
 def _acts_on(op: Operator) -> tuple[int, ...] | None:
-    if op.node.op_type == "Split" and not op.has(1) and not op.attribute("split"):
-        return (op.attribute("axis", 0),)
     if op.node.op_type == "Split":
         return (op.attribute("axis", 0),)
     return None

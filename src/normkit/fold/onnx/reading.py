@@ -1,4 +1,4 @@
-"""From an ONNX graph and the values of one run to the graph of `normkit.fold.graph`.
+"""From an ONNX graph and the values of one run to the graph of `normkit.fold.ir.graph`.
 
 A name is fixed when nothing that made it depends on an input of the model. Each use of
 a fixed name by an operator that holds weights becomes a slot of its own: an edit gives
@@ -18,11 +18,11 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from normkit.fold.graph import Graph, Slot, Value
-from normkit.fold.nodes import BatchNorm, Node, Opaque, Stored
+from normkit.fold.ir.decomposed import as_batch_norm
+from normkit.fold.ir.graph import Graph, Node, Slot, Value
+from normkit.fold.ir.nodes import Add, BatchNorm, Opaque, Parameter, Scale
 from normkit.fold.onnx.evaluate import evaluator
 from normkit.fold.onnx.files import graphs_in
-from normkit.fold.onnx.written_out import affine_of, written_out
 
 __all__ = [
     "DEFAULTS",
@@ -147,23 +147,24 @@ class Operator:
         """The shape of its first output in the run."""
         return tuple(np.shape(self.found[self.node.output[0]]))
 
-    def held(
-        self, index: int, *, name: str, shape: tuple[int, ...] | None = None
-    ) -> Value:
-        """The fixed input `index` as something to edit, expanded to `shape`."""
-        tensor = torch.as_tensor(
-            np.array(self.found[self.node.input[index]], dtype=np.float64)
-        )
-        if shape is not None:
-            tensor = tensor.expand(shape).clone()
-        slot = self.slot(index, name, tensor)
+    def held(self, index: int, *, name: str, vector: int = 0) -> Value:
+        """Return the fixed input `index` as a parameter to edit.
+
+        Args:
+            index: Which input.
+            name: Its name in the ledger.
+            vector: Expand it to a vector of so many elements; 0 keeps its shape.
+        """
         source = self.node.input[index]
+        tensor = torch.as_tensor(np.array(self.found[source], dtype=np.float64))
+        if vector:
+            tensor = tensor.reshape(-1).expand(vector).clone()
+        slot = self.slot(index, name, tensor)
         if source in self.reader.quantized:
             slot.locked = "is computed from quantized numbers"
-        value = Value(tuple(tensor.shape), Stored(f"'{slot.name}'", slot=slot))
-        value.roots = (slot,)
-        assert value.producer is not None
-        value.producer.outputs = [value]
+        node = Parameter(f"'{slot.name}'", slot=slot)
+        value = Value(tuple(tensor.shape), node, roots=(slot,))
+        node.outputs = [value]
         return value
 
     def slot(self, index: int, name: str, tensor: Tensor | None = None) -> Slot:
@@ -246,7 +247,7 @@ class _Reader:
             value = self.value(output.name)
             value.pinned = value.pinned or "is returned by the model"
             self.result.graph.outputs.append(value)
-        self._join_written_out()
+        self._join_decomposed()
         return self.result
 
     def value(self, name: str) -> Value:
@@ -312,42 +313,51 @@ class _Reader:
         for key in [key for key in self.result.slots if key[0] == position]:
             del self.result.slots[key]
 
-    def _join_written_out(self) -> None:
-        """One batch norm for a product and a sum of constants after a linear map."""
+    def _join_decomposed(self) -> None:
+        """Replace a product and a sum of constants by one batch norm."""
         graph = self.result.graph
         for node in list(graph.nodes):
-            chain = written_out(node)
+            chain = _decomposed(node)
             if not chain:
                 continue
             first, last = chain[0], chain[-1]
-            affine = affine_of(chain)
-            if affine is None:
-                continue
             x, y = first.inputs[0], last.outputs[0]
-            scale, shift, dim = affine
-            weight, bias = (Value(tuple(t.shape), constant=t) for t in (scale, shift))
-            label = first.label
-            norm = BatchNorm(label, [x], [y], first.position)
-            norm.weight, norm.bias, norm.channel_dim = weight, bias, dim
-            at = graph.nodes.index(first)
+            norm = as_batch_norm(first.label, chain, x, y)
+            if norm is None or norm.channel_dim != 1:
+                continue  # A layer norm's weight runs along the last dimension.
+            norm.position = first.position
+            graph.nodes[graph.nodes.index(first)] = norm
+            graph.nodes.remove(last)
             for old in chain:
-                graph.nodes.remove(old)
                 for value in old.inputs:
                     value.readers[:] = [r for r in value.readers if r is not old]
                 self._drop_slots(old.position)
-            graph.nodes.insert(at, norm)
             x.readers.append(norm)
             y.producer = norm
-            kind = "+".join(self.proto.node[old.position].op_type for old in chain)
             positions = tuple(old.position for old in chain)
-            found = OnnxNorm(label.strip("'"), kind, [norm], positions)
-            found.stored = 2 * len(scale)
+            kind = "+".join(self.proto.node[at].op_type for at in positions)
+            found = OnnxNorm(norm.label.strip("'"), kind, [norm], positions)
+            found.stored = 2 * norm.channels
             self.result.norms.append(found)
         self.result.norms.sort(key=lambda norm: norm.positions)
         seen: dict[str, int] = {}
         for norm in self.result.norms:
             count = seen[norm.path] = seen.get(norm.path, 0) + 1
             norm.path += f" ({count})" if count > 1 else ""
+
+
+def _decomposed(node: Node) -> list[Node]:
+    """Return a product with a constant and the sum with one that alone reads it."""
+    if not isinstance(node, Scale) or node.weight is None or len(node.outputs) != 1:
+        return []
+    y = node.outputs[0]
+    if y.pinned or len(y.readers) != 1 or not isinstance(y.readers[0], Add):
+        return []
+    (add,) = y.readers
+    others = [v for v in add.inputs if v is not y]
+    if len(add.inputs) != 2 or len(others) != 1 or not others[0].roots:
+        return []
+    return [node, add]
 
 
 def _is_float(array: Any) -> bool:

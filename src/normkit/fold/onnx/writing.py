@@ -7,9 +7,9 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor
 
-from normkit.fold.graph import Slot
+from normkit.fold.ir.graph import Slot
 from normkit.fold.onnx.reading import OnnxGraph, OnnxNorm
-from normkit.fold.plan import Norm, Plan
+from normkit.fold.search.plan import Norm, Plan
 
 __all__ = ["rewritten", "rounded"]
 

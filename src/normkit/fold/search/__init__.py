@@ -1,0 +1,1 @@
+"""The search for changes of gauge that remove batch norms from a graph."""

@@ -1,0 +1,189 @@
+"""The plan of a fold: which batch norms are removed, and in which way.
+
+One planner for every front end. A front end finds the batch norms (`Norm`), refuses
+solutions that hold in the graph and not in its model (`validate`), and compares the
+folded network with the original (`check`). The planner tries the ways in turn, each
+fold based on the ones before it, and leaves out every fold that the check rejects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from normkit.fold.ir.graph import Gauges, Graph, Refusal, Slot
+from normkit.fold.ir.nodes import BatchNorm
+from normkit.fold.search.parallel_branch import solve_parallel_branch
+from normkit.fold.search.solve import PARTIAL_WAYS, WAYS, Solution, solve
+
+__all__ = ["Norm", "Plan", "Planner"]
+
+
+class Norm(Protocol):
+    """A batch norm of a front end.
+
+    Attributes:
+        path: Its unique name.
+        nodes: Its calls.
+        refusal: Reason why it must stay; empty if it may go.
+    """
+
+    path: str
+    nodes: list[BatchNorm]
+    refusal: str
+
+
+@dataclass(eq=False)
+class Plan:
+    """Folds found together, each based on the ones before it.
+
+    Attributes:
+        steps: The batch norms and the solution of each, in order.
+        solutions: The same by the path of the batch norm.
+        reasons: Why the others stay; for one that keeps its shift, why the shift stays.
+        gauges: The final gauge of each value.
+        differences: The measured difference of each batch norm.
+        max_difference: The measured difference at the outputs.
+    """
+
+    steps: list[tuple[Norm, Solution]] = field(default_factory=list)
+    solutions: dict[str, Solution] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    gauges: Gauges = field(default_factory=Gauges)
+    differences: dict[str, float] = field(default_factory=dict)
+    max_difference: float = 0.0
+
+
+class Planner:
+    """Find the folds of one graph and keep those that `check` confirms.
+
+    Args:
+        graph: The network.
+        norms: Its batch norms.
+        slots: Every slot that holds a parameter.
+    """
+
+    def __init__(self, graph: Graph, norms: list[Norm], slots: list[Slot]) -> None:
+        self.graph = graph
+        self.norms = norms
+        self.slots = slots
+        self._original: dict[Slot, Tensor | None] = {
+            slot: slot.tensor for slot in slots
+        }
+
+    def validate(self, norm: Norm, solution: Solution) -> None:
+        """Raise `Refusal` if the algebra permits `solution` and the model does not."""
+
+    def prepare(self, plan: Plan) -> str:
+        """Prepare to check parts of `plan`; return why nothing can be proven, or ""."""
+        return ""
+
+    def check(self, plan: Plan) -> tuple[str, str]:
+        """Return (the wrong batch norm if it is known, the error if there is one)."""
+        raise NotImplementedError
+
+    def plan(self, allowed: set[str]) -> Plan:
+        """Return every fold that the algebra permits for the batch norms `allowed`."""
+        for slot in self.slots:
+            slot.tensor = self._original.get(slot)
+        plan = Plan()
+        pending: list[Norm] = []
+        for norm in self.norms:
+            for node in norm.nodes:
+                node.is_removed = node.is_reduced = False
+            if norm.refusal:
+                plan.reasons[norm.path] = norm.refusal
+            elif norm.path in allowed:
+                pending.append(norm)
+        refused: dict[str, dict[str, str]] = {norm.path: {} for norm in pending}
+        found = True
+        while found and pending:
+            found = False
+            for way in (*WAYS, "parallel"):
+                for norm in list(pending):
+                    if self._try(plan, norm, way, refused[norm.path]):
+                        pending.remove(norm)
+                        found = True
+        for norm in pending:
+            reason = _reason(refused[norm.path])
+            plan.reasons[norm.path] = self._signs(norm, refused[norm.path]) or reason
+            for way in PARTIAL_WAYS:
+                if self._try(plan, norm, way, {}):
+                    break
+        return plan
+
+    def proven_plan(self) -> Plan:
+        """Return the folds that remain when every rejected one is left out."""
+        allowed = [norm.path for norm in self.norms]
+        plan = self.plan(set(allowed))
+        unproven = self.prepare(plan)
+        undone = dict.fromkeys(plan.solutions, unproven) if unproven else {}
+        if undone:
+            plan = self.plan(set())
+            plan.reasons |= undone
+        while plan.solutions:
+            culprit, why = self.check(plan)
+            if not why:
+                break
+            if not culprit:
+                culprit = self._first_wrong(list(plan.solutions))
+            undone[culprit] = f"folding it was undone: {why}"
+            plan = self.plan(set(allowed) - set(undone))
+            plan.reasons |= undone
+        return plan
+
+    def _signs(self, norm: Norm, refusals: dict[str, str]) -> str:
+        """Return the reason if `norm` stays for its negative scales alone, else ""."""
+        scales = [node.affine().scale for node in norm.nodes]
+        negative = max(int((scale < 0).sum()) for scale in scales)
+        if not negative:
+            return ""
+        try:
+            solution = solve(self.graph, norm.nodes, "lift", as_if_positive=True)
+            self.validate(norm, solution)
+        except Refusal:
+            return ""
+        return (
+            f"{refusals['lift']}, and {negative} of its {len(scales[0])} scales are "
+            "negative after the folds before it; were all positive, its shift would go "
+            "before and its scale after"
+        )
+
+    def _try(self, plan: Plan, norm: Norm, way: str, refusals: dict[str, str]) -> bool:
+        try:
+            if way == "parallel":
+                solution = solve_parallel_branch(self.graph, norm.nodes)
+            else:
+                solution = solve(self.graph, norm.nodes, way)
+            self.validate(norm, solution)
+        except Refusal as refusal:
+            refusals[way] = str(refusal)
+            return False
+        for slot, tensor in solution.edits.items():
+            slot.tensor = tensor
+        for node in norm.nodes:
+            node.is_removed = solution.remainder is None
+            node.is_reduced = solution.remainder is not None
+        plan.steps.append((norm, solution))
+        plan.solutions[norm.path] = solution
+        for value, gauge in solution.gauges.items():
+            plan.gauges[value] = plan.gauges.of(value).then(gauge)
+        return True
+
+    def _first_wrong(self, paths: list[str]) -> str:
+        """Bisect for the first batch norm whose fold makes the outputs wrong."""
+        good, bad = 0, len(paths)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            _, why = self.check(self.plan(set(paths[:middle])))
+            good, bad = (good, middle) if why else (middle, bad)
+        return paths[bad - 1]
+
+
+def _reason(refusals: dict[str, str]) -> str:
+    before, after = refusals["before"], refusals["after"]
+    if before == after:
+        return before
+    return f"not into what comes before: {before}; nor into what comes after: {after}"

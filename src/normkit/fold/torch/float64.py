@@ -1,0 +1,74 @@
+"""A model that computes in float64 throughout, the casts in its code included."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from normkit.modeling.pytree import map_tensors, tensors_in
+
+__all__ = ["REDUCED", "InFloat64", "to_float64", "widen"]
+
+REDUCED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class InFloat64(TorchFunctionMode):
+    """Give float64 to code that asks for a shorter float."""
+
+    def __enter__(self) -> InFloat64:
+        """Make float64 the default dtype too."""
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Restore the default dtype."""
+        super().__exit__(*error)
+        torch.set_default_dtype(self._default)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run `func` with float64 for each shorter float dtype named in the call."""
+        if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
+            func = torch.Tensor.double
+        if func is torch.set_default_dtype:
+            return None
+        return func(*_widened(tuple(args)), **_widened(dict(kwargs or {})))
+
+
+def _widened(nest: Any) -> Any:
+    if isinstance(nest, torch.dtype):
+        return torch.float64 if nest in REDUCED else nest
+    if type(nest) is tuple:
+        return tuple(_widened(part) for part in nest)
+    if type(nest) is dict:
+        return {key: _widened(part) for key, part in nest.items()}
+    return nest
+
+
+def to_float64(model: nn.Module) -> nn.Module:
+    """Convert every float tensor of `model` in place, plain attributes included.
+
+    `Module.double` does not know those.
+    """
+    model.double()
+    known = set(vars(nn.Module()))
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if name in known:
+                continue
+            if any(t.dtype in REDUCED for t in tensors_in(value)):
+                with contextlib.suppress(AttributeError, TypeError):
+                    vars(module)[name] = map_tensors(value, widen)
+    return model
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float64 if it is a shorter float, else itself."""
+    return tensor.double() if tensor.dtype in REDUCED else tensor

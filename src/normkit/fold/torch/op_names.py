@@ -1,0 +1,59 @@
+"""Bare names of torch functions, and the names that need no rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.overrides import resolve_name
+
+__all__ = ["METADATA", "RANDOM", "SIZES", "op_name"]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+RANDOM = _words(
+    "rand randn randint randperm bernoulli normal rand_like randn_like randint_like "
+    "multinomial dropout dropout1d dropout2d dropout3d alpha_dropout "
+    "feature_alpha_dropout uniform random empty empty_like new_empty"
+)
+
+# Attributes of a tensor that do not depend on its values.
+METADATA = _words(
+    "shape size dim ndim dtype device layout is_cuda is_cpu is_meta is_sparse is_mps "
+    "is_mkldnn is_quantized is_nested is_leaf is_complex is_floating_point is_signed "
+    "requires_grad requires_grad_ grad grad_fn numel nelement stride storage_offset "
+    "is_contiguous element_size __len__ _version names is_inference data_ptr "
+    "get_device output_nr retains_grad is_shared untyped_storage _is_view itemsize "
+    "nbytes is_conj is_neg is_xla is_xpu is_ipu is_maia is_same_size __hash__ __dir__"
+)
+
+
+# Those of them that tell its size, which may depend on the values of others.
+SIZES = _words("shape size numel nelement __len__ nbytes")
+
+
+def op_name(func: Any) -> str:
+    """Return the bare name of a torch function: `conv2d`, `add`, `relu`, `reshape`.
+
+    Example:
+        >>> op_name(torch.Tensor.__iadd__), op_name(torch.ops.aten.relu_.default)
+        ('iadd', 'relu')
+        >>> op_name(torch.nn.functional.conv2d), op_name(torch.Tensor.shape.__get__)
+        ('conv2d', 'shape')
+    """
+    if isinstance(func, torch._ops.OpOverload):
+        full = func._schema.name.split("::")[-1]
+    else:
+        full = resolve_name(func) or getattr(func, "__name__", str(func))
+        if full.endswith(".__get__"):
+            full = full[: -len(".__get__")]
+        full = full.rsplit(".", 1)[-1]
+    if full.startswith("__") and full.endswith("__"):
+        bare = full[2:-2]
+        return full if full in METADATA else bare
+    if full.endswith("_") and not full.endswith("__") and full not in METADATA:
+        full = full[:-1]
+    return full

@@ -1,0 +1,71 @@
+"""Findings of one cause are one finding; results show themselves in few lines."""
+
+import json
+
+import pytest
+from torch import nn
+
+from doctor.models import batches, norms, trained
+from normkit.doctor import Diagnosis, diagnose, explain_gap, watch
+
+LOSS = nn.CrossEntropyLoss()
+
+
+@pytest.fixture(scope="module")
+def found() -> Diagnosis:
+    return diagnose(trained("mlp", momentum=0.001), batches()[:14], LOSS)
+
+
+def test_one_cause_in_four_layers_is_one_finding_with_its_layers(
+    found: Diagnosis,
+) -> None:
+    ids = [f.id for f in found.findings if f.is_alarm]
+    assert sorted(ids) == sorted(set(ids))
+    first = found.findings[0]
+    assert (first.id, first.layers) == ("D04", tuple(norms(trained("mlp"))))
+    assert first.where == "1 and 3 more layers"
+    assert len([f for f in found.readings if f.id == "D04"]) == 4
+    written = json.loads(found.to_json())["findings"]
+    assert written[0]["layers"] == list(first.layers)
+    assert len(written) == len(found.findings)
+    assert f"{len(found.errors)} errors" in found.summary()
+    assert found.to_html().count('<article class="card error">') == len(found.errors)
+
+
+def test_two_fixes_of_one_check_are_two_causes() -> None:
+    model = trained("mlp")
+    first, *others = norms(model).values()
+    first.momentum = 0.9
+    for norm in others:
+        norm.momentum = 0.95
+    named = diagnose(model, batches()[:14], LOSS).findings
+    assert [f.layers for f in named if f.id == "D04"] == [("1",), ("4", "7", "10")]
+
+
+def test_the_first_lines_say_what_it_costs_where_and_what_to_do(
+    found: Diagnosis,
+) -> None:
+    summary, cost, cause, fix, *_ = found.to_text().split("\n")
+    assert "errors" in summary
+    assert "in eval mode" in cost
+    assert "D04 momentum_convention in 1 and 3 more layers" in cause
+    assert fix.startswith("fix        set momentum=0.1")
+
+
+def test_results_show_themselves_shortly(found: Diagnosis) -> None:
+    confirmed = found.confirm()
+    model = trained("mlp")
+    with watch(model) as seen:
+        for x, y in batches()[:3]:
+            assert repr(seen).endswith("training steps observed")
+            LOSS(model.train()(x), y).backward()
+    gap = explain_gap(model, batches()[:4])
+    for result in (confirmed, seen, gap, found.repair()):
+        assert repr(result) == str(result) == result.to_text()
+        assert len(repr(result)) < 6000
+        assert result.to_json()
+        assert "<" in result._repr_html_()
+    assert confirmed._repr_html_().count("<tr>") == 1 + len(confirmed.findings)
+    assert seen.history["steps"] == [0, 1, 2]
+    assert None not in seen.history["layers"]["1"]["gradient_norm"]
+    json.loads(seen.to_json())
