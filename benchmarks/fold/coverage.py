@@ -203,7 +203,7 @@ b. In convmixer the batch norm stands between an activation and zero padding."""
 
 
 def page(records: list[dict[str, Any]]) -> str:
-    """The table for the docs."""
+    """Return the table for the docs."""
     ran = [r for r in records if "failed" not in r and r["norms"]]
     easy = [r for r in ran if not any(word in r["name"] for word in _HARD)]
     others = [r for r in easy if not any(word in r["name"] for word in _BEFORE)]

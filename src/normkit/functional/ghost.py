@@ -1,8 +1,8 @@
 """Ghost batches: each part of a batch is normalized by its own statistics.
 
-The samples are dealt to ⌊N/ghost_size⌋ ghosts whose sizes differ by at most one, in
-order; so each ghost has at least `ghost_size` samples whatever the remainder, and a
-batch of fewer is one ghost. Ghosts of one size are one call, so there are two at most.
+The samples are split in order into ⌊N/ghost_size⌋ ghost batches whose sizes differ by
+at most one; so each has at least `ghost_size` samples, and a smaller batch is a single
+one. Ghost batches of one size are one call, so there are at most two calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NONE = Epilogue()
 
 
 def ghost_sizes(samples: int, ghost_size: int) -> list[int]:
-    """Return the sizes of the ghosts of a batch of that many samples.
+    """Return the sizes of the ghost batches of a batch of `samples` samples.
 
     Example:
         >>> ghost_sizes(64, 16), ghost_sizes(39, 16), ghost_sizes(5, 16)
