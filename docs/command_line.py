@@ -29,7 +29,7 @@ could not run, and one line on stderr says why. 130: stopped by an interrupt.
 
 
 def page() -> str:
-    """The page as it should be."""
+    """Return the page as it should be."""
     parts = [HEAD]
     for path, command in _commands("normkit", typer.main.get_command(app)):
         parts.append(f"## {path}\n\n{inspect.cleandoc(command.help or '')}\n")

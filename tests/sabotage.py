@@ -634,7 +634,7 @@ def sums_take_the_order_that_torch_finds_best(patch: pytest.MonkeyPatch) -> None
     from normkit.kernels import reference
     from normkit.moments import plain_sum
 
-    patch.setattr(reference, "sum_in_fixed_order", plain_sum)
+    patch.setattr(reference, "pairwise_sum", plain_sum)
 
 
 @fault(
@@ -1134,7 +1134,11 @@ def _broken_kernel(name: str, test: str, module: str, honest: str, broken: str) 
 
         users = [
             import_module(f"normkit.kernels.gpu.{user}")
-            for user in ("tile", "reduce", "elementwise", "rows", "passes", "layers")
+            for user in (
+                *("tile", "partials", "statistics", "sums", "elementwise", "rows"),
+                *("launchers.reductions", "launchers.elementwise", "launchers.rows"),
+                "layers",
+            )
         ]
         original = import_module(f"normkit.kernels.gpu.{module}")
         whole = dict(vars(original))
@@ -1160,23 +1164,23 @@ def _broken_kernel(name: str, test: str, module: str, honest: str, broken: str) 
 if find_spec("triton") is not None:
     _broken_kernel(
         *("gpu_merge_forgets_a_split", "running_statistics_move"),
-        *("reduce", "part < splits", "part < splits - 1"),
+        *("partials", "part < splits", "part < splits - 1"),
     )
     _broken_kernel(
         *("gpu_running_variance_is_biased", "running_statistics_move"),
-        *("reduce", "/ (count - 1)", "/ count"),
+        *("statistics", "/ (count - 1)", "/ count"),
     )
     _broken_kernel(
         *("gpu_never_reads_a_chunk_again", "all_outliers"),
-        *("reduce", "while reads < 2:", "while reads < 1:"),
+        *("statistics", "while reads < 2:", "while reads < 1:"),
     )
     _broken_kernel(
         *("gpu_lets_a_bad_batch_in", "bad_batch_moves_nothing"),
-        *("reduce", "if bad == 0:", "if bad >= 0:"),
+        *("statistics", "if bad == 0:", "if bad >= 0:"),
     )
     _broken_kernel(
         *("gpu_leaves_its_ticket", "tickets_at_zero"),
-        *("reduce", "tl.store(ticket_ptr, 0)", "tl.store(ticket_ptr, drawn + 1)"),
+        *("partials", "tl.store(ticket_ptr, 0)", "tl.store(ticket_ptr, drawn + 1)"),
     )
     _broken_kernel(
         *("gpu_center_without_its_low_part", "mean_far_from_zero"),
@@ -1480,11 +1484,12 @@ def every_group_is_the_world(patch: pytest.MonkeyPatch) -> None:
 def ghosts_leave_a_small_remainder(patch: pytest.MonkeyPatch) -> None:
     from normkit.functional import ghost
 
-    def broken(samples, ghost_size):
-        whole, rest = divmod(samples, ghost_size)
-        return [ghost_size] * whole + [rest] * (rest > 0)
+    shares = ghost._shares
 
-    patch.setattr(ghost, "ghost_sizes", broken)
+    def broken(samples, ghost_size):
+        return (samples // ghost_size + 1, *shares(samples, ghost_size)[1:])
+
+    patch.setattr(ghost, "_shares", broken)
 
 
 @fault(
@@ -1852,7 +1857,7 @@ def a_deferred_output_forgets_its_residual(patch: pytest.MonkeyPatch) -> None:
     "test_a_layer_compiles_whole_and_equals_eager"
 )
 def a_compiled_backward_reads_statistics_that_moved(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("normkit.nn.batch_renorm.as_it_was", lambda x: x)
+    patch.setattr("normkit.nn.batch_renorm.opaque_clone", lambda x: x)
 
 
 @fault(

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
+import normkit
 from normkit.results import Result
 
 
@@ -36,3 +40,18 @@ def test_names_and_text_cannot_break_the_page() -> None:
 
 def test_without_rows_a_notebook_gets_the_text() -> None:
     assert Layers(())._repr_html_() == "<pre>0 layers</pre>"
+
+
+def test_the_reports_of_the_verbs_show_themselves() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
+    x = torch.randn(16, 4)
+    reports = [
+        normkit.calibrate(model, [x]),
+        normkit.initialize(model, example_inputs=x),
+        normkit.convert(model, to="normkit", example_inputs=x),
+    ]
+    for report in reports:
+        assert repr(report) == str(report) == report.to_text()
+        rows = report.to_rows()
+        assert rows
+        assert report._repr_html_().count("<tr>") == 1 + len(rows)

@@ -124,7 +124,7 @@ def _unknown(model: nn.Module) -> list[str]:
 
 
 def _kind(reason: str) -> str:
-    """The reason without the names of layers."""
+    """Return the reason without the names of layers."""
     for part in (
         "is fused into the other batch norm",
         "readers",
@@ -176,7 +176,7 @@ def _call(model: nn.Module, given: Any) -> Any:
 
 
 def _step(model: nn.Module, given: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Outputs of a training step and the gradients of random cotangents."""
+    """Return outputs of a training step and the gradients of random cotangents."""
     from normkit.modeling.pytree import tensors_in
 
     model.train()
@@ -192,7 +192,7 @@ def _step(model: nn.Module, given: Any) -> tuple[list[Tensor], dict[str, Tensor]
 
 
 def _evaluated(model: nn.Module, given: Any) -> Any:
-    """Outputs in eval mode, on inputs other than the example."""
+    """Return outputs in eval mode, on inputs other than the example."""
     from normkit.modeling.pytree import map_tensors
 
     fresh = map_tensors(
@@ -206,7 +206,7 @@ def _evaluated(model: nn.Module, given: Any) -> Any:
 def _compared(
     plain: nn.Module, ours: nn.Module, given: Any
 ) -> tuple[dict[str, float], list[float] | None]:
-    """The distances, and the largest gradients that are 0 but for rounding."""
+    """Return the distances, and the largest gradients that are 0 but for rounding."""
     from normkit.fold.equivalence import difference
 
     found = {"eval": difference(_evaluated(plain, given), _evaluated(ours, given))}
@@ -223,7 +223,7 @@ def _compared(
 
 
 def _sizes(grads: dict[str, Tensor]) -> dict[str, float]:
-    """The largest of each parameter's gradient, in shares of the largest of all."""
+    """Return each parameter's largest gradient, as a share of the largest of all."""
     sizes = {k: float(g.abs().max()) if g.numel() else 0.0 for k, g in grads.items()}
     largest = max(sizes.values(), default=0.0)
     return {k: size / max(largest, 1e-300) for k, size in sizes.items()}
@@ -235,7 +235,7 @@ def _zeros(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
 
 
 def _distances(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, float]:
-    """The distance of each parameter's two gradients, relative to the larger.
+    """Return the distance of each parameter's two gradients, relative to the larger.
 
     Without those that are 0 but for rounding.
     """
@@ -279,12 +279,12 @@ _Outcome = tuple[Any, list[Tensor], dict[str, Tensor]]
 
 
 def _outcome(model: nn.Module, given: Any) -> _Outcome:
-    """Outputs in eval mode; outputs and gradients of a step. The model stays."""
+    """Run eval mode, then a training step; leave the model unchanged."""
     return _evaluated(model, given), *_step(copy.deepcopy(model), given)
 
 
 def _apart(wanted: _Outcome, found: _Outcome) -> dict[str, float]:
-    """The distance of each gradient by its name, of the outputs by `(mode)`."""
+    """Return the distance of each gradient by its name, of the outputs by `(mode)`."""
     from normkit.fold.equivalence import difference
 
     outputs = zip(("(eval)", "(train)"), wanted[:2], found[:2], strict=True)

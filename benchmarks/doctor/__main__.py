@@ -109,7 +109,7 @@ def _accuracy(run: Run) -> float:
 
 
 def page(record: dict[str, Any]) -> str:
-    """The record in Markdown."""
+    """Return the record in Markdown."""
     parts = ["<!-- Written by `python benchmarks/doctor`; do not edit. -->"]
     if "bugs" in record:
         parts += _bugs([Score(**score) for score in record["bugs"]], record["machine"])

@@ -125,14 +125,14 @@ def momentum_of_another_framework(is_bad: bool) -> Run:
 
 @bug("ludwig#2100", "D04")
 def default_momentum_of_another_framework(is_bad: bool) -> Run:
-    """A default of 0.001 taken over."""
+    """Take over a default of 0.001."""
     model = mlp(lambda width: nn.BatchNorm1d(width, momentum=1e-3 if is_bad else 0.1))
     return Run(model, digits(), fit(model))
 
 
 @bug("pytorch-fcn#57, vsepp#4", "D08")
 def training_goes_on_in_eval_mode(is_bad: bool) -> Run:
-    """Validation calls eval(), nobody calls train() again."""
+    """Validate in eval(), and never call train() again."""
     model = mlp()
     held = digits()[:2]
 
@@ -150,7 +150,7 @@ def training_goes_on_in_eval_mode(is_bad: bool) -> Run:
 
 @bug("robustdg#30", "D09")
 def validation_in_training_mode(is_bad: bool) -> Run:
-    """Validation forgets eval(): its batches enter the running statistics."""
+    """Validate without eval(): its batches enter the running statistics."""
     model = mlp()
     held = [(x + 2, y) for x, y in digits()[:6]]
 
@@ -198,7 +198,7 @@ def last_batch_of_one(is_bad: bool) -> Run:
 
 @bug("torch/nn#1165, tf-frrn#2", "D32")
 def only_parameters_were_saved(is_bad: bool) -> Run:
-    """A checkpoint of named_parameters(): the buffers are those of a new model."""
+    """Load a checkpoint of named_parameters(): the buffers are a new model's."""
     model = mlp()
     watched = fit(model)
     saved = dict(model.named_parameters()) if is_bad else model.state_dict()
@@ -209,7 +209,7 @@ def only_parameters_were_saved(is_bad: bool) -> Run:
 
 @bug("stable-baselines3#1004, mean-teacher#9", "D32", "D31", "D01", "D03")
 def averaged_teacher_without_buffers(is_bad: bool) -> Run:
-    """The teacher's parameters follow the student's, its buffers do not."""
+    """Average the student's parameters into a teacher, but not its buffers."""
     model = mlp()
     teacher = copy.deepcopy(model)
 
@@ -263,7 +263,7 @@ def one_infinite_batch(is_bad: bool) -> Run:
 
 @bug("spconv#513", "D16")
 def statistics_in_half_precision(is_bad: bool) -> Run:
-    """A model in half precision takes its batch norms along."""
+    """Convert a model to half precision with its batch norms."""
     model = mlp()
     data = endless()
     if is_bad:
@@ -324,14 +324,14 @@ class Critic(nn.Module):
 
 @bug("ganhacks#52", "D33")
 def one_norm_for_real_and_generated(is_bad: bool) -> Run:
-    """The running average is a mixture that neither kind of sample has."""
+    """Mix two kinds of samples: the running average fits neither."""
     model = Critic(is_bad)
     return Run(model, digits(), fit(model))
 
 
 @bug("keras#7057", "D21")
 def dead_units(is_bad: bool) -> Run:
-    """A learning rate that throws the units off in the first steps."""
+    """Train with a rate that kills the units in the first steps."""
     torch.manual_seed(1)
     model = mlp(None)
     watched = fit(model, 200, lr=1.5 if is_bad else 0.02, size=64)
@@ -349,7 +349,7 @@ def no_activation(is_bad: bool) -> Run:
 
 @bug("UMLAUT, DeepFD", "D34")
 def softmax_twice(is_bad: bool) -> Run:
-    """A softmax at the end, and cross_entropy that applies another."""
+    """End in a softmax, before a cross_entropy that applies another."""
     model = mlp()
     if is_bad:
         model.append(nn.Softmax(1))

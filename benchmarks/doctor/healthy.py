@@ -40,7 +40,7 @@ def measured() -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The outcome in Markdown."""
+    """Return the outcome in Markdown."""
     runs, warnings = found["runs"], found["warnings"]
     told = [
         f"| {id_} | {len(names)} of {runs} ({len(names) / runs:.1%}) "

@@ -21,7 +21,7 @@ EVERY, STEPS, BLOCKS = 50, 200, 5
 
 
 def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
-    """A perceptron and a residual network, with a batch."""
+    """Build a perceptron and a residual network, with a batch."""
 
     class Block(nn.Module):
         def __init__(self, width: int) -> None:

@@ -36,8 +36,8 @@ def measure(name: str, negative: float = 0.03) -> dict[str, Any]:
     from normkit.fold import fold
     from normkit.fold.equivalence import difference
     from normkit.fold.torch.float64 import InFloat64, to_float64, widen
-    from normkit.fold.torch.harness import same_draws
     from normkit.modeling.pytree import map_tensors
+    from normkit.modeling.snapshot import preserved_random
 
     chosen = case(name)
     record: dict[str, Any] = {"name": name}
@@ -71,7 +71,7 @@ def measure(name: str, negative: float = 0.03) -> dict[str, Any]:
     )
     answers = []
     for each in (model, folded):
-        with InFloat64(), same_draws(each):
+        with InFloat64(), preserved_random(each, seed=0):
             answers.append(_call(each, map_tensors(fresh, torch.clone)))
     ran = [e for e in ledger.entries if not e.reason.startswith("it did not run")]
     return record | {
@@ -203,7 +203,7 @@ b. In convmixer the batch norm stands between an activation and zero padding."""
 
 
 def page(records: list[dict[str, Any]]) -> str:
-    """The table for the docs."""
+    """Return the table for the docs."""
     ran = [r for r in records if "failed" not in r and r["norms"]]
     easy = [r for r in ran if not any(word in r["name"] for word in _HARD)]
     others = [r for r in easy if not any(word in r["name"] for word in _BEFORE)]

@@ -85,7 +85,7 @@ def _ratio(
 
 
 def page(rows: Iterable[list[str]]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     threads = torch.get_num_threads()
     machine = f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
     return "\n".join(

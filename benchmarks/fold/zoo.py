@@ -50,7 +50,7 @@ def cases() -> Iterator[Case]:
 
 
 def case(name: str) -> Case:
-    """The case of that name."""
+    """Return the case of that name."""
     library, _, model = name.partition("/")
     if library == "timm":
         return _timm(model)
@@ -105,7 +105,7 @@ def _timm(name: str) -> Case:
 
 
 def choose_timm_models() -> list[str]:
-    """The smallest models of each file of timm with a batch norm; takes minutes."""
+    """Return the smallest models with batch norm of each timm file; takes minutes."""
     import timm
     from timm.models import model_entrypoint
 

@@ -139,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def describe(torch, device) -> dict[str, object]:
-    """The device and the versions."""
+    """Return the device and the versions."""
     import triton
 
     import normkit

@@ -164,7 +164,7 @@ def groups(sizes: Sizes) -> list[tuple[str, float, float]]:
 
 
 def repeats(sizes: Sizes) -> list[tuple[str, float, float]]:
-    """The same bits twice, on another stream, and from a replayed CUDA graph."""
+    """Check for the same bits twice, on another stream, and from a CUDA graph."""
     x = draw(sizes, *sizes.images[-1]).contiguous(memory_format=torch.channels_last)
     running = [torch.zeros(x.shape[1], device=x.device) for _ in range(2)]
 

@@ -69,7 +69,7 @@ class Result:
     bytes: float
 
     def to_json(self) -> dict[str, object]:
-        """The fields as plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 

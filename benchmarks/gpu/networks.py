@@ -100,7 +100,7 @@ class NetworkResult:
     saved_torchs: int
 
     def to_json(self) -> dict[str, object]:
-        """The fields as plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 
@@ -112,7 +112,7 @@ def resnet_50_step(
     size: int = 224,
     depths: tuple[int, ...] = (3, 4, 6, 3),
 ) -> NetworkResult:
-    """A step in bfloat16 autocast and channels_last: forward, backward, SGD."""
+    """Run a step in bfloat16 autocast and channels_last: forward, backward, SGD."""
     x = torch.randn(batch, 3, size, size, device=clock.device)
     x = x.contiguous(memory_format=torch.channels_last)
     target = torch.randint(1000, (batch,), device=clock.device)

@@ -48,7 +48,7 @@ class Affine:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> Affine:
-        """The map that changes nothing."""
+        """Return the map that changes nothing."""
         return cls(
             torch.ones(shape, dtype=dtype, device=device),
             torch.zeros(shape, dtype=dtype, device=device),
@@ -56,7 +56,7 @@ class Affine:
 
     @classmethod
     def standardize(cls, moments: Moments, eps: float) -> Affine:
-        """The map to mean 0 and variance var/(var + eps): (x − mean)·inv_std.
+        """Return the map to mean 0, variance var/(var + eps): (x − mean)·inv_std.
 
         Numerics:
             In float32 `scale·x + shift` loses the digits of x when |mean| is far
@@ -67,11 +67,11 @@ class Affine:
         return cls(inv_std, -moments.mean * inv_std)
 
     def then(self, other: Affine) -> Affine:
-        """This map first, `other` after it."""
+        """Compose: this map first, `other` after it."""
         return Affine(other.scale * self.scale, other.scale * self.shift + other.shift)
 
     def inverse(self) -> Affine:
-        """The map that undoes this one; inf where scale is 0."""
+        """Return the inverse map; inf where scale is 0."""
         scale = self.scale.reciprocal()
         return Affine(scale, -self.shift * scale)
 

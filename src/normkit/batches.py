@@ -1,9 +1,9 @@
 """Batches by length, and a test of whether batches are well mixed.
 
-Batch norm takes every batch for a sample of the whole data. Batches that are sorted by
-anything, a class, a source, a length, are not: `mixing` measures it. Sequences of about
-the same length waste little padding and leave few time steps with few sequences:
-`LengthBucketSampler` makes such batches, while it keeps them mixed.
+Batch norm assumes that every batch is a sample of the whole data. Batches sorted by
+class, source or length are not: `mixing` measures it. Sequences of about the same
+length waste little padding and leave few time steps with few sequences:
+`LengthBucketSampler` makes such batches, and keeps them mixed.
 """
 
 from __future__ import annotations
@@ -101,12 +101,11 @@ class Mixing(Result):
 
     Attributes:
         ratio: Mean square between batches / mean square within them: 1 on average for
-            shuffled data, the batch size at most; below 1 for batches that were made
-            alike on purpose.
+            shuffled data, at most the batch size; below 1 for stratified batches.
         chance: The ratio that 99 of 100 shuffles stay below.
         p_value: Share of shuffles with a ratio as high.
-        batches: How many there were.
-        samples: How many, in all.
+        batches: Number of batches.
+        samples: Number of samples, in all.
     """
 
     ratio: float
@@ -137,15 +136,15 @@ class Mixing(Result):
 def mixing(batches: Iterable[Tensor], *, shuffles: int = 199, seed: int = 0) -> Mixing:
     """Test whether batches are well mixed, by labels, lengths or features.
 
-    An analysis of variance between batches, judged by shuffling the same samples over
-    batches of the same sizes. Columns count alike, whatever their scale.
+    An analysis of variance between batches, with a permutation test: the same samples
+    are shuffled over batches of the same sizes. Columns are standardized.
 
     Args:
         batches: One tensor for each batch: int64 or bool labels of shape `(N,)`, which
             are compared class by class; or floating-point features, `(N,)`, `(N, C)`
             or `(N, C, *)`, whose positions are averaged.
-        shuffles: How often to shuffle.
-        seed: Random seed of the shuffles; torch's own generators stay as they are.
+        shuffles: Number of shuffles.
+        seed: Random seed of the shuffles; torch's own generators are not touched.
 
     Returns:
         The ratio of the batches and that of shuffled ones.

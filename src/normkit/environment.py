@@ -1,7 +1,7 @@
-"""What normkit runs on here: versions, processor, kernels, what else is installed.
+"""Environment report: versions, processor, kernels, optional packages.
 
-A measured number means something only beside the machine it was measured on, so the
-demo, the benchmarks and the studies keep an `Environment` with their results.
+Measurements depend on the machine, so the demo, the benchmarks and the studies store an
+`Environment` with their results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from normkit.kernels import explain
 
 __all__ = ["Environment", "environment"]
 
-# What normkit uses when it is there, and what for.
+# Optional packages, and their purpose.
 OPTIONAL = {
     "scikit-learn": "the demo's digits",
     "jinja2": "report pages",
@@ -41,7 +41,7 @@ class Environment:
         system: Operating system and machine type.
         cpu: The processor's name and the instruction set torch uses of it.
         cores: Logical processors that this process may use.
-        threads: Threads torch computes with.
+        threads: Number of torch's threads.
         devices: Names of the accelerators; empty when there are none.
         backends: Kernel backends in order of preference, each with its reasons
             against a batch norm of float32 images on the CPU; empty when it can.
@@ -60,11 +60,11 @@ class Environment:
     packages: dict[str, str | None]
 
     def to_json(self) -> str:
-        """The same as JSON."""
+        """Return plain data for JSON."""
         return json.dumps(asdict(self), indent=2)
 
     def to_text(self) -> str:
-        """One line per fact."""
+        """Return one line per fact."""
         facts = {
             "normkit": self.normkit,
             "python": self.python,
@@ -82,7 +82,7 @@ class Environment:
 
 
 def environment() -> Environment:
-    """Look at the machine that this process runs on.
+    """Describe the machine that this process runs on.
 
     Example:
         >>> here = environment()

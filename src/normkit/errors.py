@@ -1,4 +1,4 @@
-"""What normkit raises.
+"""Exceptions of normkit.
 
 Each message says what arrived, what is required and what to do.
 Every class derives from `NormkitError` and from the builtin type that torch raises

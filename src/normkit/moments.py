@@ -36,8 +36,8 @@ __all__ = [
 class Moments:
     """The count, mean and sum of squared deviations of a set of values.
 
-    All three are finished only when asked for (`var`, `unbiased_var`, `inv_std`),
-    because sums of squared deviations merge and variances do not.
+    Variances are computed on demand (`var`, `unbiased_var`, `inv_std`), because sums
+    of squared deviations merge and variances do not.
 
     Attributes:
         count: Number of values, int64, a scalar or of the shape of `mean`
@@ -65,7 +65,7 @@ class Moments:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> Moments:
-        """The identity of `merge`: no values at all."""
+        """Return the identity of `merge`: no values at all."""
         return cls(
             torch.zeros((), dtype=torch.int64, device=device),
             torch.zeros(shape, dtype=dtype, device=device),
@@ -93,7 +93,7 @@ class Moments:
         return stacked.merge_dim(0)
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of values together (Chan, Golub & LeVeque 1983)."""
+        """Return the moments of both sets together (Chan, Golub & LeVeque 1983)."""
         count = self.count + other.count
         # Counts go to the dtype of the mean first: int64 / int64 is float32 in torch,
         # which cost 8 digits in float64.
@@ -157,11 +157,11 @@ class Moments:
         return self.var + self.mean.square()
 
     def inv_std(self, eps: float) -> Tensor:
-        """1 / √(var + eps); `eps` is added inside the root, to the variance."""
+        """Return 1 / √(var + eps); `eps` is added inside the root, to the variance."""
         return torch.rsqrt(self.var + eps)
 
     def detach(self) -> Moments:
-        """The same values, cut from the autograd graph."""
+        """Return the same values, detached from the autograd graph."""
         return Moments(self.count.detach(), self.mean.detach(), self.m2.detach())
 
     def to(
@@ -170,7 +170,7 @@ class Moments:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Moments:
-        """Mean and m2 in `dtype`, everything on `device`; the count keeps its dtype."""
+        """Convert mean and m2 to `dtype`, all to `device`; the count stays int64."""
         return Moments(
             self.count.to(device=device),
             self.mean.to(device=device, dtype=dtype),
@@ -188,7 +188,7 @@ class Deviations:
     Attributes:
         count: Number of values, int64 (float64 for fractional weights).
         hi: The leading part of the mean, a constant for autograd.
-        lo: What is missing from `hi`, differentiable.
+        lo: The rest of the mean, differentiable.
         m2: Σ (xᵢ − hi − lo)², differentiable.
     """
 
@@ -198,7 +198,7 @@ class Deviations:
     m2: Tensor
 
     def to_moments(self, dtype: torch.dtype) -> Moments:
-        """The same statistics with the mean rounded once, to `dtype`."""
+        """Return the same statistics with the mean rounded once, to `dtype`."""
         mean = self.hi.to(dtype) + self.lo.to(dtype)
         return Moments(self.count, mean, self.m2.to(dtype))
 
@@ -222,8 +222,8 @@ def moments(
         dim: Dimension or dimensions to reduce; negative counts from the end.
             The dimensions not named are kept, in order.
         mask: Which values count: bool, or weights ≥ 0 of a floating dtype,
-            broadcastable to the shape of `x`. What `x` holds where the mask is
-            False (or 0) is never looked at, NaN included.
+            broadcastable to the shape of `x`. Values of `x` where the mask is
+            False (or 0) are ignored, NaN included.
 
     Returns:
         Moments whose `mean` and `m2` have the shape of `x` without `dim`:
@@ -278,7 +278,7 @@ def moments(
 
 
 def plain_sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The sum over `dims`, kept with size 1, in the order that torch finds best."""
+    """Sum over `dims`, kept with size 1, in the order that torch finds best."""
     return x.sum(dims, keepdim=True)
 
 
@@ -291,13 +291,13 @@ def deviations(
 ) -> Deviations:
     """Measure `x` over the non-negative, distinct `dims`, the mean as hi + lo.
 
-    Three passes: a pilot mean (a constant), the mean of what is left over, the sum
-    of squares around both. The error of the centre is then relative to the spread
+    Three passes: a pilot mean (a constant), the mean of the differences from it, the
+    sum of squares around both. The error of the centre is then relative to the spread
     of the values, not to their size.
     """
     x = x.to(statistics_dtype(x.dtype))
     if mask is None:
-        # A list: torch.compile cannot follow math.prod into a generator.
+        # A list: torch.compile cannot trace math.prod over a generator.
         n = math.prod([x.shape[d] for d in dims])
         count = torch.full((), n, dtype=torch.int64, device=x.device)
         total = max(n, 1)
@@ -330,7 +330,7 @@ def deviations(
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that statistics of values of `dtype` are held in: float32 or wider.
+    """Return the dtype of statistics of values of `dtype`: float32 or wider.
 
     Raises:
         DtypeError: `dtype` is not a real floating dtype.
@@ -393,7 +393,7 @@ def _check_weights(mask: Tensor, x: Tensor) -> None:
             f"mask must be bool or floating-point weights, got {mask.dtype} of shape "
             f"{tuple(mask.shape)}; {way_out}"
         )
-    # A compiler or transform has no values to look at; a meta tensor neither.
+    # Under a compiler or transform there are no values; nor in a meta tensor.
     if is_compiling() or has_transforms() or mask.is_meta:
         return
     if mask.numel() and bool((mask < 0).any()):
@@ -405,10 +405,10 @@ def _check_weights(mask: Tensor, x: Tensor) -> None:
 
 
 def zero_where(hidden: Tensor, x: Tensor) -> Tensor:
-    """`x` with 0 where `hidden`, in the memory format of `x`.
+    """Return `x` with 0 where `hidden`, in the memory format of `x`.
 
-    `Tensor.masked_fill` answers in row-major order whatever it was given, so that every
-    pass after it would pay for the other format of a channels_last network.
+    `Tensor.masked_fill` always returns row-major order, so every later pass of a
+    channels_last network would have mixed formats.
     """
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
     back = sorted(range(x.dim()), key=order.__getitem__)

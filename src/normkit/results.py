@@ -1,4 +1,4 @@
-"""Results that show themselves: in a terminal, in a notebook, as rows of a table."""
+"""Display of results: in a terminal, in a notebook, as rows of a table."""
 
 from __future__ import annotations
 

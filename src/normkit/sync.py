@@ -2,7 +2,7 @@
 
     [n,  n·(mean − pivot),  m2 + n·(mean − pivot)²]      summed over ranks, in float64
 
-The sums of the whole group finish to its Moments. The message is 2C + 1 numbers
+The Moments of the group follow from its sums. The message is 2C + 1 numbers
 whatever the number of ranks (3C when each channel has its own count); ranks with
 different counts, masked values or no values at all need no special case.
 """
@@ -37,7 +37,7 @@ def merge_over(
             ProcessGroup or its name, a one-dimensional DeviceMesh, or
             (DeviceMesh, dimension).
         pivot: A value near the mean, of the shape of `mean` and the same on every
-            rank, that the sums are taken around.
+            rank, around which the sums are taken.
 
     Returns:
         The Moments of all values of all ranks, the same bytes on every rank, in the
@@ -49,7 +49,7 @@ def merge_over(
         Differentiable to any order: the backward is one collective of the same size.
 
     Example:
-        Without a process group there is one rank, and nothing to do:
+        Without a process group there is one rank:
 
         >>> from normkit import moments
         >>> alone = moments(torch.tensor([1.0, 3.0]), dim=0)
@@ -66,7 +66,7 @@ def merge_all_over(
     *,
     pivots: Sequence[Tensor] | None = None,
 ) -> list[Moments]:
-    """`merge_over` for many Moments at once, still in one collective.
+    """Merge many Moments at once, as `merge_over` does, in one collective.
 
     Args:
         parts: This rank's statistics, in the same order and shapes on every rank.
@@ -96,7 +96,7 @@ def merge_all_over(
     for i, (part, pivot) in enumerate(zip(parts, pivots, strict=True)):
         count, first, second = sums[3 * i : 3 * i + 3]
         total = count.clamp(min=1e-30)
-        # Rounding may leave less than nothing of a constant channel; NaN stays.
+        # Rounding may make m2 of a constant channel negative; NaN stays.
         m2 = second - first * (first / total)
         m2 = torch.where(m2 < 0, torch.zeros_like(m2), m2)
         mean = torch.where(count > 0, pivot.to(torch.float64) + first / total, 0.0)
@@ -111,7 +111,7 @@ def merge_all_over(
 
 
 def sum_over(tensors: Sequence[Tensor], process_group: Group = None) -> list[Tensor]:
-    """The float64 sums of `tensors` over ranks, in one collective.
+    """Sum `tensors` over ranks in float64, in one collective.
 
     Differentiable; a list of float64 copies when torch.distributed is not running.
     """
@@ -126,7 +126,7 @@ def sum_over(tensors: Sequence[Tensor], process_group: Group = None) -> list[Ten
 
 
 def is_group(process_group: Group = None) -> bool:
-    """Whether there are other ranks in the group; False without torch.distributed.
+    """Return whether the group has other ranks; False without torch.distributed.
 
     Args:
         process_group: As in `merge_over`.
@@ -139,7 +139,7 @@ def is_group(process_group: Group = None) -> bool:
     if isinstance(process_group, dist.device_mesh.DeviceMesh):
         return process_group.size() > 1
     if isinstance(process_group, str):
-        # Where functional collectives find a name, too.
+        # Functional collectives resolve names there, too.
         resolve: Any = vars(dist.distributed_c10d)["_resolve_process_group"]
         process_group = resolve(process_group)
     return dist.get_world_size(process_group) > 1

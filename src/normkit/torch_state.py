@@ -1,7 +1,7 @@
-"""The state of torch that decides how a call may run: tracers, transforms, modes.
+"""State of torch that decides how a call may run: tracers, transforms, modes.
 
-torch tells most of it in private names only. They stand here and nowhere else, each
-with what it means, so that another version of torch is one file to look at.
+Most of it has private names only. All of them are in this file, so that a new version
+of torch needs changes here alone.
 """
 
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 PLAIN = (Tensor, torch.nn.Parameter)
-"""The classes of tensors that hold their values themselves."""
+"""Tensor classes that hold their own values."""
 
 is_compiling = torch.compiler.is_compiling
 # torch 2.6 cannot tell an export from a compilation.
@@ -69,12 +69,12 @@ def has_forward_mode() -> bool:
 
 
 def has_mode_or_tracer() -> bool:
-    """Return whether a dispatch mode or torch.jit.trace has to see every operation."""
+    """Return whether a dispatch mode or torch.jit.trace must see every operation."""
     return bool(_modes() or _tracer())
 
 
 def is_observed() -> bool:
-    """Return whether anything has to see torch operations instead of a kernel."""
+    """Return whether a mode, transform or tracer must see torch operations."""
     return bool(
         is_compiling()
         or has_transforms()
@@ -118,9 +118,9 @@ except TypeError:  # older versions take a single tensor
 
 
 def unwrapped_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Return `function.apply` without the part that serves torch.func.
+    """Return `function.apply` without its support of torch.func.
 
-    It asks about transforms at every call, which takes a quarter of the time of an
-    empty function. The caller has asked already.
+    It checks for transforms at every call, a quarter of the time of an empty function.
+    The caller has checked already.
     """
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]

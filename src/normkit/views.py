@@ -1,4 +1,4 @@
-"""How the values that share a statistic lie in memory.
+"""Views: the layout in memory of the values that share a statistic.
 
 Every normalization reduces some dimensions of x and keeps the others. In memory
 that is one of two canonical views, or neither:
@@ -35,7 +35,7 @@ class View:
     sizes: tuple[int, ...]
 
     def canonical(self, x: Tensor) -> Tensor:
-        """`x` reshaped to `sizes`, sharing its memory; `x` itself when strided."""
+        """Reshape `x` to `sizes`, sharing its memory; return a strided `x` itself."""
         if self.kind == "strided":
             return x
         strides = [math.prod(self.sizes[i + 1 :]) for i in range(len(self.sizes))]
@@ -95,5 +95,5 @@ def view_of(x: Tensor, dims: tuple[int, ...]) -> View:
 
 
 def keepdim_shape(x: Tensor, dims: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of `x` with `dims` reduced to size 1."""
+    """Return the shape of `x` with `dims` reduced to size 1."""
     return tuple(1 if d in dims else size for d, size in enumerate(x.shape))

@@ -58,6 +58,13 @@ def fast(rate=1e3):
 def slow(): return fast(0.05)
 def fresh(): return {"model": net(), "loader": data()}
 def alone(): return net()
+def triples():
+    made = trained(0.1)
+    return made | {
+        "loader": [(x, torch.ones(1), y) for x, y in made["loader"]],
+        "forward": lambda model, batch: model(batch[0] * batch[1]),
+        "targets": lambda batch: batch[2],
+    }
 def hostile():
     made = trained(0.001)
     made["model"].add_module("\\x1b[31m[red]<b>", nn.BatchNorm1d(2, momentum=0.001))
@@ -244,3 +251,20 @@ def test_init_is_the_same_for_the_same_seed(capsys, place, tmp_path: Path) -> No
 def test_init_fails_where_signals_vanish(capsys, place: str) -> None:
     code, _, _ = run(capsys, "init", f"{place}:fresh", "--scheme", "constant")
     assert code == 1
+
+
+def test_a_target_says_what_its_batches_are(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start.pt"
+    assert cli.main(["init", f"{place}:triples", "--out", str(start)]) == 0
+    assert cli.main(["doctor", f"{place}:triples", "--batches", "4", "--json"]) in (
+        0,
+        1,
+    )
+    options = ["--checkpoint", str(start), "--out", str(tmp_path / "out.pt"), "--json"]
+    capsys.readouterr()
+    assert cli.main(["calibrate", f"{place}:triples", *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["batches"] == 20
+    assert told["metric"]["before"] is not None

@@ -217,7 +217,7 @@ def test_an_error_on_the_way_undoes_all(monkeypatch: pytest.MonkeyPatch) -> None
 
     model = network()
     before = [dict(vars(m)) for m in model]
-    honest, calls = run.become, []
+    honest, calls = run.swap_class, []
 
     def fails(module: nn.Module, *args: Any) -> None:
         calls.append(module)

@@ -67,3 +67,13 @@ def test_a_batch_norm_that_stays_is_drawn_with_what_stands_in_its_way():
     ]
     assert entry.picture.splitlines()[2] in ledger.to_text(pictures=True)
     assert "← stays" not in ledger.to_text()
+
+
+def test_it_shows_itself_in_a_shell_and_in_a_notebook():
+    shown = ledger()
+    assert repr(shown) == str(shown) == shown.to_text()
+    html = shown._repr_html_()
+    assert html.count("<tr>") == 1 + 2
+    assert "<td>reduced</td>" not in html
+    assert "<td>into &#x27;0&#x27; before it</td>" in html
+    assert [row["state"] for row in shown.to_rows()] == ["folded", "left"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import normkit
 import normkit.nn as n
 from normkit.kernels.cpu.loading import library, why_absent
+from normkit.kernels.deterministic import is_deterministic, pairwise_sum
 from normkit.kernels.epilogue import ACTIVATIONS
-from normkit.kernels.fixed_order import is_order_fixed, sum_in_fixed_order
 
 C = 8
 LAYERS = {
@@ -140,28 +140,28 @@ def test_it_is_as_exact_as_ever(name: str) -> None:
 
 
 def test_the_block_ends_with_the_block() -> None:
-    assert not is_order_fixed()
+    assert not is_deterministic()
     with normkit.deterministic():
-        assert is_order_fixed()
-    assert not is_order_fixed()
+        assert is_deterministic()
+    assert not is_deterministic()
 
 
 @pytest.mark.parametrize("shape", [(3, 0), (3, 1), (3, 2), (3, 7), (3, 64), (3, 1001)])
 def test_a_sum_in_fixed_order_is_the_sum(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
-    found = sum_in_fixed_order(x, (1,))
+    found = pairwise_sum(x, (1,))
     torch.testing.assert_close(found, x.sum(1, keepdim=True), rtol=1e-5, atol=1e-5)
     assert found.shape == (3, 1)
 
 
 def test_a_sum_in_fixed_order_errs_by_the_logarithm_of_the_count() -> None:
     x = torch.rand(1, 100_003)
-    error = sum_in_fixed_order(x, (1,)).double() - x.double().sum()
+    error = pairwise_sum(x, (1,)).double() - x.double().sum()
     assert error.abs().item() < 20 * 2**-24 * x.sum().item()
 
 
 def test_any_dims_are_summed_and_kept() -> None:
     x = torch.randn(3, 4, 5, 6, dtype=torch.float64)
     for dims in ((0,), (1, 3), (0, 2, 3), (0, 1, 2, 3)):
-        found = sum_in_fixed_order(x.transpose(1, 2), dims)
+        found = pairwise_sum(x.transpose(1, 2), dims)
         torch.testing.assert_close(found, x.transpose(1, 2).sum(dims, keepdim=True))

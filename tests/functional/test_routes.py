@@ -247,7 +247,7 @@ def test_a_counter_of_another_dtype_is_refused_and_nothing_beside_it_written() -
 
 
 def test_signatures_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signature, "_MOST", 8)
+    monkeypatch.setattr(signature, "MAX_CALLS", 8)
     layer = normkit.nn.LayerNorm(6)
     for size in range(1, 40):
         layer(torch.randn(size, 6))

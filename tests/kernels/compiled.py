@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.gpu import launch, layers, passes
+from normkit.kernels.gpu import launch, launchers, layers
 from normkit.kernels.gpu.geometry import Matrix, Runs
 from normkit.views import view_of
 
@@ -157,10 +157,10 @@ def batch_norm(
     y, found, bits = layers.channels_forward(
         *(x, geometry, vector, vector, 1e-5),
         Epilogue(activation, residual=x if add else None),
-        running=passes.Running(vector, vector, tracked, 0.1, True),
+        running=launchers.Running(vector, vector, tracked, 0.1, True),
         saves_bits=add and activation == "relu",
     )
-    gate = passes.Gate(activation, bits=bits, shift=vector)
+    gate = launchers.Gate(activation, bits=bits, shift=vector)
     layers.channels_backward(
         *(y, x, geometry, vector, vector, found.mean, found.inv_std, found.scale),
         *(gate, (True, True, True, add)),
@@ -174,7 +174,7 @@ def rows(
     x, matrix = meta(16384, width, dtype=dtype), Matrix(16384, width)
     weight = meta(width if runs is None else runs.groups * (width // runs.length))
     bias = weight if centered else None
-    y, found = passes.rows_forward(
+    y, found = launchers.rows_forward(
         x, matrix, eps=1e-5, weight=weight, bias=bias, runs=runs, centered=centered
     )
     assert y is not None

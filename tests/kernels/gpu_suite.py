@@ -20,7 +20,7 @@ from kernels.cases import channels_last, tolerance
 from normkit.functional import gpu_operators as operators
 from normkit.kernels.choose import backend_named
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
-from normkit.kernels.gpu import launch, table
+from normkit.kernels.gpu import config, launch
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -257,9 +257,9 @@ def test_groups_and_their_gradients(groups: int, dtype) -> None:
 def test_a_chunk_whose_samples_are_all_outliers_is_read_again() -> None:
     # The values that the pilots look at, and no others, lie 1e4 away.
     n = 40_000
-    tile = table.reduction_tile_for(n, 8, 4)
-    programs = table.reduction_programs(torch.device(DEVICE))
-    splits = table.reduction_grid(n, 2, 8, "columns", tile, programs).splits
+    tile = config.reduction_tile_for(n, 8, 4)
+    programs = config.reduction_programs(torch.device(DEVICE))
+    splits = config.reduction_grid(n, 2, 8, "columns", tile, programs).splits
     x, stride = torch.randn(n, 2), splits * tile.rows
     for first in range(0, stride, tile.rows):
         tiles = -(-(n - first) // stride)

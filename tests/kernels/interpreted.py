@@ -18,7 +18,7 @@ import torch
 from triton.runtime import interpreter
 
 from normkit.kernels.choose import _BACKENDS
-from normkit.kernels.gpu import GpuBackend, table
+from normkit.kernels.gpu import GpuBackend, config
 
 # Three programs fill this "device", so that small tensors are split, too.
 PROGRAMS = 3
@@ -92,5 +92,5 @@ interpreter.InterpreterBuilder.cast_impl = _cast_rounding
 np.seterr(all="ignore")
 
 _BACKENDS["gpu"] = GpuBackend(device_types=("cpu",))
-table.reduction_programs = lambda device: PROGRAMS
-table.multiprocessors = lambda device: PROGRAMS
+config.reduction_programs = lambda device: PROGRAMS
+config.multiprocessors = lambda device: PROGRAMS

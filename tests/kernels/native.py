@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from normkit.kernels.cpu.geometry import geometry_of
 from normkit.kernels.cpu.loading import FIXED, POINTERS, library
 from normkit.kernels.cpu.packing import ACTIVATION_CODES, DTYPES
-from normkit.kernels.cpu.plan import plan_of
 
 __all__ = ["CENTERED", "GIVEN", "STREAM", "call"]
 
@@ -17,8 +17,8 @@ CENTERED, GIVEN, STREAM = 1, 2, 8
 
 # In the order of the native struct.
 _POINTERS = (
-    *("x", "residual", "mask", "weight", "bias", "dy", "gate"),
-    *("y", "dx", "dresidual", "dweight", "dbias"),
+    *("x", "residual", "mask", "weight", "bias", "dy", "gate", "dsum"),
+    *("y", "dx", "dresidual", "sum", "dweight", "dbias"),
     *("center", "scale", "m2", "count", "sum_dy", "sum_dyx", "b", "c"),
 )
 
@@ -51,13 +51,13 @@ def call(
     native, x = library(), tensors["x"]
     assert native is not None
     assert x is not None
-    plan = plan_of(x.shape, x.stride(), statistic, affine)
-    assert not plan.reason, plan.reason
+    geometry = geometry_of(x.shape, x.stride(), statistic, affine)
+    assert not geometry.reason, geometry.reason
     given = [tensors.pop(name, None) for name in _POINTERS]
     assert not tensors, f"no such pointers: {list(tensors)}"
-    weight, bias = (given[k] if given[k] is not None else given[k + 7] for k in (3, 4))
+    weight, bias = (given[k] if given[k] is not None else given[k + 9] for k in (3, 4))
     fixed = FIXED.pack(
-        *plan.sizes,
+        *geometry.sizes,
         DTYPES[x.dtype],
         *(0 if v is None else DTYPES[v.dtype] for v in (weight, bias)),
         *(0, 0, ACTIVATION_CODES[activation], flags, threads, eps, slope),

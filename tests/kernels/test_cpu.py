@@ -17,7 +17,7 @@ import normkit.functional as F
 from normkit.kernels import choose
 from normkit.kernels.choose import backend_named
 from normkit.kernels.cpu import loading as native
-from normkit.kernels.cpu.plan import plan_of
+from normkit.kernels.cpu.geometry import geometry_of
 
 needs_library = pytest.mark.skipif(
     native.library() is None, reason=native.why_absent() or "built"
@@ -125,7 +125,7 @@ def test_the_plan_reads_memory_in_any_order_of_dimensions() -> None:
     last = x.contiguous(memory_format=torch.channels_last)
 
     def sizes(t: Tensor, statistic, affine=None):
-        return plan_of(tuple(t.shape), t.stride(), statistic, affine).sizes
+        return geometry_of(tuple(t.shape), t.stride(), statistic, affine).sizes
 
     per_channel, per_sample = (1, 6, 1, 1), (2, 6, 1, 1)
     assert sizes(x, per_channel, per_channel) == (1, 2, 6, 1, 35, 6, 0)
@@ -136,7 +136,7 @@ def test_the_plan_reads_memory_in_any_order_of_dimensions() -> None:
     assert sizes(x, (2, 1, 1, 1), per_channel) == (1, 1, 2, 6, 35, 1, 0)
     assert sizes(last, (2, 1, 1, 1), per_channel) == (2, 35, 1, 1, 6, 1, 1)
     # One learned value for each sample has no kernel.
-    assert plan_of(tuple(x.shape), x.stride(), per_channel, (2, 1, 1, 1)).reason
+    assert geometry_of(tuple(x.shape), x.stride(), per_channel, (2, 1, 1, 1)).reason
 
 
 @needs_library

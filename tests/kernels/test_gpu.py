@@ -13,7 +13,7 @@ import torch
 import normkit
 from normkit.errors import KernelError
 from normkit.kernels.choose import backend_named
-from normkit.kernels.gpu import table
+from normkit.kernels.gpu import config
 
 TESTS = Path(__file__).parents[1]
 TRITON = find_spec("triton") is not None
@@ -173,7 +173,7 @@ def test_reasons_name_what_the_kernels_do_not_run() -> None:
 
 @pytest.mark.parametrize("width", [1, 7, 49, 196, 784, 3136, 5000])
 def test_a_piece_wastes_little(width: int) -> None:
-    piece = table.piece_of(width)
+    piece = config.piece_of(width)
     assert piece % 8 == 0
     waste = -(-width // piece) * piece / width - 1
     assert waste <= 1 / 16 or piece == 8
@@ -182,8 +182,8 @@ def test_a_piece_wastes_little(width: int) -> None:
 @pytest.mark.parametrize("steps", [1, 63, 10_000, 3_000_000])
 @pytest.mark.parametrize("statistics", [1, 64, 2048])
 def test_no_lane_of_a_reduction_adds_more_than_64_terms(steps, statistics) -> None:
-    tile = table.reduction_tile_for(steps, 64, 2)
-    grid = table.reduction_grid(steps, statistics, 64, "columns", tile, 264)
+    tile = config.reduction_tile_for(steps, 64, 2)
+    grid = config.reduction_grid(steps, statistics, 64, "columns", tile, 264)
     tiles = -(-steps // tile.rows)
     assert 1 <= grid.splits <= tiles
     assert -(-tiles // grid.splits) <= 64

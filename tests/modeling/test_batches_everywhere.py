@@ -132,10 +132,12 @@ def test_the_inputs_of_every_shape_reach_the_layer() -> None:
         torch.manual_seed(0)
         report = normkit.calibrate(model, batches, **calls(options))
         assert report.layers[0].count == 32
-        seen = []
-        handle = model.norm.register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append(args[0])
-        )
+        seen: list[Tensor] = []
+
+        def keep(_: nn.Module, args: Any, seen: list[Tensor] = seen) -> None:
+            seen.append(args[0])
+
+        handle = model.norm.register_forward_pre_hook(keep)
         for batch in batches:
             # By hand: the first item or the mapping, as each shape says.
             given = batch

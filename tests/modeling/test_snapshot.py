@@ -47,6 +47,7 @@ VERBS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "initialize": lambda m, x: normkit.initialize(m, example_inputs=x),
     "convert": lambda m, x: normkit.convert(m, to="normkit", example_inputs=x),
     "diagnose": lambda m, x: normkit.diagnose(m, [x, x]),
+    "fold": lambda m, x: normkit.fold(m.eval(), x),
     "preserved": run_in_a_block,
 }
 
@@ -79,20 +80,33 @@ def test_what_was_committed_stays_beside_a_buffer_that_is_put_back() -> None:
 
 
 def test_modes_gradients_and_parameters_are_put_back() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    model[1].eval()
+    linear, dropout = nn.Linear(2, 2), nn.Dropout()
+    model = nn.Sequential(linear, dropout)
+    dropout.eval()
     model(torch.ones(3, 2)).sum().backward()
-    gradient = model[0].weight.grad
+    gradient = linear.weight.grad
     assert gradient is not None
-    values = [t.detach().clone() for t in (model[0].weight, gradient)]
+    values = [t.detach().clone() for t in (linear.weight, gradient)]
     before = Snapshot.take(model, parameters=True)
     model.train()
     with torch.no_grad():
-        model[0].weight.zero_()
+        linear.weight.zero_()
     gradient.zero_()
-    model[0].weight.grad = None
+    linear.weight.grad = None
     before.restore()
-    assert (model.training, model[1].training) == (True, False)
-    assert model[0].weight.grad is gradient
-    assert torch.equal(model[0].weight, values[0])
+    assert (model.training, dropout.training) == (True, False)
+    assert linear.weight.grad is gradient
+    assert torch.equal(linear.weight, values[0])
     assert torch.equal(gradient, values[1])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("verb", ["calibrate", "initialize", "diagnose", "fold"])
+def test_a_scripted_part_is_put_back(verb: str) -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)))
+    model, x = nn.Sequential(Counting(), scripted), torch.randn(16, 4)
+    before = {name: t.clone() for name, t in model.named_buffers()}
+    VERBS[verb](model, x)
+    after = dict(model.named_buffers())
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], t) for name, t in before.items())

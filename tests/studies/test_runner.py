@@ -35,7 +35,7 @@ def measure(trial: Trial, *, size: int) -> dict:
 FAILING: set[int] = set()
 
 
-def judge(results: list[dict]) -> list:
+def evaluate(results: list[dict]) -> list:
     return [verdict("C1", at_least("mean", [r["value"] for r in results], 0.4))]
 
 
@@ -55,7 +55,7 @@ FAKE = Study(
     minutes=0,
     scales={name: Scale(3, {"size": 1000}) for name in ("quick", "cpu", "gpu")},
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )
 
@@ -141,7 +141,7 @@ def test_the_key_changes_with_settings_and_data_and_not_with_the_rule(
     [
         ("from normkit.studies.figure import bars", False),
         ("from normkit.nn import BatchNorm2d", True),
-        ("def _judged(x): ...", False),
+        ("def _evaluated(x): ...", False),
         ("def draw(x): ...", False),
         ("def measure(x): ...", True),
         ("_RATES = (0.1,)", True),

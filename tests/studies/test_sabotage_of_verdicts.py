@@ -35,7 +35,7 @@ def verdicts(study_id: str) -> dict[str, Verdict]:
     study = find(study_id)
     torch.manual_seed(trial_seed := 0)
     result = study.measure(Trial(trial_seed), **SETTINGS[study_id])
-    return {v.claim: v for v in study.judge([result])}
+    return {v.claim: v for v in study.evaluate([result])}
 
 
 # Of the sound layers, once; a test calls it before it plants its fault.

@@ -97,7 +97,7 @@ def test_a_recorded_verdict_follows_from_the_recorded_numbers(study_id: str) -> 
     from normkit.studies.record import Record
 
     stored = Record.read(record_path(DOCS, study_id))
-    again = STUDIES[study_id].judge(stored.results)
+    again = STUDIES[study_id].evaluate(stored.results)
     assert [(v.claim, v.word) for v in again] == [
         (v.claim, v.word) for v in stored.verdicts
     ]

@@ -1,4 +1,4 @@
-"""Measurements of normkit beside torch.nn: how exact, and how fast."""
+"""Benchmarks of normkit against torch.nn: accuracy and speed."""
 
 from normkit.bench.numerics import Numerics, numerics
 from normkit.bench.speed import Speed, speed

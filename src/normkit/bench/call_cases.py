@@ -1,4 +1,4 @@
-"""The grid of `normkit bench calls`: layers, sizes, and the forms that a call takes.
+"""Grid of `normkit bench calls`: layers, sizes and forms of a call.
 
 Sizes are those of images of 64 channels, the shapes that the layers of a CNN have at a
 batch of 4 to 32, with maps from 4×4 to 56×56; no map is a single row or column, so
@@ -7,7 +7,7 @@ that NCHW and channels_last differ at every size. Layers over rows take as many 
 
 A form changes one thing of the plain call in float32:
 
-    relu, add+relu   batch norm, then in place what torchvision's networks do:
+    relu, add+relu   batch norm, then the in-place operations of torchvision's networks:
                      `relu_(bn(x))`, `relu_(bn(x) + residual)`
     bfloat16         the input; batch norm keeps its parameters in float32, as under
                      autocast, the other layers theirs in bfloat16
@@ -117,7 +117,7 @@ class CallCase:
         return batch, CHANNELS, side, side
 
     def inputs(self) -> dict[str, Tensor]:
-        """Random values: `x`, `dy`, and for some forms `residual` or `mask`.
+        """Return random `x` and `dy`, and for some forms `residual` or `mask`.
 
         The mask is True where a value counts: three rows of four, or for images the
         left half of the map and a part of the rest, as of padded pictures.
@@ -140,7 +140,7 @@ class CallCase:
         return found
 
     def layers(self, *, training: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
-        """The layer of normkit.nn and that of torch.nn, with equal random parameters.
+        """Return the layers of normkit.nn and of torch.nn with equal random parameters.
 
         Args:
             training: The mode that both are in. A batch norm of torch.nn that gets
@@ -184,7 +184,7 @@ CALL_CASES: tuple[CallCase, ...] = (
 
 
 def ours(layer: torch.nn.Module, given: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """One call of normkit's layer."""
+    """Run normkit's layer once."""
     x = given["x"]
     others = {n: t for n, t in given.items() if n in ("residual", "mask")}
     return lambda: layer(x, **others)
@@ -193,7 +193,7 @@ def ours(layer: torch.nn.Module, given: dict[str, Tensor]) -> Callable[[], Tenso
 def theirs(
     case: CallCase, layer: torch.nn.Module, given: dict[str, Tensor]
 ) -> Callable[[], Tensor]:
-    """The same computed by torch's layer, as the module's docstring says."""
+    """Run torch's layer once, as the module's docstring says."""
     x = given["x"]
     if case.form == "relu":
         return lambda: torch.relu_(layer(x))

@@ -1,9 +1,8 @@
-"""The microseconds of a call beyond torch.nn's, where the kernel has nothing to do.
+"""Overhead of a call against torch.nn's, in microseconds, with hardly any kernel work.
 
-Each layer on 256 values, with normkit's own kernels asked for by
-`normkit.backend("cpu")`: normkit would otherwise hand so small an input to torch's
-operator, and its own call could not be seen. In training, with one thread: the forward
-with its graph, and the forward with the gradients of input and parameters.
+Each layer runs on 256 values under `normkit.backend("cpu")`: otherwise so small an
+input could run torch's operator. In training, with one thread: the forward with its
+graph, and the forward with the gradients of input and parameters.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ class CallCost:
     """Median microseconds of one layer, process CPU time.
 
     Attributes:
-        layer: Its name in torch.nn and normkit.nn.
-        shape: Of the input.
-        forward: Of normkit's forward.
-        torch_forward: Of torch.nn's.
-        step: Of normkit's forward and backward.
-        torch_step: Of torch.nn's.
+        layer: Name in torch.nn and normkit.nn.
+        shape: Shape of the input.
+        forward: Time of normkit's forward.
+        torch_forward: Time of torch.nn's.
+        step: Time of normkit's forward and backward.
+        torch_step: Time of torch.nn's.
     """
 
     layer: str
@@ -57,12 +56,12 @@ class CallCost:
 
     @property
     def over_forward(self) -> float:
-        """Microseconds that a forward takes beyond torch.nn's."""
+        """Microseconds of a forward beyond torch.nn's."""
         return self.forward - self.torch_forward
 
     @property
     def over_step(self) -> float:
-        """Microseconds that forward and backward take beyond torch.nn's."""
+        """Microseconds of forward and backward beyond torch.nn's."""
         return self.step - self.torch_step
 
 
@@ -70,7 +69,7 @@ def call_cost(seconds: float) -> tuple[CallCost, ...]:
     """Measure all layers; none where the kernels of the CPU cannot run.
 
     Args:
-        seconds: For all of them, shared evenly.
+        seconds: Time for all of them, shared evenly.
     """
     if normkit.explain(torch.empty(8, 32), (0,)).reasons["cpu"]:
         return ()

@@ -1,9 +1,9 @@
-"""The ratio over the number of values as an SVG: one line for each layer.
+"""Figure of the ratio over the number of values as an SVG: one line for each layer.
 
 One panel for each mode and number of threads, all with the same logarithmic axes. The
-picture is written by hand, so that the same record gives the same file whatever else
-is installed. It has its own background and both sets of colours, and its text is still
-10 pixels high where a page shows it 400 pixels wide.
+SVG is written without a plotting library, so a record always gives the same file. It
+has its own background and both sets of colours, and its text is still 10 pixels high
+where a page shows it 400 pixels wide.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COLOURS = {
 
 
 def draw(found: Calls) -> str:
-    """The SVG document of the plain cells of a record, without disturbed ones."""
+    """Draw the undisturbed plain cells of a record as an SVG document."""
     plain = [
         cell
         for cell in found.cells
@@ -150,7 +150,7 @@ def _panel(title: str, cells: list[CallCell], top: int, low: int, high: int) -> 
 
 
 def _curve(layer: str, layout: str, points: dict[str, tuple[float, float]]) -> str:
-    """Dots, and lines between neighbours: a size that is missing leaves a gap."""
+    """Draw dots, and lines between neighbours; a missing size leaves a gap."""
     runs: list[list[tuple[float, float]]] = [[]]
     for size in SIZES:
         if size in points:
@@ -172,7 +172,7 @@ def _curve(layer: str, layout: str, points: dict[str, tuple[float, float]]) -> s
 
 
 def _across(size: str) -> float:
-    """The horizontal place of a size, by the logarithm of its values."""
+    """Return the x coordinate of a size, on a logarithmic axis."""
     counts = {
         name: log2(prod(CallCase("batch", "NCHW", "plain", name).shape))
         for name in SIZES

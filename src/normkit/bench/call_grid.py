@@ -1,15 +1,15 @@
 """Measure the time of a call over the number of values: ours, torch.nn's, a clone's.
 
-Between a few thousand values, where Python is all the cost, and some millions, where
-memory is, lie most layers of real networks. Every cell is one layer at one size, in
+Most layers of real networks have between a few thousand values, where Python dominates
+the time, and some millions, where memory does. Every cell is one layer at one size, in
 training (forward, and the gradients of the input and of the parameters) or in eval
-(under `torch.no_grad()`). The contestants take turns in one process; the clone is that
-of the input in its layout, without a graph: the least that any of this can cost.
+(under `torch.no_grad()`). The contestants take turns in one process; the clone of the
+input, in its layout and without a graph, is a lower bound.
 
 The grid is measured in three passes that are minutes apart, each with new layers and
-tensors, so that neither one busy spell nor one placement in memory decides a cell:
-whether the heap gives back its top after every call, and takes it again page by page,
-moves single passes by a factor of two. The last part of the budget goes to the cells
+tensors, so that neither load on the machine nor placement in memory decides a cell: a
+heap that returns its top after every call and maps it again page by page changes single
+passes by a factor of two. The last part of the budget goes to the cells
 whose passes were disturbed or differ most.
 """
 
@@ -60,12 +60,12 @@ def calls(
     budget: float = 960.0,
     with_peers: bool = False,
 ) -> Calls:
-    """Measure the cases beside torch.nn and a clone, in training and in eval.
+    """Measure the cases against torch.nn and a clone, in training and in eval.
 
     Args:
-        cases: What to run.
-        threads: Numbers of threads, each for the whole grid.
-        budget: Seconds for everything. A cell takes at least three turns of each
+        cases: The cases to run.
+        threads: Numbers of threads; the whole grid runs with each.
+        budget: Seconds in all. A cell takes at least three turns of each
             contestant in each of three passes, so a slow machine may need more.
         with_peers: Also measure other libraries that are installed, at some sizes;
             they get a quarter of the budget.
@@ -89,8 +89,8 @@ def resumed(record: Calls, *, budget: float) -> Calls:
     """Measure those cells of a record again that were disturbed or whose passes differ.
 
     Args:
-        record: Of this machine, with the same versions of everything.
-        budget: Seconds for everything; less is taken where no cell needs more.
+        record: A record of this machine, with the same versions.
+        budget: Seconds in all, at most.
 
     Raises:
         ArgumentError: The record is of another machine or of other versions.
@@ -185,7 +185,7 @@ class _Grid:
         end = time.perf_counter() + seconds
         cell = self.cells[place]
         contestants = contestants_of(cell.case, cell.mode, cell.threads, self.peers)
-        # What the first calls cost (imports, plans of a shape) is no part of a call.
+        # The cost of first calls (imports, plans of a shape) does not count.
         for call in contestants.values():
             call()
         seconds = end - time.perf_counter()
@@ -194,7 +194,7 @@ class _Grid:
         self.cells[place] = replace(cell, passes=(*cell.passes, measured))
 
     def _need(self, place: int) -> float:
-        """How far the passes are apart, less with every pass beyond the first three.
+        """Return the spread the passes must have; it falls with each beyond three.
 
         A cell without any undisturbed pass comes first, one with a single one next.
         """
@@ -214,7 +214,7 @@ def _weight(case: CallCase) -> float:
 
 
 def _rounded(timing: Timing) -> Timing:
-    """To nanoseconds, so that a record of hundreds of cells stays readable."""
+    """Round to nanoseconds, so that a record of hundreds of cells stays readable."""
     return Timing(
         *(round(timing.cpu, 9), round(timing.cpu_median, 9)),
         *(round(timing.wall, 9), round(timing.wall_median, 9)),
@@ -230,7 +230,7 @@ def _serving(peers: Sequence[Peer], case: CallCase, mode: str) -> list[Peer]:
 def contestants_of(
     case: CallCase, mode: str, threads: int = 1, peers: Sequence[Peer] = ()
 ) -> dict[str, Callable[[], object]]:
-    """The calls that take turns: "ours", "torch", "clone", and the peers' that serve.
+    """Return the contestants: "ours", "torch", "clone", and the peers that can run it.
 
     Args:
         case: Layer, form and size.

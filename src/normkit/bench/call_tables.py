@@ -1,9 +1,9 @@
-"""A record of `normkit bench calls` as tables: what is below torch first.
+"""Tables of a record of `normkit bench calls`.
 
 One row for each layer, mode and number of threads, one column for each size. A ratio
-below 0.95 is a loss and is marked ▼, in the tables as in a terminal. ~ stands for a
-cell that was only measured while other processes held a processor: its times are those
-of the scheduler, and no total counts it.
+below 0.95 is a loss and is marked ▼, in the tables as in a terminal. ~ marks a cell
+that was only measured while other processes held a processor: its times are those of
+the scheduler, and totals leave it out.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Totals:
     """A group of cells in numbers.
 
     Attributes:
-        cells: How many were measured undisturbed.
-        losses: How many are below 0.95 of torch.
-        gains: How many are above 1.05.
+        cells: Number of cells measured undisturbed.
+        losses: Number below 0.95 of torch.
+        gains: Number above 1.05.
         least: The cell with the least ratio; None without any.
         training: Geometric mean of the training cells from 200k values up; None
             without any.
@@ -45,7 +45,7 @@ class Totals:
 
 
 def totals(cells: Sequence[CallCell]) -> Totals:
-    """Count and average the undisturbed ones of some cells."""
+    """Count and average the undisturbed cells."""
     cells = [cell for cell in cells if not cell.is_disturbed]
     large = [cell for cell in cells if cell.case.size in _SIZES_FROM_200K]
     training, evaluation = (
@@ -62,7 +62,7 @@ def totals(cells: Sequence[CallCell]) -> Totals:
 
 
 def sentence(found: Calls) -> str:
-    """The totals of all cells."""
+    """Summarize all cells in one sentence."""
     whole = totals(found.cells)
     disturbed = len(found.cells) - whole.cells
     told = f" {disturbed} more (~) were only measured disturbed." if disturbed else ""
@@ -78,7 +78,7 @@ def sentence(found: Calls) -> str:
 
 
 def to_markdown(found: Calls) -> str:
-    """All tables: totals, ratios, microseconds, the cost of a call."""
+    """Return all tables: totals, ratios, microseconds, the cost of a call."""
     tables = (
         (
             f"torch ÷ ours, by number of values; ▼ is below {LOSS:g}:",
@@ -109,7 +109,7 @@ def to_markdown(found: Calls) -> str:
 
 
 def to_text(found: Calls) -> str:
-    """One line for each cell, then the cost of a call and the totals."""
+    """Return one line for each cell, then the cost of a call and the totals."""
     head = f"{'torch ÷ ours':56} {'ratio':>7} {'µs − torch':>11} {'− clone':>9}  passes"
     cells = [
         f"{cell!s:56} {_ratio(cell):>7} {cell.over('torch'):+11,.0f} "
@@ -155,7 +155,7 @@ def _totals_table(found: Calls) -> str:
 def _table(
     found: Calls, form: str, sizes: Iterable[str], told: Callable[[CallCell], str]
 ) -> str:
-    """Plain calls where `form` says so, and all others where it is empty."""
+    """Return the table of plain calls, or of all others when `form` is empty."""
     kept = {
         (cell.case.row, cell.mode, cell.threads, cell.case.size): cell
         for cell in found.cells

@@ -45,7 +45,7 @@ class CallCell:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether several threads of ours or torch's had to wait in every pass."""
+        """True when several threads of ours or torch's had to wait in every pass."""
         return self.is_unknown("torch")
 
     @property
@@ -67,21 +67,21 @@ class CallCell:
         return max(self.ratios) / min(self.ratios) - 1
 
     def is_unknown(self, contestant: str) -> bool:
-        """Whether several threads of ours or of that one had to wait in every pass.
+        """Return whether several threads of ours or of `who` had to wait in every pass.
 
         With one thread CPU time leaves the waiting out, and is near the truth.
         """
         return self.threads > 1 and not any(is_calm(p, contestant) for p in self.passes)
 
     def time_of(self, contestant: str) -> float:
-        """The time of a contestant over ours: the median over the passes."""
+        """Return the time of a contestant over ours: the median over the passes."""
         return median(
             self._time(p[contestant]) / self._time(p["ours"])
             for p in self._counting(contestant)
         )
 
     def over(self, contestant: str) -> float:
-        """Microseconds that ours takes more: the median over the passes."""
+        """Return the microseconds that ours takes more: the median over the passes."""
         return median(
             1e6 * (self._time(p["ours"]) - self._time(p[contestant]))
             for p in self._counting("torch")
@@ -97,18 +97,18 @@ class CallCell:
 
 
 def is_calm(measured: dict[str, Timing], contestant: str = "torch") -> bool:
-    """Whether ours and another contestant ran without waiting for a processor."""
+    """Return whether ours and another contestant ran without waiting for a CPU."""
     return all(measured[name].waiting <= MAX_WAITING for name in ("ours", contestant))
 
 
 @dataclass(frozen=True)
 class Calls:
-    """Everything that was measured.
+    """Record of `normkit bench calls`.
 
     Attributes:
-        cells: The grid.
-        cost: The microseconds of a call, by layer.
-        environment: The machine and the versions.
+        cells: Cells of the grid.
+        cost: Microseconds of a call, by layer.
+        environment: Machine and versions.
         peers: Cells with other libraries among the contestants.
         absent: Libraries that were asked for and are not installed.
     """
@@ -121,12 +121,12 @@ class Calls:
 
     @property
     def threads(self) -> tuple[int, ...]:
-        """The numbers of threads that were measured."""
+        """Numbers of threads in the record."""
         return tuple(dict.fromkeys(cell.threads for cell in self.cells))
 
     @classmethod
     def from_json(cls, text: str) -> Calls:
-        """Read a record that `to_json` wrote."""
+        """Read the result of `to_json`."""
         data = json.loads(text)
         cost = tuple(CallCost.from_json(entry) for entry in data["cost"])
         return cls(
@@ -138,7 +138,7 @@ class Calls:
         )
 
     def to_json(self) -> str:
-        """Write everything that was measured, one line for each cell.
+        """Write the record as JSON, one line for each cell.
 
         A timing is a list of its attributes, in seconds: least and median CPU time,
         least and median wall time, number of turns, share of waiting.
@@ -184,5 +184,5 @@ def _cell(entry: dict[str, Any]) -> CallCell:
 
 
 def threads_in_words(count: int) -> str:
-    """Name a number of threads."""
+    """Return "1 thread", "2 threads", and so on."""
     return f"{count} thread{'s' * (count != 1)}"

@@ -1,4 +1,4 @@
-"""What the bench runs: layers, shapes, layouts, dtypes, and what follows."""
+"""Cases of the speed benchmark: layers, shapes, layouts, dtypes, epilogues."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class SpeedCase:
 
     Attributes:
         layer: `"batch"`, `"group"`, `"instance"`, `"layer"` or `"rms"`.
-        shape: Of the input.
+        shape: Shape of the input.
         layout: `"nchw"` or `"nhwc"` for images, `"rows"` for others.
         dtype: Name of the input's dtype.
-        follows: `"none"`, `"relu"`, or `"add+relu"` with a residual.
+        follows: Epilogue: `"none"`, `"relu"`, or `"add+relu"` with a residual.
     """
 
     layer: str
@@ -98,7 +98,7 @@ QUICK: tuple[SpeedCase, ...] = (
     SpeedCase("batch", (8, 32), "rows"),
     SpeedCase("layer", (8, 32), "rows"),
 )
-# torch.compile takes ten seconds or more for each, so it is shown where it matters.
+# torch.compile takes ten seconds or more for each, so only a few cases run it.
 COMPILED: tuple[SpeedCase, ...] = (
     *QUICK[1:4],
     SpeedCase("batch", (32, 512, 28, 28), "nchw", "bfloat16", "relu"),
@@ -108,13 +108,13 @@ COMPILED: tuple[SpeedCase, ...] = (
 
 
 def inputs_of(case: SpeedCase) -> list[Tensor]:
-    """The input, and whatever else the layer takes: weight, bias, residual."""
+    """Return the input and the other tensors of the layer: weight, bias, residual."""
     dtype, is_per_row = _DTYPES[case.dtype], case.layer in ("layer", "rms")
     x = torch.randn(case.shape).to(dtype)
     if case.layout == "nhwc":
         x = x.contiguous(memory_format=torch.channels_last)
     width = case.shape[-1] if is_per_row else case.shape[1]
-    # Half inputs of rows meet weights of their dtype, of images those of float32.
+    # Half-precision rows have weights of their dtype, images weights of float32.
     of_weights = dtype if case.layer != "batch" else torch.float32
     weight, bias = (torch.randn(width).to(of_weights).requires_grad_() for _ in "wb")
     given = [x.requires_grad_(), weight]
@@ -126,7 +126,7 @@ def inputs_of(case: SpeedCase) -> list[Tensor]:
 
 
 def ours(case: SpeedCase) -> Callable[..., Tensor]:
-    """The layer as normkit runs it."""
+    """Return a call of normkit's layer."""
     f, width = normkit.functional, case.shape[-1:]
     activation = "none" if case.follows == "none" else "relu"
     if case.layer == "batch":
@@ -152,7 +152,7 @@ def ours(case: SpeedCase) -> Callable[..., Tensor]:
 
 
 def theirs(case: SpeedCase) -> Callable[..., Tensor]:
-    """The layer as torch runs it."""
+    """Return a call of torch's layer."""
     width = case.shape[-1:]
     if case.layer == "batch":
         mean, var = torch.zeros(case.shape[1]), torch.ones(case.shape[1])

@@ -1,4 +1,4 @@
-"""How far each layer is from float64, here and in torch.nn.
+"""Errors of each layer against float64, in normkit and in torch.nn.
 
 For every layer, memory layout, dtype and mean/std of the input:
 
@@ -38,11 +38,11 @@ class Case:
 
     Attributes:
         layer: The layer's name and mode.
-        layout: How the input lies in memory.
+        layout: Memory layout of the input.
         dims: The dimensions that share a statistic, of `(N, C, H, W)` groups and all.
-        build: Makes the layer from a module that has it, `normkit.nn` or `torch.nn`.
-        place: Lays an input of `SHAPE` out.
-        is_eval: Normalize by running statistics, which are those of the input.
+        build: Builds the layer from `normkit.nn` or `torch.nn`.
+        place: Puts an input of `SHAPE` into the layout.
+        is_eval: Normalize by running statistics, set to those of the input.
     """
 
     layer: str
@@ -118,14 +118,14 @@ class Numerics:
     Attributes:
         errors: For each (layer, layout, dtype), an (ours, torch's) pair for each ratio
             of `RATIOS`.
-        machine: What it was measured on.
+        machine: The machine of the measurement.
     """
 
     errors: dict[tuple[str, str, str], tuple[tuple[float, float], ...]]
     machine: str
 
     def to_text(self) -> str:
-        """The table, a row for each layer, layout and dtype; ours / torch's."""
+        """Return the table: a row for each layer, layout and dtype; ours / torch's."""
         rows = [_HEAD, *([*key, *map(_pair, self.errors[key])] for key in self.errors)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -135,14 +135,14 @@ class Numerics:
         return "\n".join([*lines, "", self.machine])
 
     def to_markdown(self) -> str:
-        """The same as a block of docs/numerics.md, with its marks."""
+        """Return a marked block of docs/numerics.md."""
         rows = [_HEAD, ["---"] * len(_HEAD)]
         rows += [[*key, *map(_pair, self.errors[key])] for key in self.errors]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return f"{BEGIN}\n{table}\n\n{self.machine}\n{END}"
 
     def to_json(self) -> str:
-        """The same as a list of rows, unrounded."""
+        """Return the rows as plain data, unrounded."""
         rows = [
             {
                 **dict(zip(("layer", "layout", "dtype"), key, strict=True)),
@@ -162,7 +162,7 @@ def numerics(*, seed: int = 0) -> Numerics:
     """Measure every case on this machine.
 
     Args:
-        seed: Of the inputs; torch's own generators are not touched.
+        seed: Random seed of the inputs; torch's own generators are not touched.
 
     Returns:
         The errors of normkit and of torch.nn.
@@ -215,7 +215,7 @@ def _definition(case: Case, x: Tensor) -> Tensor:
     mean = grouped.mean(dims, keepdim=True)
     var = (grouped - mean).square().mean(dims, keepdim=True)
     if case.is_eval:
-        # What the float32 buffers of the layer hold.
+        # As rounded in the layer's float32 buffers.
         mean, var = mean.float().double(), var.float().double()
     return ((grouped - mean) * (var + _EPS).rsqrt()).reshape(wide.shape)
 

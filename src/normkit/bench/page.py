@@ -1,7 +1,7 @@
-"""The tables of benchmarks/README.md, each from the newest record beside the page.
+"""Tables of benchmarks/README.md, each from the newest record in its folder `results`.
 
-What stands between two marks is generated, and so is the figure of a record of calls;
-reasons are written by hand outside.
+The text between two marks is generated, and so is the figure of a record of calls;
+explanations are written by hand outside.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Block:
     """Tables of one kind of record.
 
     Attributes:
-        name: Of the marks, after `normkit bench`.
-        records: Which files in `results` are such records.
-        writer: The command that writes one.
-        kind: What reads it and makes the tables.
+        name: Name in the marks, after `normkit bench`.
+        records: Pattern of the record files in `results`.
+        writer: Command that writes one.
+        kind: Class that reads it and makes the tables.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Block:
 
     @property
     def begin(self) -> str:
-        """The mark above."""
+        """The opening mark."""
         return f"<!-- begin: normkit bench {self.name} -->"
 
     @property
     def end(self) -> str:
-        """The mark below."""
+        """The closing mark."""
         return f"<!-- end: normkit bench {self.name} -->"
 
     def newest(self, results: Path) -> Path:
-        """The record whose name, which begins with a date, is the last.
+        """Return the newest record: names begin with a date.
 
         Raises:
             ArgumentError: There is none.
@@ -63,7 +63,7 @@ class Block:
         return records[-1]
 
     def generated(self, record: Path) -> str:
-        """What belongs between the marks, marks included."""
+        """Return the generated block, marks included."""
         found = self.kind.from_json(record.read_text(encoding="utf-8"))
         facts, threads = found.environment, [found.environment["threads"]]
         if isinstance(found, Calls):
@@ -88,13 +88,13 @@ CALLS = Block("calls", "*-calls.json", "normkit bench calls --json", Calls)
 
 
 def renew(page: Path, record: Path | None = None) -> str:
-    """The page with its tables made again.
+    """Return the page with its tables generated anew.
 
     Args:
         page: A Markdown page with the marks of one kind of table or more.
-        record: A file that `normkit bench speed --json`, `small` or `calls` wrote, and
-            only its tables are made again; by default the newest of each kind in the
-            folder `results` beside the page.
+        record: A file of `normkit bench speed --json`, `small` or `calls`; only its
+            tables are generated. By default the newest of each kind in the folder
+            `results` next to the page.
 
     Raises:
         ArgumentError: No marks, or no record.
@@ -115,7 +115,7 @@ def renew(page: Path, record: Path | None = None) -> str:
 
 
 def figure(page: Path, record: Path | None = None) -> tuple[Path, str] | None:
-    """The file of the figure beside the page and what it should hold.
+    """Return the path of the figure and the contents it should have.
 
     Args:
         page: As in `renew`.

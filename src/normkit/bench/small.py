@@ -1,8 +1,8 @@
-"""What a layer costs beside torch.nn where calling it is most of the work.
+"""Cost of small layers against torch.nn, where the call itself is most of the work.
 
 Each case is one layer on sixteen small batches of N(0, 1), each batch once per turn: at
-8 rows a mean may be further from 0 than a standard deviation by chance, and what that
-costs belongs to the time. Ours and torch's take turns in one process.
+8 rows a mean may be further from 0 than a standard deviation by chance, which costs
+time. Ours and torch's take turns in one process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SmallCase:
 
     Attributes:
         layer: Its name in torch.nn and normkit.nn.
-        shape: Of the input.
+        shape: Shape of the input.
     """
 
     layer: str
@@ -50,7 +50,7 @@ class SmallCase:
         return f"{self.layer} {'×'.join(map(str, self.shape))}"
 
     def made_by(self, library: Any) -> torch.nn.Module:
-        """The layer, from `torch.nn` or `normkit.nn`."""
+        """Build the layer from `torch.nn` or `normkit.nn`."""
         layer = getattr(library, self.layer)
         if self.layer in ("LayerNorm", "RMSNorm"):
             return layer(self.shape[-1])
@@ -77,10 +77,10 @@ class SmallCell:
     """One case in one mode.
 
     Attributes:
-        case: What was run.
+        case: The case.
         mode: A name of `MODES`.
-        ours: Time of one call of the layer of normkit.nn.
-        torch: The same of torch.nn.
+        ours: Time of one call of normkit's layer.
+        torch: Time of one call of torch's.
     """
 
     case: SmallCase
@@ -90,7 +90,7 @@ class SmallCell:
 
     @property
     def difference(self) -> float:
-        """Microseconds that ours takes more, by the least of many turns."""
+        """Microseconds of ours minus torch's, by the least of many turns."""
         return 1e6 * (self.ours.cpu - self.torch.cpu)
 
     @property
@@ -108,7 +108,7 @@ class Small:
 
     @classmethod
     def from_json(cls, text: str) -> Small:
-        """What `to_json` wrote."""
+        """Read the result of `to_json`."""
         data = json.loads(text)
         cells = tuple(
             SmallCell(
@@ -122,7 +122,7 @@ class Small:
         return cls(cells, data["environment"])
 
     def to_json(self) -> str:
-        """Everything that was measured."""
+        """Return all measurements as plain data."""
         cells = [
             {
                 "layer": cell.case.layer,
@@ -137,7 +137,7 @@ class Small:
         return json.dumps({"environment": self.environment, "small": cells}, indent=1)
 
     def to_markdown(self) -> str:
-        """A row for each case: torch's µs, and what ours takes more or less."""
+        """Return a row for each case: torch's µs, and the difference of ours."""
         head = "| µs: torch.nn, ours − torch.nn (of medians) |"
         rule = "| --- |"
         for mode in MODES:
@@ -152,7 +152,7 @@ class Small:
         return "\n".join([*rows, "", self.summary()])
 
     def summary(self) -> str:
-        """How many stay within the goal, and by how much the worst does not."""
+        """Return how many cases meet the goal, and by how much the worst misses it."""
         worst = max(self.cells, key=lambda cell: cell.difference)
         near = sum(cell.difference <= 2 for cell in self.cells)
         return (
@@ -161,7 +161,7 @@ class Small:
         )
 
     def to_text(self) -> str:
-        """The same, in columns."""
+        """Return the same table in columns."""
         lines = [f"{'µs':50} {'torch.nn':>9} {'ours −':>9} {'of medians':>11}"]
         for cell in self.cells:
             name = f"{cell.case} {cell.mode}"
@@ -180,10 +180,10 @@ def _columns(cell: SmallCell) -> str:
 
 
 def small(cases: tuple[SmallCase, ...] = SMALL_CASES, *, budget: float = 90.0) -> Small:
-    """Measure the layers beside torch.nn's in every mode, with one thread.
+    """Measure the layers against torch.nn's in every mode, with one thread.
 
     Args:
-        cases: What to run.
+        cases: The cases to run.
         budget: Seconds for everything, shared evenly; a cell takes at least three
             turns.
     """
@@ -209,7 +209,7 @@ def _measured(case: SmallCase, mode: str, seconds: float) -> SmallCell:
     batches = [torch.randn(case.shape) for _ in range(_BATCHES)]
     layers = {"ours": case.made_by(normkit.nn), "torch": case.made_by(torch.nn)}
     calls = {name: _call(layer, mode, batches) for name, layer in layers.items()}
-    # What the first calls cost (imports, plans of a shape) is no part of a call.
+    # The cost of first calls (imports, plans of a shape) does not count.
     for call in calls.values():
         call()
     found = in_turns(calls, seconds)

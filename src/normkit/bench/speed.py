@@ -1,8 +1,8 @@
-"""How fast each layer is, beside torch eager, torch.compile and a plain copy.
+"""Speed of each layer against torch eager, torch.compile and a plain copy.
 
-Every cell is one layer on one shape, layout and dtype, forward or backward, with what
-follows it. `of copy` is our time over that of copying the tensor (numpy, one thread,
-memory already there); `speedup` is torch's time over ours: below 1 is a loss.
+Every cell is one layer on one shape, layout and dtype, forward or backward, with its
+epilogue. `of copy` is our time over that of copying the tensor (numpy, one thread, into
+allocated memory); `speedup` is torch's time over ours: below 1 is a loss.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Cell:
     """One case in one direction.
 
     Attributes:
-        case: What was run.
+        case: The case.
         direction: `"forward"` or `"backward"`.
-        timings: By contestant: `"normkit"`, `"torch"`, `"copy"` and, where asked for,
+        timings: By contestant: `"normkit"`, `"torch"`, `"copy"` and optionally
             `"compile"`.
     """
 
@@ -47,7 +47,7 @@ class Cell:
         return self.timings["normkit"].cpu / self.timings["copy"].cpu
 
     def speedup(self, over: str = "torch") -> float:
-        """The time of another contestant over ours."""
+        """Return the time of another contestant over ours."""
         return self.timings[over].cpu / self.timings["normkit"].cpu
 
 
@@ -61,7 +61,7 @@ class Speed:
 
     @classmethod
     def from_json(cls, text: str) -> Speed:
-        """What `to_json` wrote."""
+        """Read the result of `to_json`."""
         data = json.loads(text)
         cells = []
         for cell in data["cells"]:
@@ -72,14 +72,14 @@ class Speed:
         return cls(tuple(cells), data["environment"], steps)
 
     def groups(self) -> dict[str, float]:
-        """The geometric mean of the speedup over torch eager, by kind of case."""
+        """Return the geometric mean of the speedup over eager, by kind of case."""
         return {
             name: _mean([cell.speedup() for cell in cells])
             for name, cells in self._by_kind().items()
         }
 
     def copies(self) -> dict[str, tuple[float, float]]:
-        """The geometric means of our time and torch's over that of a plain copy."""
+        """Return the geometric means of our time and torch's over a plain copy's."""
         return {
             name: (
                 _mean([cell.of_copy for cell in cells]),
@@ -102,7 +102,7 @@ class Speed:
         return found
 
     def to_json(self) -> str:
-        """Everything that was measured."""
+        """Return all measurements as plain data."""
         cells = [
             {
                 "case": asdict(cell.case),
@@ -118,7 +118,7 @@ class Speed:
         return json.dumps(data | {"speedup_over_torch": self.groups()}, indent=1)
 
     def to_markdown(self) -> str:
-        """The table, and the means below it."""
+        """Return the table, and the means below it."""
         has_compile = any("compile" in cell.timings for cell in self.cells)
         head = ["case", "", "normkit µs", "of copy", "torch ÷ ours"]
         head += ["compile ÷ ours"] if has_compile else []
@@ -148,7 +148,7 @@ class Speed:
         return "\n\n".join([*blocks, table])
 
     def to_text(self) -> str:
-        """The same, in columns."""
+        """Return the same table in columns."""
         lines = [f"{'':58} {'µs':>10} {'of copy':>8} {'torch ÷ ours':>13}"]
         for cell in self.cells:
             name = f"{cell.case} {cell.direction}"
@@ -186,10 +186,10 @@ def speed(
     """Measure the cases, forward and backward, and whole training steps.
 
     Args:
-        cases: What to run.
+        cases: The cases to run.
         budget: Seconds for everything, shared evenly; a cell takes at least three
             turns, so that a slow machine may need more.
-        threads: That torch and the kernels compute with; restored afterwards.
+        threads: Number of threads of torch and the kernels; restored afterwards.
         with_compile: Also measure torch.compile, in the few cases of `COMPILED`.
         steps: Networks and layouts of training steps.
     """

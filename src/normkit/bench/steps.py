@@ -1,4 +1,4 @@
-"""A whole training step: what the layers change in a network.
+"""Whole training steps of networks.
 
 A residual network in plain torch.nn, and the same with
 `normkit.convert(model, to="normkit", example_inputs=x)`, with all activations kept, and
@@ -31,16 +31,16 @@ _BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 @dataclass(frozen=True)
 class Step:
-    """One way of running one network.
+    """Measurement of one contestant on one network.
 
     Attributes:
         network: `"resnet18"` or `"resnet50"`, and the shape of its input.
         layout: `"nchw"` or `"nhwc"`.
         contestant: `"normkit"`; under `less_memory` its mode.
-        timing: Of ours.
-        torch: Of the same network in torch.nn.
+        timing: Time of ours.
+        torch: Time of the same network in torch.nn.
         kept: Bytes that our forward keeps for the backward.
-        torch_kept: The same of torch.nn.
+        torch_kept: Bytes that torch.nn's forward keeps.
     """
 
     network: str
@@ -53,16 +53,16 @@ class Step:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Step:
-        """From the plain data of `dataclasses.asdict`."""
+        """Read the plain data of `dataclasses.asdict`."""
         timings: dict[str, Any] = {k: Timing(**data[k]) for k in ("timing", "torch")}
         return cls(**data | timings)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return asdict(self)
 
     def to_row(self) -> str:
-        """A row of a table."""
+        """Return a row of a table."""
         ratio = self.torch.cpu / self.timing.cpu
         cells = [
             *(f"{self.network} {self.layout}", self.contestant),
@@ -79,7 +79,7 @@ def measure_step(network: str, layout: str, seconds: float) -> Iterator[Step]:
     Args:
         network: A name of `STEPS`.
         layout: `"nchw"` or `"nhwc"`.
-        seconds: For all contestants together; each has at least three turns.
+        seconds: Time for all contestants together; each has at least three turns.
     """
     shape = (4, 3, 160, 160)
     form = torch.channels_last if layout == "nhwc" else torch.contiguous_format
@@ -162,7 +162,7 @@ class _Block(nn.Module):
 
 
 def resnet(name: str, classes: int = 1000) -> nn.Sequential:
-    """A residual network in plain torch.nn, with random weights.
+    """Build a residual network in plain torch.nn, with random weights.
 
     Args:
         name: `"resnet18"` or `"resnet50"`.

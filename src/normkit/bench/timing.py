@@ -1,7 +1,7 @@
-"""Time several ways of doing one thing, in turns.
+"""Time several contestants in turns.
 
-Whatever slows the machine for a while slows every contestant, so ratios hold where
-single times do not. The minimum is what the work costs, the median what it cost here.
+Load on the machine slows every contestant, so ratios hold where single times do not.
+The minimum is the cost of the work, the median the cost on this machine.
 
 A shared machine needs more care. A thread that could run may have to wait for a
 processor, and with it all others at the next barrier: with two threads a call of 0.2 ms
@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["MAX_WAITING", "Timing", "Turn", "in_turns", "undisturbed"]
 
-# Waiting of all threads together over the time of a turn. Up to this share a turn
-# counts; where fewer than three do, the quarter that waited least.
+# Waiting time of all threads over the time of a turn. Up to this share a turn counts;
+# where fewer than three do, the quarter with the least waiting counts.
 MAX_WAITING, _MIN_KEPT = 0.05, 0.25
 _MIN_TURNS, _PAUSE = 3, 0.01
 
@@ -38,8 +38,8 @@ class Timing:
         cpu_median: Median of that.
         wall: Least time on the clock.
         wall_median: Median of that.
-        turns: How many turns count.
-        waiting: The share of the time that threads waited for a processor, median of
+        turns: Number of turns that count.
+        waiting: Share of the time that threads waited for a processor, median of
             those turns; 0 where it was not measured.
     """
 
@@ -52,7 +52,7 @@ class Timing:
 
     @classmethod
     def of(cls, turns: list[Turn]) -> Timing:
-        """Least and median of the turns that count."""
+        """Return the minimum and median of the turns that count."""
         kept = undisturbed(turns)
         cpu, wall = [t.cpu for t in kept], [t.wall for t in kept]
         waiting = median(t.waiting for t in kept)
@@ -76,8 +76,8 @@ def in_turns(
     """Measure every contestant in turn until `seconds` are spent.
 
     Args:
-        contestants: What to call, by name.
-        seconds: For all of them together; each has at least three turns.
+        contestants: Functions to call, by name.
+        seconds: Time for all of them together; each has at least three turns.
         avoid_waiting: Pause after turns in which threads had to wait, and leave them
             out.
 
@@ -107,7 +107,7 @@ def in_turns(
 
 
 def undisturbed(turns: list[Turn]) -> list[Turn]:
-    """The turns without waiting, or else the quarter that waited least."""
+    """Return the turns without waiting, or else the quarter that waited least."""
     by_waiting = sorted(turns, key=lambda turn: turn.waiting)
     kept = [turn for turn in by_waiting if turn.waiting <= MAX_WAITING]
     least = max(_MIN_TURNS, int(_MIN_KEPT * len(turns)))
@@ -115,7 +115,7 @@ def undisturbed(turns: list[Turn]) -> list[Turn]:
 
 
 def _repeats(call: Callable[[], Any]) -> int:
-    """Calls that take half a millisecond: clocks are too coarse for a few of them."""
+    """Return the number of calls in half a millisecond: clocks are coarse."""
     call()
     start = time.perf_counter()
     call()
@@ -123,7 +123,7 @@ def _repeats(call: Callable[[], Any]) -> int:
 
 
 def _waited() -> float:
-    """Seconds that the threads of this process have waited; 0 if nobody counts."""
+    """Return the seconds that this process's threads have waited; 0 if unknown."""
     total = 0
     try:
         for task in os.listdir(_TASKS):

@@ -77,7 +77,7 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code.
+    """Run the command line and return its exit code.
 
     Args:
         arguments: The words after `normkit`; those of this process by default.
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has left; what is still buffered must not raise again.
+        # The reader (`| head`) has closed the pipe; flushing must not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -98,14 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"normkit: {_in_one_line(error)}", file=sys.stderr)
         return 2
-    # Some versions of typer make this code of an interrupt, some an exception.
+    # An interrupt is this code in some versions of typer, an exception in others.
     if code == INTERRUPTED:
         print("normkit: stopped", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
 def _in_one_line(error: Exception) -> str:
-    # Newer versions of typer bring their own click, so its errors are known by this.
+    # Newer versions of typer bundle click, so its errors are recognized by a method.
     tell = getattr(error, "format_message", None)
     if tell is not None:
         text = f"{tell().rstrip('.')}; see `normkit --help`"

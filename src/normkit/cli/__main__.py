@@ -1,4 +1,4 @@
-"""`python -m normkit.cli`, for where the script `normkit` is not on the path."""
+"""`python -m normkit.cli`, where the script `normkit` is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`normkit bench`: normkit measured beside torch.nn, one command per quantity."""
+"""`normkit bench`: benchmarks against torch.nn, one command per quantity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from normkit.bench.steps import STEPS
 from normkit.errors import ArgumentError
 
 app = typer.Typer(
-    help="Measure normkit beside torch.nn: how exact, how fast.", no_args_is_help=True
+    help="Measure accuracy and speed of normkit against torch.nn.", no_args_is_help=True
 )
 
 
@@ -34,9 +34,9 @@ def _numerics(
     ] = False,
     write: Annotated[
         Path | None,
-        typer.Option(help="Write the table into a page, between its two marks."),
+        typer.Option(help="Write the table into this page, between its two marks."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Show the largest error of every layer against float64, by layout and dtype.
 
@@ -66,21 +66,21 @@ def _speed(
     ] = False,
     budget: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Minutes for everything: 8, or 0.6 with --quick."),
+        typer.Option(min=0.1, help="Minutes in all: 8, or 0.6 with --quick."),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(help="Also write every number into this file.")
+        Path | None, typer.Option(help="Also write all numbers to this file.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="To compute with.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 1,
     compile: Annotated[  # noqa: A002  the option's name
         bool, typer.Option("--compile", help="Also measure torch.compile in six cases.")
     ] = False,
 ) -> None:
-    """Time layers and training steps beside torch.nn and a plain copy.
+    """Time layers and training steps against torch.nn and a plain copy.
 
-    Contestants take turns; times are process CPU time, the least of many turns. A busy
-    machine moves single numbers, ratios less. Losses are marked. Training steps are
-    left out of a quick run.
+    Contestants take turns; times are process CPU time, the least of many turns. Load on
+    the machine changes single numbers, and ratios less. Losses are marked. A quick run
+    has no training steps.
     """
     minutes = (0.6 if quick else 8.0) if budget is None else budget
     found = speed(
@@ -100,14 +100,12 @@ def _speed(
     epilog="Example: `normkit bench small --json small.json`",
 )
 def _small(
-    budget: Annotated[
-        float, typer.Option(min=0.01, help="Minutes for everything.")
-    ] = 1.5,
+    budget: Annotated[float, typer.Option(min=0.01, help="Minutes in all.")] = 1.5,
     json: Annotated[
-        Path | None, typer.Option(help="Also write every number into this file.")
+        Path | None, typer.Option(help="Also write all numbers to this file.")
     ] = None,
 ) -> None:
-    """Time layers on small inputs beside torch.nn: the microseconds they take more.
+    """Time layers on small inputs: the difference to torch.nn in microseconds.
 
     In training, in training with its backward, and in eval, with one thread.
     Contestants take turns; times are process CPU time, the least of many turns and the
@@ -140,26 +138,26 @@ def _calls(
     peers: Annotated[
         bool,
         typer.Option(
-            "--peers", help="Also oneDNN, ONNX Runtime and JAX, those installed."
+            "--peers", help="Also measure oneDNN, ONNX Runtime and JAX, if installed."
         ),
     ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with this record: only its cells that were disturbed, or whose "
+            help="Continue this record: repeat its disturbed cells, and those whose "
             "passes differ.",
         ),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(help="Also write every number into this file.")
+        Path | None, typer.Option(help="Also write all numbers to this file.")
     ] = None,
 ) -> None:
-    """Time calls over the number of values, 4 thousand to 6.4 million, beside torch.nn.
+    """Time calls against torch.nn, over 4 thousand to 6.4 million values.
 
-    Each layer in training (forward and backward) and in eval, plain and with what a
-    call can also do, beside torch.nn and a clone of the input; then the microseconds
-    that a call costs beyond torch.nn's. Contestants take turns; a ratio is torch's
-    median time over ours: process CPU time with one thread, wall time with more.
+    Each layer in training (forward and backward) and in eval, plain and with epilogues,
+    masks and bfloat16, against torch.nn and a clone of the input; then the overhead of
+    a call in microseconds. Contestants take turns; a ratio is torch's median time over
+    ours: process CPU time with one thread, wall time with more.
     """
     minutes = (0.5 if quick else 8.0) if budget is None else budget
     few = [c for c in CALL_CASES if c.form == "plain" and c.size in FEW_SIZES]
@@ -194,10 +192,10 @@ def _page(
     ),
     record: Annotated[
         Path | None,
-        typer.Option(help="By default the newest of each in results/ beside it."),
+        typer.Option(help="A record; by default the newest of each kind in results/."),
     ] = None,
 ) -> None:
-    """Write the tables of the newest records into a page, and the figure beside it."""
+    """Write the tables of the newest records into a page, and its figure."""
     text, drawn = renew(page, record), figure(page, record)
     page.write_text(text, encoding="utf-8")
     print(f"{page} is written")

@@ -1,4 +1,4 @@
-"""`normkit calibrate TARGET`: the running statistics of a checkpoint, anew."""
+"""`normkit calibrate TARGET`: measure the running statistics of a checkpoint again."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ EXAMPLES = (
 def command(
     target: Annotated[str, typer.Argument(help=HELP)],
     checkpoint: Annotated[
-        Path, typer.Option(help="The weights; only plain tensors are read.")
+        Path, typer.Option(help="File with the weights; only plain tensors are read.")
     ],
-    out: Annotated[Path, typer.Option(help="Where to save them; may be the same.")],
+    out: Annotated[Path, typer.Option(help="File to save to; may be the same.")],
     mode: Annotated[
-        str, typer.Option(help="The estimator: exact, average or running.")
+        str, typer.Option(help="Estimator: exact, average or running.")
     ] = "exact",
     order: Annotated[
         str,
         typer.Option(
-            help="What earlier layers do meanwhile: train (one pass) or eval (one "
-            "pass per layer)."
+            help="Mode of earlier layers: train (one pass), eval (a pass per layer)."
         ),
     ] = "train",
     batches: Annotated[
@@ -49,11 +48,12 @@ def command(
         bool, typer.Option("--json", help="Print JSON instead of text.")
     ] = False,
 ) -> int:
-    """Measure the running statistics of every layer anew, and save the checkpoint.
+    """Measure the running statistics of every layer again, and save the checkpoint.
 
-    Only running statistics change; the file keeps its form and all else it holds. It is
-    written whole or not at all. Where the target gives a `metric`, or scores and
-    classes, it says what eval mode reaches before and after, on the first 50 batches.
+    Only running statistics change; the file keeps its structure and other contents. It
+    is written atomically. If the target has a `metric`, or the outputs are class
+    scores, the metric in eval mode is printed before and after, on the first 50
+    batches.
     """
     needs_file("--out", out)
     found = read_target(target)
@@ -87,7 +87,7 @@ def command(
 
 
 def _metric(target: Target) -> float | None:
-    """What eval mode reaches; None without a metric, or batches that come but once."""
+    """Evaluate the metric in eval mode; None without one or with one-pass batches."""
     loader = target.loader
     if loader is None or isinstance(loader, Iterator):
         return None

@@ -1,4 +1,4 @@
-"""A checkpoint file: weights in a mapping, alone or beside other things."""
+"""Checkpoint files: weights in a mapping, alone or with other entries."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from normkit.modeling.atomic_file import save_atomically
 
 __all__ = ["Checkpoint"]
 
-# Where training programs put the weights.
+# Keys under which training programs store the weights.
 PLACES = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
-# What wrappers put before every name.
+# Prefixes that wrappers add to every name.
 PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclass
 class Checkpoint:
-    """What a file of `torch.save` held.
+    """Contents of a file of `torch.save`.
 
     Attributes:
-        content: All of it.
-        place: Under which key the weights are; "" when they are all.
-        prefix: What stands before each of the model's names, such as "module.".
+        content: The whole contents.
+        place: Key of the weights; "" when they are the whole contents.
+        prefix: Prefix of each of the model's names, such as "module.".
     """
 
     content: Any
@@ -41,8 +41,8 @@ class Checkpoint:
         """Read a file; no code in it is run (`weights_only=True`).
 
         Raises:
-            TargetError: There is no such file, or it holds more than tensors and plain
-                data, or no weights.
+            TargetError: There is no such file, it holds objects other than tensors and
+                plain data, or no weights.
         """
         if not path.is_file():
             raise TargetError(f"there is no checkpoint {path}; give the path of a file")
@@ -87,7 +87,7 @@ class Checkpoint:
             for name, value in self.weights.items()
         }
         missing = [name for name in wanted if name not in stripped]
-        # Files older than the count of batches do not hold it.
+        # Older files have no `num_batches_tracked`.
         if all(name.endswith("num_batches_tracked") for name in missing):
             stripped |= {name: wanted[name] for name in missing}
             missing = []
@@ -114,8 +114,8 @@ class Checkpoint:
     def save(self, model: nn.Module, path: Path) -> None:
         """Save the weights of `model` in the form of this file, whole or not at all.
 
-        Names that the file did not hold (a count of batches) are added; everything
-        beside the weights is kept.
+        Names that the file did not hold (a count of batches) are added; all other
+        entries are kept.
         """
         weights = {
             self.prefix + name: value.detach().cpu()

@@ -1,4 +1,4 @@
-"""`normkit env`: the machine, the versions and the kernels, for reports and issues."""
+"""`normkit env`: machine, versions and kernels, for bug reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def command(
         bool, typer.Option("--json", help="Print JSON instead of text.")
     ] = False,
 ) -> None:
-    """Show what normkit runs on: versions, processor, kernels, optional packages.
+    """Show versions, processor, kernels and optional packages.
 
     Paste it into a bug report.
     """

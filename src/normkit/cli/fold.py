@@ -1,4 +1,4 @@
-"""`normkit fold`: batch norms out of an ONNX file, or of a model and its weights."""
+"""`normkit fold`: fold an ONNX file, or a torch model with its weights."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ EXAMPLES = (
 )
 
 _ENDINGS = (".onnx", ".pt2", ".pt", ".pth")
-# Above it the weights of an ONNX model must lie beside it.
-_MOST_IN_ONE_FILE = 2**31 - 2**20
+# Above it the weights of an ONNX model must be in a file of their own.
+_MAX_IN_ONE_FILE = 2**31 - 2**20
 
 
 def command(
@@ -34,40 +34,46 @@ def command(
         str, typer.Argument(help="A file that ends in .onnx, or " + HELP)
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where to write an ONNX model.")
+        Path | None, typer.Option("-o", "--out", help="File for the folded ONNX model.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights to load first; no code in it is run.")
+        Path | None,
+        typer.Option(help="Weights to load first; no code in it is run."),
     ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
-            help="Where to write a torch model: .onnx, .pt2 (torch.export) or .pt (its "
-            "weights)."
+            help="File for the folded torch model: .onnx, .pt2 (torch.export) or .pt "
+            "(weights alone)."
         ),
     ] = None,
     verify: Annotated[
-        int, typer.Option(min=1, help="On how many inputs to compare an ONNX model.")
+        int, typer.Option(min=1, help="Number of inputs to compare an ONNX model on.")
     ] = 2,
     fixed_weights: Annotated[
         bool,
         typer.Option(
             "--fixed-weights",
-            help="Weights that are inputs of the ONNX graph, too, are constants.",
+            help="Weights that the ONNX graph also lists as inputs are constants.",
         ),
     ] = False,
+    time_limit: Annotated[
+        float,
+        typer.Option(help="Seconds that one run of an ONNX model may take."),
+    ] = 60.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the ledger as JSON.")
     ] = False,
     pictures: Annotated[
-        bool, typer.Option("--pictures", help="Draw what is around each that stays.")
+        bool,
+        typer.Option("--pictures", help="Draw the network around each that stays."),
     ] = False,
 ) -> int:
     """Fold batch norms into the weights around them, proven in float64.
 
-    The ledger says of each where it went or why it stayed. A target of Python code
-    needs `example_inputs`, or a loader whose batches start with them. Exit code 1 when
-    none could be folded though there are some.
+    The ledger gives for each one where it went or why it stayed. A target of Python
+    code needs `example_inputs`, or a loader whose batches start with them. Exit code 1
+    if the model has batch norms and none could be folded.
     """
     if target.endswith(".onnx"):
         if checkpoint is not None or export is not None:
@@ -76,7 +82,11 @@ def command(
                 "nor --export"
             )
         _, ledger = normkit.fold_onnx(
-            target, out, inputs=verify, fixed_weights=fixed_weights or None
+            target,
+            out,
+            inputs=verify,
+            fixed_weights=fixed_weights or None,
+            time_limit=time_limit,
         )
         written = out
     else:
@@ -136,7 +146,7 @@ def _export_onnx(
 ) -> None:
     stored = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The exporter's own, about itself.
+        warnings.simplefilter("ignore")  # The exporter warns about its own code.
         torch.onnx.export(
             model,
             args,
@@ -144,5 +154,5 @@ def _export_onnx(
             kwargs=kwargs,
             dynamo=True,
             verbose=False,
-            external_data=stored > _MOST_IN_ONE_FILE,
+            external_data=stored > _MAX_IN_ONE_FILE,
         )

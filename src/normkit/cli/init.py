@@ -1,4 +1,4 @@
-"""`normkit init TARGET`: draw the weights, and show what becomes of the variance."""
+"""`normkit init TARGET`: draw the weights, and show the variance of every layer."""
 
 from __future__ import annotations
 
@@ -38,17 +38,19 @@ def command(
         bool,
         typer.Option("--plot", help="Draw the mean square of each layer's output."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Where to save the weights.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="File to save the weights to.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of text.")
     ] = False,
 ) -> int:
-    """Initialize a model, and show n·Var[w] per layer as meant and as drawn.
+    """Initialize a model, and show n·Var[w] per layer as intended and as drawn.
 
-    With the target's `example_inputs`, or its loader, the size of every layer's outputs
-    and of the gradients on the way back are predicted and measured as well. Exit code 1
-    when one of them is off by 1,000 or more, or not finite.
+    With the target's `example_inputs` or its loader, the mean square of every layer's
+    outputs and gradients is predicted and measured as well. Exit code 1 if one of them
+    is off by a factor of 1,000 or more, or not finite.
     """
     needs_file("--out", out)
     found = read_target(target)
@@ -87,7 +89,7 @@ def _example_inputs(target: Target) -> Any:
 
 
 def _is_sound(report: InitReport) -> bool:
-    """Whether every measured size is within a factor of 1,000 of 1."""
+    """Return whether every measured size is within a factor of 1,000 of 1."""
     for line in report.lines:
         for value in (line.signal_measured, line.gradient_measured):
             if value is not None and not 1e-6 <= value <= 1e6:
@@ -96,7 +98,7 @@ def _is_sound(report: InitReport) -> bool:
 
 
 def _draw(report: InitReport, console: Console) -> None:
-    """Bars on a logarithmic scale around 1, which is marked."""
+    """Draw bars on a logarithmic scale around 1, which is marked."""
     lines = [line for line in report.lines if line.signal_measured is not None]
     if not lines:
         print("nothing to draw: without inputs no signal is measured")
@@ -117,7 +119,7 @@ def _draw(report: InitReport, console: Console) -> None:
 
 
 def _bar(value: float) -> str:
-    """A bar from the mark of 1 to the value's place; full where it lies beyond."""
+    """Draw a bar from the mark of 1 to the value, clipped to the scale."""
     middle = WIDTH // 2
     place = middle
     if value > 0 and math.isfinite(value):

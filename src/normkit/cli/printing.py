@@ -1,4 +1,4 @@
-"""Printing of the commands: text that comes from models is made safe."""
+"""Printing of the commands, with control characters removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`normkit study`: run the experiments behind what is said about batch norm."""
+"""`normkit study`: run the experiments on claims about batch norm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OUT = typer.Option(
 )
 
 app = typer.Typer(
-    help="Test what is said about batch norm: each study prints a verdict.",
+    help="Test claims about batch norm: each study prints a verdict.",
     epilog=EXAMPLES,
     no_args_is_help=True,
 )
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_command() -> None:
-    """List the studies: what each asks, and what it costs."""
+    """List the studies: question and cost of each."""
     table = Table(box=None, pad_edge=False)
     for heading in ("id", "study", "question", "claims", "minutes"):
         table.add_column(heading, no_wrap=heading in ("id", "minutes"))
@@ -57,16 +57,16 @@ def run_command(
         None, "--data", help="Folder with mnist.npz, …; default: $NORMKIT_DATA."
     ),
     jobs: int = typer.Option(
-        0, "--jobs", min=0, help="Trials at the same time; 0 is one per core."
+        0, "--jobs", min=0, help="Number of parallel trials; 0 is one per core."
     ),
     seeds: int = typer.Option(
-        0, "--seeds", min=0, help="Another number of seeds than the scale's."
+        0, "--seeds", min=0, help="Number of seeds; 0 is the scale's."
     ),
     fresh: bool = typer.Option(False, "--fresh", help="Run finished seeds again."),
 ) -> None:
-    """Run studies, judge their claims, and leave a record and a figure of each.
+    """Run studies and write their verdicts, a record and a figure of each.
 
-    An interrupted run goes on with the seeds that are missing.
+    An interrupted run continues with the missing seeds.
     """
     if sum((quick, cpu, gpu)) > 1:
         raise ArgumentError("--quick, --cpu and --gpu exclude one another; choose one")

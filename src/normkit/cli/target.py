@@ -1,10 +1,10 @@
 """A TARGET on the command line: `file.py:factory` or `package.module:factory`.
 
-The factory is called without arguments and returns what a command works on:
+The factory is called without arguments and returns:
 
     def digits():
         return {
-            "model": model,            # a torch.nn.Module; all that is always needed
+            "model": model,            # a torch.nn.Module; always required
             "loader": loader,          # batches, as in training
             "loss_fn": loss_fn,        # loss_fn(output, targets)
         }
@@ -42,17 +42,17 @@ HELP = (
 
 @dataclass(frozen=True)
 class Target:
-    """Everything that a factory returned.
+    """Result of a factory.
 
     Attributes:
         model: The model.
-        loader: Batches as in training; None when the factory gave none.
+        loader: Batches as in training, or None.
         loss_fn: `loss_fn(output, targets)`, one number.
         optimizer: The optimizer that trains the model.
         forward: `forward(model, batch)`, for batches that are not `(inputs, targets)`.
         targets: `targets(batch)`, for the same.
         metric: `metric(output, targets)`, higher is better.
-        example_inputs: What the model is called with.
+        example_inputs: Arguments of the model.
         train: `train(steps)` trains the model for about so many steps, in the
             program's own loop.
     """
@@ -68,7 +68,7 @@ class Target:
     train: Callable[[int], Any] | None = None
 
     def needs(self, *names: str) -> None:
-        """Refuse a target that lacks one of `names`.
+        """Require that the target has all of `names`.
 
         Raises:
             TargetError: One of them is None.
@@ -85,15 +85,15 @@ def read_target(text: str, checkpoint: Path | None = None) -> Target:
     """Call the factory that `text` names, and load a checkpoint into its model.
 
     Args:
-        text: `file.py:factory` or `package.module:factory`. As `python file.py` does,
-            this puts the file's folder (for a module: the working folder) at the head
-            of `sys.path`, for good.
-        checkpoint: A file of `torch.save` with the weights of the model; nothing but
-            tensors and plain data is read from it.
+        text: `file.py:factory` or `package.module:factory`. As with `python file.py`,
+            the file's folder (for a module: the working folder) stays first in
+            `sys.path`.
+        checkpoint: A file of `torch.save` with the weights of the model; only tensors
+            and plain data are read from it.
 
     Raises:
-        TargetError: There is no such file, module or factory, it failed, or what it
-            returned holds no model; or the checkpoint does not fit the model.
+        TargetError: There is no such file, module or factory, the factory failed or
+            returned no model, or the checkpoint does not fit the model.
     """
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
@@ -124,7 +124,7 @@ def read_target(text: str, checkpoint: Path | None = None) -> Target:
 
 
 def needs_file(option: str, path: Path | None) -> None:
-    """Refuse, before any work is done, a path that cannot be written to.
+    """Require a path that can be written to, before any work is done.
 
     Raises:
         ArgumentError: It is a folder.
@@ -153,7 +153,7 @@ def _from_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise TargetError(f"{path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    # Before it runs: dataclasses and pickles look their module up by name.
+    # Before it runs: dataclasses and pickle look up their module by name.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -13,7 +13,7 @@ _COUNT = {"type": "integer", "minimum": 0}
 
 
 def _record(**properties: Any) -> dict[str, Any]:
-    """An object with exactly these keys."""
+    """Return the schema of an object with exactly these keys."""
     return {
         "type": "object",
         "properties": properties,

@@ -1,10 +1,7 @@
-"""Fold batch norms into the weights around them; prove it; say why others stay.
+"""Fold batch norms into the weights around them, prove it, say why others stay.
 
-The way through: `capture` runs the model and reads who feeds whom into a `trace`
-(`lowering` says what each call is), `solve` and `beside` look for a change of gauge
-(`gauge`, `graph`) that every node can bear (`nodes`, on `algebra`), `plan` tries the
-ways in turn, `rewrite` edits the module, `proof` compares, `ledger` tells. `onnx` is a
-second front end; it alone loads onnx, when it is called.
+`ir` holds the graph, `search` looks for folds, `torch` and `onnx` are the front ends,
+`ledger` is the record; README.md tells the way of a fold through the files.
 """
 
 from normkit.fold.ledger import FoldEntry, FoldLedger

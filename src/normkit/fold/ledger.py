@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from normkit.fold.ir.graph import Value
 from normkit.fold.ir.nodes import BatchNorm
 from normkit.fold.search.plan import Norm, Plan
+from normkit.results import Result
 
 __all__ = ["FoldEntry", "FoldLedger", "entry_of"]
 
@@ -51,9 +52,19 @@ class FoldEntry:
         """True if only a sum per channel is left of it."""
         return not self.folded and bool(self.how)
 
+    @property
+    def state(self) -> str:
+        """One of "folded", "reduced" and "left"."""
+        return "folded" if self.folded else "reduced" if self.reduced else "left"
 
-@dataclass(frozen=True)
-class FoldLedger:
+    @property
+    def detail(self) -> str:
+        """Where it went, why it stayed, or both."""
+        return "; ".join(part for part in (self.how, self.reason) if part)
+
+
+@dataclass(frozen=True, repr=False)
+class FoldLedger(Result):
     """Record of a fold, batch norm by batch norm.
 
     Attributes:
@@ -122,15 +133,10 @@ class FoldLedger:
             lines.append(f"not covered: {self.not_covered}")
         width = max(len(entry.name) for entry in self.entries)
         for entry in self.entries:
-            if entry.folded:
-                detail = f"folded  {entry.how}"
-                if entry.difference is not None:
-                    detail += f"  ({entry.difference:.0e})"
-            else:
-                detail = f"left    {entry.reason}"
-                if entry.reduced:
-                    detail = f"reduced {entry.how}; {entry.reason}"
-            lines.append(f"  {entry.name:<{width}}  {detail}")
+            line = f"  {entry.name:<{width}}  {entry.state:<7} {entry.detail}"
+            if entry.folded and entry.difference is not None:
+                line += f"  ({entry.difference:.0e})"
+            lines.append(line)
             if pictures and entry.picture:
                 lines += [f"      {drawn}" for drawn in entry.picture.splitlines()]
         return "\n".join(lines)
@@ -152,8 +158,18 @@ class FoldLedger:
             indent=2,
         )
 
-    def __str__(self) -> str:
-        return self.to_text()
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one mapping per batch norm: layer, state, detail, difference."""
+        return [
+            {
+                "layer": entry.name,
+                "kind": entry.kind,
+                "state": entry.state,
+                "detail": entry.detail,
+                "difference": entry.difference,
+            }
+            for entry in self.entries
+        ]
 
 
 def entry_of(norm: Norm, kind: str, plan: Plan, stored: int) -> FoldEntry:

@@ -2,7 +2,7 @@
 
     view → moments → affine → apply
 
-`normalize`, `standardize` and `update_running` are the engine that the layers use.
+`normalize`, `standardize` and `update_running` serve the layers.
 """
 
 from normkit.functional.batch_norms import batch_norm, instance_norm

@@ -1,4 +1,4 @@
-"""What every normalization requires of its arguments, and how it says so."""
+"""Checks of arguments that all normalizations share, and their error messages."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """torch's own norms on small inputs that need a gradient, verified afterwards.
 
-On few values calling a function of autograd from Python takes longer than the work, and
-torch records its operators in C++. They compute x·scale + shift in float32, which errs
-by about 1e-7·|mean|/std. So the statistics that they kept for their backward are
+On few values, calling an autograd function from Python takes longer than the work;
+torch records its operators in C++. They compute x·scale + shift in float32, with an
+error of about 1e-7·|mean|/std. So the statistics that they save for their backward are
 verified; where a mean lies further than `MAX_OFFSET` standard deviations from 0, or
 anything is not finite, the kernels run instead.
 
 RMS and instance norm have no such route: the kernels are faster at every size. Batch
-norm has none either: what `less_memory()` computes again would differ from it in the
-last bit, and it would bring 0.82 to 0.93 of torch's speed, on 16k values at most.
+norm has none either: the output that `less_memory()` recomputes would differ from it in
+the last bit, and its speed would be 0.82 to 0.93 of torch's, on 16k values at most.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from normkit.functional.memory.block import memory_mode
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.loading import library
-from normkit.kernels.fixed_order import is_order_fixed
+from normkit.kernels.deterministic import is_deterministic
 
 __all__ = ["MAX_OFFSET", "MAX_VALUES", "AtenCall", "Operator", "Saved", "tried_first"]
 
@@ -61,7 +61,7 @@ class AtenCall:
                 or (bias is not None and bias.requires_grad)
             )
             and memory_mode() is None
-            and not is_order_fixed()
+            and not is_deterministic()
         ):
             y, mean, inv_std = self._operator(x, weight, bias)
             rows = inv_std.numel()
@@ -76,21 +76,21 @@ def tried_first(
     x: Tensor,
     vectors: tuple[Tensor | None, ...],
 ) -> NativeCall | AtenCall:
-    """Return the call that tries torch's operator first; `kernels` where none pays.
+    """Return a call that tries torch's operator first, or `kernels` if faster.
 
     Args:
         operator: torch's operator with its options.
-        kernels: What runs otherwise.
+        kernels: The call that runs otherwise.
         x: Values of the signature.
-        vectors: Learned factor and summand.
+        vectors: Weight and bias.
     """
     is_layer_norm = kernels.spec.shape is None
     if (
         x.numel() <= MAX_VALUES
         and x.dtype is torch.float32
         and x.is_contiguous()
-        # Where sizes are 1 a layout has several names, and torch's backward of group
-        # norm mistakes them: gradients of another layout than x come out wrong.
+        # Where sizes are 1 the layout is ambiguous, and torch's backward of group norm
+        # gets it wrong: gradients of another layout than x come out wrong.
         and (is_layer_norm or all(size > 1 for size in x.shape))
         and 0 < kernels.spec.eps < 1
         and all(v is None or v.dtype is torch.float32 for v in vectors)

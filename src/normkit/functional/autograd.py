@@ -1,7 +1,7 @@
-"""The one function of autograd: a forward on kernels, and its backward.
+"""The autograd function: a forward on kernels, and its backward.
 
-`call` is a `NativeCall` or `Passes` and knows what was asked for (`Spec`). The first
-derivative runs where the forward ran; a second one differentiates the formula.
+`call` is a `NativeCall` or `Passes` with its `Spec`. The first derivative runs on the
+same kernels as the forward; a second one differentiates the formula.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Call = NativeCall | Passes
 
 
 class Job:
-    """What a caller wants beyond the values, and what a forward keeps for it."""
+    """Request of a caller beyond the values, and the state a forward keeps for it."""
 
     __slots__ = ("dtype", "keeps_bytes", "kept", "recomputes", "wants_moments")
 
@@ -55,7 +55,7 @@ class Job:
 
 
 class Normalize(torch.autograd.Function):
-    """y from x and its statistics; their dependence on x is in the backward."""
+    """Normalized values; their gradient includes that through the statistics of x."""
 
     @staticmethod
     def forward(
@@ -75,7 +75,7 @@ class Normalize(torch.autograd.Function):
         gated = None
         if residual is not None and not (job is not None and job.recomputes):
             if call.spec.activation == "relu":
-                # The next layer keeps y anyway; the residual would be kept for us.
+                # The next layer keeps y anyway; the residual would be an extra tensor.
                 residual, gated = None, y
             elif call.spec.activation == "none":
                 residual = None
@@ -138,7 +138,7 @@ def gradients(
                     *(dy, x, weight, bias, residual, mask, gated, kept, wanted),
                     dtotal,
                 )
-            # A mode has to see torch operations, or dy is none of torch's own.
+            # A mode has to see torch operations, or dy is a tensor subclass.
             kept = tuple(t for t in call.statistics(kept) if t is not None)
         dx, *others = Passes(spec).backward(
             *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
@@ -161,17 +161,17 @@ def run(
     running: Running | None = None,
     found: list[Moments] | None = None,
 ) -> Tensor:
-    """Return the output of `call`; recorded if anything here needs a gradient.
+    """Return the output of `call`; recorded by autograd if a gradient is needed.
 
     Args:
-        call: What to run.
+        call: The call to run.
         x: Values.
-        weight: Learned factor, or None.
-        bias: Learned summand, or None.
+        weight: Weight, or None.
+        bias: Bias, or None.
         residual: Added before the activation, or None.
         mask: Bool, broadcastable to x, or None.
-        running: Statistics to normalize by, or to move.
-        found: Takes the Moments of the batch, if a list is given.
+        running: Statistics to normalize by, or to update.
+        found: List that receives the Moments of the batch, or None.
     """
     if mask is not None:
         mask = broadcast_mask(mask, x)
@@ -209,7 +209,7 @@ def run(
 
 
 def _pays(residual: Tensor | None, activation: str) -> bool:
-    """Return whether keeping the residual for the output keeps no more than before."""
+    """Return whether a recipe with the residual keeps no more than the output would."""
     if residual is None:
         return True
     if is_recomputable_sum(residual):
@@ -226,8 +226,8 @@ def _again(
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> Callable[[], Tensor]:
-    """Return how to compute the output once more from what the backward keeps."""
-    # Without the graph behind them: what is kept must not keep more.
+    """Return a function that recomputes the output from the tensors of the backward."""
+    # Detached: what is kept must not keep a graph alive.
     recipes = [
         None if t is None else keep(t.detach()) for t in (x, weight, bias, residual)
     ]

@@ -45,7 +45,7 @@ def batch_norm(
         y = act((x − mean)/√(var + eps)·weight + bias + residual)
 
     with the mean and population variance of the batch when `training`, which also
-    moves the running statistics, and with the running statistics otherwise.
+    updates the running statistics, and with the running statistics otherwise.
 
     Args:
         input: Values, shape `(N, C, *)`, any floating dtype.
@@ -69,7 +69,7 @@ def batch_norm(
             out of them because of a NaN or Inf.
         activation: Applied last, in the same pass: `"none"`, `"relu"`, `"leaky_relu"`,
             `"silu"`, `"gelu"` (by erf), `"sigmoid"` or `"tanh"`.
-        negative_slope: Of leaky_relu, below 0.
+        negative_slope: Slope of leaky_relu below 0.
         residual: Added before the activation, of the shape of `input`.
 
     Returns:
@@ -204,9 +204,9 @@ def instance_norm(
 
     Args:
         input: Values, shape `(N, C, *)` with at least one `*`, any floating dtype.
-        running_mean: Shape `(C,)`; moves towards the mean over samples of the
+        running_mean: Shape `(C,)`; updated by the mean over samples of the
             instance means.
-        running_var: Shape `(C,)`; towards the mean of the unbiased instance variances.
+        running_var: Shape `(C,)`; by the mean of the unbiased instance variances.
         weight: Factor per channel, shape `(C,)`.
         bias: Summand per channel, shape `(C,)`.
         use_input_stats: Use the statistics of the input; False uses the running ones.
@@ -302,7 +302,7 @@ def _move_instances(
     momentum: float | Tensor | None,
     batches: Tensor | None,
 ) -> None:
-    """Move the averages by the mean over samples of means and unbiased variances.
+    """Update the averages by the mean over samples of means and unbiased variances.
 
     As Moments of two values, whose unbiased variance is their m2. Samples without a
     valid position are left out. A forward that activation checkpointing repeats moves

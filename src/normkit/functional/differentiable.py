@@ -42,10 +42,10 @@ def normalize(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
-    """Return y by the statistics of `x`, of all ranks' in a group, and its Moments.
+    """Return y by the statistics of `x` (of all ranks in a group), and its Moments.
 
     Args:
-        spec: What is asked for.
+        spec: Options of the forward.
         x: Values, any floating dtype.
         weight: Factor after standardizing, or None.
         bias: Summand after that, or None.
@@ -112,7 +112,7 @@ def finish(
     residual: Tensor | None,
     valid: Tensor | None,
 ) -> Tensor:
-    """Return what follows standardizing: affine, residual, activation, mask."""
+    """Apply what follows standardizing: affine, residual, activation, mask."""
     weight, bias = spec.along(weight), spec.along(bias)
     if weight is not None:
         y = y * weight.to(y.dtype)
@@ -127,7 +127,7 @@ def finish(
 def constants_of(spec: Spec, x: Tensor, running: Running) -> tuple[Tensor, Tensor]:
     """Return the centre and 1/√(var + eps) of running statistics, in float64.
 
-    Copies: the statistics may move before the backward of this forward.
+    Copies: the statistics may be updated before the backward of this forward.
     """
     assert running.mean is not None
     assert running.var is not None
@@ -141,9 +141,9 @@ def constants_of(spec: Spec, x: Tensor, running: Running) -> tuple[Tensor, Tenso
 def aliases(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the same tensors as nodes of a graph of their own.
 
-    A derivative that runs the formula again on what a forward was given asks for the
-    gradients of these: where a residual or a weight was computed from x, x itself would
-    get that share, too, here and once more where autograd goes on.
+    A derivative that reruns the formula on the inputs of a forward takes gradients with
+    respect to these. With the inputs themselves, a residual or weight that was computed
+    from x would add its share to x's gradient here, and autograd adds it once more.
     """
     with torch.enable_grad():
         return tuple(None if t is None else t.view_as(t) for t in tensors)
@@ -161,20 +161,20 @@ def gradients(
     """Return the gradients of x, weight, bias and residual as a graph of their own.
 
     Args:
-        spec: What the forward was asked for.
-        dy: The gradient of y.
+        spec: Options of the forward.
+        dy: Gradient of y.
         learned: x, weight, bias and residual; no residual where it is a plain sum or
-            `gated` stands for it.
+            `gated` replaces it.
         statistics: The centre and 1/√(var + eps) where they are constants.
         mask: Bool, of the shape of x, or None.
-        gated: The output of a relu, which says where it was open.
-        wanted: Which of the four.
+        gated: Output of a relu: positive where it was open.
+        wanted: Which of the four gradients to compute.
     """
     with_graph = torch.is_grad_enabled()
     x, weight, bias, residual = aliases(*learned)
     assert x is not None
     if gated is not None:
-        # Where the relu was open is a constant: its second derivative is 0.
+        # The gate of a relu is constant: its second derivative is 0.
         dy = zero_where(gated <= 0, dy)
         spec = spec.without_activation()
     if mask is not None:

@@ -1,6 +1,6 @@
 """Exponential moving averages of statistics: new = (1 − rate)·old + rate·batch.
 
-`rate` is torch's momentum, the share of the new value. The articles' decay α = 0.9 is
+`rate` is torch's momentum, the share of the new value. A decay α = 0.9 is
 rate = 1 − α = 0.1.
 """
 
@@ -36,7 +36,7 @@ def update_running(
     num_batches_tracked: Tensor | None = None,
     num_batches_skipped: Tensor | None = None,
 ) -> Tensor:
-    """Move running statistics towards those of a batch, in place, without a host sync.
+    """Update running statistics by those of a batch, in place, without a host sync.
 
     Args:
         running_mean: Shape `(C,)`, or None.
@@ -71,7 +71,7 @@ def update_running(
 def check_moving(
     rate: float | Tensor | None, batches: Tensor | None, on_nonfinite: str
 ) -> None:
-    """Require a known policy, and a counter where every batch has the same share."""
+    """Require a known `on_nonfinite`, and a counter with equal shares of batches."""
     if on_nonfinite not in ("skip", "update"):
         raise ArgumentError(f"on_nonfinite={on_nonfinite!r} must be 'skip' or 'update'")
     if rate is None and batches is None:
@@ -82,7 +82,7 @@ def check_moving(
 
 
 def check_counters(*counters: Tensor | None) -> None:
-    """Require counters that can count; a narrower dtype would begin anew."""
+    """Require int64 counters; a narrower dtype would overflow."""
     for counter in counters:
         if counter is not None and counter.dtype != torch.int64:
             raise DtypeError(
@@ -92,8 +92,8 @@ def check_counters(*counters: Tensor | None) -> None:
 
 
 def move(running: Running, moments: Moments) -> Tensor:
-    """Move `running` towards the statistics of a batch; see `update_running`."""
-    # One call instead of twenty small operations, where nothing watches them.
+    """Update `running` by the statistics of a batch; see `update_running`."""
+    # One call instead of twenty small operations, where no mode or tracer sees them.
     if not is_observed() and moments.mean.is_cpu and asked_for() in (None, "cpu"):
         kernels = backend_named("cpu")
         found = isinstance(kernels, CpuBackend) and kernels.move_running(
@@ -120,7 +120,7 @@ def move(running: Running, moments: Moments) -> Tensor:
 
 
 def ema_(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) -> None:
-    """Move `running` in place to (1 − rate)·running + rate·new where `allowed`."""
+    """Set `running` to (1 − rate)·running + rate·new in place where `allowed`."""
     _writable(running).copy_(moved(running, new, rate, allowed))
 
 
@@ -141,8 +141,8 @@ def moved(
 def _writable(buffer: Tensor) -> Tensor:
     """Return `buffer`, or under a transform of torch.func an alias that may be written.
 
-    The transforms refuse to change a tensor that they captured: a gradient could be
-    lost. Here none can be: what is written is detached.
+    The transforms refuse to change a captured tensor, because a gradient could be lost.
+    Here none can be: the values written are detached.
     """
     if is_compiling() or not has_transforms():
         return buffer

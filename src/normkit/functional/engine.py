@@ -1,8 +1,6 @@
-"""Measure, standardize, and the backward of both.
+"""The entry of every normalization: choose the route, then run it.
 
-    y = act((x − mean)·inv_std·weight + bias + residual)
-
-over the values that share a statistic, by the route that the arguments ask for.
+y = act((x − mean)·inv_std·weight + bias + residual)
 """
 
 from __future__ import annotations
@@ -47,16 +45,16 @@ def execute(
     """Run one normalization by its route.
 
     Args:
-        spec: What is asked for; the tensors fit it.
+        spec: Options of the forward; the tensors fit it.
         x: Values, any shape, any floating dtype.
-        weight: Learned factor, of `spec.vector` or broadcastable to x, or None.
-        bias: Learned summand, likewise.
+        weight: Weight, of `spec.vector` or broadcastable to x, or None.
+        bias: Bias, likewise.
         residual: Added before the activation, of the shape of x, or None.
         mask: Which values count: bool or weights ≥ 0, broadcastable to x.
-        running: Statistics to normalize by if `spec.given`, otherwise to move.
-        found: Takes the Moments of the batch, if a list is given.
-        key: The signature to remember the call by.
-        aten: torch's operator for the same, see `aten.tried_first`.
+        running: Statistics to normalize by if `spec.given`, otherwise to update.
+        found: List that receives the Moments of the batch, or None.
+        key: Signature under which the call is cached.
+        aten: torch's operator for the same call, see `aten.tried_first`.
     """
     route = route_of(spec, x, weight, bias, residual, mask, running)
     if route is Route.OPERATOR and found is None:
@@ -79,7 +77,7 @@ def execute(
         return y
     call: NativeCall | Passes | None = None
     if asked_for() in (None, "cpu") and type(x) in PLAIN:
-        # In memory of their own where they are views; autograd follows.
+        # Copies where they are views; autograd records the copy.
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
         call = call_for(spec, x, weight, bias, residual, mask, running)
@@ -121,9 +119,9 @@ def normalize(
             and gradients are 0 where it is False or 0.
         centered: Subtract the mean; False divides by the root mean square.
         epilogue: A residual to add and an activation to apply, in the same pass.
-        group: The ranks to take the statistics over, as in `sync.merge_over`: every
-            rank has to call, also without values, and to take part in the backward.
-            The gradients of weight and bias stay sums over this rank's values.
+        group: Ranks over which statistics are merged, as in `sync.merge_over`: every
+            rank must call forward and backward, also without values. The gradients of
+            weight and bias are sums over this rank's values.
 
     Returns:
         The standardized values, in the dtype of `x`, and the Moments they were
@@ -176,7 +174,7 @@ def standardize(
 
     Returns:
         act((x − mean)/√(var + eps)·weight + bias + residual), in the dtype of `x`. The
-        statistics are constants: no gradient goes to them, as in torch.
+        statistics are constants and get no gradient, as in torch.
     """
     _check_shapes(x, weight, bias, epilogue.residual)
     spec = Spec(

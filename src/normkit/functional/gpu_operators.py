@@ -1,12 +1,12 @@
-"""The GPU layers as operators with derivatives, where they fit a call.
+"""GPU layers as operators with derivatives.
 
     batch norm   statistics, running statistics, affine, sum and activation in two
                  launches, eager and compiled
     rows         one operator under torch.compile
 
-Eager calls go to the kernels directly; under a compiler the same functions are
-operators of torch. Under torch.func and forward mode they step aside. A second
-derivative differentiates the formula.
+Eager calls run the kernels directly; under a compiler the same functions are operators
+of torch. They do not run under torch.func and forward mode. A second derivative
+differentiates the formula.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from normkit.functional.memory.block import memory_mode
 from normkit.kernels.choose import asked_for, backend_named, choose
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import GpuBackend
-from normkit.kernels.gpu.table import FORWARD_ROW
+from normkit.kernels.gpu.config import FORWARD_ROW
 from normkit.kernels.spec import Running, Spec
 from normkit.torch_state import (
     below_autograd,
@@ -52,7 +52,7 @@ def batch_norm(
     skips_nonfinite: bool = True,
     epilogue: Epilogue = _NONE,
 ) -> Tensor | None:
-    """Batch norm in training on a GPU: see `normkit.functional.batch_norm`.
+    """Run batch norm in training on a GPU: see `normkit.functional.batch_norm`.
 
     Args:
         x: Values.
@@ -60,20 +60,20 @@ def batch_norm(
         weight: Shape `(C,)`, or None.
         bias: Shape `(C,)`, or None.
         eps: Added to the variance, inside the root.
-        running_mean: Moved in place, shape `(C,)`, or None.
-        running_var: Moved in place, shape `(C,)`, or None.
+        running_mean: Updated in place, shape `(C,)`, or None.
+        running_var: Updated in place, shape `(C,)`, or None.
         num_batches_tracked: Counts batches in place, or None.
         momentum: Share of the batch; None gives every batch the same share.
         skips_nonfinite: Keep a batch with a NaN or Inf out of the running statistics.
         epilogue: A residual to add and an activation to apply.
 
     Returns:
-        The values, or None if the GPU kernels do not serve this call.
+        The values, or None if the GPU kernels cannot run this call.
     """
     if not _is_on_device(x) or isinstance(momentum, Tensor) or x.numel() == 0:
         return None
     if memory_mode() is not None:
-        return None  # the engine knows how to make its output again
+        return None  # the engine can recompute its output
     for buffer in (running_mean, running_var):
         if buffer is not None and not buffer.is_contiguous():
             return None
@@ -111,14 +111,14 @@ def serves(
     if _channel_of(spec, x) is not None:
         buffers = () if running is None else (running.mean, running.var)
         return (
-            memory_mode() is None  # another way knows how to make the output again
+            memory_mode() is None  # another route can recompute the output
             and x.numel() > 0
             and not (running is not None and isinstance(running.rate, Tensor))
             and all(b is None or b.is_contiguous() for b in buffers)
             and _serves(x, spec.dims, spec.along(weight), spec.along(bias), residual)
         )
     seen, weight, bias = spec.seen(x), spec.along(weight), spec.along(bias)
-    # An exported program holds torch operations: other runtimes have to read it.
+    # An exported program holds torch operations only: other runtimes must read it.
     return (
         is_compiling()
         and not is_exporting()
@@ -147,7 +147,7 @@ def normalize(
     residual: Tensor | None,
     running: Running | None,
 ) -> Tensor:
-    """Run a call that `serves` takes."""
+    """Run a call for which `serves` is True."""
     channel = _channel_of(spec, x)
     if channel is None:
         _register()
@@ -172,29 +172,29 @@ def normalize(
     )
     assert y is not None
     if skipped is not None and batches is not None and before is not None:
-        # The kernel moves everything at once; what it did not count, it left.
+        # The kernel updates all or nothing: a batch that is not counted was skipped.
         skipped.add_(1 - (batches - before))
     return y
 
 
 def _is_on_device(x: Tensor) -> bool:
-    """First of all and cheap: a call on a CPU pays nothing for what is a GPU's."""
+    """Return whether `x` is on a GPU: checked first, so that CPU calls pay little."""
     kernels = backend_named("gpu")
     return isinstance(kernels, GpuBackend) and x.device.type in kernels.device_types
 
 
 def _constant_for_compilers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What torch.compiler.assume_constant_result does; that would load the compiler."""
+    """Act as torch.compiler.assume_constant_result, without loading the compiler."""
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
 
 
 def _serves(x: Tensor, dims: tuple[int, ...], *others: Tensor | None) -> bool:
-    """Whether the GPU kernels take this call, and nothing else watches it."""
+    """Return whether the GPU kernels can run this call and no tracer observes it."""
     if not _may_serve(x.device.type, x.device.index):
         return False
     if is_compiling():
-        # Strides are not known here; the operators take whatever they are given.
+        # Strides are unknown here; the operators accept any.
         served = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         for t in others:
             if t is not None and t.shape == x.shape and t.dtype != x.dtype:
@@ -208,7 +208,7 @@ def _serves(x: Tensor, dims: tuple[int, ...], *others: Tensor | None) -> bool:
 
 @_constant_for_compilers
 def _may_serve(device_type: str, index: int | None) -> bool:
-    """Whether the device has the kernels and no other backend was asked for."""
+    """Return whether the device has the kernels and no other backend was asked for."""
     if asked_for() not in (None, "gpu"):
         return False
     kernels = backend_named("gpu")
@@ -217,9 +217,9 @@ def _may_serve(device_type: str, index: int | None) -> bool:
 
 
 def _fits_rows(x: Tensor, dims: tuple[int, ...], affine: Tensor | None) -> bool:
-    """Whether whole rows fit on the chip, and the affine lies on them as in a layer.
+    """Return whether whole rows fit on the chip, with the affine as in a layer.
 
-    Written for a compiler that traces it: loops, and no strides but contiguity.
+    torch.compile traces it: loops, and contiguity instead of strides.
     """
     width, first = 1, x.dim() - len(dims)
     for position, d in enumerate(dims):
@@ -249,7 +249,7 @@ def _fits_rows(x: Tensor, dims: tuple[int, ...], affine: Tensor | None) -> bool:
 
 
 class _Runs:
-    """A pair of functions, forward and backward, that the derivatives call."""
+    """Forward and backward functions that the autograd functions call."""
 
     def __init__(
         self, forward: Callable[..., Any], backward: Callable[..., Any]
@@ -260,7 +260,7 @@ class _Runs:
 
 @functools.cache
 def _directly(name: str) -> _Runs:
-    """The kernels without the dispatcher, which costs more than a launch."""
+    """Run the kernels without the dispatcher, which costs more than a launch."""
     from normkit.kernels.gpu import ops
 
     return _Runs(ops.FUNCTIONS[name], ops.FUNCTIONS[f"{name}_backward"])
@@ -346,14 +346,14 @@ def _differentiable_batch_norm(
         slope=ctx.slope,
         vector=tuple(shape),
     )
-    # The bits of a relu are its output's signs as well.
+    # The bits of a relu are also the signs of its output.
     gated = _unpacked(bits, x, ctx.channel_dim) if bits.numel() else None
     learned = (x, weight, bias, residual)
     return differentiable.gradients(spec, dy, learned, None, None, gated, tuple(wanted))
 
 
 def _unpacked(bits: Tensor, x: Tensor, channel_dim: int) -> Tensor:
-    """The bits of relu's gates as bool, shaped and laid out as x."""
+    """Unpack the bits of relu's gates to bool, shaped and laid out as x."""
     place = torch.arange(8, dtype=torch.uint8, device=x.device)
     gates = (bits.unsqueeze(-1) >> place & 1).flatten(1).bool()
     width = x.numel() // bits.shape[0]

@@ -1,4 +1,4 @@
-"""The statistics of a batch as a value that no gradient passes through."""
+"""Statistics of a batch without a gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["measure"]
 
 
 def measure(x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None) -> Moments:
-    """The moments of `x` over `dims`, a constant for every kind of derivative.
+    """Return the moments of `x` over `dims`, constant for every kind of derivative.
 
     Args:
         x: Values, any shape, any floating dtype.

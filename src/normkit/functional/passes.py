@@ -1,4 +1,4 @@
-"""A forward and its backward on any backend, as passes of its primitives.
+"""Forward and backward on any backend, as a sequence of its primitives.
 
     forward     statistics → merge over ranks, if any → apply → epilogue
     backward    epilogue back → sums → sum over ranks, if any → apply_grads
@@ -32,7 +32,7 @@ __all__ = ["Passes"]
 
 
 class Passes:
-    """A call that needs no signature: any tensors that torch operations can read."""
+    """Call without a signature, for any tensors that torch operations can read."""
 
     __slots__ = ("spec",)
 
@@ -60,7 +60,7 @@ class Passes:
             assert running is not None
             center, inv_std = constants_of(spec, x.view(shape), running)
             if mask is not None:
-                # A NaN of the padding would meet dy = 0 in dweight.
+                # In dweight a NaN of the padding would be multiplied by dy = 0.
                 x = zero_where(~mask, x)
             y = _applied(kernels, x, center, inv_std, weight, bias, epilogue)
             kept = (center, inv_std)
@@ -153,7 +153,7 @@ class Passes:
             )
         if grads is None:
             if mask is not None:
-                # What x holds at masked places must not meet a gradient of 0.
+                # A NaN of x at a masked place times a gradient of 0 would be NaN.
                 x = zero_where(~mask, x)
             if spec.activation != "none":
                 z = gated
@@ -198,7 +198,7 @@ class Passes:
         dweight = dbias = sum_g = sum_gr = None
         shared = dims if affine is None else shared_dims(affine, dims)
         if needs_sums and shared:
-            # One reduction serves both: what is left to sum lies on small vectors.
+            # One reduction serves both: the remaining sums are over small vectors.
             sum_dy, sum_dyr = kernels.reduce_grads(dy, x, center, shared)
             if wants_weight and weight is not None:
                 dweight = (sum_dyr * inv_std).sum_to_size(weight.shape)
@@ -248,7 +248,7 @@ class Passes:
         center: Tensor,
         inv_std: Tensor,
     ) -> Tensor:
-        """Return the output of a forward that found these statistics, bit by bit."""
+        """Return the output of a forward with these statistics, bit by bit."""
         spec, seen = self.spec, self.spec.seen(x)
         center = center if spec.centered else torch.zeros_like(center)
         epilogue = spec.epilogue(None if residual is None else spec.seen(residual))
@@ -265,11 +265,11 @@ class Passes:
         return kept[0], kept[1], None if self.spec.given else kept[2]
 
     def around_zero(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return what was kept as the statistics of x − mean."""
+        """Return the kept statistics as those of x − mean."""
         return (torch.zeros_like(kept[0]), *kept[1:])
 
     def moments(self, kept: tuple[Tensor, ...]) -> Moments:
-        """Return the Moments of the batch that a forward found."""
+        """Return the Moments of the batch that a forward measured."""
         mean, _, count, m2 = kept
         return Moments(count, mean, m2)
 

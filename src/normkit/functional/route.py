@@ -1,7 +1,4 @@
-"""The ways through a normalization, and the one place that chooses among them.
-
-README.md in this folder says when each is taken and where it lives.
-"""
+"""Routes of a normalization, and their choice; see README.md in this folder."""
 
 from __future__ import annotations
 
@@ -18,16 +15,16 @@ __all__ = ["Route", "route_of"]
 
 
 class Route(Enum):
-    """A way through a normalization."""
+    """Route of a normalization."""
 
     KERNELS = "kernels"
-    """One function of autograd over the kernels of a backend."""
+    """The autograd function over the kernels of a backend."""
     OPERATOR = "operator"
-    """The GPU kernels as operators of torch, which a compiler leaves whole."""
+    """GPU kernels as operators of torch, which a compiler does not trace into."""
     DIFFERENTIABLE = "differentiable"
     """The formula in torch operations."""
     RECORDED = "recorded"
-    """A call of torch.nn's layer, for torch.fx, torch.jit.trace and their exports."""
+    """A recorded call of torch.nn's layer, for torch.fx and torch.jit.trace."""
 
 
 def route_of(
@@ -39,16 +36,16 @@ def route_of(
     mask: Tensor | None,
     running: Running | None,
 ) -> Route:
-    """Return the way of a call; `aten` and `recorded` are tried before it.
+    """Return the route of a call; `aten` and `recorded` are tried before it.
 
     Args:
-        spec: What is asked for.
+        spec: Options of the forward.
         x: The values.
-        weight: Learned factor, or None.
-        bias: Learned summand, or None.
+        weight: Weight, or None.
+        bias: Bias, or None.
         residual: Added before the activation, or None.
         mask: Which values count; weights have no kernel.
-        running: Statistics to normalize by, or to move.
+        running: Statistics to normalize by, or to update.
     """
     if mask is not None and mask.dtype != torch.bool:
         return Route.DIFFERENTIABLE

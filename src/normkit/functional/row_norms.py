@@ -59,7 +59,7 @@ def layer_norm(
     mask: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Normalize over the last dimensions, each position by itself.
+    """Normalize over the last dimensions, separately at each position.
 
         y = (x − mean)/√(var + eps)·weight + bias
 
@@ -181,7 +181,7 @@ def rms_norm(
             mask=mask,
         )
     if input.is_complex() and mask is None:
-        # Drop-in, not more: torch divides by √(mean(x²) + eps) of x itself, not of |x|.
+        # As torch: it divides by √(mean(x²) + eps) of x itself, not of |x|.
         return torch.nn.functional.rms_norm(input, list(normalized_shape), weight, eps)
     eps = _eps_of(input, eps)
     key = signature(
@@ -301,7 +301,7 @@ def _trailing(
     bias: Tensor | None,
     eps: float,
 ) -> Spec:
-    """Return what is asked for, after checking it."""
+    """Check the arguments; return their `Spec`."""
     check_floating(x, name)
     check_eps(eps, name, "finite")
     check_trailing(x, sizes, name, weight=weight, bias=bias)

@@ -1,10 +1,10 @@
-"""Calls that were met before: what a signature decided once is not asked again.
+"""Cache of calls by signature.
 
 A signature is everything about a call but the values: the operation and its options,
 shape, strides and dtype of x, the dtypes and shapes of the vectors, the number of
-threads. A call of a known signature has been checked, its route chosen, its geometry
-found. None stands for a call that has to go the long way: something observes torch
-operations, or a tensor does not hold its values at its address.
+threads. A cached call has been checked, its route chosen, its geometry found. None
+stands for a call that cannot be cached: a mode or tracer observes torch operations, or
+a tensor does not hold its values at its address.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from normkit.torch_state import PLAIN, is_observed, is_wrapped
 
 __all__ = ["find", "remember", "signature", "with_running"]
 
-# More than the layers of a network in some sizes of batch; then all begin anew.
-_MOST = 4096
+# More than the layers of a network at several batch sizes; then the cache is cleared.
+MAX_CALLS = 4096
 _calls: dict[Hashable, Any] = {}
 _threads, _asked_for = torch.get_num_threads, asked_for_name.get
 
 
 def find(key: Hashable | None) -> Any:
-    """Return the call of a signature, None if it was not met."""
+    """Return the cached call of a signature, or None."""
     return None if key is None else _calls.get(key)
 
 
@@ -39,13 +39,13 @@ def signature(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Hashable | None:
-    """Return what the call may be remembered by, or None.
+    """Return the signature of a call, or None if it cannot be cached.
 
     Args:
-        operation: Its name and all options that are no tensors.
+        operation: Name of the operation, and its options other than tensors.
         x: The values.
-        weight: Learned factor, contiguous, or None.
-        bias: Learned summand, contiguous, or None.
+        weight: Weight, contiguous, or None.
+        bias: Bias, contiguous, or None.
         residual: Of the shape of x, or None.
         mask: Bool, broadcastable to x, or None.
     """
@@ -134,7 +134,7 @@ def with_running(
 
 
 def remember(key: Hashable, call: Any) -> None:
-    """Keep the call of a signature."""
-    if len(_calls) >= _MOST:
+    """Cache the call of a signature."""
+    if len(_calls) >= MAX_CALLS:
         _calls.clear()
     _calls[key] = call

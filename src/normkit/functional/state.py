@@ -1,4 +1,4 @@
-"""Batch norm as a pure function: statistics go in as a value and come out as one.
+"""Batch norm as a pure function of its input and its running statistics.
 
     y, state = batch_norm_with_state(x, state, weight, bias)
 
@@ -29,7 +29,7 @@ class BatchNormState(NamedTuple):
     Attributes:
         mean: Running mean, shape `(C,)`.
         var: Running unbiased variance, shape `(C,)`, as in torch.
-        batches: How many entered them, int64 scalar.
+        batches: Number of batches that entered them, int64 scalar.
     """
 
     mean: Tensor
@@ -43,12 +43,12 @@ def init_state(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> BatchNormState:
-    """The state before any batch: mean 0, variance 1, no batch.
+    """Return the state before any batch: mean 0, variance 1, no batch.
 
     Args:
         num_features: Number of channels C.
-        dtype: Of mean and variance; float32 also serves half inputs.
-        device: Where they live.
+        dtype: Dtype of mean and variance; float32 also serves half inputs.
+        device: Device of mean and variance.
     """
     return BatchNormState(
         torch.zeros(num_features, dtype=dtype, device=device),
@@ -70,7 +70,7 @@ def batch_norm_with_state(
     channel_dim: int = 1,
     on_nonfinite: str = "skip",
 ) -> tuple[Tensor, BatchNormState]:
-    """Normalize each channel, and give the statistics after this batch.
+    """Normalize each channel, and return the statistics after this batch.
 
         y = (x − mean)/√(var + eps)·weight + bias
 
@@ -79,8 +79,8 @@ def batch_norm_with_state(
         state: Running statistics; from `init_state`, or from the last call.
         weight: Factor per channel, shape `(C,)`.
         bias: Summand per channel, shape `(C,)`.
-        training: Normalize by the batch and move the statistics; otherwise normalize
-            by `state` and give it back as it is.
+        training: Normalize by the batch and update the statistics; otherwise
+            normalize by `state` and return it unchanged.
         momentum: Share of the batch in the new statistics; None gives every batch the
             same share.
         eps: Added to the variance, inside the root.

@@ -1,8 +1,8 @@
-"""The layer or RMS norm of x + residual, and the sum: what a transformer block runs.
+"""Layer or RMS norm of x + residual, and the sum, as in a transformer block.
 
 One pass reads x and residual and writes both; its backward adds the sum's own gradient
-where it writes dx. Where that has no kernel, or an output shall be computed again, it
-is a sum and a norm.
+to dx. Without a kernel for it, or where an output is to be recomputed, it is a sum and
+a norm.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def sum_norm(
     """Return the norm of x + residual, and x + residual.
 
     Args:
-        options: The operation and its options, for the signature.
-        norm: The same norm of a single tensor.
+        options: Operation and options, for the signature.
+        norm: The norm of a single tensor.
         x: Values.
         residual: Values to add, of the shape of x.
-        weight: Learned factor, or None.
-        bias: Learned summand, or None.
-        spec_of: Checks the arguments, and returns what is asked for.
+        weight: Weight, or None.
+        bias: Bias, or None.
+        spec_of: Checks the arguments, and returns their `Spec`.
 
     Raises:
         ShapeError: The shapes of x and residual differ.

@@ -26,7 +26,7 @@ __all__ = ["covariance", "inverse_sqrt", "newton_inverse_sqrt"]
 
 
 def covariance(x: Tensor, mask: Tensor | None = None) -> tuple[Moments, Tensor, Tensor]:
-    """Mean, centred values and covariance of the columns of `x`.
+    """Return mean, centred values and covariance of the columns of `x`.
 
     Args:
         x: Values, shape `(G, D, M)`: G groups of D channels, M observations.
@@ -55,7 +55,7 @@ def covariance(x: Tensor, mask: Tensor | None = None) -> tuple[Moments, Tensor, 
 
 
 def inverse_sqrt(matrix: Tensor, eps: float) -> Tensor:
-    """(Σ + eps·1)^(−1/2) of symmetric, positive semidefinite matrices, by eigh.
+    """Return (Σ + eps·1)^(−1/2) of symmetric, positive semidefinite matrices, by eigh.
 
     Args:
         matrix: Shape `(*, D, D)`.
@@ -71,7 +71,7 @@ def inverse_sqrt(matrix: Tensor, eps: float) -> Tensor:
 
 
 def newton_inverse_sqrt(matrix: Tensor, eps: float, iterations: int) -> Tensor:
-    """The same by Newton's iteration: matrix products only, and approximate.
+    """Return the same by Newton's iteration: matrix products only, and approximate.
 
         P₀ = 1,  Pₖ₊₁ = (3·Pₖ − Pₖ³·N)/2,  N = (Σ + eps·1)/tr(Σ + eps·1)
 
@@ -81,7 +81,7 @@ def newton_inverse_sqrt(matrix: Tensor, eps: float, iterations: int) -> Tensor:
     Args:
         matrix: Shape `(*, D, D)`.
         eps: Added to the diagonal.
-        iterations: How many; the paper takes 5.
+        iterations: Number of steps; the paper takes 5.
 
     Raises:
         ArgumentError: `iterations` is below 1.
@@ -152,13 +152,13 @@ class _InverseSqrtForward(_InverseSqrt):
 
 
 def _root(matrix: Tensor, inverse: Tensor, eps: float) -> Tensor:
-    """(Σ + eps·1)^(1/2) = (Σ + eps·1)·W, as a differentiable function of both."""
+    """Return (Σ + eps·1)^(1/2) = (Σ + eps·1)·W, differentiable in both."""
     root = matrix @ inverse + eps * inverse
     return 0.5 * (root + root.mT)
 
 
 def _lyapunov(root: Tensor, right: Tensor) -> Tensor:
-    """X with S·X + X·S = Q, for a symmetric, positive S and a symmetric Q."""
+    """Solve S·X + X·S = Q for a symmetric, positive S and a symmetric Q."""
     found = _chosen(_Lyapunov, _LyapunovForward).apply(root, right)
     assert isinstance(found, Tensor)
     return found

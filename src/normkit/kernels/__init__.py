@@ -9,9 +9,9 @@ from normkit.kernels.choose import (
     available_backends,
     backend,
     choose,
-    deterministic,
     explain,
 )
+from normkit.kernels.deterministic import deterministic
 from normkit.kernels.primitives import Backend
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""Which backend runs a case, and why.
+"""Choice of the backend for a case, with the reasons against the others.
 
 choose(x, dims)          the first backend with no reason against the case
-backend("reference")     ask for one by name within a block; no silent fallback
+backend("reference")     one backend by name within a block; no silent fallback
 explain(x, dims)         the table behind the choice
 """
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, KernelError
 from normkit.kernels.cpu import CpuBackend
-from normkit.kernels.fixed_order import fixed_order
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.primitives import Backend
 from normkit.kernels.reference import ReferenceBackend
@@ -30,7 +29,6 @@ __all__ = [
     "backend",
     "backend_named",
     "choose",
-    "deterministic",
     "explain",
 ]
 
@@ -45,14 +43,14 @@ asked_for_name: ContextVar[str | None] = ContextVar("normkit_backend", default=N
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which backend would run a case, and the reasons against each other one.
+    """Backend chosen for a case, and the reasons against each other one.
 
     Attributes:
         chosen: Name of the backend that would run.
-        view: How the case lies in memory.
-        reasons: For each backend, in order of preference, why it cannot run;
+        view: Memory layout of the case.
+        reasons: Reasons why each backend, in order of preference, cannot run;
             an empty list when it can.
-        route: The way through the library, a value of `functional.route.Route`; None
+        route: Route through the library, a value of `functional.route.Route`; None
             where only the backends were asked about.
     """
 
@@ -62,7 +60,7 @@ class Explanation:
     route: str | None = None
 
     def to_text(self) -> str:
-        """One line per backend."""
+        """Return one line per backend."""
         lines = [f"view: {self.view.kind} {self.view.sizes}"]
         if self.route is not None:
             lines.append(f"route: {self.route}")
@@ -74,7 +72,7 @@ class Explanation:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
-        """The same as plain data."""
+        """Return plain data for JSON."""
         return {
             "chosen": self.chosen,
             "view": {"kind": self.view.kind, "sizes": list(self.view.sizes)},
@@ -87,17 +85,17 @@ class Explanation:
 
 
 def available_backends() -> tuple[str, ...]:
-    """The names of the backends, in order of preference."""
+    """Return the names of the backends, in order of preference."""
     return tuple(_BACKENDS)
 
 
 def asked_for() -> str | None:
-    """The backend that the enclosing block asks for by name, if any."""
+    """Return the backend that the enclosing block asks for by name, if any."""
     return asked_for_name.get()
 
 
 def backend_named(name: str) -> Backend:
-    """The backend of that name.
+    """Return the backend of that name.
 
     Raises:
         ArgumentError: There is none.
@@ -110,7 +108,7 @@ def backend_named(name: str) -> Backend:
 
 
 def choose(x: Tensor, dims: tuple[int, ...]) -> Backend:
-    """The backend that reduces `x` over `dims`.
+    """Return the backend that reduces `x` over `dims`.
 
     Raises:
         KernelError: A backend was asked for by name and cannot run this case.
@@ -157,27 +155,6 @@ def backend(name: str) -> Generator[None]:
         yield
     finally:
         asked_for_name.reset(token)
-
-
-@contextmanager
-def deterministic() -> Generator[None]:
-    """Make a sample's output in eval depend on the sample and the model alone.
-
-    Bitwise, within the block: whatever shares the batch, in whatever place, and with
-    any number of threads. The CPU kernels hold that always, at full speed; what runs on
-    torch operations takes every sum in an order that only its length decides, which
-    takes several times as long. The rest of a model (convolutions, matrix products) is
-    torch's, and may still depend on the batch.
-
-    Example:
-        >>> import normkit, torch
-        >>> layer, x = normkit.nn.LayerNorm(1001).eval(), torch.randn(8, 1001)
-        >>> with deterministic():
-        ...     torch.equal(layer(x)[3:4], layer(x[3:4]))
-        True
-    """
-    with fixed_order():
-        yield
 
 
 def explain(x: Tensor, dims: tuple[int, ...] | None = None) -> Explanation:

@@ -1,4 +1,4 @@
-"""What may follow a normalization in the same pass over memory: an activation, a sum.
+"""Epilogue of a normalization in the same pass over memory: residual, activation.
 
     y = act(z + residual),   z the normalized values
 
@@ -28,7 +28,7 @@ class Epilogue:
 
     Attributes:
         activation: One of `ACTIVATIONS`; gelu is the exact one, by erf.
-        slope: Of leaky_relu, below 0.
+        slope: Slope of leaky_relu below 0.
         residual: Added before the activation; of the shape of the values.
     """
 
@@ -48,7 +48,7 @@ class Epilogue:
 
 
 def activate(name: str, z: Tensor, slope: float = 0.01) -> Tensor:
-    """act(z)."""
+    """Return act(z)."""
     if name == "relu":
         return F.relu(z)
     if name == "leaky_relu":
@@ -65,7 +65,7 @@ def activate(name: str, z: Tensor, slope: float = 0.01) -> Tensor:
 
 
 def gate(name: str, dy: Tensor, z: Tensor, slope: float = 0.01) -> Tensor:
-    """dy·act′(z)."""
+    """Return dy·act′(z)."""
     if name == "relu":
         return zero_where(z <= 0, dy)
     if name == "leaky_relu":

@@ -1,9 +1,9 @@
-"""Whole layers of a backend, in fewer passes than the four primitives take.
+"""Protocol of backends that run whole layers in fewer passes than the primitives.
 
     normalize        moments → apply → epilogue
     normalize_grads  epilogue back → reduce_grads → algebra → apply_grads
 
-`functional.passes` runs the primitives one after the other; it asks here first.
+`functional.passes` uses `fused` where it can, and else the primitives in turn.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
+from normkit.kernels.deterministic import is_deterministic
 from normkit.kernels.epilogue import Epilogue, activate
-from normkit.kernels.fixed_order import is_order_fixed
 from normkit.kernels.primitives import Backend, Grads
 from normkit.moments import Moments
 
@@ -82,8 +82,8 @@ class Fused(Protocol):
         """Return the gradients of x, weight, bias and residual that are wanted.
 
         None where no kernel does it as a whole. `count` is None when the statistics are
-        constants. `y`, where given, stands for the residual of a relu: it says where
-        the relu was open.
+        constants. `y`, where given, replaces the residual of a relu: it is
+        positive where the relu was open.
         """
         ...
 
@@ -126,7 +126,7 @@ def shared_dims(affine: Tensor, dims: tuple[int, ...]) -> tuple[int, ...]:
 
 def absorbed(scale: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return `scale·weight` as one vector where that is smaller than x."""
-    if is_order_fixed():
+    if is_deterministic():
         # Whether it is smaller depends on the size of the batch.
         return scale, weight
     dims = tuple(d for d in range(scale.dim()) if scale.shape[d] == 1)

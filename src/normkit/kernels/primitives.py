@@ -1,4 +1,4 @@
-"""The contract of a kernel backend: four primitives, and reasons against a case.
+"""Protocol of a kernel backend: four primitives, and reasons against a case.
 
     moments(x)                     →  Moments
     apply(x, center, scale, …)     →  (x − center)·scale·weight + shift
@@ -30,20 +30,19 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 class Backend(Protocol):
     """A set of kernels for the four primitives.
 
-    `reference` is the definition of right; every other backend is compared with it
-    and with float64 oracles.
+    Every other backend is compared with `reference` and with float64 oracles.
     """
 
     name: str
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
-        """Why this backend cannot reduce `x` over `dims`; empty when it can."""
+        """Return why this backend cannot reduce `x` over `dims`; empty when it can."""
         ...
 
     def moments(
         self, x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None
     ) -> Moments:
-        """Count, mean and m2 over `dims`, kept with size 1, in `vector_dtype`."""
+        """Return count, mean and m2 over `dims`, kept as size 1, in `vector_dtype`."""
         ...
 
     def apply(
@@ -55,7 +54,7 @@ class Backend(Protocol):
         *,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """(x − center)·scale·weight + shift, in the dtype and layout of `x`.
+        """Return (x − center)·scale·weight + shift, in the dtype and layout of `x`.
 
         `weight` is there for rows, where `scale·weight` would be as large as x.
         """
@@ -71,7 +70,7 @@ class Backend(Protocol):
         weight: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Σ dy·weight and Σ dy·weight·(x − center)·scale over `dims`, kept."""
+        """Return Σ dy·weight and Σ dy·weight·(x − center)·scale over `dims`, kept."""
         ...
 
     def apply_grads(
@@ -85,17 +84,17 @@ class Backend(Protocol):
         *,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """a·dy·weight + b·(x − center) + c, in the dtype and layout of `x`."""
+        """Return a·dy·weight + b·(x − center) + c, in the dtype and layout of `x`."""
         ...
 
 
 def vector_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of statistic vectors: float64 wherever the device has it."""
+    """Return the dtype of statistic vectors: float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def split(center: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """`center` as `hi + lo` in `dtype`; `lo` is None when `dtype` holds it all.
+    """Split `center` as `hi + lo` in `dtype`; `lo` is None when `dtype` holds it all.
 
     x − hi is exact where x is near hi (Sterbenz), so (x − hi) − lo errs by one
     rounding of the difference, however far the centre lies from zero.

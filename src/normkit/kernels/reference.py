@@ -1,7 +1,7 @@
 """The four primitives in plain torch: any device, dtype and strides.
 
-This is the definition of right for every other backend. Nothing is made contiguous:
-reductions and broadcasts run on x as it lies. Half-precision inputs are computed in
+Every other backend is tested against it. Nothing is made contiguous: reductions and
+broadcasts run on x in its own layout. Half-precision inputs are computed in
 float32; sums are torch's cascade sums, taken around a pilot mean, so their error is
 relative to the spread of the values and not to their size.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normkit.kernels.fixed_order import is_order_fixed, sum_in_fixed_order
+from normkit.kernels.deterministic import is_deterministic, pairwise_sum
 from normkit.kernels.primitives import split, vector_dtype
 from normkit.moments import Moments, deviations, plain_sum, statistics_dtype
 
@@ -24,14 +24,14 @@ class ReferenceBackend:
     name = "reference"
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
-        """None: whatever torch can hold, this can normalize."""
+        """Return no reasons: this backend runs wherever torch does."""
         return []
 
     def moments(
         self, x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None
     ) -> Moments:
         """See `Backend.moments`."""
-        add = sum_in_fixed_order if is_order_fixed() else plain_sum
+        add = pairwise_sum if is_deterministic() else plain_sum
         found = deviations(x, dims, mask, add=add)
         return found.to_moments(vector_dtype(x.device))
 
@@ -95,7 +95,7 @@ class ReferenceBackend:
 
 
 def _centered(x: Tensor, center: Tensor, compute: torch.dtype) -> Tensor:
-    """(x − hi) − lo in the compute dtype, in memory of its own, laid out as x."""
+    """Return (x − hi) − lo in the compute dtype, in new memory, laid out as x."""
     hi, lo = split(center, compute)
     rest = x.to(compute) - hi
     return rest if lo is None else rest.sub_(lo)

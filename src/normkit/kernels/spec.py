@@ -1,4 +1,4 @@
-"""Everything that one forward of a normalization is asked for, except its tensors."""
+"""Specification of one forward of a normalization, without its tensors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _NONE = Epilogue()
 
 @dataclass(frozen=True)
 class Spec:
-    """The values of one forward; hashable, so that what it decides can be kept.
+    """Options of one forward; hashable, so that it can be part of a cache key.
 
     Attributes:
         dims: Distinct, non-negative dimensions that share a statistic.
         eps: Added to the variance (or mean square), inside the root.
         centered: Subtract the mean; False divides by the root mean square.
-        given: The statistics come from the caller and are constants.
+        given: Statistics are given, and constants.
         activation: Applied last, one of `ACTIVATIONS`.
-        slope: Of leaky_relu, below 0.
-        group: Ranks that the statistics are taken over, as in `sync.merge_over`.
+        slope: Slope of leaky_relu below 0.
+        group: Ranks over which statistics are merged, as in `sync.merge_over`.
         shape: The shape that `dims` refer to; None is that of x. Group norm splits the
             channels.
         vector: The shape of the learned vectors against it; None as they are.
@@ -59,25 +59,25 @@ class Spec:
         return tuple(1 if d in self.dims else size for d, size in enumerate(shape))
 
     def without_activation(self) -> Spec:
-        """Return the same without what follows the sum."""
+        """Return the same spec without its activation."""
         return replace(self, activation="none")
 
     def epilogue(self, residual: Tensor | None = None) -> Epilogue:
-        """Return what follows the affine."""
+        """Return the epilogue after the affine."""
         if residual is None and self.activation == "none":
             return _NONE
         return Epilogue(self.activation, self.slope, residual)
 
 
 class Running(NamedTuple):
-    """Running statistics: those to normalize by, or those to move.
+    """Running statistics to normalize by or to update.
 
     Attributes:
         mean: Shape `(C,)`, or None.
         var: Shape `(C,)`, or None.
         rate: Share of the batch in the new value; None gives every batch the same.
-        batches: Counts the batches that moved them, int64 scalar, or None.
-        skipped: Counts those that a NaN or Inf kept out, int64 scalar, or None.
+        batches: Count of the batches that updated them, int64 scalar, or None.
+        skipped: Count of batches with a NaN or Inf, int64 scalar, or None.
         skips_nonfinite: Keep such batches out.
     """
 

@@ -39,7 +39,8 @@ def holds_constant_statistics(module: nn.Module) -> bool:
     and hold all four of their tensors as buffers.
     """
     names = {"weight", "bias", "running_mean", "running_var"}
-    return not isinstance(module, _NormBase) and names <= module._buffers.keys()
+    found = {name for name, _ in module.named_buffers(recurse=False)}
+    return not isinstance(module, _NormBase) and names <= found
 
 
 def check_num_channels(

@@ -82,13 +82,20 @@ class Snapshot:
             parameters: Copy the values of parameters and gradients, too.
         """
         values = list(model.buffers())
+        # Those of a scripted module are no leaves, and asking for .grad warns.
+        gradients = [(p, p.grad) for p in model.parameters() if p.is_leaf]
         if parameters:
             values += model.parameters()
-            values += [p.grad for p in model.parameters() if p.grad is not None]
+            values += [gradient for _, gradient in gradients if gradient is not None]
         return cls(
             modes=[(module, module.training) for module in model.modules()],
-            buffers=[(module, dict(module._buffers)) for module in model.modules()],
-            gradients=[(p, p.grad) for p in model.parameters()],
+            # Code in TorchScript cannot replace a buffer that Python holds.
+            buffers=[
+                (module, dict(module._buffers))
+                for module in model.modules()
+                if not isinstance(module, torch.jit.ScriptModule)
+            ],
+            gradients=gradients,
             copies=[(t, t.detach().clone()) for t in values if not is_lazy(t)],
         )
 

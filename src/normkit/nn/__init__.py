@@ -1,7 +1,7 @@
 """Drop-in layers: the arguments, state and errors of `torch.nn`, with better numbers.
 
-Each layer is a subclass of its `torch.nn` namesake, so whatever looks for that class
-finds it, and checkpoints go both ways. What differs from torch:
+Each layer is a subclass of its `torch.nn` namesake, so `isinstance` holds and
+checkpoints are interchangeable. Differences from torch:
 
     statistics    exact at any |mean|/std, in every memory format
     NaN, Inf      reach the output, never the running statistics

@@ -5,7 +5,7 @@
 `backward_as_whole`  the gradients of the large batch, with the memory of a small one
 
 Accumulating gradients alone is not training on the large batch: each small one is
-normalized by its own statistics, and the running ones move several times per step.
+normalized by its own statistics, and the running ones are updated several times a step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Batch = TypeVar("Batch")
 
 @contextmanager
 def accumulate(model: nn.Module) -> Generator[None]:
-    """Move the running statistics once, by all batches that pass within the block.
+    """Update the running statistics once, by all batches of the block.
 
     Args:
         model: Its batch norm layers are normkit's; those of torch are refused.
@@ -45,7 +45,7 @@ def accumulate(model: nn.Module) -> Generator[None]:
 
     Numerics:
         The merge of the small batches' Moments is that of the large batch. A batch
-        with a NaN or Inf is left out alone. After an exception nothing has moved.
+        with a NaN or Inf is left out. After an exception nothing is updated.
 
     Example:
         >>> from normkit.nn import BatchNorm1d
@@ -73,19 +73,19 @@ def backward_as_whole(
     """Add the gradients that one batch of all `batches` would have given.
 
     With L calls of batch norm in a forward there are L + 1 forwards without a graph
-    and L + 1 with one, over every small batch: the statistics of the whole are found
-    layer by layer, then what the loss owes to each of them, in reverse. Memory is that
-    of one small batch.
+    and L + 1 with one, over every small batch: first the statistics of the whole, layer
+    by layer, then the gradient of the loss with respect to each, in reverse. Memory is
+    that of one small batch.
 
     Args:
         model: In training mode. Random numbers are drawn as in one pass and repeated.
-        batches: The parts; anything that `loss_of` takes.
-        loss_of: Runs the model on a part and gives its share of the loss: a scalar,
-            the sum of which over `batches` is the loss. It is called many times.
+        batches: Small batches, as `loss_of` takes them.
+        loss_of: Runs the model on a small batch and returns its share of the loss, a
+            scalar; the loss is their sum. Called many times.
 
     Returns:
         The loss, detached. Gradients are added to `.grad`, and the running statistics
-        have moved once.
+        are updated once.
 
     Raises:
         ArgumentError: No batches, a layer that `accumulate` refuses or one with ghosts,
@@ -154,7 +154,7 @@ def backward_as_whole(
 
 
 class _Pool:
-    """Merges what the layers would have moved their running statistics by."""
+    """Merged statistics of the small batches of each layer."""
 
     def __init__(self) -> None:
         self.merged: dict[BatchStatisticsLayer, Moments] = {}
@@ -180,14 +180,14 @@ class _Pool:
 
 
 class _Measured(BaseException):
-    """Ends a forward whose statistic was measured; passes `except Exception`."""
+    """Ends a forward after a measurement; not caught by `except Exception`."""
 
 
 class _Whole:
-    """Stands between the layers and their statistics in `backward_as_whole`.
+    """Statistics and their gradients in `backward_as_whole`.
 
-    Each call k of a forward has a statistic (mean, var) of the whole batch, found
-    from earlier calls' and the data, and `owed[k]` = d(loss)/d(mean, var).
+    Each call k of a forward has a statistic (mean, var) of the whole batch, measured
+    with those of earlier calls, and a gradient `owed[k]` = d(loss)/d(mean, var).
     """
 
     def __init__(self) -> None:
@@ -215,7 +215,7 @@ class _Whole:
 
     @property
     def owed_by_this(self) -> Tensor | float:
-        """What this part's values owe through the statistics."""
+        """Gradient of this part's values through the statistics."""
         return sum(self._terms, start=0.0)
 
     def finish_measuring(self) -> None:
@@ -257,7 +257,7 @@ class _Whole:
         self._leaves = {}
 
     def take(self, layer: BatchStatisticsLayer, measured: Moments) -> None:
-        """Nothing: the running statistics move once, at the end."""
+        """Leave the running statistics: they are updated once, at the end."""
 
     def normalize(
         self, layer: BatchStatisticsLayer, x: Tensor, mask: Tensor | None
@@ -272,7 +272,7 @@ class _Whole:
             )
         dims, weight, bias = layer._along(x)
         if self.measuring == -1:
-            # Without other ranks: they may have another number of parts.
+            # This rank alone: others may have another number of small batches.
             return normalize(x, dims, weight, bias, layer.eps, mask=mask)
         wide, compute = vector_dtype(x.device), statistics_dtype(x.dtype)
         if self.measuring == k:

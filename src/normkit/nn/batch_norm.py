@@ -31,9 +31,9 @@ class BatchNorm1d(BatchNormLayer, torch.nn.BatchNorm1d):
         affine: Learn `weight` and `bias`, shape `(C,)`, from 1 and 0.
         track_running_stats: Keep `running_mean` and the unbiased `running_var`, shape
             `(C,)`, for eval. False uses the statistics of the batch in eval, too.
-        device: Where parameters and buffers live.
-        dtype: Their dtype; float32 also serves half inputs. `.half()` and
-            `.bfloat16()` leave the running statistics in float32.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
+            `.half()` and `.bfloat16()` leave the running statistics in float32.
         bias: Learn a bias when `affine`.
         channel_dim: The dimension that channels lie along; -1 takes `(N, L, C)`.
         process_group: Take the statistics over these ranks, as `SyncBatchNorm` does;
@@ -41,41 +41,39 @@ class BatchNorm1d(BatchNormLayer, torch.nn.BatchNorm1d):
             the running statistics are those of all ranks.
         ghost_size: Normalize parts of at least that many samples by their own
             statistics; the running ones are those of the whole batch.
-        estimator: What running_var averages: "unbiased" variances, divided by n − 1,
-            as torch does, or "biased", divided by n, as Keras, flax and ONNX do.
-        debias: Divide the running averages by the weight that batches have in them so
-            far, so that the initial 0 and 1 leave no trace after the first.
-        on_small_batch: What a channel with one value does in training. "raise" is an
+        estimator: Variance that running_var averages: "unbiased", divided by n − 1, as
+            in torch, or "biased", divided by n, as in Keras, flax and ONNX.
+        debias: Divide the running averages by the total weight of the batches so far,
+            so that the initial 0 and 1 do not count after the first.
+        on_small_batch: Policy for a channel with one value in training. "raise": an
             ArgumentError, as in torch. "running": normalize it by the running
-            statistics, and leave them. "renorm": the same, clipped to 5 standard
-            deviations and without a gradient to the input, and the running mean moves.
+            statistics, unchanged. "renorm": the same, clipped to 5 standard
+            deviations, without a gradient to the input; updates the running mean.
             "skip": the output is `bias`, the running statistics stay. Under a mask or
             over ranks the device decides per channel, and "raise" gives `bias`.
-        activation: What follows in the same pass over memory: "relu", "leaky_relu",
-            "silu", "gelu" (by erf), "sigmoid" or "tanh"; "none" is nothing. A
-            `residual=` on forward is added before it.
-        negative_slope: Of leaky_relu, below 0.
-        memory: What is kept for the backward, see `less_memory`: None, all; or
-            "recompute": whoever saves the output keeps how to compute it from the
-            input again; or "int8": also the input as a byte per value, where a residual
-            is added or no activation follows. Approximate, and without a second
-            derivative.
+        activation: Activation in the same pass over memory: "relu", "leaky_relu",
+            "silu", "gelu" (by erf), "sigmoid", "tanh" or "none". A `residual=` on
+            forward is added before it.
+        negative_slope: Slope of leaky_relu below 0.
+        memory: Memory for the backward, see `less_memory`. None: everything is kept.
+            "recompute": the output is recomputed from the input. "int8": in addition
+            the input is kept as one byte per value where a residual is added or no
+            activation follows; approximate, and without a second derivative.
 
     Raises:
-        ArgumentError: momentum outside [0, 1], an unknown policy or estimator, at
-            construction. In forward: another
-            number of dimensions, one value per channel in training, an eps that is not
-            finite and positive.
+        ArgumentError: At construction: momentum outside [0, 1], an unknown policy or
+            estimator. In forward: another number of dimensions, one value per channel
+            in training, an eps that is not finite and positive.
         ShapeError: An input without `num_features` channels.
         DtypeError: An input that is not floating point.
 
     Numerics:
         Statistics in float32 or better around a pilot mean, exact to 2e-6 up to a mean
         of 1e6 standard deviations. A batch with a NaN or Inf gives NaN, as in torch,
-        but moves no running statistic and does not count in `num_batches_tracked`;
+        but updates no running statistic and does not count in `num_batches_tracked`;
         neither does a batch without samples. `skipped` counts such batches. A forward
-        that activation checkpointing repeats moves nothing a second time. Nothing
-        waits for the device, with momentum=None neither.
+        that activation checkpointing repeats updates nothing a second time. Nothing
+        waits for the device, also with momentum=None.
 
     Example:
         >>> layer = BatchNorm1d(2)

@@ -1,8 +1,8 @@
-"""The layer of batch norm: what every rank shares.
+"""Batch norm layer, common to all ranks.
 
-Three ways through a forward: recorded as one call by a tracer; statistics chosen
-otherwise (`BatchStatisticsLayer`); and the function `batch_norm`, at once or when it is
-known what follows (`DeferredTensor`).
+Three paths through a forward: recorded as one call by a tracer; other statistics than
+the batch's (`BatchStatisticsLayer`); and the function `batch_norm`, at once or when the
+operation after it is known (`DeferredTensor`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SHOWN = (
 
 
 class BatchNormLayer(BatchStatisticsLayer):
-    """What batch norm of every rank shares; use the classes named for the rank."""
+    """Base of the batch norms of every rank; use the classes named for the rank."""
 
     siblings: ClassVar = {
         2: "BatchNorm1d",
@@ -52,7 +52,7 @@ class BatchNormLayer(BatchStatisticsLayer):
     }
     memory: Mode | None = None
     defers: bool = False
-    """Whether the output waits for the sum and activation after it: `nn.deferred`."""
+    """True when the output waits for the sum and activation after it: `nn.deferred`."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class BatchNormLayer(BatchStatisticsLayer):
             "memory": memory,
         }
         for name, value in extras.items():
-            # Only what differs is kept on the layer: defaults stand on the class.
+            # Only other values are kept on the layer: defaults stand on the class.
             if value != getattr(type(self), name):
                 setattr(self, name, value)
         self._check_extras()
@@ -109,7 +109,7 @@ class BatchNormLayer(BatchStatisticsLayer):
         mask: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Normalize `input`; in training, move the running statistics towards it.
+        """Normalize `input`; in training, update the running statistics with it.
 
         Args:
             input: Values, of a shape and dtype that the class names.
@@ -129,8 +129,8 @@ class BatchNormLayer(BatchStatisticsLayer):
         mean, var = buffers["running_mean"], buffers["running_var"]
         training = self.training
         moves = training and self.track_running_stats and not is_in_backward()
-        # Buffers may outlive track_running_stats: eval then still uses them, and
-        # training leaves them alone. A way to freeze them that users rely on.
+        # With track_running_stats set to False afterwards, eval still uses the buffers
+        # and training leaves them: users freeze them this way.
         uses_batch = training or (mean is None and var is None)
         if moves:
             check_momentum(self, self.momentum)
@@ -186,15 +186,15 @@ class BatchNormLayer(BatchStatisticsLayer):
         )
 
     def _keeping(self, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what `compute` gives, keeping for the backward what `memory` says."""
+        """Run `compute` under the layer's `memory` mode."""
         if self.memory is None or not torch.is_grad_enabled() or is_compiling():
-            return compute()  # a compiler decides itself what it keeps
+            return compute()  # a compiler decides itself which tensors to keep
         with less_memory(self.memory):
             y = compute()
         return Recomputable.of(y) if is_recomputable(y) else y
 
     def extra_repr(self) -> str:
-        """The arguments of torch's layer, and what differs from its behaviour."""
+        """Return the arguments of torch's layer, and our own that are set."""
         parts = [super().extra_repr()]
         for name in _SHOWN:
             value = getattr(self, name)
@@ -208,7 +208,7 @@ class BatchNormLayer(BatchStatisticsLayer):
         return ", ".join(parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A process group goes into copies and files by its name."""
+        """Return the state for copies and files, with a process group as its name."""
         state = dict(self.__dict__)
         state.pop("_observer", None)
         group = state.get("process_group")

@@ -27,15 +27,15 @@ class BatchNormLSTM(nn.Module):
     Args:
         input_size: Features of the input.
         hidden_size: Features H of the state.
-        num_layers: LSTMs on top of each other.
-        batch_first: Take and give `(N, T, *)` instead of `(T, N, *)`.
+        num_layers: Number of stacked LSTMs.
+        batch_first: Take and return `(N, T, *)` instead of `(T, N, *)`.
         max_steps: Time steps with statistics of their own; later ones share those of
             the last.
         eps: Added to the variances, inside the root.
         momentum: Share of the batch in the new running statistics; None gives all
             batches the same share.
-        device: Where parameters and buffers live.
-        dtype: Their dtype.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers.
         first_weight: The weight of the batch norms to start from.
 
     Raises:
@@ -110,7 +110,7 @@ class BatchNormLSTM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights as torch's LSTM draws them, bias 0, batch norms as at first."""
+        """Draw weights as torch's LSTM does, set bias to 0, reset the batch norms."""
         bound = 1 / math.sqrt(self.hidden_size)
         for k in range(self.num_layers):
             nn.init.uniform_(getattr(self, f"weight_ih_l{k}"), -bound, bound)
@@ -134,8 +134,8 @@ class BatchNormLSTM(nn.Module):
             state: h and c before the first step, shape `(num_layers, N, H)` each; 0
                 by default.
             lengths: Valid steps of each sequence, int64 of shape `(N,)`, 1 to T; all T
-                by default. What lies behind a sequence's end has no effect: it enters
-                no statistic, the state stands still, and the output there is 0.
+                by default. Values after a sequence's end have no effect: they enter
+                no statistic, the state does not change, and the output is 0.
 
         Returns:
             The output of the last layer at every step, and the state of every layer
@@ -204,7 +204,7 @@ class BatchNormLSTM(nn.Module):
         return state
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return (
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
             f"max_steps={self.max_steps}, batch_first={self.batch_first}"
@@ -214,7 +214,7 @@ class BatchNormLSTM(nn.Module):
 def _mask(
     lengths: Tensor | None, steps: int, batch: int, device: torch.device
 ) -> Tensor | None:
-    """Which of `(T, N, 1)` are valid."""
+    """Return the valid entries as a mask of shape `(T, N, 1)`."""
     if lengths is None:
         return None
     if tuple(lengths.shape) != (batch,):
@@ -222,7 +222,7 @@ def _mask(
             f"lengths must have shape ({batch},), one for each sequence, got "
             f"{tuple(lengths.shape)}"
         )
-    # On a GPU this would wait for the device; there, nothing is read out of bounds.
+    # On a GPU the check would wait for the device; nothing is read out of bounds.
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = (lengths < 1) | (lengths > steps)
         if bool(outside.any()):

@@ -4,8 +4,8 @@
     r = σ_B/σ within [1/r_max, r_max],   d = (mean_B − running_mean)/σ within ±d_max
     y = ((x − mean_B)/σ_B·r + d)·weight + bias
 
-Where nothing is clipped, that is the output of eval mode: small or unlike batches train
-the network that will be used. r and d are constants for the gradient.
+Where nothing is clipped, that is the output of eval mode: small or atypical batches
+train the network that inference uses. r and d are constants for the gradient.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm
 from normkit.functional.measure import measure
-from normkit.nn.as_it_was import as_it_was
 from normkit.nn.batch_norm_layer import BatchNormLayer
+from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import check_momentum, is_recomputing
 from normkit.nn.tracing import recorded_call
 
@@ -27,7 +27,7 @@ __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "BatchRenormLayer"
 
 
 class BatchRenormLayer(BatchNormLayer):
-    """What batch renorm of every rank shares; use the classes named for the rank."""
+    """Base of batch renorm of every rank; use the classes named for the rank."""
 
     siblings: ClassVar = {
         2: "BatchRenorm1d",
@@ -35,7 +35,7 @@ class BatchRenormLayer(BatchNormLayer):
         4: "BatchRenorm2d",
         5: "BatchRenorm3d",
     }
-    # The correction of one part needs what the parts before it moved.
+    # The correction depends on running statistics, which earlier batches update.
     is_observable = False
 
     def __init__(
@@ -77,7 +77,7 @@ class BatchRenormLayer(BatchNormLayer):
         self.renorm_from, self.d_max_at, self.r_max_at = renorm_from, d_max_at, r_max_at
 
     def limits(self) -> tuple[Tensor, Tensor]:
-        """The bounds on r and on |d| at this batch, as 0-d tensors."""
+        """Return the bounds on r and on |d| at this batch, as 0-d tensors."""
         assert self.num_batches_tracked is not None
         done = self.num_batches_tracked.to(torch.float32)
 
@@ -96,7 +96,7 @@ class BatchRenormLayer(BatchNormLayer):
         mask: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Normalize `input`; in training, move the running statistics towards it.
+        """Normalize `input`; in training, update the running statistics with it.
 
         Args:
             input: Values, of a shape and dtype that the class names.
@@ -104,8 +104,8 @@ class BatchRenormLayer(BatchNormLayer):
                 The output is 0 elsewhere.
             residual: Added to the output, of the shape of `input`.
         """
-        # A forward that checkpointing repeats must correct as the first one did, by
-        # statistics that have moved on since.
+        # A forward that checkpointing repeats needs the running statistics of the first
+        # one, which it has updated.
         if self.training and is_recomputing():
             raise ArgumentError(
                 f"{type(self).__name__} cannot be recomputed by activation "
@@ -152,19 +152,19 @@ class BatchRenormLayer(BatchNormLayer):
         r, d = r.masked_fill(is_empty, 1), d.masked_fill(is_empty, 0)
         dtype = self.running_mean.dtype if self.weight is None else self.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
-        return as_it_was(r.to(wide)), as_it_was(d.to(wide))
+        return opaque_clone(r.to(wide)), opaque_clone(d.to(wide))
 
     def extra_repr(self) -> str:
-        """The arguments of torch's batch norm, and the bounds."""
+        """Return the arguments of torch's batch norm, and the bounds."""
         return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
 
 
 class BatchRenorm1d(BatchRenormLayer):
     """Renormalize each channel of `(N, C)` or `(N, C, L)` over batch and positions.
 
-    For small batches, and batches unlike the data as a whole, where batch norm's eval
-    mode is not the network that was trained. Eval mode is that of batch norm, so a
-    checkpoint goes both ways and a fold works.
+    For small batches, and batches unlike the data as a whole, for which batch norm's
+    eval mode differs from training. Eval mode is that of batch norm, so checkpoints are
+    interchangeable and a fold works.
 
     Args:
         num_features: Number of channels C.
@@ -173,14 +173,14 @@ class BatchRenorm1d(BatchRenormLayer):
             batches the same share. They are part of training here, so a slow average
             is the default.
         affine: Learn `weight` and `bias`, shape `(C,)`, from 1 and 0.
-        device: Where parameters and buffers live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
         channel_dim: The dimension that channels lie along; -1 takes `(N, L, C)`.
         r_max: Bound on the ratio of standard deviations, both ways.
         d_max: Bound on the distance of the means, in running standard deviations.
-        renorm_from: Batches that are plain batch norm, while the running statistics
-            settle. After them the bounds grow linearly.
+        renorm_from: Number of first batches with plain batch norm, while the running
+            statistics settle. After them the bounds grow linearly.
         d_max_at: The batch from which on `d_max` holds.
         r_max_at: The batch from which on `r_max` holds.
 

@@ -1,7 +1,7 @@
-"""Which statistics a batch norm takes in training, and what it does with them.
+"""Choice of a batch norm's statistics in training, and the running statistics.
 
-Those of the batch; of each ghost within it; of all ranks; or those that an `Observer`
-found. A channel with a single value has none, and a policy of its own.
+Statistics of the batch, of each ghost batch, of all ranks, or of an `Observer`. A
+channel with a single value has none; `on_small_batch` is its policy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.moments import Moments, broadcast_mask, zero_where
-from normkit.nn.as_it_was import as_it_was
+from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import RunningStateLayer
 from normkit.sync import is_group, merge_over
 
@@ -28,7 +28,7 @@ SMALL_BATCH_POLICIES = ("raise", "running", "renorm", "skip")
 
 
 class Observer(Protocol):
-    """Who takes over the statistics of a layer for a while: `nn.accumulation`."""
+    """Observer that takes over a layer's statistics for a while: `nn.accumulation`."""
 
     def normalize(
         self, layer: BatchStatisticsLayer, x: Tensor, mask: Tensor | None
@@ -37,12 +37,12 @@ class Observer(Protocol):
         ...
 
     def take(self, layer: BatchStatisticsLayer, measured: Moments) -> None:
-        """Take the statistics of a batch that would move the running ones."""
+        """Take the statistics of a batch that would update the running ones."""
         ...
 
 
 class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
-    """What chooses the statistics of a batch norm; use the classes named for the rank.
+    """Base that chooses a batch norm's statistics; use the classes named for the rank.
 
     A subclass's forward asks `_has_extras`, and calls `_forward_with_extras` if so.
     """
@@ -54,38 +54,38 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     on_small_batch: str = "raise"
     activation: str = "none"
     negative_slope: float = 0.01
-    # Whether `accumulate` can stand between the layer and its statistics.
+    # True when an `Observer` can take over the statistics.
     is_observable: ClassVar[bool] = True
     _observer: Observer | None = None
 
     @property
     def skipped(self) -> Tensor | None:
-        """How many batches a NaN or Inf kept out of the running statistics.
+        """Number of batches that a NaN or Inf kept out of the running statistics.
 
         An int64 scalar on the device of the layer; None for a layer that was not made
-        by its constructor, and does not count.
+        by its constructor.
         """
         return self._buffers.get("num_batches_skipped")
 
     def reset_running_stats(self) -> None:
-        """Mean 0, variance 1, no batch counted and none skipped."""
+        """Reset to mean 0, variance 1, no batch counted and none skipped."""
         super().reset_running_stats()
         if self.skipped is not None:
             self.skipped.zero_()
 
     @property
     def is_synchronized(self) -> bool:
-        """Whether the statistics are those of all ranks of `process_group`."""
+        """True when the statistics are those of all ranks of `process_group`."""
         return self.process_group is not None
 
     def move_towards(self, measured: Moments) -> None:
-        """Move the running statistics towards those of a batch, once.
+        """Update the running statistics by those of a batch, once.
 
         Args:
             measured: Statistics of C channels, of any shape.
         """
         if self.estimator == "biased":
-            # The update divides by n − 1; the sum is made smaller by as much.
+            # The update divides by n − 1; m2 is scaled to cancel that.
             n = measured.count.to(measured.m2.dtype)
             m2 = measured.m2 * (n - 1).clamp(min=0) / n.clamp(min=1)
             measured = Moments(measured.count, measured.mean, m2)
@@ -99,7 +99,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if not self.debias or not self.momentum:
             return self.momentum
         # Shares m·(1 − m)^k of the last batches, divided by their sum: the first
-        # batch replaces the initial 0 and 1, and no correction is left to eval.
+        # batch replaces the initial 0 and 1, and eval needs no correction.
         assert self.num_batches_tracked is not None
         batches = (self.num_batches_tracked + 1).to(torch.float64)
         return self.momentum / (1 - (1 - self.momentum) ** batches)
@@ -132,7 +132,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         check_length("weight", self.weight, channels)
         check_length("running_mean", self.running_mean, channels)
         over_ranks = self.is_synchronized and is_group(self.process_group)
-        # A mask or other ranks leave the count to the device, which cannot raise.
+        # With a mask or other ranks the count is on the device, which cannot raise.
         is_small = x.numel() == channels and not over_ranks
         if is_small and channels and self.on_small_batch == "raise":
             raise ArgumentError(
@@ -154,7 +154,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if not is_tracking or self.running_mean is None:
             return y
         if self.on_small_batch in ("running", "skip"):
-            # Such a channel keeps its running statistics, the mean too.
+            # Such a channel keeps its running statistics, including the mean.
             measured = _only(measured, measured.count > 1)
         if self._observer is not None:
             self._observer.take(self, measured)
@@ -187,7 +187,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         return y, merge_over(measured, group) if over_ranks else measured
 
     def _along(self, x: Tensor) -> tuple[tuple[int, ...], Tensor | None, Tensor | None]:
-        """The reduced dimensions of x; weight and bias shaped to broadcast to it."""
+        """Return the reduced dimensions of x; weight and bias, broadcastable to it."""
         channel_dim = self.channel_dim % x.dim()
         dims = tuple(d for d in range(x.dim()) if d != channel_dim)
         weight, bias = (
@@ -203,12 +203,12 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     def _unless_small(
         self, x: Tensor, y: Tensor, measured: Moments, mask: Tensor | None
     ) -> Tensor:
-        """`y` where a channel has two values or more, else by running statistics."""
+        """Return `y` if each channel has two values, else use running statistics."""
         if self.running_mean is None or self.running_var is None:
             return y
         _, weight, bias = self._along(x)
-        mean = self._shaped(as_it_was(self.running_mean), x)
-        var = self._shaped(as_it_was(self.running_var), x)
+        mean = self._shaped(opaque_clone(self.running_mean), x)
+        var = self._shaped(opaque_clone(self.running_var), x)
         hidden = None
         if mask is not None:
             valid = broadcast_mask(mask, x)
@@ -217,7 +217,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if self.on_small_batch == "running":
             other = standardize(x, mean, var, weight, bias, self.eps)
         else:
-            # Of batch renorm only the shift d is left: one value is its own mean.
+            # One value is its own mean: batch renorm reduces to its shift d.
             d = standardize(x.detach(), mean, var, None, None, self.eps).clamp(-5, 5)
             other = d if weight is None else d * weight.to(d.dtype)
             other = other if bias is None else other + bias.to(other.dtype)
@@ -227,7 +227,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
 
 
 def followed(y: Tensor, epilogue: Epilogue, mask: Tensor | None) -> Tensor:
-    """Return what follows the affine where no kernel has done it in the same pass."""
+    """Apply residual, activation and mask where no kernel has done so."""
     residual = epilogue.residual
     if not epilogue:
         return y
@@ -246,6 +246,6 @@ def followed(y: Tensor, epilogue: Epilogue, mask: Tensor | None) -> Tensor:
 
 
 def _only(measured: Moments, kept: Tensor) -> Moments:
-    """The statistics of the kept channels, and no values of the others."""
+    """Return the statistics of the kept channels, with count 0 for the others."""
     count = torch.where(kept, measured.count, torch.zeros_like(measured.count))
     return Moments(count, measured.mean, measured.m2)

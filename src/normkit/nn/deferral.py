@@ -1,7 +1,7 @@
 """One call of a batch norm whose output is computed later, see `deferred`.
 
-`reason_against` says which calls are not deferred. `trial` collects what became of
-them; by one `convert` finds the layers where waiting pays.
+`reason_against` returns why a call is not deferred. `trial` collects the outcomes of
+the calls; `convert` uses it to find the layers where deferring is faster.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ __all__ = [
 MIN_VALUES = 131_072
 """Smaller inputs are normalized at once.
 
-Waiting costs 13 µs in eval and 24 µs in training, three times that where other code
-runs in between: what an activation of its own costs at 100 thousand values. Where
-memory is saved, all wait.
+Deferring costs 13 µs in eval and 24 µs in training, three times that where other code
+runs in between: as much as a separate activation at 100 thousand values. Where memory
+is saved, all are deferred.
 """
 
 Residual = tuple[Tensor, int]
-"""A tensor that is added, and its version when it was given."""
+"""Residual, and its version at the call."""
 
 
 def version_of(t: Tensor) -> int:
-    """Return how often `t` was changed in place; 0 where torch does not count it."""
+    """Return the version of `t`, which in-place changes increment; 0 without one."""
     return 0 if t.is_inference() else t._version
 
 
@@ -66,11 +66,11 @@ class ChangedInPlaceError(RuntimeError):
 
 @dataclass
 class Use:
-    """What became of one deferred call in a `trial`.
+    """Outcome of one deferred call in a `trial`.
 
     Attributes:
-        took: What was fused, "relu" or "add+relu"; empty if nothing was.
-        readers: The functions that had an output computed.
+        took: Fused operations, "relu" or "add+relu"; empty without any.
+        readers: Functions that made an output compute its values.
         outputs: The outputs, as weak references.
     """
 
@@ -82,12 +82,12 @@ class Use:
 
 
 class Deferral:
-    """One call of a layer, which its outputs share.
+    """State of one deferred call of a layer, shared by its outputs.
 
     Attributes:
-        inputs: What the output is differentiable in: x, weight and bias.
+        inputs: x, weight and bias, for gradients.
         layer: The layer.
-        use: What becomes of it, in a `trial`.
+        use: Outcome of the call, in a `trial`.
     """
 
     def __init__(self, layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> None:
@@ -119,7 +119,7 @@ class Deferral:
         activation: str = "none",
         slope: float = 0.01,
     ) -> Tensor:
-        """Compute the output; the running statistics move the first time.
+        """Compute the output; the first time, update the running statistics.
 
         Args:
             residual: Added before the activation.
@@ -164,7 +164,7 @@ class Deferral:
         return tuple(next(found) if needs else None for needs in is_needed)
 
     def __del__(self) -> None:
-        # Dropped unread: torch's layer would have counted the batch all the same.
+        # Dropped unread: torch's layer would have counted the batch.
         if getattr(self, "_moves", False) and not sys.is_finalizing():
             with torch.no_grad():
                 self.values(None)
@@ -178,9 +178,9 @@ _seen: dict[Any, list[Use | str]] | None = None
 
 @contextmanager
 def trial() -> Iterator[dict[Any, list[Use | str]]]:
-    """Collect the calls of each layer that defers, or why one was not deferred.
+    """Collect the calls of each deferring layer, or the reasons against deferring.
 
-    Small inputs are deferred, too. What is collected keeps no inputs alive.
+    Small inputs are deferred, too. The collection keeps no inputs alive.
     """
     global _seen  # noqa: PLW0603
     _seen = {}
@@ -196,13 +196,13 @@ def is_trial() -> bool:
 
 
 def note(layer: Any, call: Use | str) -> None:
-    """Note one call of `layer` in the `trial`, or why it was not deferred."""
+    """Note one call of `layer` in the `trial`, or the reason against deferring it."""
     if _seen is not None:
         _seen.setdefault(layer, []).append(call)
 
 
 def reason_against(layer: Any, x: Tensor) -> str:
-    """Return why the output of `layer` on `x` cannot wait; empty if it can."""
+    """Return why the output of `layer` on `x` cannot be deferred; empty if it can."""
     if type(x) is not Tensor or is_observed():
         if is_compiling():
             return "a compiler reads the model, and fuses by itself"

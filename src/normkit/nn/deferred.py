@@ -1,4 +1,4 @@
-"""A batch norm's output that is computed when it is known what follows it.
+"""Output of a batch norm that is computed when the operation after it is known.
 
     y = self.bn3(x)        DeferredTensor: nothing is computed yet
     y += identity          the same, with a residual
@@ -6,17 +6,17 @@
 
 The activation and the sum stay where they are written, as modules or as calls: a tool
 that replaces or folds the batch norm, or exchanges the activation, finds each in its
-place. Any reader but these two gets the plain values, so a path through the model that
+place. Any other reader gets the plain values, so a path through the model that
 `convert` has not seen costs time, not correctness.
 
 A `DeferredTensor` is a node of autograd, too (`_Node`), for readers that bypass torch's
 function protocol: full backward hooks, reentrant checkpoints, custom autograd functions
 and scripted modules.
 
-One thing differs from a layer that computes at once: the running statistics move when
-the output is first read, or is dropped unread.
+One difference from a layer that computes at once: the running statistics are updated
+when the output is first read, or is dropped unread.
 
-What it brings to a training step of ResNet-50 is measured in docs/guide/memory.md.
+Its effect on a training step of ResNet-50 is measured in docs/guide/memory.md.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _FACTS = {
         getattr(Tensor, name).__get__
         for name in ("shape", "dtype", "device", "layout", "ndim", "is_cpu", "is_cuda")
     ),
-    # Asked by module hooks, which read the node of autograd next.
+    # Read by module hooks, before the autograd node.
     getattr(Tensor, "requires_grad").__get__,  # noqa: B009  a property to pyright
 }
 
@@ -80,7 +80,7 @@ def _without_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         nonlocal untraced
         if untraced is None:
-            # Importing the compiler for this would take seconds.
+            # Importing the compiler would take seconds.
             if "torch._dynamo" not in sys.modules:
                 return function(*args)
             untraced = torch.compiler.disable(function)
@@ -90,29 +90,29 @@ def _without_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class DeferredTensor(Tensor):
-    """A batch norm's output, with a residual added or without, yet to be computed."""
+    """Output of a batch norm, with or without a residual, that is not computed yet."""
 
     _deferral: Deferral
     _residual: Residual | None
     _plain: Tensor | None
-    """The values with their graph, once they were read."""
+    """The values with their graph, once read."""
     _bare: Tensor | None
-    """The values alone, once torch's dispatcher has read them."""
+    """The values without a graph, once torch's dispatcher has read them."""
     _node: Any
-    """The node of autograd that belongs to the above."""
+    """The autograd node of those values."""
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Fuse a sum and an activation; give the plain values to anything else."""
+        """Fuse a sum and an activation; run anything else on the plain values."""
         return _call(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Give the bare values to C++, whose autograd has the node already."""
+        """Run on the values without a graph: C++ autograd has the node already."""
         bare, named = tree_map_only(
             DeferredTensor, lambda y: _bare_values(y, str(func)), (args, kwargs or {})
         )
@@ -134,15 +134,13 @@ def _call(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def defer(layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> Tensor | None:
-    """Return the output of a batch norm on `x`, to be computed later.
-
-    None if it has to be computed at once.
+    """Return the deferred output of a batch norm on `x`; None if it cannot be deferred.
 
     Args:
         layer: The batch norm.
         x: Its input.
         uses_batch: Normalize by the statistics of the batch.
-        moves: Move the running statistics.
+        moves: Update the running statistics.
     """
     reason = reason_against(layer, x)
     if reason:
@@ -170,7 +168,7 @@ def _stand_in(deferral: Deferral, residual: Residual | None) -> DeferredTensor:
 
 
 class _Node(torch.autograd.Function):
-    """A history for a tensor, given to it in place: what it depends on."""
+    """Autograd node that is given to an existing tensor in place."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, backward: Any, *inputs: Tensor | None) -> Tensor:
@@ -188,7 +186,7 @@ _attach = unwrapped_apply(_Node)
 
 
 def _connect(y: Any, backward: Callable[[Tensor], Any], *inputs: Tensor | None) -> None:
-    # Else torch asks y for its properties in Python, which computes it.
+    # Otherwise torch reads y's properties in Python, which computes it.
     with without_function_modes():
         _attach(y, backward, *inputs)
     y._node = _history(y)
@@ -213,7 +211,7 @@ def _takes_residual(y: Any) -> bool:
 
 
 def _add(args: Any, kwargs: Any, *, in_place: bool) -> DeferredTensor | None:
-    """Return the sum, deferred; None where it has to be computed."""
+    """Return the deferred sum; None where it must be computed."""
     if len(args) != 2 or kwargs:
         return None
     first, second = args
@@ -297,7 +295,7 @@ def _read(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _adopt(y: DeferredTensor, values: Tensor) -> None:
-    """Take over the graph of values that were changed in place."""
+    """Take over the graph after an in-place change of the values."""
     if torch.is_grad_enabled() and values.requires_grad:
         _connect(y, lambda dy: (None, dy), values)
 
@@ -307,7 +305,7 @@ def _plain_values(y: DeferredTensor, reader: str) -> Tensor:
     deferral = y._deferral
     node = _history(y)
     if node is not y._node or (y._plain is None and y._bare is not None):
-        # An autograd function took y and made it its own output, or wrote into it.
+        # An autograd function returned y as its output, or wrote into it.
         y._plain, y._node = _bare_values(y, reader).data, node
         if node is not None:
             with torch.enable_grad():

@@ -1,7 +1,7 @@
 """Statistics for each named domain of the data, one network for all.
 
-Batch norm of pictures by day, by night, from a simulator: each domain is normalized by
-its own statistics; the affine map is shared, or not.
+Domains are, for example, pictures by day, by night and from a simulator. Each is
+normalized by its own statistics; the affine map is shared or separate.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class DomainBatchNorm(nn.Module):
     Args:
         layer: A layer with running statistics; each domain gets a copy of it, the first
             one the layer itself.
-        domains: Their names; the first is in use to begin with.
+        domains: Names of the domains; the first is in use at the start.
         shared_affine: One `weight` and one `bias` for all domains; otherwise each
             learns its own.
 
     Raises:
         ArgumentError: A layer without running statistics; no domain, one twice, or a
-            name that is empty or has a dot; in use, a name that is not there.
+            name that is empty or has a dot; in forward, an unknown name.
 
     Numerics:
         A batch is of one domain. Each copy is the layer that was given: its `mask=`,
@@ -102,7 +102,7 @@ class DomainBatchNorm(nn.Module):
             like: The domain to copy; by default the one in use.
 
         Raises:
-            ArgumentError: The name is taken, or `like` is not there.
+            ArgumentError: The name is taken, or there is no domain `like`.
         """
         self._insert(name, self._copy_of(self.domain if like is None else like))
 
@@ -117,8 +117,8 @@ class DomainBatchNorm(nn.Module):
 
         Args:
             input: Values, as the layer takes them.
-            domain: Its name; the one in use by default.
-            mask: Which values count, as the layer takes it.
+            domain: Name of the domain; by default the one in use.
+            mask: Mask, as the layer takes it.
         """
         node = recorded_call(self, input, domain=domain, mask=mask)
         if node is not None:
@@ -150,7 +150,7 @@ class DomainBatchNorm(nn.Module):
         self.norms[name] = layer
 
     def extra_repr(self) -> str:
-        """The domain in use."""
+        """Return the domain in use."""
         return f"domain={self.domain!r}, shared_affine={self.shared_affine}"
 
 

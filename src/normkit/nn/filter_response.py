@@ -1,4 +1,4 @@
-"""Filter response norm and the threshold that belongs to it.
+"""Filter response norm, and the thresholded linear unit (TLU) after it.
 
     ν² = mean of x² over positions,   y = x/√(ν² + |eps|)·weight + bias
     TLU(y) = max(y, threshold)
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize
 from normkit.functional.arguments import check_eps, check_floating
-from normkit.kernels.fixed_order import is_order_fixed, sum_in_fixed_order
+from normkit.kernels.deterministic import is_deterministic, pairwise_sum
 from normkit.moments import broadcast_mask, plain_sum, statistics_dtype
 from normkit.nn.tracing import recorded_call
 
@@ -28,15 +28,15 @@ class FilterResponseNorm(nn.Module):
 
         y = x/√(mean(x²) + |eps|)·weight + bias
 
-    Follow it with `TLU`: nothing is centred here, so a fixed threshold at 0 cuts at an
-    arbitrary place.
+    Use `TLU` after it: values are not centred, so a relu's threshold at 0 would be
+    arbitrary.
 
     Args:
         num_features: Number of channels C.
         eps: Added to the mean square, inside the root.
         affine: Learn `weight` and `bias`, shape `(C,)`, from 1 and 0.
-        device: Where parameters live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
         learnable_eps: Learn eps, from the value given, as a 0-d parameter; its absolute
             value is used. The paper does so where a map is 1 × 1 (with 1e-4).
@@ -89,7 +89,7 @@ class FilterResponseNorm(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Weight 1, bias 0, and eps as it was given."""
+        """Reset weight to 1, bias to 0, and eps to its initial value."""
         if self.weight is not None:
             self.weight.fill_(1)
         if self.bias is not None:
@@ -134,7 +134,7 @@ class FilterResponseNorm(nn.Module):
         return y
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         learned = isinstance(self.eps, Tensor)
         return (
             f"{self.num_features}, eps={self.first_eps}, affine={self.affine}, "
@@ -151,7 +151,7 @@ def _by_learned_eps(
     mask: Tensor | None,
 ) -> Tensor:
     wide = x.to(statistics_dtype(x.dtype))
-    add = sum_in_fixed_order if is_order_fixed() else plain_sum
+    add = pairwise_sum if is_deterministic() else plain_sum
     if mask is None:
         mean_square = add(wide.square(), dims) / x.shape[2:].numel()
         valid = None
@@ -174,7 +174,7 @@ class TLU(nn.Module):
 
     Args:
         num_features: Number of channels C.
-        device: Where the threshold lives.
+        device: Device of the threshold.
         dtype: Its dtype.
 
     Raises:
@@ -197,7 +197,7 @@ class TLU(nn.Module):
         self.threshold = nn.Parameter(start)
 
     def reset_parameters(self) -> None:
-        """Threshold 0: a relu."""
+        """Reset the threshold to 0: a relu."""
         nn.init.zeros_(self.threshold)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -211,5 +211,5 @@ class TLU(nn.Module):
         return torch.maximum(input, self.threshold.view(shape).to(input.dtype))
 
     def extra_repr(self) -> str:
-        """The number of channels."""
+        """Return the number of channels."""
         return str(self.num_features)

@@ -1,4 +1,4 @@
-"""Batch norm that never trains: the running statistics and the affine are constants."""
+"""Frozen batch norm: running statistics and affine are constants."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["FrozenBatchNorm"]
 
 
 class FrozenBatchNorm(BatchNormLayer):
-    """Standardize each channel of `(N, C, *)` by statistics that nothing moves.
+    """Standardize each channel of `(N, C, *)` by constant statistics.
 
         y = (x − running_mean)/√(running_var + eps)·weight + bias
 
-    Stays in eval mode whatever `train()` says. Weight and bias are parameters without
-    a gradient, so that a conversion back finds them, and the optimizer's state, as
-    they were. To freeze a layer for a while, use its `freeze()`.
+    Stays in eval mode under `train()`. Weight and bias are parameters without a
+    gradient, so that a conversion back restores them and the optimizer's state. To
+    freeze a layer for a while, use its `freeze()`.
 
     Args:
         num_features: Number of channels C.
         eps: Added to the variance, inside the root.
-        device: Where parameters and buffers live.
-        dtype: Their dtype.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers.
 
     Raises:
         ArgumentError: `unfreeze()`; in forward, fewer than 2 dimensions.
@@ -50,7 +50,7 @@ class FrozenBatchNorm(BatchNormLayer):
         self.freeze(parameters=True)
 
     def unfreeze(self, *, parameters: bool = False) -> None:
-        """Refuse: this class is for good.
+        """Raise: this class cannot be unfrozen.
 
         Raises:
             ArgumentError: Always.

@@ -22,7 +22,7 @@ __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "InstanceNormLa
 
 
 class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._InstanceNorm):
-    """What instance norm of every rank shares; use the classes named for the rank."""
+    """Base of instance norm of every rank; use the classes named for the rank."""
 
     siblings: ClassVar = {
         2: "InstanceNorm1d",
@@ -77,7 +77,7 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
             return self._channels_first(batch, mask)
         if mask is not None:
             mask = broadcast_mask(mask, batch).movedim(self.channel_dim, 1)
-        # A view: the values stay where they lie, and so does the output.
+        # A view: nothing is copied, and the output has the layout of the input.
         y = self._channels_first(batch.movedim(self.channel_dim, 1), mask)
         return y.movedim(1, self.channel_dim)
 
@@ -85,9 +85,6 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         uses_input = self.training or not self.track_running_stats
         if uses_input and self.track_running_stats:
             check_momentum(self, self.momentum)
-        # torch's instance norm never counts; only the average over all batches, which
-        # torch's never takes either, needs it to.
-        counter = self.num_batches_tracked if self.momentum is None else None
         return instance_norm(
             batch,
             self.running_mean,
@@ -97,7 +94,7 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
             self.momentum,
             self.eps,
             mask=mask,
-            num_batches_tracked=counter,
+            num_batches_tracked=self.num_batches_tracked,
         )
 
     def _check_features(self, input: Tensor) -> None:  # noqa: A002
@@ -136,8 +133,8 @@ class InstanceNorm1d(InstanceNormLayer, torch.nn.InstanceNorm1d):
         affine: Learn `weight` and `bias`, shape `(C,)`, from 1 and 0.
         track_running_stats: Keep the averages over samples of the instance means and
             unbiased variances, shape `(C,)`, and use them in eval.
-        device: Where parameters and buffers live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
         channel_dim: The dimension of a batch that channels lie along; -1 takes
             `(N, L, C)`.
@@ -151,8 +148,7 @@ class InstanceNorm1d(InstanceNormLayer, torch.nn.InstanceNorm1d):
 
     Numerics:
         As `BatchNorm1d`: a batch with a NaN or Inf moves no running statistic.
-        `num_batches_tracked` counts only with momentum=None, where the average needs
-        it; torch's stays 0 always.
+        `num_batches_tracked` counts those that moved them; torch's stays 0.
 
     Example:
         >>> x = torch.tensor([[[1.0, 3.0]], [[100.0, 300.0]]])

@@ -29,7 +29,7 @@ __all__ = [
 
 
 class _LazyLayer(_LazyNormBase):
-    """Materialize from an input that was checked first, batch dimension or not."""
+    """Check the first input, with or without a batch dimension, then materialize."""
 
     def initialize_parameters(  # type: ignore[override]
         self,
@@ -37,9 +37,8 @@ class _LazyLayer(_LazyNormBase):
         *,
         mask: Tensor | None = None,
     ) -> None:
-        """Take the number of channels from `input`; `mask` says nothing about it."""
-        # Checked before anything is materialized: a layer that met a wrong input
-        # can still meet the right one.
+        """Take the number of channels from `input`."""
+        # Before anything is materialized, so that a wrong input leaves the layer lazy.
         self._check_input_dim(input)
         unbatched = getattr(self, "_get_no_batch_dim", lambda: None)()
         batch = input.unsqueeze(0) if input.dim() == unbatched else input

@@ -13,18 +13,18 @@ __all__ = ["parameter_groups"]
 def parameter_groups(
     model: nn.Module, *, weight_decay: float, **options: Any
 ) -> list[dict[str, Any]]:
-    """Two groups: weights with decay; biases and what normalizations learn without.
+    """Return two groups: weights with decay; biases and norm parameters without.
 
-    The scale of a weight before a normalization does not matter to the output, that of
-    the normalization's own weight does: decaying it shrinks the layer's output.
+    The scale of a weight before a normalization does not change the output; that of the
+    normalization's own weight does, and decaying it shrinks the output.
 
     Args:
         model: Frozen parameters are left out; shared ones are listed once.
-        weight_decay: Of the first group.
-        **options: Put into both groups, e.g. `lr=0.1`.
+        weight_decay: Weight decay of the first group.
+        **options: Options of both groups, e.g. `lr=0.1`.
 
     Returns:
-        What `torch.optim` takes as its first argument; an empty group is left out.
+        Groups for the first argument of a torch optimizer; an empty one is left out.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -40,7 +40,7 @@ def parameter_groups(
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            # A bias is a vector; so is what a norm of another library learns.
+            # Biases are vectors, and so are the parameters of other libraries' norms.
             is_spared = is_norm or name.endswith("bias") or parameter.dim() < 2
             (spared if is_spared else decayed)[id(parameter)] = parameter
     decayed = {key: p for key, p in decayed.items() if key not in spared}

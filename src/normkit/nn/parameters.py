@@ -1,4 +1,4 @@
-"""A layer's parameters by the short way: `layer.weight` takes ten times as long."""
+"""Fast access to a layer's parameters: `layer.weight` takes ten times as long."""
 
 from __future__ import annotations
 

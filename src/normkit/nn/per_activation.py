@@ -1,4 +1,4 @@
-"""Batch norm with statistics for each feature at each position: C·H·W of everything.
+"""Batch norm with statistics for each feature at each position: C·H·W of each.
 
 y[n, c, h, w] = (x[n, c, h, w] − mean[c, h, w])/√(var[c, h, w] + eps)·weight + bias
 """
@@ -37,8 +37,8 @@ class PerActivationBatchNorm(TrackedLayer):
         affine: Learn `weight` and `bias`, of `feature_shape`, from 1 and 0.
         track_running_stats: Keep `running_mean` and the unbiased `running_var`, of
             `feature_shape`, for eval. False uses the batch in eval, too.
-        device: Where parameters and buffers live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
 
     Raises:
@@ -125,7 +125,7 @@ class PerActivationBatchNorm(TrackedLayer):
         return y
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return f"{self.feature_shape}, {super().extra_repr()}"
 
 

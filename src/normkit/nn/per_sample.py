@@ -1,4 +1,4 @@
-"""Layer, RMS and group norm: statistics within one sample, no state, no mode."""
+"""Layer, RMS and group norm: statistics per sample, without state or modes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """Normalize over the last dimensions, each position by itself.
+    """Normalize over the last dimensions, separately at each position.
 
         y = (x − mean)/√(var + eps)·weight + bias
 
@@ -29,8 +29,8 @@ class LayerNorm(torch.nn.LayerNorm):
         eps: Added to the variance, inside the root.
         elementwise_affine: Learn `weight` and `bias` of `normalized_shape`.
         bias: Learn a bias when `elementwise_affine`.
-        device: Where parameters live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters; float32 also serves half inputs.
         channel_dim: The dimension to normalize over, of size `normalized_shape`: 1 for
             the channels of `(N, C, H, W)`, each position by itself. Nothing is
             permuted or copied for it. -1 is torch's.
@@ -137,11 +137,11 @@ class LayerNorm(torch.nn.LayerNorm):
             )
         if mask is not None:
             mask = broadcast_mask(mask, input).movedim(dim, -1)
-        # A view: the values stay where they lie, and so does the output.
+        # A view: nothing is copied, and the output has the layout of the input.
         return self._over_last(input.movedim(dim, -1), mask).movedim(-1, dim)
 
     def extra_repr(self) -> str:
-        """The arguments of torch's layer, and those that differ from it."""
+        """Return the arguments of torch's layer, and those that differ from it."""
         usual = super().extra_repr()
         last = self.channel_dim == -1
         return usual if last else f"{usual}, channel_dim={self.channel_dim}"
@@ -175,8 +175,8 @@ class RMSNorm(torch.nn.RMSNorm):
         eps: Added to the mean square, inside the root; None takes the machine epsilon
             of float32 (float64 for float64 inputs).
         elementwise_affine: Learn `weight` of `normalized_shape`.
-        device: Where the parameter lives.
-        dtype: Its dtype; float32 also serves half inputs.
+        device: Device of the parameter.
+        dtype: Dtype of the parameter; float32 also serves half inputs.
 
     Raises:
         ShapeError: In forward, an input that does not end in `normalized_shape`.
@@ -240,8 +240,8 @@ class GroupNorm(torch.nn.GroupNorm):
         num_channels: Number of channels C.
         eps: Added to the variance, inside the root.
         affine: Learn `weight` and `bias` per channel, shape `(C,)`.
-        device: Where parameters live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
 
     Raises:
@@ -280,12 +280,12 @@ class GroupNorm(torch.nn.GroupNorm):
         super().__init__(
             *(num_groups, num_channels, eps, affine), device=device, dtype=dtype
         )
-        # Older torch has no `bias` argument; taken away afterwards, every one has.
+        # Older torch has no `bias` argument, so it is removed afterwards.
         if not bias:
             self.register_parameter("bias", None)
 
     def reset_parameters(self) -> None:
-        """Weight 1 and bias 0."""
+        """Reset weight to 1 and bias to 0."""
         if self.affine:
             torch.nn.init.ones_(self.weight)
             if self.bias is not None:

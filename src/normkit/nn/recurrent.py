@@ -1,10 +1,10 @@
-"""Batch norm inside a recurrence: each time step has statistics of its own.
+"""Batch norm in a recurrence: each time step has its own statistics.
 
     y_t = (x_t − mean_t)/√(var_t + eps)·weight + bias
 
 The statistics of early steps differ from those of late ones, where few sequences are
-left; weight and bias are shared. A step that no training sequence reached is normalized
-by the last one that any did.
+left; weight and bias are shared. A step beyond all training sequences uses the
+statistics of the last step that was trained.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class RecurrentBatchNorm(TrackedLayer):
         track_running_stats: Keep `running_mean` and the unbiased `running_var`, shape
             `(max_steps, C)`, and `num_batches_tracked`, shape `(max_steps,)`, for
             eval. False uses the batch in eval, too.
-        device: Where parameters and buffers live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
         first_weight: The weight to start from. The paper's 0.1 keeps the tanh of a
             recurrence where its slope is near 1; 1 makes gradients vanish there.
@@ -56,7 +56,7 @@ class RecurrentBatchNorm(TrackedLayer):
 
     Numerics:
         As `BatchNorm1d`. A step at which a mask leaves one sample has no variance: its
-        output is `bias`, and it moves the running mean alone.
+        output is `bias`, and it updates the running mean alone.
 
     Example:
         >>> layer = RecurrentBatchNorm(3, max_steps=5, affine=False)
@@ -115,12 +115,12 @@ class RecurrentBatchNorm(TrackedLayer):
         *,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Normalize one step, or a whole sequence; in training, move its statistics.
+        """Normalize one step, or a whole sequence; in training, update its statistics.
 
         Args:
             input: Values, any floating dtype: shape `(N, C)` with a `step`, and
                 `(T, N, C)` without.
-            step: Which step this is, from 0.
+            step: Index of the step, from 0.
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`;
                 `(N, 1)` or `(T, N, 1)` for sequences of several lengths. The output
                 is 0 elsewhere.
@@ -169,9 +169,9 @@ class RecurrentBatchNorm(TrackedLayer):
         mean, var = measured.mean.view(shape), measured.unbiased_var.view(shape)
         count = measured.count.expand(measured.mean.shape).reshape(shape)
         m2 = measured.m2.view(shape)
-        # Each step by itself: a NaN at one says nothing about the others.
+        # Each step by itself: a NaN at one must not skip the others.
         is_finite = (mean.isfinite() & m2.isfinite()).all(1, keepdim=True)
-        # Of the steps that share the last statistics, all take their turn.
+        # Steps that share the last statistics update them one after the other.
         for begin, end in _runs(first, steps, self.max_steps):
             at = slice(begin, end) if end <= self.max_steps else slice(-1, None)
             here = slice(begin - first, end - first)
@@ -200,7 +200,7 @@ class RecurrentBatchNorm(TrackedLayer):
         seen = self.num_batches_tracked > 0
         numbers = torch.arange(self.max_steps, device=x.device)
         last = (numbers * seen).amax()
-        # All zero before any training: step by step, as the other layers.
+        # All counts are 0 before training: each step then uses its own statistics.
         last = torch.where(seen.any(), last, self.max_steps - 1)
         places = torch.minimum(places, last)
         mean = self.running_mean[places].unsqueeze(1)
@@ -208,12 +208,12 @@ class RecurrentBatchNorm(TrackedLayer):
         return standardize(x, mean, var, weight, bias, self.eps, mask=mask)
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return f"{self.num_features}, {super().extra_repr()}"
 
 
 def _runs(first: int, steps: int, max_steps: int) -> list[tuple[int, int]]:
-    """Steps with statistics of their own in one run, each later one by itself."""
+    """Split into runs: first the steps with own statistics, then single steps."""
     end = first + steps
     own = [(first, min(end, max_steps))] if first < max_steps else []
     return own + [(t, t + 1) for t in range(max(first, max_steps), end)]

@@ -1,13 +1,12 @@
-"""What the layers with running statistics share: construction and its checks.
+"""Base of the layers with running statistics: construction and its checks.
 
     running = (1 − momentum)·running + momentum·batch
 
-`momentum` is the share of the new value, as in torch. Keras and the articles speak of
+`momentum` is the share of the new value, as in torch. Keras and many papers give
 the share of the old one: their 0.9 is 0.1 here. None is the average of all batches.
 
-The running statistics are float32 whatever a model is cast to, unless the layer was
-constructed in half precision: an average that moves by 1e-3 of itself stands still in
-bfloat16.
+The running statistics stay float32 when a model is cast, unless the layer was
+constructed in half precision: in bfloat16 an update by 1e-3 of the value rounds to 0.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ __all__ = ["RunningStateLayer", "check_momentum", "is_recomputing"]
 
 
 class RunningStateLayer(_NormBase):
-    """Batch and instance norm of every rank; use the classes named for the rank.
+    """Base of batch and instance norm; use the classes named for the rank.
 
-    Arguments that torch.nn does not have are attributes with a default on the class,
-    so that a layer that never ran this constructor (an older pickle, a converted
-    `torch.nn` layer) has them too.
+    Arguments that torch.nn does not have are attributes with a default on the class: a
+    layer that did not run this constructor (an older pickle, a converted `torch.nn`
+    layer) has them too.
     """
 
     shapes: ClassVar[Mapping[int, str]] = {}
-    """The input shapes that the layer takes, by number of dimensions."""
+    """Input shapes of the layer, by number of dimensions."""
     siblings: ClassVar[Mapping[int, str]] = {}
-    """The layer to use for an input of another number of dimensions."""
+    """Layer for an input of another number of dimensions."""
     is_frozen: bool = False
-    """Whether `freeze` keeps the layer in eval mode."""
+    """True when `freeze` keeps the layer in eval mode."""
     _mode_to_return_to: bool = True
     channel_dim: int = 1
-    """The dimension of a batch that channels lie along."""
+    """Dimension of the channels in a batch."""
 
     def __init__(
         self,
@@ -70,14 +69,14 @@ class RunningStateLayer(_NormBase):
             device=device,
             dtype=dtype,
         )
-        # Older torch has no `bias` argument; taken away afterwards, every one has.
+        # Older torch has no `bias` argument, so it is removed afterwards.
         if not bias:
             self.register_parameter("bias", None)
         if channel_dim != 1:
             self.channel_dim = channel_dim
 
     def freeze(self, *, parameters: bool = False) -> None:
-        """Stay in eval mode, whatever `train()` says, until `unfreeze()`.
+        """Stay in eval mode, also under `train()`, until `unfreeze()`.
 
         Args:
             parameters: Stop the gradients of weight and bias, too.
@@ -133,13 +132,13 @@ class RunningStateLayer(_NormBase):
         return self
 
     def extra_repr(self) -> str:
-        """The arguments of torch's layer, and those that differ from it."""
+        """Return the arguments of torch's layer, and those that differ from it."""
         usual = super().extra_repr()
         is_usual = self.channel_dim == 1
         return usual if is_usual else f"{usual}, channel_dim={self.channel_dim}"
 
     def reset_parameters(self) -> None:
-        """Forget the running statistics; weight 1 and bias 0."""
+        """Reset the running statistics, weight to 1 and bias to 0."""
         self.reset_running_stats()
         if self.affine:
             torch.nn.init.ones_(self.weight)
@@ -147,7 +146,7 @@ class RunningStateLayer(_NormBase):
                 torch.nn.init.zeros_(self.bias)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
-        """Torch's hook for the number of dimensions; subclasses may override it."""
+        """Check the number of dimensions; subclasses may override this torch hook."""
         if input.dim() in self.shapes:
             return
         name = type(self).__name__
@@ -162,16 +161,16 @@ class RunningStateLayer(_NormBase):
 
 
 def is_recomputing() -> bool:
-    """Whether this forward runs within a backward, as activation checkpointing does.
+    """Return whether this forward runs within a backward, as in checkpointing.
 
-    Both kinds of torch.utils.checkpoint run the forward again from there; the batch
-    has moved the running statistics already.
+    Both kinds of torch.utils.checkpoint repeat the forward there; the batch has updated
+    the running statistics already.
     """
     return is_in_backward()
 
 
 def check_momentum(layer: torch.nn.Module, momentum: object) -> None:
-    """Require a share, 0 to 1, or None; a tensor is not looked at (no host sync)."""
+    """Require a share, 0 to 1, or None; a tensor is not read (no host sync)."""
     if type(momentum) in (float, int) and not 0.0 <= momentum <= 1.0:  # type: ignore[operator]
         raise ArgumentError(
             f"{type(layer).__name__} needs momentum in [0, 1], the share of the new "

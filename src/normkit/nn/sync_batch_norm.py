@@ -1,4 +1,4 @@
-"""Batch norm whose batch is that of all ranks, on any device torch.distributed runs on.
+"""Synchronized batch norm, on any device of torch.distributed.
 
 One all_reduce of 2C + 1 float64 numbers forward and one of 2C backward, whatever the
 number of ranks; ranks may hold unequal numbers of values, or none.
@@ -38,8 +38,8 @@ class SyncBatchNorm(BatchNormLayer):
         track_running_stats: Keep running statistics for eval.
         process_group: The ranks to take statistics over: a ProcessGroup or its name, a
             one-dimensional DeviceMesh, or (DeviceMesh, dimension); None is all ranks.
-        device: Where parameters and buffers live.
-        dtype: Their dtype.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers.
         bias: Learn a bias when `affine`.
         **extras: As in `BatchNorm1d`: ghost_size, estimator, debias, on_small_batch.
 
@@ -85,7 +85,7 @@ class SyncBatchNorm(BatchNormLayer):
 
     @property
     def is_synchronized(self) -> bool:
-        """Always; without a `process_group`, over all ranks."""
+        """True; without a `process_group`, over all ranks."""
         return True
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002

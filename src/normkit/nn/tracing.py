@@ -1,9 +1,9 @@
-"""How the tracers of torch see a layer: as they see torch.nn's own, as one call.
+"""Recording of a layer by torch's tracers as one call, as they record torch.nn's own.
 
-torch.fx     looks into every module whose class lies outside `torch.nn`. Inside, it
-             would bake the current mode into the graph and count a batch.
-torch.jit    records tensor operations and bakes shapes. It is given torch's operator,
-             which exporters know and which takes other shapes later.
+torch.fx     traces into every module whose class lies outside `torch.nn`. It would
+             record the current mode as a constant and count a batch.
+torch.jit    records tensor operations with constant shapes. torch's own operator is
+             recorded instead: exporters know it, and it accepts other shapes later.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def is_recorded(x: Any) -> bool:
 
 
 def is_recorded_by_jit(mask: Tensor | None) -> bool:
-    """Whether torch.jit.trace is watching a call that torch.nn's forward can do."""
+    """Return whether torch.jit.trace observes a call that torch.nn's forward can do."""
     return mask is None and is_jit_tracing()
 
 
 def recorded_call(layer: torch.nn.Module, x: Any, **extras: Any) -> Any:
-    """The node that stands for `layer(x)` in a symbolic trace; None outside of one.
+    """Return the node that stands for `layer(x)` in a symbolic trace; else None.
 
-    A subclass defined elsewhere is looked into, as a subclass of a torch.nn layer is:
-    its own forward may do more than the layer, and would be run twice.
+    A subclass defined elsewhere is traced into, as a subclass of a torch.nn layer is:
+    its own forward may do more than the layer, and would run twice.
     """
     if not isinstance(x, Proxy) or not isinstance(x.tracer, Tracer):
         return None

@@ -1,4 +1,4 @@
-"""The base of layers whose running statistics have shapes of their own.
+"""Base of layers whose running statistics have other shapes than torch's.
 
 Per-activation, recurrent and whitening batch norm: parameters and buffers, their
 construction and reset, and when the buffers move. Layers with the buffers of torch's
@@ -22,16 +22,16 @@ class TrackedLayer(nn.Module):
     """A weight, a bias, running statistics and a counter, each of a given shape.
 
     Args:
-        learned: The shape of weight and bias.
-        tracked: The shape of each running statistic, by the name of its buffer.
+        learned: Shape of weight and bias.
+        tracked: Shape of each running statistic, by the name of its buffer.
         eps: Added to the variance, inside the root.
         momentum: Share of the batch in the new running statistics, in [0, 1], or None.
         affine: Learn a weight.
         track_running_stats: Keep running statistics.
         bias: Learn a bias when `affine`.
-        device: Where parameters and buffers live.
-        dtype: Their dtype.
-        counter: The shape of `num_batches_tracked`.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers.
+        counter: Shape of `num_batches_tracked`.
     """
 
     weight: nn.Parameter | None
@@ -40,7 +40,7 @@ class TrackedLayer(nn.Module):
     num_batches_tracked: Tensor | None
     first_weight: float = 1.0
     shown: ClassVar[tuple[str, ...]] = ()
-    """Attributes that the repr shows after the shape."""
+    """Attributes in the repr, after the shape."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class TrackedLayer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Forget the running statistics; weight as at first, and bias 0."""
+        """Reset the running statistics, weight to its initial value and bias to 0."""
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 self._reset(name, buffer)
@@ -83,16 +83,16 @@ class TrackedLayer(nn.Module):
             self.bias.zero_()
 
     def _reset(self, name: str, buffer: Tensor) -> None:
-        """Give one buffer its first value: variances 1, anything else 0."""
+        """Reset one buffer: variances to 1, anything else to 0."""
         buffer.fill_(1 if name == "running_var" else 0)
 
     @property
     def uses_running(self) -> bool:
-        """Whether the running statistics are those to normalize by."""
+        """True when the layer normalizes by its running statistics."""
         return not self.training and self.running_mean is not None
 
     def moves_running(self) -> bool:
-        """Return whether this forward moves the running statistics.
+        """Return whether this forward updates the running statistics.
 
         A forward that activation checkpointing repeats within the backward does not.
         """
@@ -102,5 +102,5 @@ class TrackedLayer(nn.Module):
         return True
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.shown)

@@ -1,9 +1,9 @@
 """Weight standardization: normalize the weight instead of the activations.
 
-    w = (v − mean)/√(var + eps)·gain           over all that one output reads
+    w = (v − mean)/√(var + eps)·gain           over all inputs of one output
 
-A parametrization of torch: `torch.nn.utils.parametrizations.weight_norm` and
-`.spectral_norm` are its siblings there, and stay torch's.
+A parametrization, like `torch.nn.utils.parametrizations.weight_norm` and
+`.spectral_norm`, which are torch's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["WeightStandardization", "weight_standardization"]
 
 
 class WeightStandardization(nn.Module):
-    """The map from a free weight to one of mean 0 and variance 1 for each output.
+    """Map of a free weight to one of mean 0 and variance 1 for each output.
 
     Args:
         out_features: Outputs of the layer, for the learned gain.
@@ -32,7 +32,7 @@ class WeightStandardization(nn.Module):
         scale_by_fan_in: Divide by √fan-in, so that outputs have the variance of the
             inputs: for networks without another norm. Before a group norm, which undoes
             any scale, it does not matter.
-        device: Where the gain lives.
+        device: Device of the gain.
         dtype: Its dtype.
     """
 
@@ -55,7 +55,7 @@ class WeightStandardization(nn.Module):
         self.register_parameter("gain", None if start is None else nn.Parameter(start))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The standardized weight."""
+        """Return the standardized weight."""
         dims = tuple(d for d in range(weight.dim()) if d != self.dim)
         shape = [1] * weight.dim()
         shape[self.dim] = -1
@@ -67,11 +67,11 @@ class WeightStandardization(nn.Module):
         return y * fan_in**-0.5
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is kept when `weight` is assigned: itself; reading standardizes it."""
+        """Return an assigned weight unchanged; reading it standardizes it."""
         return weight
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         return (
             f"dim={self.dim}, eps={self.eps}, gain={self.gain is not None}, "
             f"scale_by_fan_in={self.scale_by_fan_in}"
@@ -91,14 +91,14 @@ def weight_standardization(
     Args:
         module: A layer with a weight, changed in place. The free weight is kept as
             `module.parametrizations.weight.original`.
-        name: Which of its parameters.
+        name: Name of the parameter.
         eps: Added to the variance, inside the root.
         gain: Learn a factor per output.
         scale_by_fan_in: Divide by √fan-in, for networks without another norm.
 
     Returns:
-        `module`. `torch.nn.utils.parametrize.remove_parametrizations(module, name)`
-        leaves the standardized weight behind, for inference.
+        `module`. For inference, `torch.nn.utils.parametrize.remove_parametrizations(
+        module, name)` leaves the standardized weight.
 
     Raises:
         ArgumentError: There is no such parameter, it has fewer than 2 dimensions, or

@@ -1,11 +1,11 @@
-"""Whitening: remove the correlation of channels too, not only their mean and variance.
+"""Whitening: remove mean, variance and correlation of the channels.
 
     y = (Σ + eps·1)^(−1/2)·(x − mean)·weight + bias       within each group of channels
 
 Cost: a covariance, D²·M products for D channels a group and M observations, against
-D·M of batch norm; and a root, about 10·D³, per group and batch. Loss: what the layer
-below said by the correlation and the scale of its channels is gone, and a channel no
-longer means the same from batch to batch when D nears M.
+D·M of batch norm; and a root, about 10·D³, per group and batch. Loss: information in
+the correlation and scale of the channels is removed, and when D nears M the meaning of
+a channel changes from batch to batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from normkit.functional import update_running
 from normkit.functional.arguments import check_eps, check_floating
 from normkit.functional.ema import ema_
 from normkit.functional.whitening import covariance, inverse_sqrt, newton_inverse_sqrt
-from normkit.kernels.fixed_order import is_order_fixed
+from normkit.kernels.deterministic import is_deterministic
 from normkit.moments import statistics_dtype
 from normkit.nn.tracing import recorded_call
 from normkit.nn.tracked_layer import TrackedLayer
@@ -46,13 +46,14 @@ class WhiteningBatchNorm(TrackedLayer):
         track_running_stats: Keep `running_mean`, shape `(C,)`, and `running_whitening`,
             the average of W, shape `(num_groups, D, D)`, for eval. False uses the batch
             in eval, too.
-        device: Where parameters and buffers live.
-        dtype: Their dtype; float32 also serves half inputs.
+        device: Device of parameters and buffers.
+        dtype: Dtype of parameters and buffers; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
         method: `"zca"`, the exact symmetric root by an eigendecomposition, or
             `"newton"`, an approximate one by `iterations` matrix products, which a GPU
             does many times faster.
-        iterations: Of Newton's method. Few leave directions of little variance small.
+        iterations: Steps of Newton's method. With few, directions of little variance
+            stay small.
 
     Raises:
         ArgumentError: `num_groups` does not divide C, an unknown method, momentum
@@ -64,10 +65,10 @@ class WhiteningBatchNorm(TrackedLayer):
     Numerics:
         Mean and covariance in float64 where the device has it; no NaN from a rank
         below D, where eps alone bounds W (so the output there is less than 1). With
-        fewer observations than D, whitened training data say nothing about eval. The
+        fewer observations than D, training outputs do not predict those of eval. The
         average of W is not W of the average; both agree as batches grow. Derivatives
         are exact to any order, coinciding eigenvalues included. A batch with a NaN or
-        Inf moves no running statistic.
+        Inf updates no running statistic.
 
     Example:
         >>> x = torch.randn(512, 4) @ torch.randn(4, 4)
@@ -138,7 +139,7 @@ class WhiteningBatchNorm(TrackedLayer):
             buffer.copy_(torch.eye(buffer.shape[-1]).expand_as(buffer))
 
     def forward(self, input: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: A002
-        """Whiten `input`, shape `(N, C, *)`; in training, move the running statistics.
+        """Whiten `input`, shape `(N, C, *)`; in training, update running statistics.
 
         Args:
             input: Values, any floating dtype.
@@ -201,7 +202,7 @@ class WhiteningBatchNorm(TrackedLayer):
         if seen is not None:
             centred = torch.where(seen > 0, centred, torch.zeros_like(centred))
         whitening = self.running_whitening.to(compute, copy=True)
-        if not is_order_fixed():
+        if not is_deterministic():
             return whitening @ centred
         # A matrix product takes an order that suits its whole shape.
         y = torch.zeros_like(centred)
@@ -233,6 +234,6 @@ class WhiteningBatchNorm(TrackedLayer):
             )
 
     def extra_repr(self) -> str:
-        """The arguments that differ between layers."""
+        """Return the arguments that differ between layers."""
         newton = f", iterations={self.iterations}" if self.method == "newton" else ""
         return f"{self.num_features}, {super().extra_repr()}{newton}"

@@ -1,9 +1,9 @@
-"""Every claim about batch norm as an experiment that prints a verdict.
+"""Claims about batch norm as experiments that print verdicts.
 
     study → trials (one per seed, arms paired) → record → verdicts → docs
 
-`run` measures and judges; `write_report` turns the records into pages. The studies are
-the files `sNN_….py`; `all_studies` lists them, `find` gets one by its id.
+`run` measures and writes records; `write_report` writes their pages. The studies are
+the files `sNN_….py`; `all_studies` lists them, `find` returns one by its id.
 """
 
 from normkit.studies.claims import CLAIMS, Claim

@@ -1,4 +1,4 @@
-"""What is said about batch normalization: sixty-six claims, and where they stand.
+"""Sixty-six claims about batch normalization, and their verdicts.
 
 The sources are five introductory articles, cited as A0 to A4, and the papers they
 build on. A claim is worded as its source words it, right or wrong; the studies say
@@ -23,7 +23,7 @@ class Claim:
         id: `C1` to `C66`.
         sources: The articles that make it.
         text: What it says.
-        note: Why no study here can judge it; empty when one does.
+        note: Why no study here can evaluate it; empty when one does.
     """
 
     id: str

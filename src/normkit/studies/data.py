@@ -29,7 +29,7 @@ class Images:
     """Labelled images in [0, 1], split into training and test.
 
     Attributes:
-        name: Which data set this is.
+        name: Name of the data set.
         digest: SHA-256 of the raw pixels and labels, before splitting.
         x_train: `(N, C, H, W)`, float32.
         y_train: `(N,)`, int64.
@@ -45,18 +45,18 @@ class Images:
     y_test: Tensor
 
     def to(self, device: str) -> Images:
-        """The same images on `device`."""
+        """Return the same images on `device`."""
         names = ("x_train", "y_train", "x_test", "y_test")
         return replace(self, **{n: getattr(self, n).to(device) for n in names})
 
     def flat(self) -> Images:
-        """The same images as vectors, `(N, C·H·W)`."""
+        """Return the same images as vectors, `(N, C·H·W)`."""
         return replace(
             self, x_train=self.x_train.flatten(1), x_test=self.x_test.flatten(1)
         )
 
     def standardized(self) -> Images:
-        """Shifted and scaled by one mean and one standard deviation for all pixels."""
+        """Shift and scale by one mean and one standard deviation for all pixels."""
         mean, std = self.x_train.mean(), self.x_train.std()
         return replace(
             self, x_train=(self.x_train - mean) / std, x_test=(self.x_test - mean) / std
@@ -68,10 +68,10 @@ class Images:
         return int(self.y_train.max()) + 1
 
     def batches(self, size: int, steps: int, generator: torch.Generator) -> Tensor:
-        """Indices of `steps` training batches, `(steps, size)`, epoch by epoch.
+        """Return indices of `steps` training batches, `(steps, size)`, by epoch.
 
-        Every epoch visits the images in a new order; what does not fill a batch is
-        left out of that epoch.
+        Every epoch visits the images in a new order; the incomplete last batch is left
+        out of that epoch.
         """
         count = len(self.y_train)
         size = min(size, count)
@@ -155,7 +155,7 @@ class Text:
 
 
 def load_text(root: Path | None) -> Text | None:
-    """The first `.txt` file of the data folder that is longer than 100,000 letters."""
+    """Load the data folder's first `.txt` file of more than 100,000 letters."""
     for path in sorted(Path(root).glob("*.txt")) if root is not None else ():
         raw = path.read_bytes()
         if len(raw) > 100_000:

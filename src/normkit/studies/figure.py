@@ -1,4 +1,4 @@
-"""The look of the studies' figures: one palette, one size, SVG and PNG.
+"""Style of the studies' figures: one palette, one size, SVG and PNG.
 
 matplotlib is loaded when a figure is drawn, not before.
 """
@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def color(index: int) -> str:
-    """The colour of the arm number `index`."""
+    """Return the colour of the arm number `index`."""
     return COLORS[index % len(COLORS)]
 
 
@@ -91,7 +91,7 @@ def save(draw: Callable[[Figure], None], stem: Path, title: str) -> list[Path]:
 
 
 def _label_powers(axis: Axis) -> None:
-    """On a log axis: powers of ten, or 1, 2, 5 in plain numbers within a decade or two.
+    """Label a log axis by powers of ten, or 1, 2, 5 within a decade or two.
 
     matplotlib's own labels, 6 × 10⁻¹ at every tick, crowd a narrow axis.
     """
@@ -120,14 +120,14 @@ def band(
     index: int = 0,
     dashed: bool = False,
 ) -> None:
-    """A line for the median over seeds, and a band over all of them.
+    """Draw the median over seeds as a line, and all of them as a band.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         x: Positions along the horizontal axis.
         rows: One curve per seed.
         label: For the legend.
-        index: Which colour.
+        index: Index of the colour.
         dashed: Draw the line dashed.
     """
     values = np.asarray(rows, dtype=float)
@@ -148,15 +148,15 @@ def bars(
     *,
     indices: Sequence[int] | None = None,
 ) -> None:
-    """One bar per arm: the median over seeds, with a dot for each seed.
+    """Draw one bar per arm: the median over seeds, with a dot for each seed.
 
     For an axis from 0, or of orders of magnitude; `points` suits the others.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         names: One name per arm.
         rows: For each arm, one value per seed.
-        indices: Which colours; by default one after the other.
+        indices: Indices of the colours; by default 0, 1, ….
     """
     for i, row in enumerate(rows):
         shade = color(i if indices is None else indices[i])
@@ -172,13 +172,13 @@ def bars_by_group(
     *,
     indices: Sequence[int] | None = None,
 ) -> None:
-    """The bars of several arms side by side in each group; the arms in the legend.
+    """Draw the bars of several arms side by side in each group, with a legend.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         groups: Names below the groups.
         arms: For each arm and group, one value per seed.
-        indices: Which colours; by default one after the other.
+        indices: Indices of the colours; by default 0, 1, ….
     """
     width = 0.8 / len(arms)
     for i, (name, rows) in enumerate(arms.items()):
@@ -199,7 +199,7 @@ def _bar(
     width: float,
     label: str = "",
 ) -> None:
-    """The median as a bar, the seeds as dots on it."""
+    """Draw the median as a bar, the seeds as dots on it."""
     median = float(np.median(row))
     axes.bar(x, median, color=shade, alpha=0.75, width=width, label=label)
     _seeds(axes, x, row, 0.21 * width)
@@ -212,15 +212,15 @@ def points(
     *,
     indices: Sequence[int] | None = None,
 ) -> None:
-    """One dash per arm at the median over seeds, with a dot for each seed.
+    """Draw one dash per arm at the median over seeds, with a dot for each seed.
 
     For an axis that does not start at 0, where the length of a bar would mislead.
 
     Args:
-        axes: Where to draw.
+        axes: Axes to draw on.
         names: One name per arm.
         rows: For each arm, one value per seed.
-        indices: Which colours; by default one after the other.
+        indices: Indices of the colours; by default 0, 1, ….
     """
     for i, row in enumerate(rows):
         shade = color(i if indices is None else indices[i])

@@ -1,8 +1,8 @@
-"""The median of a few seeds and how far to trust it.
+"""Median of a few seeds and its bootstrap interval.
 
 The percentile bootstrap draws the seeds with replacement and takes the median of each
 draw; 95 % of those medians lie in the interval. With five seeds that is nearly the
-range of the values, which is the honest answer to five seeds.
+range of the values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Interval:
         median: The median over the seeds.
         low: Lower end of the interval.
         high: Upper end.
-        seeds: How many values it rests on.
+        seeds: Number of values.
     """
 
     median: float
@@ -43,7 +43,7 @@ class Interval:
 
 
 def bootstrap(values: Sequence[float]) -> Interval:
-    """The median of `values` with its 95 % percentile-bootstrap interval.
+    """Return the median of `values` with its 95 % percentile-bootstrap interval.
 
     Args:
         values: One number per seed; `inf` means "never", as in steps to a target.
@@ -53,7 +53,7 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
     Numerics:
         The draws come from a generator of a fixed seed: the same values always give
-        the same interval. Quantiles are values that occur, so `inf` needs no care.
+        the same interval. Quantiles are values that occur, so `inf` is allowed.
 
     Example:
         >>> bootstrap([3.0, 1.0, 2.0])
@@ -72,7 +72,7 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
 
 def _median(array: np.ndarray) -> np.ndarray:
-    """The lower median along the last axis: a value that occurs."""
+    """Return the lower median along the last axis: a value that occurs."""
     ordered = np.sort(array, axis=-1)
     return ordered[..., (array.shape[-1] - 1) // 2]
 

@@ -1,6 +1,6 @@
-"""What stays of a run: one JSON file with the results, the verdicts and the machine.
+"""Record of a run: one JSON file with the results, the verdicts and the machine.
 
-Finished seeds are written one by one, so an interrupted run goes on where it was.
+Finished seeds are written one by one, so an interrupted run can be resumed.
 Infinite and undefined numbers are the strings "inf", "-inf" and "nan", because JSON
 has no others.
 """
@@ -34,16 +34,16 @@ class Record:
     """One finished run of a study.
 
     Attributes:
-        study: Its id.
+        study: Id of the study.
         scale: `quick`, `cpu` or `gpu`.
-        key: Digest of what decides the results; see `run_key`.
-        settings: What the scale set.
+        key: Digest of the inputs of the run; see `run_key`.
+        settings: Settings of the scale.
         data: SHA-256 by name of data set.
         environment: Versions, processor, threads.
         seconds: Wall time of all seeds together.
         cpu_seconds: Processor time of them, the cost on a quiet core.
         verdicts: One per claim.
-        results: What each seed measured.
+        results: Results of each seed.
     """
 
     study: str
@@ -58,12 +58,12 @@ class Record:
     results: list[dict[str, Any]] = field(repr=False)
 
     def write(self, path: Path) -> None:
-        """Write the record to `path`, whole or not at all."""
+        """Write the record to `path` atomically."""
         write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """The record that `write` left at `path`."""
+        """Read a record of `write`."""
         raw = read_json(path)
         raw["verdicts"] = tuple(
             Verdict(
@@ -80,15 +80,15 @@ class Record:
         return cls(**raw)
 
 
-# Counted up when what a trial leaves behind changes, so that old seeds are not reused.
+# Incremented when the format of a trial's results changes: old seeds are not reused.
 _FORMAT = 2
 
 
 def run_key(study: Study, scale: str, data: Path | None) -> str:
-    """A digest of what decides the results: settings, code and data at hand.
+    """Return a digest of the inputs of a run: settings, code and data.
 
-    A finished seed is only reused under the same key, so a changed study starts anew.
-    The rule and the figure do not count: they are applied again to stored results.
+    A finished seed is only reused under the same key, so a changed study starts again.
+    The rule and the figure do not count: they are applied to stored results.
     """
     module = inspect.getmodule(study.measure)
     source = inspect.getsource(module or study.measure)
@@ -102,16 +102,16 @@ def run_key(study: Study, scale: str, data: Path | None) -> str:
 
 
 def is_afterwards(node: ast.stmt) -> bool:
-    """Whether this part of a study's file only serves its rule or its figure."""
+    """Return whether this part of a study's file serves only its rule or its figure."""
     if isinstance(node, ast.FunctionDef):
-        return node.name.lstrip("_").startswith(("judge", "draw"))
+        return node.name.lstrip("_").startswith(("evaluate", "draw"))
     if isinstance(node, ast.ImportFrom):
         return node.module in ("normkit.studies.figure", "normkit.studies.verdict")
     return isinstance(node, ast.Assign) and ast.unparse(node).startswith("STUDY")
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions and hardware that a reader needs to repeat a run."""
+    """Return the versions and hardware that a reader needs to repeat a run."""
     import normkit
 
     found: dict[str, Any] = {
@@ -129,7 +129,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path`, whole or not at all."""
+    """Write `value` to `path` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_encode(value), allow_nan=False, indent=None)
     with atomic_file(path) as file:
@@ -137,7 +137,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
+    """Read a file of `write_json`."""
     return _decode(json.loads(path.read_text()))
 
 
@@ -157,7 +157,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_encode(v) for v in value]
     if isinstance(value, float):
-        # Six digits: more than any seed-to-seed spread, a third of the file.
+        # Six digits: finer than any seed-to-seed spread, at a third of the size.
         return float(f"{value:.6g}") if math.isfinite(value) else str(value)
     return value
 

@@ -1,4 +1,4 @@
-"""Which studies there are: every file `sNN_….py` of this package."""
+"""Registry of the studies: every file `sNN_….py` of this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["all_studies", "find"]
 
 @functools.cache
 def all_studies() -> tuple[Study, ...]:
-    """Every study, by id."""
+    """Return every study, by id."""
     folder = str(Path(__file__).parent)
     files = [m.name for m in pkgutil.iter_modules([folder])]
     named = sorted(name for name in files if re.fullmatch(r"s\d\d_\w+", name))
@@ -26,7 +26,7 @@ def all_studies() -> tuple[Study, ...]:
 
 
 def find(name: str) -> Study:
-    """The study with this id, in either case, or with this title.
+    """Return the study with this id, in either case, or with this title.
 
     Raises:
         ArgumentError: There is none.

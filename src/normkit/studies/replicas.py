@@ -2,8 +2,8 @@
 
 The weights of a layer of all networks are one tensor `(K, in, out)`, the activations
 `(K, batch, out)`, the statistics of batch norm one per network and unit. The networks
-share their batches and nothing else: one that diverges to NaN leaves the others as
-they are. A hundred networks cost about as much time as ten trained one by one.
+share their batches and nothing else: one that diverges to NaN does not affect the
+others. A hundred networks cost about as much time as ten trained one by one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the networks of one batch have in common.
+    """Settings that all networks of one batch share.
 
     Attributes:
         widths: Inputs, hidden widths, outputs.
@@ -68,16 +68,16 @@ class Replicas:
     """K networks of one recipe, each with its own weights and learning rate.
 
     Args:
-        recipe: What they share.
+        recipe: Settings that they share.
         stds: Standard deviation of the normal initial weights: `(K,)`, or one per
             network and layer, `(K, L)`. Biases start at 0.
         generator: Draws the weights. Networks of the same layer are scaled versions of
             the same draw when `paired`, so that arms differ in nothing else.
         paired: Start every network from the same draw.
-        device: Where to compute.
+        device: Device of the computation.
 
     Attributes:
-        training: Use the statistics of the batch, and move the running ones.
+        training: Use the statistics of the batch, and update the running ones.
         last_losses: The losses of the last step, before it, `(K,)`.
     """
 
@@ -119,19 +119,19 @@ class Replicas:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Everything that is learned, each `(K, …)`."""
+        """Learned parameters, each `(K, …)`."""
         found = [*self.weights, *self.biases]
         return [*found, *self.gains, *self.offsets] if self.recipe.affine else found
 
     def __call__(
         self, x: Tensor, taps: list[Tensor] | None = None, *, inputs: bool = False
     ) -> Tensor:
-        """The logits of all networks on the same inputs, `(K, batch, classes)`.
+        """Return the logits of all networks on the same inputs, `(K, batch, classes)`.
 
         Args:
             x: Inputs, `(batch, features)`.
-            taps: Receives what enters each activation, `(K, batch, width)`.
-            inputs: `taps` receives what leaves each linear map instead.
+            taps: List that receives the input of each activation, `(K, batch, width)`.
+            inputs: `taps` receives the output of each linear map instead.
         """
         h = x.expand(self.count, *x.shape)
         last = len(self.weights) - 1
@@ -154,7 +154,7 @@ class Replicas:
         return h
 
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean cross-entropy of each network, `(K,)`."""
+        """Return the mean cross-entropy of each network, `(K,)`."""
         logits = self(x)
         flat = F.cross_entropy(
             logits.flatten(0, 1), y.repeat(self.count), reduction="none"
@@ -162,14 +162,14 @@ class Replicas:
         return flat.view(self.count, -1).mean(1)
 
     def gradients(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """The gradients of each network's loss, in the order of `parameters`."""
+        """Return the gradients of each network's loss, in the order of `parameters`."""
         losses = self.losses(x, y)
         self.last_losses = losses.detach()
         # The networks share no parameter: the sum's gradient is each one's own.
         return list(torch.autograd.grad(losses.sum(), self.parameters))
 
     def step(self, x: Tensor, y: Tensor, rates: Tensor) -> list[Tensor]:
-        """One step of gradient descent; returns the gradients it took.
+        """Take one step of gradient descent; return its gradients.
 
         Args:
             x: Inputs.
@@ -191,7 +191,7 @@ class Replicas:
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor) -> list[float]:
-        """Share of right answers of each network in eval mode."""
+        """Return the share of right answers of each network in eval mode."""
         was, self.training = self.training, False
         hits = self(x).argmax(-1) == y
         self.training = was
@@ -208,7 +208,7 @@ class Replicas:
 
     @contextlib.contextmanager
     def population(self, x: Tensor) -> Iterator[None]:
-        """Inside, the running statistics are the exact ones of `x`."""
+        """Use the exact running statistics of `x` within the block."""
         kept = [(mean.clone(), var.clone()) for mean, var in self.running]
         self.calibrate(x)
         try:
@@ -232,7 +232,7 @@ class Replicas:
         if not self.training:
             return standardize(h, mean, var, gain, offset, recipe.eps)
         y, batch = normalize(h, (1,), gain, offset, recipe.eps)
-        # Per network: one that diverged must not hold back the others' averages.
+        # Per network: one that diverged must not block the others' averages.
         allowed = batch.mean.isfinite() & batch.m2.isfinite()
         ema_(mean, batch.mean, recipe.momentum, allowed)
         ema_(var, batch.unbiased_var, recipe.momentum, allowed)
@@ -246,7 +246,7 @@ class Replicas:
         return y
 
     def module(self, index: int) -> torch.nn.Sequential:
-        """Network `index` on its own, made of the layers a user would write."""
+        """Return network `index` on its own, made of the layers a user would write."""
         recipe = self.recipe
         layers: list[torch.nn.Module] = []
         last = len(self.weights) - 1
@@ -281,5 +281,5 @@ class Replicas:
 
 
 def stds_for(widths: Sequence[int], gain: float) -> Tensor:
-    """The standard deviation of each layer that makes n·Var[w] = `gain`², `(L,)`."""
+    """Return each layer's standard deviation for n·Var[w] = `gain`², `(L,)`."""
     return torch.tensor([gain / math.sqrt(n) for n in widths[:-1]])

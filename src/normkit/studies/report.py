@@ -4,8 +4,8 @@
     Sxx.md           one study: question, prediction, rule, numbers, figure
     corrections.md   what the sources state wrongly, with the evidence
 
-Nothing on them is typed by hand. The rules are applied again to the stored results, so
-the pages always say what the code says.
+All of it is generated. The rules are applied to the stored results, so the pages agree
+with the code.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ _NOTICE = "<!-- Written by `normkit study report`; do not edit. -->\n"
 
 
 def read_records(out: Path) -> dict[str, Record]:
-    """The records under `out` by study id, their verdicts judged again."""
+    """Read the records under `out` by study id, and evaluate their verdicts again."""
     found = {}
     for study in all_studies():
         path = record_path(out, study.id)
         if path.exists():
             record = Record.read(path)
             found[study.id] = replace(
-                record, verdicts=tuple(study.judge(record.results))
+                record, verdicts=tuple(study.evaluate(record.results))
             )
     return found
 
 
 def overall(claim: str, records: dict[str, Record]) -> tuple[str, list[Verdict]]:
-    """The word for `claim` over all studies that judge it, and what each of them says.
+    """Return the overall word for `claim`, and the part of each study.
 
-    The word is empty while no study that judges the claim has run.
+    The word is empty while no study of the claim has run.
     """
     said = [v for r in records.values() for v in r.verdicts if v.claim == claim]
     if not said:
@@ -60,7 +60,7 @@ def overall(claim: str, records: dict[str, Record]) -> tuple[str, list[Verdict]]
 
 
 def write_report(out: Path, *, figures: bool = True) -> list[Path]:
-    """Write the pages next to the records under `out`.
+    """Write the pages and figures of the records under `out`.
 
     Args:
         out: The folder that `run` filled.
@@ -139,7 +139,7 @@ def _claim_row(claim: Claim, records: dict[str, Record]) -> str:
 
 
 def _deciding(word: str, parts: list[Part]) -> list[Part]:
-    """The first part that carries the word; of a mixed verdict, one of each kind."""
+    """Return the first part with the word; of a mixed verdict, one of each kind."""
     first: dict[str, Part] = {}
     for part in parts:
         first.setdefault(part.word, part)

@@ -1,8 +1,8 @@
 """Run studies: seeds in parallel over cores, resumed after an interruption.
 
 Every trial is one task: the pool takes trials of all studies, so the last seeds of one
-study run beside the first of the next. Each uses one thread; its random numbers are
-its own.
+study run together with the first of the next. Each uses one thread and its own random
+numbers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run(
     on_start: Callable[[str, int], None] | None = None,
     on_trial: Callable[[str], None] | None = None,
 ) -> list[Record]:
-    """Run the studies called `names`, judge them, and leave records and figures.
+    """Run the studies called `names`; write their records and figures.
 
     Args:
         names: Ids or titles of studies, e.g. `["S01"]`.
@@ -58,11 +58,11 @@ def run(
         out: Folder for `records/ID.json` and `figures/ID.svg`, `.png`; finished seeds
             of a run that was interrupted lie in `.unfinished/` there.
         data: Folder with the larger data sets; see `normkit.studies.data`.
-        jobs: Trials that run at the same time; 1 runs them in this process.
-        seeds: Another number of seeds than the scale's.
-        fresh: Run again what is already finished.
-        on_start: Told the id of a study and its number of trials to run.
-        on_trial: Told the id of a study after each of its trials.
+        jobs: Number of parallel trials; 1 runs them in this process.
+        seeds: Number of seeds, in place of the scale's.
+        fresh: Run finished seeds again.
+        on_start: Called with the id of a study and its number of trials to run.
+        on_trial: Called with the id of a study after each of its trials.
 
     Returns:
         One record per study, in the order of `names`.
@@ -104,7 +104,7 @@ def run(
 
 
 def data_folder(given: Path | None = None) -> Path | None:
-    """The folder with the larger data sets: `given`, or the one NORMKIT_DATA names.
+    """Return the folder of the larger data sets: `given`, or NORMKIT_DATA's.
 
     Raises:
         ArgumentError: It is no folder.
@@ -122,7 +122,7 @@ def data_folder(given: Path | None = None) -> Path | None:
 
 
 def measure(study_id: str, scale: str, seed: int, data: Path | None) -> dict[str, Any]:
-    """Run one trial on one thread, with the process left as it was."""
+    """Run one trial on one thread, and restore the state of the process."""
     study = registry.find(study_id)
     device = "cuda" if scale == "gpu" else "cpu"
     trial = Trial(seed, data, device)
@@ -193,7 +193,7 @@ class _Run:
         return self.folder / f"{seed}.json"
 
     def finished(self) -> Record | None:
-        """The record of an earlier run with the same key and number of seeds."""
+        """Return the record of an earlier run with the same key and number of seeds."""
         path = record_path(self.out, self.study.id)
         if not path.exists():
             return None
@@ -209,15 +209,15 @@ class _Run:
         return [s for s in range(self.count) if not self.seed_path(s).exists()]
 
     def conclude(self) -> Record:
-        """Judge the finished seeds; write the record and the figure."""
+        """Evaluate the finished seeds; write the record and the figure."""
         paths = [self.seed_path(seed) for seed in range(self.count)]
         if all(path.exists() for path in paths):
             record = self._collect([read_json(path) for path in paths])
         else:
             found = self.finished()
             assert found is not None, f"{self.study.id} lost its finished seeds"
-            # The rule may have been mended since; the numbers stay.
-            verdicts = tuple(self.study.judge(found.results))
+            # The rule may have changed since; the results stay.
+            verdicts = tuple(self.study.evaluate(found.results))
             record = replace(found, verdicts=verdicts)
         record.write(record_path(self.out, self.study.id))
         draw_record(self.study, record, self.out)
@@ -240,13 +240,13 @@ class _Run:
             environment=environment("cuda" if self.scale == "gpu" else "cpu"),
             seconds=sum(trial["seconds"] for trial in trials),
             cpu_seconds=sum(trial["cpu_seconds"] for trial in trials),
-            verdicts=tuple(self.study.judge(results)),
+            verdicts=tuple(self.study.evaluate(results)),
             results=results,
         )
 
 
 def record_path(out: Path, study_id: str) -> Path:
-    """Where the record of a study lies under `out`."""
+    """Return the path of a study's record under `out`."""
     return out / "records" / f"{study_id}.json"
 
 

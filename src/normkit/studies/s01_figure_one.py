@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RATES = (0.1, 0.5, 2.0)
-_MIDDLE = 1  # which rate the bands are judged at
+_MIDDLE = 1  # index of the rate of the bands
 _LEVELS = (0.15, 0.5, 0.85)
 _TARGETS = (0.8, 0.85, 0.9, 0.925, 0.95)
-# Bands before this step say more about the start than about drifting.
+# Bands before this step reflect the start rather than drift.
 _SETTLED = 100
 
 
@@ -47,14 +47,14 @@ def measure(
 
 
 def _spaced(steps: int, looks: int) -> list[int]:
-    """Steps to look at: dense at first, where accuracy moves fast."""
+    """Return the evaluation steps: dense at first, where accuracy moves fast."""
     return [round(steps * (i / looks) ** 2) for i in range(1, looks + 1)]
 
 
 def _train(
     nets: Replicas, images: Images, batches: Tensor, at: set[int]
 ) -> dict[str, list]:
-    """Curves of every net of one arm, `[look][rate]` or `[look][rate][level]`."""
+    """Train the nets of one arm; curves `[look][rate]` or `[look][rate][level]`."""
     rates = torch.tensor(_RATES, device=images.x_train.device)
     known = images.x_train[:2000]
     shown, labels = images.x_test[:2000], images.y_test[:2000]
@@ -66,7 +66,7 @@ def _train(
     for step in range(len(batches) + 1):
         if step in at:
             seen["running_accuracy"].append(nets.accuracy(shown, labels))
-            # The moving averages lag; a curve of them shows the lag, too.
+            # Moving averages lag, and a curve of them would, too.
             with nets.population(known):
                 seen["accuracy"].append(nets.accuracy(shown, labels))
                 taps: list[Tensor] = []
@@ -102,7 +102,7 @@ def _train(
 
 
 def _first_step(result: Result, arm: str, rate: int, target: float) -> float:
-    """Steps until the accuracy reaches `target`; inf when it never does."""
+    """Return the steps until the accuracy reaches `target`; inf when it never does."""
     for step, accuracies in zip(
         result["steps"], result["arms"][arm]["accuracy"], strict=True
     ):
@@ -112,7 +112,7 @@ def _first_step(result: Result, arm: str, rate: int, target: float) -> float:
 
 
 def _speed_up(result: Result, target: float, rate: int | None) -> float:
-    """Steps without over steps with batch norm; `rate=None` takes the best of each.
+    """Return the steps without over those with batch norm; `rate=None`: best of each.
 
     A net that never arrives counts as arriving at the end.
     """
@@ -125,7 +125,7 @@ def _speed_up(result: Result, target: float, rate: int | None) -> float:
     return steps[0] / steps[1]
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def of(arm: str, key: str) -> list[float]:
@@ -226,7 +226,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Accuracy, the input of one unit in both nets, and speed-up against target."""
+    """Draw accuracy, one unit's input in both nets, and speed-up against target."""
     axes = figure.subplots(1, 4, width_ratios=(1.25, 1, 1, 1))
     axes[2].sharey(axes[1])
     steps = results[0]["steps"]
@@ -294,6 +294,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

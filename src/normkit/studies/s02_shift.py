@@ -27,7 +27,7 @@ _TARGET = 0.9
 
 
 def measure(trial: Trial, *, steps: int, hidden: tuple[int, ...], looks: int) -> Result:
-    """Shift of each layer's gradient by the update of the layers below; speed."""
+    """Measure the shift of gradients by the update of the layers below, and speed."""
     images = trial.images("digits").flat().standardized()
     widths = (images.x_train.shape[1], *hidden, images.classes)
     batches = images.batches(60, steps, trial.generator(1))
@@ -61,7 +61,7 @@ def measure(trial: Trial, *, steps: int, hidden: tuple[int, ...], looks: int) ->
 
 
 def _shift(nets: Replicas, x: Tensor, y: Tensor, rates: Tensor) -> Tensor:
-    """‖G' − G‖/‖G‖ of each net, averaged over layers.
+    """Return ‖G' − G‖/‖G‖ of each net, averaged over layers.
 
     G' is the gradient of a layer after those below it have taken their step (Santurkar
     et al., "How does batch normalization help optimization?", definition 2.1).
@@ -93,11 +93,11 @@ def _shift(nets: Replicas, x: Tensor, y: Tensor, rates: Tensor) -> Tensor:
     return torch.stack(found).mean(0)
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def shift(result: Result, arm: str) -> float:
-        """Median over the run at the common rate; a diverged net counts as 1e3."""
+        """Return the run's median at the common rate; a diverged net counts as 1e3."""
         row = torch.tensor(result["shift"][arm][_SAME]).nan_to_num(1e3)
         return row.median().item()
 
@@ -150,7 +150,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """The shift over the run, and the steps to the target."""
+    """Draw the shift over the run, and the steps to the target."""
     axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     for ax, act in zip(axes[:2], ("sigmoid", "relu"), strict=True):
         for i, arm in enumerate(_ARMS):
@@ -190,6 +190,6 @@ STUDY = Study(
         "gpu": Scale(10, {"steps": 3000, "hidden": (256,) * 5, "looks": 50}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

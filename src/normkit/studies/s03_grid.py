@@ -24,7 +24,7 @@ _LOW, _HIGH = 0.1, 3.0  # the two rates of the interaction term
 def measure(
     trial: Trial, *, steps: int, hidden: tuple[int, ...], layer_draws: int
 ) -> Result:
-    """Accuracy of every cell of rate × gain × activation × norm on the digits."""
+    """Measure accuracy on the digits for every rate × gain × activation × norm."""
     images = trial.images("digits").flat().standardized()
     widths = (images.x_train.shape[1], *hidden, images.classes)
     batches = images.batches(60, steps, trial.generator(1))
@@ -54,7 +54,7 @@ def measure(
 
 
 def _gain_of_layer_rates(trial, images, widths, norm, batches, draws) -> float:
-    """How much lower the loss gets, in log, with a rate of its own for each layer.
+    """Return how much, in log, a rate of its own for each layer lowers the loss.
 
     As many nets with one rate (on a fine grid) as with random rates around the best of
     them, at gain 0.5 where layers differ.
@@ -86,11 +86,11 @@ def _gain_of_layer_rates(trial, images, widths, norm, batches, draws) -> float:
     return math.log(single.min().item() / min(own.min().item(), single.min().item()))
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def share(arm: str) -> list[float]:
-        """Percent of cells that work."""
+        """Return the percentage of cells that work."""
         return [
             100
             * sum(a >= _WORKS for row in r["grids"][arm] for a in row)
@@ -99,7 +99,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         ]
 
     def highest(result: Result, arm: str, gain: float = 1.0) -> float:
-        """The largest rate that works at this gain; half the lowest if none does."""
+        """Return the largest working rate at this gain; half the lowest if none."""
         column = [row[_GAINS.index(gain)] for row in result["grids"][arm]]
         works = [rate for rate, a in zip(_RATES, column, strict=True) if a >= _WORKS]
         return max(works, default=_RATES[0] / 2)
@@ -205,7 +205,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """One heat map per arm: median accuracy over rate and gain."""
+    """Draw one heat map per arm: median accuracy over rate and gain."""
     axes = figure.subplots(1, 4, sharey=True)
     for ax, arm in zip(axes, results[0]["grids"], strict=True):
         table = torch.tensor([r["grids"][arm] for r in results]).median(0).values
@@ -261,6 +261,6 @@ STUDY = Study(
         "gpu": Scale(10, {"steps": 2000, "hidden": (256,) * 6, "layer_draws": 128}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

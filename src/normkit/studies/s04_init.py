@@ -51,7 +51,7 @@ def measure(
     steps: int,
     width: int,
 ) -> Result:
-    """Spread per layer forward and backward; then accuracy by depth and start."""
+    """Measure spread per layer forward and backward; accuracy by depth and start."""
     stack = _spread(trial, units, batch)
     images = trial.images("digits").flat().standardized()
     trained = {
@@ -69,7 +69,7 @@ def measure(
 
 
 def _spread(trial: Trial, units: int, batch: int) -> dict[str, dict]:
-    """The same normal weights at each scale, forward and back."""
+    """Run the same normal weights at each scale, forward and back."""
     generator = trial.generator(1)
     x = torch.randn(batch, units, generator=generator).to(trial.device)
     draws = [
@@ -114,7 +114,7 @@ def _spread(trial: Trial, units: int, batch: int) -> dict[str, dict]:
 def _trained(
     trial: Trial, images: Images, depth: int, width: int, norm: str, steps: int
 ) -> dict[str, float]:
-    """Test accuracy of each start at its best rate, tanh."""
+    """Return the test accuracy of each start at its best rate, tanh."""
     widths = (images.x_train.shape[1], *[width] * depth, images.classes)
     stds = torch.stack([stds_for(widths, gain) for gain in _GAINS])
     nets = Replicas(
@@ -142,7 +142,7 @@ def _best_accuracy(
 
 
 def _cures(trial: Trial, images: Images, width: int, steps: int) -> dict[str, float]:
-    """A six-layer sigmoid stack with small weights, and each cure on its own."""
+    """Train a six-layer sigmoid stack with small weights, with each cure on its own."""
     widths = (images.x_train.shape[1], *[width] * 6, images.classes)
     rates = torch.tensor([0.001, 0.01, 0.1, 0.5, 2.0])
     arms = {
@@ -169,7 +169,7 @@ def _cures(trial: Trial, images: Images, width: int, steps: int) -> dict[str, fl
 
 
 def _symmetry(trial: Trial, images: Images, *, steps: int) -> dict[str, float]:
-    """How far the units of a layer of constant weights come apart by training."""
+    """Measure how far training separates the units of a layer of constant weights."""
     widths = (images.x_train.shape[1], 32, 32, images.classes)
     nets = Replicas(
         Recipe(widths, "tanh"), torch.ones(2), trial.generator(), device=trial.device
@@ -186,14 +186,14 @@ def _symmetry(trial: Trial, images: Images, *, steps: int) -> dict[str, float]:
     return {"apart": apart, "zero_output": zero, "constant": hits[0], "zeros": hits[1]}
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def layer(start: str, key: str, index: int) -> list[float]:
         return [r["stack"][start][key][index] for r in results]
 
     def ratio(start: str, key: str) -> list[float]:
-        """First layer over last."""
+        """Return first layer over last."""
         rows = [r["stack"][start][key] for r in results]
         return [row[0] / row[-1] for row in rows]
 
@@ -361,7 +361,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Spread and gradients per layer, and accuracy by depth."""
+    """Draw spread and gradients per layer, and accuracy by depth."""
     axes = figure.subplots(1, 3)
     layers = range(1, _DEPTH + 1)
     for i, (name, _, _) in enumerate(_STARTS):
@@ -437,6 +437,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -86,7 +86,7 @@ def _histogram(x: Tensor) -> list[float]:
     return counts.tolist()
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def column(name: str) -> list[float]:
@@ -139,7 +139,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """A skewed law before and after, and the slope of the sigmoid."""
+    """Draw a skewed distribution before and after, and the slope of the sigmoid."""
     left, right = figure.subplots(1, 2)
     found = results[0]["histograms"]
     edges = found["edges"][:-1]
@@ -186,6 +186,6 @@ STUDY = Study(
         "gpu": Scale(5, {"values": 1_000_000}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -24,7 +24,7 @@ _RATES = (0.3, 1.0, 3.0, 10.0)
 def measure(
     trial: Trial, *, points: int, steps: int, depths: tuple[int, ...]
 ) -> Result:
-    """Identities of the affine map, then two spirals with and without it."""
+    """Check identities of the affine map; train on two spirals with and without it."""
     generator = trial.generator()
     x = 5 + 3 * torch.randn(256, 16, generator=generator)
     batch = moments(x, 0)
@@ -69,7 +69,7 @@ def _largest(error: Tensor) -> float:
 
 
 def _spirals(points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two interleaved spirals, one and a half turns: no line separates them."""
+    """Return two interleaved spirals of 1.5 turns: not linearly separable."""
     turn = torch.rand(points, generator=generator).sqrt() * 3 * math.pi
     label = torch.arange(points) % 2
     angle = turn + math.pi * label
@@ -80,7 +80,7 @@ def _spirals(points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def _train(
     trial: Trial, x: Tensor, y: Tensor, depth: int, steps: int, affine: bool
 ) -> tuple[Tensor, list[float]]:
-    """Losses `(steps, rates)` and training accuracies of one net per rate."""
+    """Train a net per rate; return losses `(steps, rates)` and training accuracies."""
     widths = (2, *[32] * depth, 2)
     recipe = Recipe(widths, "sigmoid", "batch", affine=affine)
     stds = torch.tensor([1 / math.sqrt(n) for n in widths[:-1]]).expand(len(_RATES), -1)
@@ -96,7 +96,7 @@ def _train(
     return torch.stack(losses), nets.accuracy(x, y)
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
     arms = list(results[0]["losses"])
     deep, deep_plain = arms[-2], arms[-1]
@@ -151,7 +151,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Training loss over time, and where each arm ends."""
+    """Draw training loss over time, and the final loss of each arm."""
     left, right = figure.subplots(1, 2)
     for i, arm in enumerate(results[0]["curves"]):
         rows = [r["curves"][arm] for r in results]
@@ -183,6 +183,6 @@ STUDY = Study(
         "gpu": Scale(20, {"points": 2048, "steps": 10_000, "depths": (1, 6)}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

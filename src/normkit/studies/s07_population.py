@@ -76,7 +76,7 @@ def measure(
 def _train_mode_accuracy(
     trial: Trial, model: nn.Module, images: Images, size: int
 ) -> float:
-    """Accuracy on the test images, normalized by test batches of the training size."""
+    """Return test accuracy, normalized by test batches of the training size."""
     probe = copy.deepcopy(model).train()
     hits = []
     for repeat in range(3):
@@ -92,7 +92,7 @@ def _train_mode_accuracy(
 
 @torch.no_grad()
 def _output_change(model: nn.Module, x: Tensor) -> float:
-    """How much a training-mode output changes when the running statistics do."""
+    """Return how much a training-mode output changes when the running statistics do."""
     other = copy.deepcopy(model)
     for module in other.modules():
         if isinstance(module, BatchNorm2d):
@@ -102,7 +102,7 @@ def _output_change(model: nn.Module, x: Tensor) -> float:
 
 
 def _start_share(trial: Trial) -> dict[str, list[float]]:
-    """Share of the start that is left in running_mean after n batches of one law."""
+    """Return the start's share in running_mean after n batches of one distribution."""
     layer = BatchNorm1d(4096)
     generator = trial.generator(3)
     shares = []
@@ -113,12 +113,12 @@ def _start_share(trial: Trial) -> dict[str, list[float]]:
     return {"measured": shares, "formula": [0.9 ** (n + 1) for n in range(40)]}
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
     sizes = results[0]["sizes"]
 
     def gap(name: str, size: int) -> list[float]:
-        """Accuracy in eval minus that of the average over frozen weights, points."""
+        """Return eval accuracy minus the average over frozen weights, in points."""
         return [
             r["gaps"][str(size)][name] - r["gaps"][str(size)]["average, weights frozen"]
             for r in results
@@ -192,7 +192,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Accuracy of each estimator against training mode, and the start that is left."""
+    """Draw each estimator's accuracy against training mode, and the start's share."""
     left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
     sizes = results[0]["sizes"]
     rows = {
@@ -234,6 +234,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

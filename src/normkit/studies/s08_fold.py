@@ -58,7 +58,7 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 @torch.no_grad()
 def _affine_error(trial: Trial) -> float:
-    """A batch norm in eval against the affine map computed from its state."""
+    """Compare a batch norm in eval with the affine map computed from its state."""
     generator = trial.generator(2)
     layer = BatchNorm2d(8)
     for tensor in (layer.weight, layer.bias, layer.running_mean):
@@ -102,7 +102,7 @@ def _input_fold(trial: Trial, x: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def _times(model: nn.Module, folded: nn.Module, x: Tensor, rounds: int) -> list[float]:
-    """Time of the model over the folded one, alternating, one ratio a round."""
+    """Return the model's time over the folded one's, alternating, a ratio a round."""
     ratios = []
     for _ in range(rounds):
         spent = []
@@ -115,17 +115,17 @@ def _times(model: nn.Module, folded: nn.Module, x: Tensor, rounds: int) -> list[
     return ratios
 
 
-def _judged(times: list[float]) -> float:
+def _evaluated(times: list[float]) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def column(name: str) -> list[float]:
         return [r[name] for r in results]
 
-    speed = [_judged(r["times"]) for r in results]
+    speed = [_evaluated(r["times"]) for r in results]
     return [
         verdict(
             "C15",
@@ -167,7 +167,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Errors of the three folds, and the time saved."""
+    """Draw the errors of the three folds, and the time saved."""
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     keys = (
         "affine_error",
@@ -190,7 +190,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
         yscale="log",
         ylim=(1e-8, 10),
     )
-    bars(right, ["CNN"], [[_judged(r["times"]) for r in results]])
+    bars(right, ["CNN"], [[_evaluated(r["times"]) for r in results]])
     right.axhline(1, color="black", lw=0.8)
     right.set(title="Times faster folded")
 
@@ -213,6 +213,6 @@ STUDY = Study(
         "gpu": Scale(5, {"steps": 200, "width": 16, "rounds": 40}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

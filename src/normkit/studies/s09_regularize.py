@@ -55,7 +55,7 @@ def measure(
     return result
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def best(r: Result, arm: str) -> float:
@@ -68,7 +68,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         return [r["test"][arm][_SAME] - r["test"][over][_SAME] for r in results]
 
     def overfit(arm: str) -> list[float]:
-        """Training minus test accuracy at the best rate."""
+        """Return training minus test accuracy at the best rate."""
         found = []
         for r in results:
             i = r["test"][arm].index(best(r, arm))
@@ -114,7 +114,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Test accuracy of the four arms, best rate and same rate."""
+    """Draw the test accuracy of the four arms, best rate and same rate."""
     axes = figure.subplots(1, 2, sharey=True)
     rows = [[max(r["test"][arm]) for r in results] for arm in _ARMS]
     same = [[r["test"][arm][_SAME] for r in results] for arm in _ARMS]
@@ -149,6 +149,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

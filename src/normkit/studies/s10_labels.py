@@ -26,7 +26,7 @@ _NOISES = (0.0, 0.4, 1.0)
 def measure(
     trial: Trial, *, epochs: int, hidden: tuple[int, ...], train: int
 ) -> Result:
-    """Train and test accuracy per epoch at each share of random labels."""
+    """Measure train and test accuracy per epoch at each share of random labels."""
     images = trial.images("digits", train=train).flat().standardized()
     result: Result = {"curves": {}}
     for noise in _NOISES:
@@ -38,7 +38,7 @@ def measure(
 
 
 def _mislabel(images: Images, share: float, generator: torch.Generator) -> Images:
-    """The training labels with a share of them drawn anew; the test labels stay."""
+    """Return the training labels with a share redrawn; the test labels stay."""
     count = len(images.y_train)
     drawn = torch.randint(images.classes, (count,), generator=generator)
     chosen = torch.rand(count, generator=generator) < share
@@ -49,9 +49,9 @@ def _mislabel(images: Images, share: float, generator: torch.Generator) -> Image
 def _train(
     trial: Trial, images: Images, norm: str, epochs: int, hidden: tuple[int, ...]
 ) -> dict[str, list[list[float]]]:
-    """`test` and `train` accuracies, `[rate][epoch]`."""
+    """Train; return `test` and `train` accuracies, `[rate][epoch]`."""
     widths = (images.x_train.shape[1], *hidden, images.classes)
-    # Kaiming's gain: the plain ReLU net gets the start that suits it.
+    # Kaiming's gain, which is right for the plain ReLU net.
     stds = stds_for(widths, 2**0.5).expand(len(_RATES), -1)
     nets = Replicas(
         Recipe(widths, "relu", norm), stds, trial.generator(1), device=trial.device
@@ -73,18 +73,18 @@ def _train(
 
 
 def _peak(curve: list[float]) -> int:
-    """The epoch of the best test accuracy, smoothed over three epochs."""
+    """Return the epoch of the best test accuracy, smoothed over three epochs."""
     values = torch.tensor(curve)
     smooth = values.unfold(0, 3, 1).mean(1) if len(values) >= 3 else values
     return int(smooth.argmax()) + 2
 
 
 def _best(curves: dict[str, list]) -> int:
-    """The rate with the highest peak of test accuracy."""
+    """Return the rate with the highest peak of test accuracy."""
     return int(torch.tensor(curves["test"]).amax(1).argmax())
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def peak_ratio(noise: str, *, same: bool) -> list[float]:
@@ -100,7 +100,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         return ratios
 
     def fallen(arm: str) -> list[float]:
-        """Points lost from the peak to the end."""
+        """Return the points lost from the peak to the end."""
         return [
             100 * (max(c) - sum(c[-3:]) / 3)
             for c in (r["curves"][f"0.4 {arm}"]["test"][_SAME] for r in results)
@@ -120,7 +120,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         )
 
     def fitted(arm: str) -> list[float]:
-        """Highest training accuracy on random labels, any rate."""
+        """Return the highest training accuracy on random labels, any rate."""
         return [
             100 * max(max(row) for row in r["curves"][f"1 {arm}"]["train"])
             for r in results
@@ -170,7 +170,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Test accuracy by epoch with noisy labels; training accuracy on random ones."""
+    """Draw test accuracy with noisy labels, and training accuracy on random ones."""
     axes = figure.subplots(1, 3)
     plots = (
         ("0", "test", "Test, clean labels"),
@@ -205,6 +205,6 @@ STUDY = Study(
         "gpu": Scale(10, {"epochs": 200, "hidden": (512, 512, 512), "train": 0}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

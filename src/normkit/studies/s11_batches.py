@@ -39,7 +39,7 @@ _ARMS = ("batch norm", "batch renorm", "group norm")
 
 
 def _norm(arm: str, steps: int, epochs: int) -> Callable[[int], nn.Module]:
-    """Makes the layer of an arm for a training of so many steps and epochs.
+    """Return a maker of an arm's layer, for so many training steps and epochs.
 
     Batch renorm is plain batch norm for a quarter of the steps and fully itself from
     the half on. Its average spans an epoch, so that it has seen every class, where
@@ -67,7 +67,7 @@ def measure(
     mix_epochs: int,
     noise_draws: int,
 ) -> Result:
-    """Batch size, order of the data, ghost batches, and the noise they make."""
+    """Measure batch size, order of the data, ghost batches, and their noise."""
     images = trial.images("digits").standardized()
     table: dict[str, dict[str, float]] = {}
     for arm in _ARMS:
@@ -106,7 +106,7 @@ def _fit(
 def _orders(
     trial: Trial, images: Images, width: int, epochs: int
 ) -> dict[str, dict[str, float]]:
-    """Accuracy after training on shuffled, half-shuffled and sorted data."""
+    """Measure accuracy after training on shuffled, half-shuffled and sorted data."""
     by_class = images.y_train.argsort(stable=True)
     count, size = len(by_class), 64
     generator = trial.generator(5)
@@ -135,7 +135,7 @@ def _orders(
 
 
 def _through_buffer(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Positions in the order that a shuffle buffer of `size` lets them out."""
+    """Return positions in the order that a shuffle buffer of `size` yields them."""
     buffer = list(range(size))
     out = []
     for position in range(size, count + size):
@@ -151,7 +151,7 @@ def _through_buffer(count: int, size: int, generator: torch.Generator) -> Tensor
 def _ghosts(
     trial: Trial, images: Images, width: int, epochs: int
 ) -> dict[str, dict[str, float]]:
-    """Training and test accuracy on few images by ghost batch, at one SGD batch."""
+    """Measure accuracies on few images by ghost batch, at one SGD batch."""
     few = trial.images("digits", train=256).standardized()
     batches = few.batches(128, 10 * epochs, trial.generator(6))
     found = {}
@@ -176,7 +176,7 @@ def _ghosts(
 def _noise(
     trial: Trial, images: Images, width: int, draws: int
 ) -> dict[str, list[float]]:
-    """How much the logits of four fixed samples vary with the rest of their batch."""
+    """Measure how much four fixed samples' logits vary with the rest of their batch."""
     batches = images.batches(64, 60, trial.generator(7))
     with torch.enable_grad():
         model = _fit(trial, images, batches, BatchNorm2d, width, 0.05).train()
@@ -201,7 +201,7 @@ def _noise(
 
 
 def _direction(trial: Trial, images: Images, width: int) -> dict[str, list[float]]:
-    """Cosine of a batch's gradient with the full one, and samples per second.
+    """Return a batch gradient's cosine with the full one, and samples per second.
 
     The model has no norm layer, so that the gradient of a batch is a mean over samples.
     """
@@ -235,7 +235,7 @@ def _refuses_one_value() -> bool:
     return False
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
     sizes = results[0]["sizes"]
     small, middle = str(sizes[0]), "32"
@@ -357,7 +357,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Accuracy over batch size, order of the data, and the noise of the statistics."""
+    """Draw accuracy over batch size, order of the data, and noise of the statistics."""
     axes = figure.subplots(1, 3, width_ratios=(1, 1.3, 0.9))
     sizes = results[0]["sizes"]
     for i, arm in enumerate(_ARMS):
@@ -442,6 +442,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

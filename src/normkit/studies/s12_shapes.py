@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def measure(trial: Trial, *, steps: int, width: int) -> Result:
-    """Errors against float64 definitions; one small training per kind of layer."""
+    """Measure errors against float64 definitions; train each kind of layer briefly."""
     generator = trial.generator()
     flat = 2 + torch.randn(32, 6, generator=generator, dtype=torch.float64)
     maps = 2 + torch.randn(8, 6, 5, 5, generator=generator, dtype=torch.float64)
@@ -84,7 +84,7 @@ def measure(trial: Trial, *, steps: int, width: int) -> Result:
 
 
 def _per_point_norms() -> Callable[[int], nn.Module]:
-    """Makes the norms of the three maps of the CNN, 8, 4 and 2 pixels wide, in turn."""
+    """Build the norms of the three maps of the CNN, 8, 4 and 2 pixels wide, in turn."""
     sides = iter((8, 4, 2))
 
     def made(channels: int) -> nn.Module:
@@ -106,7 +106,7 @@ def _largest(error: Tensor) -> float:
 
 @torch.no_grad()
 def _superposition(layer: nn.Module, x: Tensor) -> float:
-    """How far f(x + y) − f(0) is from the sum of f(x) − f(0) and f(y) − f(0)."""
+    """Return how far f(x + y) − f(0) is from the sum of f(x) − f(0) and f(y) − f(0)."""
     other, zero = x.flip(0) * 0.5, torch.zeros_like(x)
     base = layer(zero)
     both = layer(x + other) - base
@@ -114,7 +114,7 @@ def _superposition(layer: nn.Module, x: Tensor) -> float:
 
 
 def _gradient_error(layer: BatchNorm1d, x: Tensor) -> float:
-    """Analytic gradients of weight and bias against central differences."""
+    """Compare analytic gradients of weight and bias with central differences."""
     cotangent = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)
     worst = 0.0
     for vector in (layer.weight, layer.bias):
@@ -136,13 +136,13 @@ def _gradient_error(layer: BatchNorm1d, x: Tensor) -> float:
 
 @torch.no_grad()
 def _leak(layer: nn.Module, words: Tensor) -> float:
-    """How much the other words change when one word does."""
+    """Return how much the other words change when one word does."""
     changed = words.clone()
     changed[:, 0] = changed[:, 0] * 10 + 3
     return _largest(layer(changed)[:, 1:] - layer(words)[:, 1:])
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def column(name: str) -> list[float]:
@@ -212,7 +212,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Errors against the definitions, and the two kinds of statistics compared."""
+    """Draw errors against the definitions, and the two kinds of statistics compared."""
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
     names = {
         "biased": "batch,\nbiased",
@@ -253,6 +253,6 @@ STUDY = Study(
         "gpu": Scale(5, {"steps": 400, "width": 16}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -77,7 +77,7 @@ class _Cell(nn.Module):
 
 
 def measure(trial: Trial, *, steps: int, batch: int, size: int) -> Result:
-    """Test accuracy of each arm at two rates; error of the statistics by position."""
+    """Measure test accuracy at two rates, and the statistics' error by position."""
     images = trial.images("digits").standardized()
     rows = images.x_train.shape[2]
     lengths = {
@@ -120,7 +120,7 @@ def _batches(
 
 
 def _padded(x: Tensor, lengths: Tensor) -> Tensor:
-    """Rows of the image as steps, zero after the end, as padding is."""
+    """Return rows of the image as steps, zero after the end, as padding is."""
     steps = torch.arange(x.shape[2])
     return x[:, 0] * (steps[None, :, None] < lengths[:, None, None])
 
@@ -156,22 +156,22 @@ def _accuracy(model: _Cell, images: Images, lengths: Tensor, masked: bool) -> fl
 def _error_by_step(
     trial: Trial, images: Images, lengths: Tensor, batch: int
 ) -> list[float]:
-    """Standard error of the batch mean of a row's pixels that are there, by position.
+    """Return the standard error of the batch mean of a row's valid pixels, by position.
 
-    In units of that row's own spread; only as many sequences count as reach it.
+    In units of that row's own spread, over the sequences that reach it.
     """
     draws = images.batches(batch, 60, trial.generator(3))
     spread = images.x_train[:, 0].std(0).clamp(min=0.1)
     errors = []
     for t in range(images.x_train.shape[2]):
         present = [rows[lengths[rows] > t] for rows in draws]
-        # Now and then a batch has no sequence that long, and no mean.
+        # Some batches have no sequence that long, and no mean.
         means = [images.x_train[rows, 0, t].mean(0) for rows in present if len(rows)]
         errors.append((torch.stack(means).std(0) / spread[t]).mean().item())
     return errors
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def best(r: Result, arm: str) -> float:
@@ -218,7 +218,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Accuracy of each arm, and how uncertain the statistics are at late steps."""
+    """Draw the accuracy of each arm, and the statistics' uncertainty at late steps."""
     left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
     names = [arm.replace(", ", ",\n") for arm in _ARMS]
     rows = [[max(r["test"][arm]) for r in results] for arm in _ARMS]
@@ -250,6 +250,6 @@ STUDY = Study(
         "gpu": Scale(10, {"steps": 5000, "batch": 32, "size": 256}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -23,7 +23,7 @@ _NORMS = ("layer norm", "batch norm", "none")
 
 
 def _norm(kind: str, size: int) -> nn.Module:
-    """A norm of `(batch, token, feature)`; batch norm is over batch and tokens."""
+    """Build a norm of `(batch, token, feature)`; batch norm: over batch and tokens."""
     if kind == "none":
         return nn.Identity()
     if kind == "layer norm":
@@ -145,14 +145,14 @@ def _loss(
 
 @torch.no_grad()
 def _alone(trial: Trial, kind: str) -> float:
-    """Training-mode output of one sample in a batch of eight and in one of two."""
+    """Compare one sample's training-mode output in a batch of eight and of two."""
     x = torch.randn(8, 5, 16, generator=trial.generator(3))
     layer = _norm(kind, 16).train()
     return (layer(x)[0] - layer(x[:2])[0]).abs().max().item()
 
 
 def _mixed(trial: Trial, rows: int) -> dict[str, dict[str, float]]:
-    """Accuracy on rows whose label is in small columns beside large ones.
+    """Measure accuracy on rows whose label is in small columns next to large ones.
 
     Ten columns of scale 1 carry the label, ten of scale 1000 are noise.
     """
@@ -181,11 +181,11 @@ def _mixed(trial: Trial, rows: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def lower(kind: str) -> list[float]:
-        """Validation loss of `kind` minus that of layer norm, best rates."""
+        """Return the validation loss of `kind` minus that of layer norm, best rates."""
         return [
             min(_finite(r["losses"][kind])) - min(_finite(r["losses"]["layer norm"]))
             for r in results
@@ -232,12 +232,12 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def _finite(losses: list[float]) -> list[float]:
-    """A diverged loss counts as that of guessing among 65 letters, or more."""
+    """Bound a diverged loss from below by that of guessing among 65 letters."""
     return [v if math.isfinite(v) else 10.0 for v in losses]
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Validation losses, and accuracy on mixed features."""
+    """Draw validation losses, and accuracy on mixed features."""
     left, right = figure.subplots(1, 2)
     rows = [[min(_finite(r["losses"][kind])) for r in results] for kind in _NORMS]
     points(left, list(_NORMS), rows, indices=(1, 0, 7))
@@ -277,6 +277,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

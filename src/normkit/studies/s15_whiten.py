@@ -35,7 +35,7 @@ _LAYERS = {
 def measure(
     trial: Trial, *, steps: int, hidden: tuple[int, ...], features: tuple[int, ...]
 ) -> Result:
-    """Steps to the target by input scaling; cost of whitening; the detached toy."""
+    """Measure steps to the target by input scaling, and the cost of whitening."""
     images = trial.images("digits").flat()
     scaled = _scalings(images)
     reached = {}
@@ -56,7 +56,7 @@ def measure(
 
 
 def _scalings(images: Images) -> dict[str, Images]:
-    """The same pixels in four scales; statistics of the training images."""
+    """Return the same pixels in four scales; statistics of the training images."""
 
     def made(convert) -> Images:
         return replace(
@@ -81,7 +81,7 @@ def _scalings(images: Images) -> dict[str, Images]:
 def _steps_to_target(
     trial: Trial, images: Images, steps: int, hidden: tuple[int, ...]
 ) -> float:
-    """Steps of the best rate to the target test accuracy; inf if none gets there."""
+    """Return the best rate's steps to the target test accuracy; inf if never."""
     widths = (images.x_train.shape[1], *hidden, images.classes)
     stds = stds_for(widths, math.sqrt(2)).expand(len(_RATES), -1)
     nets = Replicas(
@@ -100,7 +100,7 @@ def _steps_to_target(
 
 @torch.no_grad()
 def _cost(trial: Trial, features: tuple[int, ...]) -> dict[str, list[float]]:
-    """Microseconds of a training-mode forward: batch norm and two whitenings.
+    """Time a training-mode forward in microseconds: batch norm and two whitenings.
 
     The batch has four samples per feature, so that the covariance has full rank.
     """
@@ -121,10 +121,10 @@ def _cost(trial: Trial, features: tuple[int, ...]) -> dict[str, list[float]]:
 
 
 def _toy(trial: Trial) -> dict[str, float]:
-    """The example of the paper: a bias, then the mean removed.
+    """Run the example of the paper: a bias, then the mean removed.
 
-    The bias cannot change the output. A step that ignores how the mean depends on it
-    moves it for ever, and the loss stays.
+    The bias cannot change the output. Steps that ignore the dependence of the mean on
+    it change it for ever, and the loss stays.
     """
     u = torch.randn(64, generator=trial.generator(4))
     target = 1 + 0.1 * torch.randn(64, generator=trial.generator(5))
@@ -146,11 +146,11 @@ def _toy(trial: Trial) -> dict[str, float]:
     return found
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def faster(slow: str, fast: str) -> list[float]:
-        """Ratio of steps; what never arrives counts with the last step."""
+        """Return the ratio of steps; a run that never arrives counts in full."""
         return [
             min(r["reached"][slow], r["steps"]) / min(r["reached"][fast], r["steps"])
             for r in results
@@ -215,7 +215,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Steps by input scaling, and the cost of whitening."""
+    """Draw steps by input scaling, and the cost of whitening."""
     left, right = figure.subplots(1, 2)
     limit = results[0]["steps"]
     rows = [[min(r["reached"][name], limit) for r in results] for name in _SCALINGS]
@@ -260,6 +260,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def measure(trial: Trial, *, ranks: int, channels: int, side: int) -> Result:
-    """Batch norm of a batch, and of the same batch spread over processes."""
+    """Compare batch norm of a batch with the same batch spread over processes."""
     generator = trial.generator()
     x = 3 + 2 * torch.randn(ranks, channels, side, side, generator=generator)
     cotangent = torch.randn(x.shape, generator=generator)
@@ -49,7 +49,7 @@ def _whole(x: Tensor, cotangent: Tensor, weight: Tensor) -> dict[str, Tensor]:
 def _through(
     layer: BatchNorm2d | SyncBatchNorm, x: Tensor, cotangent: Tensor, weight: Tensor
 ) -> dict[str, Tensor]:
-    """What training sees of `layer` with this weight, forward and backward."""
+    """Return the forward and backward of `layer` in training with this weight."""
     with torch.no_grad():
         layer.weight.copy_(weight)
     x = x.clone().requires_grad_()
@@ -63,7 +63,7 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def _on_ranks(x: Tensor, cotangent: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """The same with one image per process, which talk by gloo."""
+    """Run the same with one image per process, over gloo."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.save({"x": x, "cotangent": cotangent, "weight": weight}, folder / "in.pt")
@@ -85,7 +85,7 @@ def _on_ranks(x: Tensor, cotangent: Tensor, weight: Tensor) -> dict[str, Tensor]
 
 
 def _work(folder: Path, rank: int) -> None:
-    """What one process does: its image, normalized by the statistics of all."""
+    """Run one process: its image, normalized by the statistics of all."""
     torch.set_num_threads(1)
     given = torch.load(folder / "in.pt")
     meeting = f"file://{folder / 'meeting'}"
@@ -94,11 +94,11 @@ def _work(folder: Path, rank: int) -> None:
     mine, cotangent = (given[n][rank : rank + 1] for n in ("x", "cotangent"))
     layer = SyncBatchNorm(len(weight), bias=False)
     torch.save(_through(layer, mine, cotangent, weight), folder / f"{rank}.pt")
-    # To destroy a gloo group can wait for ever (torch 2.13): the process just ends.
+    # Destroying a gloo group can block for ever (torch 2.13): the process just exits.
     os._exit(0)
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def synced(name: str) -> list[float]:
@@ -126,7 +126,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Errors against one process with the whole batch."""
+    """Draw errors against one process with the whole batch."""
     axes = figure.subplots()
     names = ("output", "input gradient", "weight gradient")
     rows = [[r["synced"][n] for r in results] for n in names]
@@ -162,7 +162,7 @@ STUDY = Study(
         "gpu": Scale(5, {"ranks": 4, "channels": 64, "side": 14}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )
 

@@ -59,7 +59,7 @@ def measure(trial: Trial, *, depth: int, width: int, batch: int) -> Result:
 
 
 def _per_layer(changes: list[float]) -> float:
-    """The factor by which the relative change grows from one layer to the next.
+    """Return the factor by which the relative change grows from one layer to the next.
 
     Over the part below 0.3: a change as large as the signal cannot grow.
     """
@@ -68,7 +68,7 @@ def _per_layer(changes: list[float]) -> float:
     return (rising[-1] / rising[0]) ** (1 / span)
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def growth(arm: str) -> list[float]:
@@ -119,7 +119,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """The relative change, layer by layer."""
+    """Draw the relative change, layer by layer."""
     left, right = figure.subplots(1, 2)
     layers = range(1, results[0]["depth"] + 1)
     for i, (name, activation, _, norm) in enumerate(_ARMS):
@@ -157,6 +157,6 @@ STUDY = Study(
         "gpu": Scale(20, {"depth": 100, "width": 512, "batch": 512}),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -23,7 +23,7 @@ _PLACES = ("none", "before", "after")
 def measure(
     trial: Trial, *, data: str, train: int, steps: int, hidden: tuple[int, ...]
 ) -> Result:
-    """Test accuracy and early gradients for each activation and place."""
+    """Measure test accuracy and early gradients for each activation and place."""
     images = trial.images(data, train=train).flat().standardized()
     widths = (images.x_train.shape[1], *hidden, images.classes)
     batches = images.batches(60, steps, trial.generator(1))
@@ -55,7 +55,7 @@ def measure(
     return {"data": images.name, "test": test, "first_to_last": gradient}
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def lead(act: str, rate: int | None) -> list[float]:
@@ -106,7 +106,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Test accuracy at the best rate by activation and place."""
+    """Draw test accuracy at the best rate by activation and place."""
     axes = figure.subplots(1, 3, sharey=True)
     for ax, act in zip(axes, _ACTS, strict=True):
         rows = [
@@ -142,6 +142,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -33,7 +33,7 @@ _CANDIDATES = (0.01, 0.03, 0.1, 0.3)
 def measure(
     trial: Trial, *, data: str, train_images: int, steps: int, width: int, looks: int
 ) -> Result:
-    """The base rate is the best of the plain net; the others are multiples of it."""
+    """Train at multiples of the best rate of the plain net."""
     images = trial.images(data, train=train_images).standardized()
     batches = images.batches(64, steps, trial.generator(1))
     channels, side = images.x_train.shape[1:3]
@@ -75,11 +75,11 @@ def measure(
     }
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def speed(arm: str) -> list[float]:
-        """Looks that plain ×1 needs for 95 % of its best, over those of `arm`."""
+        """Return the looks plain ×1 needs for 95 % of its best, over those of `arm`."""
         found = []
         for r in results:
             plain = r["curves"]["plain ×1"]
@@ -153,7 +153,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Accuracy over time, and the best of each arm."""
+    """Draw accuracy over time, and the best of each arm."""
     left, right = figure.subplots(1, 2)
     every = results[0]["every"]
     for i, arm in enumerate(_ARMS):
@@ -170,7 +170,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
 STUDY = Study(
     id="S19",
     title="figures two and three",
-    question="How much larger a rate does batch norm bear, and what is gained?",
+    question="How much larger a rate does batch norm tolerate, and what is gained?",
     prediction="×1 is faster, ×5 faster still and better, ×30 works; plain ×5 fails; "
     "the sigmoid net trains with batch norm alone.",
     arms=tuple(_ARMS),
@@ -208,6 +208,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

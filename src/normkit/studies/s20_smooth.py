@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RATE = 0.5
-# How far along the gradient to look, as multiples of the learning rate.
+# Distances along the gradient, as multiples of the learning rate.
 _STRIDES = (0.5, 1.0, 2.0, 4.0)
 
 
 def measure(trial: Trial, *, data: str, steps: int, hidden: int, looks: int) -> Result:
-    """Gradients, and the loss along them; then a plain net with steps as large."""
+    """Measure gradients and the loss along them; train a plain net with large steps."""
     images = trial.images(data).flat()
     widths = (images.x_train.shape[1], hidden, hidden, hidden, images.classes)
     batches = images.batches(60, steps, trial.generator(1))
@@ -87,7 +87,7 @@ def _train(
 
 
 def _landscape(nets: Replicas, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Range of the loss along the gradient, and how the gradient changes there."""
+    """Return the loss's range along the gradient, and the gradient's change there."""
     training_state = [(m.clone(), v.clone()) for m, v in nets.running]
     grads = nets.gradients(x, y)
     losses, distances, slopes = [], [], []
@@ -116,14 +116,14 @@ def _landscape(nets: Replicas, x: Tensor, y: Tensor) -> dict[str, float]:
     }
 
 
-def judge(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def early(arm: str, layer: int) -> list[float]:
         return [r["arms"][arm]["early"][layer] for r in results]
 
     def ratio(key: str) -> list[float]:
-        """Plain over batch norm, median over the run."""
+        """Return plain over batch norm, median over the run."""
         found = []
         for r in results:
             plain, full = (
@@ -137,7 +137,7 @@ def judge(results: list[Result]) -> list[Verdict]:
         return [100 * r["arms"][arm]["final"][0] for r in results]
 
     def half(arm: str) -> list[float]:
-        """Mean loss over the second tenth of the run: how fast it starts."""
+        """Return the mean loss over the second tenth of the run: how fast it starts."""
         return [r["arms"][arm]["loss"][1] for r in results]
 
     larger = over(early("batch norm", 0), early("plain", 0))
@@ -179,7 +179,7 @@ def judge(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Gradient norms, the loss with large steps, and the change of the gradient."""
+    """Draw gradient norms, the loss with large steps, and the gradient's change."""
     axes = figure.subplots(1, 3)
     layers = range(1, 5)
     arms = tuple(results[0]["arms"])
@@ -230,6 +230,6 @@ STUDY = Study(
         ),
     },
     measure=measure,
-    judge=judge,
+    evaluate=evaluate,
     draw=draw,
 )

@@ -1,4 +1,4 @@
-"""What a study is: a question, a prediction made beforehand, a measurement, a rule.
+"""Study: a question, a prediction made beforehand, a measurement, a rule.
 
 Each file `sNN_….py` of this package holds one, as the value `STUDY`. A trial is one
 seed of it with all its arms, so that the arms are paired: same data split, same order
@@ -24,19 +24,19 @@ __all__ = ["SCALES", "Scale", "Study", "Trial"]
 
 SCALES = ("quick", "cpu", "gpu")
 
-# What one trial measured: JSON values only.
+# Results of one trial: JSON values only.
 Result = dict[str, Any]
 
 
 @dataclass
 class Trial:
-    """One seed of a study, and where its data and arithmetic live.
+    """One seed of a study, with its data folder and device.
 
     Attributes:
-        seed: Decides every random number of the trial.
-        data_root: Folder with the larger data sets; None has only the digits.
-        device: Where to compute.
-        digests: SHA-256 of each data set that was asked for, filled as it happens.
+        seed: Random seed of the trial.
+        data_root: Folder with the larger data sets; None: only the digits.
+        device: Device of the computation.
+        digests: SHA-256 of each data set that was loaded.
     """
 
     seed: int
@@ -45,15 +45,15 @@ class Trial:
     digests: dict[str, str] = field(default_factory=dict)
 
     def generator(self, stream: int = 0) -> torch.Generator:
-        """A fresh CPU generator; each `stream` of a seed gives its own numbers."""
+        """Return a fresh CPU generator, distinct for each `stream` of a seed."""
         return torch.Generator().manual_seed(7919 * (self.seed + 1) + stream)
 
     def images(self, name: str = "digits", *, train: int = 0) -> Images:
-        """The images called `name`, split for this seed, on the trial's device.
+        """Return the images called `name`, split for this seed, on the trial's device.
 
         Args:
-            name: `"digits"`, `"mnist"` or `"cifar10"`. Digits stand in for what the
-                data folder does not have; the record says which were used.
+            name: `"digits"`, `"mnist"` or `"cifar10"`. Digits replace a data set that
+                the data folder does not have; the record says which was used.
             train: Keep this many training images; 0 keeps all.
         """
         images = load_images(name, self.data_root, self.generator(101), train=train)
@@ -61,7 +61,7 @@ class Trial:
         return images.to(self.device)
 
     def text(self) -> torch.Tensor | None:
-        """The characters of the sample text as indices; None without a data folder."""
+        """Return the sample text's characters as indices; None without data folder."""
         found = load_text(self.data_root)
         if found is None:
             return None
@@ -71,7 +71,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a study runs: paired seeds, and the settings that `measure` takes."""
+    """Size of a run: paired seeds, and the settings that `measure` takes."""
 
     seeds: int
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -79,21 +79,21 @@ class Scale:
 
 @dataclass(frozen=True)
 class Study:
-    """One study, complete: everything but its results.
+    """Definition of a study.
 
     Attributes:
         id: `S01` to `S20`.
-        title: Its name in tables and figures.
-        question: What it asks, one sentence.
-        prediction: What the claims say will happen, written before the first run.
-        arms: What is compared.
-        metric: What is measured in each arm.
+        title: Name in tables and figures.
+        question: The question, one sentence.
+        prediction: Prediction of the claims, written before the first run.
+        arms: The arms that are compared.
+        metric: The measurement in each arm.
         criterion: The rule from the metric to the verdicts, in words.
-        claims: The claims it judges, e.g. `("C11", "C49")`.
+        claims: Ids of its claims, e.g. `("C11", "C49")`.
         minutes: Cost of all seeds at the cpu scale, on one core.
         scales: `quick`, `cpu` and `gpu`.
         measure: Runs one trial; a pure function of the trial and the settings.
-        judge: Verdicts from the results of all seeds.
+        evaluate: Returns the verdicts of the results of all seeds.
         draw: Draws the results on an empty figure.
     """
 
@@ -108,5 +108,5 @@ class Study:
     minutes: float
     scales: Mapping[str, Scale]
     measure: Callable[..., Result]
-    judge: Callable[[list[Result]], list[Verdict]]
+    evaluate: Callable[[list[Result]], list[Verdict]]
     draw: Callable[[Figure, list[Result]], None]

@@ -24,7 +24,7 @@ def cnn(
     dropout: float = 0.0,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Three 3×3 convolutions and a linear layer; `norm(C)` after each convolution.
+    """Build three 3×3 convolutions, each with `norm(C)` after it, and a linear layer.
 
     Args:
         classes: Number of classes.
@@ -64,12 +64,12 @@ def train(
 
     Args:
         model: Maps images to logits.
-        images: Where the batches come from.
+        images: Images of the batches.
         batches: Indices, `(steps, batch)`, as `Images.batches` gives them.
         rate: Learning rate.
         momentum: Of SGD.
         decay: Weight decay.
-        on_step: Told the number of steps done and the loss, after each of them.
+        on_step: Called with the number of steps done and the loss after each step.
     """
     optimizer = torch.optim.SGD(
         model.parameters(), rate, momentum=momentum, weight_decay=decay
@@ -90,7 +90,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of right answers in eval mode; 0 for a model that answers NaN."""
+    """Return the share of right answers in eval mode; 0 for outputs of NaN."""
     with frozen(model):
         logits = model(x)
     if not logits.isfinite().all():
@@ -100,7 +100,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode restored after."""
+    """Switch to eval mode within the block; restore every module's mode after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

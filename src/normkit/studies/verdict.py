@@ -1,4 +1,4 @@
-"""From measured intervals to one of four words, by a rule written down beforehand.
+"""Verdicts: from measured intervals to one of four words, by a rule set beforehand.
 
     supported               the whole interval meets the predicted bound
     partly                  the effect is there, smaller than predicted
@@ -42,10 +42,10 @@ WORDS = (SUPPORTED, PARTLY, UNSEEN, REFUTED)
 
 @dataclass(frozen=True)
 class Part:
-    """One measured quantity held against its prediction.
+    """One measured quantity and its prediction.
 
     Attributes:
-        text: What was measured, with its unit.
+        text: The quantity, with its unit.
         interval: Its median and interval over the seeds.
         wanted: The prediction, e.g. `"≥ 5 (refuted below 1)"`; empty when the number
             is only reported.
@@ -60,7 +60,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study says about one claim."""
+    """Verdict of a study about one claim."""
 
     claim: str
     word: str
@@ -71,10 +71,10 @@ class Verdict:
 def at_least(
     text: str, values: Sequence[float], bound: float, *, none: float | None = None
 ) -> Part:
-    """The prediction that the quantity is `bound` or more.
+    """Predict that the quantity is `bound` or more.
 
     Args:
-        text: What was measured.
+        text: The quantity.
         values: One number per seed.
         bound: The least value that supports the claim.
         none: The value that means no effect, below `bound`: 0 for a difference, 1 for a
@@ -103,7 +103,7 @@ def at_least(
 def at_most(
     text: str, values: Sequence[float], bound: float, *, none: float | None = None
 ) -> Part:
-    """The prediction that the quantity is `bound` or less; `at_least` mirrored.
+    """Predict that the quantity is `bound` or less; `at_least` mirrored.
 
     Example:
         >>> at_most("error", [1e-7, 2e-7], 1e-6).word
@@ -119,7 +119,7 @@ def at_most(
 
 
 def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
-    """The prediction that the quantity lies between `low` and `high`."""
+    """Predict that the quantity lies between `low` and `high`."""
     interval = bootstrap(values)
     if low <= interval.low and interval.high <= high:
         word = SUPPORTED
@@ -132,27 +132,27 @@ def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
 
 
 def reported(text: str, values: Sequence[float]) -> Part:
-    """A number that belongs beside the verdict and does not enter it."""
+    """Report a number with the verdict, outside its rule."""
     return Part(text, bootstrap(values))
 
 
 def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """The difference of two arms, seed by seed: what the seeds share drops out."""
+    """Return the difference of two arms by seed, so that shared noise drops out."""
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def over(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """The ratio of two arms, seed by seed."""
+    """Return the ratio of two arms, seed by seed."""
     return [x / y for x, y in zip(a, b, strict=True)]
 
 
 def verdict(claim: str, *parts: Part, note: str = "") -> Verdict:
-    """Combine what the parts say about `claim`; parts without a word do not count."""
+    """Combine the parts of `claim`; parts without a word do not count."""
     return Verdict(claim, combine([p.word for p in parts if p.word]), parts, note)
 
 
 def combine(words: Sequence[str]) -> str:
-    """One word for several: unanimous, or partly when some part holds, or not seen."""
+    """Combine several words: unanimous, or partly when some part holds, or not seen."""
     if len(set(words)) == 1:
         return words[0]
     return PARTLY if {SUPPORTED, PARTLY} & set(words) else UNSEEN

@@ -1,8 +1,8 @@
-"""Other libraries that normalize on a CPU, as contestants beside torch.nn.
+"""Other libraries that normalize on a CPU, as contestants.
 
-Each takes what it is fastest with: data already in its own tensors, a session or a
-compiled function already made, one call per turn. What a library has no operation for
-is left out, and a library that is not installed is named as absent.
+Each runs under its best conditions: data already in its own tensors, a session or a
+compiled function already made, one call per turn. Cases that a library has no operation
+for are left out; a library that is not installed is listed as absent.
 
 | peer | operations | threads |
 | --- | --- | --- |

@@ -1,4 +1,4 @@
-"""JAX: batch norm written as a user of JAX writes it, compiled by XLA.
+"""JAX: batch norm in plain JAX, compiled by XLA.
 
 channels_last is an array `(N, H, W, C)`; in training the running statistics are
 returned, as a functional library does.
@@ -34,7 +34,7 @@ def _serves(case: CallCase, training: bool) -> bool:
 def _call(given: Given) -> Callable[[], Any]:
     import importlib
 
-    # Not among the extras of normkit: no type checker finds it.
+    # Not among the extras of normkit, so type checkers do not find it.
     jax: Any = importlib.import_module("jax")
     jnp: Any = importlib.import_module("jax.numpy")
 

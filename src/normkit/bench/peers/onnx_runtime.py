@@ -1,4 +1,4 @@
-"""ONNX Runtime: a model of one operator, forward, on values that it already holds."""
+"""ONNX Runtime: forward of a one-operator model, on values in its own memory."""
 
 from __future__ import annotations
 

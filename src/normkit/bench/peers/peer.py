@@ -1,4 +1,4 @@
-"""A library beside torch: its version, its calls, its results as tensors."""
+"""Adapter of another library: its version, its calls, its results as tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Given", "Peer"]
 
 @dataclass(frozen=True)
 class Given:
-    """What one call gets.
+    """Arguments of one call.
 
     Attributes:
         case: Layer, layout and shape; always the plain form in float32.
@@ -41,11 +41,11 @@ class Peer:
     """One library.
 
     Attributes:
-        name: As it is known.
+        name: Name of the library.
         version: Returns its version, or None where it is not installed.
-        serves: Whether it has the operation of a case, in training or in eval.
-        call: Makes the call for an input that it serves.
-        tensors: Turns what a call returned into tensors of torch: the output, or in
+        serves: Returns whether it has the operation of a case, in training or in eval.
+        call: Makes the call for a case that it has.
+        tensors: Converts the result of a call to torch tensors: the output, or in
             training the gradients of input, weight and bias.
     """
 

@@ -1,9 +1,9 @@
 """Fold the batch norms of an ONNX model; the one place of normkit that imports onnx.
 
-`files` reads what may come from anywhere, `drawing` finds inputs for it, `evaluate`
-runs it in float64 within the limits of `budget`, `reading` turns it into the graph that
-every front end shares (`operators` says what each operation is), `writing` puts the
-result back, `inside` does the same for branches and bodies, `folding` leads the way.
+`folding` calls the others: `files` reads and writes model files, `inputs` draws inputs,
+`evaluate` runs the model in float64 within `limits`, `reading` and `operators` turn it
+into the graph of `ir`, `writing` applies the plan, `subgraphs` folds branches and
+bodies, `runtime` compares in onnxruntime.
 """
 
 from __future__ import annotations
@@ -27,39 +27,43 @@ def fold_onnx(
     example_inputs: dict[str, Any] | None = None,
     inputs: int = 2,
     fixed_weights: bool | None = None,
+    time_limit: float = 60.0,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     """Remove each batch norm of an ONNX model that can go; say why others stay.
 
     The algebra and the ledger are those of `fold`. Operators of opset 7 and newer are
-    read; what is unknown is left alone and nothing is moved past it.
+    read; nothing is moved past an unknown one.
 
     Args:
         model: A file, or a model in memory, which is not changed.
-        out: Where to write the folded model; nowhere by default. A model whose
-            weights lay beside it gets them beside it again, as `out` + `.data`.
+        out: File to write the folded model to; none by default. If the weights of the
+            model are in files of their own, so are those of `out`: in `out` + `.data`,
+            or under another name if a model still reads that file.
         example_inputs: An array per input, for models that random ones do not fit.
-        inputs: On how many inputs to compare, 1 or more.
-        fixed_weights: Whether a weight that is also an input of the graph is a
-            constant, which then is an input no more, or a default that callers may
-            replace, which keeps it as it is. By default what onnxruntime takes it
-            for: a constant up to IR version 3, where each weight has to be an input
-            (and stays one), a default from version 4 on.
+        inputs: Number of inputs to compare on, 1 or more.
+        fixed_weights: True: a weight that is also an input of the graph is a
+            constant, and no input of the folded model. False: it is a default that
+            callers may replace, and stays as it is. By default as in onnxruntime: a
+            constant up to IR version 3, where each weight has to be an input (and
+            stays one), a default from version 4 on.
+        time_limit: Seconds that one run of the model may take.
 
     Returns:
         The folded model and the `FoldLedger`.
 
     Raises:
-        FoldError: the file is no ONNX model that the checker accepts, points outside
-            its folder, or cannot be run.
+        FoldError: the file is no ONNX model that the checker accepts, names data
+            outside its folder, cannot be run, or runs longer than `time_limit`; or
+            `out` is a data file of another model.
         DependencyError: onnx, onnx-ir or onnxruntime is not installed.
 
     Numerics:
         The algebra is in float64 and rounded once, to the type of each weight. The
         model is compared before and after in float64 on random inputs by onnx's
-        reference evaluator, value by value; what differs is undone. Convolution,
+        reference evaluator, value by value; folds that differ are undone. Convolution,
         pooling and batch norm run there as torch and numpy operations in float64. The
         result passes `onnx.checker` with full checks, and loads and runs in
-        onnxruntime, or it is not handed out.
+        onnxruntime, or `FoldError` is raised.
     """
     try:
         from normkit.fold.onnx.folding import fold_model
@@ -68,4 +72,4 @@ def fold_onnx(
             f"fold_onnx needs onnx, onnx-ir and onnxruntime ({error}); "
             "pip install 'normkit[onnx]'"
         ) from error
-    return fold_model(model, out, example_inputs, inputs, fixed_weights)
+    return fold_model(model, out, example_inputs, inputs, fixed_weights, time_limit)

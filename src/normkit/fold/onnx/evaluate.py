@@ -1,8 +1,9 @@
 """An ONNX model run in float64 by onnx's reference evaluator, every value kept.
 
 Every float type becomes double, in the graph, its inner graphs and its attributes.
-Convolutions and pooling, which the reference computes window by window in Python, are
-left to torch in float64; how much memory it all may take is the matter of `budget`.
+Convolutions and pooling, which the reference computes window by window in Python, run
+in torch in float64; regular expressions, which the reference gives to Python's `re`,
+run in onnxruntime, whose time is linear. `limits` bounds the memory and the time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
@@ -26,13 +28,13 @@ from onnx.reference.ops.op_max_pool import MaxPool as _MaxPool
 from normkit.fold.onnx.files import graphs_in, tensors_of
 from normkit.fold.onnx.limits import BoundedEvaluator, limited
 
-__all__ = ["FLOATS", "evaluator", "run_once", "to_float64"]
+__all__ = ["FLOATS", "evaluator", "run_once", "tensors_among", "to_float64"]
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` that computes in double throughout."""
+    """Return a copy of `model` that computes in double throughout."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     for tensor in tensors_of(wide.graph):
@@ -65,17 +67,23 @@ def _widen(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
 
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
-    """An evaluator of `model`, which is in float64 already."""
+    """Return an evaluator of `model`, which is in float64 already."""
     return BoundedEvaluator(model, new_ops=_OPERATORS)
 
 
 def run_once(model: onnx.ModelProto, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Every named value of one run."""
+    """Return every named value of one run."""
     with np.errstate(all="ignore"), warnings.catch_warnings(), limited():
         warnings.simplefilter("ignore")
         found = evaluator(model).run(None, inputs, intermediate=True)
     assert isinstance(found, dict)
     return {name: value for name, value in found.items() if name}
+
+
+def tensors_among(found: dict[str, Any], names: list[str]) -> list[torch.Tensor]:
+    """Return the values of a run with these names, without sequences and the like."""
+    arrays = [found[name] for name in names]
+    return [_tensor(array) for array in arrays if isinstance(array, np.ndarray)]
 
 
 def _tensor(array: Any) -> torch.Tensor:
@@ -179,8 +187,27 @@ class MaxPool(_MaxPool):
         return (y.numpy(),)
 
 
+class RegexFullMatch(op_run.OpRun):
+    op_domain = ""
+
+    def _run(self, x: Any, pattern: str = "") -> Any:
+        node = self.onnx_node
+        kinds = (
+            (node.input[0], TensorProto.STRING),
+            (node.output[0], TensorProto.BOOL),
+        )
+        read, made = ([helper.make_tensor_value_info(*kind, None)] for kind in kinds)
+        graph = helper.make_graph([node], "regex", read, made)
+        opsets = [helper.make_opsetid("", 20)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        return tuple(session.run(None, {node.input[0]: x}))
+
+
 def _same_pads(x: Any, w: Any, settings: dict[str, Any], rank: int) -> list[int]:
-    """What auto_pad comes to; empty if it asks for nothing."""
+    """Return the padding of auto_pad; empty if it asks for none."""
     mode = settings.get("auto_pad")
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
         return []
@@ -198,11 +225,11 @@ def _same_pads(x: Any, w: Any, settings: dict[str, Any], rank: int) -> list[int]
 
 
 def _for_torch(pads: list[int]) -> list[int]:
-    """ONNX pads (all begins, all ends) as torch's (last dimension first, in pairs)."""
+    """Return ONNX pads (all begins, all ends) in torch's order (last dim first)."""
     rank = len(pads) // 2
     return [pads[i + side * rank] for i in reversed(range(rank)) for side in (0, 1)]
 
 
 _OPERATORS: list[type[op_run.OpRun]] = [
-    *(BatchNormalization, Conv, ConvTranspose, MaxPool),
+    *(BatchNormalization, Conv, ConvTranspose, MaxPool, RegexFullMatch),
 ]

@@ -1,4 +1,4 @@
-"""From a model to its folded double: read, plan, compare, write."""
+"""Fold an ONNX model: read, plan, compare, write."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto
 from onnx.inliner import inline_local_functions
 
-from normkit.errors import FoldError
+from normkit.errors import ArgumentError, FoldError
 from normkit.fold.equivalence import TOLERANCE, difference, gap_under, sampled
 from normkit.fold.ir.graph import Refusal
 from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
-from normkit.fold.onnx import files
-from normkit.fold.onnx.evaluate import run_once, to_float64
+from normkit.fold.onnx import files, limits, runtime
+from normkit.fold.onnx.evaluate import run_once, tensors_among, to_float64
 from normkit.fold.onnx.inputs import drawn_inputs, redrawn
+from normkit.fold.onnx.limits import TimeLimitError
 from normkit.fold.onnx.operators import RULES
 from normkit.fold.onnx.reading import OnnxGraph, read_graph
 from normkit.fold.onnx.subgraphs import fold_inside, has_norms_inside, left_inside
@@ -31,8 +31,13 @@ from normkit.fold.search.solve import Solution
 
 __all__ = ["fold_model"]
 
-# Before this version of the format each weight had to be an input as well.
+# The first version of the format in which a weight need not be an input as well.
 _FIRST_WITH_DEFAULTS = 4
+
+_OPEN_WEIGHTS = (
+    "the file lists weights as inputs, so a caller may replace them and they stay as "
+    "they are; if no caller does, pass fixed_weights=True (--fixed-weights)"
+)
 
 
 def fold_model(
@@ -41,9 +46,26 @@ def fold_model(
     example_inputs: dict[str, Any] | None,
     inputs: int,
     fixed_weights: bool | None,
+    time_limit: float,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
-    """See `normkit.fold_onnx`."""
-    beside = False
+    """Fold; see `normkit.fold_onnx`."""
+    if not time_limit > 0:
+        raise ArgumentError(f"time_limit must be above 0 seconds, got {time_limit}")
+    token = limits.seconds.set(time_limit)
+    try:
+        return _fold_model(model, out, example_inputs, inputs, fixed_weights)
+    finally:
+        limits.seconds.reset(token)
+
+
+def _fold_model(
+    model: str | PathLike[str] | onnx.ModelProto,
+    out: str | PathLike[str] | None,
+    example_inputs: dict[str, Any] | None,
+    inputs: int,
+    fixed_weights: bool | None,
+) -> tuple[onnx.ModelProto, FoldLedger]:
+    sources: set[Path] = set()
     if isinstance(model, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
@@ -51,13 +73,9 @@ def fold_model(
         path = Path(fspath(model))
         if not path.is_file():
             raise FoldError(f"there is no file {path}; name an ONNX model")
-        proto = files.read(path)
-        plain = onnx.load_model(str(path), load_external_data=False)
-        beside = any(
-            tensor.data_location == TensorProto.EXTERNAL
-            for tensor in files.tensors_of(plain.graph)
-        )
+        proto, sources = files.read(path)
     files.check_sizes(proto)
+    files.check_functions(proto)
     opset = _opset(proto)
     _check(proto, "the model given")
     original = proto
@@ -70,25 +88,32 @@ def fold_model(
     given = drawn_inputs(wide, example_inputs, max(inputs, 1))
     result = _fold_graph(proto, given, opset, inside=not is_old)
     if has_norms_inside(proto) and not is_old:
-        truth = _tensors(run_once(wide, given[0]), _outputs(wide))
-        found = _tensors(result.expected[0], _outputs(wide))
+        truth = tensors_among(run_once(wide, given[0]), _outputs(wide))
+        found = tensors_among(result.expected[0], _outputs(wide))
         if not difference(truth, found) <= TOLERANCE:
             result = _fold_graph(proto, given, opset, inside=False)
     folded = result.model if any(entry.how for entry in result.entries) else original
     if is_old and folded is not original:
         _list_weights(folded)
     _check(folded, "the folded model")
-    agrees = _agrees_in_runtime(original, folded, given[0], result.expected[0])
+    agrees = runtime.agrees(original, folded, given[0], result.expected[0])
     if out is not None:
-        files.write(folded, Path(fspath(out)), beside=beside)
-        onnx.checker.check_model(fspath(out))
+        files.write(folded, Path(fspath(out)), sources)
     proof = f"float64, on {len(given)} inputs"
     proof += "; onnxruntime agrees" if agrees else "; onnxruntime cannot run it"
-    return folded, FoldLedger(tuple(result.entries), result.difference, proof)
+    entries = tuple(result.entries)
+    is_open = fixed_weights is None and not all(entry.folded for entry in entries)
+    notice = _OPEN_WEIGHTS if is_open and _has_defaults(proto) else ""
+    return folded, FoldLedger(entries, result.difference, proof, notice=notice)
+
+
+def _has_defaults(model: onnx.ModelProto) -> bool:
+    inputs = {value.name for value in model.graph.input}
+    return any(tensor.name in inputs for tensor in model.graph.initializer)
 
 
 def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` in which no weight is an input as well."""
+    """Return a copy of `model` in which no weight is an input as well."""
     held = {tensor.name for tensor in model.graph.initializer}
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
@@ -98,7 +123,7 @@ def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _list_weights(model: onnx.ModelProto) -> None:
-    """Name each weight among the inputs, as old models must."""
+    """List each weight among the inputs, as old versions of the format require."""
     listed = {value.name for value in model.graph.input}
     model.graph.input.extend(
         onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
@@ -108,7 +133,7 @@ def _list_weights(model: onnx.ModelProto) -> None:
 
 
 class _OnnxFolding(Planner):
-    """Plans on the ONNX graph, and judges by runs of its float64 double."""
+    """Plan folds on the ONNX graph and check them by runs of its float64 copy."""
 
     def __init__(
         self,
@@ -127,7 +152,7 @@ class _OnnxFolding(Planner):
         super().__init__(self.read.graph, norms, list(self.read.slots.values()))
 
     def validate(self, norm: Norm, solution: Solution) -> None:
-        """Refuse what would overflow the type it is stored in."""
+        """Refuse edits that overflow the type of the weight."""
         for (position, index), slot in self.read.slots.items():
             if slot not in solution.edits:
                 continue
@@ -139,10 +164,12 @@ class _OnnxFolding(Planner):
                     raise Refusal(f"{slot.name} would overflow its dtype")
 
     def check(self, plan: Plan) -> tuple[str, str]:
-        """(the batch norm to blame if it is known, what is wrong if anything is)."""
+        """Return (the wrong batch norm if it is known, the error if there is one)."""
         try:
             folded = rewritten(self.wide, self.read, plan)
             found = [run_once(folded, each) for each in self.given]
+        except TimeLimitError:
+            raise
         except Exception as error:
             return "", f"the folded model fails ({type(error).__name__}: {error})"
         for path, solution in plan.solutions.items():
@@ -152,7 +179,9 @@ class _OnnxFolding(Planner):
                 return path, f"it differed by {gap:.1e} in float64"
         pairs = list(zip(self.expected, found, strict=True))
         plan.max_difference = max(
-            difference(_tensors(true, self.outputs), _tensors(run, self.outputs))
+            difference(
+                tensors_among(true, self.outputs), tensors_among(run, self.outputs)
+            )
             for true, run in pairs
         )
         if not plan.max_difference <= TOLERANCE:
@@ -166,7 +195,7 @@ class _OnnxFolding(Planner):
     def _gap(
         self, solution: Solution, plan: Plan, found: list[dict[str, Any]]
     ) -> float:
-        """How far the values around a fold are from what the gauges say."""
+        """Return the largest deviation of values around a fold from their gauges."""
         gap = 0.0
         for value in solution.gauges:
             name = self._names.get(value)
@@ -185,7 +214,7 @@ class _OnnxFolding(Planner):
         return gap
 
     def entries(self, plan: Plan) -> list[FoldEntry]:
-        """What was done with each batch norm, inner graphs apart."""
+        """Return the entries of the batch norms, without those of inner graphs."""
         return [
             entry_of(norm, norm.kind, plan, norm.stored) for norm in self.read.norms
         ]
@@ -193,12 +222,12 @@ class _OnnxFolding(Planner):
 
 @dataclass(frozen=True)
 class _Folded:
-    """A model folded, and what was done.
+    """A folded model and its record.
 
     Attributes:
-        model: It; the one given if nothing was folded.
+        model: The folded model; the one given if nothing was folded.
         entries: One per batch norm, those of inner graphs last.
-        difference: The largest one measured at its outputs and those of inner graphs.
+        difference: The largest one at its outputs and those of inner graphs.
         expected: Every value of each run in float64 before the outer folds.
     """
 
@@ -272,57 +301,3 @@ def _check(model: onnx.ModelProto, what: str) -> None:
 
 def _outputs(model: onnx.ModelProto) -> list[str]:
     return [output.name for output in model.graph.output]
-
-
-def _tensors(found: dict[str, Any], names: list[str]) -> list[torch.Tensor]:
-    arrays = [found[name] for name in names]
-    return [torch.as_tensor(np.array(a)) for a in arrays if isinstance(a, np.ndarray)]
-
-
-def _agrees_in_runtime(
-    model: onnx.ModelProto,
-    folded: onnx.ModelProto,
-    given: dict[str, Any],
-    expected: dict[str, Any],
-) -> bool:
-    """Whether onnxruntime runs both; the folded model must be as near the truth."""
-    truth = _tensors(expected, [output.name for output in model.graph.output])
-    gaps = []
-    for each in (model, folded):
-        try:
-            answers = _run_in_runtime(each, given)
-        except Exception as error:
-            if each is model:
-                return False  # It knows less than the reference does.
-            raise FoldError(
-                f"onnxruntime runs the original but not the folded model ({error}); "
-                "please report the model"
-            ) from error
-        wide = [torch.as_tensor(np.array(a)) for a in answers]
-        wide = [t.double() if t.is_floating_point() else t for t in wide]
-        gaps.append(difference(truth, wide))
-    # Rounding alone can reach 1e-2 of the largest value in deep random networks.
-    if np.isfinite(gaps[0]) and not gaps[1] <= 1e-2 + 100 * gaps[0]:
-        raise FoldError(
-            f"in onnxruntime the folded model is {gaps[1]:.1e} from the exact answer, "
-            f"the original {gaps[0]:.1e}; please report the model"
-        )
-    return True
-
-
-def _run_in_runtime(model: onnx.ModelProto, given: dict[str, Any]) -> list[Any]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.graph_optimization_level = level
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    kinds = {i.name: i.type for i in session.get_inputs()}
-    feed = {
-        name: array.astype(names.get(kinds[name], array.dtype))
-        for name, array in given.items()
-        if name in kinds
-    }
-    return list(session.run(None, feed))

@@ -1,17 +1,19 @@
-"""How much memory a run of a model from anywhere may take.
+"""Limits of memory and time for running a model of unknown origin.
 
-A file of a hundred bytes can ask for any amount: by a shape, by repeats, by doubling a
-tensor forty times. So before each node runs, onnx's own shape inference says from what
-it is about to read how much it will make; both one result and all of a run together
-are limited.
+A file of a hundred bytes can ask for any amount of memory: by a shape, by repeats, by
+doubling a tensor forty times. Before each node runs, onnx's own shape inference gives
+the size of its results; one result and all of a run together are limited. So is the
+time of a run, which is checked before each node: a `Loop` may never end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,33 +23,48 @@ from onnx.reference import ReferenceEvaluator
 
 from normkit.errors import FoldError
 
-__all__ = ["BoundedEvaluator", "check_count", "limited"]
+__all__ = ["BoundedEvaluator", "TimeLimitError", "check_count", "limited", "seconds"]
 
-# 8 GiB in float64, for one run with all that it makes.
+# 8 GiB in float64, for all results of one run.
 MAX_ELEMENTS = 2**30
 # Longer ones hold values, not shapes; inference need not read them.
 _LONGEST_SHAPE = 256
+# Multiplications per second; slower than any machine in use, for one node at a time.
+_SPEED = 1e10
 
-_taken: ContextVar[list[float] | None] = ContextVar("_taken", default=None)
+
+@dataclass
+class _Usage:
+    elements: float
+    end: float
+
+
+# The time limit of a run, in seconds.
+seconds: ContextVar[float] = ContextVar("seconds", default=60.0)
+_usage: ContextVar[_Usage | None] = ContextVar("_usage", default=None)
+
+
+class TimeLimitError(FoldError):
+    """A run took longer than the time limit."""
 
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """What all nodes make inside it is counted together."""
-    token = _taken.set([0.0])
+    """Count the elements and the time of all nodes that run inside it together."""
+    token = _usage.set(_Usage(0.0, time.monotonic() + seconds.get()))
     try:
         yield
     finally:
-        _taken.reset(token)
+        _usage.reset(token)
 
 
 def check_count(count: float, what: str) -> None:
-    """Refuse to make `count` elements more than the limit."""
-    taken = _taken.get()
+    """Raise `FoldError` if `count` elements more are above the limit of the run."""
+    usage = _usage.get()
     total = count
-    if taken is not None:
-        taken[0] += count
-        total = taken[0]
+    if usage is not None:
+        usage.elements += count
+        total = usage.elements
     if total > MAX_ELEMENTS:
         raise FoldError(
             f"{what} would make {count:.0f} elements, {total:.0f} in this run; at most "
@@ -55,37 +72,67 @@ def check_count(count: float, what: str) -> None:
         )
 
 
+def _check_time(what: str, more: float = 0.0) -> None:
+    """Raise `TimeLimitError` if `more` seconds from now are above the limit."""
+    usage = _usage.get()
+    if usage is not None and time.monotonic() + more > usage.end:
+        raise TimeLimitError(
+            f"{what} is not done within the {seconds.get():g} s that one run of the "
+            "model may take, and may never end; pass smaller example_inputs or a "
+            "larger time_limit (--time-limit)"
+        )
+
+
 class BoundedEvaluator(ReferenceEvaluator):
-    """Runs a model, or an inner graph of one, node by node within the limits."""
+    """Run a model, or an inner graph of one, node by node within the limits."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         for node in self.rt_nodes_:
             node.run = self._bounded(node.onnx_node, node.run)
 
+    def run(self, *args: Any, **settings: Any) -> Any:
+        """Run it; the body of a `Loop` may hold no node that checks the time."""
+        _check_time("a loop")
+        return super().run(*args, **settings)
+
     def _bounded(
         self, node: onnx.NodeProto, run: Callable[..., Any]
     ) -> Callable[..., Any]:
         version = self.opsets.get(node.domain)
-        if version is None or not onnx.defs.has(node.op_type, version, node.domain):
-            return run
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        name = f"{node.op_type} '{node.name or node.output[0]}'"
+        schema: onnx.defs.OpSchema | None = None
+        if version and onnx.defs.has(node.op_type, version, node.domain):
+            schema = onnx.defs.get_schema(node.op_type, version, node.domain)
 
         def bounded(*inputs: Any, **more: Any) -> Any:
-            made = _elements_made(schema, node, inputs, version)
-            check_count(made, f"{node.op_type} '{node.name or node.output[0]}'")
+            work = 0.0
+            if schema is not None and version is not None:
+                made = _elements_made(schema, node, inputs, version)
+                check_count(made, name)
+                work = made * _terms(node, inputs)
+            _check_time(name, work / _SPEED)
             return run(*inputs, **more)
 
         return bounded
 
 
+def _terms(node: onnx.NodeProto, inputs: Any) -> float:
+    """Return the number of products that a matrix product or convolution sums up."""
+    if node.op_type in ("MatMul", "Gemm") and np.ndim(inputs[0]):
+        return float(max(np.shape(inputs[0])))
+    if node.op_type in ("Conv", "ConvTranspose") and np.ndim(inputs[1]):
+        return float(math.prod(np.shape(inputs[1])[1:]))
+    return 1.0
+
+
 def _elements_made(
     schema: onnx.defs.OpSchema, node: onnx.NodeProto, inputs: Any, version: int
 ) -> float:
-    """How many elements the node makes of these inputs; 0 if only running tells.
+    """Return the number of elements that the node makes of these inputs.
 
-    That are nodes with inner graphs, whose own nodes are counted, and those that pick
-    out of what they read, such as NonZero.
+    0 if only running tells: for nodes with inner graphs, whose own nodes are counted,
+    and for those that select elements of their inputs, such as NonZero.
     """
     if any(attribute.HasField("g") for attribute in node.attribute):
         return 0
@@ -95,10 +142,10 @@ def _elements_made(
         if not name:
             continue
         if not isinstance(array, np.ndarray | np.generic):
-            return 0  # A sequence holds what was counted when it was made.
+            return 0  # The elements of a sequence were counted when it was made.
         array = np.asarray(array)
         if node.op_type in ("Resize", "Upsample") and name != node.input[0]:
-            # Its factors, which the standard wants short.
+            # Its factors, for which the standard allows float32 alone.
             array = array.astype(np.float32) if array.dtype == np.float64 else array
         try:
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)

@@ -1,9 +1,9 @@
 """Batch norms in the branches of an If or the body of a Loop.
 
 An inner graph is folded as a model of its own, with a proof of its own, whether or not
-a run would enter it: what it reads from outside is an input there, or a weight where it
-is one outside. What is given from outside cannot take anything up, so a batch norm goes
-into layers of the same inner graph or stays.
+a run enters it. The values that it reads from outside are inputs there, or weights if
+they are weights outside. An input cannot absorb a batch norm, so it goes into layers of
+the same inner graph or stays.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from onnx import helper, shape_inference
 
 from normkit.fold.ledger import FoldEntry
 from normkit.fold.onnx.files import graphs_in
+from normkit.fold.onnx.limits import TimeLimitError
 from normkit.fold.onnx.reading import captured_by, inner_graphs
 
 __all__ = ["FoldAlone", "fold_inside", "has_norms_inside", "left_inside"]
+
+_OUTER = "its input is computed outside of that graph"
 
 FoldAlone = Callable[
     [onnx.ModelProto, dict[str, Any]], tuple[onnx.ModelProto, list[FoldEntry], float]
@@ -28,12 +31,12 @@ FoldAlone = Callable[
 
 
 def has_norms_inside(model: onnx.ModelProto) -> bool:
-    """Whether any inner graph holds a batch norm."""
+    """Return True if any inner graph holds a batch norm."""
     return any(_has_norm(g) for node in model.graph.node for g in inner_graphs(node))
 
 
 def left_inside(model: onnx.ModelProto) -> list[FoldEntry]:
-    """The entries of all batch norms in inner graphs, if these are left alone."""
+    """Return entries for all batch norms in inner graphs, which stay."""
     return [
         entry
         for node in model.graph.node
@@ -45,12 +48,12 @@ def left_inside(model: onnx.ModelProto) -> list[FoldEntry]:
 def fold_inside(
     model: onnx.ModelProto, found: dict[str, Any], fold: FoldAlone
 ) -> tuple[onnx.ModelProto, list[FoldEntry], float]:
-    """A copy of `model` with folded inner graphs, their entries, the largest gap.
+    """Return a copy of `model` with folded inner graphs, entries, the largest gap.
 
     Args:
         model: The model, in any precision.
         found: Every value of one run of it in float64.
-        fold: Folds a model, given a value for each of its inputs.
+        fold: Function that folds a model, given a value for each of its inputs.
     """
     edited = onnx.ModelProto()
     edited.CopyFrom(model)
@@ -69,12 +72,14 @@ def fold_inside(
                 continue
             try:
                 folded, own, gap = fold(*alone)
+            except TimeLimitError:
+                raise
             except Exception:
                 # As a model of its own it does not run, so nothing can be proven.
                 entries += _left(node, graph)
                 continue
             _put_back(graph, folded, alone[0], taken)
-            entries += [_told(entry, node) for entry in own]
+            entries += [_placed(entry, node) for entry in own]
             largest = max(largest, gap)
     return edited, entries, largest
 
@@ -86,7 +91,7 @@ def _alone(
     found: dict[str, Any],
     kinds: dict[str, onnx.TypeProto],
 ) -> tuple[onnx.ModelProto, dict[str, Any]] | None:
-    """The inner `graph` as a model, and what to run it on; None if that is unknown."""
+    """Return the inner `graph` as a model, and its inputs; None if they are unknown."""
     fixed = _fixed(model)
     weights: list[onnx.TensorProto] = []
     inputs: list[onnx.ValueInfoProto] = []
@@ -103,7 +108,7 @@ def _alone(
         first[name] = array
     if graph.input:
         if node.op_type != "Loop":
-            return None  # What a Scan hands in is cut from its inputs.
+            return None  # A Scan passes slices of its inputs.
         given = [np.array(0), np.array(True), *(found.get(n) for n in node.input[2:])]
         if not all(isinstance(array, np.ndarray) for array in given):
             return None
@@ -125,7 +130,7 @@ def _alone(
 
 
 def _fixed(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """The weights and constants of the outer graph."""
+    """Return the weights and constants of the outer graph by name."""
     inputs = {value.name for value in model.graph.input}
     fixed = {t.name: t for t in model.graph.initializer if t.name not in inputs}
     for node in model.graph.node:
@@ -144,7 +149,7 @@ def _put_back(
     alone: onnx.ModelProto,
     taken: set[str],
 ) -> None:
-    """Let `graph` be what its model was folded to; no new name hides an outer one."""
+    """Replace `graph` by its folded model; no new name hides an outer one."""
     outer = {tensor.name for tensor in alone.graph.initializer}
     outer -= {tensor.name for tensor in graph.initializer}
     before = {name for each in graphs_in(alone.graph) for name in _names(each)}
@@ -172,7 +177,7 @@ def _put_back(
 
 
 def _names(graph: onnx.GraphProto) -> list[str]:
-    """Every name of a value in `graph` itself."""
+    """Return every name of a value in `graph` itself."""
     names = [each.name for each in (*graph.input, *graph.output, *graph.initializer)]
     for node in graph.node:
         names += [*node.input, *node.output]
@@ -200,10 +205,10 @@ def _left(node: onnx.NodeProto, graph: onnx.GraphProto) -> list[FoldEntry]:
     ]
 
 
-def _told(entry: FoldEntry, node: onnx.NodeProto) -> FoldEntry:
+def _placed(entry: FoldEntry, node: onnx.NodeProto) -> FoldEntry:
     where = f"inside {node.op_type} '{node.name}'"
     how, reason = entry.how, entry.reason
     if reason:
-        told = reason.replace("the model's input is", "what it reads is")
+        told = reason.replace("the model's input is given by the caller", _OUTER)
         reason = f"it runs {where}: {told}"
     return replace(entry, how=f"{how}, {where}" if how else "", reason=reason)

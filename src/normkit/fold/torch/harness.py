@@ -8,7 +8,6 @@ size, which may take another branch of the code.
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,9 @@ from normkit.fold.torch.capture import capture
 from normkit.fold.torch.float64 import InFloat64, to_float64, widen
 from normkit.fold.torch.trace import Trace
 from normkit.modeling.pytree import map_tensors, tensors_in
+from normkit.modeling.snapshot import preserved
 
-__all__ = ["Harness", "Run", "perturbed", "resized", "same_draws"]
+__all__ = ["Harness", "Run", "perturbed", "resized"]
 
 
 Sample = tuple[tuple[int, ...], Tensor | None]
@@ -49,7 +49,6 @@ class Harness:
         self.model = to_float64(model) if in_float64 else model
         given = map_tensors((args, kwargs), lambda t: t.detach().clone())
         self.inputs = [map_tensors(given, widen) if in_float64 else given]
-        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         with self._prepared():
             self.trace: Trace = capture(
                 self.model, *map_tensors(self.inputs[0], torch.clone)
@@ -96,13 +95,8 @@ class Harness:
     def _prepared(self) -> Iterator[None]:
         """Use the same random numbers in each run; put the buffers back after it."""
         mode = InFloat64() if self.in_float64 else contextlib.nullcontext()
-        try:
-            with mode, same_draws(self.model):
-                yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in self._buffers:
-                    buffer.copy_(before)
+        with preserved(self.model, seed=0), mode:
+            yield
 
 
 @dataclass(frozen=True)
@@ -116,21 +110,6 @@ class Run:
 
     result: Any
     seen: dict[str, list[Sample]]
-
-
-@contextlib.contextmanager
-def same_draws(model: nn.Module) -> Iterator[None]:
-    """Seed the random generators inside it; restore them afterwards."""
-    devices = {t.device for t in (*model.parameters(), *model.buffers())}
-    cuda = [device for device in devices if device.type == "cuda"]
-    python_state = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(0)
-            random.seed(0)
-            yield
-    finally:
-        random.setstate(python_state)
 
 
 def perturbed(nest: Any, seed: int) -> Any:

@@ -1,4 +1,4 @@
-"""Blocks in which a forward keeps less, or is counted: hooks on saved tensors."""
+"""Hooks on saved tensors: keep less in a forward, or count what is kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Block:
     """Hooks on saved tensors; nested blocks all see what is saved.
 
     Args:
-        mode: How to keep less, or None.
+        mode: Mode of `less_memory`, or None.
         count: Called with each tensor that is kept.
         owner: The object that opened the block, see `close`.
     """

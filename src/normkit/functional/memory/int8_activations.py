@@ -1,4 +1,4 @@
-"""The input of a backward as a byte per value: `less_memory("int8")`.
+"""The input of a backward as one int8 per value: `less_memory("int8")`.
 
 x − center  ≈  step·k,  k from −127 to 127          a step for each statistic
 """
@@ -17,7 +17,7 @@ __all__ = ["from_bytes", "to_bytes"]
 def to_bytes(
     x: Tensor, center: Tensor, dims: tuple[int, ...], *, centered: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return x − center in 255 steps for each statistic, and the size of a step."""
+    """Quantize x − center in 255 steps for each statistic; return it and the step."""
     compute = statistics_dtype(x.dtype)
     rest = x.to(compute)
     if centered:
@@ -25,13 +25,13 @@ def to_bytes(
         rest = rest - hi if lo is None else (rest - hi).sub_(lo)
     largest = rest.abs().amax(dims, keepdim=True)
     step = (largest / 127).clamp(min=torch.finfo(compute).tiny)
-    # A NaN has no byte; it comes back through the step.
+    # int8 has no NaN; it is restored through the step.
     whole = (rest / step).round_().nan_to_num_(0.0, 127.0, -127.0)
     return whole.to(torch.int8), step
 
 
 def from_bytes(stored: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return x − center from what `to_bytes` made of it."""
+    """Return x − center from the result of `to_bytes`."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "a forward under less_memory('int8') kept its input as bytes, which has no "

@@ -4,8 +4,8 @@
         loss = model(x).sum()          keeps one activation per layer instead of two:
     loss.backward()                    the next layer's input is computed again from x
 
-`"int8"` also keeps x itself as one byte per value where y cannot stand for it (a
-residual is added, or nothing follows): gradients are then off by the rounding.
+`"int8"` also keeps x itself as one byte per value where y cannot replace it (a
+residual is added, or no activation follows): gradients are then off by the rounding.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Recipes: how to compute an output once more from what is kept anyway.
+"""Recipes: recompute an output from tensors that are kept anyway.
 
 An output y = act((x − center)·scale + shift) is a function of x, which its own backward
-needs anyway. What saves y saves its recipe instead. Nothing is approximated: the same
-kernel on the same numbers gives the same bits.
+needs anyway. An operation that saves y saves its recipe instead. Nothing is
+approximated: the same kernel on the same numbers gives the same bits.
 
     y₁ = relu(norm(x₁) + y₀)           y₁ from x₁ and y₀; y₂ is kept, since it would
-    y₂ = relu(norm(x₂) + y₁)           need y₁ again first; y₃ from x₃ and y₂; …
+    y₂ = relu(norm(x₂) + y₁)           need y₁ first; y₃ from x₃ and y₂; …
 
-With a residual every second output of a chain of sums goes: each is computed from what
-is kept, in one step.
+With residuals, every second output of a chain of sums is dropped: each is recomputed
+from kept tensors in one step.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = [
 def make_recomputable(
     y: Tensor, compute: Callable[[], Tensor], *, is_sum: bool = False
 ) -> None:
-    """Let what saves `y` for its backward save `compute` instead.
+    """Register a recipe: operations that save `y` for backward save `compute` instead.
 
     Args:
         y: A fresh tensor.
-        compute: Returns the same values again, from what `keep` returned.
-        is_sum: A residual is among that, see `is_recomputable_sum`.
+        compute: Recomputes the values, from tensors that `keep` returned.
+        is_sum: A residual is among them, see `is_recomputable_sum`.
     """
     key = y.untyped_storage().data_ptr()
     recipe = _Recipe(compute, weakref.ref(y), y._version, is_sum)
@@ -52,13 +52,13 @@ def is_recomputable(y: Tensor) -> bool:
 
 
 def is_recomputable_sum(y: Tensor) -> bool:
-    """Return whether it adds a residual, which a further sum would need, too."""
+    """Return whether the recipe of `y` adds a residual."""
     recipe = _recipe_of(y)
     return recipe is not None and recipe.is_sum
 
 
 def keep(t: Tensor) -> Callable[[], Tensor]:
-    """Return a function that returns `t` again: by its recipe, or `t` itself."""
+    """Return a function that recomputes `t` by its recipe, or returns it."""
     recipe = _recipe_of(t)
     if recipe is None:
         return held(t)
@@ -74,7 +74,7 @@ def _recipe_of(t: Tensor) -> _Recipe | None:
     if t.layout != torch.strided:
         return None
     recipe = _recipes.of.get(t.untyped_storage().data_ptr())
-    # Changed in place since: the recipe makes what it was before.
+    # Changed in place since: the recipe would make the old values.
     return recipe if recipe is not None and recipe.makes(t) else None
 
 
@@ -126,7 +126,7 @@ class _Packed:
 
 @dataclass(frozen=True)
 class _Held:
-    """A tensor kept as it is. Under hooks, torch leaves its version to them."""
+    """A tensor kept as it is. Under hooks, torch does not check its version."""
 
     tensor: Tensor
     version: int

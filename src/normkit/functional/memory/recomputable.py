@@ -1,9 +1,9 @@
-"""An output of a layer that is computed again from the layer's input.
+"""Output of a layer that is recomputed from the layer's input.
 
 `less_memory()` is a block around a forward. A layer with `memory=` has no such block:
-what saves its output for the backward is the next layer, which runs later. So the
-output carries the block along: each torch function that reads a `Recomputable` runs
-within it, and returns ordinary tensors.
+the next layer saves its output for the backward, and runs later. So the output carries
+the block along: each torch function that reads a `Recomputable` runs within it, and
+returns ordinary tensors.
 
 A reader that bypasses torch's function protocol (a full backward hook, a reentrant
 checkpoint) gets the same values and gradients, and keeps the output itself.
@@ -29,7 +29,7 @@ class Recomputable(Tensor):
 
     @staticmethod
     def of(y: Tensor) -> Recomputable:
-        """Return `y` for readers that shall keep its recipe instead of it."""
+        """Return `y` as a tensor whose readers keep its recipe."""
         wrapped: Any = y.as_subclass(Recomputable)
         wrapped.plain = y
         return wrapped

@@ -25,8 +25,8 @@ class SavedMemory(Result):
     """Bytes that a forward keeps for its backward, parameters left out.
 
     Attributes:
-        by_module: Bytes for each module that saved something first, by its name; a
-            tensor that several save counts once.
+        by_module: Bytes by name of module; a tensor that several modules save counts
+            for the first one.
     """
 
     by_module: dict[str, int] = field(default_factory=dict[str, int])
@@ -99,8 +99,8 @@ class saved_memory:  # noqa: N801
 class _Running:
     """The name of the module that runs, as `"Net.layer.0"`.
 
-    torch's own tracker asks outputs whether they need a gradient; a deferred output of
-    batch norm would be computed by that, and less would be fused.
+    torch's own tracker reads `requires_grad` of outputs, which would compute a deferred
+    output of batch norm and prevent its fusion.
     """
 
     def __init__(self) -> None:

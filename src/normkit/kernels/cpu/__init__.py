@@ -1,12 +1,12 @@
 """The CPU backend: C++ kernels on plain tensors, several passes fused into one.
 
-    call      a layer's forward and backward           plan      where values lie
+    call      a layer's forward and backward           geometry  where values lie
     packing   tensors into a call of one primitive     loading   the library
     native/   the kernels: runs, rows, columns, compiled for several instruction sets
 
 Each call packs the geometry, the options and the addresses into one struct. Results
 depend neither on the number of threads nor on earlier calls. Where learned vectors vary
-along dimensions that the plan has no geometry for, a primitive runs on the reference
+along dimensions that no geometry describes, a primitive runs on the reference
 backend.
 """
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import KernelError
+from normkit.kernels.cpu.geometry import geometry_of
 from normkit.kernels.cpu.loading import UPDATE, library, why_absent
 from normkit.kernels.cpu.packing import (
     CENTERED,
@@ -36,7 +37,6 @@ from normkit.kernels.cpu.packing import (
     laid_like,
     one_like,
     packed_call,
-    plan_for,
 )
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.fused import apply_given
@@ -65,9 +65,12 @@ class CpuBackend:
     device_types = ("cpu",)
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
-        """Why these kernels cannot reduce `x` over `dims`; empty when they can."""
+        """Return why the kernels cannot reduce `x` over `dims`; empty when they can."""
         reason = _reason_against(x) or why_absent()
-        reason = reason or plan_for(x, kept_shape(x.shape, dims), None).reason
+        reason = (
+            reason
+            or geometry_of(x.shape, x.stride(), kept_shape(x.shape, dims), None).reason
+        )
         return [reason] if reason else []
 
     def moments(
@@ -75,15 +78,15 @@ class CpuBackend:
     ) -> Moments:
         """See `Backend.moments`."""
         shape = kept_shape(x.shape, dims)
-        plan = plan_for(x, shape, None)
-        if plan.reason or not is_plain(mask):
+        geometry = geometry_of(x.shape, x.stride(), shape, None)
+        if geometry.reason or not is_plain(mask):
             return _reference.moments(x, dims, mask)
         mean, m2 = doubles(shape), doubles(shape)
-        count, mask = count_of(plan, shape, mask), as_mask(mask, x)
+        count, mask = count_of(geometry, shape, mask), as_mask(mask, x)
         counts = None if mask is None else count
         self._run(
             "normkit_forward",
-            *(plan, x, CENTERED),
+            *(geometry, x, CENTERED),
             center=mean,
             m2=m2,
             count=counts,
@@ -115,13 +118,15 @@ class CpuBackend:
         """See `Fused.apply_given`."""
         shape, affine = joint_shape(center, scale), joint_shape(weight, bias)
         assert shape is not None
-        plan = plan_for(x, shape, affine)
-        if plan.reason or not is_plain(center, scale, weight, bias, epilogue.residual):
+        geometry = geometry_of(x.shape, x.stride(), shape, affine)
+        if geometry.reason or not is_plain(
+            center, scale, weight, bias, epilogue.residual
+        ):
             return apply_given(*(_reference, x, center, scale, weight, bias, epilogue))
         y = torch.empty_like(x)
         self._run(
             "normkit_forward",
-            *(plan, x, CENTERED | GIVEN, epilogue),
+            *(geometry, x, CENTERED | GIVEN, epilogue),
             center=as_statistic(center, shape),
             scale=as_statistic(scale, shape),
             weight=as_learned(weight, affine),
@@ -148,8 +153,8 @@ class CpuBackend:
         is_own = all(given[d] == 1 for d in dims)
         statistic = kept if is_own else given
         affine = joint_shape(weight) if is_own else kept
-        plan = plan_for(x, statistic, affine)
-        able = not plan.reason and (is_own or weight is None)
+        geometry = geometry_of(x.shape, x.stride(), statistic, affine)
+        able = not geometry.reason and (is_own or weight is None)
         if not able or not is_plain(dy, center, weight, scale):
             return _reference.reduce_grads(
                 dy, x, center, dims, weight=weight, scale=scale
@@ -157,7 +162,7 @@ class CpuBackend:
         sum_dy, sum_dyx = doubles(kept), doubles(kept)
         self._run(
             "normkit_backward",
-            *(plan, x, CENTERED | GIVEN | WEIGHTED),
+            *(geometry, x, CENTERED | GIVEN | WEIGHTED),
             dy=laid_like(dy, x),
             center=as_statistic(center, statistic),
             scale=as_statistic(one_like(center) if scale is None else scale, statistic),
@@ -184,13 +189,13 @@ class CpuBackend:
         """See `Backend.apply_grads`."""
         shape, affine = joint_shape(center, a, b, c), joint_shape(weight)
         assert shape is not None
-        plan = plan_for(x, shape, affine)
-        if plan.reason or not is_plain(dy, center, a, b, c, weight):
+        geometry = geometry_of(x.shape, x.stride(), shape, affine)
+        if geometry.reason or not is_plain(dy, center, a, b, c, weight):
             return _reference.apply_grads(dy, x, center, a, b, c, weight=weight)
         dx = torch.empty_like(x)
         self._run(
             "normkit_apply_grads",
-            *(plan, x, CENTERED | GIVEN),
+            *(geometry, x, CENTERED | GIVEN),
             dy=laid_like(dy, x),
             center=as_statistic(center, shape),
             scale=as_statistic(a, shape),
@@ -202,11 +207,10 @@ class CpuBackend:
         return dx
 
     def move_running(self, running: Running, moments: Moments) -> bool | None:
-        """Move running statistics in one call; None where it cannot.
+        """Update running statistics in one call; None where it cannot.
 
-        Returns whether every statistic of the batch was finite.
-
-        See `normkit.functional.update_running`, which this is a faster way of.
+        Return whether every statistic of the batch was finite. A faster
+        `normkit.functional.update_running`.
         """
         native = library()
         mean_to, var_to, rate, batches, skipped, skips_nonfinite = running
@@ -225,7 +229,7 @@ class CpuBackend:
             )
         ):
             return None
-        # A view of all kinds of statistics: rows of a buffer, dimensions of size 1.
+        # Statistics may be rows of a buffer, or have dimensions of size 1.
         mean, m2 = mean.contiguous(), m2.contiguous()
         flags = (SKIP_NONFINITE if skips_nonfinite else 0) | (1 if count.dim() else 0)
         flags |= EQUAL_SHARES if rate is None else 0

@@ -1,8 +1,8 @@
-"""The short call: one signature's geometry and options, found once and used again.
+"""Native call of one signature: geometry and options are found once and reused.
 
 A forward is one native call, a backward another. They read learned vectors and running
-statistics where they lie, in any floating dtype, keep the statistics of the forward in
-one small float64 buffer, move the running averages and count the batch.
+statistics in place, in any floating dtype, keep the statistics of the forward in one
+small float64 buffer, update the running averages and count the batch.
 
     buffer      (rows, statistics):  mean,  1/√(var + eps)  [, m2  [, count as int64]]
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normkit.kernels.cpu.geometry import geometry_of
 from normkit.kernels.cpu.loading import FIXED, POINTERS, check, library
 from normkit.kernels.cpu.packing import (
     ACTIVATION_CODES,
@@ -25,7 +26,6 @@ from normkit.kernels.cpu.packing import (
     laid_like,
     threads_for,
 )
-from normkit.kernels.cpu.plan import plan_of
 from normkit.kernels.primitives import Grads
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
@@ -66,7 +66,7 @@ class NativeCall:
         )
         batch, over, groups, sub_runs, inner, *_ = sizes
         self._size, self._values = batch * groups, over * sub_runs * inner
-        # The native layouts that know a sum: spans of neighbours, in one piece.
+        # The native layouts with a kernel for a sum: one contiguous span per statistic.
         self.sums = over == 1 and (sizes[6] == 1 or self._values <= 32_768)
         self._shape = spec.kept(x.shape)
         self._is_masked = is_masked
@@ -84,7 +84,7 @@ class NativeCall:
         keeps: str,
         total: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return y, and what `keeps` asks for of the statistics.
+        """Return y, and the statistics that `keeps` names.
 
         Args:
             x: Values, of the signature.
@@ -92,7 +92,7 @@ class NativeCall:
             bias: Likewise, or None.
             residual: Laid like x, or None.
             mask: A byte for each value of x, laid like x, or None.
-            running: Statistics to normalize by, or to move.
+            running: Statistics to normalize by, or to update.
             keeps: "nothing", "some" for a backward, or "all".
             total: Takes x + residual, and is normalized; where `sums` allows it.
         """
@@ -157,16 +157,16 @@ class NativeCall:
         """Return the gradients of x, weight, bias and residual that are wanted.
 
         Args:
-            dy: The gradient of y, in any layout.
+            dy: Gradient of y, in any layout.
             x: As the forward took it; weight, bias, residual and mask likewise.
             weight: See `x`.
             bias: See `x`.
             residual: See `x`; not needed with a `gate`.
             mask: See `x`.
-            gate: The output of a relu, which says where it was open.
-            kept: What the forward kept, "some" at least.
-            wanted: Which of the four.
-            dtotal: Where x was a sum, its own gradient; that of x takes it in.
+            gate: Output of a relu: positive where it was open.
+            kept: Statistics that the forward kept, "some" at least.
+            wanted: Which of the four gradients to compute.
+            dtotal: Gradient of the sum, if x was one; added to that of x.
         """
         wants_x, wants_weight, wants_bias, wants_residual = wanted
         if dy.stride() != x.stride() or dy.dtype is not x.dtype:
@@ -222,7 +222,7 @@ class NativeCall:
         return center, inv_std, None if self.spec.given else self._count(buffer)
 
     def around_zero(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return what was kept as the statistics of x − mean."""
+        """Return the kept statistics as those of x − mean."""
         buffer = kept[0].clone()
         buffer[0] = 0
         return (buffer,)
@@ -272,8 +272,8 @@ def call_for(
     affine = weight if weight is not None else bias
     shape = None if affine is None else spec.along(affine.detach()).shape  # type: ignore[union-attr]
     seen = spec.seen(x.detach())
-    plan = plan_of(seen.shape, seen.stride(), spec.kept(x.shape), shape)
-    if plan.reason:
+    geometry = geometry_of(seen.shape, seen.stride(), spec.kept(x.shape), shape)
+    if geometry.reason:
         return None
     dtypes = tuple(0 if v is None else DTYPES[v.dtype] for v in vectors)
     flags = (CENTERED if spec.centered else 0) | (GIVEN if spec.given else 0)
@@ -281,6 +281,6 @@ def call_for(
         flags |= SKIP_NONFINITE if running.skips_nonfinite else 0
         flags |= EQUAL_SHARES if running.rate is None else 0
     return NativeCall(
-        *(spec, x, plan.sizes, (DTYPES[x.dtype], *dtypes), flags),
+        *(spec, x, geometry.sizes, (DTYPES[x.dtype], *dtypes), flags),
         is_masked=mask is not None,
     )

@@ -1,9 +1,9 @@
-"""The native library: finding it, and calling it with one packed struct.
+"""Loading of the native library, and calls with one packed struct.
 
-It is built when the package is installed with a compiler at hand, and loaded when the
-backend is first asked about a tensor. It has no OpenMP of its own: it is given the
-`GOMP_parallel` that torch runs on, and stays serial where there is none. The variable
-NORMKIT_CPU_LIBRARY names another build of it, e.g. with sanitizers.
+It is built when the package is installed and a compiler is available, and loaded when
+the backend first inspects a tensor. It has no OpenMP of its own: it uses the
+`GOMP_parallel` of torch, and stays serial where there is none. NORMKIT_CPU_LIBRARY
+names another build of it, e.g. with sanitizers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ENTRIES = (
     "normkit_move_running",
 )
 
-# A call of some tenths of a microsecond: not worth giving up the interpreter's lock.
+# A call of some tenths of a microsecond: releasing the GIL would cost more.
 _Verify = ctypes.PYFUNCTYPE(
     *(ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int64, ctypes.c_double)
 )
@@ -59,12 +59,12 @@ class Library:
     """The entry points, each taking a packed struct.
 
     Attributes:
-        isas: The instruction sets that this machine can run, best first.
-        has_pool: Whether torch's thread pool was found.
-        forward: Runs FIXED + POINTERS; 0, or an error that `check` tells.
+        isas: Instruction sets that this machine can run, best first.
+        has_pool: True when torch's thread pool was found.
+        forward: Runs FIXED + POINTERS; returns 0, or a status for `check`.
         backward: The same.
-        verify: Takes the addresses of what torch's layer norm saved (mean, 1/std),
-            their number, and how many standard deviations a mean may be; 1 if exact.
+        verify: Takes the addresses of the statistics that torch's layer norm saved
+            (mean, 1/std), their number, and the bound on |mean|/std; 1 if exact.
     """
 
     native: ctypes.CDLL
@@ -78,13 +78,13 @@ class Library:
         """Run one kernel by its name.
 
         Raises:
-            MemoryError: There was none for its working vectors.
+            MemoryError: No memory for its working vectors.
         """
         check(getattr(self.native, name)(call))
 
     @property
     def isa(self) -> str:
-        """The instruction set in use."""
+        """Instruction set in use."""
         return self.native.normkit_chosen_isa().decode()
 
     def choose_isa(self, name: str) -> None:
@@ -94,23 +94,23 @@ class Library:
 
 
 def check(status: int) -> None:
-    """Raise what a status of the library stands for.
+    """Raise the error of a status of the library.
 
     Raises:
-        MemoryError: There was none for working vectors.
+        MemoryError: No memory for working vectors.
     """
     if status:
         raise MemoryError("normkit's CPU kernels had no memory for working vectors")
 
 
 def library() -> Library | None:
-    """The library, loaded at the first call; None where there is none to load."""
+    """Return the library, loaded at the first call; None where there is none."""
     found = _found()
     return found if isinstance(found, Library) else None
 
 
 def why_absent() -> str:
-    """Why there is no library; empty when there is one."""
+    """Return why there is no library; empty when there is one."""
     found = _found()
     return found if isinstance(found, str) else ""
 
@@ -127,10 +127,10 @@ def _path() -> Path | None:
     other = os.environ.get("NORMKIT_CPU_LIBRARY")
     if other:
         return Path(other)
-    beside = Path(__file__).with_name("_native.so")
-    if beside.exists():
-        return beside
-    # An editable install keeps what it built elsewhere and tells the import system.
+    in_place = Path(__file__).with_name("_native.so")
+    if in_place.exists():
+        return in_place
+    # An editable install builds elsewhere; the import system knows the place.
     spec = find_spec("normkit.kernels.cpu._native")
     return Path(spec.origin) if spec is not None and spec.origin else None
 
@@ -167,10 +167,10 @@ def _load() -> Library | str:
 
 
 def _pool_of_torch() -> int | None:
-    """The address of the GOMP_parallel that torch links to, or None.
+    """Return the address of the GOMP_parallel that torch links to, or None.
 
-    torch loads the libraries it needs into the global scope, so the plain look-up finds
-    the one that it uses, whatever its file is called.
+    torch loads its libraries into the global scope, so a plain lookup finds the one
+    that it uses, under any file name.
     """
     try:
         entry = ctypes.CDLL(None).GOMP_parallel

@@ -1,4 +1,4 @@
-"""A call of a kernel: tensors laid out as it reads them, packed as one struct."""
+"""Packing of a kernel call: tensors in the kernel's layout, in one struct."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from normkit.kernels.cpu.geometry import Geometry
 from normkit.kernels.cpu.loading import FIXED, POINTERS
-from normkit.kernels.cpu.plan import Plan, plan_of
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "laid_like",
     "one_like",
     "packed_call",
-    "plan_for",
     "threads_for",
 ]
 
@@ -40,40 +39,33 @@ ACTIVATION_CODES = {name: k for k, name in enumerate(ACTIVATIONS)}
 CENTERED, GIVEN, WEIGHTED, _STREAM = 1, 2, 4, 8
 SKIP_NONFINITE, EQUAL_SHARES = 32, 64
 
-# Below this many values a second thread costs more than it brings.
+# Below this many values a second thread costs more than it saves.
 _SERIAL = 32_768
-# Outputs above this many bytes leave the cache before anyone reads them.
+# Outputs above this many bytes leave the cache before they are read.
 _STREAM_BYTES = 8 << 20
 
 _NONE = Epilogue()
 
 
 def flags_of(x: Tensor, flags: int) -> int:
-    """`flags`, and whether the outputs are too large to stay in the cache."""
+    """Return `flags`, plus streaming where outputs are too large for the cache."""
     is_large = x.numel() * x.element_size() > _STREAM_BYTES
     return flags | _STREAM if is_large else flags
 
 
 def threads_for(x: Tensor) -> int:
-    """How many threads a call on `x` is worth."""
+    """Return the number of threads that a call on `x` is worth."""
     return torch.get_num_threads() if x.numel() > _SERIAL else 1
-
-
-def plan_for(
-    x: Tensor, statistic: tuple[int, ...], affine: tuple[int, ...] | None
-) -> Plan:
-    """`plan_of` the memory of x."""
-    return plan_of(x.shape, x.stride(), statistic, affine)
 
 
 @lru_cache(maxsize=4096)
 def kept_shape(shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[int, ...]:
-    """`shape` with `dims` of size 1."""
+    """Return `shape` with `dims` of size 1."""
     return tuple(1 if d in dims else size for d, size in enumerate(shape))
 
 
 def joint_shape(*vectors: Tensor | None) -> tuple[int, ...] | None:
-    """The shape that the vectors broadcast to; None without any."""
+    """Return the shape that the vectors broadcast to; None without any."""
     shape: tuple[int, ...] | None = None
     for v in vectors:
         if v is not None:
@@ -89,32 +81,32 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def doubles(shape: tuple[int, ...]) -> Tensor:
-    """Room for statistics."""
+    """Allocate float64 statistics."""
     return torch.empty(shape, dtype=torch.float64, device="cpu")
 
 
 def one_like(like: Tensor) -> Tensor:
-    """A scale that changes nothing, of as many dimensions."""
+    """Return a scale of ones with as many dimensions as `like`."""
     return torch.ones((1,) * like.dim(), dtype=torch.float64)
 
 
-def count_of(plan: Plan, shape: tuple[int, ...], mask: Tensor | None) -> Tensor:
-    """How many values share a statistic; under a mask room for the kernel to say."""
+def count_of(geometry: Geometry, shape: tuple[int, ...], mask: Tensor | None) -> Tensor:
+    """Return the count of a statistic; under a mask, memory for the kernel to fill."""
     if mask is not None:
         return torch.empty(shape, dtype=torch.int64)
-    _, over, _, sub_runs, inner, *_ = plan.sizes
+    _, over, _, sub_runs, inner, *_ = geometry.sizes
     return torch.scalar_tensor(over * sub_runs * inner, dtype=torch.int64)
 
 
 def as_statistic(v: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`v` as the kernels read statistics: float64, one for each."""
+    """Return `v` as the kernels read statistics: float64, expanded to `shape`."""
     if v.dtype == torch.float64 and v.shape == shape and v.is_contiguous():
         return v
     return v.detach().to(torch.float64).expand(shape).contiguous()
 
 
 def as_learned(v: Tensor | None, shape: tuple[int, ...] | None) -> Tensor | None:
-    """`v` as the kernels read learned vectors: of any floating dtype, one for each."""
+    """Return `v` as the kernels read learned vectors: any floating dtype, expanded."""
     if v is None or shape is None:
         return None
     if v.dtype not in DTYPES:
@@ -125,7 +117,7 @@ def as_learned(v: Tensor | None, shape: tuple[int, ...] | None) -> Tensor | None
 
 
 def as_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """A byte for each value of x, in its layout."""
+    """Return one byte for each value of x, in its layout."""
     if mask is None:
         return None
     return torch.empty_like(x, dtype=torch.bool).copy_(mask)
@@ -136,7 +128,7 @@ def laid_like(t: Tensor, x: Tensor) -> Tensor: ...
 @overload
 def laid_like(t: Tensor | None, x: Tensor) -> Tensor | None: ...
 def laid_like(t: Tensor | None, x: Tensor) -> Tensor | None:
-    """`t` with the dtype and layout of x."""
+    """Return `t` with the dtype and layout of x."""
     if t is None or (
         t.dtype == x.dtype and t.stride() == x.stride() and t.shape == x.shape
     ):
@@ -153,20 +145,20 @@ _POINTERS = (
 
 
 def packed_call(
-    plan: Plan,
+    geometry: Geometry,
     x: Tensor,
     flags: int,
     epilogue: Epilogue = _NONE,
     eps: float = 0.0,
     **tensors: Tensor | None,
 ) -> bytes:
-    """The struct of a call; `tensors` are named as in it."""
+    """Pack the struct of a call; `tensors` have the names of its fields."""
     given = [tensors.get(pointer) for pointer in _POINTERS]
     weight, bias = given[2], given[3]
     weight = given[11] if weight is None else weight
     bias = given[12] if bias is None else bias
     fixed = FIXED.pack(
-        *plan.sizes,
+        *geometry.sizes,
         DTYPES[x.dtype],
         0 if weight is None else DTYPES[weight.dtype],
         0 if bias is None else DTYPES[bias.dtype],

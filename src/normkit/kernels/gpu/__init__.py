@@ -1,10 +1,11 @@
 """The GPU backend: Triton kernels behind the contract's four primitives.
 
-    tile         where a tile lies, activations       elementwise   apply, apply_grads
-    reduce       statistics, sums                     rows          whole rows on chip
-    table        tile sizes and grids                 geometry      tensors → matrices
-    launch       starting kernels                     passes        kernels on tensors
-    layers       whole layers from passes
+    tile         tiles, activations                   elementwise   apply, apply_grads
+    statistics   mean and m2, running statistics      sums          sums of the backward
+    partials     partial results of both              rows          whole rows on chip
+    config       tile sizes and grids                 geometry      tensors → matrices
+    launch       start of a kernel                    launchers/    kernels on tensors
+    layers       whole layers from launchers          ops           operators of torch
 
 Importing this package does not import Triton; choosing the backend does.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 from normkit.errors import KernelError
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.fused import apply_given
+from normkit.kernels.gpu.config import FORWARD_ROW
 from normkit.kernels.gpu.geometry import (
     Matrix,
     Placement,
@@ -34,7 +36,6 @@ from normkit.kernels.gpu.geometry import (
     reduction_of,
     runs_of,
 )
-from normkit.kernels.gpu.table import FORWARD_ROW
 from normkit.kernels.primitives import Grads
 from normkit.kernels.reference import ReferenceBackend
 from normkit.moments import Moments
@@ -59,7 +60,7 @@ class GpuBackend:
         self.device_types = tuple(device_types)
 
     def reasons_against(self, x: Tensor, dims: tuple[int, ...]) -> list[str]:
-        """Why these kernels cannot reduce `x` over `dims`; empty when they can."""
+        """Return why the kernels cannot reduce `x` over `dims`; empty when they can."""
         reasons = self.device_reasons(x.device)
         if x.dtype not in _DTYPES:
             reasons.append(f"x is {x.dtype}, it runs float32, bfloat16 and float16")
@@ -76,7 +77,7 @@ class GpuBackend:
         return reasons
 
     def device_reasons(self, device: torch.device) -> list[str]:
-        """Why these kernels cannot run on `device`; empty when they can."""
+        """Return why these kernels cannot run on `device`; empty when they can."""
         if device.type not in self.device_types:
             return [f"x is on {device.type}, it needs a CUDA device"]
         return list(_device_reasons(device))
@@ -87,13 +88,13 @@ class GpuBackend:
         """See `Backend.moments`. Under a mask it runs as torch operations on `x`."""
         if mask is not None:
             return ReferenceBackend().moments(x, dims, mask)
-        passes = _layers().passes
+        launchers = _layers().launchers
         view = view_of(x, dims)
         shape = keepdim_shape(x, dims)
         if view.kind == "rows" and view.sizes[1] <= FORWARD_ROW:
-            _, found = passes.rows_forward(x, matrix_of(view), eps=None)
+            _, found = launchers.rows_forward(x, matrix_of(view), eps=None)
         else:
-            found = passes.statistics(x, reduction_of(view))
+            found = launchers.statistics(x, reduction_of(view))
         return _moments(x, found.mean.view(shape), found.m2.view(shape))
 
     def apply(
@@ -115,7 +116,7 @@ class GpuBackend:
             return ReferenceBackend().apply(x, center, scale, shift, weight=weight)
         matrix, (along, affine_along) = arranged
         assert along is not None
-        return _layers().passes.apply(
+        return _layers().launchers.apply(
             *(x, matrix, flat(center, x), flat(scale, x), along),
             weight=None if weight is None else flat(weight, x),
             shift=None if shift is None else flat(shift, x),
@@ -148,7 +149,7 @@ class GpuBackend:
             )
         if center.shape == shape and scale is None:
             along = Placement("statistic")
-        total, total_rest = _layers().passes.sums(
+        total, total_rest = _layers().launchers.sums(
             *(laid_out_as(x, dy), x, reduction_of(view), flat(center, x), along),
             scale=None if scale is None else flat(scale, x),
             weight=None if weight is None else flat(weight, x),
@@ -174,7 +175,7 @@ class GpuBackend:
             return ReferenceBackend().apply_grads(dy, x, center, a, b, c, weight=weight)
         matrix, (along, affine_along) = arranged
         assert along is not None
-        dx, _ = _layers().passes.apply_grads(
+        dx, _ = _layers().launchers.apply_grads(
             *(laid_out_as(x, dy), x, matrix),
             *(flat(center, x), flat(a, x), flat(b, x), flat(c, x), along),
             weight=None if weight is None else flat(weight, x),
@@ -225,7 +226,7 @@ class GpuBackend:
         matrix, (along, affine_along) = arranged
         assert along is not None
         residual = epilogue.residual
-        return _layers().passes.apply(
+        return _layers().launchers.apply(
             *(x, matrix, flat(center, x), flat(scale, x), along),
             shift=None if bias is None else flat(bias, x),
             affine_along=affine_along,
@@ -254,7 +255,7 @@ class GpuBackend:
                 *(x, layers.channels_of(view), flat_weight, flat_bias, eps, epilogue)
             )
         elif view.kind == "rows" and not epilogue:
-            y, found = layers.passes.rows_forward(
+            y, found = layers.launchers.rows_forward(
                 *(x, matrix_of(view)),
                 eps=eps,
                 weight=flat_weight,
@@ -291,7 +292,7 @@ class GpuBackend:
         if view.kind == "channels" and centered:
             scale = inverse if w is None else inverse * w
             residual = epilogue.residual
-            gate = layers.passes.Gate(
+            gate = layers.launchers.Gate(
                 activation=epilogue.activation,
                 slope=epilogue.slope,
                 output=None if y is None else laid_out_as(x, y),
@@ -328,7 +329,7 @@ def _moments(x: Tensor, mean: Tensor, m2: Tensor) -> Moments:
 
 
 def _rows_affine(vector: Tensor, x: Tensor, matrix: Matrix) -> Runs | str | None:
-    """How a learned vector lies on rows: "columns", in runs, or not at all (None)."""
+    """Return how a vector lies on rows: "columns", runs, or None if it does not."""
     placed = place(vector, x, matrix)
     if placed is not None and placed.along == "column":
         return "columns"
@@ -376,7 +377,7 @@ def _device_reasons(device: torch.device) -> list[str]:
 
 @functools.cache
 def _layers() -> Any:
-    """The kernels, loaded when the first one is needed: they import Triton."""
+    """Import the kernels, and with them Triton, at the first use."""
     try:
         from normkit.kernels.gpu import layers
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""One pass over x that writes as much as it reads: apply, and the gradient of x.
+"""Elementwise kernels, one pass over x: apply, and the gradient of x.
 
     apply        y  = act(((x − center)·scale·weight + shift) + residual)
     apply_grads  g  = dy·act'(…),   dx = a·g·weight + b·(x − center) + c
@@ -59,7 +59,7 @@ def apply_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """act((x − center)·scale·weight + shift + residual) on the (rows, width) matrix.
+    """Write act((x − center)·scale·weight + shift + residual), a (rows, width) matrix.
 
     Grid: one program per tile, in reverse.
     """
@@ -145,10 +145,10 @@ def apply_grads_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """a·g·weight + b·(x − center) + c, where g is dy through the activation's gate.
+    """Write a·g·weight + b·(x − center) + c, with g the gradient before the activation.
 
     GATE is "none" (g = dy), "bits" (relu, from 1 bit per element), "output" (relu, from
-    what it gave) or "recompute": z is x standardized again, for which a is the scale.
+    its output) or "recompute": z is recomputed from x, with a as the scale.
     Grid: one program per tile, in reverse.
     """
     width = width_units * ALIGN
@@ -208,7 +208,7 @@ def apply_grads_kernel(
 def _bits_tile(
     index, rows, width, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
-    """Where the bytes of a tile's gates lie: each row of gates fills whole bytes."""
+    """Return the offsets of the bytes of a tile's gates: rows begin at whole bytes."""
     row, _, _ = matrix_tile(index, rows, width, BLOCK_ROWS, BLOCK_COLUMNS)
     across = tl.cdiv(width, BLOCK_COLUMNS)
     bytes_per_row = tl.cdiv(width, 8)

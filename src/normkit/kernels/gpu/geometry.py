@@ -1,4 +1,4 @@
-"""From tensors to what a kernel is told: a matrix, a reduction, where vectors lie."""
+"""Geometry of tensors for the kernels: matrix, reduction, placement of vectors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normkit.kernels.gpu.table import piece_of
+from normkit.kernels.gpu.config import piece_of
 from normkit.views import View
 
 __all__ = [
@@ -45,7 +45,7 @@ class Reduction:
         kind: "columns": over the rows of the matrix. "runs": over the pieces of each
             run of `width` values, and over the rows that share a statistic.
         steps: Rows, or pieces of all runs of one statistic.
-        statistics: How many results there are.
+        statistics: Number of results.
         width: Columns of the matrix.
         pieces: Pieces of one run; 1 for columns.
         block: Columns of a tile.
@@ -61,7 +61,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a vector lies on a matrix: along its columns, or along its rows.
+    """Placement of a vector on a matrix: along its columns, or along its rows.
 
     Along "row", row r has element (r // repeat) % period.
     """
@@ -85,7 +85,7 @@ class Runs:
 
 
 def matrix_of(view: View) -> Matrix:
-    """The matrix of a canonical view."""
+    """Return the matrix of a canonical view."""
     if view.kind == "rows":
         return Matrix(*view.sizes)
     outer, channels, inner = view.sizes
@@ -93,7 +93,7 @@ def matrix_of(view: View) -> Matrix:
 
 
 def reduction_of(view: View) -> Reduction:
-    """The reduction that a canonical view asks for."""
+    """Return the reduction of a canonical view."""
     if view.kind == "rows":
         outer, (statistics, inner) = 1, view.sizes
     else:
@@ -109,7 +109,7 @@ def reduction_of(view: View) -> Reduction:
 def arrange(
     x: Tensor, vectors: Sequence[Tensor | None]
 ) -> tuple[Matrix, list[Placement | None]] | None:
-    """A matrix of dense `x` on which every vector lies along rows or columns.
+    """Return a matrix of dense `x` on which every vector lies along rows or columns.
 
     The widest such matrix, because wide rows make full tiles; None when there is none.
     """
@@ -127,7 +127,7 @@ def arrange(
 
 
 def place(vector: Tensor, x: Tensor, matrix: Matrix) -> Placement | None:
-    """Where `vector`, of the dimensions of x, lies on its matrix; None if it cannot."""
+    """Return the placement of `vector`, of the dimensions of x, or None."""
     order = _memory_order(x)
     sizes = [x.shape[d] for d in order]
     split = next(s for s in range(len(sizes) + 1) if _is_split(sizes, s, matrix))
@@ -146,7 +146,7 @@ def place(vector: Tensor, x: Tensor, matrix: Matrix) -> Placement | None:
 
 
 def runs_of(affine: Tensor, x: Tensor, matrix: Matrix) -> Runs | None:
-    """How `affine` lies on the rows of `matrix` if constant over runs of them, or None.
+    """Return how `affine` lies on the rows of `matrix` in constant runs, or None.
 
     It varies along neighbouring dimensions, the last of the rows or the first within
     them.
@@ -170,7 +170,7 @@ def _is_split(sizes: list[int], split: int, matrix: Matrix) -> bool:
 
 
 def flat(vector: Tensor, x: Tensor) -> Tensor:
-    """The elements of `vector` in the memory order of x, one after the other."""
+    """Return the elements of `vector` in the memory order of x."""
     order = _memory_order(x)
     if order != sorted(order):
         rest = [d for d in range(x.dim()) if d not in order]
@@ -179,7 +179,7 @@ def flat(vector: Tensor, x: Tensor) -> Tensor:
 
 
 def laid_out_as(x: Tensor, y: Tensor) -> Tensor:
-    """`y` with the strides of dense `x`: itself when it has them, else a copy."""
+    """Return `y` with the strides of dense `x`: itself if it has them, else a copy."""
     same = y.dtype == x.dtype and all(
         y.stride(d) == x.stride(d) for d in range(x.dim()) if x.shape[d] != 1
     )

@@ -1,4 +1,4 @@
-"""The one place where kernels are started, and what they share on a device."""
+"""Start of the kernels, and the tickets that they share on a device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def submit(
     """Start `kernel` on the current stream of the device of its tensors.
 
     `max_registers` is what a thread may use when the grid leaves room for it; without
-    it the compiler trades registers for programs that are never started. Multiply and
+    it the compiler saves registers for programs that are never started. Multiply and
     add may contract to one rounding (`enable_fp_fusion`): every kernel
     that recomputes a value of another writes the same expression.
     """
@@ -36,18 +36,18 @@ def submit(
 
 
 def options_of(num_warps: int, max_registers: int | None) -> dict[str, Any]:
-    """What the compiler is told beside the arguments."""
+    """Return the options of the compiler for a launch."""
     options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": True}
-    # The option is of Triton's NVIDIA backend alone.
+    # Only Triton's NVIDIA backend has the option.
     if max_registers is not None and torch.version.hip is None:
         options["maxnreg"] = max_registers
     return options
 
 
 def tickets(device: torch.device, count: int) -> Tensor:
-    """At least `count` int32 zeros that every kernel leaves at zero.
+    """Return at least `count` int32 zeros that every kernel leaves at zero.
 
-    Kept for each stream, on which launches follow one another. A CUDA graph may be
+    One tensor per stream, on which launches follow one another. A CUDA graph may be
     replayed on any stream and gets its own, zeroed by the graph itself.
     """
     stream = 0

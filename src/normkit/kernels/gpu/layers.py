@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.gpu import passes, table
+from normkit.kernels.gpu import config, launchers
 from normkit.kernels.gpu.geometry import (
     Matrix,
     Placement,
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Channels:
-    """One statistic per channel: the reduction, the matrix, where vectors lie on it."""
+    """Geometry of statistics per channel: reduction, matrix, placement of vectors."""
 
     reduction: Reduction
     matrix: Matrix
@@ -43,7 +43,7 @@ class Channels:
 
 
 def channels_of(view: View) -> Channels:
-    """The geometry of a view of channels."""
+    """Return the geometry of a view of channels."""
     reduction = reduction_of(view)
     along = Placement("row", 1, reduction.statistics)
     if reduction.kind == "columns":
@@ -59,17 +59,17 @@ def channels_forward(
     eps: float,
     epilogue: Epilogue,
     *,
-    running: passes.Running | None = None,
+    running: launchers.Running | None = None,
     saves_bits: bool = False,
-) -> tuple[Tensor, passes.Statistics, Tensor | None]:
-    """y, the statistics it was standardized by, and relu's bits if asked for."""
-    found = passes.statistics(
+) -> tuple[Tensor, launchers.Statistics, Tensor | None]:
+    """Return y, its statistics, and relu's bits if asked for."""
+    found = launchers.statistics(
         x, geometry.reduction, eps=eps, weight=weight, running=running
     )
     assert found.scale is not None
-    bits = passes.bits_like(x, geometry.matrix) if saves_bits else None
+    bits = launchers.bits_like(x, geometry.matrix) if saves_bits else None
     residual = epilogue.residual
-    y = passes.apply(
+    y = launchers.apply(
         *(x, geometry.matrix, found.mean, found.scale, geometry.along),
         shift=bias,
         residual=None if residual is None else laid_out_as(x, residual),
@@ -89,31 +89,31 @@ def channels_backward(
     mean: Tensor,
     inv_std: Tensor,
     scale: Tensor,
-    gate: passes.Gate,
+    gate: launchers.Gate,
     wanted: tuple[bool, bool, bool, bool],
     *,
     is_constant: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight, bias and residual that are wanted.
+    """Return the gradients of x, weight, bias and residual that are wanted.
 
     Args:
         dy: Gradient of the output.
         x: Input of the forward.
-        geometry: How x lies.
-        weight: Flat, or None.
-        bias: Flat, or None.
-        mean: Flat, float64.
-        inv_std: Flat.
+        geometry: Geometry of x.
+        weight: Flat vector, or None.
+        bias: Flat vector, or None.
+        mean: Flat vector, float64.
+        inv_std: Flat vector.
         scale: inv_std·weight, flat, float32.
         gate: The activation.
-        wanted: For x, weight, bias, residual.
-        is_constant: Whether mean and inv_std do not depend on x.
+        wanted: Which of the gradients of x, weight, bias, residual to compute.
+        is_constant: Mean and inv_std do not depend on x.
     """
     wants_x, wants_weight, wants_bias, wants_residual = wanted
     dy = laid_out_as(x, dy)
     b = c = dweight = dbias = dx = dresidual = None
     if (wants_x and not is_constant) or wants_weight or wants_bias:
-        b, c, dweight, dbias = passes.sums_of_batch_norm(
+        b, c, dweight, dbias = launchers.sums_of_batch_norm(
             *(dy, x, geometry.reduction, mean, inv_std, scale, gate),
             weight=weight if wants_weight else None,
             bias=bias if wants_bias else None,
@@ -121,7 +121,7 @@ def channels_backward(
     if wants_x or wants_residual:
         if is_constant:
             b = c = None
-        dx, dresidual = passes.apply_grads(
+        dx, dresidual = launchers.apply_grads(
             *(dy, x, geometry.matrix, mean, scale, b, c, geometry.along),
             gate=gate,
             wants_dx=wants_x,
@@ -143,17 +143,17 @@ def rows_backward(
     *,
     centered: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias that are wanted.
+    """Return the gradients of x, weight and bias that are wanted.
 
     `runs` is None when there is one weight per column.
     """
     wants_x, wants_weight, wants_bias = wanted
     dy = laid_out_as(x, dy)
     has_sums = wants_weight or wants_bias
-    fits = runs is None and table.keeps_shares(matrix.width, x.element_size())
+    fits = runs is None and config.keeps_shares(matrix.width, x.element_size())
     dx = dweight = dbias = None
     if wants_x or (has_sums and fits):
-        dx, dweight, dbias = passes.rows_backward(
+        dx, dweight, dbias = launchers.rows_backward(
             *(dy, x, matrix, mean, inv_std),
             weight=weight,
             runs=runs,
@@ -182,7 +182,7 @@ def _sums_over_rows(
     inv_std: Tensor,
     runs: Runs | None,
 ) -> tuple[Tensor, Tensor]:
-    """Σ dy and Σ dy·x̂ per weight, where each row has its own mean and inv_std."""
+    """Return Σ dy and Σ dy·x̂ per weight; each row has its own mean and inv_std."""
     if runs is None:
         reduction = reduction_of(View("channels", (matrix.rows, matrix.width, 1)))
         along = Placement("row", 1, matrix.rows)
@@ -191,4 +191,4 @@ def _sums_over_rows(
         sizes = (matrix.rows // runs.groups, runs.groups * per_row, runs.length)
         reduction = reduction_of(View("channels", sizes))
         along = Placement("row", per_row, matrix.rows)
-    return passes.sums(dy, x, reduction, mean, along, scale=inv_std)
+    return launchers.sums(dy, x, reduction, mean, along, scale=inv_std)

@@ -3,10 +3,10 @@
     normkit::batch_norm             normkit::batch_norm_backward
     normkit::standardize_rows       normkit::standardize_rows_backward
 
-Each is opaque to the compiler, promises the strides of its results and may be captured
-in a CUDA graph. The running statistics are changed inside `batch_norm`, by its first
-launch. Optional results that were not asked for are empty: operators return tensors.
-Derivatives are registered by `normkit.functional.operators`.
+Each is opaque to the compiler, declares the strides of its results and may be captured
+in a CUDA graph. The running statistics are updated inside `batch_norm`, by its first
+launch. Optional results that are not wanted are empty: operators return tensors.
+Derivatives are registered by `normkit.functional.gpu_operators`.
 """
 # torch.library's own annotations are incomplete.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.gpu import layers, passes
+from normkit.kernels.gpu import launchers, layers
 from normkit.kernels.gpu.geometry import Runs, flat, laid_out_as, matrix_of, runs_of
 from normkit.views import View, view_of
 
@@ -59,7 +59,7 @@ LIBRARY.define(
 
 
 def saves_bits(activation: str, residual: Tensor | None) -> bool:
-    """Whether the backward reads one bit per element: relu after a sum.
+    """Return whether the backward reads one bit per element: relu after a sum.
 
     Any other gate is recomputed from x; a relu after a sum would need the residual,
     and this way frees it.
@@ -86,7 +86,7 @@ def _batch_norm(
     weight, bias = _contiguous(weight), _contiguous(bias)
     running = None
     if running_mean is not None and running_var is not None:
-        running = passes.Running(
+        running = launchers.Running(
             *(running_mean, running_var, num_batches_tracked),
             *(momentum, skips_nonfinite),
         )
@@ -120,7 +120,7 @@ def _batch_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dense, view = _dense(x, _all_but(x, channel_dim))
     weight, bias = _contiguous(weight), _contiguous(bias)
-    gate = passes.Gate(
+    gate = launchers.Gate(
         activation,
         slope,
         bits=bits if bits.numel() else None,
@@ -151,7 +151,7 @@ def _standardize_rows(
     dense, view = _dense(x, tuple(dims))
     matrix = matrix_of(view)
     affine = weight if weight is not None else bias
-    y, found = passes.rows_forward(
+    y, found = launchers.rows_forward(
         *(dense, matrix),
         eps=eps,
         weight=None if weight is None else flat(weight, dense),
@@ -194,7 +194,7 @@ def _standardize_rows_backward(
 
 
 def _runs(affine: Tensor, x: Tensor, dims: list[int]) -> Runs | None:
-    """How the affine lies; None for one weight per element of the row."""
+    """Return how the affine lies; None for one weight per element of the row."""
     varies = [d for d in range(x.dim()) if affine.shape[d] != 1]
     if varies == [d for d in dims if x.shape[d] != 1]:
         return None
@@ -202,7 +202,7 @@ def _runs(affine: Tensor, x: Tensor, dims: list[int]) -> Runs | None:
 
 
 def _dense(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, View]:
-    """`x` and its view; a copy where a compiler handed over something with gaps."""
+    """Return `x` and its view; a copy where a compiler passed a tensor with gaps."""
     view = view_of(x, dims)
     if view.kind != "strided":
         return x, view
@@ -242,7 +242,7 @@ def _fake_batch_norm(
     bits = _nothing(x, torch.uint8)
     if saves_bits(activation, residual):
         _, view = _dense(x, _all_but(x, channel_dim))
-        bits = passes.bits_like(x, matrix_of(view))
+        bits = launchers.bits_like(x, matrix_of(view))
     mean, m2, inv_std = wide
     return torch.empty_like(x), mean, m2, inv_std, scale, bits
 

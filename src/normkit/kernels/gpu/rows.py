@@ -111,7 +111,7 @@ def rows_backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Gradient of whole rows, and each program's share of dweight and dbias.
+    """Write the gradient of whole rows, and the program's share of dweight and dbias.
 
     READS_TWICE: rows too long to stay in registers over their sums are read again.
 
@@ -190,7 +190,7 @@ def _affine_index(
     AFFINE: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Where the affine of each element lies, and where there is one."""
+    """Return the affine's index for each element, and where there is one."""
     if AFFINE == "elements":
         index = column
         loads = column < width

@@ -36,7 +36,7 @@ __all__ = [
 def matrix_tile(
     index, rows, width, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
-    """Rows, columns and validity of tile number `index`, columns fastest."""
+    """Return rows, columns and validity of tile number `index`, columns fastest."""
     across = tl.cdiv(width, BLOCK_COLUMNS)
     down = index // across
     row = down * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
@@ -57,7 +57,7 @@ def reduced_tile(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Rows, columns and validity of the tile at `start` of one reduction.
+    """Return rows, columns and validity of the tile at `start` of one reduction.
 
     "columns": a step is a row, `block` a block of columns. "runs": a step is a piece
     of BLOCK_COLUMNS of one run, `block` the statistic; each run has `pieces`.
@@ -76,7 +76,7 @@ def reduced_tile(
 
 @triton.jit
 def vector(ptr, row, column, rows, width, repeat, period, ALONG: tl.constexpr):
-    """The elements of a vector that belong to a tile, as float32 or float64."""
+    """Return the elements of a vector that belong to a tile, as float32 or float64."""
     if ALONG == "row":
         found = tl.load(ptr + (row // repeat) % period, mask=row < rows, other=0.0)
     else:
@@ -86,7 +86,7 @@ def vector(ptr, row, column, rows, width, repeat, period, ALONG: tl.constexpr):
 
 @triton.jit
 def centered(x, center):
-    """(x − hi) − lo: float32 keeps the digits of x however far the centre lies."""
+    """Return (x − hi) − lo: float32 keeps the digits of x for any centre."""
     hi = center.to(tl.float32)
     lo = (center - hi.to(center.dtype)).to(tl.float32)
     # inf − inf must not turn an infinite centre into NaN.
@@ -96,7 +96,7 @@ def centered(x, center):
 
 @triton.jit
 def activated(z, slope, ACTIVATION: tl.constexpr):
-    """act(z); NaN stays NaN."""
+    """Return act(z); NaN stays NaN."""
     if ACTIVATION == "relu":
         z = tl.where(z <= 0, 0.0, z)
     elif ACTIVATION == "leaky_relu":
@@ -114,7 +114,7 @@ def activated(z, slope, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def through(dy, z, slope, ACTIVATION: tl.constexpr):
-    """dy·act'(z); at the kink of relu 0, and dy where z is NaN, as in torch."""
+    """Return dy·act'(z); at the kink of relu 0, and dy where z is NaN, as in torch."""
     if ACTIVATION == "relu":
         dy = tl.where(z <= 0, 0.0, dy)
     elif ACTIVATION == "leaky_relu":
@@ -160,7 +160,7 @@ def _normal_cdf(z):
 
 @triton.jit
 def gate_bits(is_open, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """Eight neighbouring gates of a row in one byte, the first in the lowest bit."""
+    """Pack eight neighbouring gates of a row into a byte, the first in the low bit."""
     grouped = tl.reshape(is_open.to(tl.int32), [BLOCK_ROWS, BLOCK_COLUMNS // 8, 8])
     place = tl.arange(0, 8)[None, None, :]
     return tl.sum(grouped << place, axis=2).to(tl.uint8)
@@ -168,7 +168,7 @@ def gate_bits(is_open, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
 
 @triton.jit
 def open_gates(bits, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """The gates of a tile from its bytes: 1 where open, 0 where closed."""
+    """Unpack the gates of a tile from its bytes: 1 where open, 0 where closed."""
     place = tl.arange(0, 8)[None, None, :]
     grouped = (bits.to(tl.int32)[:, :, None] >> place) & 1
     return tl.reshape(grouped, [BLOCK_ROWS, BLOCK_COLUMNS])

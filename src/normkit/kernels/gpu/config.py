@@ -1,7 +1,7 @@
 """Tile sizes and grids, by shape: a static table, no tuning at run time.
 
 Every number marked [awaiting a GPU] was chosen by arithmetic (bytes in flight,
-registers of the compiled code) and is not yet measured; `make gpu` measures.
+registers of the compiled code) and is not yet measured; `make gpu` measures it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
 # drifts by more than 1e-6 (a quarter of the number of terms, in units of 6e-8).
 _TERMS_PER_LANE = 64
 # CUDA's limit for the second axis of a grid.
-_MOST_SPLITS = 65535
+_MAX_SPLITS = 65535
 # Programs of a reduction per multiprocessor: 2 of 8 warps fill half of its threads at
 # 128 registers. [awaiting a GPU]
 _PROGRAMS_PER_MULTIPROCESSOR = 2
-# So a thread of the statistics may use 128. Left to itself, ptxas 13 fits a third
+# So a thread of the statistics may use 128. Without the limit, ptxas 13 fits a third
 # program of 80 registers that the grid never starts, and on sm_100 spills for it.
 REDUCTION_REGISTERS = 128
 # Programs of a backward over rows per multiprocessor: each writes a share of dweight,
@@ -62,7 +62,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Grid:
-    """How a reduction is shared: blocks of statistics, and splits of each block."""
+    """Grid of a reduction: blocks of statistics, and splits of each block."""
 
     blocks: int
     splits: int
@@ -70,19 +70,19 @@ class Grid:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many multiprocessors the device has; 132 (an H200) where there is none."""
+    """Return the number of multiprocessors; 132 (an H200) where there is no device."""
     if device.type != "cuda":
         return 132
     return int(torch.cuda.get_device_properties(device).multi_processor_count)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 def alignment(width: int) -> int:
-    """The largest power of 2, at most 16, that divides every row's start."""
+    """Return the largest power of 2, at most 16, that divides every row's start."""
     return math.gcd(width, 16)
 
 
 def piece_of(width: int) -> int:
-    """The longest piece (8 to 512, a power of 2) that wastes at most 1/16 of a row."""
+    """Return the longest power of 2 from 8 to 512 that wastes at most 1/16 of a row."""
 
     def waste(piece: int) -> float:
         return -(-width // piece) * piece / width - 1
@@ -95,7 +95,7 @@ def piece_of(width: int) -> int:
 
 
 def matrix_tile_for(rows: int, width: int, itemsize: int) -> Tile:
-    """The tile of an elementwise pass: 16 KiB of one operand, 32 bytes a thread.
+    """Return the tile of an elementwise pass: 16 KiB per operand, 32 bytes a thread.
 
     Two 16-byte loads of each operand per thread are in flight. Rows that start at odd
     places are loaded value by value; a quarter of that keeps their registers below 128.
@@ -109,7 +109,7 @@ def matrix_tile_for(rows: int, width: int, itemsize: int) -> Tile:
 
 
 def reduction_tile_for(steps: int, columns: int, itemsize: int) -> Tile:
-    """The tile of one step of a reduction: two sums per element stay in registers.
+    """Return the tile of one reduction step: two sums per element stay in registers.
 
     16 elements of half precision per thread, so 32 registers of sums and two 16-byte
     loads of each operand in flight. [awaiting a GPU]
@@ -128,30 +128,30 @@ def _tile(rows: int, columns: int, elements: int, warps: int) -> Tile:
 def reduction_grid(
     steps: int, statistics: int, columns: int, kind: str, tile: Tile, programs: int
 ) -> Grid:
-    """Enough splits to fill `programs` and to keep the sums of a lane short."""
+    """Return enough splits to fill `programs` and to keep the sums of a lane short."""
     blocks = -(-statistics // columns) if kind == "columns" else statistics
     tiles = -(-steps // tile.rows)
     wanted = max(-(-programs // blocks), -(-tiles // _TERMS_PER_LANE))
-    wanted = min(wanted, _MOST_SPLITS)
+    wanted = min(wanted, _MAX_SPLITS)
     # The same number of tiles for each, but for the last.
     each = -(-tiles // max(1, min(wanted, tiles)))
     return Grid(blocks, -(-tiles // each))
 
 
 def reduction_programs(device: torch.device) -> int:
-    """How many programs of a reduction fill the device."""
+    """Return the number of programs of a reduction that fill the device."""
     return multiprocessors(device) * _PROGRAMS_PER_MULTIPROCESSOR
 
 
 def forward_rows(rows: int, width: int) -> Tile:
-    """The tile of whole rows in a forward: 4096 elements, or one row."""
+    """Return the tile of whole rows in a forward: 4096 elements, or one row."""
     columns = _power_of_two(width)
     block = max(1, min(4096 // columns, _power_of_two(rows)))
     return Tile(block, columns, _warps(block * columns, 16))
 
 
 def backward_rows(rows: int, width: int, device: torch.device) -> tuple[Tile, int]:
-    """The tile of whole rows in a backward, and the rows of one program."""
+    """Return the tile of whole rows in a backward, and the rows of one program."""
     columns = _power_of_two(width)
     block = max(1, min(2048 // columns, _power_of_two(rows)))
     programs = multiprocessors(device) * _ROW_PROGRAMS_PER_MULTIPROCESSOR
@@ -161,12 +161,12 @@ def backward_rows(rows: int, width: int, device: torch.device) -> tuple[Tile, in
 
 
 def keeps_shares(width: int, itemsize: int) -> bool:
-    """Whether a backward over rows can keep dweight and dbias in registers."""
+    """Return whether a backward over rows can keep dweight and dbias in registers."""
     return width * itemsize <= _BACKWARD_ROW_BYTES
 
 
 def keeps_row(width: int) -> bool:
-    """Whether a backward over rows keeps x and dy in registers over their sums.
+    """Return whether a backward over rows keeps x and dy in registers over their sums.
 
     At 16384 halves that spilled 58 times.
     """
@@ -178,5 +178,5 @@ def _warps(elements: int, per_thread: int) -> int:
 
 
 def _power_of_two(size: int) -> int:
-    """The smallest power of two that is at least `size`."""
+    """Return the smallest power of two that is at least `size`."""
     return 1 << max(0, size - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Where the values of a statistic lie: the geometry that the native kernels loop over.
+"""Geometry of a statistic in memory, as the native kernels loop over it.
 
 The memory of x, outermost dimension first, is read as (b, o, g, m, i): one statistic
 for each (b, g), over all o, m and i. The learned affine has an entry for each (g mod P,
@@ -19,18 +19,18 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Plan", "plan_of"]
+__all__ = ["Geometry", "geometry_of"]
 
 _PER_RUN, _PER_ELEMENT = 0, 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class Geometry:
     """A geometry, or the reason why there is none.
 
     Attributes:
-        sizes: `(B, O, G, M, I, P, affine)`, as the native struct begins.
-        reason: Why the kernels cannot run; empty when they can.
+        sizes: `(B, O, G, M, I, P, affine)`, the first fields of the native struct.
+        reason: Reason why the kernels cannot run; empty when they can.
     """
 
     sizes: tuple[int, ...]
@@ -38,34 +38,34 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def plan_of(
+def geometry_of(
     shape: tuple[int, ...],
     strides: tuple[int, ...],
     statistic: tuple[int, ...],
     affine: tuple[int, ...] | None,
-) -> Plan:
+) -> Geometry:
     """Read the memory of a tensor as (b, o, g, m, i).
 
     Args:
-        shape: Of x.
-        strides: Of x.
-        statistic: The shape of the statistics: of x, with reduced dimensions of size 1.
-        affine: The shape of the learned vectors, likewise; None without any.
+        shape: Shape of x.
+        strides: Strides of x.
+        statistic: Shape of the statistics: x's, with reduced dimensions of size 1.
+        affine: Shape of the learned vectors, likewise; None without any.
     """
     axes = [d for d in range(len(shape)) if shape[d] != 1]
     axes.sort(key=lambda d: -strides[d])
     dense = 1
     for d in reversed(axes):
         if strides[d] != dense:
-            return Plan((), "x has gaps, overlaps or no values")
+            return Geometry((), "x has gaps, overlaps or no values")
         dense *= shape[d]
     if not dense:
-        return Plan((), "x has gaps, overlaps or no values")
+        return Geometry((), "x has gaps, overlaps or no values")
     # Learned vectors and statistics are flattened in logical order.
     kept = [d for d in axes if statistic[d] != 1]
     varying = [d for d in axes if affine is not None and affine[d] != 1]
     if kept != sorted(kept) or varying != sorted(varying):
-        return Plan((), "dimensions lie in another order than their vectors")
+        return Geometry((), "dimensions lie in another order than their vectors")
     parts: list[tuple[bool, bool, int]] = []
     for d in axes:
         is_kept, is_varying = statistic[d] != 1, d in varying
@@ -77,8 +77,10 @@ def plan_of(
     return _parse(parts)
 
 
-def _parse(parts: list[tuple[bool, bool, int]]) -> Plan:
-    unsupported = Plan((), "dimensions interleave in a way no kernel is written for")
+def _parse(parts: list[tuple[bool, bool, int]]) -> Geometry:
+    unsupported = Geometry(
+        (), "dimensions interleave in a way no kernel is written for"
+    )
     outer, parts = _take(parts, kept=True)
     first, parts = _take(parts, kept=False)
     inner, parts = _take(parts, kept=True)
@@ -89,7 +91,7 @@ def _parse(parts: list[tuple[bool, bool, int]]) -> Plan:
         first, last = first[:1], first[1:]
         inner = [(False, 1)]
     if inner:
-        # Reduced dimensions outside of kept ones: nothing learned may vary along them.
+        # No learned vector may vary along reduced dimensions outside of kept ones.
         if any(varies for varies, _ in outer + first) or len(last) > 1:
             return unsupported
         batch, over, groups = _size(outer), _size(first), inner
@@ -102,18 +104,18 @@ def _parse(parts: list[tuple[bool, bool, int]]) -> Plan:
     count = _size(groups)
     pattern = [v for v, _ in last]
     if pattern == [] or pattern == [False]:
-        return Plan((batch, over, count, 1, _size(last), period, _PER_RUN))
+        return Geometry((batch, over, count, 1, _size(last), period, _PER_RUN))
     if pattern == [True]:
-        return Plan((batch, over, count, 1, _size(last), period, _PER_ELEMENT))
+        return Geometry((batch, over, count, 1, _size(last), period, _PER_ELEMENT))
     if pattern == [True, False] and over == 1:
-        return Plan((batch, 1, count, last[0][1], last[1][1], period, _PER_RUN))
+        return Geometry((batch, 1, count, last[0][1], last[1][1], period, _PER_RUN))
     return unsupported
 
 
 def _take(
     parts: list[tuple[bool, bool, int]], *, kept: bool
 ) -> tuple[list[tuple[bool, int]], list[tuple[bool, bool, int]]]:
-    """The leading parts that are kept (or not) as (varies, size), and the rest."""
+    """Split off the leading parts that are kept (or not), as (varies, size)."""
     n = 0
     while n < len(parts) and parts[n][0] == kept:
         n += 1

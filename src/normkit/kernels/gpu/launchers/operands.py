@@ -1,0 +1,119 @@
+"""Operands of the launchers, and the arguments that all kernels take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normkit.kernels.gpu import config
+from normkit.kernels.gpu.geometry import Matrix
+
+__all__ = [
+    "NO_GATE",
+    "Gate",
+    "Running",
+    "Statistics",
+    "empty",
+    "tile_arguments",
+    "tiles_of",
+    "width_arguments",
+]
+
+
+@dataclass(frozen=True)
+class Running:
+    """Running statistics that the statistics kernel updates in place.
+
+    Attributes:
+        mean: Running mean, shape `(C,)`.
+        var: Running unbiased variance, shape `(C,)`.
+        tracked: Int64 scalar that counts batches, or None.
+        momentum: Share of the batch; None gives every batch the same share.
+        skips_nonfinite: A batch with a NaN or Inf changes nothing.
+    """
+
+    mean: Tensor
+    var: Tensor
+    tracked: Tensor | None
+    momentum: float | None
+    skips_nonfinite: bool
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Flat vectors, one element per statistic.
+
+    Attributes:
+        mean: float64.
+        m2: float64.
+        inv_std: 1/√(var + eps), float64; of the mean square when not centred. None
+            unless asked for.
+        scale: inv_std·weight, float32; None unless asked for.
+    """
+
+    mean: Tensor
+    m2: Tensor
+    inv_std: Tensor | None = None
+    scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The activation in the backward: dy is multiplied by its derivative.
+
+    Attributes:
+        activation: Name of the activation.
+        slope: Slope of leaky_relu.
+        bits: For relu, one bit per element: open or not.
+        output: For relu, the output, laid out as x: open where positive.
+        shift: The bias, flat, or None. With neither `bits` nor `output`, the input of
+            the activation is recomputed from x, `shift` and `residual`.
+        residual: The residual added before the activation, laid out as x, or None.
+    """
+
+    activation: str = "none"
+    slope: float = 0.01
+    bits: Tensor | None = None
+    output: Tensor | None = None
+    shift: Tensor | None = None
+    residual: Tensor | None = None
+
+    @property
+    def operand(self) -> Tensor | None:
+        """Second tensor of the shape of x that the kernel reads, if any."""
+        return self.residual if self.output is None else self.output
+
+    @property
+    def kind(self) -> str:
+        """One of "none", "bits", "output" and "recompute"."""
+        if self.bits is not None:
+            return "bits"
+        if self.output is not None:
+            return "output"
+        return "none" if self.activation == "none" else "recompute"
+
+
+NO_GATE = Gate()
+
+
+def empty(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialized tensor on the device of `x`."""
+    return torch.empty(shape, dtype=dtype, device=x.device)
+
+
+def width_arguments(width: int) -> dict[str, int]:
+    """Return the width in units of its alignment: the compiler sees the divisor."""
+    align = config.alignment(width)
+    return {"width_units": width // align, "ALIGN": align}
+
+
+def tile_arguments(tile: config.Tile) -> dict[str, int]:
+    """Return the compile-time sizes of a tile."""
+    return {"BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns}
+
+
+def tiles_of(matrix: Matrix, tile: config.Tile) -> int:
+    """Return the number of tiles that cover `matrix`."""
+    return -(-matrix.rows // tile.rows) * -(-matrix.width // tile.columns)

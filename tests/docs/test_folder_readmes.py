@@ -1,0 +1,38 @@
+"""Every file that the README of a folder of the sources names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "normkit"
+READMES = sorted(SOURCE.rglob("README.md"))
+
+
+def missing(page: str, folder: Path) -> list[str]:
+    """Return the named files and folders that do not exist.
+
+    A name is relative to the folder, to a folder within it, to one of its siblings, or
+    to the package.
+    """
+    named = re.findall(r"`([\w./]+(?:\.(?:py|cpp|hpp)|/))`", page)
+    bases = (folder, folder.parent, SOURCE)
+    return [
+        name
+        for name in named
+        if not any((base / name).exists() for base in bases)
+        and not any(folder.rglob(name.strip("/")))
+    ]
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_every_file_that_a_folder_readme_names_exists(path: Path) -> None:
+    page = path.read_text()
+    assert re.search(r"`[\w./]+\.(?:py|cpp)`", page), "names no file"
+    assert missing(page, path.parent) == []
+
+
+def test_a_renamed_file_is_found() -> None:
+    folder = SOURCE / "kernels" / "gpu"
+    page = "`config.py`, `launchers/rows.py`, `launchers/`; `table.py`, `passes/`"
+    assert missing(page, folder) == ["table.py", "passes/"]
