@@ -13,7 +13,7 @@ READMES = sorted(SOURCE.rglob("README.md"))
 def missing(page: str, folder: Path) -> list[str]:
     """Return the named files and folders that do not exist.
 
-    A name is relative to the folder, to its parent, to the package or to the repository;
+    A name is relative to the folder, to its parent, to the package or the repository;
     a bare name that is not in the folder lies somewhere below it.
     """
     named = re.findall(r"`([\w./]+(?:\.(?:py|cpp|hpp)|/))`", page)
