@@ -76,14 +76,7 @@ def tried_first(
     x: Tensor,
     vectors: tuple[Tensor | None, ...],
 ) -> NativeCall | AtenCall:
-    """Return a call that tries torch's operator first, or `kernels` if faster.
-
-    Args:
-        operator: torch's operator with its options.
-        kernels: The call that runs otherwise.
-        x: Values of the signature.
-        vectors: Weight and bias.
-    """
+    """Return a call that tries torch's operator first, or `kernels` if faster."""
     is_layer_norm = kernels.spec.shape is None
     if (
         x.numel() <= MAX_VALUES

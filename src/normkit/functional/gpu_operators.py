@@ -54,19 +54,6 @@ def batch_norm(
 ) -> Tensor | None:
     """Run batch norm in training on a GPU: see `normkit.functional.batch_norm`.
 
-    Args:
-        x: Values.
-        channel_dim: The dimension of channels, non-negative.
-        weight: Shape `(C,)`, or None.
-        bias: Shape `(C,)`, or None.
-        eps: Added to the variance, inside the root.
-        running_mean: Updated in place, shape `(C,)`, or None.
-        running_var: Updated in place, shape `(C,)`, or None.
-        num_batches_tracked: Counts batches in place, or None.
-        momentum: Share of the batch; None gives every batch the same share.
-        skips_nonfinite: Keep a batch with a NaN or Inf out of the running statistics.
-        epilogue: A residual to add and an activation to apply.
-
     Returns:
         The values, or None if the GPU kernels cannot run this call.
     """

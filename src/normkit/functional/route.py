@@ -36,17 +36,7 @@ def route_of(
     mask: Tensor | None,
     running: Running | None,
 ) -> Route:
-    """Return the route of a call; `aten` and `recorded` are tried before it.
-
-    Args:
-        spec: Options of the forward.
-        x: The values.
-        weight: Weight, or None.
-        bias: Bias, or None.
-        residual: Added before the activation, or None.
-        mask: Which values count; weights have no kernel.
-        running: Statistics to normalize by, or to update.
-    """
+    """Return the route of a call; `aten` and `recorded` are tried before it."""
     if mask is not None and mask.dtype != torch.bool:
         return Route.DIFFERENTIABLE
     if mask is None and gpu_operators.serves(spec, x, weight, bias, residual, running):

@@ -119,13 +119,7 @@ class Deferral:
         activation: str = "none",
         slope: float = 0.01,
     ) -> Tensor:
-        """Compute the output; the first time, update the running statistics.
-
-        Args:
-            residual: Added before the activation.
-            activation: Applied last.
-            slope: Of leaky_relu.
-        """
+        """Compute the output; the first time, update the running statistics."""
         moves, self._moves = self._moves, False
         read = self._versions if residual is None else (*self._versions, residual)
         for t, version in read:

@@ -134,14 +134,7 @@ def _call(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def defer(layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> Tensor | None:
-    """Return the deferred output of a batch norm on `x`; None if it cannot be deferred.
-
-    Args:
-        layer: The batch norm.
-        x: Its input.
-        uses_batch: Normalize by the statistics of the batch.
-        moves: Update the running statistics.
-    """
+    """Return the deferred output of a batch norm on `x`; None if it cannot wait."""
     reason = reason_against(layer, x)
     if reason:
         note(layer, reason)
