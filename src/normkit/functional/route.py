@@ -9,7 +9,12 @@ from torch import Tensor
 
 from normkit.functional import gpu_operators
 from normkit.kernels.spec import Running, Spec
-from normkit.torch_state import has_forward_mode, has_transforms, is_compiling
+from normkit.torch_state import (
+    has_forward_mode,
+    has_transforms,
+    is_compiling,
+    is_jit_tracing,
+)
 
 __all__ = ["Route", "route_of"]
 
@@ -41,6 +46,7 @@ def route_of(
         return Route.DIFFERENTIABLE
     if mask is None and gpu_operators.serves(spec, x, weight, bias, residual, running):
         return Route.OPERATOR
-    if is_compiling() or has_transforms() or has_forward_mode():
+    # torch.jit.trace records tensor operations, and no function of autograd.
+    if is_compiling() or has_transforms() or has_forward_mode() or is_jit_tracing():
         return Route.DIFFERENTIABLE
     return Route.KERNELS

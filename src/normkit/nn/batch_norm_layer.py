@@ -121,9 +121,11 @@ class BatchNormLayer(BatchStatisticsLayer):
             node = recorded_call(self, input, mask=mask, residual=residual)
             if node is not None:
                 return node
-            if is_recorded_by_jit(mask) and self.channel_dim == 1:
+            if is_recorded_by_jit(mask):
                 epilogue = Epilogue(self.activation, self.negative_slope, residual)
-                return followed(super().forward(input), epilogue, None)
+                first = input.movedim(self.channel_dim, 1)
+                y = super().forward(first).movedim(1, self.channel_dim)
+                return followed(y, epilogue, None)
         self._check_input_dim(input)
         buffers = self._buffers
         mean, var = buffers["running_mean"], buffers["running_var"]
