@@ -1484,11 +1484,12 @@ def every_group_is_the_world(patch: pytest.MonkeyPatch) -> None:
 def ghosts_leave_a_small_remainder(patch: pytest.MonkeyPatch) -> None:
     from normkit.functional import ghost
 
-    def broken(samples, ghost_size):
-        whole, rest = divmod(samples, ghost_size)
-        return [ghost_size] * whole + [rest] * (rest > 0)
+    shares = ghost._shares
 
-    patch.setattr(ghost, "ghost_sizes", broken)
+    def broken(samples, ghost_size):
+        return (samples // ghost_size + 1, *shares(samples, ghost_size)[1:])
+
+    patch.setattr(ghost, "_shares", broken)
 
 
 @fault(

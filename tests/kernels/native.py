@@ -17,8 +17,8 @@ CENTERED, GIVEN, STREAM = 1, 2, 8
 
 # In the order of the native struct.
 _POINTERS = (
-    *("x", "residual", "mask", "weight", "bias", "dy", "gate"),
-    *("y", "dx", "dresidual", "dweight", "dbias"),
+    *("x", "residual", "mask", "weight", "bias", "dy", "gate", "dsum"),
+    *("y", "dx", "dresidual", "sum", "dweight", "dbias"),
     *("center", "scale", "m2", "count", "sum_dy", "sum_dyx", "b", "c"),
 )
 
@@ -55,7 +55,7 @@ def call(
     assert not geometry.reason, geometry.reason
     given = [tensors.pop(name, None) for name in _POINTERS]
     assert not tensors, f"no such pointers: {list(tensors)}"
-    weight, bias = (given[k] if given[k] is not None else given[k + 7] for k in (3, 4))
+    weight, bias = (given[k] if given[k] is not None else given[k + 9] for k in (3, 4))
     fixed = FIXED.pack(
         *geometry.sizes,
         DTYPES[x.dtype],

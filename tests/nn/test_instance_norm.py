@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import normkit.nn
 import oracles
@@ -66,7 +67,7 @@ def test_running_statistics_average_instances_without_bias(rank: int) -> None:
         layer.running_mean, (0.7 * before[0] + 0.3 * mean).float()
     )
     torch.testing.assert_close(layer.running_var, (0.7 * before[1] + 0.3 * var).float())
-    assert int(layer.num_batches_tracked) == 0  # torch's never counts
+    assert int(layer.num_batches_tracked) == 1  # torch's never counts
 
 
 def test_without_momentum_every_batch_has_the_same_share() -> None:
@@ -127,3 +128,13 @@ def test_a_channels_last_gradient_of_one_sample_is_right() -> None:
     (found,) = torch.autograd.grad(layer_of(2).double()(x), x, dy)
     (truth,) = torch.autograd.grad(oracles.instance_norm(x), x, dy)
     torch.testing.assert_close(found, truth)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_forward_that_checkpointing_repeats_counts_once(
+    momentum: float | None,
+) -> None:
+    layer = layer_of(2, track_running_stats=True, momentum=momentum)
+    x = torch.randn(SHAPES[2], requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert int(layer.num_batches_tracked) == 1

@@ -169,3 +169,13 @@ def test_options_are_shown_and_survive_a_copy() -> None:
     assert repr(twin) == repr(layer)
     assert "ghost_size=4, estimator='biased', debias=True" in repr(layer)
     assert "ghost" not in repr(BatchNorm2d(3))
+
+
+def test_ghosts_compile_for_batches_of_several_sizes() -> None:
+    """The second size of a batch makes its size a symbol."""
+    layer, eager = (BatchNorm2d(6, ghost_size=2) for _ in range(2))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for samples in (4, 6, 7, 9):
+        x = torch.randn(samples, 6, 3, 3)
+        torch.testing.assert_close(compiled(x), eager(x))
+    torch.testing.assert_close(layer.running_var, eager.running_var)

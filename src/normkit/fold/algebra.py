@@ -9,7 +9,7 @@ Shape legend: G conv groups, O output channels per group, I input channels per g
 K kernel taps. Every op keeps its weight in some order of these four axes; a
 `WeightLayout` is that order, and the algebra is written once, on `W_GOIK`.
 
-Everything is computed in float64; whoever stores the result rounds once.
+Everything is computed in float64; the caller rounds once, when it stores the result.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """Where the group, output, input and tap axes of a weight lie.
+    """Positions of the group, output, input and tap axes of a weight.
 
     Attributes:
         axes: The weight's own dimensions, outermost first, each one a run of
-            letters that it holds merged: `("GO", "I", "K")` is a convolution,
+            letters for axes merged into it: `("GO", "I", "K")` is a convolution,
             `("GI", "O", "K")` a transposed one, `("O", "I")` a linear layer.
             `K` stands for all trailing dimensions at once.
         groups: The size of G.
@@ -60,7 +60,7 @@ class WeightLayout:
     groups: int = 1
 
     def to_goik(self, weight: Tensor) -> Tensor:
-        """`weight` as a `(G, O, I, K)` tensor; axes it lacks have size 1."""
+        """Return `weight` as a `(G, O, I, K)` tensor; axes it lacks have size 1."""
         sizes, order = self._split(tuple(weight.shape))
         split = weight.reshape([sizes[axis] for axis in order])
         present = [axis for axis in "GOIK" if axis in order]
@@ -68,19 +68,19 @@ class WeightLayout:
         return split.reshape([sizes.get(axis, 1) for axis in "GOIK"])
 
     def from_goik(self, weight_goik: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The inverse of `to_goik`, for a weight of `shape`."""
+        """Return the weight of `shape` that `to_goik` maps to `weight_goik`."""
         sizes, order = self._split(tuple(shape))
         present = [axis for axis in "GOIK" if axis in order]
         split = weight_goik.reshape([sizes[axis] for axis in present])
         return split.permute([present.index(axis) for axis in order]).reshape(shape)
 
     def output_channels(self, shape: tuple[int, ...]) -> int:
-        """G·O of a weight of `shape`."""
+        """Return G·O of a weight of `shape`."""
         sizes, _ = self._split(tuple(shape))
         return sizes.get("G", 1) * sizes["O"]
 
     def input_channels(self, shape: tuple[int, ...]) -> int:
-        """G·I of a weight of `shape`."""
+        """Return G·I of a weight of `shape`."""
         sizes, _ = self._split(tuple(shape))
         return sizes.get("G", 1) * sizes["I"]
 
@@ -110,12 +110,12 @@ MATMUL = WeightLayout(("I", "O"))
 
 
 def conv_layout(groups: int = 1) -> WeightLayout:
-    """A convolution's weight: (groups·O, I, *kernel)."""
+    """Return the layout of a convolution's weight: (groups·O, I, *kernel)."""
     return WeightLayout(("GO", "I", "K"), groups)
 
 
 def conv_transpose_layout(groups: int = 1) -> WeightLayout:
-    """A transposed convolution's weight: (groups·I, O, *kernel)."""
+    """Return the layout of a transposed convolution: (groups·I, O, *kernel)."""
     return WeightLayout(("GI", "O", "K"), groups)
 
 
@@ -188,7 +188,7 @@ def fold_input_affine(
 def identity_kernel(
     shape: tuple[int, ...], layout: WeightLayout, tap: int, *, scale: Tensor
 ) -> Tensor:
-    """The weight, float64, whose map multiplies channel c by `scale[c]`.
+    """Return the weight, float64, whose map multiplies channel c by `scale[c]`.
 
     Args:
         shape: The shape of the weight; as many input as output channels.

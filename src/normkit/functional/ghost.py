@@ -29,9 +29,18 @@ def ghost_sizes(samples: int, ghost_size: int) -> list[int]:
         >>> ghost_sizes(64, 16), ghost_sizes(39, 16), ghost_sizes(5, 16)
         ([16, 16, 16, 16], [20, 19], [5])
     """
-    ghosts = max(1, samples // ghost_size)
-    size, larger = divmod(samples, ghosts)
+    ghosts, size, larger = _shares(samples, ghost_size)
     return [size + 1] * larger + [size] * (ghosts - larger)
+
+
+def _shares(samples: int, ghost_size: int) -> tuple[int, int, int]:
+    """Return the number of ghosts, their size, and how many have a sample more.
+
+    Operators alone: a compiler's symbolic sizes know neither divmod nor max.
+    """
+    ghosts = samples // ghost_size if samples >= ghost_size else 1
+    size = samples // ghosts
+    return ghosts, size, samples - size * ghosts
 
 
 def normalize_ghosts(
@@ -70,8 +79,7 @@ def normalize_ghosts(
             f"residual of shape {tuple(epilogue.residual.shape)} must have the shape "
             f"of x, {tuple(x.shape)}; use expand()"
         )
-    sizes = ghost_sizes(x.shape[0], ghost_size)
-    larger = sum(size > sizes[-1] for size in sizes)
+    count, least, larger = _shares(x.shape[0], ghost_size)
     valid = None if mask is None else broadcast_mask(mask, x)
     added = epilogue.residual
     inner = (1, *(d + 1 for d in dims if d))
@@ -79,7 +87,7 @@ def normalize_ghosts(
     pieces: list[Tensor] = []
     whole: Moments | None = None
     start = 0
-    for ghosts, size in ((larger, sizes[0]), (len(sizes) - larger, sizes[-1])):
+    for ghosts, size in ((larger, least + 1), (count - larger, least)):
         if not ghosts:
             continue
         stop = start + ghosts * size

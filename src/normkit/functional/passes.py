@@ -73,7 +73,8 @@ class Passes:
                 update(running, measured)
         if mask is not None:
             y = y.masked_fill_(~mask, 0)
-        return y.view(shape), kept
+        # Not a view: what follows may change an output in place.
+        return torch.ops.aten._unsafe_view(y, shape), kept
 
     def _by_its_own(
         self,

@@ -37,7 +37,13 @@ __all__ = [
 
 
 class Refusal(NormkitError):  # noqa: N818 - an answer, not a failure
-    """Reason why a change of gauge is not possible, as printed in the ledger."""
+    """Reason why a change of gauge is not possible, as printed in the ledger.
+
+    Attributes:
+        visited: The nodes on which the refusal depends; None if they are not known.
+    """
+
+    visited: frozenset[Node] | None = None
 
 
 @dataclass(eq=False, repr=False)

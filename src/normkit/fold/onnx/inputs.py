@@ -1,4 +1,4 @@
-"""What a model is run on: the arrays that a caller gives, or random ones that fit."""
+"""Inputs to run a model on: the caller's arrays, or random ones that fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from normkit.fold.onnx.limits import check_count
 
 __all__ = ["drawn_inputs", "redrawn"]
 
-# What a dimension without a size is tried as, after the batch.
+# Sizes to try for a dimension without one, after the batch.
 _SIZES = (16, 64, 224)
 
 _ARRAYS: dict[int, Any] = {
@@ -34,7 +34,7 @@ _ARRAYS: dict[int, Any] = {
 def drawn_inputs(
     wide: onnx.ModelProto, example: dict[str, Any] | None, count: int
 ) -> list[dict[str, Any]]:
-    """What the model is run on: `count` times an array per input, in float64."""
+    """Return `count` dicts with an array per input, floats in float64."""
     held = {tensor.name for tensor in wide.graph.initializer}
     wanted = [value for value in wide.graph.input if value.name not in held]
     if example is not None:
@@ -106,7 +106,7 @@ def _drawn(wanted: list[Any], size: int, seed: int) -> dict[str, Any]:
 
 
 def redrawn(first: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Other inputs like `first`: floats get noise, the rest stays."""
+    """Return other inputs like `first`: floats get noise, the rest stays."""
     draw = np.random.default_rng(seed)
     again = copy.copy(first)
     for name, array in first.items():

@@ -1,9 +1,9 @@
-"""From an ONNX graph and the values of one run to the graph of `normkit.fold.ir.graph`.
+"""Read an ONNX graph, with the values of one run, into the graph of `ir`.
 
-A name is fixed when nothing that made it depends on an input of the model. Each use of
-a fixed name by an operator that holds weights becomes a slot of its own: an edit gives
-that one use a new initializer and leaves every other reader of the old one alone,
-whether it was shared, came from a Constant, or is used inside an If.
+A name is fixed if it depends on no input of the model. Each use of a fixed name by an
+operator with weights becomes a slot of its own: an edit gives that one use a new
+initializer and leaves every other reader of the old one alone, whether it was shared,
+came from a Constant, or is used inside an If.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ __all__ = [
     "read_graph",
 ]
 
-# Their results differ from run to run, or hold more than they were given.
+# Their results differ from run to run.
 _RANDOM = {
     *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
     *("Bernoulli", "Multinomial"),
 }
 
 
-# The reason, and the way out.
+# The reason, and what to do.
 DEFAULTS = (
     "an input is a weight with a default in the file, which callers may replace; if "
-    "none does, pass fixed_weights=True (--fixed-weights)"
+    "no caller does, pass fixed_weights=True (--fixed-weights)"
 )
 
 
@@ -53,12 +53,12 @@ class OnnxNorm:
     """A batch norm of an ONNX model.
 
     Attributes:
-        path: A name no other has.
-        kind: Its operator, or the operators it is written out in.
-        nodes: The one node it is.
-        positions: Which nodes of the ONNX graph it is, in order.
-        refusal: Why it cannot be taken out; empty if it can.
-        stored: How many numbers it holds.
+        path: Its unique name.
+        kind: Its operator, or the operators that it is decomposed into.
+        nodes: Its one node.
+        positions: The positions of its nodes in the ONNX graph, in order.
+        refusal: Reason why it must stay; empty if it may go.
+        stored: Number of stored numbers.
     """
 
     path: str
@@ -71,14 +71,13 @@ class OnnxNorm:
 
 @dataclass(eq=False)
 class OnnxGraph:
-    """An ONNX graph, read.
+    """The graph of an ONNX model.
 
     Attributes:
         graph: The nodes and values.
         values: By their ONNX names.
         norms: The batch norms.
         slots: By (position of the node, which of its inputs).
-        shapes: What the run made, by name, for names of inner results too.
     """
 
     graph: Graph = field(default_factory=Graph)
@@ -92,12 +91,12 @@ class Operator:
     """One node of an ONNX graph, with the values around it.
 
     Attributes:
-        node: It.
-        position: Which one of the graph it is.
-        label: What a person calls it.
+        node: The node.
+        position: Its position in the graph.
+        label: Its name in messages.
         opset: The version of its operator set.
         found: The arrays of one run by name.
-        reader: Who reads the graph.
+        reader: The reader of the graph.
     """
 
     node: onnx.NodeProto
@@ -108,7 +107,7 @@ class Operator:
     reader: _Reader
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute's value; text as str."""
+        """Return the value of an attribute; text as str."""
         for attribute in self.node.attribute:
             if attribute.name == name:
                 value = helper.get_attribute_value(attribute)
@@ -116,21 +115,21 @@ class Operator:
         return default
 
     def has(self, index: int) -> bool:
-        """Whether the input number `index` is given."""
+        """Return True if the input number `index` is given."""
         return index < len(self.node.input) and bool(self.node.input[index])
 
     def is_fixed(self, index: int) -> bool:
-        """Whether that input is the same in every run."""
+        """Return True if that input is the same in every run."""
         return self.has(index) and self.node.input[index] in self.reader.fixed
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """Its shape in the run."""
+        """Return the shape of that input in the run."""
         return tuple(np.shape(self.found[self.node.input[index]]))
 
     def array(self, index: int) -> Any:
-        """What it held in the run; None if it is not given or not the same always.
+        """Return that input if it is fixed or made of shapes alone; else None.
 
-        Names made of shapes alone count: they are the same for the same shapes.
+        Values made of shapes are the same for the same shapes.
         """
         if not self.has(index):
             return None
@@ -139,7 +138,7 @@ class Operator:
         return self.found[name] if known else None
 
     def value(self, index: int) -> Value:
-        """The value that flows in there."""
+        """Return the value of that input."""
         return self.reader.value(self.node.input[index])
 
     @property
@@ -168,14 +167,14 @@ class Operator:
         return value
 
     def slot(self, index: int, name: str, tensor: Tensor | None = None) -> Slot:
-        """The place of that input; empty without `tensor`."""
+        """Create the slot of that input; empty without `tensor`."""
         bare = self.label.strip("'")
         slot = Slot(f"{bare}.{name}", tensor)
         self.reader.result.slots[self.position, index] = slot
         return slot
 
     def replay(self, moved: list[int]) -> Callable[[list[Tensor]], list[Tensor]]:
-        """This node alone, on other tensors in the place of the inputs `moved`."""
+        """Return a function that repeats the node with other tensors for `moved`."""
         inputs = [
             helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None)
             for name in dict.fromkeys(self.node.input)
@@ -210,7 +209,7 @@ Lowering = Callable[[Operator], Node | None]
 
 
 class _Reader:
-    """Reads the nodes of a graph in order."""
+    """Read the nodes of a graph in order."""
 
     def __init__(
         self,
@@ -231,15 +230,15 @@ class _Reader:
         self.groups = 0
 
     def read(self) -> OnnxGraph:
-        """The whole graph."""
+        """Return the whole graph."""
         inputs = {value.name for value in self.proto.input}
         for tensor in self.proto.initializer:
-            # One that is an input as well is only a default.
+            # A weight that is an input as well is only a default.
             held = self.defaults if tensor.name in inputs else self.fixed
             held.add(tensor.name)
         for name in inputs:
             value = self.value(name)
-            value.pinned = "is given from outside"
+            value.pinned = "is given by the caller"
             self.result.graph.inputs.append(value)
         for position, node in enumerate(self.proto.node):
             self._read_node(position, node)
@@ -251,7 +250,7 @@ class _Reader:
         return self.result
 
     def value(self, name: str) -> Value:
-        """The value of that name."""
+        """Return the value of that name."""
         if name not in self.result.values:
             array = self.found.get(name)
             shape = () if array is None else tuple(np.shape(array))
@@ -365,13 +364,13 @@ def _is_float(array: Any) -> bool:
 
 
 def inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs inside a node: branches, bodies."""
+    """Return the graphs inside a node: branches, bodies."""
     graphs = [a.g for a in node.attribute if a.HasField("g")]
     return graphs + [g for a in node.attribute for g in a.graphs]
 
 
 def captured_by(graph: onnx.GraphProto) -> set[str]:
-    """The names that an inner graph reads from outside."""
+    """Return the names that an inner graph reads from outside."""
     read, made = set(), set()
     for inner in graphs_in(graph):
         made |= {t.name for t in inner.initializer} | {v.name for v in inner.input}
@@ -393,7 +392,7 @@ def read_graph(
     Args:
         model: The model, in any precision.
         found: Every value of one run in float64.
-        rules: What each operator is.
+        rules: The lowering of each operator.
         opset: The version of the operator set.
     """
     return _Reader(model, found, rules, opset).read()

@@ -23,6 +23,8 @@ from normkit.fold.onnx.reading import captured_by, inner_graphs
 
 __all__ = ["FoldAlone", "fold_inside", "has_norms_inside", "left_inside"]
 
+_OUTER = "its input is computed outside of that graph"
+
 FoldAlone = Callable[
     [onnx.ModelProto, dict[str, Any]], tuple[onnx.ModelProto, list[FoldEntry], float]
 ]
@@ -207,5 +209,6 @@ def _placed(entry: FoldEntry, node: onnx.NodeProto) -> FoldEntry:
     where = f"inside {node.op_type} '{node.name}'"
     how, reason = entry.how, entry.reason
     if reason:
-        reason = f"it runs {where}: {reason.replace('the model', 'that graph')}"
+        told = reason.replace("the model's input is given by the caller", _OUTER)
+        reason = f"it runs {where}: {told}"
     return replace(entry, how=f"{how}, {where}" if how else "", reason=reason)

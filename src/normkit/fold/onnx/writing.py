@@ -1,4 +1,4 @@
-"""The plan put back into the ONNX graph, through onnx-ir."""
+"""Apply a plan to an ONNX graph, through onnx-ir."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ __all__ = ["rewritten", "rounded"]
 
 
 def rewritten(model: onnx.ModelProto, read: OnnxGraph, plan: Plan) -> onnx.ModelProto:
-    """A copy of `model` with the weights and without the batch norms of `plan`.
+    """Return a copy of `model` with the weights and without the batch norms of `plan`.
 
     Args:
-        model: What was read; in any precision, so that the same plan edits the model
-            and its float64 double.
-        read: It, read.
-        plan: What to do.
+        model: The model, in any precision: one plan edits it and its float64 copy.
+        read: Its graph.
+        plan: The folds.
     """
     edited = ir.from_proto(model)
     graph = edited.graph
@@ -44,12 +43,12 @@ def rewritten(model: onnx.ModelProto, read: OnnxGraph, plan: Plan) -> onnx.Model
             shift = solution.remainder.reshape(-1, *(1,) * (rank - 2))
             source = _sum_instead(graph, own, source, shift, names)
         _bypass(graph, own, source)
-    _forget_unused(graph)
+    _remove_unused(graph)
     return ir.to_proto(edited)
 
 
 def rounded(tensor: Tensor, dtype: ir.DataType) -> np.ndarray:
-    """`tensor` in the type that the model holds."""
+    """Return `tensor` in the type of the model's weight."""
     return tensor.numpy().astype(dtype.numpy())
 
 
@@ -59,7 +58,7 @@ def _positions(norm: Norm) -> tuple[int, ...]:
 
 
 def _entry(nodes: list[ir.Node], read: OnnxGraph, norm: Norm) -> int:
-    """Which input of its first node is what a batch norm normalizes."""
+    """Return the index of the input, of its first node, that a norm normalizes."""
     first, wanted = nodes[_positions(norm)[0]], norm.nodes[0].inputs[0]
     names = [None if value is None else value.name for value in first.inputs]
     return next(
@@ -83,7 +82,7 @@ class _Names:
                     self.taken |= set(inner.initializers)
 
     def fresh(self, wish: str) -> str:
-        """`wish`, or `wish` with a number."""
+        """Return `wish`, or `wish` with a number, and reserve it."""
         name, count = wish, 1
         while name in self.taken:
             count += 1
@@ -155,7 +154,7 @@ _KEEP_TYPE = {
 def _sum_instead(
     graph: ir.Graph, own: list[ir.Node], source: ir.Value, shift: Tensor, names: _Names
 ) -> ir.Value:
-    """Put source + shift before the first of `own`, and answer it."""
+    """Insert source + shift before the first of `own`, and return it."""
     like = own[0].inputs[1]
     assert like is not None
     dtype = source.dtype or _dtype(like)
@@ -169,7 +168,7 @@ def _sum_instead(
 
 
 def _bypass(graph: ir.Graph, own: list[ir.Node], source: ir.Value) -> None:
-    """Let who reads the last of the nodes `own` read `source`, and take them out."""
+    """Remove the nodes `own`; the readers of the last one read `source` instead."""
     last = own[-1].outputs[0]
     places = [i for i, output in enumerate(graph.outputs) if output is last]
     is_free = source.producer() is not None and not any(
@@ -178,7 +177,7 @@ def _bypass(graph: ir.Graph, own: list[ir.Node], source: ir.Value) -> None:
     name, kind, shape = last.name, last.type, last.shape
     instead = source
     if places and not is_free:
-        # What is given or returned already needs a node between.
+        # An input, or a value that is an output already, needs a node between.
         instead = ir.Value(type=kind, shape=shape)
         node = ir.Node("", "Identity", [source], outputs=[instead], name=own[-1].name)
         graph.insert_before(own[0], node)
@@ -190,8 +189,8 @@ def _bypass(graph: ir.Graph, own: list[ir.Node], source: ir.Value) -> None:
         instead.name, instead.type, instead.shape = name, kind, shape
 
 
-def _forget_unused(graph: ir.Graph) -> None:
-    """Drop constants and initializers that nothing reads any more."""
+def _remove_unused(graph: ir.Graph) -> None:
+    """Remove constants and initializers that nothing reads any more."""
     kept = {*graph.inputs, *graph.outputs}
     changed = True
     while changed:

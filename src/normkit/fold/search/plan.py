@@ -11,9 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor
-
-from normkit.fold.ir.graph import Gauges, Graph, Refusal, Slot
+from normkit.fold.ir.graph import Gauges, Graph, Node, Refusal, Slot
 from normkit.fold.ir.nodes import BatchNorm
 from normkit.fold.search.parallel_branch import solve_parallel_branch
 from normkit.fold.search.solve import PARTIAL_WAYS, WAYS, Solution, solve
@@ -69,9 +67,10 @@ class Planner:
         self.graph = graph
         self.norms = norms
         self.slots = slots
-        self._original: dict[Slot, Tensor | None] = {
-            slot: slot.tensor for slot in slots
-        }
+        self._original = {slot: slot.tensor for slot in slots}
+        # The last step that changed a node; the number of steps at each refusal.
+        self._changed: dict[Node, int] = {}
+        self._refused: dict[tuple[str, str], tuple[int, frozenset[Node]]] = {}
 
     def validate(self, norm: Norm, solution: Solution) -> None:
         """Raise `Refusal` if the algebra permits `solution` and the model does not."""
@@ -89,6 +88,7 @@ class Planner:
         for slot in self.slots:
             slot.tensor = self._original.get(slot)
         plan = Plan()
+        self._changed, self._refused = {}, {}
         pending: list[Norm] = []
         for norm in self.norms:
             for node in norm.nodes:
@@ -152,6 +152,9 @@ class Planner:
         )
 
     def _try(self, plan: Plan, norm: Norm, way: str, refusals: dict[str, str]) -> bool:
+        step, visited = self._refused.get((norm.path, way), (-1, None))
+        if visited and all(self._changed.get(node, -1) < step for node in visited):
+            return False  # Nothing that the refusal depends on has changed since.
         try:
             if way == "parallel":
                 solution = solve_parallel_branch(self.graph, norm.nodes)
@@ -160,7 +163,12 @@ class Planner:
             self.validate(norm, solution)
         except Refusal as refusal:
             refusals[way] = str(refusal)
+            if refusal.visited is not None:
+                self._refused[norm.path, way] = len(plan.steps), refusal.visited
             return False
+        readers = (node for slot in solution.edits for node in slot.readers)
+        for node in (*solution.touched, *norm.nodes, *readers):
+            self._changed[node] = len(plan.steps)
         for slot, tensor in solution.edits.items():
             slot.tensor = tensor
         for node in norm.nodes:

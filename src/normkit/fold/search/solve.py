@@ -120,7 +120,11 @@ def solve(
                 raise Refusal(f"{value.name} would need two different maps")
             search.put(gauges, value, gauge)
             todo += search.around(value)
-    edits, edited, settled = search.settle(gauges, todo)
+    try:
+        edits, edited, settled = search.settle(gauges, todo)
+    except Refusal as refusal:
+        refusal.visited = frozenset({*search.visited, *norms})
+        raise
     near = {node for value in settled for node in search.around(value)}
     touched = sorted(
         (node for node in near if node.is_touched(settled)), key=lambda n: n.position
@@ -219,6 +223,7 @@ class _Search:
     def __init__(self, removed: set[BatchNorm]) -> None:
         self.removed = removed
         self.visits = 0
+        self.visited: set[Node] = set()
 
     def put(self, gauges: Gauges, value: Value, gauge: Gauge) -> None:
         """Set a gauge; refuse if the value must not change."""
@@ -242,6 +247,7 @@ class _Search:
             if self.visits > _MAX_VISITS:
                 raise Refusal("the search took too many steps")
             node = todo.pop(0)
+            self.visited.add(node)
             alternatives = node.propagate(gauges)
             for alternative in alternatives[:-1]:
                 try:

@@ -178,7 +178,7 @@ class _Reader(TorchFunctionMode):
         """Register the tensors of the arguments."""
         for tensor in tensors_in(nest):
             value = self._register(tensor, Value(tuple(tensor.shape)))
-            value.pinned = "is an argument of the model"
+            value.pinned = "is given by the caller"
             self.graph.inputs.append(value)
 
     def register_outputs(self, nest: Any) -> None:

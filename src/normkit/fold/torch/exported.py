@@ -1,8 +1,8 @@
 """An exported program as a module whose layers hold their own weights.
 
-`torch.export` flattens a model into one forward that reads every weight from afar. To
-be folded, each convolution, linear map and batch norm becomes a module again; then the
-run-time trace reads it like any other model.
+`torch.export` flattens a model into one forward that reads every weight by name. To be
+folded, each convolution, linear map and batch norm becomes a module again; then it is
+traced like any other model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from normkit.fold.torch.op_names import op_name
 
 __all__ = ["ExportedLayer", "as_module"]
 
-# Where each operation takes what its layer holds.
+# Positions of the parameters and statistics among the arguments of each operation.
 _WEIGHTS = {"weight": 1, "bias": 2}
 _STATISTICS = _WEIGHTS | {"running_mean": 3, "running_var": 4}
 _LAYERS = {
@@ -33,10 +33,10 @@ class ExportedLayer(nn.Module):
 
     Args:
         call: The operation.
-        held: What it reads besides its input, by name; None where it reads nothing.
-        positions: Where in the call each of them goes.
-        rest: All positional arguments, None in these places.
-        kwargs: The named ones.
+        held: Its parameters and statistics by name; None for one that it lacks.
+        positions: The position of each of them among the arguments.
+        rest: All positional arguments, None in these positions.
+        kwargs: The named arguments.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ExportedLayer(nn.Module):
                 self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the exported program computed there."""
+        """Return the output of the operation on `x`."""
         args = list(self.rest)
         args[0] = x
         for name, position in self.positions.items():
@@ -69,7 +69,7 @@ class ExportedLayer(nn.Module):
 
 
 def as_module(program: ExportedProgram) -> nn.Module:
-    """`program` as a module that computes the same, made of layers."""
+    """Return `program` as a module that computes the same, made of layers."""
     module = program.module()
     assert isinstance(module, fx.GraphModule)
     for node in list(module.graph.nodes):
@@ -108,7 +108,7 @@ def as_module(program: ExportedProgram) -> nn.Module:
 def _layer(
     module: fx.GraphModule, node: fx.Node, positions: dict[str, int]
 ) -> ExportedLayer | None:
-    """The layer of one call; None if it reads anything but its input and weights."""
+    """Return the layer of one call; None if it reads other tensors than weights."""
     rest = list(node.args) + [None] * (max(positions.values()) + 1 - len(node.args))
     held: dict[str, Tensor | None] = {}
     for name, position in positions.items():

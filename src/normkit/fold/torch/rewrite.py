@@ -1,4 +1,4 @@
-"""Edits of a torch module, by name, that can be undone: the same for every copy."""
+"""Edits of a torch module, by name: they apply to every copy and can be undone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -26,13 +27,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Rest:
-    """What a batch norm's module does besides.
+    """Operations of a batch norm's module after the normalization.
 
     Attributes:
-        children: Its children that it calls with what it normalized, in that order.
-        activation: What it applies in the same pass, before them.
+        children: Its children that it calls with the normalized values, in that order.
+        activation: The activation that it applies in the same pass, before them.
         slope: Of a leaky_relu.
-        adds: Whether it is called with a `residual` to add before that.
+        adds: Whether it adds a `residual` before that.
     """
 
     children: tuple[str, ...] = ()
@@ -41,7 +42,7 @@ class Rest:
     adds: bool = False
 
     def of(self, old: nn.Module, first: OrderedDict[str, nn.Module]) -> nn.Module:
-        """The module that does it, after `first`; for `old` or its double in a copy."""
+        """Return a module of `first` and these operations; `old` has the children."""
         parts, activation = OrderedDict(first), self._activation()
         if self.adds:
             return Sum(nn.Sequential(parts), activation or nn.Identity())
@@ -68,11 +69,11 @@ class Rest:
 
 
 class Sum(nn.Module):
-    """act(before(x) + residual): called as the batch norm that it stands for.
+    """act(before(x) + residual), with the signature of the batch norm it replaces.
 
     Args:
-        before: What stays of the batch norm before the sum.
-        activation: What it did after it.
+        before: The rest of the batch norm before the sum.
+        activation: The activation after it.
     """
 
     def __init__(self, before: nn.Module, activation: nn.Module) -> None:
@@ -80,7 +81,7 @@ class Sum(nn.Module):
         self.before, self.activation = before, activation
 
     def forward(self, x: Tensor, *, mask: None = None, residual: Tensor) -> Tensor:
-        """The values, of the shape of `x`."""
+        """Return a tensor of the shape of `x`."""
         return self.activation(self.before(x) + residual)
 
 
@@ -90,10 +91,11 @@ class NormModule:
 
     Attributes:
         path: Its name in the model.
-        module: It, in the traced copy.
+        module: The module of the traced copy.
         nodes: Its calls; none if it did not run.
-        refusal: Why it cannot be taken out; empty if it can.
-        rest: What stays of it in its place.
+        refusal: Reason why it must stay; empty if it may go.
+        rest: Its operations that stay.
+        places: Each (path of the parent, name) under which the model holds it.
     """
 
     path: str
@@ -101,6 +103,7 @@ class NormModule:
     nodes: list[BatchNorm]
     refusal: str = ""
     rest: Rest = Rest()
+    places: tuple[tuple[str, str], ...] = ()
 
     @property
     def kind(self) -> str:
@@ -110,7 +113,7 @@ class NormModule:
     def replacement(
         self, old: nn.Module, *, needs_copy: bool, shift: Tensor | None
     ) -> nn.Module:
-        """What stands in the place of `old`, this module or its double in a copy."""
+        """Return the replacement of `old`, this module in one of the copies."""
         first: dict[str, nn.Module] = {}
         if shift is not None:
             like = _like(old, "bias")
@@ -122,22 +125,22 @@ class NormModule:
 
 
 class Copied(nn.Module):
-    """The identity, on memory of its own.
+    """A copy of the input.
 
-    It stands where a batch norm was whose output is later written to in place while
-    its input is still needed.
+    It replaces a batch norm whose output is written to in place while its input is
+    still needed.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """A copy of `x`."""
+        """Return a copy of `x`."""
         return x.clone()
 
 
 class Shift(nn.Module):
-    """X + bias per channel: what stays of a batch norm whose scale alone could go.
+    """X + bias per channel: the rest of a batch norm of which the scale was folded.
 
     Args:
-        bias: What to add, shape `(C,)`.
+        bias: Summand per channel, shape `(C,)`.
         dim: The dimension of the channels, counted from the end.
     """
 
@@ -147,20 +150,20 @@ class Shift(nn.Module):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum, of the shape of `x`."""
+        """Return the sum, of the shape of `x`."""
         return x + self.bias.reshape(-1, *(1,) * (-self.dim - 1))
 
 
 @dataclass(frozen=True)
 class SetParameter:
-    """Let the parameter or buffer `name` of the module at `path` hold `tensor`."""
+    """Set the parameter or buffer `name` of the module at `path` to `tensor`."""
 
     path: str
     name: str
     tensor: Tensor
 
     def apply(self, model: nn.Module) -> Callable[[], None]:
-        """Do it, rounding once to the dtype held there; the answer undoes it."""
+        """Apply it, rounding once to the dtype there; return a function to undo it."""
         module = model.get_submodule(self.path)
         held: dict[str, Any] = module._parameters
         if self.name in module._buffers:
@@ -178,14 +181,14 @@ class SetParameter:
         return undo
 
     def overflows_in(self, model: nn.Module) -> bool:
-        """Whether rounding to the dtype held there makes a finite number infinite."""
+        """Return True if rounding to the dtype there makes a finite number infinite."""
         module = model.get_submodule(self.path)
         like = _like(module, self.name)
-        return not bool(self.tensor.to(like.dtype).isfinite().all())
+        return float(self.tensor.abs().amax()) > torch.finfo(like.dtype).max
 
 
 def _like(module: nn.Module, name: str) -> Tensor:
-    """What `name` holds, or what it would be made like: the weight, a statistic."""
+    """Return `name`, or a tensor to model it on: the weight, a statistic."""
     held = {**module._parameters, **module._buffers}
     ranked = [held.get(name), held.get("weight"), *held.values()]
     return next(t for t in ranked if t is not None and t.is_floating_point())
@@ -193,9 +196,9 @@ def _like(module: nn.Module, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Replace:
-    """Take the batch norm `norm` out, wherever the model holds it.
+    """Replace the batch norm `norm` in every place where the model holds it.
 
-    With `shift`, leave a sum per channel in its place.
+    With `shift`, a sum per channel stays.
     """
 
     norm: NormModule
@@ -203,15 +206,13 @@ class Replace:
     shift: Tensor | None = None
 
     def apply(self, model: nn.Module) -> Callable[[], None]:
-        """Do it; the answer undoes it."""
+        """Apply it; return a function to undo it."""
         old = model.get_submodule(self.norm.path)
         new = self.norm.replacement(old, needs_copy=self.needs_copy, shift=self.shift)
         new.training = old.training
         places = [
-            (parent._modules, name)
-            for parent in list(model.modules())
-            for name, child in parent._modules.items()
-            if child is old
+            (model.get_submodule(parent)._modules, name)
+            for parent, name in self.norm.places
         ]
         for held, name in places:
             held[name] = new
@@ -224,7 +225,7 @@ class Replace:
 
 
 def norm_modules(trace: Trace) -> list[NormModule]:
-    """Every batch norm of a traced model, in the order of its modules.
+    """Return every batch norm of a traced model, in the order of its modules.
 
     A batch norm is a module whose own forward normalizes an activation by fixed
     statistics, or one of torch's classes that did not run.
@@ -235,10 +236,16 @@ def norm_modules(trace: Trace) -> list[NormModule]:
             call = trace.call_of[node]
             calls.setdefault(call.module, []).append((node, call))
     found = []
+    places: dict[nn.Module, list[tuple[str, str]]] = {}
+    for path, module in trace.root.module.named_modules():
+        for name, child in module._modules.items():
+            if child is not None:
+                places.setdefault(child, []).append((path, name))
     for path, module in trace.root.module.named_modules():
         if module in calls:
             nodes = [node for node, _ in calls[module]]
             norm = NormModule(path, module, nodes)
+            norm.places = tuple(places.get(module, ()))
             bodies = {_body(node, call) for node, call in calls[module]}
             body = bodies.pop() if len(bodies) == 1 else "is called in several ways"
             if isinstance(body, str):
@@ -254,7 +261,7 @@ def norm_modules(trace: Trace) -> list[NormModule]:
 
 
 def _body(node: BatchNorm, call: ModuleCall) -> str | Rest:
-    """What the module does besides normalizing, or why it must stay."""
+    """Return the operations after the normalization, or why the module must stay."""
     name = type(call.module).__name__
     if call.nodes != [node, *node.epilogue]:
         return (
