@@ -90,7 +90,7 @@ class Move(Node):
         return _Numbers(tuple(starts), tuple(shapes), tuple(outputs))
 
     def _numbers_for(self, needed: set[int]) -> _Numbers:
-        """Enumerate the elements of the inputs, with size 1 where no gauge needs more."""
+        """Enumerate the inputs' elements, with size 1 where no gauge needs more."""
         if self.acts_on is None:
             return self._numbered([value.shape for value in self.inputs])
         key = frozenset(needed)
