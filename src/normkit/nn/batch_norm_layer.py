@@ -123,8 +123,10 @@ class BatchNormLayer(BatchStatisticsLayer):
                 return node
             if is_recorded_by_jit(mask):
                 epilogue = Epilogue(self.activation, self.negative_slope, residual)
-                first = input.movedim(self.channel_dim, 1)
-                y = super().forward(first).movedim(1, self.channel_dim)
+                dim = self.channel_dim
+                first = input if dim == 1 else input.movedim(dim, 1)
+                y = super().forward(first)
+                y = y if dim == 1 else y.movedim(1, dim)
                 return with_epilogue(y, epilogue, None)
         self._check_input_dim(input)
         buffers = self._buffers
