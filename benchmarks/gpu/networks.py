@@ -9,8 +9,7 @@ from benchmarks.gpu.stages import Case, Row
 from benchmarks.gpu.timing import Bench
 from torch import Tensor, nn
 
-from normkit.functional import gpu_operators as operators
-from normkit.kernels.epilogue import Epilogue
+import normkit
 
 __all__ = ["cases"]
 
@@ -32,16 +31,13 @@ class OurNorm(Norm):
     def forward(  # type: ignore[override]
         self, x: Tensor, residual: Tensor | None = None, relu: bool = True
     ) -> Tensor:
-        y = operators.batch_norm(
-            *(x, 1, self.weight, self.bias, self.eps),
-            running_mean=self.running_mean,
-            running_var=self.running_var,
+        return normkit.functional.batch_norm(
+            *(x, self.running_mean, self.running_var, self.weight, self.bias),
+            training=True,
             num_batches_tracked=self.num_batches_tracked,
-            momentum=self.momentum,
-            epilogue=Epilogue("relu" if relu else "none", residual=residual),
+            activation="relu" if relu else "none",
+            residual=residual,
         )
-        assert y is not None, "the GPU kernels do not serve this"
-        return y
 
 
 class Bottleneck(nn.Module):

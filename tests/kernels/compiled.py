@@ -157,7 +157,7 @@ def batch_norm(
     y, found, bits = layers.channels_forward(
         *(x, geometry, vector, vector, 1e-5),
         Epilogue(activation, residual=x if add else None),
-        running=launchers.Running(vector, vector, tracked, 0.1, True),
+        running=launchers.Running(vector, vector, tracked, tracked, 0.1, True),
         saves_bits=add and activation == "relu",
     )
     gate = launchers.Gate(activation, bits=bits, shift=vector)

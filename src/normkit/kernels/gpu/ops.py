@@ -33,8 +33,9 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 LIBRARY.define(
     "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "Tensor(c!)? num_batches_tracked, float? momentum, float eps, "
-    "bool skips_nonfinite, int channel_dim, str activation, float slope) "
+    "Tensor(c!)? num_batches_tracked, Tensor(d!)? num_batches_skipped, "
+    "float? momentum, float eps, bool skips_nonfinite, int channel_dim, "
+    "str activation, float slope) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
@@ -75,6 +76,7 @@ def _batch_norm(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None,
     momentum: float | None,
     eps: float,
     skips_nonfinite: bool,
@@ -87,7 +89,7 @@ def _batch_norm(
     running = None
     if running_mean is not None and running_var is not None:
         running = launchers.Running(
-            *(running_mean, running_var, num_batches_tracked),
+            *(running_mean, running_var, num_batches_tracked, num_batches_skipped),
             *(momentum, skips_nonfinite),
         )
     y, found, bits = layers.channels_forward(
@@ -230,6 +232,7 @@ def _fake_batch_norm(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None,
     momentum: float | None,
     eps: float,
     skips_nonfinite: bool,

@@ -42,6 +42,7 @@ def statistics_kernel(
     running_mean_ptr,
     running_var_ptr,
     tracked_ptr,
+    skipped_ptr,
     steps,
     statistics,
     width_units,
@@ -57,6 +58,7 @@ def statistics_kernel(
     RUNNING: tl.constexpr,
     SKIPS_NONFINITE: tl.constexpr,
     COUNTS_BATCHES: tl.constexpr,
+    COUNTS_SKIPPED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
@@ -147,8 +149,8 @@ def statistics_kernel(
             if is_last(ticket_ptr + blocks, blocks):
                 _update_running(
                     mean_ptr, m2_ptr, running_mean_ptr, running_var_ptr, tracked_ptr,
-                    statistics, count, momentum,
-                    RUNNING, SKIPS_NONFINITE, COUNTS_BATCHES, BLOCK_RUNNING,
+                    skipped_ptr, statistics, count, momentum, RUNNING,
+                    SKIPS_NONFINITE, COUNTS_BATCHES, COUNTS_SKIPPED, BLOCK_RUNNING,
                 )  # fmt: skip
 
 
@@ -201,13 +203,14 @@ def _terms(
 @triton.jit
 def _update_running(
     mean_ptr, m2_ptr, running_mean_ptr, running_var_ptr, tracked_ptr,
-    statistics, count, momentum,
+    skipped_ptr, statistics, count, momentum,
     RUNNING: tl.constexpr, SKIPS_NONFINITE: tl.constexpr,
-    COUNTS_BATCHES: tl.constexpr, BLOCK_RUNNING: tl.constexpr,
+    COUNTS_BATCHES: tl.constexpr, COUNTS_SKIPPED: tl.constexpr,
+    BLOCK_RUNNING: tl.constexpr,
 ):  # fmt: skip
     """Update all running statistics, or none: (1 − rate)·old + rate·batch.
 
-    A batch with a NaN or Inf in any statistic changes nothing if SKIPS_NONFINITE.
+    A batch with a NaN or Inf in any statistic is only counted if SKIPS_NONFINITE.
     """
     bad = 0
     if SKIPS_NONFINITE:
@@ -240,3 +243,5 @@ def _update_running(
             # Every thread has read the old count before one writes the new.
             tl.debug_barrier()
             tl.store(tracked_ptr, tl.load(tracked_ptr) + 1)
+    elif COUNTS_SKIPPED:
+        tl.store(skipped_ptr, tl.load(skipped_ptr) + 1)

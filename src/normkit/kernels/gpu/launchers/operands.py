@@ -30,6 +30,7 @@ class Running:
         mean: Running mean, shape `(C,)`.
         var: Running unbiased variance, shape `(C,)`.
         tracked: Int64 scalar that counts batches, or None.
+        skipped: Int64 scalar that counts batches with a NaN or Inf, or None.
         momentum: Share of the batch; None gives every batch the same share.
         skips_nonfinite: A batch with a NaN or Inf changes nothing.
     """
@@ -37,6 +38,7 @@ class Running:
     mean: Tensor
     var: Tensor
     tracked: Tensor | None
+    skipped: Tensor | None
     momentum: float | None
     skips_nonfinite: bool
 

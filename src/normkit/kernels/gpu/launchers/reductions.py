@@ -47,6 +47,7 @@ def statistics(
     if running is not None:
         runs = "cumulative" if running.momentum is None else "ema"
     tracked = None if running is None else running.tracked
+    skipped = None if running is None else running.skipped
     launch.submit(
         statistics_kernel,
         (grid.blocks, splits),
@@ -65,6 +66,7 @@ def statistics(
         running_mean_ptr=mean if running is None else running.mean,
         running_var_ptr=mean if running is None else running.var,
         tracked_ptr=mean if tracked is None else tracked,
+        skipped_ptr=mean if skipped is None else skipped,
         steps=r.steps,
         statistics=count,
         pieces=r.pieces,
@@ -79,6 +81,7 @@ def statistics(
         RUNNING=runs,
         SKIPS_NONFINITE=running is not None and running.skips_nonfinite,
         COUNTS_BATCHES=tracked is not None,
+        COUNTS_SKIPPED=skipped is not None,
         **tile_arguments(tile),
         BLOCK_PARTS=_parts_at_once(splits, r),
         BLOCK_RUNNING=1024,
