@@ -222,10 +222,12 @@ def _with(
     def under(turn: int) -> object:
         before = {name: getattr(config, name) for name in numbers}
         vars(config).update(numbers)
+        config.forget()
         try:
             return call(turn)
         finally:
             vars(config).update(before)
+            config.forget()
 
     return under if numbers else call
 

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import launch, launchers, layers
 from normkit.kernels.gpu.geometry import Matrix, Runs
+from normkit.kernels.spec import Running
 from normkit.views import view_of
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -157,7 +158,7 @@ def batch_norm(
     y, found, bits = layers.channels_forward(
         *(x, geometry, vector, vector, 1e-5),
         Epilogue(activation, residual=x if add else None),
-        running=launchers.Running(vector, vector, tracked, tracked, 0.1, True),
+        running=Running(vector, vector, 0.1, tracked, tracked),
         saves_bits=add and activation == "relu",
     )
     gate = launchers.Gate(activation, bits=bits, shift=vector)

@@ -72,21 +72,17 @@ class ChannelCall(GpuCall):
         keeps: str,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; for a relu after a sum it keeps one bit a value."""
-        spec, moved = self.spec, None
-        if running is not None and running.mean is not None:
-            moved = self._layers.launchers.Running(
-                *(running.mean, running.var, running.batches, running.skipped),
-                *(running.rate, running.skips_nonfinite),
-            )
+        spec = self.spec
         y, found, bits = self._layers.channels_forward(
             *(x, self._geometry, weight, bias, spec.eps, spec.epilogue(residual)),
-            running=moved,
+            running=running,
             saves_bits=keeps != "nothing"
             and residual is not None
             and spec.activation == "relu",
         )
-        if moved is not None:
-            increment_version((moved.mean, moved.var))
+        if running is not None and running.mean is not None:
+            # Autograd has to notice, as with any change in place.
+            increment_version(running[:2])
         kept = (found.mean, found.inv_std, found.m2, found.scale)
         return y, kept if bits is None else (*kept, bits)
 

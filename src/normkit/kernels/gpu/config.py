@@ -20,6 +20,7 @@ __all__ = [
     "Tile",
     "alignment",
     "backward_rows",
+    "forget",
     "forward_rows",
     "keeps_row",
     "keeps_shares",
@@ -60,6 +61,10 @@ FORWARD_ROW = 16384
 _BACKWARD_ROW_BYTES = 16384
 
 
+# Found once for each shape: a call of a few microseconds asks for several.
+_cached = functools.lru_cache(maxsize=4096)
+
+
 @dataclass(frozen=True)
 class Tile:
     """Rows and columns of one program's tile, and the warps that share it."""
@@ -90,6 +95,7 @@ def alignment(width: int) -> int:
     return math.gcd(width, 16)
 
 
+@_cached
 def piece_of(width: int) -> int:
     """Return the longest power of 2 from 8 to 512 that wastes at most 1/16 of a row."""
 
@@ -103,6 +109,7 @@ def piece_of(width: int) -> int:
     return min(pieces, key=waste)
 
 
+@_cached
 def matrix_tile_for(rows: int, width: int, itemsize: int) -> Tile:
     """Return the tile of an elementwise pass.
 
@@ -116,6 +123,7 @@ def matrix_tile_for(rows: int, width: int, itemsize: int) -> Tile:
     return _tile(rows, columns, elements, MATRIX_WARPS)
 
 
+@_cached
 def reduction_tile_for(steps: int, columns: int, itemsize: int) -> Tile:
     """Return the tile of one reduction step; two sums per element stay in registers."""
     elements = REDUCTION_TILE_BYTES // itemsize
@@ -130,6 +138,7 @@ def _tile(rows: int, columns: int, elements: int, warps: int) -> Tile:
     return Tile(block, columns, warps)
 
 
+@_cached
 def reduction_grid(
     steps: int, statistics: int, columns: int, kind: str, tile: Tile, programs: int
 ) -> Grid:
@@ -148,6 +157,7 @@ def reduction_programs(device: torch.device) -> int:
     return multiprocessors(device) * PROGRAMS_PER_MULTIPROCESSOR
 
 
+@_cached
 def forward_rows(rows: int, width: int) -> Tile:
     """Return the tile of whole rows in a forward: 4096 elements, or one row."""
     columns = _power_of_two(width)
@@ -155,6 +165,7 @@ def forward_rows(rows: int, width: int) -> Tile:
     return Tile(block, columns, _warps(block * columns, 16))
 
 
+@_cached
 def backward_rows(rows: int, width: int, device: torch.device) -> tuple[Tile, int]:
     """Return the tile of whole rows in a backward, and the rows of one program."""
     columns = _power_of_two(width)
@@ -163,6 +174,15 @@ def backward_rows(rows: int, width: int, device: torch.device) -> tuple[Tile, in
     each = -(-rows // programs)
     each = -(-each // block) * block
     return Tile(block, columns, _warps(block * columns, 8)), each
+
+
+def forget() -> None:
+    """Find every tile and grid again, after a number above has changed."""
+    for found in (
+        *(piece_of, matrix_tile_for, reduction_tile_for, reduction_grid),
+        *(forward_rows, backward_rows),
+    ):
+        found.cache_clear()
 
 
 def keeps_shares(width: int, itemsize: int) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import launchers, layers
 from normkit.kernels.gpu.geometry import Runs, flat, laid_out_as, matrix_of, runs_of
+from normkit.kernels.spec import Running
 from normkit.views import View, view_of
 
 __all__ = ["FUNCTIONS", "LIBRARY", "saves_bits"]
@@ -88,9 +89,9 @@ def _batch_norm(
     weight, bias = _contiguous(weight), _contiguous(bias)
     running = None
     if running_mean is not None and running_var is not None:
-        running = launchers.Running(
-            *(running_mean, running_var, num_batches_tracked, num_batches_skipped),
-            *(momentum, skips_nonfinite),
+        running = Running(
+            *(running_mean, running_var, momentum),
+            *(num_batches_tracked, num_batches_skipped, skips_nonfinite),
         )
     y, found, bits = layers.channels_forward(
         *(dense, layers.channels_of(view), weight, bias, eps),

@@ -30,9 +30,7 @@ __all__ = ["statistics_kernel"]
 @triton.jit
 def statistics_kernel(
     x_ptr,
-    part_mean_ptr,
-    part_m2_ptr,
-    part_count_ptr,
+    parts_ptr,
     ticket_ptr,
     mean_ptr,
     m2_ptr,
@@ -115,7 +113,9 @@ def statistics_kernel(
 
     index, is_real = statistic_index(block, statistics, KIND, BLOCK_COLUMNS)
     part = split.to(tl.int64) * statistics + index
-    tl.store(part_mean_ptr + part, mean, mask=is_real)
+    part_m2_ptr = parts_ptr + splits.to(tl.int64) * statistics
+    part_count_ptr = part_m2_ptr + splits.to(tl.int64) * statistics
+    tl.store(parts_ptr + part, mean, mask=is_real)
     tl.store(part_m2_ptr + part, tl.where(m2 < 0, 0.0, m2), mask=is_real)
     tl.store(part_count_ptr + part, count_here, mask=is_real)
     if is_last(ticket_ptr + block, splits):
@@ -123,12 +123,12 @@ def statistics_kernel(
         m2 = tl.zeros_like(mean)
         for start in range(0, splits, BLOCK_PARTS):
             parts, valid = part_offsets(start, splits, index, statistics, BLOCK_PARTS)
-            share = read_part(part_count_ptr + parts, valid).to(tl.float64) / count
-            mean += tl.sum(read_part(part_mean_ptr + parts, valid) * share, axis=0)
+            share = read_part(part_count_ptr + parts, valid) / count
+            mean += tl.sum(read_part(parts_ptr + parts, valid) * share, axis=0)
         for start in range(0, splits, BLOCK_PARTS):
             parts, valid = part_offsets(start, splits, index, statistics, BLOCK_PARTS)
-            part_count = read_part(part_count_ptr + parts, valid).to(tl.float64)
-            apart = read_part(part_mean_ptr + parts, valid) - mean[None, :]
+            part_count = read_part(part_count_ptr + parts, valid)
+            apart = read_part(parts_ptr + parts, valid) - mean[None, :]
             between = tl.where(valid, part_count * apart * apart, 0.0)
             m2 += tl.sum(read_part(part_m2_ptr + parts, valid) + between, axis=0)
         tl.store(mean_ptr + index, mean, mask=is_real)
