@@ -20,8 +20,8 @@ from normkit.torch_state import increment_version
 __all__ = ["ChannelCall", "GpuCall", "RowCall", "unpacked"]
 
 
-class GpuCall:
-    """Forward and backward of one signature; see `GpuBackend.call_for`.
+class _Call:
+    """Statistics of a call.
 
     Of what a forward keeps, the first three are mean, 1/√(var + eps) and m2, flat.
     """
@@ -54,7 +54,7 @@ class GpuCall:
         return torch.full((), self._values, dtype=torch.int64, device=like.device)
 
 
-class ChannelCall(GpuCall):
+class ChannelCall(_Call):
     """Statistics per channel; two launches each way."""
 
     def __init__(self, layers: Any, spec: Spec, x: Tensor, view: Any) -> None:
@@ -82,7 +82,7 @@ class ChannelCall(GpuCall):
         )
         if running is not None and running.mean is not None:
             # Autograd has to notice, as with any change in place.
-            increment_version(running[:2])
+            increment_version(tuple(t for t in running[:2] if t is not None))
         kept = (found.mean, found.inv_std, found.m2, found.scale)
         return y, kept if bits is None else (*kept, bits)
 
@@ -114,11 +114,11 @@ class ChannelCall(GpuCall):
         )
 
     def gates(self, kept: tuple[Tensor, ...], x: Tensor) -> Tensor | None:
-        """See `GpuCall.gates`."""
+        """See `_Call.gates`."""
         return None if len(kept) < 5 else unpacked(kept[4], x)
 
 
-class RowCall(GpuCall):
+class RowCall(_Call):
     """Statistics per row, or per group of a sample; rows stay on the chip."""
 
     def __init__(
@@ -174,6 +174,10 @@ class RowCall(GpuCall):
             None if dbias is None or bias is None else dbias.view_as(bias),
             None,
         )
+
+
+GpuCall = ChannelCall | RowCall
+"""Forward and backward of one signature; see `GpuBackend.call_for`."""
 
 
 def unpacked(bits: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ at each call, for given statistics and for kept outputs that are computed again.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from normkit.kernels.gpu.geometry import (
     place,
     runs_of,
 )
-from normkit.kernels.primitives import Grads
+from normkit.kernels.primitives import Backend, Grads
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
 from normkit.views import keepdim_shape, view_of
@@ -117,7 +117,9 @@ class WholeLayers:
         center, scale = of_one_shape(center, scale)
         arranged = arrange(x, (center, bias))
         if arranged is None or center.shape == x.shape:
-            return apply_given(self, x, center, scale, None, bias, epilogue)
+            return apply_given(
+                cast("Backend", self), x, center, scale, None, bias, epilogue
+            )
         matrix, (along, affine_along) = arranged
         assert along is not None
         residual = epilogue.residual
