@@ -434,13 +434,13 @@ def instance_statistics_are_those_of_the_first_sample(
     from normkit.functional import batch_norms
     from normkit.moments import Moments
 
-    honest = batch_norms._move_instances
+    honest = batch_norms._update_by_instances
 
     def broken(running_mean, running_var, instances, *rest):
         first = Moments(instances.count, instances.mean[:1], instances.m2[:1])
         honest(running_mean, running_var, first, *rest)
 
-    patch.setattr(batch_norms, "_move_instances", broken)
+    patch.setattr(batch_norms, "_update_by_instances", broken)
 
 
 @fault(
@@ -1533,7 +1533,7 @@ def a_recomputation_counts_as_a_batch(patch: pytest.MonkeyPatch) -> None:
 def parts_forget_what_they_owe_to_the_statistics(patch: pytest.MonkeyPatch) -> None:
     from normkit.nn import accumulation
 
-    patch.setattr(accumulation._Whole, "owed_by_this", 0.0)
+    patch.setattr(accumulation._LargeBatch, "statistics_term", 0.0)
 
 
 @fault(
@@ -1546,7 +1546,7 @@ def a_nan_of_one_part_spoils_the_step(patch: pytest.MonkeyPatch) -> None:
         before = self.merged.get(layer)
         self.merged[layer] = measured if before is None else before.merge(measured)
 
-    patch.setattr(accumulation._Pool, "take", broken)
+    patch.setattr(accumulation._Merged, "take", broken)
 
 
 @fault(caught_by="tests/nn/test_frozen.py::test_torch_86590_a_freeze_survives_train")

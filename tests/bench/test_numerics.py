@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from normkit import cli
+from normkit.bench.gradients import LAYERS, SHAPES, gradient_errors
 from normkit.bench.numerics import (
     BEGIN,
     CASES,
@@ -32,17 +34,23 @@ def few(monkeypatch: pytest.MonkeyPatch) -> tuple[Case, ...]:
     ) + tuple(c for c in CASES if c.layout == "NC" and "training" in c.layer)
     assert len(kept) == 2
     monkeypatch.setattr(room, "CASES", kept)
+    monkeypatch.setattr(room, "SHAPES", ((4, 8, 6, 1),))
     return kept
 
 
-def table_of(page: str) -> tuple[list[str], dict[tuple[str, ...], list[list[float]]]]:
+def tables_of(page: str) -> list[list[list[str]]]:
+    """The cells of the two tables: outputs, gradients."""
     block = page.split(BEGIN)[1].split(END)[0]
-    rows = [
-        [cell.strip() for cell in line.strip("| ").split(" | ")]
-        for line in block.splitlines()
-        if line.startswith("|")
+    tables = [t for t in block.strip().split("\n\n") if t.startswith("|")]
+    assert len(tables) == 2
+    return [
+        [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+        for lines in (t.splitlines() for t in tables)
     ]
-    head, _, *body = rows
+
+
+def table_of(page: str) -> tuple[list[str], dict[tuple[str, ...], list[list[float]]]]:
+    head, _, *body = tables_of(page)[0]
     return head, {
         tuple(row[:3]): [[float(v) for v in cell.split("/")] for cell in row[3:]]
         for row in body
@@ -64,6 +72,24 @@ def test_the_page_keeps_the_contract() -> None:
     for key, cells in rows.items():
         for ours, _ in cells:
             assert ours <= limits[key[2]], key
+
+
+def test_the_page_has_the_gradients_of_every_layer_and_shape() -> None:
+    head, _, *body = tables_of(PAGE.read_text(encoding="utf-8"))[1]
+    assert head[1:] == [str(shape) for shape in SHAPES]
+    assert [row[0] for row in body] == list(LAYERS)
+    cells = [[float(v) for v in c.split("/")] for row in body for c in row[1:]]
+    assert all(ours <= 1e-6 or math.isnan(ours) for ours, _ in cells)
+    # The reason for the table: torch is wrong by the size of the gradient.
+    assert max(theirs for _, theirs in cells if not math.isnan(theirs)) > 1
+
+
+def test_an_operator_that_mistakes_layouts_would_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(LAYERS, "torch's", lambda _: torch.nn.BatchNorm2d(8))
+    ours, theirs = gradient_errors("torch's", (4, 8, 6, 1))
+    assert ours == theirs > 1
 
 
 def test_what_is_measured_keeps_the_contract_where_torch_does_not(few) -> None:

@@ -5,23 +5,24 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src" / "normkit"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "normkit"
 READMES = sorted(SOURCE.rglob("README.md"))
 
 
 def missing(page: str, folder: Path) -> list[str]:
     """Return the named files and folders that do not exist.
 
-    A name is relative to the folder, to a folder within it, to one of its siblings, or
-    to the package.
+    A name is relative to the folder, to its parent, to the package or the repository;
+    a bare name that is not in the folder lies somewhere below it.
     """
     named = re.findall(r"`([\w./]+(?:\.(?:py|cpp|hpp)|/))`", page)
-    bases = (folder, folder.parent, SOURCE)
+    bases = (folder, folder.parent, SOURCE, ROOT)
     return [
         name
         for name in named
         if not any((base / name).exists() for base in bases)
-        and not any(folder.rglob(name.strip("/")))
+        and ("/" in name[:-1] or not any(folder.rglob(name.rstrip("/"))))
     ]
 
 

@@ -147,14 +147,14 @@ def test_the_block_ends_with_the_block() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 0), (3, 1), (3, 2), (3, 7), (3, 64), (3, 1001)])
-def test_a_sum_in_fixed_order_is_the_sum(shape: tuple[int, ...]) -> None:
+def test_a_pairwise_sum_is_the_sum(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     found = pairwise_sum(x, (1,))
     torch.testing.assert_close(found, x.sum(1, keepdim=True), rtol=1e-5, atol=1e-5)
     assert found.shape == (3, 1)
 
 
-def test_a_sum_in_fixed_order_errs_by_the_logarithm_of_the_count() -> None:
+def test_a_pairwise_sum_errs_by_the_logarithm_of_the_count() -> None:
     x = torch.rand(1, 100_003)
     error = pairwise_sum(x, (1,)).double() - x.double().sum()
     assert error.abs().item() < 20 * 2**-24 * x.sum().item()

@@ -327,3 +327,20 @@ def test_passes_and_native_calls_agree_on_what_they_keep() -> None:
             found.append(torch.autograd.grad(y, [given, *layer.parameters()], dy))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_output_may_be_changed_in_place(
+    name: str, training: bool, backend: str
+) -> None:
+    if backend == "cpu" and library() is None:
+        pytest.skip("needs the native kernels")
+    build, shape = LAYERS[name]
+    layer, x = build().train(training), torch.randn(shape)
+    with normkit.backend(backend):
+        expected = nn.functional.relu(layer(x))
+        y = nn.functional.relu(layer(x), inplace=True)
+        y.sum().backward()
+    torch.testing.assert_close(y, expected)

@@ -1,11 +1,13 @@
 """Every backend agrees with float64 on every primitive and awkward layout."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
+import normkit
 import oracles
 from kernels.cases import CASES, DTYPES, EMPTY, Case, backends_here, tolerance
 from normkit.kernels.choose import backend_named
@@ -209,3 +211,21 @@ def test_one_outlier_does_not_drown_the_others(kernels) -> None:
     m = kernels.moments(x, (0, 2, 3))
     torch.testing.assert_close(m.m2, m2, rtol=1e-6, atol=0)
     torch.testing.assert_close(m.mean, mean, rtol=0, atol=3e-7 * 50)
+
+
+@pytest.mark.parametrize("laid", ["dense", "sliced", "negated"])
+def test_half_outputs_are_rounded_once_whatever_the_layout(laid: str) -> None:
+    torch.manual_seed(0)
+    wide = torch.randn(8, 6, 10, 20).bfloat16()
+    x = wide[..., ::2]
+    if laid != "sliced":
+        x = x.contiguous()
+    if laid == "negated":
+        x = torch._neg_view(x)
+    residual = torch.randn(x.shape).bfloat16()
+    layer = normkit.nn.BatchNorm2d(6, activation="silu").eval()
+    torch.nn.init.normal_(layer.running_mean)
+    y = layer(x, residual=residual)
+    exact = copy.deepcopy(layer).double()(x.double(), residual=residual.double())
+    unit = exact.abs().clamp(min=1e-6) * 2**-8
+    assert ((y.double() - exact).abs() <= 1.05 * unit).all()

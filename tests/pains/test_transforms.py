@@ -1,6 +1,7 @@
 """Threads about torch.func, the compiler and higher derivatives."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -90,3 +91,26 @@ def test_pytorch_186779_third_order_gradients() -> None:
 
     found = third(normkit.nn.BatchNorm1d(3).double())
     torch.testing.assert_close(found, third(oracles.batch_norm), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (normkit.nn.BatchNorm2d(5, channel_dim=-1), (2, 4, 3, 5)),
+        (normkit.nn.InstanceNorm2d(5, channel_dim=-1), (2, 4, 3, 5)),
+        (normkit.nn.LayerNorm(5, channel_dim=1), (2, 5, 4)),
+        (normkit.nn.PerActivationBatchNorm((5, 4)), (2, 5, 4)),
+        (normkit.nn.FilterResponseNorm(5), (2, 5, 4, 4)),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, torch.nn.Module) else "",
+)
+def test_layers_that_torch_does_not_have_are_traced_by_torch_jit(
+    layer: torch.nn.Module, shape: tuple[int, ...], training: bool
+) -> None:
+    layer = copy.deepcopy(layer).train(training)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(copy.deepcopy(layer), torch.randn(shape))
+    x = torch.randn(shape)
+    torch.testing.assert_close(traced(x), layer(x))

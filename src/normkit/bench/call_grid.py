@@ -230,14 +230,7 @@ def _serving(peers: Sequence[Peer], case: CallCase, mode: str) -> list[Peer]:
 def contestants_of(
     case: CallCase, mode: str, threads: int = 1, peers: Sequence[Peer] = ()
 ) -> dict[str, Callable[[], object]]:
-    """Return the contestants: "ours", "torch", "clone", and the peers that can run it.
-
-    Args:
-        case: Layer, form and size.
-        mode: "training" or "eval".
-        threads: Number of threads, for libraries with their own.
-        peers: Libraries that are installed; named with their version.
-    """
+    """Return the contestants "ours", "torch", "clone", and the peers that run it."""
     training = mode == "training"
     of_normkit, of_torch = case.layers(training=training)
     given = case.inputs()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import normkit
+from normkit.bench.gradients import LAYERS, SHAPES, gradient_errors
 from normkit.environment import environment
 
 __all__ = ["BEGIN", "CASES", "END", "RATIOS", "Case", "Numerics", "numerics"]
@@ -119,27 +120,48 @@ class Numerics:
         errors: For each (layer, layout, dtype), an (ours, torch's) pair for each ratio
             of `RATIOS`.
         machine: The machine of the measurement.
+        gradients: For each layer, an (ours, torch's) pair for each shape of
+            `gradients.SHAPES`.
     """
 
     errors: dict[tuple[str, str, str], tuple[tuple[float, float], ...]]
     machine: str
+    gradients: dict[str, tuple[tuple[float, float], ...]]
 
     def to_text(self) -> str:
         """Return the table: a row for each layer, layout and dtype; ours / torch's."""
-        rows = [_HEAD, *([*key, *map(_pair, self.errors[key])] for key in self.errors)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
+        lines = []
+        for rows in (self._rows(), self._gradient_rows()):
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            lines += [
+                "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+                for row in rows
+            ]
+            lines.append("")
+        return "\n".join([*lines, self.machine])
+
+    def _rows(self) -> list[list[str]]:
+        return [_HEAD, *([*key, *map(_pair, self.errors[key])] for key in self.errors)]
+
+    def _gradient_rows(self) -> list[list[str]]:
+        head = ["gradient of x", *map(str, SHAPES)]
+        return [
+            head,
+            *([name, *map(_pair, pairs)] for name, pairs in self.gradients.items()),
         ]
-        return "\n".join([*lines, "", self.machine])
 
     def to_markdown(self) -> str:
         """Return a marked block of docs/numerics.md."""
-        rows = [_HEAD, ["---"] * len(_HEAD)]
-        rows += [[*key, *map(_pair, self.errors[key])] for key in self.errors]
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return f"{BEGIN}\n{table}\n\n{self.machine}\n{END}"
+        tables = [
+            "\n".join(
+                f"| {' | '.join(row)} |"
+                for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])
+            )
+            for rows in (self._rows(), self._gradient_rows())
+        ]
+        return "\n\n".join(
+            [f"{BEGIN}\n{tables[0]}", tables[1], f"{self.machine}\n{END}"]
+        )
 
     def to_json(self) -> str:
         """Return the rows as plain data, unrounded."""
@@ -152,7 +174,17 @@ class Numerics:
             }
             for key, pairs in self.errors.items()
         ]
-        return json.dumps({"machine": self.machine, "rows": rows}, indent=2)
+        gradients = [
+            {
+                "layer": name,
+                "shapes": SHAPES,
+                "normkit": [pair[0] for pair in pairs],
+                "torch": [pair[1] for pair in pairs],
+            }
+            for name, pairs in self.gradients.items()
+        ]
+        found = {"machine": self.machine, "rows": rows, "gradients": gradients}
+        return json.dumps(found, indent=2)
 
     def __str__(self) -> str:
         return self.to_text()
@@ -178,7 +210,11 @@ def numerics(*, seed: int = 0) -> Numerics:
         f"{SHAPE} values; {facts.cpu}; torch {facts.torch}; normkit {facts.normkit}, "
         f"{able} kernels."
     )
-    return Numerics(errors, machine)
+    gradients = {
+        layer: tuple(gradient_errors(layer, shape, seed) for shape in SHAPES)
+        for layer in LAYERS
+    }
+    return Numerics(errors, machine, gradients)
 
 
 @torch.no_grad()

@@ -117,10 +117,7 @@ def renew(page: Path, record: Path | None = None) -> str:
 def figure(page: Path, record: Path | None = None) -> tuple[Path, str] | None:
     """Return the path of the figure and the contents it should have.
 
-    Args:
-        page: As in `renew`.
-        record: As in `renew`; None as result if it is not one of calls, or if the
-            page has no marks for one.
+    None if the record is not one of calls, or the page has no marks for one.
     """
     if record is None:
         if CALLS.begin not in page.read_text(encoding="utf-8"):

@@ -74,13 +74,7 @@ class Step:
 
 
 def measure_step(network: str, layout: str, seconds: float) -> Iterator[Step]:
-    """Measure one network in one layout: all contestants within `seconds`.
-
-    Args:
-        network: A name of `STEPS`.
-        layout: `"nchw"` or `"nhwc"`.
-        seconds: Time for all contestants together; each has at least three turns.
-    """
+    """Measure one network in one layout: all contestants within `seconds`."""
     shape = (4, 3, 160, 160)
     form = torch.channels_last if layout == "nhwc" else torch.contiguous_format
     plain: Any = resnet(network)

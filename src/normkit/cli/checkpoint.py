@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class Checkpoint:
             raise TargetError(f"there is no checkpoint {path}; give the path of a file")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        except Exception as error:  # a damaged file raises anything
             raise TargetError(
                 f"{path} cannot be read as tensors and plain data: it is no file of "
                 "torch.save, was cut off, or holds objects of classes; save the "
@@ -112,16 +112,23 @@ class Checkpoint:
         model.load_state_dict(stripped)
 
     def save(self, model: nn.Module, path: Path) -> None:
-        """Save the weights of `model` in the form of this file, whole or not at all.
+        """Save the file with the tensors that changed in `model`, whole or not at all.
 
-        Names that the file did not hold (a count of batches) are added; all other
-        entries are kept.
+        All others keep their bytes, dtypes and order, and the mapping its class and
+        metadata. Names that the file did not hold (a count of batches) are added.
         """
-        weights = {
-            self.prefix + name: value.detach().cpu()
-            for name, value in model.state_dict().items()
-        }
-        content = {**self.content, self.place: weights} if self.place else weights
+        weights: Any = copy.copy(self.weights)
+        for name, value in model.state_dict().items():
+            key, new = self.prefix + name, value.detach().cpu()
+            old = weights.get(key)
+            if old is None:
+                weights[key] = new
+            elif not torch.equal(old.to(new.dtype), new):
+                weights[key] = new.to(old.dtype)
+        content = weights
+        if self.place:
+            content = copy.copy(self.content)
+            content[self.place] = weights
         save_atomically(content, path)
 
     def _found_prefix(self, wanted: Mapping[str, Tensor]) -> str:

@@ -62,10 +62,21 @@ def match_outputs(
     The model runs in eval mode, and is left in its own modes, without hooks.
 
     Raises:
-        ArgumentError: No batches, or a layer that none of them reached.
+        ArgumentError: No batches, a layer that none of them reached, or two layers with
+            one weight or bias.
     """
     sums: dict[int, Tensor] = {}
     names = {module: name for name, module in model.named_modules()}
+    owners: dict[int, str] = {}
+    for layer in layers:
+        for parameter in layer.parameters(recurse=False):
+            owner = owners.setdefault(id(parameter), names[layer])
+            if owner != names[layer]:
+                raise ArgumentError(
+                    f"layers {owner} and {names[layer]} share a parameter, and each "
+                    "needs a fit of its own; leave out batches=, or give one of them "
+                    "a copy"
+                )
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x: Tensor = args[0] if args else kwargs["input"]

@@ -264,10 +264,8 @@ class Diagnosis(Result):
         if not self.named:
             return self.summary()
         first = self.findings[0]
-        cost = "not measured: there is no loss_fn"
-        if self.statistics.evaluation is not None:
-            gaps = [f.evidence for f in self.errors + self.warnings if f.id == "D02"]
-            cost = gaps[0] if gaps else "eval mode is not worse than batch statistics"
+        gaps = [f.evidence for f in self.readings if f.id == "D02" and f.threshold > 0]
+        cost = gaps[0] if gaps else "not measured (D02)"
         return "\n".join(
             [
                 self.summary(),

@@ -76,21 +76,14 @@ def tried_first(
     x: Tensor,
     vectors: tuple[Tensor | None, ...],
 ) -> NativeCall | AtenCall:
-    """Return a call that tries torch's operator first, or `kernels` if faster.
-
-    Args:
-        operator: torch's operator with its options.
-        kernels: The call that runs otherwise.
-        x: Values of the signature.
-        vectors: Weight and bias.
-    """
+    """Return a call that tries torch's operator first, or `kernels` if faster."""
     is_layer_norm = kernels.spec.shape is None
     if (
         x.numel() <= MAX_VALUES
         and x.dtype is torch.float32
         and x.is_contiguous()
-        # Where sizes are 1 the layout is ambiguous, and torch's backward of group norm
-        # gets it wrong: gradients of another layout than x come out wrong.
+        # Where sizes are 1 a layout has several names, and torch's group norm refuses
+        # what it takes for the wrong one.
         and (is_layer_norm or all(size > 1 for size in x.shape))
         and 0 < kernels.spec.eps < 1
         and all(v is None or v.dtype is torch.float32 for v in vectors)

@@ -175,15 +175,7 @@ def run(
 ) -> Tensor:
     """Return the output of `call`; recorded by autograd if a gradient is needed.
 
-    Args:
-        call: The call to run.
-        x: Values.
-        weight: Weight, or None.
-        bias: Bias, or None.
-        residual: Added before the activation, or None.
-        mask: Bool, broadcastable to x, or None.
-        running: Statistics to normalize by, or to update.
-        found: List that receives the Moments of the batch, or None.
+    `found` receives the Moments of the batch, if a list is given.
     """
     if mask is not None:
         mask = broadcast_mask(mask, x)

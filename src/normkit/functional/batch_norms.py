@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.autograd import run
-from normkit.functional.ema import check_counters, check_moving, move
+from normkit.functional.ema import check_counters, check_update, update
 from normkit.functional.engine import execute
 from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
@@ -175,7 +175,7 @@ def batch_norm(
             f"{tuple(input.shape)}; use training=False or a larger batch"
         )
     if training and running is not None:
-        check_moving(momentum, num_batches_tracked, on_nonfinite)
+        check_update(momentum, num_batches_tracked, on_nonfinite)
     check_counters(num_batches_tracked, num_batches_skipped)
     spec = Spec(
         *(dims, eps),
@@ -239,7 +239,7 @@ def instance_norm(
     if call is not None:
         y = run(call, input, weight, bias, None, mask, None, found)
         if found:
-            _move_instances(
+            _update_by_instances(
                 *(running_mean, running_var, found[0], momentum, num_batches_tracked)
             )
         return y
@@ -289,13 +289,13 @@ def instance_norm(
     )
     y = execute(spec, input, weight, bias, None, mask, found=found, key=key)
     if found and input.shape[0]:
-        _move_instances(
+        _update_by_instances(
             *(running_mean, running_var, found[0], momentum, num_batches_tracked)
         )
     return y
 
 
-def _move_instances(
+def _update_by_instances(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     instances: Moments,
@@ -305,7 +305,7 @@ def _move_instances(
     """Update the averages by the mean over samples of means and unbiased variances.
 
     As Moments of two values, whose unbiased variance is their m2. Samples without a
-    valid position are left out. A forward that activation checkpointing repeats moves
+    valid position are left out. A forward that activation checkpointing repeats updates
     nothing a second time.
     """
     if is_in_backward():
@@ -317,7 +317,7 @@ def _move_instances(
     mean = instances.mean.where(has_spread, zero).sum(0) / used
     var = instances.unbiased_var.where(has_spread, zero).sum(0) / used
     over_samples = Moments(has_spread.any(0).long() * 2, mean, var)
-    move(Running(running_mean, running_var, momentum, batches), over_samples)
+    update(Running(running_mean, running_var, momentum, batches), over_samples)
 
 
 def _check_pair(running_mean: Tensor | None, running_var: Tensor | None) -> None:

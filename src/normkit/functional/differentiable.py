@@ -42,16 +42,7 @@ def normalize(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
-    """Return y by the statistics of `x` (of all ranks in a group), and its Moments.
-
-    Args:
-        spec: Options of the forward.
-        x: Values, any floating dtype.
-        weight: Factor after standardizing, or None.
-        bias: Summand after that, or None.
-        residual: Added before the activation, or None.
-        mask: Which values count: bool or weights ≥ 0, broadcastable to the seen x.
-    """
+    """Return y by the statistics of `x` (of all ranks in a group), and its Moments."""
     seen = spec.seen(x)
     compute, wide = statistics_dtype(x.dtype), vector_dtype(x.device)
     local = deviations(seen, spec.dims, mask)
@@ -160,15 +151,9 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, weight, bias and residual as a graph of their own.
 
-    Args:
-        spec: Options of the forward.
-        dy: Gradient of y.
-        learned: x, weight, bias and residual; no residual where it is a plain sum or
-            `gated` replaces it.
-        statistics: The centre and 1/√(var + eps) where they are constants.
-        mask: Bool, of the shape of x, or None.
-        gated: Output of a relu: positive where it was open.
-        wanted: Which of the four gradients to compute.
+    `learned` are x, weight, bias and residual (None where it is a plain sum or `gated`
+    replaces it); `statistics` the centre and 1/√(var + eps) where these are constants;
+    `gated` the output of a relu, positive where it was open.
     """
     with_graph = torch.is_grad_enabled()
     x, weight, bias, residual = aliases(*learned)

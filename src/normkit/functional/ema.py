@@ -18,10 +18,10 @@ from normkit.torch_state import has_transforms, is_compiling, is_observed
 
 __all__ = [
     "check_counters",
-    "check_moving",
+    "check_update",
+    "ema",
     "ema_",
-    "move",
-    "moved",
+    "update",
     "update_running",
 ]
 
@@ -59,16 +59,16 @@ def update_running(
         ArgumentError: `on_nonfinite` is neither of the two, or `rate` is None and
             nothing counts the batches.
     """
-    check_moving(rate, num_batches_tracked, on_nonfinite)
+    check_update(rate, num_batches_tracked, on_nonfinite)
     check_counters(num_batches_tracked, num_batches_skipped)
     running = Running(
         *(running_mean, running_var, rate, num_batches_tracked, num_batches_skipped),
         on_nonfinite == "skip",
     )
-    return move(running, moments)
+    return update(running, moments)
 
 
-def check_moving(
+def check_update(
     rate: float | Tensor | None, batches: Tensor | None, on_nonfinite: str
 ) -> None:
     """Require a known `on_nonfinite`, and a counter with equal shares of batches."""
@@ -91,12 +91,12 @@ def check_counters(*counters: Tensor | None) -> None:
             )
 
 
-def move(running: Running, moments: Moments) -> Tensor:
+def update(running: Running, moments: Moments) -> Tensor:
     """Update `running` by the statistics of a batch; see `update_running`."""
     # One call instead of twenty small operations, where no mode or tracer sees them.
     if not is_observed() and moments.mean.is_cpu and asked_for() in (None, "cpu"):
         kernels = backend_named("cpu")
-        found = isinstance(kernels, CpuBackend) and kernels.move_running(
+        found = isinstance(kernels, CpuBackend) and kernels.update_running(
             running, moments
         )
         if found is not None:
@@ -121,12 +121,10 @@ def move(running: Running, moments: Moments) -> Tensor:
 
 def ema_(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) -> None:
     """Set `running` to (1 − rate)·running + rate·new in place where `allowed`."""
-    _writable(running).copy_(moved(running, new, rate, allowed))
+    _writable(running).copy_(ema(running, new, rate, allowed))
 
 
-def moved(
-    running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor
-) -> Tensor:
+def ema(running: Tensor, new: Tensor, rate: float | Tensor, allowed: Tensor) -> Tensor:
     """Return (1 − rate)·running + rate·new where `allowed`, in the dtype of `new`."""
     new = new.reshape(running.shape)
     allowed = (

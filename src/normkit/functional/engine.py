@@ -13,7 +13,7 @@ from torch import Tensor
 from normkit.errors import ShapeError
 from normkit.functional import autograd, differentiable, gpu_operators
 from normkit.functional.aten import AtenCall, Operator, tried_first
-from normkit.functional.ema import move
+from normkit.functional.ema import update
 from normkit.functional.passes import Passes
 from normkit.functional.route import Route, route_of
 from normkit.functional.signature import find, remember, signature
@@ -72,7 +72,7 @@ def execute(
             spec, x, weight, bias, residual, seen_mask
         )
         if running is not None:
-            move(running, measured)
+            update(running, measured)
         if found is not None:
             found.append(measured)
         return y

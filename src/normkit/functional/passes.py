@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from normkit.functional.differentiable import constants_of
-from normkit.functional.ema import move
+from normkit.functional.ema import update
 from normkit.kernels.choose import choose
 from normkit.kernels.epilogue import Epilogue, gate
 from normkit.kernels.fused import absorbed, apply_given, fused, shared_dims
@@ -70,10 +70,11 @@ class Passes:
             )
             kept = (measured.mean, inv_std, measured.count, measured.m2)
             if running is not None:
-                move(running, measured)
+                update(running, measured)
         if mask is not None:
             y = y.masked_fill_(~mask, 0)
-        return y.view(shape), kept
+        # Not a view: what follows may change an output in place.
+        return torch.ops.aten._unsafe_view(y, shape), kept
 
     def _by_its_own(
         self,

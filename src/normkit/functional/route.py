@@ -9,7 +9,12 @@ from torch import Tensor
 
 from normkit.functional import gpu_operators
 from normkit.kernels.spec import Running, Spec
-from normkit.torch_state import has_forward_mode, has_transforms, is_compiling
+from normkit.torch_state import (
+    has_forward_mode,
+    has_transforms,
+    is_compiling,
+    is_jit_tracing,
+)
 
 __all__ = ["Route", "route_of"]
 
@@ -36,21 +41,12 @@ def route_of(
     mask: Tensor | None,
     running: Running | None,
 ) -> Route:
-    """Return the route of a call; `aten` and `recorded` are tried before it.
-
-    Args:
-        spec: Options of the forward.
-        x: The values.
-        weight: Weight, or None.
-        bias: Bias, or None.
-        residual: Added before the activation, or None.
-        mask: Which values count; weights have no kernel.
-        running: Statistics to normalize by, or to update.
-    """
+    """Return the route of a call; `aten` and `recorded` are tried before it."""
     if mask is not None and mask.dtype != torch.bool:
         return Route.DIFFERENTIABLE
     if mask is None and gpu_operators.serves(spec, x, weight, bias, residual, running):
         return Route.OPERATOR
-    if is_compiling() or has_transforms() or has_forward_mode():
+    # torch.jit.trace records tensor operations, and no function of autograd.
+    if is_compiling() or has_transforms() or has_forward_mode() or is_jit_tracing():
         return Route.DIFFERENTIABLE
     return Route.KERNELS

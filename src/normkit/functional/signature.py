@@ -39,16 +39,7 @@ def signature(
     residual: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Hashable | None:
-    """Return the signature of a call, or None if it cannot be cached.
-
-    Args:
-        operation: Name of the operation, and its options other than tensors.
-        x: The values.
-        weight: Weight, contiguous, or None.
-        bias: Bias, contiguous, or None.
-        residual: Of the shape of x, or None.
-        mask: Bool, broadcastable to x, or None.
-    """
+    """Return the signature of a call, or None if it cannot be cached."""
     on_cpu = x.is_cpu
     if (
         is_observed()

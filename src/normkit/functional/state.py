@@ -16,7 +16,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.batch_norms import batch_norm
-from normkit.functional.ema import moved
+from normkit.functional.ema import ema
 from normkit.functional.engine import normalize
 from normkit.moments import Moments
 
@@ -177,7 +177,7 @@ def _moved(
     )
 
     return BatchNormState(
-        moved(state.mean, mean, rate, allowed & (filled > 0)).to(state.mean.dtype),
-        moved(state.var, var, rate, allowed & (filled > 1)).to(state.var.dtype),
+        ema(state.mean, mean, rate, allowed & (filled > 0)).to(state.mean.dtype),
+        ema(state.var, var, rate, allowed & (filled > 1)).to(state.var.dtype),
         state.batches + counted,
     )

@@ -73,15 +73,6 @@ def sum_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return the norm of x + residual, and x + residual.
 
-    Args:
-        options: Operation and options, for the signature.
-        norm: The norm of a single tensor.
-        x: Values.
-        residual: Values to add, of the shape of x.
-        weight: Weight, or None.
-        bias: Bias, or None.
-        spec_of: Checks the arguments, and returns their `Spec`.
-
     Raises:
         ShapeError: The shapes of x and residual differ.
     """

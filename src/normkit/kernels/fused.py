@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol, cast
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from normkit.kernels.deterministic import is_deterministic
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.kernels.primitives import Backend, Grads
-from normkit.moments import Moments
+from normkit.moments import Moments, statistics_dtype
 
 __all__ = ["Fused", "absorbed", "apply_given", "fused", "shared_dims"]
 
@@ -112,6 +113,15 @@ def apply_given(
     epilogue: Epilogue,
 ) -> Tensor:
     """Return act((x − center)·scale·weight + bias + residual), from `apply`."""
+    compute = statistics_dtype(x.dtype)
+    if epilogue and compute != x.dtype:
+        # Halves are rounded once, at the end.
+        residual = epilogue.residual
+        wide = replace(
+            epilogue, residual=None if residual is None else residual.to(compute)
+        )
+        y = apply_given(kernels, x.to(compute), center, scale, weight, bias, wide)
+        return y.to(x.dtype)
     scale, weight = absorbed(scale, weight)
     y = kernels.apply(x, center, scale, bias, weight=weight)
     if epilogue.residual is not None:

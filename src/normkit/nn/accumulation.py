@@ -60,11 +60,11 @@ def accumulate(model: nn.Module) -> Generator[None]:
         >>> int(layer.num_batches_tracked)
         1
     """
-    pool = _Pool()
+    pool = _Merged()
     with _observed(_layers(model), pool):
         yield
     for layer, merged in pool.merged.items():
-        layer.move_towards(merged)
+        layer.update_running(merged)
 
 
 def backward_as_whole(
@@ -112,7 +112,7 @@ def backward_as_whole(
                 f"backward_as_whole cannot run {name!r}: its ghost batches are not "
                 "normalized as a whole; set ghost_size=None or use accumulate()"
             )
-    whole = _Whole()
+    whole = _LargeBatch()
     with _observed(layers, whole):
         states: list[Any] = []
         with torch.no_grad():
@@ -132,28 +132,28 @@ def backward_as_whole(
                 whole.finish_measuring()
         whole.measuring = None
         for k in reversed(range(len(whole.calls))):
-            whole.start_owing(k)
+            whole.start_gradient(k)
             for batch, state in zip(batches, states, strict=True):
                 _restore(state)
                 whole.begin()
-                whole.collect_owed(loss_of(batch))
-            whole.finish_owing()
+                whole.collect_gradient(loss_of(batch))
+            whole.finish_gradient()
         total: Tensor | None = None
         for batch, state in zip(batches, states, strict=True):
             _restore(state)
             whole.begin()
             loss = loss_of(batch)
-            (loss + whole.owed_by_this).backward()
+            (loss + whole.statistics_term).backward()
             total = loss.detach() if total is None else total + loss.detach()
         _restore(after)
     for layer, found in zip(whole.calls, whole.found, strict=True):
         if layer.training and layer.track_running_stats and layer.momentum != 0:
-            layer.move_towards(found)
+            layer.update_running(found)
     assert total is not None
     return total
 
 
-class _Pool:
+class _Merged:
     """Merged statistics of the small batches of each layer."""
 
     def __init__(self) -> None:
@@ -183,22 +183,22 @@ class _Measured(BaseException):
     """Ends a forward after a measurement; not caught by `except Exception`."""
 
 
-class _Whole:
+class _LargeBatch:
     """Statistics and their gradients in `backward_as_whole`.
 
     Each call k of a forward has a statistic (mean, var) of the whole batch, measured
-    with those of earlier calls, and a gradient `owed[k]` = d(loss)/d(mean, var).
+    with those of earlier calls, and a gradient `grads[k]` = d(loss)/d(mean, var).
     """
 
     def __init__(self) -> None:
         self.calls: list[BatchStatisticsLayer] = []
         self.found: list[Moments] = []
-        self.owed: dict[int, tuple[Tensor, Tensor]] = {}
+        self.grads: dict[int, tuple[Tensor, Tensor]] = {}
         self.measuring: int | None = -1
         self._call = 0
         self._parts: list[Moments] = []
         self._leaves: dict[int, tuple[Tensor, Tensor]] = {}
-        self._owing: list[Tensor] = []
+        self._totals: list[Tensor] = []
         self._terms: list[Tensor] = []
         self._is_known = False
 
@@ -214,8 +214,8 @@ class _Whole:
             )
 
     @property
-    def owed_by_this(self) -> Tensor | float:
-        """Gradient of this part's values through the statistics."""
+    def statistics_term(self) -> Tensor | float:
+        """Loss term whose gradient is the one through the statistics of the whole."""
         return sum(self._terms, start=0.0)
 
     def finish_measuring(self) -> None:
@@ -228,32 +228,32 @@ class _Whole:
         self.found.append(merged)
         self._parts = []
 
-    def start_owing(self, k: int) -> None:
+    def start_gradient(self, k: int) -> None:
         found = self.found[k]
         mean, var = found.mean.clone(), found.var.nan_to_num()
         self._leaves = {k: (mean.requires_grad_(), var.requires_grad_())}
-        self._owing = [torch.zeros_like(mean), torch.zeros_like(var)]
+        self._totals = [torch.zeros_like(mean), torch.zeros_like(var)]
 
-    def collect_owed(self, loss: Tensor) -> None:
+    def collect_gradient(self, loss: Tensor) -> None:
         (leaves,) = self._leaves.values()
-        total = loss + self.owed_by_this
+        total = loss + self.statistics_term
         if not total.requires_grad:
             return
         for kept, grad in zip(
-            self._owing,
+            self._totals,
             torch.autograd.grad(total, leaves, allow_unused=True),
             strict=True,
         ):
             if grad is not None:
                 kept += grad
 
-    def finish_owing(self) -> None:
+    def finish_gradient(self) -> None:
         (k,) = self._leaves
         layer = self.calls[k]
-        owing = self._owing
+        totals = self._totals
         if layer.is_synchronized and is_group(layer.process_group):
-            owing = sum_over(owing, layer.process_group)
-        self.owed[k] = (owing[0], owing[1])
+            totals = sum_over(totals, layer.process_group)
+        self.grads[k] = (totals[0], totals[1])
         self._leaves = {}
 
     def take(self, layer: BatchStatisticsLayer, measured: Moments) -> None:
@@ -290,10 +290,10 @@ class _Whole:
         hi, _ = split(found.mean, compute)
         values = x.to(compute) - hi
         y = values - (mean - hi.to(wide)).to(compute)
-        if k in self.owed:
+        if k in self.grads:
             # d(mean)/dx = 1/n and d(var)/dx = 2(x − mean)/n of the whole's n.
             n = found.count.to(wide).clamp(min=1e-30)
-            d_mean, d_var = ((owed / n).to(compute) for owed in self.owed[k])
+            d_mean, d_var = ((grad / n).to(compute) for grad in self.grads[k])
             rest = values - (found.mean - hi.to(wide)).to(compute)
             self._terms.append((share * (d_mean * values + d_var * rest**2)).sum())
         y = y * torch.rsqrt(var + layer.eps).to(compute)

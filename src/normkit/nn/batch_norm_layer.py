@@ -25,7 +25,7 @@ from normkit.nn.batch_statistics import (
     ESTIMATORS,
     SMALL_BATCH_POLICIES,
     BatchStatisticsLayer,
-    followed,
+    with_epilogue,
 )
 from normkit.nn.deferred import defer
 from normkit.nn.parameters import learned
@@ -121,35 +121,39 @@ class BatchNormLayer(BatchStatisticsLayer):
             node = recorded_call(self, input, mask=mask, residual=residual)
             if node is not None:
                 return node
-            if is_recorded_by_jit(mask) and self.channel_dim == 1:
+            if is_recorded_by_jit(mask):
                 epilogue = Epilogue(self.activation, self.negative_slope, residual)
-                return followed(super().forward(input), epilogue, None)
+                dim = self.channel_dim
+                first = input if dim == 1 else input.movedim(dim, 1)
+                y = super().forward(first)
+                y = y if dim == 1 else y.movedim(1, dim)
+                return with_epilogue(y, epilogue, None)
         self._check_input_dim(input)
         buffers = self._buffers
         mean, var = buffers["running_mean"], buffers["running_var"]
         training = self.training
-        moves = training and self.track_running_stats and not is_in_backward()
+        updates = training and self.track_running_stats and not is_in_backward()
         # With track_running_stats set to False afterwards, eval still uses the buffers
         # and training leaves them: users freeze them this way.
         uses_batch = training or (mean is None and var is None)
-        if moves:
+        if updates:
             check_momentum(self, self.momentum)
         if uses_batch and self._has_extras():
             compute = self._forward_with_extras
-            return self._keeping(lambda: compute(input, mask, residual, moves))
+            return self._keeping(lambda: compute(input, mask, residual, updates))
         if self.defers and mask is None and residual is None:
-            y = defer(self, input, uses_batch, moves)
+            y = defer(self, input, uses_batch, updates)
             if y is not None:
                 return y
         if self.memory is not None:
             return self._keeping(
                 lambda: self._plainly(
-                    *(input, mask, residual, uses_batch, moves),
+                    *(input, mask, residual, uses_batch, updates),
                     *(self.activation, self.negative_slope),
                 )
             )
         return self._plainly(
-            *(input, mask, residual, uses_batch, moves),
+            *(input, mask, residual, uses_batch, updates),
             *(self.activation, self.negative_slope),
         )
 
@@ -159,7 +163,7 @@ class BatchNormLayer(BatchStatisticsLayer):
         mask: Tensor | None,
         residual: Tensor | None,
         uses_batch: bool,
-        moves: bool,
+        updates: bool,
         activation: str,
         slope: float,
     ) -> Tensor:
@@ -167,11 +171,11 @@ class BatchNormLayer(BatchStatisticsLayer):
         buffers = self._buffers
         mean = var = batches = skipped = None
         momentum: float | None = 0.0
-        if moves:
+        if updates:
             momentum = self.momentum
             batches = buffers["num_batches_tracked"]
             skipped = buffers.get("num_batches_skipped")
-        if moves or not self.training:
+        if updates or not self.training:
             mean, var = buffers["running_mean"], buffers["running_var"]
         return batch_norm(
             *(x, mean, var, *learned(self)),

@@ -78,7 +78,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         """True when the statistics are those of all ranks of `process_group`."""
         return self.process_group is not None
 
-    def move_towards(self, measured: Moments) -> None:
+    def update_running(self, measured: Moments) -> None:
         """Update the running statistics by those of a batch, once.
 
         Args:
@@ -150,7 +150,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if replaces:
             y = self._unless_small(x, y, measured, mask)
         if is_apart:
-            y = followed(y, epilogue, mask)
+            y = with_epilogue(y, epilogue, mask)
         if not is_tracking or self.running_mean is None:
             return y
         if self.on_small_batch in ("running", "skip"):
@@ -159,7 +159,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         if self._observer is not None:
             self._observer.take(self, measured)
         else:
-            self.move_towards(measured)
+            self.update_running(measured)
         return y
 
     def _normalized(
@@ -226,7 +226,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         return torch.where(measured.count > 1, y, other.to(y.dtype))
 
 
-def followed(y: Tensor, epilogue: Epilogue, mask: Tensor | None) -> Tensor:
+def with_epilogue(y: Tensor, epilogue: Epilogue, mask: Tensor | None) -> Tensor:
     """Apply residual, activation and mask where no kernel has done so."""
     residual = epilogue.residual
     if not epilogue:

@@ -90,12 +90,12 @@ class Deferral:
         use: Outcome of the call, in a `trial`.
     """
 
-    def __init__(self, layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> None:
+    def __init__(self, layer: Any, x: Tensor, uses_batch: bool, updates: bool) -> None:
         self.inputs = (x, *learned(layer))
         self.with_grad = torch.is_grad_enabled()
         self.layer = layer
         self.use = Use() if is_trial() else None
-        self._uses_batch, self._moves = uses_batch, moves
+        self._uses_batch, self._updates = uses_batch, updates
         # The state at the time of the call: `functional_call` puts it back after.
         buffers = layer._buffers
         self._running = (buffers["running_mean"], buffers["running_var"])
@@ -119,27 +119,21 @@ class Deferral:
         activation: str = "none",
         slope: float = 0.01,
     ) -> Tensor:
-        """Compute the output; the first time, update the running statistics.
-
-        Args:
-            residual: Added before the activation.
-            activation: Applied last.
-            slope: Of leaky_relu.
-        """
-        moves, self._moves = self._moves, False
+        """Compute the output; the first time, update the running statistics."""
+        updates, self._updates = self._updates, False
         read = self._versions if residual is None else (*self._versions, residual)
         for t, version in read:
             if version_of(t) != version:
                 raise ChangedInPlaceError(self, tuple(t.shape))
         layer = self.layer
         x, weight, bias = self.inputs
-        uses_running = moves or not self._uses_batch
+        uses_running = updates or not self._uses_batch
         mean, var = self._running if uses_running else (None, None)
-        tracked, skipped = self._counters if moves else (None, None)
+        tracked, skipped = self._counters if updates else (None, None)
         run = functools.partial(
             batch_norm,
             *(x, mean, var, weight, bias, self._uses_batch),
-            *(layer.momentum if moves else 0.0, layer.eps),
+            *(layer.momentum if updates else 0.0, layer.eps),
             channel_dim=layer.channel_dim,
             num_batches_tracked=tracked,
             num_batches_skipped=skipped,
@@ -165,7 +159,7 @@ class Deferral:
 
     def __del__(self) -> None:
         # Dropped unread: torch's layer would have counted the batch.
-        if getattr(self, "_moves", False) and not sys.is_finalizing():
+        if getattr(self, "_updates", False) and not sys.is_finalizing():
             with torch.no_grad():
                 self.values(None)
 

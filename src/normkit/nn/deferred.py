@@ -133,21 +133,14 @@ def _call(func: Any, args: Any, kwargs: Any) -> Any:
     return _read(func, args, kwargs) if result is None else result
 
 
-def defer(layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> Tensor | None:
-    """Return the deferred output of a batch norm on `x`; None if it cannot be deferred.
-
-    Args:
-        layer: The batch norm.
-        x: Its input.
-        uses_batch: Normalize by the statistics of the batch.
-        moves: Update the running statistics.
-    """
+def defer(layer: Any, x: Tensor, uses_batch: bool, updates: bool) -> Tensor | None:
+    """Return the deferred output of a batch norm on `x`; None if it cannot wait."""
     reason = reason_against(layer, x)
     if reason:
         note(layer, reason)
         return None
-    deferral = Deferral(layer, x, uses_batch, moves)
-    y = _stand_in(deferral, None)
+    deferral = Deferral(layer, x, uses_batch, updates)
+    y = _placeholder(deferral, None)
     if deferral.needs_grad:
         _connect(y, lambda dy: (None, *deferral.gradients(dy)), *deferral.inputs)
     if deferral.use is not None:
@@ -155,7 +148,7 @@ def defer(layer: Any, x: Tensor, uses_batch: bool, moves: bool) -> Tensor | None
     return y
 
 
-def _stand_in(deferral: Deferral, residual: Residual | None) -> DeferredTensor:
+def _placeholder(deferral: Deferral, residual: Residual | None) -> DeferredTensor:
     x = deferral.inputs[0]
     y: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
         DeferredTensor, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device
@@ -242,7 +235,7 @@ def _add(args: Any, kwargs: Any, *, in_place: bool) -> DeferredTensor | None:
         if needs_grad:
             _connect(y, lambda dy: (dy, dy), other)
         return y
-    z = _stand_in(y._deferral, residual)
+    z = _placeholder(y._deferral, residual)
     if needs_grad:
         _connect(z, lambda dy: (None, dy, dy), y, other)
     return z

@@ -111,8 +111,8 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
             )
         warnings.warn(
             f"input's size at dim={dim} does not match num_features: "
-            f"{input.shape[dim]} instead of {self.num_features}. num_features is not "
-            "used because affine=False; construct the layer with the right one",
+            f"{input.shape[dim]} instead of {self.num_features}. Construct the layer "
+            "with the right num_features, which is not used because affine=False",
             stacklevel=3,
         )
 

@@ -117,7 +117,7 @@ class PerActivationBatchNorm(TrackedLayer):
                 f"{tuple(input.shape)}; use eval() or a larger batch"
             )
         y, measured = normalize(input, (0,), weight, bias, self.eps, mask=mask)
-        if self.moves_running():
+        if self.updates_running():
             update_running(
                 *(self.running_mean, self.running_var, measured, self.momentum),
                 num_batches_tracked=self.num_batches_tracked,

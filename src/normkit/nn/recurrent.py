@@ -156,7 +156,7 @@ class RecurrentBatchNorm(TrackedLayer):
                 f"{tuple(x.shape)}; use eval() or a larger batch"
             )
         y, measured = normalize(x, (1,), weight, bias, self.eps, mask=mask)
-        if self.moves_running():
+        if self.updates_running():
             self._track(measured, first, x.shape[0])
         return y
 

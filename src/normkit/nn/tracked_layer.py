@@ -1,7 +1,7 @@
 """Base of layers whose running statistics have other shapes than torch's.
 
 Per-activation, recurrent and whitening batch norm: parameters and buffers, their
-construction and reset, and when the buffers move. Layers with the buffers of torch's
+construction, reset and updates. Layers with the buffers of torch's
 batch norm are `RunningStateLayer`.
 """
 
@@ -91,7 +91,7 @@ class TrackedLayer(nn.Module):
         """True when the layer normalizes by its running statistics."""
         return not self.training and self.running_mean is not None
 
-    def moves_running(self) -> bool:
+    def updates_running(self) -> bool:
         """Return whether this forward updates the running statistics.
 
         A forward that activation checkpointing repeats within the backward does not.

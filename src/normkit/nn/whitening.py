@@ -175,7 +175,7 @@ class WhiteningBatchNorm(TrackedLayer):
             whitening = inverse_sqrt(sigma, self.eps)
         else:
             whitening = newton_inverse_sqrt(sigma, self.eps, self.iterations)
-        if self.moves_running():
+        if self.updates_running():
             with torch.no_grad():
                 self._track(measured, whitening.detach())
         return whitening.to(centred.dtype) @ centred

@@ -87,14 +87,7 @@ class Images:
 def load_images(
     name: str, root: Path | None, generator: torch.Generator, *, train: int = 0
 ) -> Images:
-    """Load the images called `name`, or the digits when `root` does not have them.
-
-    Args:
-        name: `"digits"`, `"mnist"` or `"cifar10"`.
-        root: The data folder, or None.
-        generator: Splits the digits and picks the training subset.
-        train: Keep this many training images; 0 keeps all.
-    """
+    """Load the images called `name`, or the digits when `root` does not have them."""
     found = None
     if name != "digits" and root is not None:
         found = next(iter(sorted(Path(root).glob(f"{name}*.npz"))), None)

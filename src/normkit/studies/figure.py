@@ -120,16 +120,7 @@ def band(
     index: int = 0,
     dashed: bool = False,
 ) -> None:
-    """Draw the median over seeds as a line, and all of them as a band.
-
-    Args:
-        axes: Axes to draw on.
-        x: Positions along the horizontal axis.
-        rows: One curve per seed.
-        label: For the legend.
-        index: Index of the colour.
-        dashed: Draw the line dashed.
-    """
+    """Draw the median over seeds as a line, and all of them as a band."""
     values = np.asarray(rows, dtype=float)
     with np.errstate(all="ignore"):
         middle = np.median(values, axis=0)
@@ -152,11 +143,7 @@ def bars(
 
     For an axis from 0, or of orders of magnitude; `points` suits the others.
 
-    Args:
-        axes: Axes to draw on.
-        names: One name per arm.
-        rows: For each arm, one value per seed.
-        indices: Indices of the colours; by default 0, 1, ….
+    `rows` has one value per seed for each arm.
     """
     for i, row in enumerate(rows):
         shade = color(i if indices is None else indices[i])
@@ -174,11 +161,7 @@ def bars_by_group(
 ) -> None:
     """Draw the bars of several arms side by side in each group, with a legend.
 
-    Args:
-        axes: Axes to draw on.
-        groups: Names below the groups.
-        arms: For each arm and group, one value per seed.
-        indices: Indices of the colours; by default 0, 1, ….
+    `arms` has one value per seed for each arm and group.
     """
     width = 0.8 / len(arms)
     for i, (name, rows) in enumerate(arms.items()):
@@ -216,11 +199,7 @@ def points(
 
     For an axis that does not start at 0, where the length of a bar would mislead.
 
-    Args:
-        axes: Axes to draw on.
-        names: One name per arm.
-        rows: For each arm, one value per seed.
-        indices: Indices of the colours; by default 0, 1, ….
+    `rows` has one value per seed for each arm.
     """
     for i, row in enumerate(rows):
         shade = color(i if indices is None else indices[i])

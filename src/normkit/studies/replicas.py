@@ -171,11 +171,7 @@ class Replicas:
     def step(self, x: Tensor, y: Tensor, rates: Tensor) -> list[Tensor]:
         """Take one step of gradient descent; return its gradients.
 
-        Args:
-            x: Inputs.
-            y: Labels.
-            rates: Learning rate of each network, `(K,)`, or of each network and layer,
-                `(K, L)`.
+        `rates` has shape `(K,)`, or `(K, L)` with one rate per layer.
         """
         grads = self.gradients(x, y)
         layers = len(self.weights)

@@ -26,14 +26,8 @@ def cnn(
 ) -> nn.Sequential:
     """Build three 3×3 convolutions, each with `norm(C)` after it, and a linear layer.
 
-    Args:
-        classes: Number of classes.
-        norm: Makes the normalization of C channels; None leaves it out.
-        channels: Channels of the images.
-        width: Channels of the first convolution; the others have twice as many.
-        side: Height of the images; larger than 8 adds one more halving.
-        dropout: Share of the last features dropped in training.
-        activation: Makes the activation.
+    `norm(C)` and `activation()` build the layers; images higher than `side` 8 get one
+    more halving; `dropout` is the share of the last features.
     """
     layers: list[nn.Module] = []
     before = channels
@@ -60,17 +54,7 @@ def train(
     decay: float = 0.0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train `model` by SGD on the given batches; returns the loss of each step.
-
-    Args:
-        model: Maps images to logits.
-        images: Images of the batches.
-        batches: Indices, `(steps, batch)`, as `Images.batches` gives them.
-        rate: Learning rate.
-        momentum: Of SGD.
-        decay: Weight decay.
-        on_step: Called with the number of steps done and the loss after each step.
-    """
+    """Train `model` by SGD on the given batches; returns the loss of each step."""
     optimizer = torch.optim.SGD(
         model.parameters(), rate, momentum=momentum, weight_decay=decay
     )

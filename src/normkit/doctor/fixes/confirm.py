@@ -1,14 +1,15 @@
 """Confirm findings: apply each repair to a copy of the model and measure again.
 
 A repair of the running statistics is measured on batches that it was not computed
-from: the statistics of one half of the batches are tried on the other half, and the
-reverse. Faults that eval mode does not show (a batch of one, frozen layers that move)
+from: the batches are split, and each part is run with the statistics of the others.
+Faults that eval mode does not show (a batch of one, frozen layers that move)
 are examined again: the finding must be gone, and eval mode no worse.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.examine import examine
 from normkit.doctor.examination.working_copy import open_working_copy
@@ -39,6 +41,8 @@ __all__ = ["Confirmation", "confirm", "repairable"]
 
 # The least gain that counts: a point of the metric, or a tenth of the loss.
 MIN_METRIC_GAIN, MIN_LOSS_GAIN = 0.01, 0.1
+# The parts that the batches are split into; each is held out once.
+FOLDS = 10
 # Faults that eval mode does not show: the same check runs again.
 EXAMINED_AGAIN = ("D06", "D07", "D16", "D34")
 _OF_STATISTICS = {
@@ -114,7 +118,8 @@ def confirm(
     if len(_OF_STATISTICS & groups.keys()) > 1:
         # Better statistics would confirm the others as much as small batches.
         groups.pop("D05", None)
-    halves = [case.batches[::2], case.batches[1::2]]
+    folds = min(FOLDS, len(case.batches))
+    parts = [replace(case, batches=case.batches[i::folds]) for i in range(folds)]
     seen: list[Statistics] = []
     done: dict[Repair, Confirmation] = {}
     outcome = {}
@@ -129,38 +134,62 @@ def confirm(
         if len(case.batches) < 2:
             continue  # nothing to hold out
         if not seen:
-            seen = [examine(replace(case, batches=half)) for half in halves]
+            seen = [examine(replace(part, gradient_batches=0)) for part in parts]
         if repair not in done:
-            done[repair] = _held_out(case, halves, seen, group, repair)
+            done[repair] = _held_out(parts, seen, group, repair)
         outcome[id_] = done[repair]
     ids = dict.fromkeys(f.id for f in alarms if f.id in outcome)
     return [replace(outcome[id_], id=id_) for id_ in ids]
 
 
 def _held_out(
-    case: Case,
-    halves: list[list[Any]],
+    parts: list[Case],
     seen: list[Statistics],
     findings: list[Finding],
     repair: Repair,
 ) -> Confirmation:
-    """Compare eval mode before and after, each half with the other's statistics."""
+    """Compare eval mode before and after, each part with the others' statistics."""
     metrics, losses = [], []
-    for half, other in zip(halves, reversed(seen), strict=True):
-        with open_working_copy(replace(case, batches=half)) as working, torch.no_grad():
+    for index, part in enumerate(parts):
+        others = _merged([one for i, one in enumerate(seen) if i != index])
+        with open_working_copy(part) as working, torch.no_grad():
             working.use_running_statistics()
-            repair(working.model, other, findings)
+            repair(working.model, others, findings)
             after = working.run(channels=False)
         metrics += after.metrics
         losses += after.losses
-    before = [half.evaluation for half in seen if half.evaluation is not None]
+    before = [one.evaluation for one in seen if one.evaluation is not None]
     whole = Evaluation(
-        samples=tuple(n for half in before for n in half.samples),
+        samples=tuple(n for one in before for n in one.samples),
         batch_loss=(),
-        running_loss=tuple(v for half in before for v in half.running_loss),
-        running_metric=tuple(v for half in before for v in half.running_metric),
+        running_loss=tuple(v for one in before for v in one.running_loss),
+        running_metric=tuple(v for one in before for v in one.running_metric),
     )
     return _compared(whole, tuple(metrics), tuple(losses))
+
+
+def _merged(parts: list[Statistics]) -> Statistics:
+    """Return the first part with the channel statistics of all parts."""
+    norms = [{layer.name: norm for layer, norm in part.norms} for part in parts]
+    layers = []
+    for layer in parts[0].layers:
+        norm = layer.norm
+        if norm is not None:
+            same = [each[layer.name] for each in norms if layer.name in each]
+            norm = replace(
+                norm,
+                in_training=_merged_channels([n.in_training for n in same]),
+                without_dropout=_merged_channels([n.without_dropout for n in same]),
+            )
+        layers.append(replace(layer, norm=norm))
+    return replace(parts[0], layers=tuple(layers))
+
+
+def _merged_channels(
+    parts: list[ChannelStatistics | None],
+) -> ChannelStatistics | None:
+    known = [part for part in parts if part is not None]
+    return functools.reduce(ChannelStatistics.merge, known) if known else None
 
 
 def _examined_again(

@@ -206,7 +206,7 @@ class CpuBackend:
         )
         return dx
 
-    def move_running(self, running: Running, moments: Moments) -> bool | None:
+    def update_running(self, running: Running, moments: Moments) -> bool | None:
         """Update running statistics in one call; None where it cannot.
 
         Return whether every statistic of the batch was finite. A faster

@@ -46,11 +46,8 @@ def geometry_of(
 ) -> Geometry:
     """Read the memory of a tensor as (b, o, g, m, i).
 
-    Args:
-        shape: Shape of x.
-        strides: Strides of x.
-        statistic: Shape of the statistics: x's, with reduced dimensions of size 1.
-        affine: Shape of the learned vectors, likewise; None without any.
+    `statistic` and `affine` are shapes of as many dimensions as x, with size 1 where
+    the statistics or learned vectors are constant.
     """
     axes = [d for d in range(len(shape)) if shape[d] != 1]
     axes.sort(key=lambda d: -strides[d])

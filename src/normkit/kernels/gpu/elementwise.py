@@ -6,11 +6,9 @@
 One tile per program, the last tile first: the statistics' pass read forwards, so the
 end of x is what the L2 cache still holds.
 """
-# Triton's language has no types that a checker could follow, and writes compile-time
-# arguments in capitals.
+# Triton's language has no types that a checker could follow.
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
 # pyright: reportUnboundVariable=false
-# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -97,18 +97,8 @@ def channels_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of x, weight, bias and residual that are wanted.
 
-    Args:
-        dy: Gradient of the output.
-        x: Input of the forward.
-        geometry: Geometry of x.
-        weight: Flat vector, or None.
-        bias: Flat vector, or None.
-        mean: Flat vector, float64.
-        inv_std: Flat vector.
-        scale: inv_std·weight, flat, float32.
-        gate: The activation.
-        wanted: Which of the gradients of x, weight, bias, residual to compute.
-        is_constant: Mean and inv_std do not depend on x.
+    Vectors are flat, mean in float64; mean and inv_std do not depend on x when
+    `is_constant`.
     """
     wants_x, wants_weight, wants_bias, wants_residual = wanted
     dy = laid_out_as(x, dy)

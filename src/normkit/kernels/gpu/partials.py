@@ -6,11 +6,9 @@ draws the last ticket) merges the parts, always in the same order, in float64. A
 adds at most 64 terms before they are merged: sums of equal terms drift by a quarter of
 their number in units of the last place.
 """
-# Triton's language has no types that a checker could follow, and writes compile-time
-# arguments in capitals.
+# Triton's language has no types that a checker could follow.
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
 # pyright: reportUnboundVariable=false
-# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -8,11 +8,9 @@ A program of the backward walks over neighbouring rows and keeps its share of
 dweight = Σ dy·x̂ and dbias = Σ dy in registers; the shares are summed afterwards,
 always in the same order.
 """
-# Triton's language has no types that a checker could follow, and writes compile-time
-# arguments in capitals.
+# Triton's language has no types that a checker could follow.
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
 # pyright: reportUnboundVariable=false
-# ruff: noqa: N803
 
 from __future__ import annotations
 

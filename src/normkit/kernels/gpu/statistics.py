@@ -4,11 +4,9 @@
 
 The last program of all updates the running statistics: a batch norm is two launches.
 """
-# Triton's language has no types that a checker could follow, and writes compile-time
-# arguments in capitals.
+# Triton's language has no types that a checker could follow.
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
 # pyright: reportUnboundVariable=false
-# ruff: noqa: N803
 
 from __future__ import annotations
 

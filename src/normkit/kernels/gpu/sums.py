@@ -1,10 +1,8 @@
 """The two sums of a backward in one launch, shared as `partials` says."""
 
-# Triton's language has no types that a checker could follow, and writes compile-time
-# arguments in capitals.
+# Triton's language has no types that a checker could follow.
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
 # pyright: reportUnboundVariable=false
-# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -9,11 +9,9 @@ Every kernel sees x as a dense matrix of rows × WIDTH:
 A vector along "row" holds its element for row r at (r // repeat) % period, so that a
 vector per group or per channel needs no expanding.
 """
-# Triton's language has no types that a checker could follow, and writes compile-time
-# arguments in capitals.
+# Triton's language has no types that a checker could follow.
 # pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false
 # pyright: reportUnboundVariable=false
-# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Move(Node):
         return edit_value(source, new, label)
 
     def _numbered(self, shapes: list[tuple[int, ...]]) -> _Numbers:
-        """Number the elements of inputs of `shapes` and find where they go."""
+        """Enumerate the elements of inputs of `shapes` and find where they go."""
         assert self.replay is not None
         starts, inputs = [1], []
         for shape in shapes:
@@ -90,7 +90,7 @@ class Move(Node):
         return _Numbers(tuple(starts), tuple(shapes), tuple(outputs))
 
     def _numbers_for(self, needed: set[int]) -> _Numbers:
-        """Number the elements of the inputs, with size 1 where no gauge needs more."""
+        """Enumerate the inputs' elements, with size 1 where no gauge needs more."""
         if self.acts_on is None:
             return self._numbered([value.shape for value in self.inputs])
         key = frozenset(needed)

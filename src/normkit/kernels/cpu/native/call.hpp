@@ -1,4 +1,4 @@
-// What one call of the library is given: the geometry, the options, the pointers.
+// The struct of one call: geometry, options, pointers.
 //
 // Memory order of x is (b, o, g, m, i), dense. One statistic per (b, g), over all
 // o, m and i:
@@ -36,9 +36,9 @@ struct Call {
   int64_t affine, dtype, weight_dtype, bias_dtype, mean_dtype, var_dtype;
   int64_t activation, flags, threads;
   double eps, slope;
-  // New at every call. A null pointer stands for what is absent or not wanted. With a
-  // `sum`, spans alone: x + residual goes there, and is what is normalized; in backward x
-  // is that sum, and `dsum` its own gradient, which dx takes in.
+  // New at every call. A null pointer: absent, or not wanted. With a `sum` (spans only)
+  // x + residual is written there and normalized; in backward x is that sum, and `dsum`
+  // its own gradient, which is added to dx.
   double rate;
   const void *x, *residual;
   const uint8_t* mask;
@@ -49,7 +49,7 @@ struct Call {
   double *sum_dy, *sum_dyx;
   const double *b, *c;
   // Forward only. With kGiven they are the statistics, unless there is a center;
-  // otherwise they move by `rate` towards those of the batch.
+  // otherwise they are updated by `rate` with those of the batch.
   void *running_mean, *running_var;
   int64_t *num_batches_tracked, *num_batches_skipped;
 

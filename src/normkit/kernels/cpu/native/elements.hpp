@@ -1,4 +1,4 @@
-// What happens to one vector of elements, the same in every layout.
+// Operations on one vector of elements, the same in every layout.
 #pragma once
 #include "activation.hpp"
 #include "call.hpp"
@@ -61,7 +61,7 @@ template <class T> struct Elements {
     return load_mask<C>(mask ? mask + at : nullptr, f.n);
   }
 
-  // x − hi, 0 where masked: what is masked is never looked at, NaN included.
+  // x − hi, 0 where masked, also for a masked NaN.
   template <int K, class L> NK_INLINE V centered(int64_t at, L lanes, V hi) const {
     V d = get(x + at, lanes, hi) - hi;
     if constexpr (K == kAny) {
@@ -88,7 +88,7 @@ template <class T> struct Elements {
     return z;
   }
 
-  // dy·act′, 0 where masked; z is wanted only where the kind recomputes it.
+  // dy·act′, 0 where masked; z is used only where the kind recomputes it.
   template <int K, class L, class Z>
   NK_INLINE V gradient(int64_t at, L lanes, const Z& z) const {
     V g = get(dy + at, lanes, V{});
@@ -146,7 +146,7 @@ template <int W, class Body> NK_INLINE void each_vector(int64_t n, const Body& b
   if (i < n) body(i, First{n - i});
 }
 
-// How many leading values keep p from an address that can be streamed to.
+// Number of leading values before an address that can be streamed to.
 template <class T> NK_INLINE int64_t before_aligned(const T* p) {
   constexpr uintptr_t width = Lanes<compute_t<T>>::count * sizeof(T);
   return (int64_t)((-reinterpret_cast<uintptr_t>(p) & (width - 1)) / sizeof(T));

@@ -1,6 +1,6 @@
-// Planted mistakes, for the tests of the tests. A library built with NORMKIT_FAULTS makes
-// the one that the environment variable NORMKIT_FAULT names; any other library makes none
-// and is the same machine code as if these lines were not there.
+// Planted faults, for the tests of the tests. A library built with NORMKIT_FAULTS has the
+// one that the environment variable NORMKIT_FAULT names; any other library has none, and
+// the same machine code as without these lines.
 #pragma once
 #ifdef NK_FAULTS
 #include <cstdlib>

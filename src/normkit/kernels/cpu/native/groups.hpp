@@ -1,10 +1,9 @@
 // Spans whose learned affine is constant along each of M runs of I neighbours: instance
 // and group norm in NCHW, RMS and layer norm without weights.
 //
-// The runs of some spans lie one after another. Where they are short they are walked in
-// vectors from end to end, and a vector that lies in two runs takes its coefficients from
-// both: cut at every end of a run, a third of the vectors would be nearly empty or cross
-// a line of the cache.
+// The runs of some spans are contiguous. Short ones are processed in vectors from end to
+// end, and a vector across two runs takes its coefficients from both: with a cut at every
+// end of a run, a third of the vectors would be nearly empty or cross a cache line.
 #pragma once
 #include "run_maps.hpp"
 
@@ -32,7 +31,7 @@ template <class T> class Groups : private Spans<T> {
     });
   }
 
-  // Sums over dy, and dx from them; either may be all that is wanted.
+  // Sums over dy, and dx from them, or one of the two.
   void backward() const {
     const bool wants_sums = this->wants_sums();
     const int64_t n = call_.statistics() * runs_;
@@ -141,8 +140,8 @@ template <class T> class Groups : private Spans<T> {
     }
   }
 
-  // Where outputs of some spans go: past the caches through memory of their own, if runs
-  // do not end where a vector can be written past them.
+  // Destination of the outputs of some spans: a buffer, streamed from there, if runs do not
+  // end at addresses for streaming stores.
   class Output {
    public:
     Output(bool stages, T* to, int64_t n) : staged_(stages ? n : 0), to_(to), n_(n) {}

@@ -20,8 +20,8 @@ constexpr int64_t kShortRun = 16;
 // all is in a cache they are slower from 64 neighbours on: 1.5 times the time at 256.
 constexpr int64_t kTiled = 512, kTiledInCache = 63, kCacheBytes = 2 << 20;
 
-// The choice depends on how the values of one statistic lie and never on how many
-// statistics there are, where a sample has its own: it must not depend on the batch.
+// The choice depends on the layout of one statistic's values and, where each sample has
+// its own, never on the number of statistics: it must not depend on the batch.
 template <class Body> void with_layout(const Call& call, const Body& body) {
   const bool is_own = call.affine == kPerElement, is_short = call.I < kShortRun;
   const bool is_narrow = call.M == 1 && (is_own || is_short);

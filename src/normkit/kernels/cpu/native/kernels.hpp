@@ -1,4 +1,4 @@
-// What each instruction set provides for each dtype.
+// The kernels of each instruction set for each dtype.
 #pragma once
 #include "call.hpp"
 

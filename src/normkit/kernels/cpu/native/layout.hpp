@@ -1,4 +1,4 @@
-// What every layout of statistics has: the call, its values, its learned vectors.
+// Base of the layouts of statistics: the call, its values, its learned vectors.
 #pragma once
 #include "elements.hpp"
 #include "learned.hpp"

@@ -7,13 +7,13 @@
 namespace normkit {
 namespace NK_ISA {
 
-// The dtype that a value of the compute type is stored as.
+// The stored dtype of a value of the compute type.
 template <class C> constexpr int64_t dtype_of() {
   return sizeof(C) == 4 ? kFloat32 : kFloat64;
 }
 
-// A vector as the kernels compute, read where it lies if it has that dtype; `otherwise`
-// everywhere if there is none.
+// A vector in the compute type, read in place if it has that dtype; filled with
+// `otherwise` if there is none.
 template <class C> class Learned {
  public:
   Learned(const void* p, int64_t dtype, int64_t size, C otherwise)

@@ -80,7 +80,7 @@ int run(const void* packed, void (*Kernels::*kernel)(const Call&)) {
   }
 }
 
-// Statistics that the caller does not keep are held here, running ones are read and moved.
+// Holds statistics that the caller does not keep; reads and updates running ones.
 int forward(const void* packed) try {
   Call call = *static_cast<const Call*>(packed);
   const int64_t n = call.statistics();
@@ -146,7 +146,7 @@ NK_PUBLIC int normkit_verify(uint64_t mean, uint64_t inv_std, int64_t n, double 
 NK_PUBLIC int normkit_call_size() { return (int)sizeof(normkit::Call); }
 NK_PUBLIC int normkit_update_size() { return (int)sizeof(normkit::Update); }
 
-// The pool of torch: its GOMP_parallel, or null to stay serial.
+// Sets torch's pool: its GOMP_parallel, or null to stay serial.
 NK_PUBLIC void normkit_set_pool(void* gomp_parallel) {
   static std::atomic<bool> is_watching{false};
   if (!is_watching.exchange(true)) {

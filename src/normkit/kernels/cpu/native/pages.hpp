@@ -1,10 +1,10 @@
 // Large pages for large outputs.
 //
-// An allocator gives 32 MB and more back to the system when a tensor is freed, so that
-// the next output of that size is mapped anew: one fault for every 4 KB of it, which takes
+// An allocator returns 32 MB and more to the system when a tensor is freed, so that the
+// next output of that size is mapped again: one page fault for every 4 KB, which takes
 // longer than all of the arithmetic (32×256×56×56 float32: 5.1 copies instead of 2.7).
-// Where the system leaves it to the program (`madvise`, as most do), asking for pages of
-// 2 MB makes 512 faults one. What is there already stays as it is.
+// Where large pages are opt-in (`madvise`, the usual setting), pages of 2 MB turn 512
+// faults into one. Pages that are mapped already stay.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -15,7 +15,7 @@
 
 namespace normkit {
 
-// NORMKIT_LARGE_PAGES=0 leaves outputs on the pages that the system gives by itself.
+// NORMKIT_LARGE_PAGES=0 disables it.
 inline bool wants_large_pages() {
   static const bool wants = [] {
     const char* given = std::getenv("NORMKIT_LARGE_PAGES");

@@ -27,7 +27,7 @@ struct Work {
   void (*task)(const void*, int64_t);
   const void* data;
 
-  // The share that this thread began with last time, or the first without a thread.
+  // The share that this thread started with last time, or the first without a thread.
   int64_t home() {
     static thread_local int64_t last = 0;
     if (last < count && !shares[last].is_home.exchange(true)) return last;

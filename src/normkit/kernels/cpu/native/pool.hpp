@@ -1,9 +1,9 @@
 // Tasks on the thread pool that torch already runs.
 //
 // A second OpenMP pool would compete with torch's for the same cores, so the library
-// links to none: the caller hands over the GOMP_parallel that torch uses. Results never
-// depend on the number of threads: what a task computes is fixed by the geometry, and
-// partial results are added in the order of the tasks.
+// links to none: the caller passes the GOMP_parallel that torch uses. Results never depend
+// on the number of threads: the geometry fixes the tasks, and partial results are added in
+// their order.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -16,9 +16,9 @@ void run_in_pool(int64_t threads, void (*body)(void*), void* data);
 
 enum class Order { kForwards, kBackwards };
 
-// task(data, k) for each k < tasks. A thread begins with the same share of the tasks each
-// time, and takes from the others' when it is done: a second pass over the same values,
-// from the last to the first, finds them in the cache of its own core.
+// task(data, k) for each k < tasks. A thread starts with the same share of the tasks each
+// time, and then steals from the others: a second pass over the same values, from the last
+// to the first, finds them in the cache of its own core.
 void run_tasks(int64_t tasks, int64_t threads, Order order,
                void (*task)(const void*, int64_t), const void* data);
 

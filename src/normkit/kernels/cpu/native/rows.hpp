@@ -79,7 +79,7 @@ template <class T> class Rows : private Spans<T> {
     const bool fit = length_ * (int64_t)sizeof(T) <= (64 << 10);
     return n >= Together::value ? n - n % Together::value : fit ? Together::value : n;
   }
-  // Enough rows for the sums of a part to be small beside what they are sums of.
+  // Enough rows that the sums of a part are small against their terms.
   int64_t rows_per_part(int64_t rows) const {
     const int64_t in_cache = 32768 / (length_ + 1);
     return std::max({(rows + 31) / 32, std::min<int64_t>((rows + 7) / 8, kFlush), in_cache,
@@ -109,8 +109,8 @@ template <class T> class Rows : private Spans<T> {
     });
   }
 
-  // The sums of some rows, then dx, and what they add to the learned sums with it; gives
-  // how many additions that were.
+  // The sums of some rows, then dx and their terms of the learned sums; returns the number
+  // of additions.
   int64_t backward_of(int64_t first, int64_t rows, C* some) const {
     const bool learns = this->wants_learned(), wants_sums = this->wants_sums();
     const Maps maps = this->maps_of_x_hat(first, rows);
@@ -171,8 +171,8 @@ template <class T> class Rows : private Spans<T> {
     }
     return additions;
   }
-  // Column by column over R rows, so that what they add to Σg and Σg·(x − center)·scale
-  // of an element stays in registers.
+  // Column by column over R rows, so that their terms of Σg and Σg·(x − center)·scale of
+  // an element stay in registers.
   template <bool Learns, class Count>
   void write_some(const Elements<T>& e, int64_t first, int64_t k, int64_t rows,
                   const Maps& maps, const Slopes& slopes, C* some, Count) const {

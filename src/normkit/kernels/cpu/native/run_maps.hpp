@@ -1,4 +1,4 @@
-// The coefficients of runs of neighbours, and how vectors take them.
+// The coefficients of runs of neighbours, in vectors.
 #pragma once
 #include "spans.hpp"
 
@@ -31,7 +31,7 @@ template <class C> struct RunMaps {
 using Even = std::integral_constant<int, 0>;
 using Odd = std::integral_constant<int, 1>;
 
-// Walks `runs` runs of `size` neighbours, at least a vector each, in vectors from end to
+// Processes `runs` runs of `size` neighbours, at least a vector each, in vectors from end to
 // end: begin(run) before the first vector that begins in a run; body(i, lanes, parity) for
 // a vector within it; seam(i, n, run) for one whose lanes from n on are of the run after.
 template <int W, class Begin, class Body, class Seam>

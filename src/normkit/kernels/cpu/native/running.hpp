@@ -1,4 +1,4 @@
-// Running statistics: read where they lie, and moved by (1 − rate)·old + rate·new.
+// Running statistics: read and updated in place, (1 − rate)·old + rate·new.
 #pragma once
 #include <cstdint>
 
@@ -14,7 +14,7 @@ struct Update {
   int64_t *num_batches_tracked, *num_batches_skipped;
 };
 
-// Beside kSkipNonfinite and kEqualShares of Call.
+// In addition to kSkipNonfinite and kEqualShares of Call.
 enum UpdateFlags : int64_t { kCountEach = 1 };
 
 // Returns true if every statistic of the batch was finite.

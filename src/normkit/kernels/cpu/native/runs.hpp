@@ -3,7 +3,7 @@
 //
 // Batch norm in NCHW, and spans of instance and group norm that are worth several
 // threads. One statistic after the other, so that the second pass over its values finds
-// them in the cache; it walks backwards, from what was read last.
+// them in the cache; it runs backwards, from the values read last.
 #pragma once
 #include "layout.hpp"
 
@@ -26,7 +26,7 @@ template <class T> class Runs : protected Layout<T> {
     });
   }
 
-  // Sums over dy, and dx from them; either may be all that is wanted.
+  // Sums over dy, and dx from them, or one of the two.
   void backward() const {
     const bool wants_sums = this->wants_sums(), is_weighted = this->is_weighted();
     const Scratch<double> sums(wants_sums ? 2 * call_.statistics() * call_.M : 0, 0);
@@ -72,7 +72,7 @@ template <class T> class Runs : protected Layout<T> {
   using Layout<T>::weight_, Layout<T>::bias_;
   static constexpr int64_t kBlock = 32768;
 
-  // Where a statistic's values and learned entries begin. Found once for each: a 64-bit
+  // Offsets of a statistic's values and learned entries. Computed once for each: a 64-bit
   // division takes as long as a run of 50 values.
   struct Place {
     int64_t stat, base, entry;

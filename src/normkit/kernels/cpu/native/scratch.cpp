@@ -6,8 +6,8 @@
 namespace normkit {
 namespace {
 
-// What does not fit is allocated for itself; the block grows when nothing is in it. A
-// thread never holds more than kMost for the next call.
+// Vectors that do not fit are allocated separately; the block grows when it is empty. A
+// thread never keeps more than kMost for the next call.
 class Stack {
  public:
   ~Stack() { std::free(block_); }

@@ -1,7 +1,7 @@
-// Working memory of a call: a stack of which each thread keeps one.
+// Working memory of a call: a stack per thread.
 //
-// A small call is a microsecond of arithmetic; its vectors, allocated and cleared one by
-// one, took as long again.
+// A small call is a microsecond of arithmetic; allocating and clearing its vectors one by
+// one took as long again.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace normkit {
 
-// Memory on whole lines of the cache, not cleared; given back in the reverse order.
+// Memory aligned to cache lines, not cleared; released in the reverse order.
 // Throws std::bad_alloc.
 void* take_scratch(size_t bytes);
 void give_back_scratch(void* p, size_t bytes);

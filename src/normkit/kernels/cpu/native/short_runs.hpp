@@ -1,7 +1,7 @@
 // Statistics over short runs: batch norm in NCHW on few positions (14 × 14, 7 × 7).
 //
 // Run by run, vectors would be cut at every end of a run, and both neighbours of a cut
-// would write to the line of the cache that it goes through. So the runs of neighbouring
+// would write to the same cache line. So the runs of neighbouring
 // statistics are taken together as a tile of columns, their coefficients repeated along
 // each run: vectors are whole, and a tile stays in the cache for its second pass while
 // the next one is fetched.

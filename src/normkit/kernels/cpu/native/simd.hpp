@@ -23,7 +23,7 @@
 #endif
 #define NK_INLINE inline __attribute__((always_inline))
 #define NK_BODY __attribute__((always_inline))  // of a lambda in an inner loop
-// Out of the straight path of an inner loop, which small inputs take.
+// Out of line, off the path of small inputs.
 #define NK_RARE(condition) __builtin_expect(!!(condition), 0)
 
 namespace normkit {
@@ -64,7 +64,7 @@ NK_INLINE vf splat(float v) { return v - vf{}; }
 NK_INLINE vd splat(double v) { return v - vd{}; }
 template <class V, class M> NK_INLINE V select(M m, V a, V b) { return m ? a : b; }
 
-// a·b + c with one rounding where the instruction set has it. Written out everywhere and
+// a·b + c with one rounding where the instruction set has it. Explicit everywhere and
 // never left to the compiler, which contracts a whole vector and a partial one, or two
 // copies of a loop, differently: a value must not depend on where in a vector it lies.
 NK_INLINE vf fused(vf a, vf b, vf c) {
@@ -242,7 +242,7 @@ NK_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
   std::memcpy(to, from, (size_t)bytes);
 #endif
 }
-// Before another thread reads what went past the caches.
+// Before another thread reads streamed values.
 NK_INLINE void finish_streams() {
 #if NK_BYTES >= 32
   _mm_sfence();

@@ -1,11 +1,11 @@
 // Statistics of one span of neighbours each, O = 1: what group norm in NCHW and layer
 // norm have in common.
 //
-// Some statistics are taken at a time, as many as the first cache holds: first the sums
-// of each, then their algebra in vectors over the statistics, then the values again. One
-// by one, a statistic costs the latency of a dozen steps in a row (sums across lanes, a
-// root, two divisions: 300 cycles), which is what 1000 values cost. What a span gives
-// depends on its own values alone, never on its neighbours.
+// Statistics are processed in groups that fit into the first cache: first the sums of
+// each, then their algebra in vectors over the statistics, then the values again. One by
+// one, a statistic costs the latency of a dozen dependent steps (sums across lanes, a
+// root, two divisions: 300 cycles), as much as 1000 values. The result of a span depends
+// on its own values alone, never on its neighbours.
 #pragma once
 #include "layout.hpp"
 
@@ -29,8 +29,8 @@ template <class T> class Spans : protected Layout<T> {
         is_large_(call.statistics() * length_ * (int64_t)sizeof(T) > kCached),
         fetches_outputs_(is_large_ && !e_.streams && (e_.y || e_.dx)) {}
 
-  // How many spans are taken at a time, if `arrays` arrays are read: larger pieces are
-  // read at the hardware's pace, smaller ones stay in the cache beside what is fetched.
+  // Number of spans in a group, if `arrays` arrays are read: larger groups rely on hardware
+  // prefetch, smaller ones stay in the cache together with the prefetched lines.
   int64_t together(int64_t arrays) const {
     const int64_t bytes = kTogetherBytes / (is_large_ ? 2 : 1) / arrays;
     const int64_t n = bytes / std::max<int64_t>(length_ * (int64_t)sizeof(T), 1);

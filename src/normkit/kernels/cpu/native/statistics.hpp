@@ -46,7 +46,7 @@ struct Stat {
   double center, m2, scale;
 };
 
-// What a normalization subtracts and multiplies by.
+// The centre and scale of a normalization.
 NK_INLINE Stat finish(double s, double q, double n, double pilot, double eps,
                       bool is_centered) {
   const double inverse = 1 / n, shift = s * inverse, mean = pilot + shift;
@@ -73,7 +73,7 @@ template <int64_t Most> struct StatSums {
   }
 };
 
-// Moves the pilots that are far to the means that were found; false where none is.
+// Replaces pilots that are far by the means that were found; false where none is.
 template <class C>
 NK_INLINE bool move_far(const double* s, const double* q, const double* n, int64_t stats,
                         C* pilots) {
@@ -151,7 +151,7 @@ NK_INLINE Slope slope_of(double sum_g, double sum_gx, double scale, double n,
   return {is_constant ? 0 : b, is_constant ? 0 : c};
 }
 
-// What is multiplied with x − hi and added to it, in dx.
+// The factor of x − hi and the summand, in dx.
 template <class C> struct SlopeMap {
   C b, c;
   NK_INLINE SlopeMap(const Slope& slope, double center)

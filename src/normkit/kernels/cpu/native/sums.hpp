@@ -1,4 +1,4 @@
-// Sums of vectors, at last in double.
+// Sums of vectors, accumulated in double.
 #pragma once
 #include <cstring>
 

@@ -1,4 +1,4 @@
-// The check of what torch's layer norm saved for its backward.
+// The check of the statistics that torch's layer norm saved for its backward.
 //
 // torch computes x·scale + shift in float32, which errs by about 1e-7·|mean|/std: exact
 // enough where no mean lies further from 0 than `most` standard deviations.

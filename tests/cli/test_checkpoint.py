@@ -1,0 +1,58 @@
+"""A checkpoint saved again differs where tensors changed, and only there."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from normkit.cli.checkpoint import Checkpoint
+from normkit.errors import TargetError
+
+
+@pytest.mark.parametrize("place", ["", "state_dict"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_only_what_changed_is_written(
+    dtype: torch.dtype, place: str, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    weights = model.to(dtype).state_dict()
+    weights["0.weight"] += torch.rand(()).to(dtype) / 3  # float32 cannot hold it
+    content = {"epoch": 3, place: weights} if place else weights
+    torch.save(content, tmp_path / "in.pt")
+    file = Checkpoint.read(tmp_path / "in.pt")
+    model.float()
+    file.load_into(model)
+    model[1].running_var.fill_(7)
+    file.save(model, tmp_path / "out.pt")
+    saved = torch.load(tmp_path / "out.pt", weights_only=True)
+    found = saved[place] if place else saved
+    assert not place or saved["epoch"] == 3
+    assert type(found) is OrderedDict
+    assert list(found) == list(weights)
+    assert found._metadata == weights._metadata
+    for name, tensor in weights.items():
+        assert found[name].dtype == tensor.dtype
+        if name == "1.running_var":
+            assert (found[name] == 7).all()
+        else:
+            assert torch.equal(found[name], tensor), name
+
+
+def test_a_damaged_file_gives_one_clear_error(tmp_path: Path) -> None:
+    torch.save(nn.BatchNorm1d(40).state_dict(), tmp_path / "good.pt")
+    good = (tmp_path / "good.pt").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(good)
+        for _ in range(3):
+            at = int(torch.randint(len(damaged), (), generator=generator))
+            damaged[at] = int(torch.randint(256, (), generator=generator))
+        (tmp_path / "bad.pt").write_bytes(bytes(damaged))
+        try:
+            Checkpoint.read(tmp_path / "bad.pt")
+        except TargetError:  # anything else fails the test
+            refused += 1
+    assert refused > 10
