@@ -60,8 +60,8 @@ sanitize: $(STAMP) ## Run the tests of the C++ kernels under ASan and UBSan
 		tests/kernels/test_cpu.py tests/kernels/test_cpu_fused.py tests/functional/test_routes.py tests/functional/test_sum_norm.py tests/kernels/test_batch_invariance.py
 
 # On a machine with a GPU: its own python, torch and triton; nothing is installed.
-gpu: ## On a CUDA device: check the GPU kernels at real shapes, then time them
-	PYTHONPATH=src:tests:. $(PYTHON) -m benchmarks.gpu
+gpu: ## On a CUDA device: check the GPU kernels at real shapes, then time them, in 8 minutes
+	PYTHONPATH=src:tests:. $(PYTHON) -m benchmarks.gpu --budget 480
 
 format: $(STAMP) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .

@@ -1162,6 +1162,30 @@ def _broken_kernel(name: str, test: str, module: str, honest: str, broken: str) 
 
 
 if find_spec("triton") is not None:
+
+    @fault(caught_by="tests/kernels/test_gpu_calls.py -k no_more_than")
+    def gpu_reduces_twice(patch: pytest.MonkeyPatch) -> None:
+        from normkit.kernels.gpu import launchers
+
+        honest = launchers.statistics
+        patch.setattr(
+            *(launchers, "statistics"),
+            lambda *a, **k: (honest(*a, **k), honest(*a, **k))[1],
+        )
+
+    @fault(caught_by="tests/kernels/test_gpu_calls.py -k launches_what")
+    def gpu_clears_what_it_writes(patch: pytest.MonkeyPatch) -> None:
+        from normkit.kernels.gpu import launchers
+
+        honest = launchers.apply
+        patch.setattr(launchers, "apply", lambda *a, **k: honest(*a, **k).zero_())
+
+    @fault(caught_by="tests/kernels/test_gpu_calls.py -k met_before")
+    def gpu_forgets_every_call(patch: pytest.MonkeyPatch) -> None:
+        from normkit.functional import engine
+
+        patch.setattr(engine, "remember", lambda key, call: None)
+
     _broken_kernel(
         *("gpu_merge_forgets_a_split", "running_statistics_move"),
         *("partials", "part < splits", "part < splits - 1"),

@@ -1,21 +1,22 @@
-"""The GPU kernels on a GPU: correctness at real shapes, then the bench.
+"""The GPU kernels on a GPU: correctness at real shapes, then measurements, in stages.
 
-    make gpu        PYTHONPATH=src:tests:. python -m benchmarks.gpu
+    make gpu        PYTHONPATH=src:tests:. python -m benchmarks.gpu --budget 480
 
-Needs torch with CUDA and its triton, nothing else: no pytest, no network. It ends
-within ten minutes, leaves out what does not fit and says so, and writes
-benchmarks/results/DATE-HARDWARE.json beside the table it prints. `--rehearse` runs
-all of it at tiny sizes in Triton's interpreter; its times mean nothing.
+Needs torch with CUDA and its triton, nothing else: no pytest, no network. Every result
+is in the JSON file at once; a cut loses nothing, and `--show FILE` prints its table.
+`--dry-run` runs all of it at toy sizes in Triton's interpreter; its times mean nothing.
 """
 
 import argparse
 import datetime
+import functools
 import json
-import math
 import os
-import re
+import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -23,124 +24,103 @@ RESULTS = Path(__file__).parents[1] / "results"
 def main() -> int:
     """Read the command line; the exit code is 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=9.5)
-    parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results")
+    parser.add_argument("--budget", type=float, default=480, help="seconds in all")
+    parser.add_argument("--stages", nargs="+", metavar="STAGE", help="default: all")
+    parser.add_argument("--out", type=Path, help="JSON file, or a folder for it")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print a record")
+    parser.add_argument("--dry-run", action="store_true", help="interpreted, tiny")
     options = parser.parse_args()
-    if options.rehearse:
+    if options.show is None:
+        return run(options, parser)
+    return show(options.show)
+
+
+def show(path: Path) -> int:
+    """Print the table of a record."""
+    from benchmarks.gpu import report
+
+    data = json.loads(path.read_text())
+    print(report.to_text(data))
+    print(f"written to {path}")
+    return 0 if report.is_good(data) else 1
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Run the stages, and print what there is in any case."""
+    if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
         import kernels.interpreted  # noqa: F401
+    # All imports come before the fork, none of them touches CUDA.
+    from benchmarks.gpu import stages
+
+    every = all_stages(is_dry=options.dry_run)
+    known = [stage.name for stage in every]
+    asked = options.stages or known
+    for name in asked:
+        if name not in known:
+            parser.error(f"--stages {name}: it must be of {', '.join(known)}")
+    path = path_of(options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        chosen = [s for s in every if s.name in {"machine", *asked}]
+        stages.run_stages(chosen, path, options.budget)
+    finally:
+        code = show(path)
+    return code
+
+
+def all_stages(*, is_dry: bool) -> list[Any]:
+    """Return the stages in order; all but the first know the copy's bandwidth."""
     import torch
+    from benchmarks.gpu import correct, layers, networks, sync, tiles
+    from benchmarks.gpu.stages import Case, Record, Stage
+    from benchmarks.gpu.timing import Bench
 
-    if not options.rehearse and not torch.cuda.is_available():
-        print(
-            "make gpu needs a CUDA device, and torch sees none here.", file=sys.stderr
-        )
-        return 2
-    return run(options)
+    from normkit.kernels.choose import asked_for_name
+
+    def start() -> Bench:
+        device = torch.device("cpu") if is_dry else torch.device("cuda", 0)
+        torch.manual_seed(20150211)
+        asked_for_name.set("gpu")  # no silent fallback
+        rounds = {"rounds": 1, "warmup": 0} if is_dry else {}
+        return Bench(device, is_dry, **rounds)
+
+    def machine(record: Record) -> list[Case]:
+        return [Case("device and copy", functools.partial(describe, start()))]
+
+    def after_machine(cases: Any, record: Record) -> list[Case]:
+        if not record.rows("machine"):
+            raise RuntimeError("no device was found; the stage `machine` says why")
+        return cases(start())
+
+    measured = (
+        ("smoke", 90, correct.cases),
+        ("bytes", 160, layers.cases),
+        ("network", 110, networks.cases),
+        ("tiles", 70, tiles.cases),
+        ("sync", 30, sync.cases),
+    )
+    return [Stage("machine", 20, machine)] + [
+        Stage(name, seconds, functools.partial(after_machine, cases))
+        for name, seconds, cases in measured
+    ]
 
 
-def run(options: argparse.Namespace) -> int:
-    """Check, measure, print and write."""
+def path_of(options: argparse.Namespace) -> Path:
+    """Return the file of the record: under the date and time, unless it is named."""
+    out = options.out or RESULTS
+    if out.suffix == ".json":
+        return out
+    kind = "dry-run" if options.dry_run else "gpu"
+    return out / f"{datetime.date.today()}-{time.strftime('%H%M%S')}-{kind}.json"
+
+
+def describe(bench: Any) -> list[dict[str, object]]:
+    """Return the device, the versions, and the bandwidth of a plain copy."""
     import torch
-    from benchmarks.gpu import correct, layers, networks
-    from benchmarks.gpu.timing import Clock, Deadline, copy_bandwidth
-
-    import normkit
-
-    tiny = options.rehearse
-    deadline = Deadline(60 * options.minutes)
-    device = torch.device("cpu") if tiny else torch.device("cuda", 0)
-    torch.manual_seed(20150211)
-    machine = describe(torch, device)
-    print(f"{machine['device']}, torch {machine['torch']}, triton {machine['triton']}")
-
-    failures: list[str] = []
-    checked: list[dict[str, object]] = []
-    sizes = correct.Sizes(device, tiny)
-    with normkit.backend("gpu"):
-        for name, check in correct.CHECKS.items():
-            try:
-                results = check(sizes)
-            except Exception as error:
-                # One broken check must not hide what the others find.
-                results = [(f"{name}: {type(error).__name__}: {error}", math.inf, 0.0)]
-            for what, error, limit in results:
-                checked.append({"check": what, "error": error, "limit": limit})
-                if not error <= limit:
-                    failures.append(f"{what}: {error:.2e}, at most {limit:.0e}")
-            print(f"{name}: {len(results)} checks, {deadline.left:.0f} s left")
-            if not tiny:
-                torch.cuda.empty_cache()
-    for failure in failures:
-        print("WRONG", failure)
-
-    clock = Clock(device, rounds=1, warmup=0) if tiny else Clock(device)
-    bandwidth = copy_bandwidth(clock, 1 if tiny else 4096)
-    print(f"a plain copy moves {bandwidth / 1e9:.0f} GB/s")
-    found: list[layers.Result] = []
-    left_out: list[str] = []
-    for batch in (2,) if tiny else (64, 256, 32, 128):
-        if not deadline.allows(60):
-            left_out.append(f"norms at batch {batch}")
-            continue
-        shapes = [(16, 4, (1, 1, 1))] if tiny else layers.RESNET_50
-        of_batch = list(
-            layers.resnet_norms(
-                *(clock, bandwidth, batch),
-                with_compile=batch == 64,
-                deadline=deadline,
-                shapes=shapes,
-            )
-        )
-        print(table(of_batch, bandwidth))
-        print(total(of_batch, batch))
-        found += of_batch
-    if deadline.allows(60):
-        widths = {"sizes": ((8, 64),)} if tiny else {}
-        of_rows = list(layers.rows(clock, bandwidth, deadline, **widths))
-        print(table(of_rows, bandwidth))
-        found += of_rows
-    else:
-        left_out.append("rows")
-
-    steps = []
-    small = {"size": 32, "depths": (1, 1)} if tiny else {}
-    for compiled, batch in ((False, 2),) if tiny else (
-        (False, 64), (False, 256), (True, 64)
-    ):  # fmt: skip
-        if not deadline.allows(90 if compiled else 40):
-            left_out.append(f"ResNet-50 {'compiled' if compiled else 'eager'} {batch}")
-            continue
-        step = networks.resnet_50_step(clock, batch, compiled=compiled, **small)
-        steps.append(step)
-        print(
-            f"ResNet-50 {step.mode}, batch {batch}: {step.ours * 1e3:.2f} ms against "
-            f"{step.torchs * 1e3:.2f} ({step.torchs / step.ours:.2f}x), keeps "
-            f"{step.saved_ours / 1e6:.0f} MB against {step.saved_torchs / 1e6:.0f}"
-        )
-    for what in left_out:
-        print(f"left out, no time: {what}")
-
-    report = {
-        "machine": machine,
-        "copy_bytes_per_second": bandwidth,
-        "correctness": checked,
-        "layers": [r.to_json() for r in found],
-        "networks": [s.to_json() for s in steps],
-        "left_out": left_out,
-        "seconds": round(60 * options.minutes - deadline.left),
-    }
-    if not tiny or options.out:
-        print(f"written to {write(report, options.out or RESULTS)}")
-    if failures:
-        print(f"{len(failures)} of {len(checked)} checks are WRONG")
-    return 1 if failures else 0
-
-
-def describe(torch, device) -> dict[str, object]:
-    """Return the device and the versions."""
     import triton
+    from benchmarks.gpu.timing import copy_bandwidth
 
     import normkit
 
@@ -152,56 +132,13 @@ def describe(torch, device) -> dict[str, object]:
         "normkit": normkit.__version__,
         "python": sys.version.split()[0],
     }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
+    if bench.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(bench.device)
         about["device"] = properties.name
         about["multiprocessors"] = properties.multi_processor_count
         about["memory_bytes"] = properties.total_memory
         about["cuda"] = torch.version.cuda
-    return about
-
-
-def table(results, bandwidth: float) -> str:
-    """One line per layer and direction."""
-    lines = [
-        f"{'layer':12} {'shape':22} {'pass':8} {'ms':>8} {'GB/s':>6} {'of copy':>7} "
-        f"{'eager':>7} {'compile':>7}"
-    ]
-    for r in results:
-        rate = r.bytes / r.ours
-        compiled = "" if r.compiled is None else f"{r.compiled / r.ours:6.2f}x"
-        shape = "x".join(map(str, r.shape))
-        lines.append(
-            f"{r.layer:12} {shape:22} {r.direction:8} {r.ours * 1e3:8.3f} "
-            f"{rate / 1e9:6.0f} {rate / bandwidth:6.0%} {r.eager / r.ours:6.2f}x "
-            f"{compiled:>7}"
-        )
-    return "\n".join(lines)
-
-
-def total(results, batch: int) -> str:
-    """All norms of one step, each as often as the network has it."""
-
-    def seconds(of: str) -> float:
-        return sum(r.count * (getattr(r, of) or math.nan) for r in results)
-
-    ours, eager, compiled = seconds("ours"), seconds("eager"), seconds("compiled")
-    versus = "" if math.isnan(compiled) else f", torch.compile {compiled * 1e3:.2f}"
-    return (
-        f"all norms of ResNet-50 at batch {batch}: {ours * 1e3:.2f} ms, floor "
-        f"{seconds('floor') * 1e3:.2f} ({seconds('floor') / ours:.0%}), torch eager "
-        f"{eager * 1e3:.2f}{versus}"
-    )
-
-
-def write(report: dict, folder: Path) -> Path:
-    """Write the report under the date and the name of the hardware."""
-    folder.mkdir(parents=True, exist_ok=True)
-    machine = report["machine"]
-    hardware = re.sub(r"[^a-z0-9]+", "-", str(machine["device"]).lower()).strip("-")
-    path = folder / f"{machine['date']}-{hardware}.json"
-    path.write_text(json.dumps(report, indent=1, allow_nan=True) + "\n")
-    return path
+    return [{**about, "copy_bytes_per_second": copy_bandwidth(bench)}]
 
 
 if __name__ == "__main__":

@@ -1,54 +1,67 @@
 """Correctness on the device at real shapes, against float64 on the same device."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from benchmarks.gpu.stages import Case, Row
+from benchmarks.gpu.timing import Bench
 from torch import Tensor
 
 import normkit
 import oracles
-from normkit.functional import gpu_operators as operators
-from normkit.kernels.epilogue import Epilogue
 
-__all__ = ["CHECKS", "Sizes"]
+__all__ = ["cases"]
 
-
-class Sizes:
-    """Real sizes, or tiny ones for a rehearsal in the interpreter."""
-
-    def __init__(self, device: torch.device, is_rehearsal: bool) -> None:
-        self.device = device
-        self.tiny = is_rehearsal
-        self.images = (
-            [(2, 16, 4, 4)]
-            if is_rehearsal
-            else [
-                (64, 64, 112, 112),
-                (64, 256, 56, 56),
-                (64, 512, 7, 7),
-                (32, 2048, 7, 7),
-            ]
-        )
-        self.rows = (
-            [(8, 64)]
-            if is_rehearsal
-            else [
-                (4096, 1024),
-                (16384, 4096),
-                (4096, 8192),
-                (2048, 16384),
-                (512, 40000),
-            ]
-        )
+# What was checked, the error found, and the largest that is right.
+Checks = list[tuple[str, float, float]]
 
 
-def draw(sizes: Sizes, *shape: int, dtype=torch.float32, mean=0.0) -> Tensor:
-    return (torch.randn(shape, device=sizes.device) + mean).to(dtype)
+IMAGES = [(64, 256, 56, 56), (64, 64, 112, 112), (64, 512, 7, 7), (32, 2048, 7, 7)]
+ROWS = [(16384, 4096), (4096, 1024), (4096, 8192), (2048, 16384), (512, 40000)]
+
+
+def cases(bench: Bench) -> list[Case]:
+    """Return the checks, bfloat16 and channels_last first."""
+    images = [(2, 16, 4, 4)] if bench.is_dry else IMAGES
+    rows = [(8, 64)] if bench.is_dry else ROWS
+    checks: list[Callable[[], Checks]] = []
+    for dtype, lasts in ((torch.bfloat16, (True,)), (torch.float32, (True, False))):
+        checks += [
+            functools.partial(_batch_norm, bench, shape, dtype, last)
+            for shape in images
+            for last in lasts
+        ]
+        checks += [
+            functools.partial(_rows, bench, shape, dtype, kind)
+            for shape in rows
+            for kind in ("LayerNorm", "RMSNorm")
+        ]
+    checks += [
+        functools.partial(check, bench, images)
+        for check in (_repeats, _compiled, _many_values, _groups)
+    ]
+    return [Case(_name(check), functools.partial(_as_rows, check)) for check in checks]
+
+
+def _name(check: functools.partial) -> str:
+    name = check.func.__name__.strip("_").replace("_", " ")
+    return f"{name} {', '.join(map(str, check.args[1:]))}"
+
+
+def _as_rows(check: Callable[[], Checks]) -> Iterator[Row]:
+    for what, error, limit in check():
+        yield {"check": what, "error": error, "limit": limit}
+
+
+def draw(bench: Bench, *shape: int, dtype=torch.float32, mean=0.0) -> Tensor:
+    return (torch.randn(shape, device=bench.device) + mean).to(dtype)
 
 
 def relative(ours: Tensor, exact: Tensor) -> float:
     """‖ours − exact‖ / ‖exact‖; inf if anything is not finite."""
+    ours, exact = ours.detach(), exact.detach()
     error = float((ours.double() - exact).norm() / exact.norm().clamp(min=1e-300))
     return error if error == error else float("inf")
 
@@ -58,28 +71,17 @@ def allowed(dtype: torch.dtype) -> float:
     return {torch.bfloat16: 2.5e-3, torch.float16: 4e-4}.get(dtype, 1e-6)
 
 
-def batch_norms(sizes: Sizes) -> list[tuple[str, float, float]]:
-    """Forward and gradients of BN, BN+ReLU and BN+add+ReLU, both layouts."""
-    results = []
-    for shape in sizes.images:
-        for dtype in (torch.bfloat16, torch.float32):
-            for last in (True, False):
-                results += _batch_norm(sizes, shape, dtype, last)
-    return results
-
-
-def _batch_norm(sizes, shape, dtype, last) -> list[tuple[str, float, float]]:
+def _batch_norm(bench, shape, dtype, last) -> Checks:
     layout = torch.channels_last if last else torch.contiguous_format
     x, residual, dy = (
-        draw(sizes, *shape, dtype=dtype, mean=m).contiguous(memory_format=layout)
+        draw(bench, *shape, dtype=dtype, mean=m).contiguous(memory_format=layout)
         for m in (3.0, 0.0, 0.0)
     )
-    weight, bias = draw(sizes, shape[1]), draw(sizes, shape[1])
+    weight, bias = draw(bench, shape[1]), draw(bench, shape[1])
     inputs = [t.requires_grad_() for t in (x, weight, bias, residual)]
-    y = operators.batch_norm(
-        x, 1, weight, bias, 1e-5, epilogue=Epilogue("relu", residual=residual)
+    y = normkit.functional.batch_norm(
+        *(x, None, None, weight, bias, True), activation="relu", residual=residual
     )
-    assert y is not None, "the GPU kernels do not serve this"
     exact = [t.detach().double().requires_grad_() for t in inputs]
     z = oracles.batch_norm(*exact[:3]) + exact[3]
     # Where the sum is within a rounding of 0 the gate may differ: no gradient there.
@@ -96,13 +98,13 @@ def _batch_norm(sizes, shape, dtype, last) -> list[tuple[str, float, float]]:
     return found
 
 
-def many_values(sizes: Sizes) -> list[tuple[str, float, float]]:
+def _many_values(bench: Bench, images: list[tuple[int, ...]]) -> Checks:
     """1e7 values per channel, mean 1e6 standard deviations from 0: 2e-6 at most."""
-    n = 4000 if sizes.tiny else 10_000_000
+    n = 4000 if bench.is_dry else 10_000_000
     results = []
     for mean in (0.0, 1e3, 1e6):
         for shape in ((n, 4), (1, 4, n)):
-            x = draw(sizes, *shape, mean=mean)
+            x = draw(bench, *shape, mean=mean)
             y = normkit.functional.batch_norm(x, None, None, training=True)
             exact = oracles.batch_norm(x)
             error = float(((y - exact).abs() / exact.abs().clamp(min=1)).max())
@@ -110,21 +112,11 @@ def many_values(sizes: Sizes) -> list[tuple[str, float, float]]:
     return results
 
 
-def rows(sizes: Sizes) -> list[tuple[str, float, float]]:
-    """Layer norm and RMS norm of rows, short, long and too long for the chip."""
-    results = []
-    for shape in sizes.rows:
-        for dtype in (torch.bfloat16, torch.float32):
-            for kind in ("LayerNorm", "RMSNorm"):
-                results += _rows(sizes, shape, dtype, kind)
-    return results
-
-
-def _rows(sizes, shape, dtype, kind) -> list[tuple[str, float, float]]:
+def _rows(bench, shape, dtype, kind) -> Checks:
     k = shape[-1]
-    x = draw(sizes, *shape, dtype=dtype, mean=1.0).requires_grad_()
-    dy = draw(sizes, *shape, dtype=dtype)
-    weight = draw(sizes, k).requires_grad_()
+    x = draw(bench, *shape, dtype=dtype, mean=1.0).requires_grad_()
+    dy = draw(bench, *shape, dtype=dtype)
+    weight = draw(bench, k).requires_grad_()
     exact = [t.detach().double().requires_grad_() for t in (x, weight)]
     if kind == "LayerNorm":
         y = normkit.functional.layer_norm(x, (k,), weight)
@@ -142,13 +134,13 @@ def _rows(sizes, shape, dtype, kind) -> list[tuple[str, float, float]]:
     ]
 
 
-def groups(sizes: Sizes) -> list[tuple[str, float, float]]:
+def _groups(bench: Bench, images: list[tuple[int, ...]]) -> Checks:
     """Group norm, whole groups on the chip and not."""
     results = []
-    for shape in sizes.images[:2]:
+    for shape in images[:2]:
         for count in (shape[1] // 2, 4):
-            x = draw(sizes, *shape, mean=1.0).requires_grad_()
-            dy, weight = draw(sizes, *shape), draw(sizes, shape[1]).requires_grad_()
+            x = draw(bench, *shape, mean=1.0).requires_grad_()
+            dy, weight = draw(bench, *shape), draw(bench, shape[1]).requires_grad_()
             exact = [t.detach().double().requires_grad_() for t in (x, weight)]
             y = normkit.functional.group_norm(x, count, weight)
             split = exact[0].unflatten(1, (count, -1))
@@ -163,9 +155,9 @@ def groups(sizes: Sizes) -> list[tuple[str, float, float]]:
     return results
 
 
-def repeats(sizes: Sizes) -> list[tuple[str, float, float]]:
+def _repeats(bench: Bench, images: list[tuple[int, ...]]) -> Checks:
     """Check for the same bits twice, on another stream, and from a CUDA graph."""
-    x = draw(sizes, *sizes.images[-1]).contiguous(memory_format=torch.channels_last)
+    x = draw(bench, *images[-1]).contiguous(memory_format=torch.channels_last)
     running = [torch.zeros(x.shape[1], device=x.device) for _ in range(2)]
 
     def run() -> Tensor:
@@ -173,7 +165,7 @@ def repeats(sizes: Sizes) -> list[tuple[str, float, float]]:
 
     first = run()
     results = [("run twice, other bits", float((run() != first).sum()), 0.0)]
-    if sizes.device.type != "cuda":
+    if bench.device.type != "cuda":
         return results
     other = torch.cuda.Stream()
     other.wait_stream(torch.cuda.current_stream())
@@ -195,20 +187,9 @@ def repeats(sizes: Sizes) -> list[tuple[str, float, float]]:
     return results
 
 
-def compiled(sizes: Sizes) -> list[tuple[str, float, float]]:
+def _compiled(bench: Bench, images: list[tuple[int, ...]]) -> Checks:
     """One graph under torch.compile, the same numbers as in eager mode."""
-    layer = normkit.nn.BatchNorm2d(sizes.images[0][1], device=sizes.device)
-    x = draw(sizes, *sizes.images[0]).contiguous(memory_format=torch.channels_last)
-    backend = "aot_eager" if sizes.tiny else "inductor"
-    y = torch.compile(layer, fullgraph=True, backend=backend)(x)
+    layer = normkit.nn.BatchNorm2d(images[0][1], device=bench.device)
+    x = draw(bench, *images[0]).contiguous(memory_format=torch.channels_last)
+    y = bench.compile(layer)(x)
     return [("torch.compile, fullgraph, other bits", float((y != layer(x)).sum()), 0.0)]
-
-
-CHECKS: dict[str, Callable[[Sizes], list[tuple[str, float, float]]]] = {
-    "batch norm": batch_norms,
-    "many values": many_values,
-    "rows": rows,
-    "groups": groups,
-    "repeats": repeats,
-    "compiled": compiled,
-}

@@ -6,28 +6,30 @@ measured in the same run. Bytes per element of a half, forward / backward:
     BN, BN+ReLU     6 / 10       x twice, y  /  dy and x twice, dx
     BN+add+ReLU     8.1 / 12.3   and the residual, its gradient, one bit for the gate
     rows            4 / 6        x, y  /  dy, x, dx
+    add+rows        8 / 8        x, residual, sum, y  /  dy, dsum, sum, dx
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.gpu.timing import Clock, Deadline
+from benchmarks.gpu.stages import Case, Row
+from benchmarks.gpu.timing import Bench
 from torch import Tensor
 
 import normkit
-from normkit.functional import gpu_operators as operators
-from normkit.kernels.epilogue import Epilogue
+from normkit.kernels.gpu import config
 
-__all__ = ["RESNET_50", "Result", "resnet_norms", "rows"]
+__all__ = ["batch_norm", "cases", "row_norm"]
 
 # Channels, height, and how many norms of each form the network has there:
 # alone (before the sum in a shortcut), with ReLU, with sum and ReLU.
 RESNET_50 = [
+    (256, 56, (1, 0, 3)),
     (64, 112, (0, 1, 0)),
     (64, 56, (0, 6, 0)),
-    (256, 56, (1, 0, 3)),
     (128, 56, (0, 1, 0)),
     (128, 28, (0, 7, 0)),
     (512, 28, (1, 0, 4)),
@@ -38,200 +40,203 @@ RESNET_50 = [
     (512, 7, (0, 5, 0)),
     (2048, 7, (1, 0, 3)),
 ]
+ROWS = [(4096, 4096), (16384, 4096), (16384, 8192), (16384, 16384)]
+BYTES = {
+    "BN": (6, 10),
+    "BN+ReLU": (6, 10),
+    "BN+add+ReLU": (8.125, 12.25),
+    "LayerNorm": (4, 6),
+    "RMSNorm": (4, 6),
+    "add+LayerNorm": (8, 8),
+    "add+RMSNorm": (8, 8),
+}
 FORMS = ("BN", "BN+ReLU", "BN+add+ReLU")
-BYTES_OF_A_HALF = {"BN": (6, 10), "BN+ReLU": (6, 10), "BN+add+ReLU": (8.125, 12.25)}
+# Enough inputs that none is left in a cache of 60 MB when its turn comes again.
+BYTES_IN_ROTATION = 256_000_000
+
+Functions = dict[str, Callable[..., Any]]
+_AS_THEY_ARE: Mapping[str, int] = {}
 
 
-@dataclass(frozen=True)
-class Result:
-    """One layer and direction; seconds, None where it was not measured.
-
-    Attributes:
-        layer: Its name.
-        shape: Of x.
-        direction: "forward" or "backward".
-        count: How often a ResNet-50 has it.
-        ours: Seconds of normkit.
-        eager: Seconds of torch.
-        compiled: Seconds of torch.compile, or None.
-        floor: Bytes that must move over the bandwidth of a copy.
-        bytes: Those bytes.
-    """
-
-    layer: str
-    shape: tuple[int, ...]
-    direction: str
-    count: int
-    ours: float
-    eager: float
-    compiled: float | None
-    floor: float
-    bytes: float
-
-    def to_json(self) -> dict[str, object]:
-        """Return the fields as plain values."""
-        return asdict(self)
-
-
-def resnet_norms(
-    clock: Clock,
-    bandwidth: float,
-    batch: int,
-    *,
-    with_compile: bool,
-    deadline: Deadline,
-    shapes: list[tuple[int, int, tuple[int, int, int]]] = RESNET_50,
-) -> Iterator[Result]:
-    """Every norm of a ResNet-50 in bfloat16 and channels_last, both directions."""
-    for channels, size, counts in shapes:
-        for form, count in zip(FORMS, counts, strict=True):
-            if count and deadline.allows(5):
-                shape = (batch, channels, size, size)
-                yield from _batch_norm(
-                    clock, bandwidth, shape, form, count, with_compile
-                )
-
-
-def _batch_norm(
-    clock: Clock,
-    bandwidth: float,
-    shape: tuple[int, ...],
-    form: str,
-    count: int,
-    with_compile: bool,
-) -> Iterator[Result]:
-    has_sum, has_relu = "add" in form, "ReLU" in form
-    weight, bias = (torch.rand(shape[1], device=clock.device) for _ in range(2))
-    buffers = [torch.zeros(shape[1], device=clock.device) for _ in range(2)]
-    buffers[1] += 1
-    inputs = [weight.requires_grad_(), bias.requires_grad_()]
-
-    def ours(x: Tensor, residual: Tensor | None) -> Tensor:
-        epilogue = Epilogue("relu" if has_relu else "none", residual=residual)
-        y = operators.batch_norm(
-            *(x, 1, weight, bias, 1e-5),
-            running_mean=buffers[0],
-            running_var=buffers[1],
-            epilogue=epilogue,
-        )
-        assert y is not None
-        return y
-
-    def torchs(x: Tensor, residual: Tensor | None) -> Tensor:
-        y = F.batch_norm(x, *buffers, weight, bias, True, 0.1, 1e-5)
-        y = y if residual is None else y + residual
-        return F.relu(y) if has_relu else y
-
-    per_half = BYTES_OF_A_HALF[form]
-    elements = torch.Size(shape).numel()
-    yield from _compare(
-        *(clock, bandwidth, form, shape, count, inputs, has_sum, with_compile),
-        (ours, torchs),
-        (per_half[0] * elements, per_half[1] * elements),
+def cases(bench: Bench) -> list[Case]:
+    """Return torch eager and the copy first; then torch.compile, which takes longer."""
+    batches = (2,) if bench.is_dry else (64, 256)
+    images = [(16, 4, (1, 1, 1))] if bench.is_dry else RESNET_50
+    widths = [(8, 64)] if bench.is_dry else ROWS
+    found = []
+    for against in ("eager", "compile"):
+        for batch in batches:
+            for channels, size, counts in images:
+                for form, count in zip(FORMS, counts, strict=True):
+                    shape = (batch, channels, size, size)
+                    run = functools.partial(
+                        batch_norm, bench, shape, form, against, count=count
+                    )
+                    found += [Case(f"{form} {shape} {against}", run)] * bool(count)
+        for shape in widths:
+            for form in list(BYTES)[3:]:
+                run = functools.partial(row_norm, bench, shape, form, against)
+                found.append(Case(f"{form} {shape} {against}", run))
+    # The rows before batch 256: less is known about them.
+    return sorted(
+        found, key=lambda case: ("compile" in case.name, "(256," in case.name)
     )
 
 
-def rows(
-    clock: Clock,
-    bandwidth: float,
-    deadline: Deadline,
-    sizes: tuple[tuple[int, int], ...] = (
-        (4096, 4096),
-        (16384, 4096),
-        (16384, 8192),
-        (16384, 16384),
-    ),
-) -> Iterator[Result]:
-    """Layer norm and RMS norm of bfloat16 rows, both directions."""
-    for count, width in sizes:
-        for name in ("LayerNorm", "RMSNorm"):
-            if not deadline.allows(8):
-                return
-            weight = torch.rand(width, device=clock.device).bfloat16().requires_grad_()
-            bias = torch.rand(width, device=clock.device).bfloat16().requires_grad_()
-            inputs = [weight, bias] if name == "LayerNorm" else [weight]
-            elements = count * width
-            yield from _compare(
-                *(clock, bandwidth, name, (count, width), 1, inputs, False, True),
-                _row_functions(name, width, weight, bias),
-                (4 * elements, 6 * elements),
-            )
+def batch_norm(
+    bench: Bench,
+    shape: tuple[int, ...],
+    form: str,
+    against: str,
+    *,
+    count: int = 1,
+    numbers: Mapping[str, int] = _AS_THEY_ARE,
+) -> Iterator[Row]:
+    """Measure a batch norm in bfloat16 and channels_last, both directions.
+
+    Args:
+        bench: Device and rounds.
+        shape: Of x.
+        form: A key of `BYTES`.
+        against: "eager" or "compile" of torch; "today", ours without `numbers`.
+        count: How often a ResNet-50 has it.
+        numbers: Values for names of `config` while ours runs.
+    """
+    activation = "relu" if "ReLU" in form else "none"
+    weight, bias, mean, var = (
+        torch.rand(shape[1], device=bench.device) for _ in range(4)
+    )
+
+    def ours(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return normkit.functional.batch_norm(
+            *(x, mean, var, weight, bias, True),
+            activation=activation,
+            residual=residual,
+        )
+
+    def torchs(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = F.batch_norm(x, mean, var, weight, bias, True, 0.1, 1e-5)
+        y = y if residual is None else y + residual
+        return F.relu(y) if activation == "relu" else y
+
+    learned = [weight.requires_grad_(), bias.requires_grad_()]
+    functions = {"ours": ours, against: ours if against == "today" else torchs}
+    for row in _compare(bench, form, shape, functions, learned, numbers):
+        yield {**row, "count": count}
 
 
-def _row_functions(
-    name: str, width: int, weight: Tensor, bias: Tensor
-) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    def layer(library) -> Callable[..., Tensor]:
-        return lambda x, _: library.layer_norm(x, (width,), weight, bias, 1e-5)
+def row_norm(
+    bench: Bench,
+    shape: tuple[int, ...],
+    form: str,
+    against: str,
+    *,
+    numbers: Mapping[str, int] = _AS_THEY_ARE,
+) -> Iterator[Row]:
+    """Measure a layer or RMS norm of bfloat16 rows, as `batch_norm` does."""
+    width = shape[-1:]
+    learned = [
+        torch.rand(width, device=bench.device).bfloat16().requires_grad_()
+        for _ in range(1 if "RMS" in form else 2)
+    ]
+    name = "rms_norm" if "RMS" in form else "layer_norm"
 
-    def rms(library) -> Callable[..., Tensor]:
-        return lambda x, _: library.rms_norm(x, (width,), weight, 1e-5)
+    def ours(x: Tensor, residual: Tensor | None = None) -> Any:
+        norm = getattr(normkit.functional, name)
+        return norm(x, width, *learned, 1e-5, residual=residual)
 
-    of = layer if name == "LayerNorm" else rms
-    return of(normkit.functional), of(F)
+    def torchs(x: Tensor, residual: Tensor | None = None) -> Any:
+        total = x if residual is None else x + residual
+        y = getattr(F, name)(total, width, *learned, 1e-5)
+        return y if residual is None else (y, total)
+
+    functions = {"ours": ours, against: ours if against == "today" else torchs}
+    yield from _compare(bench, form, shape, functions, learned, numbers)
 
 
 def _compare(
-    clock: Clock,
-    bandwidth: float,
-    layer: str,
+    bench: Bench,
+    form: str,
     shape: tuple[int, ...],
-    count: int,
-    inputs: list[Tensor],
-    has_sum: bool,
-    with_compile: bool,
-    functions: tuple[Callable[..., Tensor], Callable[..., Tensor]],
-    moved: tuple[float, float],
-) -> Iterator[Result]:
-    """Both directions of ours, torch's and torch.compile's, interleaved."""
-    # Enough inputs that none is left in a cache of 60 MB when its turn comes again.
-    size = 2 * torch.Size(shape).numel()
-    copies = max(2, min(16, -(-256_000_000 // size))) if clock.warmup else 1
-    sets = [_inputs(clock.device, shape, has_sum) for _ in range(copies)]
-    contestants = [*functions]
-    if with_compile:
+    functions: Functions,
+    learned: list[Tensor],
+    numbers: Mapping[str, int],
+) -> Iterator[Row]:
+    """Measure both directions of some functions, interleaved; and a plain copy of x.
+
+    Args:
+        bench: Device and rounds.
+        form: A key of `BYTES`.
+        shape: Of x.
+        functions: Of x and, if the form has a sum, the residual; "compile" is compiled.
+        learned: Weight and bias, whose gradients are computed.
+        numbers: Values for names of `config` while "ours" runs, both ways.
+    """
+    elements, has_sum = torch.Size(shape).numel(), "add" in form
+    copies = max(2, min(16, -(-BYTES_IN_ROTATION // (2 * elements))))
+    copies = 1 if bench.is_dry else copies
+    sets = [_inputs(bench, shape, 2 if has_sum else 1) for _ in range(copies)]
+    if "compile" in functions:
         # One function's code serves all shapes; its cache must not fill up.
         torch._dynamo.reset()
-        contestants.append(torch.compile(functions[1], fullgraph=True, dynamic=False))
+        compiled = bench.compile(functions["compile"])
+        functions = {**functions, "compile": compiled}
+    target = torch.empty_like(sets[0][0])
 
-    def forward(run: Callable[..., Tensor]) -> Callable[[int], object]:
-        def call(turn: int) -> object:
-            x, residual, _ = sets[turn % copies]
-            return run(x, residual)
+    def forward(run: Callable[..., Any]) -> Callable[[int], object]:
+        return lambda turn: run(*sets[turn % copies])
 
-        return call
-
-    def backward(run: Callable[..., Tensor]) -> Callable[[int], object]:
+    def backward(run: Callable[..., Any]) -> Callable[[int], object]:
         graphs = []
-        for x, residual, dy in sets:
-            leaves = [x, *inputs] if residual is None else [x, residual, *inputs]
-            graphs.append((run(x, residual), leaves, dy))
+        for inputs in sets:
+            y = run(*inputs)
+            outputs = y if isinstance(y, tuple) else (y,)
+            graphs.append((outputs, [torch.randn_like(o) for o in outputs]))
 
         def call(turn: int) -> object:
-            y, leaves, dy = graphs[turn % copies]
-            return torch.autograd.grad(y, leaves, dy, retain_graph=True)
+            outputs, dy = graphs[turn % copies]
+            wanted = [*sets[turn % copies], *learned]
+            return torch.autograd.grad(outputs, wanted, dy, retain_graph=True)
 
         return call
 
-    for direction, prepare, size in (
-        ("forward", forward, moved[0]),
-        ("backward", backward, moved[1]),
+    for direction, prepare, per_element in zip(
+        ("forward", "backward"), (forward, backward), BYTES[form], strict=True
     ):
-        times = clock.medians([prepare(run) for run in contestants])
-        compiled = times[2] if with_compile else None
-        floor = size / bandwidth
-        yield Result(
-            layer, shape, direction, count, times[0], times[1], compiled, floor, size
-        )
+        contestants = {name: prepare(run) for name, run in functions.items()}
+        contestants["ours"] = _with(numbers, contestants["ours"])
+        if direction == "forward":
+            contestants["copy"] = lambda turn: target.copy_(
+                sets[turn % copies][0].detach()
+            )
+        times = bench.medians(contestants)
+        row: Row = {"what": form, "shape": shape, "pass": direction}
+        yield {**row, "bytes": per_element * elements, "times": times}
 
 
-def _inputs(
-    device: torch.device, shape: tuple[int, ...], has_sum: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    def one() -> Tensor:
-        x = torch.randn(shape, device=device).bfloat16()
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x
+def _with(
+    numbers: Mapping[str, int], call: Callable[[int], object]
+) -> Callable[[int], object]:
+    """Return `call` under other numbers of `config`; their names must exist."""
 
-    return one().requires_grad_(), one().requires_grad_() if has_sum else None, one()
+    def under(turn: int) -> object:
+        before = {name: getattr(config, name) for name in numbers}
+        vars(config).update(numbers)
+        config.forget()
+        try:
+            return call(turn)
+        finally:
+            vars(config).update(before)
+            config.forget()
+
+    return under if numbers else call
+
+
+def _inputs(bench: Bench, shape: tuple[int, ...], count: int) -> list[Tensor]:
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    return [
+        torch.randn(shape, device=bench.device)
+        .to(torch.bfloat16, memory_format=layout)
+        .requires_grad_()
+        for _ in range(count)
+    ]

@@ -1,17 +1,17 @@
 """A whole ResNet-50 step in plain torch: its own norms, and ours in their place."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from benchmarks.gpu.timing import Clock
+from benchmarks.gpu.stages import Case, Row
+from benchmarks.gpu.timing import Bench
 from torch import Tensor, nn
 
-from normkit.functional import gpu_operators as operators
-from normkit.kernels.epilogue import Epilogue
+import normkit
 
-__all__ = ["NetworkResult", "resnet_50_step"]
+__all__ = ["cases"]
 
 
 class Norm(nn.BatchNorm2d):
@@ -31,16 +31,13 @@ class OurNorm(Norm):
     def forward(  # type: ignore[override]
         self, x: Tensor, residual: Tensor | None = None, relu: bool = True
     ) -> Tensor:
-        y = operators.batch_norm(
-            *(x, 1, self.weight, self.bias, self.eps),
-            running_mean=self.running_mean,
-            running_var=self.running_var,
+        return normkit.functional.batch_norm(
+            *(x, self.running_mean, self.running_var, self.weight, self.bias),
+            training=True,
             num_batches_tracked=self.num_batches_tracked,
-            momentum=self.momentum,
-            epilogue=Epilogue("relu" if relu else "none", residual=residual),
+            activation="relu" if relu else "none",
+            residual=residual,
         )
-        assert y is not None, "the GPU kernels do not serve this"
-        return y
 
 
 class Bottleneck(nn.Module):
@@ -88,45 +85,33 @@ class ResNet50(nn.Module):
         return self.head(self.blocks(x).mean((2, 3)))
 
 
-@dataclass(frozen=True)
-class NetworkResult:
-    """Seconds of a training step, and bytes kept for its backward."""
-
-    mode: str
-    batch: int
-    ours: float
-    torchs: float
-    saved_ours: int
-    saved_torchs: int
-
-    def to_json(self) -> dict[str, object]:
-        """Return the fields as plain values."""
-        return asdict(self)
+def cases(bench: Bench) -> list[Case]:
+    """Return the eager steps, then the compiled one: compilation may take a minute."""
+    sizes = [("eager", 2), ("compile", 2)]
+    if not bench.is_dry:
+        sizes = [("eager", 64), ("eager", 256), ("compile", 64)]
+    return [
+        Case(f"{mode}, batch {batch}", functools.partial(_steps, bench, mode, batch))
+        for mode, batch in sizes
+    ]
 
 
-def resnet_50_step(
-    clock: Clock,
-    batch: int,
-    *,
-    compiled: bool,
-    size: int = 224,
-    depths: tuple[int, ...] = (3, 4, 6, 3),
-) -> NetworkResult:
-    """Run a step in bfloat16 autocast and channels_last: forward, backward, SGD."""
-    x = torch.randn(batch, 3, size, size, device=clock.device)
+def _steps(bench: Bench, mode: str, batch: int) -> Iterator[Row]:
+    """Measure a step in bfloat16 autocast and channels_last: both passes and SGD."""
+    size, depths = (16, (1,)) if bench.is_dry else (224, (3, 4, 6, 3))
+    x = torch.randn(batch, 3, size, size, device=bench.device)
     x = x.contiguous(memory_format=torch.channels_last)
-    target = torch.randint(1000, (batch,), device=clock.device)
-    steps, saved = [], []
-    for norm in (OurNorm, Norm):
+    target = torch.randint(1000, (batch,), device=bench.device)
+    steps, saved = {}, {}
+    for name, norm in (("ours", OurNorm), (mode, Norm)):
         torch.manual_seed(0)
-        model = ResNet50(norm, depths).to(clock.device)
+        model = ResNet50(norm, depths).to(bench.device)
         model = model.to(memory_format=torch.channels_last)
-        saved.append(saved_bytes(model, x, clock.device.type))
-        run = torch.compile(model) if compiled else model
-        steps.append(_step(model, run, x, target))
-    ours, torchs = clock.medians(steps)
-    mode = "compiled" if compiled else "eager"
-    return NetworkResult(mode, batch, ours, torchs, saved[0], saved[1])
+        saved[name] = saved_bytes(model, x, bench.device.type)
+        run = bench.compile(model, fullgraph=False) if mode == "compile" else model
+        steps[name] = _step(model, run, x, target)
+    row: Row = {"what": f"ResNet-50, {mode}", "shape": (batch,), "pass": "step"}
+    yield {**row, "times": bench.medians(steps), "saved_bytes": saved}
 
 
 def _step(
@@ -145,7 +130,7 @@ def _step(
 
 
 def saved_bytes(model: nn.Module, x: Tensor, device: str) -> int:
-    """Bytes of distinct storages that a forward keeps, parameters left out."""
+    """Return bytes of distinct storages that a forward keeps, parameters left out."""
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 

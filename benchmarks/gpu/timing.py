@@ -6,54 +6,51 @@ Nothing on the card is set: it is measured as it is found.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-__all__ = ["Clock", "Deadline", "copy_bandwidth"]
-
-
-@dataclass
-class Deadline:
-    """A wall-clock limit that long parts ask before they start."""
-
-    seconds: float
-    start: float = field(default_factory=time.perf_counter)
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left."""
-        return self.seconds - (time.perf_counter() - self.start)
-
-    def allows(self, seconds: float) -> bool:
-        """Whether a part that takes so long still fits."""
-        return self.left >= seconds
+__all__ = ["Bench", "copy_bandwidth"]
 
 
 @dataclass(frozen=True)
-class Clock:
-    """Measures functions on one device.
+class Bench:
+    """A device, and how functions are measured on it.
 
     Attributes:
-        device: Where they run; on a CPU the times mean nothing and only rehearse.
+        device: Where they run.
+        is_dry: Toy sizes in Triton's interpreter; times mean nothing.
         rounds: Timed rounds.
         warmup: Rounds before them.
     """
 
     device: torch.device
+    is_dry: bool = False
     rounds: int = 15
     warmup: int = 3
 
-    def medians(self, contestants: Sequence[Callable[[int], object]]) -> list[float]:
-        """Seconds per call of each; a contestant is told the number of the round."""
-        times: list[list[float]] = [[] for _ in contestants]
+    def compile(
+        self, function: Callable[..., Any], *, fullgraph: bool = True
+    ) -> Callable[..., Any]:
+        """Return `torch.compile(function)`; a dry run traces and compiles nothing."""
+        backend = "eager" if self.is_dry else "inductor"
+        return torch.compile(
+            function, fullgraph=fullgraph, backend=backend, dynamic=False
+        )
+
+    def medians(
+        self, contestants: Mapping[str, Callable[[int], object]]
+    ) -> dict[str, float]:
+        """Return seconds per call of each; a contestant is told the round's number."""
+        times: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(self.warmup + self.rounds):
-            for own, run in zip(times, contestants, strict=True):
+            for name, run in contestants.items():
                 seconds = self._once(run, turn)
                 if turn >= self.warmup:
-                    own.append(seconds)
-        return [statistics.median(own) for own in times]
+                    times[name].append(seconds)
+        return {name: statistics.median(own) for name, own in times.items()}
 
     def _once(self, run: Callable[[int], object], turn: int) -> float:
         if self.device.type != "cuda":
@@ -72,9 +69,9 @@ class Clock:
         return begin.elapsed_time(end) / 1e3
 
 
-def copy_bandwidth(clock: Clock, mebibytes: int) -> float:
-    """Bytes read and written per second by a plain copy of that size."""
-    x = torch.empty(mebibytes << 20, dtype=torch.uint8, device=clock.device)
+def copy_bandwidth(bench: Bench) -> float:
+    """Return bytes read and written per second by a plain copy of 4 GiB."""
+    size = 1 << (12 if bench.is_dry else 32)
+    x = torch.empty(size, dtype=torch.uint8, device=bench.device)
     y = torch.empty_like(x)
-    (seconds,) = clock.medians([lambda turn: y.copy_(x)])
-    return 2 * x.numel() / seconds
+    return 2 * size / bench.medians({"copy": lambda turn: y.copy_(x)})["copy"]

@@ -20,28 +20,14 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.launches import Caught
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.gpu import launch, launchers, layers
+from normkit.kernels.gpu import launchers, layers
 from normkit.kernels.gpu.geometry import Matrix, Runs
+from normkit.kernels.spec import Running
 from normkit.views import view_of
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-
-
-class Caught(list):
-    """The launches of the host code that runs within the block."""
-
-    def __enter__(self):
-        self._submit = launch.submit
-        launch.submit = self._catch
-        return self
-
-    def _catch(self, kernel, grid, num_warps, max_registers=None, **arguments) -> None:
-        options = launch.options_of(num_warps, max_registers)
-        self.append((kernel, grid, options, arguments))
-
-    def __exit__(self, *error) -> None:
-        launch.submit = self._submit
 
 
 def source(kernel, arguments) -> ASTSource:
@@ -157,7 +143,7 @@ def batch_norm(
     y, found, bits = layers.channels_forward(
         *(x, geometry, vector, vector, 1e-5),
         Epilogue(activation, residual=x if add else None),
-        running=launchers.Running(vector, vector, tracked, 0.1, True),
+        running=Running(vector, vector, 0.1, tracked, tracked),
         saves_bits=add and activation == "relu",
     )
     gate = launchers.Gate(activation, bits=bits, shift=vector)

@@ -19,7 +19,7 @@ import oracles
 from kernels.cases import channels_last, tolerance
 from normkit.functional import gpu_operators as operators
 from normkit.kernels.choose import backend_named
-from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
+from normkit.kernels.epilogue import ACTIVATIONS
 from normkit.kernels.gpu import config, launch
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -90,8 +90,8 @@ def test_every_activation(activation: str) -> None:
 def test_relu_after_a_sum_keeps_one_bit_per_element(layout: str) -> None:
     shape, then = LAYOUTS[layout]
     x, residual = leaf(draw(shape, then)), leaf(draw(shape, then))
-    y = operators.batch_norm(
-        x, 1, None, None, 1e-5, epilogue=Epilogue("relu", residual=residual)
+    y = normkit.functional.batch_norm(
+        x, None, None, training=True, activation="relu", residual=residual
     )
     saved = [t for t in y.grad_fn.saved_tensors if t is not None]
     beside_x = sum(t.nbytes for t in saved if t.numel() > 64) - x.nbytes
@@ -104,10 +104,11 @@ def check_batch_norm(layout, dtype, activation, with_residual) -> None:
     residual = leaf(draw(shape, then, dtype)) if with_residual else None
     weight, bias = (leaf(draw(shape[1])) for _ in range(2))
     dy = draw(shape, then, dtype)
-    y = operators.batch_norm(
-        x, 1, weight, bias, 1e-5, epilogue=Epilogue(activation, 0.01, residual)
+    y = normkit.functional.batch_norm(
+        *(x, None, None, weight, bias, True),
+        activation=activation,
+        residual=residual,
     )
-    assert y is not None, "the kernels must serve this"
     assert y.stride() == x.stride()
 
     exact = [leaf(t.double()) for t in (x, weight, bias)]
@@ -180,17 +181,18 @@ def test_a_bad_batch_moves_nothing_unless_asked(bad: float) -> None:
     x = draw(shape, then)
     x[1, 3, 2, 2] = bad
     mean, var = draw(shape[1]), draw(shape[1]).square()
-    tracked = torch.tensor(4, device=DEVICE)
+    tracked, skipped = (torch.tensor(n, device=DEVICE) for n in (4, 2))
+    counters = {"num_batches_tracked": tracked, "num_batches_skipped": skipped}
     before = mean.clone(), var.clone()
     arguments = (None, None, True, 0.1)
-    y = normkit.functional.batch_norm(
-        x, mean, var, *arguments, num_batches_tracked=tracked
-    )
+    y = normkit.functional.batch_norm(x, mean, var, *arguments, **counters)
     assert y[:, 3].isnan().all()
     assert y[:, :3].isfinite().all()
     assert torch.equal(mean, before[0])
     assert torch.equal(var, before[1])
-    assert tracked == 4
+    assert (tracked, skipped) == (4, 3)
+    normkit.functional.batch_norm(x[:1], mean, var, *arguments, **counters)
+    assert (tracked, skipped) == (5, 3)
     normkit.functional.batch_norm(x, mean, var, *arguments, on_nonfinite="update")
     assert not mean[3].isfinite()
     assert mean[:3].isfinite().all()
@@ -315,7 +317,8 @@ def test_operators_keep_torchs_rules(name: str) -> None:
     options = (0.1, 1e-5, True, 1, "relu", 0.01)
     x, residual = (leaf(draw((2, 16, 3, 3), channels_last)) for _ in range(2))
     vectors = [leaf(draw(16)) for _ in range(2)]
-    running = [draw(16), draw(16).square(), torch.tensor(0, device=DEVICE)]
+    counters = [torch.tensor(0, device=DEVICE) for _ in range(2)]
+    running = [draw(16), draw(16).square(), *counters]
     arguments = {
         "batch_norm": (x, *vectors, residual, *running, *options),
         "standardize_rows": (
@@ -338,7 +341,8 @@ def test_a_dynamic_shape_compiles_whole() -> None:
     options = (0.1, 1e-5, True, 1, "relu", 0.01)
     x, residual = (leaf(draw((2, 16, 3, 3), channels_last)) for _ in range(2))
     vectors = [leaf(draw(16)) for _ in range(2)]
-    running = [draw(16), draw(16).square(), torch.tensor(0, device=DEVICE)]
+    counters = [torch.tensor(0, device=DEVICE) for _ in range(2)]
+    running = [draw(16), draw(16).square(), *counters]
     torch.library.opcheck(
         torch.ops.normkit.batch_norm.default,
         (x, *vectors, residual, *running, *options),

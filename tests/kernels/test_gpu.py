@@ -68,29 +68,6 @@ def test_the_layers_agree_with_float64_on_the_device() -> None:
     run("--run-slow", "tests/kernels/gpu_suite.py", interpreted=False)
 
 
-@needs_triton
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_bench_for_a_gpu_runs_through_in_the_interpreter(tmp_path: Path) -> None:
-    root = TESTS.parent
-    path = os.pathsep.join(map(str, (root / "src", TESTS, root)))
-    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (written,) = tmp_path.glob("*-interpreter.json")
-    report = json.loads(written.read_text())
-    assert len(report["correctness"]) > 40
-    assert report["layers"]
-    assert report["networks"]
-
-
 def compiled(architecture: int, *plans: str) -> list[dict]:
     done = subprocess.run(
         [sys.executable, "-m", "kernels.compiled", str(architecture), *plans],

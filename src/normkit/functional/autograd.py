@@ -24,6 +24,7 @@ from normkit.functional.memory.recipes import (
 from normkit.functional.passes import Passes
 from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.packing import as_mask
+from normkit.kernels.gpu.call import GpuCall
 from normkit.kernels.primitives import Grads
 from normkit.kernels.spec import Running
 from normkit.moments import Moments, broadcast_mask
@@ -39,7 +40,7 @@ from normkit.torch_state import (
 
 __all__ = ["gradients", "run"]
 
-Call = NativeCall | Passes
+Call = NativeCall | GpuCall | Passes
 
 
 class Job:
@@ -76,7 +77,8 @@ class Normalize(torch.autograd.Function):
         if residual is not None and not (job is not None and job.recomputes):
             if call.spec.activation == "relu":
                 # The next layer keeps y anyway; the residual would be an extra tensor.
-                residual, gated = None, y
+                # A GPU has kept bits.
+                residual, gated = None, None if isinstance(call, GpuCall) else y
             elif call.spec.activation == "none":
                 residual = None
         if job is not None:
@@ -124,6 +126,16 @@ def gradients(
 ) -> Grads:
     """Return the gradients of a call, by kernels or as a graph; see `NativeCall`."""
     is_seen, spec = is_observed(), call.spec
+    if isinstance(call, GpuCall):
+        if type(dy) is Tensor and not (
+            is_seen or _is_grad_enabled() or is_batched_gradient(dy)
+        ):
+            dx, *others = call.backward(
+                *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
+            )
+            return dx, others[0], others[1], others[2]
+        if residual is None:
+            gated = call.gates(kept, x)
     if _is_grad_enabled() or is_batched_gradient(dy) or (is_seen and _differs()):
         center, inv_std, _ = call.statistics(kept)
         dx, *others = differentiable.gradients(
@@ -132,8 +144,8 @@ def gradients(
             *(mask, gated, wanted),
         )
     else:
-        if type(call) is NativeCall:
-            if not is_seen and is_plain(dy, dtotal):
+        if type(call) is not Passes:
+            if type(call) is NativeCall and not is_seen and is_plain(dy, dtotal):
                 return call.backward(
                     *(dy, x, weight, bias, residual, mask, gated, kept, wanted),
                     dtotal,

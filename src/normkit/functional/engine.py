@@ -20,6 +20,7 @@ from normkit.functional.signature import find, remember, signature
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.epilogue import Epilogue
+from normkit.kernels.gpu.call import GpuCall
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments, broadcast_mask, statistics_dtype
 from normkit.torch_state import PLAIN
@@ -75,7 +76,7 @@ def execute(
         if found is not None:
             found.append(measured)
         return y
-    call: NativeCall | Passes | None = None
+    call: NativeCall | GpuCall | Passes | None = None
     if asked_for() in (None, "cpu") and type(x) in PLAIN:
         # Copies where they are views; autograd records the copy.
         weight = None if weight is None else weight.contiguous()
@@ -89,6 +90,10 @@ def execute(
                 remember(key, first)
             if type(first) is AtenCall:
                 return first.run(x, weight, bias)
+    if call is None and mask is None:
+        call = gpu_operators.call_for(spec, x, weight, bias, residual, running)
+        if call is not None and key is not None:
+            remember(key, call)
     if call is None:
         call = Passes(spec)
     return autograd.run(call, x, weight, bias, residual, mask, running, found)

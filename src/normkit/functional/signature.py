@@ -40,19 +40,21 @@ def signature(
     mask: Tensor | None = None,
 ) -> Hashable | None:
     """Return the signature of a call, or None if it cannot be cached."""
+    on_cpu = x.is_cpu
     if (
         is_observed()
         or type(x) not in PLAIN
-        or not x.is_cpu
+        or not (on_cpu or x.is_cuda)
         or x.is_neg()
         or is_wrapped(x)
     ):
         return None
+    device = -1 if on_cpu else x.get_device()
     of_weight = of_bias = None
     if weight is not None:
         if (
             type(weight) not in PLAIN
-            or not weight.is_cpu
+            or not (weight.is_cpu if on_cpu else weight.get_device() == device)
             or not weight.is_contiguous()
             or (type(weight) is Tensor and weight.is_neg())
         ):
@@ -61,7 +63,7 @@ def signature(
     if bias is not None:
         if (
             type(bias) not in PLAIN
-            or not bias.is_cpu
+            or not (bias.is_cpu if on_cpu else bias.get_device() == device)
             or not bias.is_contiguous()
             or (type(bias) is Tensor and bias.is_neg())
         ):
@@ -70,13 +72,15 @@ def signature(
     shape = x.shape
     if residual is not None and (
         type(residual) not in PLAIN
-        or not residual.is_cpu
+        or not (residual.is_cpu if on_cpu else residual.get_device() == device)
         or residual.is_neg()
         or residual.shape != shape
     ):
         return None
     if mask is not None and (
-        type(mask) is not Tensor or not mask.is_cpu or mask.dtype is not torch.bool
+        type(mask) is not Tensor
+        or not (mask.is_cpu if on_cpu else mask.get_device() == device)
+        or mask.dtype is not torch.bool
     ):
         return None
     try:
@@ -86,7 +90,7 @@ def signature(
     return (
         *(operation, shape, strides, x.dtype, of_weight, of_bias),
         *(residual is None, None if mask is None else mask.shape),
-        *(_threads(), _asked_for()),
+        *(device, _threads(), _asked_for()),
     )
 
 
@@ -100,12 +104,13 @@ def with_running(
     """Return the signature with running statistics and counters, or None."""
     if key is None:
         return None
-    of_running = None
+    device, of_running = key[-3], None
+    on_cpu = device < 0
     if mean is not None and var is not None:
         if not (
             type(mean) is type(var) is Tensor
-            and mean.is_cpu
-            and var.is_cpu
+            and (mean.is_cpu if on_cpu else mean.get_device() == device)
+            and (var.is_cpu if on_cpu else var.get_device() == device)
             and mean.is_contiguous()
             and var.is_contiguous()
         ):
@@ -116,7 +121,7 @@ def with_running(
     for counter in (batches, skipped):
         if counter is not None and not (
             type(counter) is Tensor
-            and counter.is_cpu
+            and (counter.is_cpu if on_cpu else counter.get_device() == device)
             and counter.dtype is torch.int64
             and counter.numel() == 1
         ):

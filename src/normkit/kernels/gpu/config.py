@@ -1,7 +1,8 @@
 """Tile sizes and grids, by shape: a static table, no tuning at run time.
 
 Every number marked [awaiting a GPU] was chosen by arithmetic (bytes in flight,
-registers of the compiled code) and is not yet measured; `make gpu` measures it.
+registers of the compiled code) and is not yet measured; the tile sweep of `make gpu`
+sets each to its neighbours, by name.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = [
     "Tile",
     "alignment",
     "backward_rows",
+    "forget",
     "forward_rows",
     "keeps_row",
     "keeps_shares",
@@ -36,19 +38,31 @@ _TERMS_PER_LANE = 64
 _MAX_SPLITS = 65535
 # Programs of a reduction per multiprocessor: 2 of 8 warps fill half of its threads at
 # 128 registers. [awaiting a GPU]
-_PROGRAMS_PER_MULTIPROCESSOR = 2
+PROGRAMS_PER_MULTIPROCESSOR = 2
 # So a thread of the statistics may use 128. Without the limit, ptxas 13 fits a third
 # program of 80 registers that the grid never starts, and on sm_100 spills for it.
 REDUCTION_REGISTERS = 128
+# One step of a reduction, per operand: with 8 warps 32 bytes a thread, so two 16-byte
+# loads of each operand in flight and 32 registers of sums for a half. [awaiting a GPU]
+REDUCTION_TILE_BYTES = 8192
+REDUCTION_WARPS = 8
+# One program of an elementwise pass, per operand: with 4 warps 64 bytes a thread.
+# [awaiting a GPU]
+MATRIX_TILE_BYTES = 8192
+MATRIX_WARPS = 4
 # Programs of a backward over rows per multiprocessor: each writes a share of dweight,
 # so few is cheap; the registers of one row leave room for 1 or 2. [awaiting a GPU]
-_ROW_PROGRAMS_PER_MULTIPROCESSOR = 2
+ROW_PROGRAMS_PER_MULTIPROCESSOR = 2
 
 # The longest rows that stay in registers: 16 warps have 128 registers a thread. A row
 # of 16384 takes 32 of them. A backward holds x, dy, dweight and dbias: 8192 halves
 # compile to 114 registers, 8192 floats spill, 4096 take 94.
 FORWARD_ROW = 16384
 _BACKWARD_ROW_BYTES = 16384
+
+
+# Found once for each shape: a call of a few microseconds asks for several.
+_cached = functools.lru_cache(maxsize=4096)
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ def alignment(width: int) -> int:
     return math.gcd(width, 16)
 
 
+@_cached
 def piece_of(width: int) -> int:
     """Return the longest power of 2 from 8 to 512 that wastes at most 1/16 of a row."""
 
@@ -94,27 +109,25 @@ def piece_of(width: int) -> int:
     return min(pieces, key=waste)
 
 
+@_cached
 def matrix_tile_for(rows: int, width: int, itemsize: int) -> Tile:
-    """Return the tile of an elementwise pass: 16 KiB per operand, 32 bytes a thread.
+    """Return the tile of an elementwise pass.
 
-    Two 16-byte loads of each operand per thread are in flight. Rows that start at odd
-    places are loaded value by value; a quarter of that keeps their registers below 128.
-    [awaiting a GPU]
+    Rows that start at odd places are loaded value by value; a quarter of the tile keeps
+    their registers below 128.
     """
     columns = piece_of(width)
-    elements = 8192 // itemsize
+    elements = MATRIX_TILE_BYTES // itemsize
     if alignment(width) * itemsize < 16:
         elements //= 4
-    return _tile(rows, columns, elements, 4)
+    return _tile(rows, columns, elements, MATRIX_WARPS)
 
 
+@_cached
 def reduction_tile_for(steps: int, columns: int, itemsize: int) -> Tile:
-    """Return the tile of one reduction step: two sums per element stay in registers.
-
-    16 elements of half precision per thread, so 32 registers of sums and two 16-byte
-    loads of each operand in flight. [awaiting a GPU]
-    """
-    return _tile(steps, columns, 4096 if itemsize == 2 else 2048, 8)
+    """Return the tile of one reduction step; two sums per element stay in registers."""
+    elements = REDUCTION_TILE_BYTES // itemsize
+    return _tile(steps, columns, elements, REDUCTION_WARPS)
 
 
 def _tile(rows: int, columns: int, elements: int, warps: int) -> Tile:
@@ -125,6 +138,7 @@ def _tile(rows: int, columns: int, elements: int, warps: int) -> Tile:
     return Tile(block, columns, warps)
 
 
+@_cached
 def reduction_grid(
     steps: int, statistics: int, columns: int, kind: str, tile: Tile, programs: int
 ) -> Grid:
@@ -140,9 +154,10 @@ def reduction_grid(
 
 def reduction_programs(device: torch.device) -> int:
     """Return the number of programs of a reduction that fill the device."""
-    return multiprocessors(device) * _PROGRAMS_PER_MULTIPROCESSOR
+    return multiprocessors(device) * PROGRAMS_PER_MULTIPROCESSOR
 
 
+@_cached
 def forward_rows(rows: int, width: int) -> Tile:
     """Return the tile of whole rows in a forward: 4096 elements, or one row."""
     columns = _power_of_two(width)
@@ -150,14 +165,24 @@ def forward_rows(rows: int, width: int) -> Tile:
     return Tile(block, columns, _warps(block * columns, 16))
 
 
+@_cached
 def backward_rows(rows: int, width: int, device: torch.device) -> tuple[Tile, int]:
     """Return the tile of whole rows in a backward, and the rows of one program."""
     columns = _power_of_two(width)
     block = max(1, min(2048 // columns, _power_of_two(rows)))
-    programs = multiprocessors(device) * _ROW_PROGRAMS_PER_MULTIPROCESSOR
+    programs = multiprocessors(device) * ROW_PROGRAMS_PER_MULTIPROCESSOR
     each = -(-rows // programs)
     each = -(-each // block) * block
     return Tile(block, columns, _warps(block * columns, 8)), each
+
+
+def forget() -> None:
+    """Find every tile and grid again, after a number above has changed."""
+    for found in (
+        *(piece_of, matrix_tile_for, reduction_tile_for, reduction_grid),
+        *(forward_rows, backward_rows),
+    ):
+        found.cache_clear()
 
 
 def keeps_shares(width: int, itemsize: int) -> bool:

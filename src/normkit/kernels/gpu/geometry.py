@@ -19,6 +19,7 @@ __all__ = [
     "Runs",
     "arrange",
     "flat",
+    "is_in_order",
     "laid_out_as",
     "matrix_of",
     "place",
@@ -171,11 +172,17 @@ def _is_split(sizes: list[int], split: int, matrix: Matrix) -> bool:
 
 def flat(vector: Tensor, x: Tensor) -> Tensor:
     """Return the elements of `vector` in the memory order of x."""
-    order = _memory_order(x)
-    if order != sorted(order):
+    if not is_in_order(x):
+        order = _memory_order(x)
         rest = [d for d in range(x.dim()) if d not in order]
         vector = vector.permute(order + rest)
     return vector.reshape(-1).contiguous()
+
+
+def is_in_order(x: Tensor) -> bool:
+    """Return whether the dimensions of dense x lie in memory one inside the other."""
+    order = _memory_order(x)
+    return order == sorted(order)
 
 
 def laid_out_as(x: Tensor, y: Tensor) -> Tensor:

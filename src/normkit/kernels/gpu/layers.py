@@ -22,6 +22,7 @@ from normkit.kernels.gpu.geometry import (
     matrix_of,
     reduction_of,
 )
+from normkit.kernels.spec import Running
 from normkit.views import View
 
 __all__ = [
@@ -59,7 +60,7 @@ def channels_forward(
     eps: float,
     epilogue: Epilogue,
     *,
-    running: launchers.Running | None = None,
+    running: Running | None = None,
     saves_bits: bool = False,
 ) -> tuple[Tensor, launchers.Statistics, Tensor | None]:
     """Return y, its statistics, and relu's bits if asked for."""

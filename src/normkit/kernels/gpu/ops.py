@@ -23,6 +23,7 @@ from torch import Tensor
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import launchers, layers
 from normkit.kernels.gpu.geometry import Runs, flat, laid_out_as, matrix_of, runs_of
+from normkit.kernels.spec import Running
 from normkit.views import View, view_of
 
 __all__ = ["FUNCTIONS", "LIBRARY", "saves_bits"]
@@ -33,8 +34,9 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 LIBRARY.define(
     "batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-    "Tensor(c!)? num_batches_tracked, float? momentum, float eps, "
-    "bool skips_nonfinite, int channel_dim, str activation, float slope) "
+    "Tensor(c!)? num_batches_tracked, Tensor(d!)? num_batches_skipped, "
+    "float? momentum, float eps, bool skips_nonfinite, int channel_dim, "
+    "str activation, float slope) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
@@ -75,6 +77,7 @@ def _batch_norm(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None,
     momentum: float | None,
     eps: float,
     skips_nonfinite: bool,
@@ -86,9 +89,9 @@ def _batch_norm(
     weight, bias = _contiguous(weight), _contiguous(bias)
     running = None
     if running_mean is not None and running_var is not None:
-        running = launchers.Running(
-            *(running_mean, running_var, num_batches_tracked),
-            *(momentum, skips_nonfinite),
+        running = Running(
+            *(running_mean, running_var, momentum),
+            *(num_batches_tracked, num_batches_skipped, skips_nonfinite),
         )
     y, found, bits = layers.channels_forward(
         *(dense, layers.channels_of(view), weight, bias, eps),
@@ -230,6 +233,7 @@ def _fake_batch_norm(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     num_batches_tracked: Tensor | None,
+    num_batches_skipped: Tensor | None,
     momentum: float | None,
     eps: float,
     skips_nonfinite: bool,

@@ -66,6 +66,8 @@ def rows_forward_kernel(
         x = tl.where(valid, x - lo[:, None], 0.0)
         mean = hi.to(tl.float64) + lo.to(tl.float64)
         tl.store(mean_ptr + row, mean, mask=row < rows)
+    else:
+        tl.store(mean_ptr + row, tl.zeros_like(row).to(tl.float64), mask=row < rows)
     m2 = tl.sum(x * x, axis=1)
     tl.store(m2_ptr + row, m2.to(tl.float64), mask=row < rows)
     if WRITES_Y:

@@ -28,9 +28,7 @@ __all__ = ["statistics_kernel"]
 @triton.jit
 def statistics_kernel(
     x_ptr,
-    part_mean_ptr,
-    part_m2_ptr,
-    part_count_ptr,
+    parts_ptr,
     ticket_ptr,
     mean_ptr,
     m2_ptr,
@@ -40,6 +38,7 @@ def statistics_kernel(
     running_mean_ptr,
     running_var_ptr,
     tracked_ptr,
+    skipped_ptr,
     steps,
     statistics,
     width_units,
@@ -55,6 +54,7 @@ def statistics_kernel(
     RUNNING: tl.constexpr,
     SKIPS_NONFINITE: tl.constexpr,
     COUNTS_BATCHES: tl.constexpr,
+    COUNTS_SKIPPED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
@@ -111,7 +111,9 @@ def statistics_kernel(
 
     index, is_real = statistic_index(block, statistics, KIND, BLOCK_COLUMNS)
     part = split.to(tl.int64) * statistics + index
-    tl.store(part_mean_ptr + part, mean, mask=is_real)
+    part_m2_ptr = parts_ptr + splits.to(tl.int64) * statistics
+    part_count_ptr = part_m2_ptr + splits.to(tl.int64) * statistics
+    tl.store(parts_ptr + part, mean, mask=is_real)
     tl.store(part_m2_ptr + part, tl.where(m2 < 0, 0.0, m2), mask=is_real)
     tl.store(part_count_ptr + part, count_here, mask=is_real)
     if is_last(ticket_ptr + block, splits):
@@ -119,12 +121,12 @@ def statistics_kernel(
         m2 = tl.zeros_like(mean)
         for start in range(0, splits, BLOCK_PARTS):
             parts, valid = part_offsets(start, splits, index, statistics, BLOCK_PARTS)
-            share = read_part(part_count_ptr + parts, valid).to(tl.float64) / count
-            mean += tl.sum(read_part(part_mean_ptr + parts, valid) * share, axis=0)
+            share = read_part(part_count_ptr + parts, valid) / count
+            mean += tl.sum(read_part(parts_ptr + parts, valid) * share, axis=0)
         for start in range(0, splits, BLOCK_PARTS):
             parts, valid = part_offsets(start, splits, index, statistics, BLOCK_PARTS)
-            part_count = read_part(part_count_ptr + parts, valid).to(tl.float64)
-            apart = read_part(part_mean_ptr + parts, valid) - mean[None, :]
+            part_count = read_part(part_count_ptr + parts, valid)
+            apart = read_part(parts_ptr + parts, valid) - mean[None, :]
             between = tl.where(valid, part_count * apart * apart, 0.0)
             m2 += tl.sum(read_part(part_m2_ptr + parts, valid) + between, axis=0)
         tl.store(mean_ptr + index, mean, mask=is_real)
@@ -145,8 +147,8 @@ def statistics_kernel(
             if is_last(ticket_ptr + blocks, blocks):
                 _update_running(
                     mean_ptr, m2_ptr, running_mean_ptr, running_var_ptr, tracked_ptr,
-                    statistics, count, momentum,
-                    RUNNING, SKIPS_NONFINITE, COUNTS_BATCHES, BLOCK_RUNNING,
+                    skipped_ptr, statistics, count, momentum, RUNNING,
+                    SKIPS_NONFINITE, COUNTS_BATCHES, COUNTS_SKIPPED, BLOCK_RUNNING,
                 )  # fmt: skip
 
 
@@ -199,13 +201,14 @@ def _terms(
 @triton.jit
 def _update_running(
     mean_ptr, m2_ptr, running_mean_ptr, running_var_ptr, tracked_ptr,
-    statistics, count, momentum,
+    skipped_ptr, statistics, count, momentum,
     RUNNING: tl.constexpr, SKIPS_NONFINITE: tl.constexpr,
-    COUNTS_BATCHES: tl.constexpr, BLOCK_RUNNING: tl.constexpr,
+    COUNTS_BATCHES: tl.constexpr, COUNTS_SKIPPED: tl.constexpr,
+    BLOCK_RUNNING: tl.constexpr,
 ):  # fmt: skip
     """Update all running statistics, or none: (1 − rate)·old + rate·batch.
 
-    A batch with a NaN or Inf in any statistic changes nothing if SKIPS_NONFINITE.
+    A batch with a NaN or Inf in any statistic is only counted if SKIPS_NONFINITE.
     """
     bad = 0
     if SKIPS_NONFINITE:
@@ -238,3 +241,5 @@ def _update_running(
             # Every thread has read the old count before one writes the new.
             tl.debug_barrier()
             tl.store(tracked_ptr, tl.load(tracked_ptr) + 1)
+    elif COUNTS_SKIPPED:
+        tl.store(skipped_ptr, tl.load(skipped_ptr) + 1)

@@ -8,7 +8,7 @@ broadcast vectors to that form, `gpu/layers.py` composes whole layers.
 """
 
 from normkit.kernels.gpu.launchers.elementwise import apply, apply_grads, bits_like
-from normkit.kernels.gpu.launchers.operands import Gate, Running, Statistics
+from normkit.kernels.gpu.launchers.operands import Gate, Statistics
 from normkit.kernels.gpu.launchers.reductions import (
     statistics,
     sums,
@@ -18,7 +18,6 @@ from normkit.kernels.gpu.launchers.rows import rows_backward, rows_forward
 
 __all__ = [
     "Gate",
-    "Running",
     "Statistics",
     "apply",
     "apply_grads",

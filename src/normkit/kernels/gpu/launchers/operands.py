@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from normkit.kernels.gpu.geometry import Matrix
 __all__ = [
     "NO_GATE",
     "Gate",
-    "Running",
     "Statistics",
     "empty",
     "tile_arguments",
@@ -22,27 +22,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Running:
-    """Running statistics that the statistics kernel updates in place.
-
-    Attributes:
-        mean: Running mean, shape `(C,)`.
-        var: Running unbiased variance, shape `(C,)`.
-        tracked: Int64 scalar that counts batches, or None.
-        momentum: Share of the batch; None gives every batch the same share.
-        skips_nonfinite: A batch with a NaN or Inf changes nothing.
-    """
-
-    mean: Tensor
-    var: Tensor
-    tracked: Tensor | None
-    momentum: float | None
-    skips_nonfinite: bool
-
-
-@dataclass(frozen=True)
-class Statistics:
+class Statistics(NamedTuple):
     """Flat vectors, one element per statistic.
 
     Attributes:
@@ -59,8 +39,7 @@ class Statistics:
     scale: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Gate:
+class Gate(NamedTuple):
     """The activation in the backward: dy is multiplied by its derivative.
 
     Attributes:
@@ -100,9 +79,10 @@ NO_GATE = Gate()
 
 def empty(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return an uninitialized tensor on the device of `x`."""
-    return torch.empty(shape, dtype=dtype, device=x.device)
+    return x.new_empty(shape, dtype=dtype)
 
 
+@functools.lru_cache(maxsize=4096)
 def width_arguments(width: int) -> dict[str, int]:
     """Return the width in units of its alignment: the compiler sees the divisor."""
     align = config.alignment(width)

@@ -13,7 +13,6 @@ from normkit.kernels.gpu.geometry import Placement, Reduction
 from normkit.kernels.gpu.launchers.operands import (
     NO_GATE,
     Gate,
-    Running,
     Statistics,
     empty,
     tile_arguments,
@@ -21,6 +20,7 @@ from normkit.kernels.gpu.launchers.operands import (
 )
 from normkit.kernels.gpu.statistics import statistics_kernel
 from normkit.kernels.gpu.sums import sums_kernel
+from normkit.kernels.spec import Running
 
 __all__ = ["statistics", "sums", "sums_of_batch_norm"]
 
@@ -38,47 +38,46 @@ def statistics(
     r = reduction
     tile, grid = _reduction(x, r)
     splits, count = grid.splits, r.statistics
-    part_mean = empty(x, (splits, count), torch.float64)
-    part_rest = empty(x, (2, splits, count), torch.float32)
+    parts = empty(x, (3, splits, count), torch.float64)
     # Results of an operator must not share memory, so each has its own.
     mean, m2, inv_std = (empty(x, (count,), torch.float64) for _ in range(3))
     scale = empty(x, (count,), torch.float32)
-    runs = "no"
-    if running is not None:
-        runs = "cumulative" if running.momentum is None else "ema"
-    tracked = None if running is None else running.tracked
+    moves, old_mean, old_var, rate, tracked, skipped = "no", mean, mean, 0.0, None, None
+    if running is not None and running.mean is not None:
+        old_mean, old_var, rate, tracked, skipped, _ = running
+        moves = "cumulative" if rate is None else "ema"
     launch.submit(
         statistics_kernel,
         (grid.blocks, splits),
         tile.warps,
         config.REDUCTION_REGISTERS,
         x_ptr=x,
-        part_mean_ptr=part_mean,
-        part_m2_ptr=part_rest[0],
-        part_count_ptr=part_rest[1],
+        parts_ptr=parts,
         ticket_ptr=launch.tickets(x.device, grid.blocks + 1),
         mean_ptr=mean,
         m2_ptr=m2,
         inv_std_ptr=inv_std,
         scale_ptr=scale,
         weight_ptr=scale if weight is None else weight,
-        running_mean_ptr=mean if running is None else running.mean,
-        running_var_ptr=mean if running is None else running.var,
+        running_mean_ptr=old_mean,
+        running_var_ptr=old_var,
         tracked_ptr=mean if tracked is None else tracked,
+        skipped_ptr=mean if skipped is None else skipped,
         steps=r.steps,
         statistics=count,
         pieces=r.pieces,
         count=x.numel() // count,
         eps=0.0 if eps is None else eps,
-        momentum=0.0 if running is None else running.momentum or 0.0,
+        momentum=rate or 0.0,
         KIND=r.kind,
         **width_arguments(r.width),
         CENTERED=centered,
         WRITES_SCALE=eps is not None,
         HAS_WEIGHT=weight is not None,
-        RUNNING=runs,
+        RUNNING=moves,
         SKIPS_NONFINITE=running is not None and running.skips_nonfinite,
         COUNTS_BATCHES=tracked is not None,
+        COUNTS_SKIPPED=skipped is not None,
         **tile_arguments(tile),
         BLOCK_PARTS=_parts_at_once(splits, r),
         BLOCK_RUNNING=1024,

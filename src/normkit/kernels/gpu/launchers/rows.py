@@ -36,9 +36,7 @@ def rows_forward(
     When not centred the mean is 0 and m2 the sum of squares.
     """
     y = None if eps is None else torch.empty_like(x)
-    vectors = torch.empty if centered else torch.zeros
-    mean = vectors(matrix.rows, dtype=torch.float64, device=x.device)
-    m2 = empty(x, (matrix.rows,), torch.float64)
+    mean, m2 = (empty(x, (matrix.rows,), torch.float64) for _ in range(2))
     inv_std = empty(x, (matrix.rows,), torch.float32)
     tile = config.forward_rows(matrix.rows, matrix.width)
     launch.submit(
@@ -84,9 +82,10 @@ def rows_backward(
     dx = torch.empty_like(x)
     tile, each = config.backward_rows(matrix.rows, matrix.width, x.device)
     programs = -(-matrix.rows // each)
-    shape = (programs, matrix.width)
-    dweight = empty(x, shape, torch.float32) if wants_dweight else None
-    dbias = empty(x, shape, torch.float32) if wants_dbias else None
+    wanted = wants_dweight + wants_dbias
+    parts = empty(x, (wanted, programs, matrix.width), torch.float32)
+    dweight = parts[0] if wants_dweight else None
+    dbias = parts[-1] if wants_dbias else None
     launch.submit(
         rows_backward_kernel,
         (programs,),
@@ -112,8 +111,5 @@ def rows_backward(
         READS_TWICE=not config.keeps_row(matrix.width),
         **tile_arguments(tile),
     )
-    return (
-        dx,
-        None if dweight is None else dweight.sum(0),
-        None if dbias is None else dbias.sum(0),
-    )
+    sums = parts.sum(1) if wanted else parts
+    return dx, sums[0] if wants_dweight else None, sums[-1] if wants_dbias else None
