@@ -1,4 +1,4 @@
-"""Every file that the README of a folder of the sources names exists."""
+"""Every file exists that a README of the sources or the architecture page names."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "normkit"
-READMES = sorted(SOURCE.rglob("README.md"))
+READMES = [*sorted(SOURCE.rglob("README.md")), ROOT / "docs" / "architecture.md"]
 
 
 def missing(page: str, folder: Path) -> list[str]:
@@ -26,7 +26,7 @@ def missing(page: str, folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", READMES, ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize("path", READMES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_file_that_a_folder_readme_names_exists(path: Path) -> None:
     page = path.read_text()
     assert re.search(r"`[\w./]+\.(?:py|cpp)`", page), "names no file"
