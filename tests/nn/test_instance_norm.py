@@ -67,7 +67,7 @@ def test_running_statistics_average_instances_without_bias(rank: int) -> None:
         layer.running_mean, (0.7 * before[0] + 0.3 * mean).float()
     )
     torch.testing.assert_close(layer.running_var, (0.7 * before[1] + 0.3 * var).float())
-    assert int(layer.num_batches_tracked) == 1  # torch's never counts
+    assert int(layer.num_batches_tracked) == 0  # torch's never counts
 
 
 def test_without_momentum_every_batch_has_the_same_share() -> None:
@@ -131,10 +131,14 @@ def test_a_channels_last_gradient_of_one_sample_is_right() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_a_forward_that_checkpointing_repeats_counts_once(
+def test_a_forward_that_checkpointing_repeats_moves_the_statistics_once(
     momentum: float | None,
 ) -> None:
-    layer = layer_of(2, track_running_stats=True, momentum=momentum)
+    layer, once = (
+        layer_of(2, track_running_stats=True, momentum=momentum) for _ in range(2)
+    )
     x = torch.randn(SHAPES[2], requires_grad=True)
     checkpoint(layer, x, use_reentrant=False).sum().backward()
-    assert int(layer.num_batches_tracked) == 1
+    once(x)
+    for name, found in layer.named_buffers():
+        torch.testing.assert_close(found, once.get_buffer(name))

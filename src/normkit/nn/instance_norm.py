@@ -85,6 +85,9 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         uses_input = self.training or not self.track_running_stats
         if uses_input and self.track_running_stats:
             check_momentum(self, self.momentum)
+        # torch's instance norm never counts batches. Only the average over all batches,
+        # which torch's does not support, needs the count.
+        counter = self.num_batches_tracked if self.momentum is None else None
         return instance_norm(
             batch,
             self.running_mean,
@@ -94,7 +97,7 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
             self.momentum,
             self.eps,
             mask=mask,
-            num_batches_tracked=self.num_batches_tracked,
+            num_batches_tracked=counter,
         )
 
     def _check_features(self, input: Tensor) -> None:  # noqa: A002
@@ -148,7 +151,8 @@ class InstanceNorm1d(InstanceNormLayer, torch.nn.InstanceNorm1d):
 
     Numerics:
         As `BatchNorm1d`: a batch with a NaN or Inf moves no running statistic.
-        `num_batches_tracked` counts those that moved them; torch's stays 0.
+        `num_batches_tracked` counts only with momentum=None, where the average needs
+        it; torch's stays 0 always.
 
     Example:
         >>> x = torch.tensor([[[1.0, 3.0]], [[100.0, 300.0]]])
