@@ -394,12 +394,11 @@ def test_values_that_are_not_finite_are_shown_as_such() -> None:
     assert layers["0"]["saturated"][0] == pytest.approx(1 / 32)
 
 
-def test_a_model_that_was_never_called_is_not_judged() -> None:
+def test_a_model_that_was_never_called_is_an_error() -> None:
     with watch(build("mlp")) as seen:
         pass
-    (reading,) = seen.readings()
-    assert reading.severity == "not_judged"
-    assert not seen.findings()
+    with pytest.raises(ArgumentError, match="no module of the watched Sequential"):
+        seen.readings()
 
 
 def test_statistics_that_move_with_the_weights_are_not_called_stale() -> None:

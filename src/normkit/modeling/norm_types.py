@@ -60,6 +60,9 @@ def check_num_channels(
     if not isinstance(module, _NormBase):
         return
     required, dim = module.num_features, getattr(module, "channel_dim", 1)
+    unbatched = getattr(module, "_get_no_batch_dim", None)
+    if unbatched is not None and x.dim() == unbatched():
+        dim = dim - 1 if dim > 0 else dim
     if required and -x.dim() <= dim < x.dim() and x.shape[dim] != required:
         raise ShapeError(
             f"layer {name!r} ({type(module).__name__}) requires {required} channels in "

@@ -44,9 +44,14 @@ def _layers_of(model: nn.Module) -> Iterator[nn.Module]:
     inner: nn.Module | None = model
     while inner is not None:
         yield inner
-        model, inner = inner, inner._modules.get("_orig_mod")
+        model, inner = inner, _child(inner, "_orig_mod")
         if isinstance(model, _PARALLEL) or is_average(model):
-            inner = model._modules.get("module") or model._modules.get("ema_model")
+            inner = _child(model, "module") or _child(model, "ema_model")
+
+
+def _child(model: nn.Module, name: str) -> nn.Module | None:
+    # The modules of a scripted module are no dict: they have no `get`.
+    return model._modules[name] if name in model._modules else None  # noqa: SIM401
 
 
 def is_average(model: nn.Module) -> bool:
