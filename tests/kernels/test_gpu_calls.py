@@ -50,7 +50,7 @@ def test_a_module_launches_what_the_function_does() -> None:
     assert launches(lambda: layer(x)) == CHANNELS[0]
 
 
-# Each function costs its part of a microsecond: 38 and 23 were measured at 25 us.
+# Each function costs its part of a microsecond: 41, 50 and 22 stand, 310 stood before.
 @pytest.mark.parametrize(
     ("name", "most"),
     [("batch norm", 48), ("batch norm, add, relu", 56), ("layer norm", 32)],

@@ -144,26 +144,17 @@ class WholeLayers:
         epilogue: Epilogue = _NONE,
     ) -> tuple[Tensor, Moments, Tensor] | None:
         """See `Fused.normalize`. Not centred, the moments are those about 0."""
-        layers, view, shape = kernels(), view_of(x, dims), keepdim_shape(x, dims)
-        flat_weight = None if weight is None else flat(weight, x)
-        flat_bias = None if bias is None else flat(bias, x)
-        if view.kind == "channels" and centered:
-            y, found, _ = layers.channels_forward(
-                *(x, layers.channels_of(view), flat_weight, flat_bias, eps, epilogue)
-            )
-        elif view.kind == "rows" and not epilogue:
-            y, found = layers.launchers.rows_forward(
-                *(x, matrix_of(view)),
-                eps=eps,
-                weight=flat_weight,
-                bias=flat_bias,
-                runs=_runs(weight, bias, x, matrix_of(view)),
-                centered=centered,
-            )
-        else:
+        residual = epilogue.residual
+        spec = Spec(
+            *(dims, eps, centered), activation=epilogue.activation, slope=epilogue.slope
+        )
+        vectors = (None if v is None else v.contiguous() for v in (weight, bias))
+        weight, bias = vectors
+        call = self.call_for(spec, x, weight, bias, residual, None)
+        if call is None:
             return None
-        measured = moments_of(x, found.mean.view(shape), found.m2.view(shape))
-        return y, measured, found.inv_std.view(shape)
+        y, kept = call.forward(x, weight, bias, residual, None, None, "nothing")
+        return y, call.moments(kept), call.statistics(kept)[1]
 
     def normalize_grads(
         self,
