@@ -1899,7 +1899,7 @@ def the_gradient_of_the_sum_is_lost(patch: pytest.MonkeyPatch) -> None:
     caught_by="tests/functional/test_routes.py::"
     "test_gradients_are_right_where_input_and_gradient_differ_in_layout"
 )
-def torch_is_handed_group_norms_with_sizes_of_one(patch: pytest.MonkeyPatch) -> None:
+def torch_is_handed_group_norms_of_any_layout(patch: pytest.MonkeyPatch) -> None:
     from normkit.functional import aten, engine
 
     patch.setattr(

@@ -84,3 +84,16 @@ def test_vllm_48391_batch_invariant_rms_norm() -> None:
         whole = layer(x)
         for k in (0, 7, 32):
             assert torch.equal(layer(x[k : k + 1]), whole[k : k + 1])
+
+
+@pytest.mark.parametrize(("size", "is_exact"), [(5e18, True), (1e19, False)])
+def test_the_limit_of_squares_is_where_the_page_says(size, is_exact) -> None:
+    """From 1e19 on there is no square in float32; torch ends before that."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 3) * size
+    y = normkit.nn.BatchNorm1d(3)(x)
+    exact = normkit.nn.BatchNorm1d(3).double()(x.double())
+    assert bool((y - exact).abs().max() < 1e-5) == is_exact
+    assert (torch.nn.BatchNorm1d(3)(x) == 0).all()
+    if not is_exact:
+        assert (y == 0).all()

@@ -123,7 +123,9 @@ class Checkpoint:
             old = weights.get(key)
             if old is None:
                 weights[key] = new
-            elif not torch.equal(old.to(new.dtype), new):
+            elif not torch.allclose(
+                old.to(new.dtype), new, rtol=0, atol=0, equal_nan=True
+            ):
                 weights[key] = new.to(old.dtype)
         content = weights
         if self.place:

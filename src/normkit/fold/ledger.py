@@ -59,7 +59,7 @@ class FoldEntry:
 
     @property
     def detail(self) -> str:
-        """Where it went, why it stayed, or both."""
+        """Place that took the norm, reason why it stayed, or both."""
         return "; ".join(part for part in (self.how, self.reason) if part)
 
 
