@@ -7,15 +7,23 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check wheel sanitize gpu format lock clean
+.PHONY: help demo test test-all test-matrix check wheel dist sanitize gpu format lock clean
+# What is installed beside the package; `integrations` brings Lightning, transformers, …
+EXTRAS ?= demo,onnx,dev
+# Builds share build/ and are not isolated, so that the wheel, and a second install, compile
+# what changed and no more.
+CMAKE  := $(if $(shell command -v cmake),,cmake)
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'compiling the kernels: three instruction sets by four dtypes, some minutes once'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[demo,onnx,dev]'
+		-c constraints.txt 'scikit-build-core>=0.10' ninja $(CMAKE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP) ## Train, diagnose, calibrate, fold: the life cycle on real digits
@@ -39,14 +47,55 @@ INSTALL := $(ALONE)/bin/python -m pip install --quiet --disable-pip-version-chec
 wheel: $(STAMP) ## Build a wheel, with a compiler and without; install and try it alone
 	rm -rf $(ALONE) build/no-compiler build/wheels
 	$(PYTHON) -m venv $(ALONE)
-	$(BIN)/python -m pip wheel --quiet --no-deps -w build/wheels .
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/wheels .
 	$(INSTALL) -c constraints.txt build/wheels/normkit-*.whl \
 		pytest pytest-timeout hypothesis
 	NORMKIT_EXPECT=kernels $(SMOKE)
 	CC=/bin/false CXX=/bin/false $(BIN)/python -m pip wheel --quiet --no-deps \
+		--no-build-isolation \
 		-C build-dir=build/no-compiler -w build/wheels/plain .
 	$(INSTALL) --no-deps --force-reinstall build/wheels/plain/normkit-*.whl
 	NORMKIT_EXPECT=reference $(SMOKE)
+
+# One environment for each version; the wheel in it has the kernels of the checkout.
+TORCH  ?= 2.6 2.9 newest
+TESTS  ?= tests
+test-matrix: $(STAMP) ## Run the suite on each version of torch in TORCH ("2.6 2.9 newest")
+	rm -rf build/matrix-wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation \
+		-w build/matrix-wheel .
+	@failed=; for torch in $(TORCH); do \
+		$(MAKE) --no-print-directory matrix-$$torch || failed="$$failed $$torch"; \
+	done; test -z "$$failed" || { echo "failed on torch$$failed"; exit 1; }
+
+matrix-%:
+	$(PYTHON) -m venv build/matrix/$*
+	build/matrix/$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(filter newest,$*),torch,'torch==$*.*') \
+		"$$(echo build/matrix-wheel/normkit-*.whl)[test,onnx]"
+	build/matrix/$*/bin/python -c 'import torch; print("torch", torch.__version__)'
+	cd build/matrix/$* && env -u PYTHONPATH bin/python -m pytest -q -n 2 \
+		--dist worksteal -p no:cacheprovider -c ../../../pyproject.toml \
+		--rootdir ../../.. $(addprefix ../../../,$(TESTS))
+
+# What an index would refuse is found here; `wheels.yml` publishes what it builds itself.
+RELEASE := build/release
+dist: $(STAMP) ## Build and check what is released: sdist, wheel from it, metadata, symbols
+	rm -rf build/dist build/from-sdist
+	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt build twine auditwheel check-jsonschema cffconvert \
+		'scikit-build-core>=0.10' ninja $(CMAKE)
+	$(RELEASE)/bin/python -m build --no-isolation --sdist --outdir build/dist .
+	mkdir -p build/from-sdist && tar -xf build/dist/normkit-*.tar.gz -C build/from-sdist
+	$(RELEASE)/bin/python -m build --no-isolation --wheel --outdir build/dist \
+		-C cmake.define.NORMKIT_ISAS=baseline build/from-sdist/normkit-*
+	$(RELEASE)/bin/twine check --strict build/dist/*
+	$(RELEASE)/bin/auditwheel show build/dist/*.whl
+	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.github-workflows \
+		.github/workflows/*.yml
+	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.dependabot \
+		.github/dependabot.yml
 
 # A library with sanitizers needs their run-time before everything else; leaks are Python's.
 SANITIZED := build/sanitize
@@ -70,7 +119,8 @@ format: $(STAMP) ## Format the code and mend what the linter can mend
 lock: $(STAMP) ## Renew constraints.txt: one version of everything, for each Python
 	$(BIN)/python -m pip install --quiet uv
 	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal \
-		--python-version 3.10 --all-extras --no-annotate --no-header \
+		--python-version 3.10 --extra demo --extra onnx --extra dev \
+		--no-annotate --no-header \
 		--constraints - pyproject.toml \
 	| grep -vE '^(nvidia|cuda|setuptools)' > constraints.new
 	(echo '# Tested together; renewed by `make lock`. What torch brings along is left to it.'; \

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from normkit import cli
+import normkit_cli as cli
 
 FACTORY = """
 import torch

@@ -51,7 +51,7 @@ from normkit.doctor.measurements import (
 )
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
-from normkit.results import Result
+from normkit.results import Result, counted
 
 __all__ = ["GapExplanation", "GapPart", "explain_case", "explain_gap"]
 
@@ -138,7 +138,8 @@ class GapExplanation(Result):
         """Return the parts, one per line."""
         lines = [
             f"{self.batch:.4g} with batch statistics, {self.running:.4g} in eval mode: "
-            f"a gap of {self.gap:.4g} on {self.batches} batches"
+            f"a gap of {self.gap:.4g} on "
+            f"{counted(self.batches, 'batch', plural='batches')}"
         ]
         lines += [f"  {_line(part)}" for part in self.causes]
         if self.layers:

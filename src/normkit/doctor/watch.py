@@ -49,7 +49,7 @@ from normkit.doctor.probes.updates import Updates
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
-from normkit.results import Result
+from normkit.results import Result, counted
 
 __all__ = ["SERIES", "Watch", "watch"]
 
@@ -278,7 +278,8 @@ class Watch(Result):
 
     def to_text(self) -> str:
         """Return the number of observed steps, and the findings after the block."""
-        head = f"{len(self._observed)} of {self.steps} training steps observed"
+        steps = counted(self.steps, "training step")
+        head = f"{len(self._observed)} of {steps} observed"
         # The current step must not be ended by a debugger that shows the object.
         if not self._has_ended or not self._observed:
             return head
@@ -294,10 +295,16 @@ class Watch(Result):
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the record and the findings as one self-contained page."""
+        self.to_html(path)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the record and the findings as one HTML page, written to `path`."""
         page = watch_page(
             self.history, self.readings(), self.statistics(), steps=self.steps
         )
-        page.write(path)
+        if path is not None:
+            page.write(path)
+        return page.to_html()
 
     def to_tensorboard(self, writer: Any) -> int:
         """Write the record as scalars `normkit/SERIES/LAYER`.

@@ -1,0 +1,128 @@
+"""Records and pages in W&B, offline, and in MLflow, in a local file."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import normkit
+from integrations.networks import library, network, samples
+from normkit.doctor.scalars import scalars, scalars_by_step
+from normkit.errors import ArgumentError
+
+pytest.importorskip("matplotlib", reason="pages need normkit[report]")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def seen():
+    model, (x, y) = network(), samples()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with normkit.watch(model, optimizer, every=2) as watch:
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            watch.log(loss=float(loss))
+    return watch
+
+
+def test_scalars_have_one_tag_for_a_quantity_of_a_layer(seen) -> None:
+    found = list(scalars(seen.history))
+    tags = {tag for tag, _, _ in found}
+    assert {"normkit/loss", "normkit/weight_norm/0", "normkit/input_mean/1"} <= tags
+    by_step = scalars_by_step(seen.history)
+    assert list(by_step) == [0, 1, 2, 3, 4, 5]
+    assert set(by_step[1]) == {"normkit/loss"}
+    assert sum(map(len, by_step.values())) == len(found)
+
+
+def test_wandb_gets_the_record_with_its_own_steps_and_the_page(
+    seen, tmp_path, monkeypatch
+) -> None:
+    library("wandb")
+    from normkit.integrations import wandb as ours
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with pytest.raises(ArgumentError, match=r"call wandb\.init"):
+        ours.log(seen)
+    run = ours.wandb.init(mode="offline", dir=str(tmp_path), project="normkit")
+    # A run that is further than the record begins.
+    run.log({"loss": 1.0}, step=100)
+    written = ours.log(seen)
+    run.finish()
+    rows = list(_history(tmp_path))
+    assert written == len(list(scalars(seen.history)))
+    steps = [row["normkit/step"] for row in rows if "normkit/step" in row]
+    assert steps == [0, 1, 2, 3, 4, 5]
+    values = [
+        row["normkit/weight_norm/0"] for row in rows if "normkit/weight_norm/0" in row
+    ]
+    expected = seen.history["layers"]["0"]["weight_norm"]
+    assert values == pytest.approx(expected)
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) == 1
+    assert "Watched training" in pages[0].read_text()
+
+
+def _history(folder):
+    """The rows of the one offline run in a folder, from its file."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (path,) = folder.rglob("run-*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            yield {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
+
+
+def test_mlflow_gets_the_record_and_the_page(seen, tmp_path) -> None:
+    library("mlflow")
+    from normkit.integrations import mlflow as ours
+
+    with contextlib.suppress(Exception):
+        ours.mlflow.end_run()
+    ours.mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
+    with pytest.raises(ArgumentError, match=r"mlflow\.start_run"):
+        ours.log(seen)
+    with ours.mlflow.start_run() as run:
+        written = ours.log(seen)
+    client = ours.mlflow.MlflowClient()
+    assert written == len(list(scalars(seen.history)))
+    history = client.get_metric_history(run.info.run_id, "normkit/weight_norm/0")
+    found = sorted((metric.step, metric.value) for metric in history)
+    expected = seen.history["layers"]["0"]["weight_norm"]
+    assert [step for step, _ in found] == [0, 2, 4]
+    assert [value for _, value in found] == pytest.approx(expected)
+    (page,) = tmp_path.rglob("watch.html")
+    assert "Watched training" in page.read_text()
+
+
+def test_a_diagnosis_is_a_page(tmp_path) -> None:
+    library("mlflow")
+    from normkit.integrations import mlflow as ours
+
+    batches = [samples()] * 2
+    diagnosis = normkit.diagnose(network(), batches, F.cross_entropy)
+    ours.mlflow.set_tracking_uri((tmp_path / "runs").as_uri())
+    with ours.mlflow.start_run():
+        assert ours.log(diagnosis) == 0
+    (page,) = tmp_path.rglob("diagnosis.html")
+    assert "Diagnosis" in page.read_text()
