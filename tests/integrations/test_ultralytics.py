@@ -1,4 +1,4 @@
-"""Ultralytics' trainer with the callbacks, on a tiny classifier and made-up pictures."""
+"""Ultralytics trains a tiny classifier on made-up pictures, with the callbacks."""
 
 import pytest
 import torch
