@@ -24,9 +24,11 @@ def network() -> nn.Sequential:
     )
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor, size: int, epochs: int) -> None:
+def train(
+    model: nn.Module, x: Tensor, y: Tensor, *, size: int, epochs: int, rate: float
+) -> None:
     """Train on shuffled batches of `size`."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     model.train()
     for _ in range(epochs):
         for i in torch.randperm(len(y)).split(size):
@@ -50,7 +52,7 @@ def main() -> dict[str, float]:
     y = torch.tensor(labels)
     early = (y < 5).nonzero().flatten()
     pretrained = network()
-    train(pretrained, x[early], y[early], size=64, epochs=8)
+    train(pretrained, x[early], y[early], size=64, epochs=8, rate=0.05)
 
     tuned, held_out = slice(0, 200), slice(200, None)
     free, frozen = copy.deepcopy(pretrained), copy.deepcopy(pretrained)
@@ -58,7 +60,7 @@ def main() -> dict[str, float]:
     found = {}
     for name, model in (("batch statistics", free), ("frozen", frozen)):
         torch.manual_seed(1)
-        train(model, x[tuned], y[tuned], size=4, epochs=6)
+        train(model, x[tuned], y[tuned], size=4, epochs=6, rate=0.003)
         found[name] = accuracy(model, x[held_out], y[held_out])
         print(f"{name}: accuracy {found[name]:.1%} after batches of 4")
     # Or keep batch statistics, and measure those of eval mode once at the end.

@@ -109,7 +109,8 @@ def imported_files(path: Path, source: Path) -> set[Path]:
             module = node.module or ""
             parts = {a.name: file_of(f"{module}.{a.name}") for a in node.names}
             files |= {file or file_of(module) for file in parts.values()}
-    return {file for file in files if file is not None and file != path}
+    found = {file for file in files if file is not None and file != path}
+    return {file for file in found if file.is_relative_to(source)}
 
 
 def circles(source: Path) -> list[list[str]]:

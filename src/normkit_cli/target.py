@@ -104,9 +104,8 @@ def read_target(text: str, checkpoint: Path | None = None) -> Target:
     if not is_made and not callable(factory):
         what = f"no function {name!r}"
         if factory is not None:
-            what = (
-                f"a {type(factory).__name__} named {name!r}, no model and no function"
-            )
+            kind = type(factory).__name__
+            what = f"a {kind} named {name!r}, no model and no function"
         raise TargetError(f"{place} has {what}; its functions: {_functions(module)}")
     try:
         # A model, or a dict, that the file made as it was imported.

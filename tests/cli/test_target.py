@@ -83,7 +83,7 @@ def test_a_module_is_found_from_the_working_folder(
     [
         ("{}", "names no factory"),
         ("{}:nope", "alone, as_dict"),
-        ("{}:number", "'number', a int: no function and no model; its functions: alo"),
+        ("{}:number", "has a int named 'number', no model and no function; its functi"),
         ("{}:misspelt", "loder"),
         ("{}:no_model", "holds no torch.nn.Module as its model"),
         ("{}:too_many", "4 values"),

@@ -8,7 +8,8 @@ import normkit
 from integrations.networks import library
 
 timm = library("timm")
-library("timm.utils")
+for part in ("utils", "optim", "scheduler", "loss", "layers"):
+    library(f"timm.{part}")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -32,12 +33,12 @@ def trained(model, average=None, epochs: int = 1):
     loss = timm.loss.LabelSmoothingCrossEntropy()
     for epoch in range(epochs):
         model.train()
-        for step, (x, y) in enumerate(images()):
+        for x, y in images():
             optimizer.zero_grad()
             loss(model(x), y).backward()
             optimizer.step()
             if average is not None:
-                average.update(model, step=epoch * 4 + step)
+                average.update(model)
         scheduler.step(epoch + 1)
     return optimizer
 
@@ -66,7 +67,7 @@ def test_an_average_of_weights_is_calibrated_inside_its_wrapper(name: str) -> No
 
 def test_frozen_batch_norm_of_timm_is_left_alone() -> None:
     model = timm.create_model("test_resnet", num_classes=10)
-    model = timm.utils.freeze_batch_norm_2d(model)
+    model = timm.layers.freeze_batch_norm_2d(model)
     with pytest.raises(normkit.errors.ArgumentError, match="holds constants"):
         normkit.calibrate(model, images())
 
