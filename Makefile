@@ -10,20 +10,15 @@ STAMP  := $(VENV)/.installed
 .PHONY: help demo test test-all test-matrix check wheel dist sanitize gpu format lock clean
 # What is installed beside the package; `integrations` brings Lightning, transformers, …
 EXTRAS ?= demo,onnx,dev
-# Builds share build/ and are not isolated, so that the wheel, and a second install, compile
-# what changed and no more.
-CMAKE  := $(if $(shell command -v cmake),,cmake)
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo 'compiling the kernels: three instruction sets by four dtypes, some minutes once'
+	@echo 'installing; the kernels, 3 instruction sets by 4 dtypes, compile for some minutes once'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt 'scikit-build-core>=0.10' ninja $(CMAKE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+		-c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP) ## Train, diagnose, calibrate, fold: the life cycle on real digits
@@ -47,12 +42,11 @@ INSTALL := $(ALONE)/bin/python -m pip install --quiet --disable-pip-version-chec
 wheel: $(STAMP) ## Build a wheel, with a compiler and without; install and try it alone
 	rm -rf $(ALONE) build/no-compiler build/wheels
 	$(PYTHON) -m venv $(ALONE)
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/wheels .
+	$(BIN)/python -m pip wheel --quiet --no-deps -w build/wheels .
 	$(INSTALL) -c constraints.txt build/wheels/normkit-*.whl \
 		pytest pytest-timeout hypothesis
 	NORMKIT_EXPECT=kernels $(SMOKE)
 	CC=/bin/false CXX=/bin/false $(BIN)/python -m pip wheel --quiet --no-deps \
-		--no-build-isolation \
 		-C build-dir=build/no-compiler -w build/wheels/plain .
 	$(INSTALL) --no-deps --force-reinstall build/wheels/plain/normkit-*.whl
 	NORMKIT_EXPECT=reference $(SMOKE)
@@ -62,7 +56,7 @@ TORCH  ?= 2.6 2.9 newest
 TESTS  ?= tests
 test-matrix: $(STAMP) ## Run the suite on each version of torch in TORCH ("2.6 2.9 newest")
 	rm -rf build/matrix-wheel
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation \
+	$(BIN)/python -m pip wheel --quiet --no-deps \
 		-w build/matrix-wheel .
 	@failed=; for torch in $(TORCH); do \
 		$(MAKE) --no-print-directory matrix-$$torch || failed="$$failed $$torch"; \
@@ -84,18 +78,15 @@ dist: $(STAMP) ## Build and check what is released: sdist, wheel from it, metada
 	rm -rf build/dist build/from-sdist
 	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
 	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt build twine auditwheel check-jsonschema cffconvert \
-		'scikit-build-core>=0.10' ninja $(CMAKE)
-	$(RELEASE)/bin/python -m build --no-isolation --sdist --outdir build/dist .
+		-c constraints.txt build twine auditwheel check-jsonschema
+	$(RELEASE)/bin/python -m build --sdist --outdir build/dist .
 	mkdir -p build/from-sdist && tar -xf build/dist/normkit-*.tar.gz -C build/from-sdist
-	$(RELEASE)/bin/python -m build --no-isolation --wheel --outdir build/dist \
+	$(RELEASE)/bin/python -m build --wheel --outdir build/dist \
 		-C cmake.define.NORMKIT_ISAS=baseline build/from-sdist/normkit-*
 	$(RELEASE)/bin/twine check --strict build/dist/*
 	$(RELEASE)/bin/auditwheel show build/dist/*.whl
 	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.github-workflows \
 		.github/workflows/*.yml
-	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.dependabot \
-		.github/dependabot.yml
 
 # A library with sanitizers needs their run-time before everything else; leaks are Python's.
 SANITIZED := build/sanitize

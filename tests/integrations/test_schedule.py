@@ -111,13 +111,32 @@ def test_frozen_statistics_stay_under_every_call_of_train() -> None:
         moved = not torch.equal(model[1].running_mean, before[0])
         assert moved == (epoch < 1)
         assert not torch.equal(model[0].weight, before[1])
+    model.train()(x)
+    assert not model[1].training
+    # A copy, as an average of the weights is, stays nobody's.
     copied = copy.deepcopy(model).train()
     copied(x)
+    assert copied[1].training
     schedule.end(model, None)
     assert schedule.is_frozen
     # The hooks are gone with the training; the caller has the model again.
     model.train()(x)
     assert model[1].training
+
+
+def test_a_compiled_model_stays_frozen() -> None:
+    model, (x, _) = network(), samples()
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    schedule = Schedule(freeze_after=0)
+    schedule.begin(compiled)
+    schedule.begin_epoch(compiled, 0, None)
+    before = model[1].running_mean.clone()
+    for _ in range(2):
+        compiled.train()
+        compiled(x)
+    assert torch.equal(model[1].running_mean, before)
+    schedule.close()
 
 
 def test_freezing_calibrates_a_last_time_and_never_after() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch.distributed as dist
@@ -181,7 +181,7 @@ class Schedule:
             if isinstance(module, _NormBase) and module.track_running_stats:
                 module.eval()
                 # Every framework calls model.train(), some of them in each step.
-                hook = module.register_forward_pre_hook(_stay_in_eval, prepend=True)
+                hook = module.register_forward_pre_hook(_StayInEval(), prepend=True)
                 self._handles.append(hook)
         self.is_frozen = True
 
@@ -189,8 +189,25 @@ class Schedule:
 _SAMPLERS = ("sampler", "batch_sampler")
 
 
-def _stay_in_eval(module: nn.Module, _: Any) -> None:
-    module.training = False
+class _StayInEval:
+    """A hook that a copy or a pickle of the model does not have.
+
+    Unlike the doctor's hooks it belongs to the model, and compilers trace it.
+    """
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        module.training = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing_to_do, ()
+
+
+def _nothing_to_do() -> Callable[..., None]:
+    return _do_nothing
+
+
+def _do_nothing(*_: Any) -> None:
+    pass
 
 
 def _again(data: Any) -> Any:
