@@ -13,8 +13,10 @@ COMMANDS = SOURCE.with_name("normkit_cli")
 
 LEVELS = {
     "errors": 1,
+    "progress": 1,
     "results": 1,
     "torch_state": 1,
+    "masks": 1.5,
     "batches": 2,
     "moments": 2,
     "affine": 2,
