@@ -9,6 +9,8 @@ before this one: it then measures the statistics of the averaged weights.
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
+
 from typing import Any
 
 import lightning.pytorch as pl
@@ -52,7 +54,7 @@ class NormCallback(pl.Callback):
         self.schedule = Schedule(**options)
         self._forward = self.schedule.forward
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that the module can be called, and what stands after this callback."""
         after = trainer.callbacks[trainer.callbacks.index(self) + 1 :]
         for other in after:
@@ -83,30 +85,30 @@ class NormCallback(pl.Callback):
 
         self.schedule.forward = forward
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to watch."""
         # With several optimizers the updates of the first one are recorded.
         optimizer = next(iter(trainer.optimizers), None)
         self.schedule.begin(pl_module, optimizer, trainer.train_dataloader)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note which layers are frozen, once in an epoch."""
-        if index == 0:
+        if batch_idx == 0:
             self.schedule.note_layers(pl_module)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Freeze, if it is time."""
         data = trainer.train_dataloader
         self.schedule.begin_epoch(pl_module, trainer.current_epoch, data)
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Calibrate before a validation within training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.schedule.before_validation(pl_module, trainer.train_dataloader)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Calibrate at the end, write the record to the loggers, and report."""
         self.schedule.end(pl_module, trainer.train_dataloader)
         if self.schedule.watch is not None:
@@ -116,7 +118,7 @@ class NormCallback(pl.Callback):
                     logger.log_metrics(values, step=step)
 
     def on_exception(
-        self, trainer: pl.Trainer, pl_module: Any, exception: BaseException
+        self, trainer: Any, pl_module: Any, exception: BaseException
     ) -> None:
         """Remove the hooks."""
         self.schedule.close()

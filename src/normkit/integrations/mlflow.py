@@ -6,6 +6,8 @@ log(watch)                    # also a Diagnosis
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
+
 import time
 
 import mlflow

@@ -6,6 +6,8 @@ trainer = Trainer(…, callbacks=[NormCallback(watch_every=50, calibrate="end")]
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
+
 from typing import Any
 
 from transformers import TrainerCallback

@@ -9,6 +9,8 @@ running statistics. Calibration measures those of the averaged weights.
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
+
 from typing import Any
 
 from torch import nn

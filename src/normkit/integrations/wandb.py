@@ -9,6 +9,8 @@ W&B takes no number for a step that is past. The scalars have a step axis of the
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
+
 from typing import Any
 
 import wandb
