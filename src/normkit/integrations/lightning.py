@@ -7,9 +7,8 @@ Callbacks that average weights (`EMAWeightAveraging`, `StochasticWeightAveraging
 before this one: it then measures the statistics of the averaged weights.
 """
 
-from __future__ import annotations
-
 # pyright: reportMissingImports=false
+from __future__ import annotations
 
 from typing import Any
 

@@ -4,9 +4,8 @@ from normkit.integrations.mlflow import log
 log(watch)                    # also a Diagnosis
 """
 
-from __future__ import annotations
-
 # pyright: reportMissingImports=false
+from __future__ import annotations
 
 import time
 

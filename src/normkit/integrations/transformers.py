@@ -4,9 +4,8 @@ from normkit.integrations.transformers import NormCallback
 trainer = Trainer(…, callbacks=[NormCallback(watch_every=50, calibrate="end")])
 """
 
-from __future__ import annotations
-
 # pyright: reportMissingImports=false
+from __future__ import annotations
 
 from typing import Any
 

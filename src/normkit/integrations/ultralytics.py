@@ -7,9 +7,8 @@ Ultralytics validates and saves an average of the weights, with an average of th
 running statistics. Calibration measures those of the averaged weights.
 """
 
-from __future__ import annotations
-
 # pyright: reportMissingImports=false
+from __future__ import annotations
 
 from typing import Any
 

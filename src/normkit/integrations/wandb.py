@@ -7,9 +7,8 @@ W&B takes no number for a step that is past. The scalars have a step axis of the
 `normkit/step`, so that a record can be written after the training.
 """
 
-from __future__ import annotations
-
 # pyright: reportMissingImports=false
+from __future__ import annotations
 
 from typing import Any
 
