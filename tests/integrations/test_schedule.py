@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -113,13 +114,14 @@ def test_frozen_statistics_stay_under_every_call_of_train() -> None:
         assert not torch.equal(model[0].weight, before[1])
     model.train()(x)
     assert not model[1].training
-    # A copy, as an average of the weights is, stays nobody's.
-    copied = copy.deepcopy(model).train()
-    copied(x)
-    assert copied[1].training
+    # A copy, as an average of the weights is, and a pickle are free.
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.train()[1].training
+        assert "train" not in copied[1].__dict__ or copied[1].train().training
+    assert not model.train()[1].training
     schedule.end(model, None)
     assert schedule.is_frozen
-    # The hooks are gone with the training; the caller has the model again.
+    # The caller has the model again.
     model.train()(x)
     assert model[1].training
 
