@@ -113,7 +113,10 @@ def effective_values(channels: ChannelStatistics) -> float:
         return math.nan
     ratio = channels.pooled.var / channels.batch_means.unbiased_var
     ratio = ratio[ratio.isfinite()]
-    return float(ratio.median()) if ratio.numel() else math.nan
+    if not ratio.numel():
+        return math.nan
+    # No batch holds more independent values than values.
+    return min(float(ratio.median()), channels.values)
 
 
 def last_batch_of_one(statistics: Statistics) -> Iterator[Finding]:
@@ -208,15 +211,13 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
 
 
 def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
-    """Check D13: the batches differ more than random ones would."""
+    """Check D13: the batches differ more than random ones would.
+
+    Judged by the inputs of the batch norms, and of the model, and by the targets.
+    """
     readings: list[tuple[float, str]] = []
     reason = ""
-    for layer, norm in statistics.norms:
-        if norm.frozen or norm.in_training is None:
-            continue
-        # The first call of each forward: differences between the calls of a shared
-        # layer come from the model (D33), not from the loader.
-        channels = norm.calls[0] if norm.calls else norm.in_training
+    for name, channels in _mixed(statistics).items():
         if channels.batches < MIN_BATCHES:
             reason = (
                 f"{channels.batches} batches are too few to compare; "
@@ -225,24 +226,44 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
             continue
         found = mixing(channels)
         if not math.isnan(found):
-            readings.append((found, layer.name))
+            readings.append((found, name))
     if not readings:
         if reason:
             yield _D13("", "not_judged", evidence=reason)
         return
     value, name = max(readings)
     severity, threshold = above(value, warning=MIXED_WARNING, error=MIXED_ERROR)
+    layers = {layer.name for layer, _ in statistics.norms}
+    if severity == "error" and not layers:
+        severity, threshold = "warning", MIXED_WARNING  # no statistics are spoiled
     yield _D13(
-        name,
+        name if name in layers else "",
         severity,
         value,
         threshold,
         f"the means of batches vary {value:.3g} times as much as random batches of the "
-        "same samples would (F, median over channels)",
+        "same samples would (F, median over channels)"
+        + ("" if name in layers else f", of the {name}"),
         "shuffle=True, or a larger shuffle buffer; for several domains a batch norm "
         "for each",
         {"by_layer": {layer: f for f, layer in readings}},
     )
+
+
+def _mixed(statistics: Statistics) -> dict[str, ChannelStatistics]:
+    """Return what shows the order of the samples, by layer; "inputs", "targets"."""
+    found: dict[str, ChannelStatistics] = {}
+    for layer, norm in statistics.norms:
+        if not norm.frozen and norm.in_training is not None:
+            # The first call of each forward: differences between the calls of a shared
+            # layer come from the model (D33), not from the loader.
+            found[layer.name] = norm.calls[0] if norm.calls else norm.in_training
+    data, wanted = statistics.data, statistics.targets
+    if data is not None and data.columns is not None:
+        found["inputs"] = data.columns
+    if wanted is not None and wanted.channels is not None:
+        found["targets"] = wanted.channels
+    return found
 
 
 def mixing(channels: ChannelStatistics) -> float:

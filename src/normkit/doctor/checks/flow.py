@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 
 from normkit.doctor.checks.thresholds import above, below
+from normkit.doctor.checks.weights import largest_step
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import LayerStatistics, Statistics
 
@@ -41,8 +42,7 @@ GRADIENT_WARNING, GRADIENT_ERROR = 0.02, 1e-4
 # the next, as in TheDeepChecker.
 GRADIENT_HIGH = 100.0
 GROWTH, WINDOW = 2.0, 5
-# Median over steps of ‖Δw‖/‖w‖ below which a layer does not move: a million steps
-# to change by its own size.
+# ‖Δw‖/‖w‖ below which a layer never moved: a million steps to change by its own size.
 STILL = 1e-6
 RECENT = 5
 
@@ -197,7 +197,8 @@ def _responses(
 ) -> tuple[list[LayerStatistics], list[float]] | Finding | None:
     """Return the response of each weight layer, a not-judged finding, or None."""
     every = statistics.of_role("weight")
-    layers = [layer for layer in every if layer.gradient_norm]
+    measured = [layer for layer in every if layer.gradient_norm]
+    layers = _strongest_of_parallel(measured)
     if not every:
         return None
     if not layers:
@@ -206,15 +207,28 @@ def _responses(
     if len(layers) < MIN_LAYERS:
         reason = f"{len(layers)} layers are too few for a trend"
         return Finding("", "", layers[0].name, "not_judged", evidence=reason)
-    return layers, [
-        numbers.median(layer.gradient_norm[-RECENT:]) * layer.output_rms
-        for layer in layers
-    ]
+    return layers, [_response(layer) for layer in layers]
+
+
+def _response(layer: LayerStatistics) -> float:
+    return numbers.median(layer.gradient_norm[-RECENT:]) * layer.output_rms
+
+
+def _strongest_of_parallel(layers: list[LayerStatistics]) -> list[LayerStatistics]:
+    """Return the layers, of each group on one input the one with the largest response.
+
+    Query and key move the loss by their softmax alone, a thousandth of what the value
+    beside them does in a new network: no sign that gradients do not arrive.
+    """
+    groups: dict[str, list[LayerStatistics]] = {}
+    for layer in layers:
+        groups.setdefault(layer.beside or layer.name, []).append(layer)
+    return [max(group, key=_response) for group in groups.values()]
 
 
 def _check_still(statistics: Statistics) -> Iterator[Finding]:
     updates = {
-        layer.name: numbers.median(layer.weight.update_ratio)
+        layer.name: largest_step(layer.weight.update_ratio)
         for layer in statistics.of_role("weight")
         if layer.weight is not None and layer.weight.update_ratio
     }

@@ -35,11 +35,15 @@ class LayerProbe:
         saturated: Number of values beyond `slope_limits`; None where undefined.
         alive: Which units had an output other than zero; None for other roles.
         units: Features or channels of the output.
-        channels: Per-channel statistics of the input, where requested.
         unpadded: Moments per channel without the constant ends of sequences; None
             where inputs are no sequences.
         num_padded: Positions in such ends.
-        calls: The channel statistics of each call since the last `reset`, in order.
+        calls: The channel statistics of the input of each call since the last `reset`,
+            in order, where requested.
+        is_running: A call has begun and given no output.
+        had_mask: It was called with `mask=`; `reset` keeps it.
+        had_gradients: It was called with gradients enabled; `reset` keeps it.
+        beside: Name of the layer that was called before on the same input.
         fed_by: Name of the layer whose unchanged output was this one's input.
         band: The {15, 50, 85} percentiles of one unit's input, where requested.
         samples: Number of samples.
@@ -53,6 +57,9 @@ class LayerProbe:
         self.role: Role = role
         self.order: int | None = None
         self.is_output = False
+        self.is_running = False
+        self.had_gradients = False
+        self.had_mask = False
         self.units = 1
         self.limits = slope_limits(module)
         self.before: RunningHistogram | None = None
@@ -67,11 +74,11 @@ class LayerProbe:
         self.gradient_norm: Tensor | None = None
         self.saturated: Tensor | None = None
         self.alive: Tensor | None = None
-        self.channels: ChannelStatistics | None = None
         self.unpadded: Moments | None = None
         self.num_padded = 0
         self.calls: list[ChannelStatistics] = []
         self.fed_by = ""
+        self.beside = ""
         self.band: Tensor | None = None
 
     @property
@@ -80,10 +87,15 @@ class LayerProbe:
         return type(self.module).__name__
 
     @property
+    def has_zero_scale(self) -> bool:
+        """True for a weight of zeros, as at the start of a residual branch."""
+        weight = self.module._parameters.get("weight")
+        return weight is not None and not weight.is_meta and not bool(weight.any())
+
+    @property
     def has_single_value(self) -> bool:
         """True where the last call had one value per channel and gave no output."""
-        calls = self.calls
-        return bool(calls) and calls[-1].values == 1 and self.output is None
+        return bool(self.calls) and self.calls[-1].values == 1 and self.is_running
 
     @property
     def saturated_share(self) -> Tensor | None:
@@ -106,28 +118,33 @@ class LayerProbe:
         if unit is not None:
             self.band = band_of(x, unit_dim, unit)
 
-    def add_channels(self, x: Tensor, mask: Tensor | None) -> None:
-        """Merge one input channel by channel, as a batch norm normalizes it."""
+    def add_channels(self, x: Tensor, mask: Tensor | None, samples: int = 0) -> None:
+        """Add one input channel by channel, as a batch norm normalizes it.
+
+        Args:
+            x: The input.
+            mask: The values that count; None for all.
+            samples: Samples of the batch; rows `(N·L, C)` of N samples are sequences
+                that were flattened. 0 where it is not known.
+        """
         dim = getattr(self.module, "channel_dim", 1)
         mask = None if mask is None else _expanded(mask, x)
         mask = None if mask is None else mask.movedim(dim, 1)
         x = x.movedim(dim, 1)
+        length = x.shape[2] if x.dim() == 3 else 0
+        if mask is None and x.dim() == 2 and _holds_sequences(len(x), samples):
+            x = _unflattened(x, samples)
         others = tuple(range(2, x.dim()))
-        values = moments(x, (0, *others), mask)
         if others:
             per_sample = moments(x, others, mask)
+            # Merged in float64: no second pass over the values.
+            values = per_sample.to(dtype=torch.float64).merge_dim(0)
             has_values = None if mask is None else per_sample.count > 0
             sample_means = moments(per_sample.mean, 0, has_values)
         else:
-            sample_means = values
-        length = x.shape[2] if x.dim() == 3 else 0
-        batch = ChannelStatistics.of_batch(values, sample_means, length)
-        self.calls.append(batch)
-        if self.channels is None:
-            self.channels = batch
-        else:
-            self.channels = self.channels.merge(batch.to(self.channels.within.device))
-        if length > 1 and mask is None:
+            values = sample_means = moments(x, 0, mask)
+        self.calls.append(ChannelStatistics.of_batch(values, sample_means, length))
+        if x.dim() == 3 and x.shape[2] > 1 and mask is None:
             self._add_unpadded(x, values)
 
     def _add_unpadded(self, x: Tensor, values: Moments) -> None:
@@ -172,6 +189,22 @@ def constant_ends(x: Tensor) -> Tensor:
     ends = same.flip(1).long().cumprod(1).flip(1).bool()
     # The last position equals itself: a run of one is no padding.
     return ends & (ends.sum(1, keepdim=True) > 1)
+
+
+def _holds_sequences(rows: int, samples: int) -> bool:
+    return samples > 1 and rows > samples and rows % samples == 0
+
+
+def _unflattened(x: Tensor, samples: int) -> Tensor:
+    """Return rows `(N·L, C)` as sequences `(N, C, L)`.
+
+    The rows of a sample lie together, or those of a position where that shows padding.
+    """
+    by_sample = x.unflatten(0, (samples, -1)).movedim(1, 2)
+    if constant_ends(by_sample).any():
+        return by_sample
+    by_position = x.unflatten(0, (-1, samples)).permute(1, 2, 0)
+    return by_position if constant_ends(by_position).any() else by_sample
 
 
 def _expanded(mask: Tensor, x: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.doctor.measurements import Role
-from normkit.modeling.norm_types import is_norm
+from normkit.modeling.norm_types import is_batch_norm, is_norm
 
 __all__ = ["role_of", "slope_limits", "unit_dim_after"]
 
@@ -27,7 +27,7 @@ def role_of(module: nn.Module) -> Role:
     """Return the role of a layer; "other" layers get no probe."""
     if isinstance(module, WEIGHTS):
         return "weight"
-    if is_norm(module):
+    if is_norm(module) or is_batch_norm(module):
         return "norm"
     if isinstance(module, ACTIVATIONS):
         return "activation"
@@ -72,6 +72,6 @@ def unit_dim_after(module: nn.Module, before: int) -> int:
         # Over several dimensions, as over (C, H, W), the units stay where they were.
         is_single = len(module.normalized_shape) == 1
         return getattr(module, "channel_dim", -1) if is_single else before
-    if isinstance(module, nn.GroupNorm | _NormBase):
+    if isinstance(module, nn.GroupNorm | _NormBase) or is_batch_norm(module):
         return getattr(module, "channel_dim", 1)
     return before
