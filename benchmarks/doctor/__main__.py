@@ -2,9 +2,10 @@
 
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor healthy` the healthy
 programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
-benchmarks/doctor architectures` fresh networks of the libraries that are installed.
-Each writes its part of record.json, and docs/doctor-score.md from the whole; with names
-behind `architectures` only those are run, and nothing is written.
+benchmarks/doctor architectures` fresh networks of the libraries that are installed, and
+`python benchmarks/doctor overhead` measures the time. Each writes its part of
+record.json, and docs/doctor-score.md from the whole; with names behind `architectures`
+only those are run, and nothing is written.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import architectures
 import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
+import overhead
 import torch
 from bugs import BUGS, Bug, Run
 
@@ -75,7 +77,7 @@ def scored(bug: Bug) -> Score:
     bad, twin = _run(bug, is_bad=True), _run(bug, is_bad=False)
     found = _diagnosed(bad)
     before, best = _accuracy(bad), _accuracy(twin)
-    applied = found.confirm().repair()
+    applied = found.repair()
     return Score(
         name=bug.name,
         threads=bug.threads,
@@ -124,6 +126,8 @@ def page(record: dict[str, Any]) -> str:
         parts += _bugs([Score(**score) for score in record["bugs"]], record["machine"])
     if "healthy" in record:
         parts += ["", *healthy.lines(record["healthy"])]
+    if "overhead" in record:
+        parts += ["", *overhead.lines(record["overhead"])]
     if "architectures" in record:
         parts += ["", *architectures.lines(record["architectures"])]
     return "\n".join(parts) + "\n"
@@ -153,7 +157,7 @@ def _bugs(scores: list[Score], machine: str) -> list[str]:
         f"| {share([s.is_repaired for s in harmed])} |",
         "",
         f"Digits, seed {SEED}, {machine}.",
-        "Accuracy is that of eval mode: with the bug, after `confirm().repair()`, of",
+        "Accuracy is that of eval mode: with the bug, after `repair()`, of",
         "the twin. Left are the alarms of a diagnosis after the repair. Where nothing",
         "was applied the fix takes training: other weights, other layers, masks.",
         "",
@@ -176,12 +180,14 @@ def _bugs(scores: list[Score], machine: str) -> list[str]:
 
 
 def main() -> None:
-    """Run one of the three, and write the record and the page."""
+    """Run one part, and write the record and the page."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if sys.argv[1:] == ["healthy"]:
         record["healthy"] = healthy.measured()
+    elif sys.argv[1:] == ["overhead"]:
+        record["overhead"] = overhead.measured()
     elif sys.argv[1:2] == ["architectures"]:
         found = architectures.measured(sys.argv[2:])
         if sys.argv[2:]:

@@ -47,7 +47,7 @@ def sigmoid_before_a_loss_with_logits(is_bad: bool) -> Run:
 
 @bug("DeepFD table, wrong activation of the output", "D34")
 def softmax_over_one_unit(is_bad: bool) -> Run:
-    """A softmax where there is one unit: its answer is 1 for every input."""
+    """End in a softmax over one unit: it answers 1 to every input."""
     end = nn.Softmax(1) if is_bad else nn.Sigmoid()
     model = with_end(mlp(), nn.Linear(64, 1), end)
     loss = F.binary_cross_entropy
@@ -57,7 +57,7 @@ def softmax_over_one_unit(is_bad: bool) -> Run:
 
 @bug("Pytorch-UNet#291, mmsegmentation#3609", "D34")
 def grey_values_as_classes(is_bad: bool) -> Run:
-    """Labels are read as the values of a picture, 28 apart, not as classes."""
+    """Read labels as the values of a picture, 28 apart, not as classes."""
     model = mlp()
     watched = fit(model)
     apart = 28 if is_bad else 1
@@ -66,7 +66,7 @@ def grey_values_as_classes(is_bad: bool) -> Run:
 
 @bug("happy-transformer#248", "D34")
 def classes_from_minus_one(is_bad: bool) -> Run:
-    """Number the classes from -1."""
+    """Take class numbers from -1 on."""
     model = mlp()
     watched = fit(model)
     first = -1 if is_bad else 0
@@ -74,13 +74,13 @@ def classes_from_minus_one(is_bad: bool) -> Run:
 
 
 def _factors(x: Tensor, y: Tensor) -> Batch:
-    """Several labels for each digit: which of 2 to 5 divide it."""
+    """Give a digit several labels: which of 2 to 5 divide it."""
     return x, torch.stack([(y % n == 0).float() for n in range(2, 6)], 1)
 
 
 @bug("simpletransformers#101, mmpretrain#783", "D34")
 def several_labels_under_a_softmax(is_bad: bool) -> Run:
-    """Zeros and ones for each class, in cross_entropy."""
+    """Give cross_entropy zeros and ones for each class."""
     model = with_end(mlp(), nn.Linear(64, 4))
     loss = F.cross_entropy if is_bad else F.binary_cross_entropy_with_logits
     watched = fit(model, data=changed(endless(), _factors), loss_fn=loss)
@@ -105,7 +105,7 @@ def clustered_labels_without_a_norm(is_bad: bool) -> Run:
 
 @bug("Deep-Clustering-Network#2", "D13")
 def clustered_labels_with_batch_norm(is_bad: bool) -> Run:
-    """The same with batch norm: shuffle=False for the training data."""
+    """Read the training data with shuffle=False, through batch norm."""
     model = mlp()
     data = _by_class() if is_bad else digits()
     watched = fit(model, data=itertools.cycle(data))
@@ -114,7 +114,7 @@ def clustered_labels_with_batch_norm(is_bad: bool) -> Run:
 
 @bug("codestudyblog: loss is negative in training", "D34")
 def nll_of_raw_scores(is_bad: bool) -> Run:
-    """nll_loss on what the last layer gives: negative, and without an end."""
+    """Give nll_loss what the last layer gives: negative, and without an end."""
     model = mlp()
     if not is_bad:
         model.append(nn.LogSoftmax(1))
@@ -124,7 +124,7 @@ def nll_of_raw_scores(is_bad: bool) -> Run:
 
 @bug("codestudyblog: loss is negative in training, reason 1", "D28")
 def pixels_from_0_to_255(is_bad: bool) -> Run:
-    """Inputs as they are stored."""
+    """Take inputs as they are stored."""
     model = mlp()
 
     def scaled(x: Tensor, y: Tensor) -> Batch:
@@ -157,7 +157,7 @@ def _brighter(x: Tensor, y: Tensor) -> Batch:
 
 @bug("lightly#1438, unbiased-teacher#47", "D07")
 def backbone_under_no_grad_in_training_mode(is_bad: bool) -> Run:
-    """torch.no_grad() freezes no running statistics."""
+    """Trust torch.no_grad() to freeze running statistics."""
     body = mlp()
     fit(body)
     model = Backbone(body[:-1])
@@ -173,7 +173,7 @@ def backbone_under_no_grad_in_training_mode(is_bad: bool) -> Run:
 
 @bug("gt-pyg#112", "D07")
 def freeze_undone_by_train(is_bad: bool) -> Run:
-    """freeze() calls eval() on the norms; each epoch's train() undoes it."""
+    """Call eval() on the norms once; each epoch's train() undoes it."""
     model = mlp()
     fit(model)
     norms = [module for module in model if isinstance(module, nn.BatchNorm1d)]
@@ -214,7 +214,7 @@ def averaged_parameters_beside_other_statistics(is_bad: bool) -> Run:
 
 @bug("mmpretrain#870", "D31", "D34", "D01", "D03")
 def average_that_has_not_moved(is_bad: bool) -> Run:
-    """A rate of 0.0001 over 300 steps: the average is the start, its metric chance."""
+    """Average at a rate of 0.0001 for 300 steps: the average is still the start."""
     model = mlp()
     teacher = copy.deepcopy(model)
     rate = 1e-4 if is_bad else 0.05
@@ -241,21 +241,21 @@ def optimizer_of_another_model(is_bad: bool) -> Run:
 
 @bug("hedwig#30", "D24", "D27")
 def schedule_that_ends_before_it_starts(is_bad: bool) -> Run:
-    """The number of steps is computed as 0, and so is the learning rate."""
+    """Compute the number of steps as 0, and so the learning rate."""
     model = mlp()
     return Run(model, digits(), fit(model, lr=0.0 if is_bad else 0.05))
 
 
 @bug("TennisCourtDetector#7, aihwkit#446", "D25", "D27", "D34")
 def gradients_that_are_never_cleared(is_bad: bool) -> Run:
-    """No zero_grad: each step follows the sum of all gradients so far."""
+    """Leave out zero_grad: each step follows the sum of all gradients so far."""
     model = mlp(None)
     return Run(model, digits(), fit(model, 150, lr=0.02, clears=not is_bad))
 
 
 @bug("visual_prompting#7", "D27", "D25", "D23", "D34")
 def rate_that_grows_with_each_step(is_bad: bool) -> Run:
-    """A warm-up counted in batches where epochs were meant: the rate never stops."""
+    """Count a warm-up in batches where epochs were meant: the rate never stops."""
     model = mlp(None)
     grows = (lambda step: 0.04 * (step + 1)) if is_bad else None
     return Run(model, digits(), fit(model, 150, lr=0.04, schedule=grows))
@@ -263,7 +263,7 @@ def rate_that_grows_with_each_step(is_bad: bool) -> Run:
 
 @bug("openillumi 113698: huge negative loss", "D34")
 def prices_under_binary_cross_entropy(is_bad: bool) -> Run:
-    """Regression with the loss of a tutorial on classification."""
+    """Fit prices with the loss of a tutorial on classification."""
     model = with_end(mlp(), nn.Linear(64, 1))
 
     def price(x: Tensor, y: Tensor) -> Batch:
@@ -276,7 +276,7 @@ def prices_under_binary_cross_entropy(is_bad: bool) -> Run:
 
 @bug("DeepFD table, wrong activation of the output", "D34")
 def sigmoid_before_targets_above_one(is_bad: bool) -> Run:
-    """Regression on 0 to 9, of a network that ends in a sigmoid."""
+    """Fit numbers from 0 to 9 with a network that ends in a sigmoid."""
     model = with_end(mlp(), nn.Linear(64, 1))
 
     def forward(model: nn.Module, batch: Batch) -> Tensor:
@@ -300,7 +300,7 @@ def sigmoid_before_targets_above_one(is_bad: bool) -> Run:
 
 @bug("taourl 1959901: the same value for the whole batch", "D26")
 def weights_that_start_at_zero(is_bad: bool) -> Run:
-    """Every weight of the hidden layers is set to one value."""
+    """Set every weight of a layer to one value."""
     model = mlp(None)
     if is_bad:
         for layer in model:
@@ -327,7 +327,7 @@ class Flattened(nn.Module):
 
 @bug("pytorch#70529", "D12")
 def padding_behind_a_flatten(is_bad: bool) -> Run:
-    """Sequences of different lengths, zeros at their ends, batch and time as one."""
+    """Normalize sequences with zeros at their ends, batch and time as one."""
     source = torch.Generator().manual_seed(0)
 
     def padded(x: Tensor, y: Tensor) -> Batch:
@@ -342,7 +342,7 @@ def padding_behind_a_flatten(is_bad: bool) -> Run:
 
 @bug("Pytorch-Deeplab#17", "D05")
 def batches_of_two(is_bad: bool) -> Run:
-    """Large images leave memory for two samples per batch."""
+    """Train on two samples per batch."""
     size = 2 if is_bad else 64
     model = mlp()
     watched = fit(model, 600 if is_bad else 150, size=size, lr=0.01)

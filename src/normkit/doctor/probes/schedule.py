@@ -11,7 +11,7 @@ from normkit.errors import ArgumentError
 __all__ = ["Schedule"]
 
 # By default every step of the start, where runs go wrong, and later every tenth: an
-# observed step takes up to two thirds longer (benchmarks/doctor/overhead.py), a tenth
+# observed step takes up to two thirds longer (docs/doctor-score.md), a tenth
 # of them 7 %.
 FIRST_STEPS, LATER_EVERY = 20, 10
 # Step times of which the median is taken.
