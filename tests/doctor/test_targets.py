@@ -77,8 +77,8 @@ PAIRS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]] = {
         "no least value",
     ),
     "labels of -1 and 1": (
-        (network(1, SIGMOID), lambda y: 2 * is_even(y) - 1, BCE),
-        (network(1, SIGMOID), is_even, BCE),
+        (network(1), lambda y: 2 * is_even(y) - 1, LOGITS),
+        (network(1), is_even, LOGITS),
         "no least value",
     ),
     "several labels": (
@@ -125,6 +125,11 @@ PAIRS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]] = {
         (network(9), lambda y: y, F.cross_entropy),
         (network(10), lambda y: y, F.cross_entropy),
         "class 9, and the output has 9 units",
+    ),
+    "classes from -1 on": (
+        (network(10), lambda y: y - 1, nn.CrossEntropyLoss()),
+        (network(10), lambda y: y - 1, nn.CrossEntropyLoss(ignore_index=-1)),
+        "a target is class -1",
     ),
 }
 

@@ -160,6 +160,7 @@ class LayerStatistics:
         dead: Share of units whose output was zero on every one of the last
             `dead_samples` samples; None where that has no meaning.
         fed_by: The layer whose unchanged output is this one's input; "" for none.
+        is_normalized: A norm took its output, or a view of it, as its input.
         beside: The first of the layers with weights that were called one after another
             on this one's input, as query, key and value; "" for none.
         had_gradients: It was called with gradients enabled; None when not observed.
@@ -186,6 +187,7 @@ class LayerStatistics:
     dead: float | None = None
     dead_samples: int = 0
     fed_by: str = ""
+    is_normalized: bool = False
     beside: str = ""
     had_gradients: bool | None = None
     has_zero_scale: bool = False

@@ -185,10 +185,13 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
     layer's input: zeros, or their images position by position. Behind a position
     embedding or a recurrent layer it varies and cannot be told from data: the check
     reports `clear` there. A `mask=` given to one of normkit.nn's layers excludes it.
+    Rows `(N·L, C)` of a batch of N are sequences that were flattened.
     """
     for layer, norm in statistics.norms:
         found = norm.padding
-        if norm.frozen or norm.in_training is None or norm.in_training.lengths[1] < 2:
+        if norm.frozen or norm.in_training is None:
+            continue
+        if found is None and norm.in_training.lengths[1] < 2:
             continue
         if reason := too_few(float(norm.in_training.sample_means.count.min())):
             yield _D12(layer.name, "not_judged", evidence=reason)
@@ -231,9 +234,11 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
         if reason:
             yield _D13("", "not_judged", evidence=reason)
         return
-    value, name = max(readings)
-    severity, threshold = above(value, warning=MIXED_WARNING, error=MIXED_ERROR)
     layers = {layer.name for layer, _ in statistics.norms}
+    # A layer is named rather than the data, where it shows.
+    of_layers = [r for r in readings if r[1] in layers and r[0] > MIXED_WARNING]
+    value, name = max(of_layers or readings)
+    severity, threshold = above(value, warning=MIXED_WARNING, error=MIXED_ERROR)
     if severity == "error" and not layers:
         severity, threshold = "warning", MIXED_WARNING  # no statistics are spoiled
     yield _D13(

@@ -171,25 +171,42 @@ def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _growth(statistics: Statistics) -> Iterator[Finding]:
-    """Check for three windows in a row in which a gradient more than doubles."""
-    for layer in statistics.of_role("weight"):
-        norms = layer.weight.gradient_norm if layer.weight else ()
-        last = norms[-4 * WINDOW :]
-        if len(last) < 4 * WINDOW or not all(math.isfinite(n) for n in last):
-            continue
-        medians = [
-            numbers.median(last[i * WINDOW : (i + 1) * WINDOW]) for i in range(4)
-        ]
-        growth = min(
-            after / before if before > 0 else 0.0
-            for before, after in itertools.pairwise(medians)
+    """Check for three windows in a row in which the gradient more than doubles.
+
+    It is the gradient of all weights together, and must have become larger than the
+    weights: a network that starts with scales or a last layer of zero begins to learn
+    with gradients that grow from nothing, and is no fault.
+    """
+    recent = {
+        layer.name: layer.weight
+        for layer in statistics.of_role("weight")
+        if layer.weight is not None
+        and len(layer.weight.gradient_norm) >= 4 * WINDOW
+        and all(map(math.isfinite, layer.weight.gradient_norm[-4 * WINDOW :]))
+    }
+    if not recent:
+        return
+    series = {name: w.gradient_norm[-4 * WINDOW :] for name, w in recent.items()}
+    together = [math.hypot(*each) for each in zip(*series.values(), strict=True)]
+    growth = _least_growth(together)
+    size = math.hypot(*(weight.norm for weight in recent.values()))
+    if growth > GROWTH and numbers.median(together[-WINDOW:]) > size:
+        name = max(series, key=lambda name: _least_growth(series[name]))
+        evidence = (
+            f"the gradient of all weights grew {growth:.3g}-fold or more in each of "
+            f"the last three windows of {WINDOW} steps, most of all here, and is now "
+            "larger than the weights"
         )
-        if growth > GROWTH:
-            evidence = (
-                f"the gradient of its weight grew {growth:.3g}-fold or more in each of "
-                f"the last three windows of {WINDOW} steps"
-            )
-            yield _D25(layer.name, "error", growth, GROWTH, evidence, _CALM)
+        yield _D25(name, "error", growth, GROWTH, evidence, _CALM)
+
+
+def _least_growth(norms: Sequence[float]) -> float:
+    """Return the least factor between the medians of four windows."""
+    spans = (norms[i * WINDOW : (i + 1) * WINDOW] for i in range(4))
+    return min(
+        after / before if before > 0 else 0.0
+        for before, after in itertools.pairwise(map(numbers.median, spans))
+    )
 
 
 def _responses(
@@ -230,7 +247,9 @@ def _check_still(statistics: Statistics) -> Iterator[Finding]:
     updates = {
         layer.name: largest_step(layer.weight.update_ratio)
         for layer in statistics.of_role("weight")
-        if layer.weight is not None and layer.weight.update_ratio
+        if layer.weight is not None
+        and layer.weight.update_ratio
+        and layer.had_gradients is not False
     }
     if not updates:
         return
@@ -263,16 +282,18 @@ _START = (
 def _stacks(statistics: Statistics) -> dict[str, list[LayerStatistics]]:
     """Return layers by kind: the activations, or the weights where there are none.
 
-    The output layer is left out: its scale is set by the loss. So are side branches
-    such as the gates of squeeze and excitation: layers on one position per sample,
-    with layers on many positions after them.
+    The output layer is left out: its scale is set by the loss. So are weights whose
+    output a norm takes, which removes its scale, and side branches such as the gates of
+    squeeze and excitation: layers on one position per sample, with layers on many
+    positions after them.
     """
     stacks: dict[str, list[LayerStatistics]] = {}
     seen = [s for s in statistics.layers if s.output is not None and not s.is_output]
     last_wide = max((i for i, s in enumerate(seen) if s.positions > 1), default=-1)
     seen = [s for i, s in enumerate(seen) if i >= last_wide or s.positions > 1]
     hidden = [s for s in seen if s.role == "activation"]
-    for layer in hidden or [s for s in seen if s.role == "weight"]:
+    plain = [s for s in seen if s.role == "weight" and not s.is_normalized]
+    for layer in hidden or plain:
         stacks.setdefault(layer.kind, []).append(layer)
     return stacks
 

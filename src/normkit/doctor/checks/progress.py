@@ -72,4 +72,5 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
         f"sample: it has learned nothing about single samples{same}",
         "check that inputs and targets belong together, that zero_grad, backward and "
         "step are all called, and try other learning rates",
+        {"is_symptom": True},
     )

@@ -69,7 +69,9 @@ def targets(statistics: Statistics) -> Iterator[Finding]:
             units - 1,
             f"a target is class {label}, and the output has {units} units, for the "
             f"classes 0 to {units - 1}",
-            f"give the last layer {label + 1} units, or number the classes from 0",
+            f"give the last layer {label + 1} units, or number the classes from 0"
+            if label >= units
+            else "number the classes from 0, or pass ignore_index= to the loss",
         )
     if out is None:
         return

@@ -167,15 +167,24 @@ class Answers:
             self._row_sums.append(float(t.sum(1).mean()))
 
 
-def label_beyond(output: Any, targets: Any) -> tuple[int, int] | None:
-    """Return a class number that scores `(N, K, …)` have no unit for, and K."""
+def label_beyond(
+    output: Any, targets: Any, ignored: int = -100
+) -> tuple[int, int] | None:
+    """Return a class number that scores `(N, K, …)` have no unit for, and K.
+
+    Args:
+        output: The scores.
+        targets: The class numbers.
+        ignored: The label that the loss ignores.
+    """
     y = first_tensor(output)
     if y is None or not isinstance(targets, Tensor) or targets.dtype != torch.int64:
         return None
     if y.dim() != targets.dim() + 1 or not targets.numel():
         return None
-    highest = int(targets.max())
-    return (highest, y.shape[1]) if highest >= y.shape[1] else None
+    units, labels = y.shape[1], targets[targets != ignored]
+    beyond = labels[(labels < 0) | (labels >= units)]
+    return (int(beyond[0]), units) if beyond.numel() else None
 
 
 def channels_of(x: Tensor) -> ChannelStatistics:

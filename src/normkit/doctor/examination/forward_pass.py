@@ -88,6 +88,7 @@ class _Layer:
     alive: Tensor | None = None
     fed_by: str = ""
     beside: str = ""
+    is_normalized: bool = False
 
     @property
     def dead(self) -> float | None:
@@ -119,6 +120,7 @@ class ForwardPass:
             layer = self.seen.setdefault(probe.name, _Layer(probe.kind, probe))
             layer.samples += probe.samples
             layer.fed_by, layer.beside = probe.fed_by, probe.beside
+            layer.is_normalized |= probe.is_normalized
             found = {key: next(values) for key in each}
             for side, kept in (("input", layer.input), ("output", layer.output)):
                 if f"{side}.count" in found:
@@ -242,6 +244,7 @@ class ForwardPass:
                 dead=layer.dead,
                 dead_samples=layer.samples,
                 fed_by=layer.fed_by,
+                is_normalized=layer.is_normalized,
                 beside=layer.beside,
                 had_gradients=layer.probe.had_gradients,
                 has_zero_scale=layer.probe.has_zero_scale,

@@ -221,7 +221,8 @@ class WorkingCopy:
         """Return the loss; None without one, or where a label is beyond the output."""
         if self.case.loss_fn is None:
             return None
-        beyond = label_beyond(output, targets)
+        ignored = getattr(self.case.loss_fn, "ignore_index", -100)
+        beyond = label_beyond(output, targets, ignored)
         if beyond is not None and self.device.type != "cpu":
             # A failed index on a GPU ends the process's use of it.
             result.answers.beyond = beyond

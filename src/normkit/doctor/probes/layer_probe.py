@@ -43,6 +43,7 @@ class LayerProbe:
         is_running: A call has begun and given no output.
         had_mask: It was called with `mask=`; `reset` keeps it.
         had_gradients: It was called with gradients enabled; `reset` keeps it.
+        is_normalized: A norm took its output, or a view of it, as its input.
         beside: Name of the layer that was called before on the same input.
         fed_by: Name of the layer whose unchanged output was this one's input.
         band: The {15, 50, 85} percentiles of one unit's input, where requested.
@@ -78,6 +79,7 @@ class LayerProbe:
         self.num_padded = 0
         self.calls: list[ChannelStatistics] = []
         self.fed_by = ""
+        self.is_normalized = False
         self.beside = ""
         self.band: Tensor | None = None
 
@@ -198,13 +200,13 @@ def _holds_sequences(rows: int, samples: int) -> bool:
 def _unflattened(x: Tensor, samples: int) -> Tensor:
     """Return rows `(N·L, C)` as sequences `(N, C, L)`.
 
-    The rows of a sample lie together, or those of a position where that shows padding.
+    The rows of a sample lie together, or those of a position where that shows more
+    padding.
     """
     by_sample = x.unflatten(0, (samples, -1)).movedim(1, 2)
-    if constant_ends(by_sample).any():
-        return by_sample
     by_position = x.unflatten(0, (-1, samples)).permute(1, 2, 0)
-    return by_position if constant_ends(by_position).any() else by_sample
+    ends = [int(constant_ends(each).sum()) for each in (by_sample, by_position)]
+    return by_position if ends[1] > ends[0] else by_sample
 
 
 def _expanded(mask: Tensor, x: Tensor) -> Tensor | None:

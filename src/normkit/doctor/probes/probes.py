@@ -231,7 +231,12 @@ class Probes:
             if beside is not None and beside.is_same(x, version):
                 probe.beside = beside.probe.beside or beside.probe.name
             self._last_input = _Input(probe, weakref.ref(x), version)
-        if last is None or last.tensor() is not x or last.version != version:
+        output = None if last is None else last.tensor()
+        if last is None or output is None:
+            return None
+        if probe.role == "norm" and _shares_memory(x, output):
+            last.probe.is_normalized = True
+        if output is not x or last.version != version:
             return None
         probe.fed_by = last.probe.name
         return last.overall
@@ -259,3 +264,9 @@ class Probes:
         if gradient.numel() and not is_traced(gradient):
             with self._lock:
                 probe.add_gradient(gradient.detach())
+
+
+def _shares_memory(x: Tensor, output: Tensor) -> bool:
+    """Return True where one of them is a view of the other, or both of a third."""
+    bases = {id(t if t._base is None else t._base) for t in (x, output)}
+    return len(bases) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -19,6 +20,12 @@ ACTIVATIONS = (
     *(nn.Tanh, nn.Tanhshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
     *(nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.GLU),
 )
+# Those of other libraries are known by their name: timm's GELUTanh and HardSwish,
+# transformers' NewGELUActivation and SiLUActivation.
+_NAMED = re.compile(
+    r"^(Quick|New|Fast|Hard|Clipped|Laplace)?(Re|Ge|GE|Si|S|E|Ce|CE)?(LU|Swish|Mish|"
+    r"Sigmoid|Tanh)\d?(Tanh|Me|Jit|Activation)*$"
+)
 WEIGHTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -30,6 +37,8 @@ def role_of(module: nn.Module) -> Role:
     if is_norm(module) or is_batch_norm(module):
         return "norm"
     if isinstance(module, ACTIVATIONS):
+        return "activation"
+    if _NAMED.search(type(module).__name__) and not module._modules:
         return "activation"
     if isinstance(module, RECURRENT):
         return "recurrent"

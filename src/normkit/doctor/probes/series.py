@@ -145,6 +145,7 @@ def layer_of(
         dead_samples=2 * WINDOW,
         dead_at_start=window.dead_at_start,
         fed_by=probe.fed_by,
+        is_normalized=probe.is_normalized,
         beside=probe.beside,
         had_gradients=probe.had_gradients,
         has_zero_scale=probe.has_zero_scale,
