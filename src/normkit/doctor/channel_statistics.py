@@ -10,7 +10,16 @@ from torch import Tensor
 
 from normkit.moments import Moments
 
-__all__ = ["ChannelStatistics", "Histogram", "Padding"]
+__all__ = [
+    "MIN_EFFECTIVE_BATCHES",
+    "ChannelStatistics",
+    "Histogram",
+    "Padding",
+]
+
+# The variance of the means of 8 batches is known to √(2/7) = 53 %: enough to tell one
+# independent value per batch from many.
+MIN_EFFECTIVE_BATCHES = 8
 
 
 @dataclass(frozen=True)

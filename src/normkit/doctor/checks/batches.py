@@ -15,7 +15,10 @@ from functools import partial
 
 import torch
 
-from normkit.doctor.channel_statistics import ChannelStatistics
+from normkit.doctor.channel_statistics import (
+    MIN_EFFECTIVE_BATCHES,
+    ChannelStatistics,
+)
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP, above, below, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
@@ -109,7 +112,7 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
 
 def effective_values(channels: ChannelStatistics) -> float:
     """Return the number of independent values in a batch; nan when unknown."""
-    if channels.batches < 8:
+    if channels.batches < MIN_EFFECTIVE_BATCHES:
         return math.nan
     ratio = channels.pooled.var / channels.batch_means.unbiased_var
     ratio = ratio[ratio.isfinite()]

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import torch
 
+from normkit.doctor.channel_statistics import MIN_EFFECTIVE_BATCHES
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.forward_pass import ForwardPass
 from normkit.doctor.examination.start import has_moved
@@ -57,7 +58,9 @@ def _examine(case: Case) -> Statistics:
         if working.has_batch_norms:
             working.use_running_statistics()
             with torch.no_grad():
-                running = working.run("batch_norms")
+                # Below so many batches nothing is read from their inputs.
+                is_enough = len(case.batches) >= MIN_EFFECTIVE_BATCHES
+                running = working.run("batch_norms" if is_enough else "calls")
         norms = {
             name: replace(
                 norm,

@@ -68,7 +68,8 @@ class _Channels:
 
     @property
     def statistics(self) -> ChannelStatistics:
-        return ChannelStatistics.merge_all(self._parts)
+        self._parts = [ChannelStatistics.merge_all(self._parts)]
+        return self._parts[0]
 
 
 @dataclass
@@ -113,7 +114,12 @@ class ForwardPass:
 
     def add_probes(self, probes: Probes) -> None:
         """Merge what the probes measured on one batch."""
-        called = [p for p in probes.in_order if p.input is not None or p.calls]
+        is_measured = probes.channels or not probes.batch_norms_only
+        called = [
+            p
+            for p in probes.in_order
+            if p.input is not None or p.calls or not is_measured
+        ]
         numbers = [numbers_of(probe) for probe in called]
         values = iter(to_floats([v for each in numbers for v in each.values()]))
         for probe, each in zip(called, numbers, strict=True):

@@ -23,7 +23,7 @@ from normkit.modeling.snapshot import Snapshot, preserved
 
 __all__ = ["Measure", "SingleValueError", "WorkingCopy", "open_working_copy"]
 
-Measure = Literal["layers", "batch_norms", "answers"]
+Measure = Literal["layers", "batch_norms", "calls", "answers"]
 
 
 class SingleValueError(ArgumentError):
@@ -110,7 +110,8 @@ class WorkingCopy:
 
         Args:
             measure: "layers": every layer, and batch norms channel by channel;
-                "batch_norms": these alone; "answers": no layer.
+                "batch_norms": these alone; "calls": only which of these are called;
+                "answers": no layer.
             gradients: Measure gradients on the first `gradient_batches` batches.
             evaluate: Compute the loss and the metric.
             counted: Values of each normalization's input and output to count in a
@@ -122,10 +123,10 @@ class WorkingCopy:
         if measure != "answers":
             probes = Probes(
                 self.model,
-                channels=True,
+                channels=measure != "calls",
                 gradients=gradients,
                 counted=counted,
-                batch_norms_only=measure == "batch_norms",
+                batch_norms_only=measure != "layers",
             )
         with contextlib.nullcontext() if probes is None else probes.attached():
             for index, batch in enumerate(self.case.batches):

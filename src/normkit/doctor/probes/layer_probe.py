@@ -100,6 +100,15 @@ class LayerProbe:
         return bool(self.calls) and self.calls[-1].values == 1 and self.is_running
 
     @property
+    def overall(self) -> Moments:
+        """Moments of all values of the last input that was measured by channel."""
+        found = self.calls[-1].pooled
+        mean = found.mean.mean()
+        between = (found.mean - mean).square().sum() * found.count
+        count = found.count * found.mean.numel()
+        return Moments(count, mean, found.m2.sum() + between)
+
+    @property
     def saturated_share(self) -> Tensor | None:
         """Share of input values where the slope is below 5 % of its maximum."""
         if self.saturated is None or self.input is None:
@@ -137,14 +146,14 @@ class LayerProbe:
         if mask is None and x.dim() == 2 and _holds_sequences(len(x), samples):
             x = _unflattened(x, samples)
         others = tuple(range(2, x.dim()))
-        if others:
-            per_sample = moments(x, others, mask)
-            # Merged in float64: no second pass over the values.
-            values = per_sample.to(dtype=torch.float64).merge_dim(0)
-            has_values = None if mask is None else per_sample.count > 0
-            sample_means = moments(per_sample.mean, 0, has_values)
-        else:
+        if not others:
             values = sample_means = moments(x, 0, mask)
+        elif mask is None:
+            values, sample_means = _by_sample(x, others)
+        else:
+            per_sample = moments(x, others, mask)
+            values = per_sample.to(dtype=torch.float64).merge_dim(0)
+            sample_means = moments(per_sample.mean, 0, per_sample.count > 0)
         self.calls.append(ChannelStatistics.of_batch(values, sample_means, length))
         if x.dim() == 3 and x.shape[2] > 1 and mask is None:
             self._add_unpadded(x, values)
@@ -191,6 +200,23 @@ def constant_ends(x: Tensor) -> Tensor:
     ends = same.flip(1).long().cumprod(1).flip(1).bool()
     # The last position equals itself: a run of one is no padding.
     return ends & (ends.sum(1, keepdim=True) > 1)
+
+
+def _by_sample(x: Tensor, others: tuple[int, ...]) -> tuple[Moments, Moments]:
+    """Return the moments of all values and of the sample means, `(C,)`, in two reads.
+
+    All samples have one count, so merging them takes a mean and two sums.
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    kept = x.mean(others, keepdim=True)
+    inside = torch.linalg.vector_norm(x - kept, dim=others).double().square()
+    means = kept.squeeze(others).double()
+    size, count = x[0, 0].numel(), x.shape[0]
+    mean = means.mean(0)
+    between = (means - mean).square().sum(0)
+    counts = (torch.full((), n, device=x.device) for n in (count * size, count))
+    whole = Moments(next(counts), mean, inside.sum(0) + size * between)
+    return whole, Moments(next(counts), mean, between)
 
 
 def _holds_sequences(rows: int, samples: int) -> bool:

@@ -212,7 +212,7 @@ class Probes:
                     probe.had_mask |= mask is not None
                     probe.add_channels(x, mask, self._samples)
                     if overall is None and mask is None:
-                        overall = probe.calls[-1].pooled.merge_dim(0)
+                        overall = probe.overall
             if self.batch_norms_only:
                 return
             overall = overall_of(x) if overall is None else overall
