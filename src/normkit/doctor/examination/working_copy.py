@@ -224,7 +224,8 @@ class WorkingCopy:
             return None
         ignored = getattr(self.case.loss_fn, "ignore_index", -100)
         beyond = label_beyond(output, targets, ignored)
-        if beyond is not None and self.device.type != "cpu":
+        is_on_cpu = self.device is None or self.device.type == "cpu"
+        if beyond is not None and not is_on_cpu:
             # A failed index on a GPU ends the process's use of it.
             result.answers.beyond = beyond
             return None

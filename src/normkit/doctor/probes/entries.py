@@ -83,9 +83,9 @@ class CalledInEval:
         """Begin to record, from inside the call of `module`; once."""
         if self._ran is not None:
             return
-        self._ran = {name for name, layer in self._layers.items() if layer is module}
+        self._ran = ran = {n for n, layer in self._layers.items() if layer is module}
         for name, layer in self._layers.items():
-            add = Hook(lambda *_, name=name: self._ran is None or self._ran.add(name))
+            add = Hook(lambda *_, name=name: ran.add(name))
             self._handles.append(layer.register_forward_pre_hook(add))
 
     def detach(self) -> None:
