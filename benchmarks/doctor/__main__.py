@@ -77,7 +77,7 @@ def scored(bug: Bug) -> Score:
     bad, twin = _run(bug, is_bad=True), _run(bug, is_bad=False)
     found = _diagnosed(bad)
     before, best = _accuracy(bad), _accuracy(twin)
-    applied = found.repair()
+    applied = list(found.repair())
     return Score(
         name=bug.name,
         threads=bug.threads,

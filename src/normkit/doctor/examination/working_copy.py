@@ -224,8 +224,7 @@ class WorkingCopy:
             return None
         ignored = getattr(self.case.loss_fn, "ignore_index", -100)
         beyond = label_beyond(output, targets, ignored)
-        is_on_cpu = self.device is None or self.device.type == "cpu"
-        if beyond is not None and not is_on_cpu:
+        if beyond is not None and not targets.is_cpu:
             # A failed index on a GPU ends the process's use of it.
             result.answers.beyond = beyond
             return None
