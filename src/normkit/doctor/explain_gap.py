@@ -23,8 +23,7 @@ step is their interaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +67,7 @@ from normkit.doctor.measurements import (
 )
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets, num_samples
+from normkit.progress import progress_bar
 
 __all__ = ["GapExplanation", "GapPart", "explain_case", "explain_gap"]
 
@@ -120,7 +120,7 @@ def explain_gap(
             batch, or the batch itself where it has none.
         max_batches: The most batches to draw from a loader.
         seed: Random seed.
-        progress: Show a progress bar.
+        progress: Show a progress bar, on stderr.
 
     Returns:
         The `GapExplanation`, from at most 10 passes over the batches (and those over
@@ -235,7 +235,11 @@ def explain_case(
         if norm.without_dropout is not None
     }
 
-    with open_working_copy(case) as working, torch.no_grad(), _bar(progress) as advance:
+    with (
+        open_working_copy(case) as working,
+        torch.no_grad(),
+        progress_bar("explain_gap", MAX_PASSES - EXAMINED, shown=progress) as advance,
+    ):
         done: list[tuple[dict[str, RunningStatistics], list[float]]] = []
 
         def swapped(*populations: Mapping[str, RunningStatistics]) -> list[float]:
@@ -358,19 +362,6 @@ def _layer_groups(
     groups = {name: [name] for name in names if name in alone}
     others = [name for name in names if name not in alone]
     return {**groups, f"{len(others)} other layers": others}
-
-
-@contextmanager
-def _bar(is_shown: bool) -> Iterator[Callable[[], Any]]:
-    """Yield a function that moves a progress bar on by one pass."""
-    if not is_shown:
-        yield lambda: None
-        return
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar:
-        task = bar.add_task("explaining the gap", total=MAX_PASSES, completed=EXAMINED)
-        yield lambda: bar.advance(task)
 
 
 def _part(
