@@ -5,12 +5,16 @@ package does: pages that lie outside docs/ (`outside`), docstrings that are plai
 (`docstrings`), and the claims of the five articles (`claims`).
 """
 
+import os
 import sys
 from pathlib import Path
 
 import normkit
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+# The commands of the tutorials are those of this environment, and print plain text.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "96", "OMP_NUM_THREADS": "1"}
 
 project = "normkit"
 author = "the normkit authors"
@@ -20,7 +24,6 @@ project_copyright = author
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "myst_nb",
     "claims",
     "docstrings",
@@ -30,6 +33,13 @@ extensions = [
 exclude_patterns = ["_ext", "_build", "**/README.txt"]
 # Nothing on the site is fetched from a network, now or when it is read.
 intersphinx_mapping: dict[str, tuple[str, None]] = {}
+
+# Pages that are written for a repository's own viewer, without a list of those below.
+pages_below = {
+    "claims/README": ["S*", "corrections"],
+    "benchmarks/index": ["gpu"],
+    "integrations/README": ["*"],
+}
 
 # -- Markdown and the tutorials ------------------------------------------------------
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]

@@ -7,6 +7,7 @@ The picture needs Chromium. It keeps the findings that it shows in the file itse
 that a test can tell an old one.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -39,16 +40,22 @@ def diagnose(folder: Path) -> tuple[str, Path]:
     (folder / "train.py").write_text(train_py())
     page = folder / "doctor.html"
     done = subprocess.run(
-        [sys.executable, "-m", "normkit.cli", "doctor", "train.py:make"]
-        + ["--report", str(page)],
+        [
+            Path(sys.executable).with_name("normkit"),
+            "doctor",
+            "train.py:make",
+            f"--report={page}",
+        ],
         cwd=folder,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 1:
         sys.exit(f"the doctor found no error:\n{done.stdout}{done.stderr}")
-    return done.stdout.split("\n\n")[0].strip(), page
+    lines = done.stdout.split("\n\n")[0].splitlines()
+    return "\n".join(map(str.rstrip, lines)), page
 
 
 def with_block(text: str, verdict: str) -> str:
@@ -76,9 +83,17 @@ def photograph(page: Path, verdict: str) -> None:
         sys.exit("the picture needs Chromium, which is not installed")
     taken = page.with_suffix(".png")
     subprocess.run(
-        [chromium, "--headless=new", "--no-sandbox", "--disable-gpu"]
-        + ["--hide-scrollbars", "--force-device-scale-factor=1.5"]
-        + [f"--window-size={SIZE}", f"--screenshot={taken}", page.as_uri()],
+        [
+            chromium,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--force-device-scale-factor=1.5",
+            f"--window-size={SIZE}",
+            f"--screenshot={taken}",
+            page.as_uri(),
+        ],
         capture_output=True,
         check=True,
     )

@@ -50,4 +50,3 @@ def read(page: Path) -> Reader:
     reader = Reader()
     reader.feed(page.read_text(encoding="utf-8"))
     return reader
-

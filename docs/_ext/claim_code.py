@@ -1,4 +1,4 @@
-"""The place in the library that each claim is about; claims without one are left out."""
+"""The place in the library that each claim is about; some claims have none."""
 
 CODE: dict[str, tuple[str, ...]] = {
     "C1": ("normkit.watch",),

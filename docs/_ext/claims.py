@@ -50,8 +50,6 @@ class ClaimsDirective(SphinxDirective):
         foreign = [i for i in ids if article not in CLAIMS[i].sources.split()]
         if foreign:
             raise self.error(f"{article} does not make the claims {foreign}")
-        self.env.metadata[self.env.docname].setdefault("claims", "")
-        self.env.metadata[self.env.docname]["claims"] += " ".join([" ", *ids])
         text = "\n\n".join(map(_claim, ids))
         return self.parse_text_to_nodes(text)
 

@@ -147,8 +147,8 @@ def _layers(name: str, activation: str, passed: StackPass) -> Drawn:
             Lines(
                 backward, x_label="log₁₀ |gradient|", y_label="density", in_order=True
             ),
-            f"Standard deviation of the gradient {near:.3g} at layer {DEPTH}, {far:.3g} "
-            "at layer 1.",
+            f"Standard deviation of the gradient {near:.3g} at layer {DEPTH}, "
+            f"{far:.3g} at layer 1.",
         ),
     ]
 
@@ -201,7 +201,7 @@ def layouts() -> str:
 
     One value of the input is changed; every output that moves shares its mean with it.
     """
-    n, c, h, w = _SHAPE
+    _, c, h, w = _SHAPE
     norms: dict[str, nn.Module] = {
         "BatchNorm2d": normkit.nn.BatchNorm2d(c, affine=False),
         "LayerNorm((C, H, W))": normkit.nn.LayerNorm((c, h, w)),
@@ -215,7 +215,7 @@ def layouts() -> str:
 
 
 def _groups(norm: Callable[[Tensor], Tensor]) -> Tensor:
-    """Number the groups of values that are normalized together."""
+    """Return the number of the group that each value is normalized in."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_SHAPE, generator=generator)
     with torch.no_grad():
@@ -253,5 +253,6 @@ def _layout(name: str, groups: Tensor) -> str:
     return (
         f'<figure class="drawing layout"><figcaption><code>{name}</code></figcaption>'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{words}">'
-        f"{''.join(parts)}</svg><p>{count} statistics of {each} values each</p></figure>"
+        f"{''.join(parts)}</svg><p>{count} statistics of {each} values each</p>"
+        "</figure>"
     )

@@ -1,8 +1,11 @@
 """Pages whose text lies outside docs/, such as the changelog and the benchmarks.
 
-A page that holds nothing but `<!-- text: ../CHANGELOG.md -->` shows that file. Its links
-and pictures are relative to the file: those to a page of the site lead there, those to
-another file offer it, and those to a folder become plain text.
+A page that holds nothing but `<!-- text: ../CHANGELOG.md -->` shows that file. Its
+links and pictures are relative to the file: those to a page of the site lead there,
+those to another file offer it, and those to a folder become plain text.
+
+`pages_below` of the configuration names the pages below a page that has no list of
+them: they are then in the navigation of the site.
 """
 
 from __future__ import annotations
@@ -54,9 +57,18 @@ def _read(app: Any, docname: str, source: list[str]) -> None:
         if file is not None:
             source[0] = text
             app.env.note_dependency(str(file))
+    below = [
+        pattern
+        for pattern in app.config.pages_below.get(docname, ())
+        if any(other != page for other in page.parent.glob(f"{pattern}.md"))
+    ]
+    if below:
+        source[0] += "\n\n```{toctree}\n:hidden:\n:glob:\n\n" + "\n".join(below)
+        source[0] += "\n```\n"
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
+    app.add_config_value("pages_below", {}, "env")
     app.connect("source-read", _read)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -19,7 +19,7 @@ def blocks(text: str) -> list[str]:
 
 
 def targets(text: str) -> list[str]:
-    """Return what the links and pictures of a page lead to, without the other README."""
+    """Return what the links and pictures of a page lead to, but the other README."""
     found = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     return [target for target in found if not target.startswith("README")]
 

@@ -71,9 +71,7 @@ def test_no_page_is_wider_than_the_window_and_the_console_is_empty(
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("page", SAMPLES)
-def test_all_text_can_be_read(
-    browser: Any, site: Path, page: str, scheme: str
-) -> None:
+def test_all_text_can_be_read(browser: Any, site: Path, page: str, scheme: str) -> None:
     show(browser, site / page, width=1280, scheme=scheme)
     assert browser.get_log("browser") == []
     # WCAG 2.2, 1.4.3 (AA).
@@ -88,6 +86,9 @@ def test_the_search_finds_pages_without_a_network(browser: Any, site: Path) -> N
     found = wait(browser, 10).until(
         lambda b: b.find_elements("css selector", "ul.search li a")
     )
-    assert any("freezing" in a.get_attribute("href") or "accumulation" in
-               a.get_attribute("href") for a in found)
+    assert any(
+        "freezing" in a.get_attribute("href")
+        or "accumulation" in a.get_attribute("href")
+        for a in found
+    )
     assert browser.get_log("browser") == []

@@ -1,4 +1,4 @@
-"""The page with sliders computes what the library computes, and reads without scripts."""
+"""The page with sliders computes what the library does, and reads without scripts."""
 
 import re
 from pathlib import Path
