@@ -35,6 +35,7 @@ check: $(STAMP) ## Format, lint and type-check without changing anything
 # Nothing is fetched; tutorials and figures are computed while the site is built.
 SITE := build/site
 docs: $(STAMP) ## Build the documentation as a site in build/site, and check its pages
+	rm -rf $(SITE) build/doctrees
 	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs $(SITE)
 	NORMKIT_SITE=$(SITE) $(BIN)/python -m pytest -q -p no:cacheprovider tests/website
 

@@ -74,6 +74,8 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
 html_copy_source = False
+# A summary is fetched, which a browser forbids on pages that are opened as files.
+html_show_search_summary = False
 html_theme_options = {
     "light_css_variables": {
         "color-brand-primary": "#1d5fa8",
@@ -84,5 +86,6 @@ html_theme_options = {
         "color-brand-content": "#84bbf2",
     },
 }
-pygments_style = "tango"
-pygments_dark_style = "github-dark"
+# Every colour has a contrast of 4.5 and more.
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
