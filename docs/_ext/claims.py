@@ -20,7 +20,8 @@ from claim_code import CODE
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from normkit.report.charts import draw, legend, summary
+from normkit.report.charts import legend, summary
+from normkit.report.drawing import draw
 from normkit.report.page import format_value
 from normkit.studies import CLAIMS, Record
 from normkit.studies.report import deciding_numbers, overall, read_records

@@ -16,7 +16,8 @@ from torch import Tensor
 import normkit
 from normkit.init import gaussian_mean
 from normkit.init.theory import activation_function
-from normkit.report.charts import Lines, draw
+from normkit.report.charts import Lines
+from normkit.report.drawing import draw
 from normkit.report.page import format_value
 
 PAGE = Path(__file__).parents[1] / "learn" / "sliders.html"

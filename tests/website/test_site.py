@@ -20,7 +20,9 @@ INTERNAL = {
     "moments": "normkit.Moments and normkit.moments are the public names",
     "cli": "the command line has a page of its own",
     "environment": "normkit env prints it",
+    "masks": "serves the layers",
     "modeling": "serves the verbs",
+    "progress": "serves the verbs",
     "torch_state": "torch's private names",
     "views": "serves the layers",
 }
