@@ -14,7 +14,7 @@ import normkit
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 # The commands of the tutorials are those of this environment, and print plain text.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-os.environ |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "96", "OMP_NUM_THREADS": "1"}
+os.environ |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
 
 project = "normkit"
 author = "the normkit authors"
