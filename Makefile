@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check wheel sanitize gpu format lock clean
+.PHONY: help demo test test-all check docs wheel sanitize gpu format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -15,7 +15,7 @@ help: ## Show this list
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[demo,onnx,dev]'
+		-c constraints.txt -e '.[demo,onnx,dev,docs]'
 	@touch $@
 
 demo: $(STAMP) ## Train, diagnose, calibrate, fold: the life cycle on real digits
@@ -31,6 +31,13 @@ check: $(STAMP) ## Format, lint and type-check without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Nothing is fetched; tutorials and figures are computed while the site is built.
+SITE := build/site
+docs: $(STAMP) ## Build the documentation as a site in build/site, and check its pages
+	rm -rf $(SITE) build/doctrees
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs $(SITE)
+	NORMKIT_SITE=$(SITE) $(BIN)/python -m pytest -q -p no:cacheprovider tests/website
 
 # The environment has the wheel, what it requires, and the test runner; no sources.
 ALONE  := build/alone
