@@ -71,7 +71,7 @@ def test_the_make_targets_of_the_readme_exist() -> None:
     "command", sorted(set(re.findall(r"`normkit ([a-z]+)", README)))
 )
 def test_the_commands_of_the_readme_exist(command: str) -> None:
-    from normkit.cli import app
+    from normkit_cli import app
 
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 

@@ -24,7 +24,7 @@ from normkit.doctor.pages import diagnosis_page
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
 from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
-from normkit.results import Result
+from normkit.results import Result, counted
 
 __all__ = ["SCHEMA", "Diagnosis", "diagnose"]
 
@@ -242,7 +242,8 @@ class Diagnosis(Result):
     def summary(self) -> str:
         """Return the outcome as one sentence."""
         seen = (
-            f"{len(self.statistics.layers)} layers, {self.statistics.samples} samples"
+            f"{counted(len(self.statistics.layers), 'layer')}, "
+            f"{counted(self.statistics.samples, 'sample')}"
         )
         if not self.findings:
             rest = f"; {len(self.not_judged)} not judged" if self.not_judged else ""

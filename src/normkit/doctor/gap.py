@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from normkit.doctor.finding import plain
-from normkit.results import Result
+from normkit.results import Result, counted
 
 __all__ = [
     "BATCH",
@@ -105,7 +105,8 @@ class GapExplanation(Result):
         """Return the parts, one per line."""
         lines = [
             f"{self.batch:.4g} with batch statistics, {self.running:.4g} in eval mode: "
-            f"a gap of {self.gap:.4g} on {self.batches} batches"
+            f"a gap of {self.gap:.4g} on "
+            f"{counted(self.batches, 'batch', plural='batches')}"
         ]
         lines += [f"  {_line(part)}" for part in self.causes]
         if self.layers:

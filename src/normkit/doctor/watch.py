@@ -47,7 +47,7 @@ from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
 from normkit.modeling.norm_types import is_batch_norm
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
-from normkit.results import Result
+from normkit.results import Result, counted
 
 __all__ = ["SERIES", "Watch", "watch"]
 
@@ -273,7 +273,8 @@ class Watch(Result):
 
     def to_text(self) -> str:
         """Return the number of observed steps, and the findings after the block."""
-        head = f"{len(self._observed)} of {self.steps} training steps observed"
+        steps = counted(self.steps, "training step")
+        head = f"{len(self._observed)} of {steps} observed"
         if self.cost is not None:
             head += f", which added about {self.cost:.0%} to their time"
         # The current step must not be ended by a debugger that shows the object.
@@ -291,10 +292,16 @@ class Watch(Result):
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the record and the findings as one self-contained page."""
+        self.to_html(path)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the record and the findings as one HTML page, written to `path`."""
         page = watch_page(
             self.history, self.readings(), self.statistics(), steps=self.steps
         )
-        page.write(path)
+        if path is not None:
+            page.write(path)
+        return page.to_html()
 
     def to_tensorboard(self, writer: Any) -> int:
         """Write the record as scalars `normkit/SERIES/LAYER`.

@@ -22,6 +22,7 @@ from normkit.doctor.channel_statistics import (
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP, above, below, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
+from normkit.results import counted
 
 __all__ = [
     "CHECKS",
@@ -60,8 +61,9 @@ MIN_BATCHES = 20
 CALL_MEAN, CALL_VAR = 0.5, 1.0
 
 _LARGER = (
-    "use group norm (normkit.convert(model, to='group')), SyncBatchNorm over ranks, or "
-    "freeze the batch norms with good statistics"
+    "train with larger batches; where that cannot be, use group norm "
+    "(normkit.convert(model, to='group')), SyncBatchNorm over ranks, or freeze the "
+    "batch norms with the statistics of a pretrained model"
 )
 
 _D05 = partial(Finding, "D05", "batch_too_small")
@@ -82,7 +84,9 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             "error",
             1.0,
             SMALL_ERROR,
-            "its batches have one value per channel, and training mode fails",
+            "a batch gives each channel of this layer a single value, whose mean is "
+            "itself and whose variance is not defined: in training mode the layer "
+            "raises an error",
             _LARGER,
             {"fewest_values": 1},
         )
@@ -103,11 +107,22 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             severity,
             samples,
             threshold,
-            f"{samples:.3g} samples per batch"
-            + (f", {effective:.3g} independent values" if effective > 0 else ""),
+            _evidence_of_size(samples, effective, is_small=severity != "clear"),
             _LARGER,
             {"n_eff": effective, "fewest_values": norm.in_training.values},
         )
+
+
+def _evidence_of_size(samples: float, effective: float, *, is_small: bool) -> str:
+    text = f"its batches hold {counted(round(samples, 1), 'sample')}"
+    if effective > 0:
+        text += f", worth {counted(round(effective, 1), 'independent value')}"
+    if is_small:
+        text += (
+            ": too few for the mean and variance that training mode normalizes by, "
+            "unlike eval mode"
+        )
+    return text
 
 
 def effective_values(channels: ChannelStatistics) -> float:

@@ -81,9 +81,16 @@ def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
         severity,
         loop.weight_decay,
         DECAY_WARNING,
-        f"weight_decay={loop.weight_decay:g} on normalization layers",
-        "give the optimizer normkit.nn.parameter_groups(model, weight_decay=…), which "
-        "decays none of their parameters",
+        f"the optimizer applies weight_decay={loop.weight_decay:g} to the weights and "
+        "biases of normalization layers, too"
+        + (
+            ", and so pulls each step the scale of their outputs towards 0"
+            if severity == "warning"
+            else ""
+        ),
+        "give these parameters a group of their own without decay: "
+        "torch.optim.SGD(normkit.nn.parameter_groups(model, weight_decay="
+        f"{loop.weight_decay:g}), …)",
     )
 
 

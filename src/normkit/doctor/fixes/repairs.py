@@ -55,7 +55,13 @@ class RepairResult(Result, list[str]):
 
     def to_text(self) -> str:
         """Return the applied and declined repairs, and what the code needs."""
-        lines = [f"applied  {', '.join(self) or 'none: no automatic fix'}"]
+        if self:
+            head = f"applied  {', '.join(self)}"
+        elif self.declined:
+            head = "nothing was changed: no repair was shown to improve the model"
+        else:
+            head = "nothing was changed: no finding has an automatic repair"
+        lines = [head]
         lines += [f"in code  {id_}: {line}" for id_, line in self.code.items()]
         lines += [f"declined {reason}" for reason in self.declined.values()]
         return "\n".join(lines)

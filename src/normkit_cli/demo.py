@@ -6,14 +6,17 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from normkit.demo import DemoResult, run_demo
+from normkit_cli.arguments import check_folder
+
+if TYPE_CHECKING:
+    from normkit.demo import DemoResult
 
 EXAMPLES = "Example: `normkit demo --seed 3 --out /tmp/digits`"
 
@@ -37,6 +40,9 @@ def command(
     and its batch norms are folded away. Every number is measured in this run. The exit
     code is 0 only if every check held.
     """
+    from normkit.demo import run_demo
+
+    check_folder("--out", out)
     out.mkdir(parents=True, exist_ok=True)
     with _progress() as tell:
         result = run_demo(seed=seed, quick=quick, on_progress=tell)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normkit.cli.checkpoint import Checkpoint
-from normkit.cli.printing import printable, wide_console
-from normkit.cli.target import HELP, Target, needs_file, read_target
-from normkit.errors import TargetError
-from normkit.init import InitReport, initialize
-from normkit.modeling.batch import inputs_of
+from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.printing import printable, wide_console
+
+if TYPE_CHECKING:
+    from normkit.init import InitReport
+    from normkit_cli.target import Target
 
 EXAMPLES = "Example: `normkit init train.py:make --scheme auto --plot --out start.pt`"
 
@@ -27,7 +26,7 @@ WIDTH, DECADES = 40, 8
 
 
 def command(
-    target: Annotated[str, typer.Argument(help=HELP)],
+    target: Annotated[str, typer.Argument(help=TARGET)],
     scheme: Annotated[
         str,
         typer.Option(
@@ -52,7 +51,13 @@ def command(
     outputs and gradients is predicted and measured as well. Exit code 1 if one of them
     is off by a factor of 1,000 or more, or not finite.
     """
-    needs_file("--out", out)
+    import torch
+
+    from normkit.init import initialize
+    from normkit_cli.checkpoint import Checkpoint
+    from normkit_cli.target import read_target
+
+    check_file("--out", out)
     found = read_target(target)
     inputs = _example_inputs(found)
     source = torch.Generator().manual_seed(seed)
@@ -77,6 +82,9 @@ def command(
 
 
 def _example_inputs(target: Target) -> Any:
+    from normkit.errors import TargetError
+    from normkit.modeling.batch import inputs_of
+
     if target.example_inputs is not None or target.loader is None:
         return target.example_inputs
     batch = next(iter(target.loader), None)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normkit.calibrate import calibrate
-from normkit.cli.checkpoint import Checkpoint
-from normkit.cli.printing import printable
-from normkit.cli.target import HELP, Target, needs_file, read_target
-from normkit.doctor.examination.case import measured, open_case
+from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.printing import printable
+
+if TYPE_CHECKING:
+    from normkit_cli.target import Target
 
 EXAMPLES = (
     "Example: `normkit calibrate train.py:make --checkpoint in.pt --out out.pt --order "
@@ -23,7 +23,7 @@ EXAMPLES = (
 
 
 def command(
-    target: Annotated[str, typer.Argument(help=HELP)],
+    target: Annotated[str, typer.Argument(help=TARGET)],
     checkpoint: Annotated[
         Path, typer.Option(help="File with the weights; only plain tensors are read.")
     ],
@@ -55,7 +55,11 @@ def command(
     scores, the metric in eval mode is printed before and after, on the first 50
     batches.
     """
-    needs_file("--out", out)
+    from normkit.calibrate import calibrate
+    from normkit_cli.checkpoint import Checkpoint
+    from normkit_cli.target import read_target
+
+    check_file("--out", out)
     found = read_target(target)
     found.needs("model", "loader")
     assert found.loader is not None
@@ -73,21 +77,16 @@ def command(
         progress=sys.stderr.isatty() and not as_json,
     )
     file.save(found.model, out)
-    after = _metric(found)
-    if as_json:
-        metric = {"before": before, "after": after}
-        told = json.loads(report.to_json()) | {"metric": metric}
-        print(json.dumps(told, indent=2))
-    else:
-        print(printable(report.to_text()))
-        if before is not None and after is not None:
-            print(f"metric   {before:.4g} before, {after:.4g} after, in eval mode")
+    report = replace(report, metric_before=before, metric_after=_metric(found))
+    print(report.to_json() if as_json else printable(report.to_text()))
     print(f"weights  {out.resolve()}", file=sys.stderr if as_json else sys.stdout)
     return 0
 
 
 def _metric(target: Target) -> float | None:
     """Evaluate the metric in eval mode; None without one or with one-pass batches."""
+    from normkit.doctor.examination.case import measured, open_case
+
     loader = target.loader
     if loader is None or isinstance(loader, Iterator):
         return None

@@ -7,17 +7,7 @@ from typing import Annotated
 
 import typer
 
-from normkit.bench.call_cases import CALL_CASES, FEW_SIZES
-from normkit.bench.call_grid import calls, resumed
-from normkit.bench.call_tables import to_text
-from normkit.bench.calls import Calls
-from normkit.bench.cases import CASES, QUICK
-from normkit.bench.numerics import BEGIN, END, numerics
-from normkit.bench.page import figure, renew
-from normkit.bench.small import small
-from normkit.bench.speed import speed
-from normkit.bench.steps import steps
-from normkit.errors import ArgumentError
+from normkit_cli.arguments import check_file
 
 app = typer.Typer(
     help="Measure accuracy and speed of normkit against torch.nn.", no_args_is_help=True
@@ -43,6 +33,9 @@ def _numerics(
     Each column is a mean of so many standard deviations; each cell the error of normkit
     and that of torch.nn, relative where the output is above 1.
     """
+    from normkit.bench.numerics import BEGIN, END, numerics
+    from normkit.errors import ArgumentError
+
     page = None if write is None else write.read_text(encoding="utf-8")
     if page is not None and (BEGIN not in page or END not in page):
         raise ArgumentError(
@@ -81,6 +74,10 @@ def _speed(
     Contestants take turns; times are process CPU time, the least of many turns. Load on
     the machine changes single numbers, and ratios less. Losses are marked.
     """
+    from normkit.bench.cases import CASES, QUICK
+    from normkit.bench.speed import speed
+
+    check_file("--json", json)
     minutes = (0.6 if quick else 8.0) if budget is None else budget
     found = speed(
         QUICK if quick else CASES,
@@ -115,6 +112,9 @@ def _steps(
     without, and under less_memory. Contestants take turns; a ratio is torch's median
     time over ours: process CPU time with one thread, wall time with more.
     """
+    from normkit.bench.steps import steps
+
+    check_file("--json", json)
     counts = threads or [1, 2]
     found = steps(threads=counts, budget=60 * budget * len(counts))
     if json is not None:
@@ -138,6 +138,9 @@ def _small(
     Contestants take turns; times are process CPU time, the least of many turns and the
     median.
     """
+    from normkit.bench.small import small
+
+    check_file("--json", json)
     found = small(budget=60 * budget)
     if json is not None:
         json.write_text(found.to_json() + "\n", encoding="utf-8")
@@ -186,6 +189,13 @@ def _calls(
     a call in microseconds. Contestants take turns; a ratio is torch's median time over
     ours: process CPU time with one thread, wall time with more.
     """
+    from normkit.bench.call_cases import CALL_CASES, FEW_SIZES
+    from normkit.bench.call_grid import calls, resumed
+    from normkit.bench.call_tables import to_text
+    from normkit.bench.calls import Calls
+    from normkit.errors import ArgumentError
+
+    check_file("--json", json)
     minutes = (0.5 if quick else 8.0) if budget is None else budget
     few = [c for c in CALL_CASES if c.form == "plain" and c.size in FEW_SIZES]
     if resume is None:
@@ -223,6 +233,8 @@ def _page(
     ] = None,
 ) -> None:
     """Write the tables of the newest records into a page, and its figure."""
+    from normkit.bench.page import figure, renew
+
     text, drawn = renew(page, record), figure(page, record)
     page.write_text(text, encoding="utf-8")
     print(f"{page} is written")

@@ -1,6 +1,7 @@
 """A TARGET on the command line: `file.py:factory` or `package.module:factory`.
 
-The factory is called without arguments and returns:
+The factory is called without arguments; a module-level model or dict is taken as it is.
+It returns:
 
     def digits():
         return {
@@ -28,16 +29,11 @@ from typing import Any
 
 from torch import nn
 
-from normkit.cli.checkpoint import Checkpoint
-from normkit.errors import ArgumentError, NormkitError, TargetError
+from normkit.errors import NormkitError, TargetError
 from normkit.modeling.batch import Forward, Targets
+from normkit_cli.checkpoint import Checkpoint
 
-__all__ = ["HELP", "Target", "needs_file", "read_target"]
-
-HELP = (
-    "`file.py:factory` or `package.module:factory`; the factory returns the model, or "
-    "a dict with `model`, `loader`, `loss_fn`."
-)
+__all__ = ["Target", "read_target"]
 
 
 @dataclass(frozen=True)
@@ -104,12 +100,16 @@ def read_target(text: str, checkpoint: Path | None = None) -> Target:
     is_file = place.endswith(".py") or "/" in place or "\\" in place
     module = _from_file(Path(place)) if is_file else _from_name(place)
     factory = getattr(module, name, None)
-    if not callable(factory):
-        raise TargetError(
-            f"{place} has no function {name!r}; it has {_functions(module)}"
-        )
+    is_made = isinstance(factory, nn.Module | Mapping | Target)
+    if not is_made and not callable(factory):
+        what = f"no function {name!r}"
+        if factory is not None:
+            kind = type(factory).__name__
+            what = f"a {kind} named {name!r}, no model and no function"
+        raise TargetError(f"{place} has {what}; its functions: {_functions(module)}")
     try:
-        made = factory()
+        # A model, or a dict, that the file made as it was imported.
+        made: Any = factory if is_made else factory()  # type: ignore[operator]
     except NormkitError:
         raise
     except Exception as error:
@@ -121,18 +121,6 @@ def read_target(text: str, checkpoint: Path | None = None) -> Target:
     if checkpoint is not None:
         Checkpoint.read(checkpoint).load_into(target.model)
     return target
-
-
-def needs_file(option: str, path: Path | None) -> None:
-    """Require a path that can be written to, before any work is done.
-
-    Raises:
-        ArgumentError: It is a folder.
-    """
-    if path is not None and path.is_dir():
-        raise ArgumentError(
-            f"{option} {path} is a folder; give the path of the file to write"
-        )
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normkit.cli.checkpoint import Checkpoint
-from normkit.cli.printing import printable, wide_console
-from normkit.cli.target import HELP, Target, needs_file, read_target
-from normkit.doctor import Diagnosis, diagnose
-from normkit.errors import ArgumentError
+from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.printing import printable, wide_console
+
+if TYPE_CHECKING:
+    from normkit.doctor import Diagnosis
+    from normkit_cli.target import Target
 
 EXAMPLES = (
     "Example: `normkit doctor train.py:make --checkpoint best.pt --report doctor.html`"
@@ -25,7 +26,7 @@ _COLOUR = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 def command(
-    target: Annotated[str, typer.Argument(help=HELP)],
+    target: Annotated[str, typer.Argument(help=TARGET)],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights to load into the model first.")
     ] = None,
@@ -62,10 +63,17 @@ def command(
     trains for a number of steps, your own loop is watched (also D08, D09, D15). Exit
     code 1 where there is an error (with `--fix`: where one is left), for CI.
     """
+    from normkit.errors import ArgumentError
+    from normkit.report import check_installed
+    from normkit_cli.checkpoint import Checkpoint
+    from normkit_cli.target import read_target
+
     if out is not None and not fix:
         raise ArgumentError("--out saves repaired weights, and needs --fix; add --fix")
-    for option, path in (("--report", report), ("--out", out)):
-        needs_file(option, path)
+    check_file("--out", out)
+    check_file("--report", report, makes_folder=True)
+    if report is not None:
+        check_installed()
     found = read_target(target, checkpoint)
     found.needs("model", "loader")
     if steps is not None and found.train is None:
@@ -96,6 +104,8 @@ def command(
 
 
 def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Diagnosis:
+    from normkit.doctor import diagnose
+
     assert target.loader is not None
     diagnosis = diagnose(
         target.model,

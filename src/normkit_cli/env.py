@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from normkit.environment import environment
-
 EXAMPLES = "Example: `normkit env --json > environment.json`"
 
 
@@ -20,5 +18,7 @@ def command(
 
     Paste it into a bug report.
     """
+    from normkit.environment import environment
+
     found = environment()
     print(found.to_json() if as_json else found.to_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -11,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from normkit import studies
-from normkit.errors import ArgumentError
+from normkit_cli.arguments import check_folder
+
+if TYPE_CHECKING:
+    from normkit.studies import Record
 
 __all__ = ["app"]
 
@@ -32,6 +35,8 @@ app = typer.Typer(
 @app.command("list")
 def list_command() -> None:
     """List the studies: question and cost of each."""
+    from normkit import studies
+
     table = Table(box=None, pad_edge=False)
     for heading in ("id", "study", "question", "claims", "minutes"):
         table.add_column(heading, no_wrap=heading in ("id", "minutes"))
@@ -68,6 +73,10 @@ def run_command(
 
     An interrupted run continues with the missing seeds.
     """
+    from normkit import studies
+    from normkit.errors import ArgumentError
+
+    check_folder("--out", out)
     if sum((quick, cpu, gpu)) > 1:
         raise ArgumentError("--quick, --cpu and --gpu exclude one another; choose one")
     scale = "quick" if quick else "gpu" if gpu else "cpu"
@@ -113,11 +122,17 @@ def report_command(
     figures: bool = typer.Option(True, help="Draw the figures again, too."),
 ) -> None:
     """Write the pages from the records: all claims, each study, corrections."""
+    from normkit import studies
+
+    check_folder("--out", out)
     written = studies.write_report(out, figures=figures)
-    print(f"{len(written)} pages: {written[0]}")
+    noun = "page" if len(written) == 1 else "pages"
+    print(f"{len(written)} {noun}: {written[0]}")
 
 
-def _table(record: studies.Record) -> Table:
+def _table(record: Record) -> Table:
+    from normkit import studies
+
     study = studies.find(record.study)
     table = Table(
         title=f"{study.id} {study.title} ({record.cpu_seconds:.0f} s of one core)",

@@ -1,5 +1,8 @@
 """The command line: `normkit COMMAND`, one file per command.
 
+A command imports normkit, and so torch, when it runs: help and shell completion wait
+for neither.
+
 Exit code 0: done. 1: the command ran and the outcome is not what it should be (a demo
 step that did not hold, an error that the doctor found). 2: it could not run; one line
 on stderr says why.
@@ -15,9 +18,7 @@ from typing import Annotated
 
 import typer
 
-import normkit
-from normkit.cli import bench, calibrate, demo, doctor, env, fold, init, study
-from normkit.errors import NormkitError
+from normkit_cli import bench, calibrate, demo, doctor, env, fold, init, study
 
 __all__ = ["app", "main"]
 
@@ -33,7 +34,6 @@ app = typer.Typer(
         "breaks one, finds out why, repairs it and folds it, in about a minute."
     ),
     epilog="`normkit COMMAND --help` explains a command and shows how it is used.",
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,6 +50,8 @@ app.add_typer(study.app, name="study")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        import normkit
+
         print(f"normkit {normkit.__version__}")
         raise typer.Exit
 
@@ -109,7 +111,7 @@ def _in_one_line(error: Exception) -> str:
     tell = getattr(error, "format_message", None)
     if tell is not None:
         text = f"{tell().rstrip('.')}; see `normkit --help`"
-    elif isinstance(error, NormkitError | OSError):
+    elif _is_expected(error):
         text = str(error)
     else:
         text = (
@@ -117,3 +119,9 @@ def _in_one_line(error: Exception) -> str:
             "run again with --traceback to see where"
         )
     return " ".join(text.split())
+
+
+def _is_expected(error: Exception) -> bool:
+    from normkit.errors import NormkitError
+
+    return isinstance(error, NormkitError | OSError)

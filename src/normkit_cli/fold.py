@@ -6,22 +6,21 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-import normkit
-from normkit.cli.checkpoint import Checkpoint
-from normkit.cli.printing import printable
-from normkit.cli.target import HELP, read_target
-from normkit.errors import ArgumentError, DependencyError, TargetError
-from normkit.fold import FoldLedger
-from normkit.modeling.batch import arguments_of, inputs_of
+from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.printing import printable
+
+if TYPE_CHECKING:
+    import torch
+
+    from normkit.fold import FoldLedger
 
 EXAMPLES = (
     "Examples: `normkit fold model.onnx -o folded.onnx`, "
-    "`normkit fold train.py:make --checkpoint last.pt --export folded.pt2`"
+    "`normkit fold train.py:make --checkpoint last.pt -o folded.pt2`"
 )
 
 _ENDINGS = (".onnx", ".pt2", ".pt", ".pth")
@@ -31,21 +30,19 @@ _MAX_IN_ONE_FILE = 2**31 - 2**20
 
 def command(
     target: Annotated[
-        str, typer.Argument(help="A file that ends in .onnx, or " + HELP)
+        str, typer.Argument(help="A file that ends in .onnx, or " + TARGET)
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="File for the folded ONNX model.")
+        Path | None,
+        typer.Option(
+            *("-o", "--out", "--export"),
+            help="File for the folded model: .onnx, and of Python code also .pt2 "
+            "(torch.export) or .pt (weights alone).",
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Weights to load first; no code in it is run."),
-    ] = None,
-    export: Annotated[
-        Path | None,
-        typer.Option(
-            help="File for the folded torch model: .onnx, .pt2 (torch.export) or .pt "
-            "(weights alone)."
-        ),
     ] = None,
     verify: Annotated[
         int, typer.Option(min=1, help="Number of inputs to compare an ONNX model on.")
@@ -75,41 +72,44 @@ def command(
     code needs `example_inputs`, or a loader whose batches start with them. Exit code 1
     if the model has batch norms and none could be folded.
     """
+    from normkit.errors import ArgumentError
+    from normkit.fold import fold_onnx
+
+    check_file("-o", out)
     if target.endswith(".onnx"):
-        if checkpoint is not None or export is not None:
+        if checkpoint is not None:
             raise ArgumentError(
-                f"{target} is an ONNX file, which takes -o and neither --checkpoint "
-                "nor --export"
+                f"{target} is an ONNX file, which holds its weights; leave out "
+                "--checkpoint"
             )
-        _, ledger = normkit.fold_onnx(
+        _, ledger = fold_onnx(
             target,
             out,
             inputs=verify,
             fixed_weights=fixed_weights or None,
             time_limit=time_limit,
         )
-        written = out
     else:
-        if out is not None:
-            raise ArgumentError("-o writes ONNX files; use --export for a torch model")
-        ledger = _fold_target(target, checkpoint, export)
-        written = export
+        ledger = _fold_target(target, checkpoint, out)
     if as_json:
         print(ledger.to_json())
     else:
         print(printable(ledger.to_text(pictures=pictures)))
-    if written is not None:
+    if out is not None:
         where = sys.stderr if as_json else sys.stdout
-        print(f"model  {written.resolve()}", file=where)
+        print(f"model  {out.resolve()}", file=where)
     return 1 if ledger.entries and not any(e.how for e in ledger.entries) else 0
 
 
-def _fold_target(text: str, checkpoint: Path | None, export: Path | None) -> FoldLedger:
-    if export is not None and export.suffix not in _ENDINGS:
-        raise ArgumentError(
-            f"--export {export} must end in one of {', '.join(_ENDINGS)}"
-        )
-    if export is not None and export.suffix == ".onnx":
+def _fold_target(text: str, checkpoint: Path | None, out: Path | None) -> FoldLedger:
+    from normkit.errors import ArgumentError, DependencyError, TargetError
+    from normkit.fold import fold
+    from normkit.modeling.batch import inputs_of
+    from normkit_cli.target import read_target
+
+    if out is not None and out.suffix not in _ENDINGS:
+        raise ArgumentError(f"-o {out} must end in one of {', '.join(_ENDINGS)}")
+    if out is not None and out.suffix == ".onnx":
         lacking = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
         if lacking:
             raise DependencyError(
@@ -125,13 +125,18 @@ def _fold_target(text: str, checkpoint: Path | None, export: Path | None) -> Fol
         if batch is None:
             raise TargetError("the target's loader gave no batch; give example_inputs")
         inputs = inputs_of(batch)
-    folded, ledger = normkit.fold(target.model.eval(), inputs)
-    if export is not None:
-        _export(folded, inputs, export)
+    folded, ledger = fold(target.model.eval(), inputs)
+    if out is not None:
+        _export(folded, inputs, out)
     return ledger
 
 
 def _export(model: torch.nn.Module, inputs: Any, path: Path) -> None:
+    import torch
+
+    from normkit.modeling.batch import arguments_of
+    from normkit_cli.checkpoint import Checkpoint
+
     args, kwargs = arguments_of(inputs)
     if path.suffix == ".pt2":
         torch.export.save(torch.export.export(model, args, kwargs), path)
@@ -144,6 +149,8 @@ def _export(model: torch.nn.Module, inputs: Any, path: Path) -> None:
 def _export_onnx(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
 ) -> None:
+    import torch
+
     stored = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The exporter warns about its own code.
