@@ -109,6 +109,18 @@ class Checkpoint:
                     f"{', '.join(names[:3])}{more}; let the factory make the model "
                     "that was saved"
                 )
+        # A tensor that cannot be copied (sparse, or on the meta device) would leave the
+        # model with some of the file's weights.
+        for name, value in wanted.items():
+            try:
+                _check_kind(stripped[name], value)
+                torch.empty_like(value).copy_(stripped[name])
+            except (RuntimeError, NotImplementedError, TypeError) as error:
+                raise TargetError(
+                    f"the checkpoint does not fit the model: {name} cannot be loaded "
+                    f"as {value.dtype}: {str(error).strip().splitlines()[0]}; save "
+                    "dense real tensors"
+                ) from error
         model.load_state_dict(stripped)
 
     def save(self, model: nn.Module, path: Path) -> None:
@@ -143,10 +155,18 @@ class Checkpoint:
         return ""
 
 
+def _check_kind(found: Tensor, wanted: Tensor) -> None:
+    if found.is_complex() and not wanted.is_complex():
+        raise TypeError(f"{found.dtype} has an imaginary part")
+    if found.layout is not torch.strided or found.is_quantized or found.is_meta:
+        raise TypeError("it is sparse, quantized or without values")
+
+
 def _is_weights(found: Any) -> bool:
     return (
         isinstance(found, Mapping)
         and bool(found)
+        and all(isinstance(name, str) for name in found)
         and all(isinstance(value, Tensor) for value in found.values())
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from normkit.errors import ArgumentError, ShapeError
+from normkit.errors import ArgumentError, DerivativeError, ShapeError
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.autograd import run
 from normkit.functional.ema import check_counters, check_update, update
@@ -16,7 +16,7 @@ from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
-from normkit.torch_state import is_in_backward
+from normkit.torch_state import has_tangent, is_in_backward
 
 __all__ = ["batch_norm", "instance_norm"]
 
@@ -82,6 +82,7 @@ def batch_norm(
         ShapeError: A vector that does not have C elements; no running statistics
             when not training.
         DtypeError: `input` is not floating point.
+        DerivativeError: Forward mode carries a derivative along a running statistic.
 
     Numerics:
         Statistics in float32 or better around a pilot mean; the centre is kept as
@@ -141,7 +142,7 @@ def batch_norm(
             f"input, {tuple(input.shape)}; use expand()"
         )
     check_eps(eps, "batch_norm", "positive" if training else "non-negative")
-    _check_pair(running_mean, running_var)
+    _check_statistics(running_mean, running_var)
     if not -input.dim() <= channel_dim < input.dim():
         if not input.numel():
             return input.clone()  # torch takes shape (0,), too
@@ -225,6 +226,7 @@ def instance_norm(
         ShapeError: A vector that does not have C elements, or no running statistics
             when `use_input_stats=False`.
         DtypeError: `input` is not floating point.
+        DerivativeError: Forward mode carries a derivative along a running statistic.
 
     References:
         Ulyanov, Vedaldi & Lempitsky, "Instance Normalization: The Missing Ingredient
@@ -266,7 +268,7 @@ def instance_norm(
             "instance_norm needs running_mean and running_var to be defined when "
             "use_input_stats=False, got None"
         )
-    _check_pair(running_mean, running_var)
+    _check_statistics(running_mean, running_var)
     if not use_input_stats:
         return batch_norm(
             *(input, running_mean, running_var, weight, bias, False, momentum, eps),
@@ -312,17 +314,25 @@ def _update_by_instances(
         return
     count = instances.count.expand(instances.mean.shape)
     has_spread = count > 1
+    # A NaN that is the only valid value of its sample keeps the batch out, too.
+    is_bad = ~instances.mean.isfinite() & (count > 0)
     used = has_spread.sum(0).clamp(min=1)
     zero = instances.mean.new_zeros(())
-    mean = instances.mean.where(has_spread, zero).sum(0) / used
+    mean = instances.mean.where(has_spread | is_bad, zero).sum(0) / used
     var = instances.unbiased_var.where(has_spread, zero).sum(0) / used
     over_samples = Moments(has_spread.any(0).long() * 2, mean, var)
     update(Running(running_mean, running_var, momentum, batches), over_samples)
 
 
-def _check_pair(running_mean: Tensor | None, running_var: Tensor | None) -> None:
+def _check_statistics(running_mean: Tensor | None, running_var: Tensor | None) -> None:
     if (running_mean is None) != (running_var is None):
         raise ArgumentError(
             "running_mean and running_var must either both be None or neither be "
             "None; one running statistic is of no use without the other"
+        )
+    if has_tangent(running_mean, running_var):
+        raise DerivativeError(
+            "batch_norm is not differentiable wrt running_mean and running_var, they "
+            "cannot have forward grad defined: they are constants; pass their primals, "
+            "or take the derivative with respect to the parameters alone"
         )
