@@ -109,18 +109,12 @@ class Checkpoint:
                     f"{', '.join(names[:3])}{more}; let the factory make the model "
                     "that was saved"
                 )
-        # A tensor that cannot be copied (sparse, or on the meta device) would leave the
-        # model with some of the file's weights.
         for name, value in wanted.items():
-            try:
-                _check_kind(stripped[name], value)
-                torch.empty_like(value).copy_(stripped[name])
-            except (RuntimeError, NotImplementedError, TypeError) as error:
+            if reason := _reason_against(stripped[name], value):
                 raise TargetError(
-                    f"the checkpoint does not fit the model: {name} cannot be loaded "
-                    f"as {value.dtype}: {str(error).strip().splitlines()[0]}; save "
-                    "dense real tensors"
-                ) from error
+                    f"the checkpoint does not fit the model: {name} {reason}; save "
+                    "dense tensors of real numbers"
+                )
         model.load_state_dict(stripped)
 
     def save(self, model: nn.Module, path: Path) -> None:
@@ -155,11 +149,21 @@ class Checkpoint:
         return ""
 
 
-def _check_kind(found: Tensor, wanted: Tensor) -> None:
+def _reason_against(found: Tensor, wanted: Tensor) -> str:
+    """Return why `found` cannot be copied into `wanted`; "" if it can.
+
+    `load_state_dict` raises for some of these after it has loaded the others, and for
+    complex numbers only warns.
+    """
+    if found.is_meta:
+        return "has no values (it is on the meta device)"
+    if found.layout is not torch.strided:
+        return f"is a sparse tensor ({found.layout})"
+    if found.is_quantized:
+        return f"is quantized ({found.dtype})"
     if found.is_complex() and not wanted.is_complex():
-        raise TypeError(f"{found.dtype} has an imaginary part")
-    if found.layout is not torch.strided or found.is_quantized or found.is_meta:
-        raise TypeError("it is sparse, quantized or without values")
+        return f"is complex ({found.dtype})"
+    return ""
 
 
 def _is_weights(found: Any) -> bool:
