@@ -142,7 +142,7 @@ def batch_norm(
             f"input, {tuple(input.shape)}; use expand()"
         )
     check_eps(eps, "batch_norm", "positive" if training else "non-negative")
-    _check_statistics(running_mean, running_var)
+    _check_pair(running_mean, running_var)
     if not -input.dim() <= channel_dim < input.dim():
         if not input.numel():
             return input.clone()  # torch takes shape (0,), too
@@ -167,6 +167,12 @@ def batch_norm(
         raise ShapeError(
             "batch_norm needs running_mean and running_var when training=False, "
             "got None; pass them, or training=True"
+        )
+    if not training and has_tangent(running_mean, running_var):
+        raise DerivativeError(
+            "batch_norm is not differentiable wrt running_mean and running_var, they "
+            "cannot have forward grad defined: they are constants; pass their primals, "
+            "or take the derivative with respect to the parameters alone"
         )
     dims = tuple(d for d in range(input.dim()) if d != dim)
     if training and channels and input.numel() == channels:
@@ -268,7 +274,7 @@ def instance_norm(
             "instance_norm needs running_mean and running_var to be defined when "
             "use_input_stats=False, got None"
         )
-    _check_statistics(running_mean, running_var)
+    _check_pair(running_mean, running_var)
     if not use_input_stats:
         return batch_norm(
             *(input, running_mean, running_var, weight, bias, False, momentum, eps),
@@ -324,15 +330,9 @@ def _update_by_instances(
     update(Running(running_mean, running_var, momentum, batches), over_samples)
 
 
-def _check_statistics(running_mean: Tensor | None, running_var: Tensor | None) -> None:
+def _check_pair(running_mean: Tensor | None, running_var: Tensor | None) -> None:
     if (running_mean is None) != (running_var is None):
         raise ArgumentError(
             "running_mean and running_var must either both be None or neither be "
             "None; one running statistic is of no use without the other"
-        )
-    if has_tangent(running_mean, running_var):
-        raise DerivativeError(
-            "batch_norm is not differentiable wrt running_mean and running_var, they "
-            "cannot have forward grad defined: they are constants; pass their primals, "
-            "or take the derivative with respect to the parameters alone"
         )
