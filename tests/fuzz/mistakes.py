@@ -1,7 +1,6 @@
 """Mistakes for the hunts to find: one of each kind that a hunt is there for.
 
-Each takes a `pytest.MonkeyPatch`. `wrap` replaces a function by one that is given the
-honest one first.
+Each takes a `pytest.MonkeyPatch`, as the faults of `sabotage` do.
 """
 
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+from sabotage import wrap
 
 MISTAKES: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {}
 
@@ -22,28 +23,6 @@ def mistake(hunt: str) -> Callable[[Any], Any]:
         return plant
 
     return register
-
-
-def wrap(patch: pytest.MonkeyPatch, target: str, change: Callable[..., Any]) -> None:
-    """Replace `target`, a dotted name, by `change(honest, *args, **kwargs)`."""
-    from importlib import import_module
-
-    place, _, name = target.rpartition(".")
-    try:
-        owner: Any = import_module(place)
-    except ImportError:
-        module, _, cls = place.rpartition(".")
-        owner = getattr(import_module(module), cls)
-    honest = owner.__dict__[name]
-    inner = (
-        honest.__func__ if isinstance(honest, staticmethod | classmethod) else honest
-    )
-
-    def changed(*args: Any, **kwargs: Any) -> Any:
-        return change(inner, *args, **kwargs)
-
-    kind = type(honest) if isinstance(honest, staticmethod | classmethod) else None
-    patch.setattr(owner, name, changed if kind is None else kind(changed))
 
 
 _CALL = "normkit.kernels.cpu.call.NativeCall"
