@@ -5,10 +5,10 @@ column dropped, the momentum swapped) and names the test that has to fail for it
 `tests/test_sabotage.py` runs `pytest --sabotage NAME TEST` for every fault and is
 green only when that test is red. A fault that survives is a hole in the suite.
 
-Faults stand in `mutants.py` and `*_mutants.py` beside the tests that catch them. To add
-one, write a function that patches normkit through a `pytest.MonkeyPatch`, mostly by
-`wrap`, and register it with `@fault(caught_by="tests/…::test_…")`; the registry's key is
-the function's name. Import normkit inside the function, not at the top.
+Faults stand in `mutants.py` and `*_mutants.py` beside the tests that catch them. To
+add one, write a function that patches normkit through a `pytest.MonkeyPatch`, mostly by
+`wrap`, and register it with `@fault(caught_by="tests/…::test_…")`; the registry's key
+is the function's name. Import normkit inside the function, not at the top.
 """
 
 import pkgutil
