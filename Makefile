@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-matrix check docs wheel dist sanitize gpu format lock clean
+.PHONY: help demo test test-all test-matrix fuzz check docs wheel dist sanitize gpu format lock clean
 # What is installed beside the package; `integrations` brings Lightning, transformers, …
 EXTRAS ?= demo,onnx,dev,docs
 
@@ -29,6 +29,9 @@ test: $(STAMP) ## Run the test suite
 
 test-all: $(STAMP) ## Run the test suite with the slow tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --run-slow
+
+fuzz: $(STAMP) ## Run random layers, networks and files for 10 minutes; SEED= repeats a run
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds 600 $(if $(SEED),--seed $(SEED))
 
 check: $(STAMP) ## Format, lint and type-check without changing anything
 	$(BIN)/ruff format --check .
