@@ -7,9 +7,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-matrix check wheel dist sanitize gpu format lock clean
+.PHONY: help demo test test-all test-matrix fuzz check docs wheel dist sanitize gpu format lock clean
 # What is installed beside the package; `integrations` brings Lightning, transformers, …
-EXTRAS ?= demo,onnx,dev
+EXTRAS ?= demo,onnx,dev,docs
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,10 +30,20 @@ test: $(STAMP) ## Run the test suite
 test-all: $(STAMP) ## Run the test suite with the slow tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --run-slow
 
+fuzz: $(STAMP) ## Run random layers, networks and files for 10 minutes; SEED= repeats a run
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds 600 $(if $(SEED),--seed $(SEED))
+
 check: $(STAMP) ## Format, lint and type-check without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Nothing is fetched; tutorials and figures are computed while the site is built.
+SITE := build/site
+docs: $(STAMP) ## Build the documentation as a site in build/site, and check its pages
+	rm -rf $(SITE) build/doctrees
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs $(SITE)
+	NORMKIT_SITE=$(SITE) $(BIN)/python -m pytest -q -p no:cacheprovider tests/website
 
 # The environment has the wheel, what it requires, and the test runner; no sources.
 ALONE  := build/alone

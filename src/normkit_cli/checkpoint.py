@@ -109,6 +109,12 @@ class Checkpoint:
                     f"{', '.join(names[:3])}{more}; let the factory make the model "
                     "that was saved"
                 )
+        for name, value in wanted.items():
+            if reason := _reason_against(stripped[name], value):
+                raise TargetError(
+                    f"the checkpoint does not fit the model: {name} {reason}; save "
+                    "dense tensors of real numbers"
+                )
         model.load_state_dict(stripped)
 
     def save(self, model: nn.Module, path: Path) -> None:
@@ -143,10 +149,28 @@ class Checkpoint:
         return ""
 
 
+def _reason_against(found: Tensor, wanted: Tensor) -> str:
+    """Return why `found` cannot be copied into `wanted`; "" if it can.
+
+    `load_state_dict` raises for some of these after it has loaded the others, and for
+    complex numbers only warns.
+    """
+    if found.is_meta:
+        return "has no values (it is on the meta device)"
+    if found.layout is not torch.strided:
+        return f"is a sparse tensor ({found.layout})"
+    if found.is_quantized:
+        return f"is quantized ({found.dtype})"
+    if found.is_complex() and not wanted.is_complex():
+        return f"is complex ({found.dtype})"
+    return ""
+
+
 def _is_weights(found: Any) -> bool:
     return (
         isinstance(found, Mapping)
         and bool(found)
+        and all(isinstance(name, str) for name in found)
         and all(isinstance(value, Tensor) for value in found.values())
     )
 

@@ -122,8 +122,8 @@ class Diagnosis(Result):
     def explain(self) -> Diagnosis:
         """Split the train/eval gap over causes and layers, as `explain_gap` does.
 
-        This takes one pass per layer and cause. Without a metric the gap is that of
-        the negative loss, so a positive part is a loss of eval mode.
+        This takes at most seven more passes over the batches. Without a metric the gap
+        is that of the negative loss, so a positive part is a loss of eval mode.
 
         Returns:
             The same diagnosis with `gap`.

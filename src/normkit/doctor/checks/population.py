@@ -302,6 +302,8 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             elif measured.severity == "error" and norm.momentum > MOMENTUM_LOW:
                 # This is the cause; at a lower momentum D04 is.
                 severity = "error"
+        if statistics.while_training and severity == "warning":
+            severity = "info"  # eval mode has not been asked for yet
         is_right = is_fitting and severity == "info"
         yield _D03(
             layer.name,
