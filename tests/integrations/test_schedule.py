@@ -161,12 +161,12 @@ def test_workers_that_persist_go_on_where_they_were() -> None:
     )  # fmt: skip
     schedule = Schedule(calibrate="validation", batches=2)
     schedule.begin(model, None, data)
-    seen = 0
-    for index, _ in enumerate(data):
-        seen += 1
+    seen = []
+    for index, (x, _) in enumerate(data):
+        seen.append(x)
         if index == 2:
             schedule.before_validation(model, data)
-    assert seen == 6
+    assert torch.equal(torch.cat(seen), samples()[0])
     assert schedule.calibrations[0].batches == 2
 
 
