@@ -1,7 +1,9 @@
 """A callback of Hugging Face's Trainer: watch, calibrate and freeze.
 
-from normkit.integrations.transformers import NormCallback
-trainer = Trainer(…, callbacks=[NormCallback(watch_every=50, calibrate="end")])
+    from normkit.integrations.transformers import NormCallback
+    trainer = Trainer(…, callbacks=[NormCallback(watch_every=50, calibrate="end")])
+
+`Trainer` calls `model.train()` in each step; frozen layers stay frozen all the same.
 """
 
 # Where the package is absent, pyright takes this file for it.
