@@ -134,6 +134,8 @@ def test_mlflow_gets_the_record_and_the_page(seen, tmp_path, monkeypatch) -> Non
     expected = seen.history["layers"]["0"]["weight_norm"]
     assert [step for step, _ in found] == [0, 2, 4]
     assert [value for _, value in found] == pytest.approx(expected)
+    # Of the last request, too.
+    assert len(client.get_metric_history(run.info.run_id, "normkit/loss")) == 6
     (page,) = tmp_path.rglob("watch.html")
     assert "Watched training" in page.read_text()
 
