@@ -3,6 +3,7 @@
 import contextlib
 import json
 import struct
+import time
 
 import pytest
 import torch
@@ -81,10 +82,17 @@ def _history(folder):
     from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.rglob("run-*.wandb")
-    for data in _records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
+    # A process of W&B writes the file, and may end after `finish` returned.
+    deadline, kinds = time.monotonic() + 60, []
+    while "exit" not in kinds and time.monotonic() < deadline:
+        time.sleep(0.1)
+        found = [
+            wandb_internal_pb2.Record.FromString(data)
+            for data in _records(path.read_bytes())
+        ]
+        kinds = [record.WhichOneof("record_type") for record in found]
+    for record, kind in zip(found, kinds, strict=True):
+        if kind == "history":
             yield {
                 item.key or "/".join(item.nested_key): json.loads(item.value_json)
                 for item in record.history.item
@@ -100,6 +108,8 @@ def _records(content: bytes):
             place += block - place % block
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        if place + 7 + length > len(content):
+            return  # it is being written
         whole += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # the record is whole, or this is its last part
