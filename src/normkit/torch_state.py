@@ -32,6 +32,7 @@ __all__ = [
     "is_observed",
     "is_plain",
     "is_wrapped",
+    "process_group_by_name",
     "unwrapped_apply",
     "without_function_modes",
 ]
@@ -115,6 +116,11 @@ try:
     increment_version((torch.empty(0),))
 except TypeError:  # older versions take a single tensor
     increment_version = _one_by_one
+
+
+def process_group_by_name(name: str) -> Any:
+    """Return the process group of that name, as functional collectives find it."""
+    return torch.distributed.distributed_c10d._resolve_process_group(name)
 
 
 def unwrapped_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:

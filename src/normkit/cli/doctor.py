@@ -13,6 +13,7 @@ from rich.text import Text
 
 from normkit.cli.checkpoint import Checkpoint
 from normkit.cli.printing import printable, wide_console
+from normkit.cli.ranks import all_ranks, launched
 from normkit.cli.target import HELP, Target, needs_file, read_target
 from normkit.doctor import Diagnosis, diagnose
 from normkit.errors import ArgumentError
@@ -59,21 +60,31 @@ def command(
     weights do not move. With a loss, the fix of each alarm is tried on a copy.
     `--steps` adds the checks that need training (D14, D24, D25, D27): with `loss_fn`
     and `optimizer` in the target, copies are trained; with `train`, a function that
-    trains for a number of steps, your own loop is watched (also D08, D09, D15). Exit
+    trains for a number of steps, your own loop is watched (also D08, D09, D15). Under
+    `torchrun` each process examines its part of the data, and the first one shows the
+    findings of all. Exit
     code 1 where there is an error (with `--fix`: where one is left), for CI.
     """
     if out is not None and not fix:
         raise ArgumentError("--out saves repaired weights, and needs --fix; add --fix")
     for option, path in (("--report", report), ("--out", out)):
         needs_file(option, path)
-    found = read_target(target, checkpoint)
-    found.needs("model", "loader")
-    if steps is not None and found.train is None:
-        found.needs("loss_fn", "optimizer")
-    diagnosis = _diagnosed(found, batches, steps, seed)
-    repaired = diagnosis.repair() if fix else None
-    if repaired:
+    with launched() as is_first:
+        if fix and all_ranks() is not None:
+            raise ArgumentError(
+                "--fix repairs by the data of one process; run it alone, or measure "
+                "running statistics over all of them by `normkit calibrate`"
+            )
+        found = read_target(target, checkpoint)
+        found.needs("model", "loader")
+        if steps is not None and found.train is None:
+            found.needs("loss_fn", "optimizer")
         diagnosis = _diagnosed(found, batches, steps, seed)
+        repaired = diagnosis.repair() if fix else None
+        if repaired:
+            diagnosis = _diagnosed(found, batches, steps, seed)
+    if not is_first:
+        return 0
     if report is not None:
         diagnosis.to_html(report)
     if as_json:
@@ -106,6 +117,7 @@ def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Di
         metric=target.metric,
         max_batches=batches,
         seed=seed,
+        process_group=all_ranks(),
     )
     if diagnosis.named and diagnosis.statistics.evaluation is not None:
         diagnosis = diagnosis.confirm()

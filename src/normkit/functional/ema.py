@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError
+from normkit.functional.dtensor import local_running
 from normkit.kernels.choose import asked_for, backend_named
 from normkit.kernels.cpu import CpuBackend
 from normkit.kernels.spec import Running
@@ -93,6 +94,7 @@ def check_counters(*counters: Tensor | None) -> None:
 
 def update(running: Running, moments: Moments) -> Tensor:
     """Update `running` by the statistics of a batch; see `update_running`."""
+    running = local_running(running) or running
     # One call instead of twenty small operations, where no mode or tracer sees them.
     if not is_observed() and moments.mean.is_cpu and asked_for() in (None, "cpu"):
         kernels = backend_named("cpu")

@@ -13,8 +13,10 @@ from torch import Tensor
 from normkit.errors import ShapeError
 from normkit.functional import autograd, differentiable, gpu_operators
 from normkit.functional.aten import AtenCall, Operator, tried_first
+from normkit.functional.dtensor import is_dtensor, on_shards
 from normkit.functional.ema import update
 from normkit.functional.passes import Passes
+from normkit.functional.ranks_call import RanksCall, ranks_call_for
 from normkit.functional.route import Route, route_of
 from normkit.functional.signature import find, remember, signature
 from normkit.kernels.choose import asked_for
@@ -23,6 +25,7 @@ from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu.call import GpuCall
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments, broadcast_mask, statistics_dtype
+from normkit.sync import Ranks
 from normkit.torch_state import PLAIN
 
 __all__ = ["execute", "normalize", "standardize"]
@@ -57,6 +60,14 @@ def execute(
         key: Signature under which the call is cached.
         aten: torch's operator for the same call, see `aten.tried_first`.
     """
+    if type(x) not in PLAIN and is_dtensor(x):
+        y = on_shards(
+            *(execute, spec, x, weight, bias, residual, mask, running),
+            found=found,
+            aten=aten,
+        )
+        if y is not None:
+            return y
     route = route_of(spec, x, weight, bias, residual, mask, running)
     if route is Route.OPERATOR and found is None:
         return gpu_operators.normalize(spec, x, weight, bias, residual, running)
@@ -76,7 +87,7 @@ def execute(
         if found is not None:
             found.append(measured)
         return y
-    call: NativeCall | GpuCall | Passes | None = None
+    call: NativeCall | GpuCall | RanksCall | Passes | None = None
     if asked_for() in (None, "cpu") and type(x) in PLAIN:
         # Copies where they are views; autograd records the copy.
         weight = None if weight is None else weight.contiguous()
@@ -90,6 +101,10 @@ def execute(
                 remember(key, first)
             if type(first) is AtenCall:
                 return first.run(x, weight, bias)
+        else:
+            call = ranks_call_for(spec, x, weight, bias, residual, mask)
+            if call is not None and key is not None:
+                remember(key, call)
     if call is None and mask is None:
         call = gpu_operators.call_for(spec, x, weight, bias, residual, running)
         if call is not None and key is not None:
@@ -139,8 +154,8 @@ def normalize(
     """
     residual, activation, slope = epilogue.residual, epilogue.activation, epilogue.slope
     key = None
-    if group is None:
-        options = ("normalize", dims, eps, centered, activation, slope)
+    if group is None or type(group) is Ranks:
+        options = ("normalize", dims, eps, centered, activation, slope, group)
         key = signature(options, x, weight, bias, residual, mask)
     found: list[Moments] = []
     call = find(key)

@@ -17,6 +17,7 @@ from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.moments import Moments, broadcast_mask, zero_where
+from normkit.nn.layer_ranks import ranks_of
 from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import RunningStateLayer
 from normkit.sync import is_group, merge_over
@@ -78,6 +79,10 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         """True when the statistics are those of all ranks of `process_group`."""
         return self.process_group is not None
 
+    def is_over_ranks(self) -> bool:
+        """Return whether the statistics of a batch are those of several ranks."""
+        return self.is_synchronized and is_group(self.process_group)
+
     def update_running(self, measured: Moments) -> None:
         """Update the running statistics by those of a batch, once.
 
@@ -131,7 +136,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         channels = x.shape[self.channel_dim]
         check_length("weight", self.weight, channels)
         check_length("running_mean", self.running_mean, channels)
-        over_ranks = self.is_synchronized and is_group(self.process_group)
+        over_ranks = self.is_over_ranks()
         # With a mask or other ranks the count is on the device, which cannot raise.
         is_small = x.numel() == channels and not over_ranks
         if is_small and channels and self.on_small_batch == "raise":
@@ -171,20 +176,15 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
                 return done
         dims, weight, bias = self._along(x)
         given = (x, dims, weight, bias, self.eps)
-        group = None
-        if over_ranks:
-            process_group = self.process_group
-            group = (
-                torch.distributed.group.WORLD
-                if process_group is None
-                else process_group
-            )
+        group = ranks_of(self) if over_ranks else None
         if self.ghost_size is None:
             return normalize(*given, mask=mask, epilogue=epilogue, group=group)
         y, measured = normalize_ghosts(
             *given, ghost_size=self.ghost_size, mask=mask, epilogue=epilogue
         )
-        return y, merge_over(measured, group) if over_ranks else measured
+        if over_ranks:
+            measured = merge_over(measured, group, eps=self.eps)
+        return y, measured
 
     def _along(self, x: Tensor) -> tuple[tuple[int, ...], Tensor | None, Tensor | None]:
         """Return the reduced dimensions of x; weight and bias, broadcastable to it."""

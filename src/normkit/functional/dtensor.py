@@ -1,0 +1,234 @@
+"""DTensors: local kernels, and as few collectives as the statistics need.
+
+    dimension of x that is sharded      what it takes
+    one that keeps its statistics       nothing: each rank has its own rows or channels
+    one that statistics run over        the sums of a group: `Spec.group`, 1 + 1
+
+Weight and bias are cut as x is where they vary, and replicated elsewhere; their
+gradients are then Partial, as those of torch's own layers, which add them up when they
+are used. Whatever fits no rule (a Partial x, groups cut in the middle, two mesh
+dimensions that statistics run over) runs as operations of DTensors.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from normkit.errors import ArgumentError
+from normkit.kernels.spec import Running, Spec
+from normkit.sync import process_group_of
+
+__all__ = ["is_dtensor", "local_running", "on_shards"]
+
+Execute = Callable[..., Tensor]
+
+
+def is_dtensor(x: Tensor) -> bool:
+    """Return whether `x` is a DTensor; loads nothing."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def on_shards(
+    execute: Execute,
+    spec: Spec,
+    x: Any,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    running: Running | None,
+    **options: Any,
+) -> Tensor | None:
+    """Run `execute` on the shards of this rank; None where no rule fits.
+
+    Args:
+        execute: `engine.execute`.
+        spec: Options of the forward, for the whole x.
+        x: A DTensor.
+        weight: A DTensor, or a tensor that is the same on every rank; or None.
+        bias: Likewise.
+        residual: A DTensor, or None.
+        mask: Likewise.
+        running: Statistics, plain or DTensors.
+        options: More arguments of `execute`.
+    """
+    shard = _local(x)
+    plan = _plan(spec, x, shard.shape)
+    if plan is None:
+        return None
+    local_spec, learned = plan
+    statistics = local_running(running)
+    if running is not None and statistics is None:
+        return None
+    if statistics is not None and statistics.mean is not None:
+        # Statistics of a part of the channels, or of all of them, as x is cut.
+        width = spec.kept(x.shape), local_spec.kept(shard.shape)
+        if width[0] != width[1] and statistics.mean.numel() == _product(width[0]):
+            return None
+    given = [
+        None if t is None else _as_cut(t, x, x.placements) for t in (residual, mask)
+    ]
+    vectors = [
+        None if v is None else _learned(v, x, learned, spec) for v in (weight, bias)
+    ]
+    y = execute(
+        *(local_spec, shard, *vectors, *given, statistics),
+        **options | ({} if spec.shape is None else {"aten": None}),
+    )
+    return type(x).from_local(
+        y,
+        x.device_mesh,
+        x.placements,
+        run_check=False,
+        shape=x.shape,
+        stride=x.stride(),
+    )
+
+
+def local_running(running: Running | None) -> Running | None:
+    """Return running statistics in this rank's memory."""
+    if running is None or not any(
+        isinstance(t, Tensor) and is_dtensor(t) for t in running[:5]
+    ):
+        return running
+    from torch.distributed.tensor import Partial
+
+    found: list[Any] = []
+    for value in running:
+        if isinstance(value, Tensor) and is_dtensor(value):
+            if any(isinstance(p, Partial) for p in value.placements):  # type: ignore[attr-defined]
+                return None
+            value = _local(value.detach())
+        found.append(value)
+    return Running(*found)
+
+
+def _local(x: Any, gradients: list[Any] | None = None) -> Tensor:
+    shard = x.to_local(grad_placements=gradients)
+    return shard.wait() if hasattr(shard, "wait") else shard
+
+
+def _plan(
+    spec: Spec, x: Any, local: tuple[int, ...]
+) -> tuple[Spec, list[int | None]] | None:
+    """Return the spec of a shard, and the dimension of x each mesh dimension cuts."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    mesh, cut, summed = x.device_mesh, [], []
+    for dimension, placement in enumerate(x.placements):
+        if type(placement) is Shard:
+            if placement.dim in (d for d in cut if d is not None):
+                return None
+            cut.append(placement.dim)
+            if _is_reduced(spec, placement.dim):
+                summed.append(dimension)
+        elif isinstance(placement, Replicate):
+            cut.append(None)
+        else:
+            return None
+    if len(summed) > 1:
+        return None
+    group = spec.group
+    for dimension, of in enumerate(cut):
+        # A rank has the whole of x along a dimension that replicates it.
+        if of is None and group is not None and _is_same(group, mesh, dimension):
+            group = None
+    if summed and not spec.given:
+        if group is not None and not _is_same(group, mesh, summed[0]):
+            raise ArgumentError(
+                "the input is sharded over dimension "
+                f"{summed[0]} of its DeviceMesh, and the statistics are asked for "
+                "over another process_group; pass the group of both together"
+            )
+        group = mesh.get_group(summed[0]) if group is None else group
+    shape = spec.shape
+    if shape is not None:
+        # (N, G, C/G, *positions): groups are whole on a rank, or there is no rule.
+        # The same decision on every rank: by sizes of the whole alone.
+        groups, size = shape[1], shape[2]
+        if 1 in cut:
+            ranks = mesh.size(cut.index(1))
+            if groups % ranks:
+                return None
+            groups //= ranks
+        shape = (local[0], groups, size, *local[2:])
+        vector = (1, groups, size, *(1 for _ in local[2:]))
+        return replace(spec, group=group, shape=shape, vector=vector), cut
+    kept = spec.vector
+    if kept is not None:
+        kept = tuple(1 if v == 1 else n for v, n in zip(kept, local, strict=True))
+    statistic = spec.statistic
+    if statistic is not None:
+        statistic = tuple(
+            1 if v == 1 else n for v, n in zip(statistic, local, strict=True)
+        )
+    return replace(spec, group=group, vector=kept, statistic=statistic), cut
+
+
+def _is_same(group: Any, mesh: Any, dimension: int) -> bool:
+    ranks = dist.get_process_group_ranks
+    return ranks(process_group_of(group)) == ranks(mesh.get_group(dimension))
+
+
+def _is_reduced(spec: Spec, dimension: int) -> bool:
+    if spec.shape is None:
+        return dimension in spec.dims
+    return dimension > 1
+
+
+def _learned(vector: Any, x: Any, cut: list[int | None], spec: Spec) -> Tensor:
+    """Return this rank's part of weight or bias."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    mesh = x.device_mesh
+    if not is_dtensor(vector):
+        whole = [Replicate()] * mesh.ndim
+        vector = DTensor.from_local(vector, mesh, whole, run_check=False)
+    placements: list[Any] = []
+    gradients: list[Any] = []
+    for dimension in cut:
+        along = None if dimension is None else _place_in(vector, x, spec, dimension)
+        placements.append(Replicate() if along is None else Shard(along))
+        is_shared = along is None and dimension is not None
+        gradients.append(Partial() if is_shared else placements[-1])
+    if tuple(vector.placements) != tuple(placements):
+        vector = vector.redistribute(mesh, placements)
+    return _local(vector, gradients)
+
+
+def _place_in(vector: Any, x: Any, spec: Spec, dimension: int) -> int | None:
+    """Return the dimension of a learned vector that lies along one of x."""
+    if spec.shape is not None:
+        return 0 if dimension == 1 else None
+    if spec.vector is None:
+        return dimension if vector.shape[dimension] != 1 else None
+    if spec.vector[dimension] == 1:
+        return None
+    # Batch norm's vector has one dimension, layer norm's those at the end of x.
+    return 0 if vector.dim() == 1 else dimension - (x.dim() - vector.dim())
+
+
+def _as_cut(t: Any, x: Any, placements: Any) -> Tensor:
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = x.device_mesh
+    if not is_dtensor(t):
+        whole = [Replicate()] * mesh.ndim
+        t = DTensor.from_local(t.expand(x.shape), mesh, whole, run_check=False)
+    if tuple(t.placements) != tuple(placements):
+        t = t.redistribute(mesh, placements)
+    return _local(t)
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total

@@ -1,0 +1,1 @@
+"""Callbacks and writers for other training programs, one module per package."""
