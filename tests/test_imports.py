@@ -34,6 +34,7 @@ LEVELS = {
     "demo": 8,
     "studies": 8,
     "bench": 8,
+    "integrations": 8,
     "cli": 9,
 }
 FRONT_DOOR = "normkit"

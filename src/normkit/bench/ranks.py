@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import tempfile
 import time
 from collections.abc import Callable
@@ -152,7 +153,15 @@ def _on_processes(
         ]
         for worker in workers:
             worker.start()
-        found = [results.get() for _ in workers]
+        found: list[Any] = []
+        while len(found) < size:
+            try:
+                found.append(results.get(timeout=1))
+            except queue.Empty:
+                ended = [k for k, w in enumerate(workers) if w.exitcode is not None]
+                if ended:
+                    found = [f"rank {ended[0]} of {size} ended; see its error"]
+                    break
         for worker in workers:
             # Ended, not waited for: destroying a gloo group may hang.
             worker.terminate()
@@ -279,9 +288,10 @@ class _Gathered(torch.autograd.Function):
         local_var, local_mean = torch.var_mean(x, (0, 2, 3), correction=0)
         count = torch.full((1,), x.numel() / channels)
         mine = torch.cat([local_mean, torch.rsqrt(local_var + 1e-5), count])
-        found = torch.empty(world, 2 * channels + 1)
+        found = torch.empty(world * (2 * channels + 1))
         dist.all_gather_into_tensor(found, mine)
-        means, inv_stds, counts = found.split([channels, channels, 1], 1)
+        parts = found.view(world, -1).split([channels, channels, 1], 1)
+        means, inv_stds, counts = parts
         total = counts.sum()
         whole_mean = (means * counts).sum(0) / total
         within = inv_stds.pow(-2) - 1e-5

@@ -1,6 +1,6 @@
 """Synchronized batch norm for Lightning's Trainer, on any device.
 
-    from normkit.integrations.layer_sync import NormkitSyncBatchNorm
+    from normkit.integrations.lightning_sync import NormkitSyncBatchNorm
     trainer = Trainer(strategy="ddp", plugins=[NormkitSyncBatchNorm()])
 
 Lightning's `sync_batchnorm=True` converts to torch's layer, which refuses a CPU.
