@@ -152,3 +152,16 @@ def seconds(rank: int, shape: tuple[int, ...], library: str) -> float:
         layer.zero_grad()
         x.grad = None
     return sorted(taken)[len(taken) // 2]
+
+
+def second_derivative(rank: int, x: Tensor, dy: Tensor) -> Any:
+    """The gradient of a gradient, and a backward that is run twice."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layer = distribute_module(built("layer"), mesh)
+    x = distribute_tensor(x, mesh, [Shard(0)]).requires_grad_()
+    dy = distribute_tensor(dy, mesh, [Shard(0)])
+    y = layer(x)
+    (first,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+    (again,) = torch.autograd.grad(y, x, dy, create_graph=True)
+    (twice,) = torch.autograd.grad(again, x, dy)
+    return [_whole(t).detach() for t in (first, again, twice)]

@@ -107,3 +107,15 @@ def test_a_sharded_layer_norm_costs_what_torchs_does(
     ours = max(two_ranks.run(on_ranks.seconds, shape, "normkit"))
     theirs = max(two_ranks.run(on_ranks.seconds, shape, "torch"))
     assert ours < (5e-4 if shape[-1] == 64 else theirs * 1.1)
+
+
+def test_second_derivatives_of_shards(two_ranks: Ranks) -> None:
+    x, dy = torch.randn(2, 4, 8).double()
+    found = two_ranks.run(on_ranks.second_derivative, x, dy)
+    layer, whole = on_ranks.built("layer"), x.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(layer(whole), whole, dy, create_graph=True)
+    (twice,) = torch.autograd.grad(dx, whole, dy)
+    for first, again, second in found:
+        torch.testing.assert_close(first, dx)
+        torch.testing.assert_close(again, dx)
+        torch.testing.assert_close(second, twice)

@@ -19,6 +19,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +38,12 @@ from normkit.results import Result
 __all__ = ["Measured", "MeasuredRow", "measure_ranks"]
 
 SHAPE = (16, 64, 14, 14)
+# Of newer versions of torch, which deprecate the other.
+_GATHER = (
+    "all_gather_single"
+    if hasattr(dist, "all_gather_single")
+    else "all_gather_into_tensor"
+)
 _TURN = 20  # calls in a turn: the clock is coarse, and ranks meet at its ends
 
 
@@ -47,8 +54,9 @@ class MeasuredRow:
     Attributes:
         ranks: Number of processes.
         layer: "plain", "sync" or "torch".
-        cpu: Milliseconds of processor time, all threads; the median turn.
-        wall: Milliseconds on the clock, likewise.
+        cpu: Milliseconds of processor time, all threads; the least of many turns, as
+            other work on the machine only adds to it.
+        wall: Milliseconds on the clock, the median turn.
         collectives: Number of collectives.
         sent: Bytes of the messages that a rank gives.
         received: Bytes that it is given.
@@ -155,13 +163,12 @@ def _on_processes(
             worker.start()
         found: list[Any] = []
         while len(found) < size:
-            try:
+            with suppress(queue.Empty):
                 found.append(results.get(timeout=1))
-            except queue.Empty:
-                ended = [k for k, w in enumerate(workers) if w.exitcode is not None]
-                if ended:
-                    found = [f"rank {ended[0]} of {size} ended; see its error"]
-                    break
+            ended = [k for k, w in enumerate(workers) if w.exitcode is not None]
+            if ended and len(found) < size:
+                found = [f"rank {ended[0]} of {size} ended; see its error"]
+                break
         for worker in workers:
             # Ended, not waited for: destroying a gloo group may hang.
             worker.terminate()
@@ -236,7 +243,7 @@ def _measured(seconds: float, shape: tuple[int, ...]) -> dict[str, tuple[Any, ..
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             taken[name].append((cpu / _TURN, wall / _TURN))
     return {
-        name: (median(t[0] for t in turns), median(t[1] for t in turns), *counted[name])
+        name: (min(t[0] for t in turns), median(t[1] for t in turns), *counted[name])
         for name, turns in taken.items()
     }
 
@@ -244,7 +251,7 @@ def _measured(seconds: float, shape: tuple[int, ...]) -> dict[str, tuple[Any, ..
 def _counted(step: Callable[[], None]) -> tuple[int, int, int]:
     """Return the collectives of a step, the bytes sent and those received."""
     calls: list[tuple[int, int]] = []
-    reduce, gather = dist.all_reduce, dist.all_gather_into_tensor
+    reduce, gather = dist.all_reduce, getattr(dist, _GATHER)
 
     def all_reduce(x: Tensor, *args: Any, **options: Any) -> Any:
         calls.append((x.nbytes, x.nbytes))
@@ -256,10 +263,14 @@ def _counted(step: Callable[[], None]) -> tuple[int, int, int]:
 
     with (
         mock.patch.object(dist, "all_reduce", all_reduce),
-        mock.patch.object(dist, "all_gather_into_tensor", all_gather),
+        mock.patch.object(dist, _GATHER, all_gather),
     ):
         step()
     return len(calls), sum(s for s, _ in calls), sum(r for _, r in calls)
+
+
+def _all_gather(into: Tensor, x: Tensor) -> None:
+    getattr(dist, _GATHER)(into, x)
 
 
 class Gathered(nn.Module):
@@ -289,7 +300,7 @@ class _Gathered(torch.autograd.Function):
         count = torch.full((1,), x.numel() / channels)
         mine = torch.cat([local_mean, torch.rsqrt(local_var + 1e-5), count])
         found = torch.empty(world * (2 * channels + 1))
-        dist.all_gather_into_tensor(found, mine)
+        _all_gather(found, mine)
         parts = found.view(world, -1).split([channels, channels, 1], 1)
         means, inv_stds, counts = parts
         total = counts.sum()

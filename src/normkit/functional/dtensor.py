@@ -12,17 +12,27 @@ dimensions that statistics run over) runs as operations of DTensors.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.kernels.spec import Running, Spec
 from normkit.sync import process_group_of
+from normkit.torch_state import (
+    PLAIN,
+    dtensor_like,
+    is_compiling,
+    is_observed,
+    keeps_graph,
+    local_part,
+)
 
 __all__ = ["is_dtensor", "local_running", "on_shards"]
 
@@ -59,37 +69,113 @@ def on_shards(
         running: Statistics, plain or DTensors.
         options: More arguments of `execute`.
     """
-    shard = _local(x)
-    plan = _plan(spec, x, shard.shape)
+    sizes = tuple((_local(x) if is_compiling() else local_part(x)).shape)
+    plan = _plan(spec, x, sizes)
     if plan is None:
         return None
-    local_spec, learned = plan
+    local_spec, cut = plan
     statistics = local_running(running)
     if running is not None and statistics is None:
         return None
     if statistics is not None and statistics.mean is not None:
         # Statistics of a part of the channels, or of all of them, as x is cut.
-        width = spec.kept(x.shape), local_spec.kept(shard.shape)
-        if width[0] != width[1] and statistics.mean.numel() == _product(width[0]):
+        whole, part = spec.kept(x.shape), local_spec.kept(sizes)
+        if whole != part and statistics.mean.numel() == math.prod(whole):
             return None
-    given = [
-        None if t is None else _as_cut(t, x, x.placements) for t in (residual, mask)
-    ]
-    vectors = [
-        None if v is None else _learned(v, x, learned, spec) for v in (weight, bias)
-    ]
-    y = execute(
-        *(local_spec, shard, *vectors, *given, statistics),
-        **options | ({} if spec.shape is None else {"aten": None}),
-    )
-    return type(x).from_local(
-        y,
-        x.device_mesh,
-        x.placements,
-        run_check=False,
-        shape=x.shape,
-        stride=x.stride(),
-    )
+    if spec.shape is not None:
+        options["aten"] = None  # it names the sizes of the whole
+
+    def run(
+        shard: Tensor, w: Tensor | None, b: Tensor | None, *others: Tensor | None
+    ) -> Tensor:
+        given = others or (None, None)
+        return execute(local_spec, shard, w, b, *given, statistics, **options)
+
+    placed = [_placements(v, x, cut, spec) for v in (weight, bias)]
+
+    def by_parts(*tensors: Any) -> Any:
+        source, *vectors = tensors
+        parts = [
+            None if v is None else _learned(v, x, *p)
+            for v, p in zip(vectors, placed, strict=True)
+        ]
+        others = [None if t is None else _as_cut(t, x) for t in (residual, mask)]
+        y = run(_local(source), *parts, *others)
+        return type(x).from_local(
+            y,
+            x.device_mesh,
+            x.placements,
+            run_check=False,
+            shape=x.shape,
+            stride=x.stride(),
+        )
+
+    is_short = residual is None and mask is None and not is_observed()
+    if is_short and _lie_as_placed(x, (weight, bias), placed):
+        return _OnShards.apply(x, weight, bias, run, by_parts, placed)
+    return by_parts(x, weight, bias)
+
+
+class _OnShards(torch.autograd.Function):
+    """One node of autograd for a call on shards, where `to_local` makes one a tensor.
+
+    The second derivative runs `by_parts`, which is made of DTensor's own functions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        run: Callable[..., Tensor],
+        by_parts: Callable[..., Any],
+        placed: list[Any],
+    ) -> Any:
+        tensors, wanted = (x, weight, bias), ctx.needs_input_grad[:3]
+        parts = [
+            None if t is None else local_part(t).detach().requires_grad_(wants)
+            for t, wants in zip(tensors, wanted, strict=True)
+        ]
+        with torch.set_grad_enabled(any(wanted)):
+            y = run(*parts)
+        ctx.save_for_backward(*tensors)
+        ctx.parts, ctx.y, ctx.by_parts = parts, y, by_parts
+        ctx.gradients = [None if p is None else p[1] for p in placed]
+        return dtensor_like(y.detach(), x, x.placements)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        (dy,) = grad_outputs
+        x, *vectors = ctx.saved_tensors
+        asked = [k for k in range(3) if ctx.needs_input_grad[k]]
+        if torch.is_grad_enabled():
+            tensors = [x, *vectors]
+            y = ctx.by_parts(*tensors)
+            found = torch.autograd.grad(
+                y, [tensors[k] for k in asked], dy, create_graph=True
+            )
+        else:
+            if dy.placements != x.placements:
+                dy = dy.redistribute(x.device_mesh, x.placements)
+            keeps = keeps_graph()
+            found = torch.autograd.grad(
+                ctx.y,
+                [ctx.parts[k] for k in asked],
+                local_part(dy),
+                retain_graph=keeps,
+            )
+            if not keeps:
+                ctx.y = ctx.parts = None
+            places = [x.placements, *ctx.gradients]
+            found = [
+                dtensor_like(g, (x, *vectors)[k], places[k])
+                for k, g in zip(asked, found, strict=True)
+            ]
+        grads: list[Any] = [None] * 6
+        for k, g in zip(asked, found, strict=True):
+            grads[k] = g
+        return tuple(grads)
 
 
 def local_running(running: Running | None) -> Running | None:
@@ -110,7 +196,7 @@ def local_running(running: Running | None) -> Running | None:
     return Running(*found)
 
 
-def _local(x: Any, gradients: list[Any] | None = None) -> Tensor:
+def _local(x: Any, gradients: tuple[Any, ...] | None = None) -> Tensor:
     shard = x.to_local(grad_placements=gradients)
     return shard.wait() if hasattr(shard, "wait") else shard
 
@@ -183,14 +269,14 @@ def _is_reduced(spec: Spec, dimension: int) -> bool:
     return dimension > 1
 
 
-def _learned(vector: Any, x: Any, cut: list[int | None], spec: Spec) -> Tensor:
-    """Return this rank's part of weight or bias."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+def _placements(
+    vector: Tensor | None, x: Any, cut: list[int | None], spec: Spec
+) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
+    """Return the placements of a learned vector, and those of its gradient."""
+    if vector is None:
+        return None
+    from torch.distributed.tensor import Partial, Replicate, Shard
 
-    mesh = x.device_mesh
-    if not is_dtensor(vector):
-        whole = [Replicate()] * mesh.ndim
-        vector = DTensor.from_local(vector, mesh, whole, run_check=False)
     placements: list[Any] = []
     gradients: list[Any] = []
     for dimension in cut:
@@ -198,7 +284,31 @@ def _learned(vector: Any, x: Any, cut: list[int | None], spec: Spec) -> Tensor:
         placements.append(Replicate() if along is None else Shard(along))
         is_shared = along is None and dimension is not None
         gradients.append(Partial() if is_shared else placements[-1])
-    if tuple(vector.placements) != tuple(placements):
+    return tuple(placements), tuple(gradients)
+
+
+def _lie_as_placed(x: Any, vectors: tuple[Any, ...], placed: list[Any]) -> bool:
+    """Return whether every tensor lies where it is needed, and in plain memory."""
+    tensors = [x]
+    for vector, places in zip(vectors, placed, strict=True):
+        if vector is not None:
+            if not is_dtensor(vector) or tuple(vector.placements) != places[0]:
+                return False
+            tensors.append(vector)
+    return all(type(local_part(t)) in PLAIN for t in tensors)
+
+
+def _learned(
+    vector: Any, x: Any, placements: tuple[Any, ...], gradients: tuple[Any, ...]
+) -> Tensor:
+    """Return this rank's part of weight or bias."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = x.device_mesh
+    if not is_dtensor(vector):
+        whole = [Replicate()] * mesh.ndim
+        vector = DTensor.from_local(vector, mesh, whole, run_check=False)
+    if tuple(vector.placements) != placements:
         vector = vector.redistribute(mesh, placements)
     return _local(vector, gradients)
 
@@ -215,20 +325,13 @@ def _place_in(vector: Any, x: Any, spec: Spec, dimension: int) -> int | None:
     return 0 if vector.dim() == 1 else dimension - (x.dim() - vector.dim())
 
 
-def _as_cut(t: Any, x: Any, placements: Any) -> Tensor:
+def _as_cut(t: Any, x: Any) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = x.device_mesh
     if not is_dtensor(t):
         whole = [Replicate()] * mesh.ndim
         t = DTensor.from_local(t.expand(x.shape), mesh, whole, run_check=False)
-    if tuple(t.placements) != tuple(placements):
-        t = t.redistribute(mesh, placements)
+    if tuple(t.placements) != tuple(x.placements):
+        t = t.redistribute(mesh, x.placements)
     return _local(t)
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
