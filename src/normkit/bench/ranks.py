@@ -199,7 +199,7 @@ def _work(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group(
             "gloo",
-            store=dist.FileStore(store, size),
+            store=dist.FileStore(store, size),  # pyright: ignore[reportPrivateImportUsage]
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=120),
@@ -221,7 +221,8 @@ def _measured(seconds: float, shape: tuple[int, ...]) -> dict[str, tuple[Any, ..
 
     def step(layer: nn.Module) -> None:
         layer(x).backward(dy)
-        x.grad = layer.weight.grad = layer.bias.grad = None
+        layer.zero_grad()
+        x.grad = None
 
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in layers}
     counted = {

@@ -96,7 +96,7 @@ def on_shards(
     def by_parts(*tensors: Any) -> Any:
         source, *vectors = tensors
         parts = [
-            None if v is None else _learned(v, x, *p)
+            None if v is None or p is None else _learned(v, x, *p)
             for v, p in zip(vectors, placed, strict=True)
         ]
         others = [None if t is None else _as_cut(t, x) for t in (residual, mask)]

@@ -125,6 +125,7 @@ def normalize(
     centered: bool = True,
     epilogue: Epilogue = _NONE,
     group: Any = None,
+    vector: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Moments]:
     """Standardize `x` by its own statistics over `dims`.
 
@@ -142,6 +143,8 @@ def normalize(
         group: Ranks over which statistics are merged, as in `sync.merge_over`: every
             rank must call forward and backward, also without values. The gradients of
             weight and bias are sums over this rank's values.
+        vector: Shape of `weight` and `bias` against `x`, for vectors of as many values
+            in one dimension; None as they are.
 
     Returns:
         The standardized values, in the dtype of `x`, and the Moments they were
@@ -155,15 +158,24 @@ def normalize(
     residual, activation, slope = epilogue.residual, epilogue.activation, epilogue.slope
     key = None
     if group is None or type(group) is Ranks:
-        options = ("normalize", dims, eps, centered, activation, slope, group)
+        options = ("normalize", dims, eps, centered, activation, slope, group, vector)
         key = signature(options, x, weight, bias, residual, mask)
     found: list[Moments] = []
     call = find(key)
     if call is not None:
         y = autograd.run(call, x, weight, bias, residual, mask, None, found)
         return y, found[0]
-    _check_shapes(x, weight, bias, residual)
-    spec = Spec(dims, eps, centered, activation=activation, slope=slope, group=group)
+    if vector is None:
+        _check_shapes(x, weight, bias, residual)
+    else:
+        _check_shapes(x, None, None, residual)
+    spec = Spec(
+        *(dims, eps, centered),
+        activation=activation,
+        slope=slope,
+        group=group,
+        vector=vector,
+    )
     y = execute(spec, x, weight, bias, residual, mask, found=found, key=key)
     return y, found[0]
 

@@ -112,7 +112,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     def _has_extras(self) -> bool:
         return (
             self.ghost_size is not None
-            or self.is_synchronized
+            or self.is_over_ranks()
             or self.on_small_batch != "raise"
             or self.debias
             or self.estimator != "unbiased"
@@ -174,13 +174,24 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
             done = self._observer.normalize(self, x, mask)
             if done is not None:
                 return done
-        dims, weight, bias = self._along(x)
-        given = (x, dims, weight, bias, self.eps)
         group = ranks_of(self) if over_ranks else None
         if self.ghost_size is None:
-            return normalize(*given, mask=mask, epilogue=epilogue, group=group)
+            channel_dim = self.channel_dim % x.dim()
+            return normalize(
+                *(x, tuple(d for d in range(x.dim()) if d != channel_dim)),
+                *(self.weight, self.bias, self.eps),
+                mask=mask,
+                epilogue=epilogue,
+                group=group,
+                vector=tuple(
+                    size if d == channel_dim else 1 for d, size in enumerate(x.shape)
+                ),
+            )
         y, measured = normalize_ghosts(
-            *given, ghost_size=self.ghost_size, mask=mask, epilogue=epilogue
+            *(x, *self._along(x), self.eps),
+            ghost_size=self.ghost_size,
+            mask=mask,
+            epilogue=epilogue,
         )
         if over_ranks:
             measured = merge_over(measured, group, eps=self.eps)

@@ -148,10 +148,11 @@ class SyncBatchNorm(BatchNormLayer):
             if type(layer) is not cls:
                 layer.__dict__.setdefault("_origin", type(layer).__name__)
                 layer.__class__ = cls
-            layer.process_group = group if process_group is None else process_group
             assert isinstance(layer, SyncBatchNorm)
-            if layer.running_mean is not None and layer.skipped is None:
-                skipped = torch.zeros_like(layer.num_batches_tracked)
+            layer.process_group = group if process_group is None else process_group
+            counter = layer.num_batches_tracked
+            if counter is not None and layer.skipped is None:
+                skipped = torch.zeros_like(counter)
                 layer.register_buffer("num_batches_skipped", skipped, persistent=False)
         return module
 

@@ -104,11 +104,10 @@ class _TransformedSum(_SumOverRanks):
         return _TransformedSum.apply(tangents[0].contiguous(), ctx.group, "tangent")
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, group: Group, action: str
-    ) -> tuple[Tensor, int | None]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, Any]:
         # A mapped dimension is summed over ranks as any other.
-        return _TransformedSum.apply(x.contiguous(), group, action), in_dims[0]
+        x, *others = args
+        return _TransformedSum.apply(x.contiguous(), *others), in_dims[0]
 
 
 def _all_reduce(x: Tensor, group: Group, action: str) -> Tensor:
