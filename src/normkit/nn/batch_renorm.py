@@ -20,7 +20,8 @@ from normkit.functional import batch_norm, normalize
 from normkit.functional.arguments import check_eps, check_floating
 from normkit.functional.measure import measure
 from normkit.kernels.epilogue import Epilogue
-from normkit.moments import Moments, broadcast_mask
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments
 from normkit.nn.batch_norm_layer import BatchNormLayer
 from normkit.nn.batch_statistics import with_epilogue
 from normkit.nn.layer_ranks import ranks_of
