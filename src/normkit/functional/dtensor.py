@@ -12,7 +12,6 @@ dimensions that statistics run over) runs as operations of DTensors.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,11 +76,9 @@ def on_shards(
     statistics = local_running(running)
     if running is not None and statistics is None:
         return None
-    if statistics is not None and statistics.mean is not None:
-        # Statistics of a part of the channels, or of all of them, as x is cut.
-        whole, part = spec.kept(x.shape), local_spec.kept(sizes)
-        if whole != part and statistics.mean.numel() == math.prod(whole):
-            return None
+    is_cut = any(d is not None and not _is_reduced(spec, d) for d in cut)
+    if is_cut and running is not None and not _is_sharded(running.mean):
+        return None  # a rank holds the statistics of all channels
     if spec.shape is not None:
         options["aten"] = None  # it names the sizes of the whole
 
@@ -256,6 +253,12 @@ def _plan(
             1 if v == 1 else n for v, n in zip(statistic, local, strict=True)
         )
     return replace(spec, group=group, vector=kept, statistic=statistic), cut
+
+
+def _is_sharded(t: Any) -> bool:
+    if t is None or not is_dtensor(t):
+        return False
+    return any(placement.is_shard() for placement in t.placements)
 
 
 def _is_same(group: Any, mesh: Any, dimension: int) -> bool:
