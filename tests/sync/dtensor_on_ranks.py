@@ -94,6 +94,21 @@ def _local(t: Any) -> Tensor:
     return t.to_local() if isinstance(t, DTensor) else t
 
 
+def own_channels(rank: int, x: Tensor, dy: Tensor) -> Any:
+    """A synchronized layer whose ranks have channels of their own, and all samples."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layer: Any = built("sync")
+    for kind in (layer._parameters, layer._buffers):
+        for key, t in kind.items():
+            if t is not None and t.dim():
+                new: Any = distribute_tensor(t.detach(), mesh, [Shard(0)])
+                kind[key] = nn.Parameter(new) if kind is layer._parameters else new
+    x = distribute_tensor(x, mesh, [Shard(1)]).requires_grad_()
+    y = layer(x)
+    y.backward(distribute_tensor(dy, mesh, [Shard(1)]))
+    return _whole(y).detach(), _whole(x.grad), _whole(layer.running_var)
+
+
 def sequence_parallel(rank: int, x: Tensor, dy: Tensor, compiles: bool) -> Any:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
     model = nn.Sequential(built("layer"), built("rms"))

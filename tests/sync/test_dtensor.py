@@ -35,8 +35,8 @@ EXPECTED = {
     "batch": {"shard0": 2, "shard2": 2},
     "sync": {"shard0": 2, "shard2": 2},
 }
-# Channels of these hold replicated running statistics, of which a rank has all.
-SLOW = {("batch", "shard1"), ("sync", "shard1")}
+# Running statistics are replicated here, and channels are not: operations of DTensors.
+BY_OPERATIONS = ("batch", "shard1")
 
 
 @pytest.mark.parametrize("placement", list(on_ranks.PLACEMENTS))
@@ -44,8 +44,8 @@ SLOW = {("batch", "shard1"), ("sync", "shard1")}
 def test_a_sharded_layer_equals_the_whole(
     three_ranks: Ranks, name: str, placement: str
 ) -> None:
-    if (name, placement) in SLOW:
-        pytest.skip("replicated running statistics of sharded channels: torch's way")
+    if (name, placement) == ("sync", "shard1"):
+        pytest.skip("its running statistics have to be sharded, too: below")
     x = torch.randn(5, 6, 8, dtype=torch.float64) * 2 + 3
     dy = torch.randn_like(x)
     found = three_ranks.run(on_ranks.step, name, placement, x, dy)
@@ -62,8 +62,22 @@ def test_a_sharded_layer_equals_the_whole(
         for ours, parameter in zip(grads, layer.parameters(), strict=True):
             torch.testing.assert_close(ours, parameter.grad, **close)
         torch.testing.assert_close(buffers, list(layer.buffers()), **close)
-        assert placements == (str(on_ranks.PLACEMENTS[placement]),)
-        assert len(eager) == EXPECTED[name].get(placement, 0)
+        if (name, placement) != BY_OPERATIONS:
+            assert placements == (str(on_ranks.PLACEMENTS[placement]),)
+            assert len(eager) == EXPECTED[name].get(placement, 0)
+
+
+def test_ranks_with_channels_of_their_own_are_not_mixed(three_ranks: Ranks) -> None:
+    x = torch.randn(5, 6, 8, dtype=torch.float64) * torch.arange(1, 7.0).view(1, 6, 1)
+    dy = torch.randn_like(x)
+    found = three_ranks.run(on_ranks.own_channels, x, dy)
+    layer, whole = on_ranks.built("sync"), x.clone().requires_grad_()
+    y = layer(whole)
+    y.backward(dy)
+    for output, dx, var in found:
+        torch.testing.assert_close(output, y.detach())
+        torch.testing.assert_close(dx, whole.grad)
+        torch.testing.assert_close(var, layer.running_var)
 
 
 @pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])

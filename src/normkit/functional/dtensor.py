@@ -78,7 +78,7 @@ def on_shards(
         return None
     is_cut = any(d is not None and not _is_reduced(spec, d) for d in cut)
     if is_cut and running is not None and not _is_sharded(running.mean):
-        return None  # a rank holds the statistics of all channels
+        return None  # a rank holds the running statistics of all channels
     if spec.shape is not None:
         options["aten"] = None  # it names the sizes of the whole
 
@@ -220,8 +220,10 @@ def _plan(
         return None
     group = spec.group
     for dimension, of in enumerate(cut):
-        # A rank has the whole of x along a dimension that replicates it.
-        if of is None and group is not None and _is_same(group, mesh, dimension):
+        # Along a dimension that replicates x, or gives each rank channels of its own, a
+        # rank has the whole batch.
+        is_whole = of is None or not _is_reduced(spec, of)
+        if is_whole and group is not None and _is_same(group, mesh, dimension):
             group = None
     if summed and not spec.given:
         if group is not None and not _is_same(group, mesh, summed[0]):
