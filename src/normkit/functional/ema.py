@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError
-from normkit.functional.dtensor import local_running
+from normkit.functional.dtensor import is_dtensor, local_running
 from normkit.kernels.choose import asked_for, backend_named
 from normkit.kernels.cpu import CpuBackend
 from normkit.kernels.spec import Running
@@ -94,7 +94,8 @@ def check_counters(*counters: Tensor | None) -> None:
 
 def update(running: Running, moments: Moments) -> Tensor:
     """Update `running` by the statistics of a batch; see `update_running`."""
-    running = local_running(running) or running
+    if not is_dtensor(moments.mean):
+        running = local_running(running) or running
     # One call instead of twenty small operations, where no mode or tracer sees them.
     if not is_observed() and moments.mean.is_cpu and asked_for() in (None, "cpu"):
         kernels = backend_named("cpu")

@@ -55,8 +55,23 @@ class _LazyLayer(_LazyNormBase):
 class _LazyBatchNorm(_LazyLayer):
     """A lazy batch norm, which takes a process group, too."""
 
-    def __init__(self, *args: Any, process_group: Any = None, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        process_group: Any = None,
+    ) -> None:
+        # Older torch has no `bias` argument.
+        extra = {} if bias else {"bias": False}
+        super().__init__(
+            *(eps, momentum, affine, track_running_stats, device, dtype), **extra
+        )
         if process_group is not None:
             self.process_group = process_group
 
