@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_calibrate_measures_the_data_of_all_processes(folder: Path) -> None:
-    words = "-m normkit.cli calibrate target.py:make --checkpoint in.pt --out out.pt"
+    words = "-m normkit_cli calibrate target.py:make --checkpoint in.pt --out out.pt"
     done = torchrun(folder, *words.split())
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("weights  ") == 1
@@ -60,7 +60,7 @@ def test_calibrate_measures_the_data_of_all_processes(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_doctor_shows_the_findings_of_all_once(folder: Path) -> None:
-    done = torchrun(folder, "-m", "normkit.cli", "doctor", "target.py:make")
+    done = torchrun(folder, "-m", "normkit_cli", "doctor", "target.py:make")
     assert "ChildFailedError" in done.stderr  # exit code 1: there is an error
     assert "on 2 of 2 ranks" in done.stdout
     assert done.stdout.count("D04 slow_momentum") <= 1
@@ -72,7 +72,7 @@ def test_a_process_that_fails_ends_the_others_with_its_rank(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAULT", "1")
-    done = torchrun(folder, "-m", "normkit.cli", "doctor", "target.py:make")
+    done = torchrun(folder, "-m", "normkit_cli", "doctor", "target.py:make")
     assert done.returncode != 0
     assert "normkit: rank 1 of 2: make() of target.py raised OSError" in done.stderr
     assert "the disk of one rank is gone" in done.stderr

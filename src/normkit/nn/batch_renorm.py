@@ -20,6 +20,7 @@ from normkit.functional import batch_norm, normalize
 from normkit.functional.arguments import check_eps, check_floating
 from normkit.functional.measure import measure
 from normkit.kernels.epilogue import Epilogue
+from normkit.kernels.primitives import vector_dtype
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments
 from normkit.nn.batch_norm_layer import BatchNormLayer
@@ -87,7 +88,8 @@ class BatchRenormLayer(BatchNormLayer):
     def limits(self) -> tuple[Tensor, Tensor]:
         """Return the bounds on r and on |d| at this batch, as 0-d tensors."""
         assert self.num_batches_tracked is not None
-        done = self.num_batches_tracked.to(torch.float32)
+        counter = self.num_batches_tracked
+        done = counter.to(vector_dtype(counter.device))
 
         def share(end: int) -> Tensor:
             if end == self.renorm_from:

@@ -1,9 +1,0 @@
-"""`python -m normkit.cli`, where the script `normkit` is not on the path."""
-
-import sys
-
-from normkit.cli import main
-
-# Processes that a command spawns import this file again.
-if __name__ == "__main__":
-    sys.exit(main())
