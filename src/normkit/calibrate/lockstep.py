@@ -14,7 +14,9 @@ from torch import nn
 
 from normkit.nn.batch_statistics import BatchStatisticsLayer
 from normkit.nn.layer_ranks import ranks_of
-from normkit.sync import Group, empty_of, is_group, join, process_group_of
+from normkit.sync import is_group, join
+from normkit.sync.groups import Group, process_group_of
+from normkit.sync.join import empty_of
 
 __all__ = ["in_step", "needs_step", "ranks_of_layer"]
 

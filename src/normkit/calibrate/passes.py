@@ -29,7 +29,8 @@ from normkit.modeling.batch import (
 )
 from normkit.modeling.norm_types import check_num_channels
 from normkit.moments import Moments
-from normkit.sync import Group, merge_over
+from normkit.sync import merge_over
+from normkit.sync.groups import Group
 
 __all__ = ["PassResult", "SkippedBatch", "run_pass"]
 

@@ -37,7 +37,8 @@ from normkit.errors import ArgumentError, CalibrationError
 from normkit.modeling.batch import Forward, check_function, check_model
 from normkit.modeling.unwrap import unwrapped
 from normkit.progress import tracked
-from normkit.sync import Group, sum_over
+from normkit.sync import sum_over
+from normkit.sync.groups import Group
 
 __all__ = ["calibrate"]
 

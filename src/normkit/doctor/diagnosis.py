@@ -26,7 +26,8 @@ from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
 from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
-from normkit.sync import Group, alone
+from normkit.sync import alone
+from normkit.sync.groups import Group
 
 __all__ = ["SCHEMA", "Diagnosis", "diagnose"]
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from normkit.doctor.finding import SEVERITIES, Finding
 from normkit.errors import RanksError
-from normkit.sync import Group, process_group_of
+from normkit.sync.groups import Group, process_group_of
 
 __all__ = ["merge_readings", "together"]
 

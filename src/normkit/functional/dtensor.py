@@ -23,7 +23,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.kernels.spec import Running, Spec
-from normkit.sync import process_group_of
+from normkit.sync.groups import process_group_of
 from normkit.torch_state import (
     PLAIN,
     dtensor_like,

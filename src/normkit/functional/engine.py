@@ -26,7 +26,7 @@ from normkit.kernels.gpu.call import GpuCall
 from normkit.kernels.spec import Running, Spec
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments, statistics_dtype
-from normkit.sync import Ranks
+from normkit.sync.groups import Ranks
 from normkit.torch_state import PLAIN
 
 __all__ = ["execute", "normalize", "standardize"]

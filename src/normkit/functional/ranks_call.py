@@ -20,7 +20,7 @@ from normkit.kernels.cpu.parts import NativeParts, parts_for
 from normkit.kernels.primitives import Grads
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
-from normkit.sync import all_reduce_
+from normkit.sync.collective import all_reduce_
 
 __all__ = ["RanksCall", "ranks_call_for"]
 

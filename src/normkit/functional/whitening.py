@@ -21,7 +21,8 @@ from normkit.errors import ArgumentError
 from normkit.kernels.primitives import vector_dtype
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments, deviations
-from normkit.sync import Group, merge_over, sum_over
+from normkit.sync import merge_over, sum_over
+from normkit.sync.groups import Group
 from normkit.torch_state import is_compiling
 
 __all__ = ["covariance", "inverse_sqrt", "newton_inverse_sqrt"]

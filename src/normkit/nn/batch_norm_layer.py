@@ -32,7 +32,7 @@ from normkit.nn.layer_ranks import ranks_of, with_group_name
 from normkit.nn.parameters import learned
 from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import is_recorded, is_recorded_by_jit, recorded_call
-from normkit.sync import agree, is_checking
+from normkit.sync.agreement import agree, is_checking
 from normkit.torch_state import has_transforms, is_compiling, is_in_backward
 
 __all__ = ["BatchNormLayer"]

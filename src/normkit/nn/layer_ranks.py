@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from normkit.nn.qualified_name import qualified_name
-from normkit.sync import Ranks, process_group_of
+from normkit.sync.groups import Ranks, process_group_of
 from normkit.torch_state import is_compiling
 
 __all__ = ["ranks_of", "with_group_name"]
