@@ -22,7 +22,7 @@ from normkit.functional.measure import measure
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.primitives import vector_dtype
 from normkit.masks import broadcast_mask
-from normkit.moments import Moments
+from normkit.moments import Moments, statistics_dtype
 from normkit.nn.batch_norm_layer import BatchNormLayer
 from normkit.nn.batch_statistics import with_epilogue
 from normkit.nn.layer_ranks import ranks_of
@@ -160,10 +160,12 @@ class BatchRenormLayer(BatchNormLayer):
         y, batch = normalize(
             *(x, dims, None, None, self.eps), mask=mask, group=ranks_of(self)
         )
-        r, d = (self._shaped(v, x).to(y.dtype) for v in self._correction(batch))
-        y = y * r + d
-        y = y if gain is None else y * gain.to(y.dtype)
-        y = y if offset is None else y + offset.to(y.dtype)
+        wide = statistics_dtype(x.dtype)
+        r, d = (self._shaped(v, x).to(wide) for v in self._correction(batch))
+        y = y.to(wide) * r + d
+        y = y if gain is None else y * gain.to(wide)
+        y = y if offset is None else y + offset.to(wide)
+        y = y.to(x.dtype)
         if mask is not None:
             valid = broadcast_mask(mask, x)
             y = torch.where(valid > 0, y, torch.zeros_like(y))
