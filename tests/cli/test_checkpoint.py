@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.cli.checkpoint import Checkpoint
 from normkit.errors import TargetError
+from normkit_cli.checkpoint import Checkpoint
 
 
 @pytest.mark.parametrize("place", ["", "state_dict"])

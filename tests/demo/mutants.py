@@ -20,10 +20,10 @@ def page_without_escaping(patch: pytest.MonkeyPatch) -> None:
 def chart_thinned_by_every_nth_point(patch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    from normkit.report import charts
+    from normkit.report import drawing
 
     patch.setattr(
-        charts,
+        drawing,
         "_thin",
         lambda most, x, *values: np.arange(0, len(x), max(len(x) // most, 1)),
     )

@@ -22,8 +22,8 @@ from torch import nn
 import normkit
 from fuzz.cases import Short
 from fuzz.tensors import seeds
-from normkit.cli.checkpoint import Checkpoint
 from normkit.errors import FoldError, TargetError
+from normkit_cli.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, repr=False)

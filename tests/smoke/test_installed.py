@@ -24,6 +24,7 @@ from normkit.kernels.cpu.loading import library, why_absent
 OF_EXTRAS = {
     *("jinja2", "matplotlib", "onnx", "onnx_ir", "onnxruntime", "onnxscript"),
     *("sklearn", "tensorboard", "triton"),
+    *("lightning", "transformers", "ultralytics", "wandb", "mlflow"),
 }
 
 
