@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz test-matrix check docs wheel dist sanitize gpu format lock clean
+.PHONY: help demo test test-all test-matrix fuzz check docs wheel dist sanitize gpu format lock clean
 # What is installed beside the package; `integrations` brings Lightning, transformers, …
 EXTRAS ?= demo,onnx,dev,docs
 
@@ -120,7 +120,7 @@ format: $(STAMP) ## Format the code and mend what the linter can mend
 lock: $(STAMP) ## Renew constraints.txt: one version of everything, for each Python
 	$(BIN)/python -m pip install --quiet uv
 	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal \
-		--python-version 3.10 --extra demo --extra onnx --extra dev \
+		--python-version 3.10 --extra demo --extra onnx --extra dev --extra docs \
 		--no-annotate --no-header \
 		--constraints - pyproject.toml \
 	| grep -vE '^(nvidia|cuda|setuptools)' > constraints.new

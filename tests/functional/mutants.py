@@ -191,8 +191,7 @@ def the_gradient_of_the_sum_is_lost(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault(
-    caught_by="tests/functional/test_aten.py::"
-    "test_gradients_of_many_small_statistics_are_exact"
+    caught_by="tests/functional/test_aten.py::test_gradients_of_many_small_statistics_are_exact"
 )
 def torch_is_handed_many_short_rows(patch: pytest.MonkeyPatch) -> None:
     from normkit.functional import aten

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from normkit.cli.checkpoint import Checkpoint
 from torch import nn
 
 import normkit
