@@ -23,6 +23,7 @@ import normkit
 from fuzz.cases import Short
 from fuzz.tensors import seeds
 from normkit.errors import FoldError, TargetError
+from normkit_cli.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, repr=False)
