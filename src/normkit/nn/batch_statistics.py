@@ -17,7 +17,7 @@ from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.masks import broadcast_mask, zero_where
-from normkit.moments import Moments
+from normkit.moments import Moments, statistics_dtype
 from normkit.nn.layer_ranks import ranks_of
 from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import RunningStateLayer
@@ -150,13 +150,17 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         replaces = self.on_small_batch in ("running", "renorm")
         is_apart = replaces or self._observer is not None
         epilogue = Epilogue(self.activation, self.negative_slope, residual)
+        dtype = x.dtype
+        if is_apart and epilogue:
+            # Halves are rounded once, after the activation.
+            x = x.to(statistics_dtype(dtype))
         y, measured = self._normalized(
             x, mask, Epilogue() if is_apart else epilogue, over_ranks
         )
         if replaces:
             y = self._unless_small(x, y, measured, mask)
         if is_apart:
-            y = with_epilogue(y, epilogue, mask)
+            y = with_epilogue(y, epilogue, mask).to(dtype)
         if not is_tracking or self.running_mean is None:
             return y
         if self.on_small_batch in ("running", "skip"):
