@@ -1276,22 +1276,22 @@ def a_fold_ignores_zero_padding(patch: pytest.MonkeyPatch) -> None:
 def a_fold_overlooks_the_second_reader(patch: pytest.MonkeyPatch) -> None:
     from normkit.fold.search import solve
 
-    right = solve._Search.around
-    patch.setattr(solve._Search, "around", lambda self, value: right(self, value)[:1])
+    right = solve.Search.around
+    patch.setattr(solve.Search, "around", lambda self, value: right(self, value)[:1])
 
 
 @fault(caught_by="tests/fold/test_fused_layers.py::test_the_sum_with_a_residual_stays")
 def a_fold_forgets_the_fused_activation(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.torch import rewrite
+    from normkit.fold.torch import remains
 
-    patch.setattr(rewrite.Rest, "_activation", lambda self: None)
+    patch.setattr(remains.Rest, "_activation", lambda self: None)
 
 
 @fault(caught_by="tests/fold/test_proof.py::test_a_wrong_fold_is_undone_and_said")
 def a_fold_is_believed_without_proof(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.torch import module
+    from normkit.fold.torch import folding
 
-    patch.setattr(module, "TOLERANCE", float("inf"))
+    patch.setattr(folding, "TOLERANCE", float("inf"))
 
 
 @fault(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import normkit
 from normkit.bench.steps import resnet
-from normkit.fold.torch.rewrite import Sum
+from normkit.fold.torch.remains import Sum
 from normkit.kernels.epilogue import ACTIVATIONS
 from normkit.nn import BatchNorm2d
 

@@ -61,12 +61,12 @@ def eps_outside_the_root(patch):
 
 
 def other_readers_forgotten(patch):
-    right = solve._Search.around
+    right = solve.Search.around
 
     def around(self, value):
         return right(self, value)[:1]
 
-    patch.setattr(solve._Search, "around", around)
+    patch.setattr(solve.Search, "around", around)
 
 
 def moved_the_wrong_way(patch):

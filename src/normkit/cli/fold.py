@@ -6,7 +6,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -57,6 +57,28 @@ def command(
             help="Weights that the ONNX graph also lists as inputs are constants.",
         ),
     ] = False,
+    norms: Annotated[
+        str,
+        typer.Option(
+            help="batch: remove batch norms. all: also move weight and bias of layer, "
+            "RMS, group and instance norms into the layers that read them."
+        ),
+    ] = "batch",
+    layer_to_rms: Annotated[
+        bool,
+        typer.Option(
+            "--layer-to-rms",
+            help="With --norms all: make layer norms RMS norms where it is exact.",
+        ),
+    ] = False,
+    materialize: Annotated[
+        bool,
+        typer.Option(
+            "--materialize",
+            help="Store weights that modules compute in each forward (weight norm, "
+            "spectral norm, pruning) as they are now.",
+        ),
+    ] = False,
     time_limit: Annotated[
         float,
         typer.Option(help="Seconds that one run of an ONNX model may take."),
@@ -69,11 +91,11 @@ def command(
         typer.Option("--pictures", help="Draw the network around each that stays."),
     ] = False,
 ) -> int:
-    """Fold batch norms into the weights around them, proven in float64.
+    """Fold norms into the weights around them, proven in float64.
 
     The ledger gives for each one where it went or why it stayed. A target of Python
     code needs `example_inputs`, or a loader whose batches start with them. Exit code 1
-    if the model has batch norms and none could be folded.
+    if the model has norms and none could be folded.
     """
     if target.endswith(".onnx"):
         if checkpoint is not None or export is not None:
@@ -81,18 +103,31 @@ def command(
                 f"{target} is an ONNX file, which takes -o and neither --checkpoint "
                 "nor --export"
             )
+        if layer_to_rms or materialize:
+            raise ArgumentError(
+                f"{target} is an ONNX file, which takes neither --layer-to-rms nor "
+                "--materialize; fold the torch model before it is exported"
+            )
         _, ledger = normkit.fold_onnx(
             target,
             out,
             inputs=verify,
             fixed_weights=fixed_weights or None,
             time_limit=time_limit,
+            norms=_norms(norms),
         )
         written = out
     else:
         if out is not None:
             raise ArgumentError("-o writes ONNX files; use --export for a torch model")
-        ledger = _fold_target(target, checkpoint, export)
+        ledger = _fold_target(
+            target,
+            checkpoint,
+            export,
+            norms=_norms(norms),
+            layer_to_rms=layer_to_rms,
+            materialize=materialize,
+        )
         written = export
     if as_json:
         print(ledger.to_json())
@@ -104,7 +139,18 @@ def command(
     return 1 if ledger.entries and not any(e.how for e in ledger.entries) else 0
 
 
-def _fold_target(text: str, checkpoint: Path | None, export: Path | None) -> FoldLedger:
+def _norms(text: str) -> Literal["batch", "all"]:
+    if text == "batch" or text == "all":
+        return text
+    raise ArgumentError(f"--norms must be batch or all, got {text}")
+
+
+def _fold_target(
+    text: str,
+    checkpoint: Path | None,
+    export: Path | None,
+    **settings: Any,
+) -> FoldLedger:
     if export is not None and export.suffix not in _ENDINGS:
         raise ArgumentError(
             f"--export {export} must end in one of {', '.join(_ENDINGS)}"
@@ -125,7 +171,7 @@ def _fold_target(text: str, checkpoint: Path | None, export: Path | None) -> Fol
         if batch is None:
             raise TargetError("the target's loader gave no batch; give example_inputs")
         inputs = inputs_of(batch)
-    folded, ledger = normkit.fold(target.model.eval(), inputs)
+    folded, ledger = normkit.fold(target.model.eval(), inputs, **settings)
     if export is not None:
         _export(folded, inputs, export)
     return ledger

@@ -33,6 +33,7 @@ __all__ = [
     "Refusal",
     "Slot",
     "Value",
+    "slots_of",
 ]
 
 
@@ -79,6 +80,7 @@ class Value:
         constant: Its content, if that depends neither on the model's inputs nor on a
             slot that may be edited.
         roots: The slots it is computed from, if from slots alone.
+        picked_from: The fixed value of which it holds rows that the input picks.
         alias_group: Values with the same number share memory.
     """
 
@@ -88,6 +90,7 @@ class Value:
     pinned: str = ""
     constant: Tensor | None = None
     roots: tuple[Slot, ...] = ()
+    picked_from: Value | None = None
     alias_group: int = -1
 
     @property
@@ -174,6 +177,17 @@ class Gauges(dict[Value, Gauge]):
         """Return True if `value` is stored as another tensor than it was."""
         gauge = self.get(value)
         return gauge is not None and not gauge.is_identity
+
+
+def slots_of(node: Node) -> list[Slot]:
+    """Return each slot on which the result of `node` depends, once."""
+    fields = vars(node).values()
+    values = [*node.inputs, *(v for v in fields if isinstance(v, Value))]
+    values += [value.picked_from for value in values if value.picked_from is not None]
+    slots = [slot for value in values for slot in value.roots]
+    # An empty slot that an edit may fill is read, too, by every call.
+    slots += [slot for slot in fields if isinstance(slot, Slot)]
+    return list(dict.fromkeys(slots))
 
 
 Alternative = dict[Value, Gauge]

@@ -44,6 +44,7 @@ class Harness:
         kwargs: dict[str, Any],
         *,
         in_float64: bool,
+        norms: str = "batch",
     ) -> None:
         self.in_float64 = in_float64
         self.model = to_float64(model) if in_float64 else model
@@ -51,7 +52,7 @@ class Harness:
         self.inputs = [map_tensors(given, widen) if in_float64 else given]
         with self._prepared():
             self.trace: Trace = capture(
-                self.model, *map_tensors(self.inputs[0], torch.clone)
+                self.model, *map_tensors(self.inputs[0], torch.clone), norms
             )
 
     def add_inputs(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.overrides import resolve_name
 
-__all__ = ["METADATA", "RANDOM", "SIZES", "op_name"]
+__all__ = ["LIKE", "METADATA", "RANDOM", "SIZES", "op_name"]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -19,6 +19,9 @@ RANDOM = _words(
     "multinomial dropout dropout1d dropout2d dropout3d alpha_dropout "
     "feature_alpha_dropout uniform random empty empty_like new_empty"
 )
+
+# They make new tensors of the size of another, whatever its values.
+LIKE = _words("zeros_like ones_like full_like new_zeros new_ones new_full")
 
 # Attributes of a tensor that do not depend on its values.
 METADATA = _words(
