@@ -164,6 +164,9 @@ def test_a_norm_whose_output_is_added_stays():
     check(build.model(z, ranks=[3]), left=["tanh"])
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"
+)
 @pytest.mark.parametrize("norm", [nn.LayerNorm(6), Rms(6), OnePlus(6)], ids=repr)
 def test_a_transformer_exported_by_torch(norm, tmp_path):
     pytest.importorskip("onnxscript", reason="torch's ONNX exporter needs it")

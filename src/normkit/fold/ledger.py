@@ -188,6 +188,8 @@ def entry_of(
     plan: Plan,
     stored: int,
     untied: Mapping[Slot, Slot] = MappingProxyType({}),
+    *,
+    note: str = "",
 ) -> FoldEntry:
     """Return the ledger's entry for `norm`.
 
@@ -197,6 +199,7 @@ def entry_of(
         plan: The fold.
         stored: Number of numbers that the model stored for it.
         untied: The slots that no longer share a parameter, and one that each left.
+        note: What stays in its place, if that is worth a word.
     """
     reason = plan.reasons.get(norm.path, "")
     solution = plan.solutions.get(norm.path)
@@ -222,6 +225,7 @@ def entry_of(
     for slot, other in untied.items():
         created += solution.edits[slot].numel()
         how += f", where {slot.name} gets numbers of its own, not those of {other.name}"
+    how += f"; {note}" if note else ""
     if solution.remainder is not None:
         created += solution.remainder.numel()
         left = "its bias" if measures else "a sum per channel"

@@ -51,6 +51,11 @@ class AffineNorm:
         return type(self.module).__name__
 
     @property
+    def note(self) -> str:
+        """What the ledger says of what stays; empty for nothing."""
+        return ""
+
+    @property
     def stored(self) -> int:
         """The number of numbers in its weight and bias, if it can do without."""
         if not self.drops_affine:
@@ -90,7 +95,8 @@ class DropAffine:
     def apply(self, model: nn.Module) -> Callable[[], None]:
         """Apply it; return a function to undo it."""
         module: Any = model.get_submodule(self.path)
-        parameters = dict(module._parameters)
+        held = module._parameters
+        parameters = {name: held[name] for name in ("weight", "bias") if name in held}
         flags = [n for n in ("elementwise_affine", "affine") if n in vars(module)]
         before = {name: getattr(module, name) for name in flags}
         for name in parameters:

@@ -58,6 +58,11 @@ class NormModule:
         return type(self.module).__name__
 
     @property
+    def note(self) -> str:
+        """What the ledger says of what stays; empty for nothing."""
+        return "its call stays, and changes nothing" if self.is_called else ""
+
+    @property
     def stored(self) -> int:
         """The number of floating-point numbers that go with it."""
         if self.is_called:

@@ -254,7 +254,10 @@ class Folding(Planner):
     def ledger(self, plan: Plan) -> FoldLedger:
         """Return the record of `plan`."""
         entries = [
-            entry_of(norm, norm.kind, plan, norm.stored, self._untied(norm, plan))
+            entry_of(
+                *(norm, norm.kind, plan, norm.stored, self._untied(norm, plan)),
+                note=norm.note,
+            )
             for norm in self.modules.values()
         ]
         return FoldLedger(

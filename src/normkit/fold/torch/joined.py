@@ -44,7 +44,7 @@ def joined(call: ModuleCall, norms: str) -> Iterator[tuple[list[Node], Node]]:
         found = as_norm_affine(end)
         if found is not None and set(found[1]) <= set(call.nodes):
             node, old = found
-            node.label = f"'{call.path}'"
+            node.label = f"'{call.path}'" if call.path else node.label
             yield old, node
 
 
