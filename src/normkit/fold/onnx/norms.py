@@ -43,7 +43,7 @@ class OnnxNorm:
 
     path: str
     kind: str
-    nodes: list[BatchNorm] | list[NormAffine]
+    nodes: list[BatchNorm | NormAffine]
     positions: tuple[int, ...]
     refusal: str = ""
     stored: int = 0

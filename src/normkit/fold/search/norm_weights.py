@@ -6,16 +6,21 @@ Where the readers take a scale alone, the stored output is n(x) + β/γ.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from normkit.affine import Affine
 from normkit.fold.ir.gauge import Gauge
 from normkit.fold.ir.graph import Gauges, Node, Refusal
-from normkit.fold.ir.nodes import NormAffine
+from normkit.fold.ir.nodes import Move, NormAffine, Scale
 from normkit.fold.search.solve import Search, Solution
 
-__all__ = ["NORM_WAYS", "solve_norm_weights"]
+__all__ = ["NORM_WAYS", "rotated", "solve_norm_weights"]
+
+# Between a norm on queries and their rotation are a view, a transpose and two cuts.
+_MAX_STEPS = 8
 
 NORM_WAYS = ("weight and bias", "weight")
 
@@ -57,3 +62,21 @@ def _without_shift(norm: NormAffine, affine: Affine) -> tuple[Affine, Tensor]:
     if norm.bias is None or not bool((scale != 1).any()):
         raise Refusal("its bias alone would stay")
     return Affine(affine.scale, torch.zeros_like(affine.shift)), shift / scale
+
+
+def rotated(norm: NormAffine) -> str:
+    """Return the reason if pairs of the features of `norm` are rotated, else ""."""
+    todo = [norm.outputs[0]]
+    for value in itertools.islice(todo, _MAX_STEPS):
+        for node in value.readers:
+            is_minus = isinstance(node, Scale) and node.factor is not None
+            if isinstance(node, Scale) and is_minus and bool((node.factor == -1).all()):
+                behind = [r for r in node.outputs[0].readers if isinstance(r, Move)]
+                if any(len(move.inputs) > 1 for move in behind):
+                    return (
+                        "pairs of its features are rotated behind it (rotary "
+                        "positions), and no weight passes that differs within a pair"
+                    )
+            elif isinstance(node, Move):
+                todo += node.outputs
+    return ""

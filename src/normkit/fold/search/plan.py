@@ -8,6 +8,7 @@ fold based on the ones before it, and leaves out every fold that the check rejec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from normkit.fold.ir.gauge import Gauge
 from normkit.fold.ir.graph import Gauges, Graph, Node, Refusal, Slot
 from normkit.fold.ir.nodes import BatchNorm, NormAffine
 from normkit.fold.search.centered import Centered, center
-from normkit.fold.search.norm_weights import NORM_WAYS, solve_norm_weights
+from normkit.fold.search.norm_weights import NORM_WAYS, rotated, solve_norm_weights
 from normkit.fold.search.parallel_branch import solve_parallel_branch
 from normkit.fold.search.solve import PARTIAL_WAYS, WAYS, Solution, solve
 
@@ -27,13 +28,16 @@ class Norm(Protocol):
 
     Attributes:
         path: Its unique name.
-        nodes: Its calls.
         refusal: Reason why it must stay; empty if it may go.
     """
 
     path: str
-    nodes: list[BatchNorm] | list[NormAffine]
     refusal: str
+
+    @property
+    def nodes(self) -> Sequence[BatchNorm | NormAffine]:
+        """Its calls."""
+        ...
 
 
 @dataclass(eq=False)
@@ -141,7 +145,8 @@ class Planner:
                 if self._try(plan, norm, way, reasons):
                     break
             if reasons:
-                plan.reasons[norm.path] = reasons["weight and bias"]
+                turned = rotated(_calls(norm)[0])
+                plan.reasons[norm.path] = turned or reasons["weight and bias"]
         if self.layer_to_rms:
             self._center(plan, measuring)
         return plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -71,7 +72,7 @@ class Folding(Planner):
         self.calls: dict[str, list[ModuleCall]] = {}
         for call in self.trace.root.walk():
             self.calls.setdefault(call.path, []).append(call)
-        norms: list[Norm] = list(self.modules.values())
+        norms: list[Norm] = [*self.modules.values()]
         slots = list(self.trace.slots.values())
         super().__init__(self.trace.graph, norms, slots, layer_to_rms=layer_to_rms)
 
@@ -121,7 +122,7 @@ class Folding(Planner):
         is_alone = isinstance(found, AffineNorm) and found.path == found.module_path
         if not is_alone or type(module).forward not in _LAYER_NORMS:
             raise Refusal("it is no layer norm of torch or normkit")
-        if len(module.normalized_shape) != 1:
+        if len(tuple(cast("Any", module.normalized_shape))) != 1:
             raise Refusal("it normalizes over several dimensions")
 
     # Proving ---------------------------------------------------------------

@@ -58,8 +58,9 @@ def _store(module: nn.Module) -> None:
         name: any(isinstance(each, nn.Parameter) for each in lists[name].parameters())
         for name in lists
     }
+    plain = parametrize.type_before_parametrizations(module)
     del module._modules["parametrizations"]
-    module.__class__ = parametrize.type_before_parametrizations(module)
+    module.__class__ = plain
     for name, value in values.items():
         if is_parameter[name]:
             module.register_parameter(name, nn.Parameter(value.clone()))

@@ -208,6 +208,15 @@ def _embedding(call: TorchCall) -> Node | None:
     return Embedding(call.label, [rows], weight=weight)
 
 
+@lowers("grouped_mm _grouped_mm")
+def _grouped(call: TorchCall) -> Node | None:
+    """Lower sorted rows times the matrix of their expert."""
+    x, stack = call.get(0, "input"), call.get(1, "mat2")
+    if not is_fixed(stack) or not stack.roots or len(stack.shape) != 3 or x.is_fixed:
+        return None
+    return Experts(call.label, [x], weight=stack, weight_dim=1)
+
+
 def experts(
     call: TorchCall,
     x: Value,
