@@ -168,7 +168,7 @@ def test_a_post_norm_whose_output_is_the_stream_stays():
         norm2=nn.LayerNorm(6),
         a=nn.Linear(6, 6),
     )
-    left = {"norm1": "'norm2' measures", "norm2": "is returned by the model"}
+    left = {"norm1": "of the residual stream", "norm2": "is returned by the model"}
     check(net, normal(*ROWS), left=left)
 
 
@@ -179,7 +179,7 @@ def test_a_norm_on_queries_before_a_rotation_stays():
         return q * x.cos() + torch.cat([-right, left], -1) * x.sin()
 
     net = Net(forward, norm=Rms(6), q=nn.Linear(6, 6))
-    check(net, normal(*ROWS), left={"norm": ""})
+    check(net, normal(*ROWS), left={"norm": "pairs of its features are rotated"})
 
 
 def test_a_head_tied_to_the_embedding_gets_a_weight_of_its_own():

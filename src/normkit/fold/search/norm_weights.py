@@ -14,10 +14,10 @@ from torch import Tensor
 from normkit.affine import Affine
 from normkit.fold.ir.gauge import Gauge
 from normkit.fold.ir.graph import Gauges, Node, Refusal
-from normkit.fold.ir.nodes import Move, NormAffine, Scale
+from normkit.fold.ir.nodes import Add, Move, NormAffine, Scale
 from normkit.fold.search.solve import Search, Solution
 
-__all__ = ["NORM_WAYS", "rotated", "solve_norm_weights"]
+__all__ = ["NORM_WAYS", "explained", "solve_norm_weights"]
 
 # Between a norm on queries and their rotation are a view, a transpose and two cuts.
 _MAX_STEPS = 8
@@ -64,19 +64,32 @@ def _without_shift(norm: NormAffine, affine: Affine) -> tuple[Affine, Tensor]:
     return Affine(affine.scale, torch.zeros_like(affine.shift)), shift / scale
 
 
-def rotated(norm: NormAffine) -> str:
-    """Return the reason if pairs of the features of `norm` are rotated, else ""."""
+def explained(norm: NormAffine) -> str:
+    """Return why the weight of `norm` stays, in the terms of transformers, or ""."""
     todo = [norm.outputs[0]]
     for value in itertools.islice(todo, _MAX_STEPS):
         for node in value.readers:
-            is_minus = isinstance(node, Scale) and node.factor is not None
-            if isinstance(node, Scale) and is_minus and bool((node.factor == -1).all()):
-                behind = [r for r in node.outputs[0].readers if isinstance(r, Move)]
-                if any(len(move.inputs) > 1 for move in behind):
+            if _is_rotation(node):
+                return (
+                    "pairs of its features are rotated behind it (rotary positions), "
+                    "and no weight passes that differs within a pair"
+                )
+            if isinstance(node, Add):
+                others = [v for v in node.inputs if v is not value and not v.is_fixed]
+                if others:
                     return (
-                        "pairs of its features are rotated behind it (rotary "
-                        "positions), and no weight passes that differs within a pair"
+                        f"its output is a part of the residual stream ({node.label}), "
+                        "whose readers need it with its weight"
                     )
-            elif isinstance(node, Move):
+            if isinstance(node, Move):
                 todo += node.outputs
     return ""
+
+
+def _is_rotation(node: Node) -> bool:
+    """Return True for the minus of (−x₂, x₁)."""
+    if not isinstance(node, Scale) or node.factor is None:
+        return False
+    behind = [r for r in node.outputs[0].readers if isinstance(r, Move)]
+    is_joined = any(len(move.inputs) > 1 for move in behind)
+    return is_joined and bool((node.factor == -1).all())

@@ -16,7 +16,7 @@ from normkit.fold.ir.gauge import Gauge
 from normkit.fold.ir.graph import Gauges, Graph, Node, Refusal, Slot
 from normkit.fold.ir.nodes import BatchNorm, NormAffine
 from normkit.fold.search.centered import Centered, center
-from normkit.fold.search.norm_weights import NORM_WAYS, rotated, solve_norm_weights
+from normkit.fold.search.norm_weights import NORM_WAYS, explained, solve_norm_weights
 from normkit.fold.search.parallel_branch import solve_parallel_branch
 from normkit.fold.search.solve import PARTIAL_WAYS, WAYS, Solution, solve
 
@@ -145,8 +145,8 @@ class Planner:
                 if self._try(plan, norm, way, reasons):
                     break
             if reasons:
-                turned = rotated(_calls(norm)[0])
-                plan.reasons[norm.path] = turned or reasons["weight and bias"]
+                known = explained(_calls(norm)[0])
+                plan.reasons[norm.path] = known or reasons["weight and bias"]
         if self.layer_to_rms:
             self._center(plan, measuring)
         return plan
