@@ -145,7 +145,8 @@ class Planner:
                 if self._try(plan, norm, way, reasons):
                     break
             if reasons:
-                known = explained(_calls(norm)[0])
+                is_left = norm.path not in plan.solutions
+                known = explained(_calls(norm)[0]) if is_left else ""
                 plan.reasons[norm.path] = known or reasons["weight and bias"]
         if self.layer_to_rms:
             self._center(plan, measuring)
