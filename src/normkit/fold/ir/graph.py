@@ -17,6 +17,7 @@ reason. A rule that relies on an unchanged value sets the identity there.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -164,6 +165,14 @@ class Graph:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     writes: list[tuple[int, int]] = field(default_factory=list)
+
+    @functools.cached_property
+    def by_alias_group(self) -> dict[int, list[Value]]:
+        """Its values by the memory that they share; the graph must be complete."""
+        groups: dict[int, list[Value]] = {}
+        for value in (*self.inputs, *(v for node in self.nodes for v in node.outputs)):
+            groups.setdefault(value.alias_group, []).append(value)
+        return groups
 
 
 class Gauges(dict[Value, Gauge]):

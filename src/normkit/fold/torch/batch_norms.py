@@ -13,11 +13,18 @@ from normkit.fold.ir.graph import Node, Refusal, Slot, Value
 from normkit.fold.ir.nodes import Add, BatchNorm
 from normkit.fold.search.solve import Solution
 from normkit.fold.torch.lowering import values_in
+from normkit.fold.torch.op_names import op_name
 from normkit.fold.torch.remains import Applied, Copied, Rest, Shift
 from normkit.fold.torch.rewrite import SetParameter, exchange, like, places_of
 from normkit.fold.torch.trace import ModuleCall, Trace
 
 __all__ = ["NormModule", "Replace", "norm_modules"]
+
+_ACTIVATIONS = frozenset(
+    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh "
+    "sigmoid logsigmoid tanh softplus softsign tanhshrink hardshrink softshrink clamp "
+    "clamp_min threshold dropout".split()
+)
 
 # The replacement of a module is shown to its hooks.
 _HOOKS = (
@@ -182,12 +189,18 @@ def _cannot_be_neutral(norm: NormModule, reason: str) -> str:
 def _functions(
     trace: Trace, nodes: list[Node], value: Value
 ) -> tuple[tuple[Applied, ...], Value] | None:
-    """Return the functions of a chain of nodes after `value`, and its end, or None."""
+    """Return the activations of a chain of nodes after `value`, and its end, or None.
+
+    Their arguments are slopes and bounds. Those of other functions may have been
+    computed from the size of the input, which another one need not have.
+    """
     found = []
     for node in nodes:
         if node.inputs != [value] or len(node.outputs) != 1:
             return None
         func, args, kwargs = trace.functions[node]
+        if op_name(func) not in _ACTIVATIONS:
+            return None
         given = [*enumerate(args), *kwargs.items()]
         places = [place for place, each in given if each is value]
         others = [each for _, each in given if each is not value]

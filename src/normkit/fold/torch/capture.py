@@ -80,6 +80,7 @@ class _Reader(TorchFunctionMode):
         self.is_inside = False
         self.depth = 0
         self.arrived_at = 0
+        self.hooked: set[nn.Module] = set()
         self.sized_by_values: set[Value] = set()
         self.made_by_values = False
         # Integers chosen by the model's floats (topk), and what is true of those.
@@ -108,17 +109,15 @@ class _Reader(TorchFunctionMode):
             for module in self.paths:
                 if isinstance(module, torch.jit.ScriptModule):
                     continue
-                has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
+                if module._forward_hooks or module._forward_pre_hooks:
+                    self.hooked.add(module)
+                    handles += [
+                        module.register_forward_pre_hook(self._arrive, prepend=True),
+                        module.register_forward_hook(self._return, prepend=True),
+                    ]
                 handles += [
-                    module.register_forward_pre_hook(self._arrive, prepend=True),
                     module.register_forward_pre_hook(self._enter, with_kwargs=True),
-                    module.register_forward_hook(self._return, prepend=True),
-                    module.register_forward_hook(
-                        lambda module, args, result, has_hooks=has_hooks: self._leave(
-                            module, args, result, has_hooks
-                        ),
-                        always_call=False,
-                    ),
+                    module.register_forward_hook(self._leave),
                 ]
             yield
         finally:
@@ -142,24 +141,23 @@ class _Reader(TorchFunctionMode):
             call = ModuleCall(module, self.paths[module], self.call)
             self.call.children.append(call)
         call.inputs = [self.tensors.read(t) for t in tensors_in((args, kwargs))]
-        if self.call is not call and len(self.call.nodes) > self.arrived_at:
+        is_hooked = module in self.hooked and self.call is not call
+        if is_hooked and len(self.call.nodes) > self.arrived_at:
             for value in call.inputs:
                 value.pinned = f"is read by a hook of '{call.path}'"
         self.call = call
 
-    def _leave(
-        self, module: nn.Module, args: Any, result: Any, has_hooks: bool
-    ) -> None:
+    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
         with self.paused():
-            self._end(module, args, result, has_hooks)
+            self._end(module, args, result)
 
-    def _end(self, module: nn.Module, args: Any, result: Any, has_hooks: bool) -> None:
+    def _end(self, module: nn.Module, args: Any, result: Any) -> None:
         # After an exception that the model caught, the calls above never returned.
         while self.call.module is not module and self.call.parent is not None:
             self.call = self.call.parent
         call = self.call
         call.outputs = [self.tensors.read(t) for t in tensors_in(result)]
-        if has_hooks:
+        if module in self.hooked:
             self._note_hooks(call, [*tensors_in(args), *tensors_in(result)])
         for old, node in joined(call, self.norms):
             self.replace(old, node)
@@ -287,8 +285,9 @@ class _Reader(TorchFunctionMode):
             outputs,
             made,
         )
-        node = Opaque(call.label, [] if name in LIKE else values)
-        if name not in LIKE and (not written or any(made[0] is t for t in written)):
+        is_like = name in LIKE and len(values) == 1
+        node = Opaque(call.label, [] if is_like else values)
+        if not is_like and (not written or any(made[0] is t for t in written)):
             node = lower(call, values)
         self.functions[node] = (func, template[0], template[1])
         node.outputs = outputs
