@@ -13,18 +13,12 @@ from normkit.fold.ir.graph import Node, Refusal, Slot, Value
 from normkit.fold.ir.nodes import Add, BatchNorm
 from normkit.fold.search.solve import Solution
 from normkit.fold.torch.lowering import values_in
-from normkit.fold.torch.op_names import op_name
+from normkit.fold.torch.op_names import ACTIVATIONS, op_name
 from normkit.fold.torch.remains import Applied, Copied, Rest, Shift
 from normkit.fold.torch.rewrite import SetParameter, exchange, like, places_of
 from normkit.fold.torch.trace import ModuleCall, Trace
 
 __all__ = ["NormModule", "Replace", "norm_modules"]
-
-_ACTIVATIONS = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh "
-    "sigmoid logsigmoid tanh softplus softsign tanhshrink hardshrink softshrink clamp "
-    "clamp_min threshold dropout".split()
-)
 
 # The replacement of a module is shown to its hooks.
 _HOOKS = (
@@ -199,7 +193,7 @@ def _functions(
         if node.inputs != [value] or len(node.outputs) != 1:
             return None
         func, args, kwargs = trace.functions[node]
-        if op_name(func) not in _ACTIVATIONS:
+        if op_name(func) not in ACTIVATIONS:
             return None
         given = [*enumerate(args), *kwargs.items()]
         places = [place for place, each in given if each is value]
