@@ -427,6 +427,32 @@ def test_it_stays_a_layer_norm_where_something_reads_the_mean():
     assert "reads the mean of" in ledger.to_text()
 
 
+def test_it_stays_a_layer_norm_where_the_code_may_branch():
+    class Exits(Stream):
+        def forward(self, tokens):
+            x = self.blocks[0](self.tokens(tokens))
+            if float(x.amax()) > 1e9:
+                return x
+            return self.head(self.last(x))
+
+    net = lively(Exits())
+    folded, ledger = fold(net, TOKENS, norms="all", layer_to_rms=True)
+    assert_same(net, folded, TOKENS)
+    assert type(folded.last) is nn.LayerNorm
+    assert "looks at values of tensors" in ledger.entries[0].as_rms
+
+
+def test_a_weight_that_stays_keeps_the_layer_norm():
+    net = Net(
+        lambda net, x: torch.tanh(net.norm(net.a(x))),
+        norm=nn.LayerNorm(6, bias=False),
+        a=nn.Linear(6, 6),
+    )
+    folded, ledger = fold(lively(net), normal(*ROWS), norms="all", layer_to_rms=True)
+    assert "its weight or bias stays" in ledger.entries[0].as_rms
+    assert folded.norm.weight is not None
+
+
 def test_patches_and_a_class_token_are_a_stream_too():
     class Patches(nn.Module):
         def __init__(self):

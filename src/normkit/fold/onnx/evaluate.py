@@ -158,6 +158,32 @@ class BatchNormalization(op_run.OpRun):
         return (scale * (x - mean) / np.sqrt(var + eps) + bias,)
 
 
+class _RowNorm(op_run.OpRun):
+    """Layer or RMS norm; the reference refuses statistics in float64."""
+
+    op_domain = ""
+    centers = True
+
+    def _run(self, x: Any, weight: Any, bias: Any = None, **settings: Any) -> Any:
+        axis, eps = settings.get("axis"), settings.get("epsilon")
+        first = (-1 if axis is None else axis) % x.ndim
+        axes = tuple(range(first, x.ndim))
+        mean = x.mean(axes, keepdims=True) if self.centers else np.zeros_like(x)
+        var = ((x - mean) ** 2).mean(axes, keepdims=True)
+        inv_std = 1 / np.sqrt(var + (1e-5 if eps is None else eps))
+        y = (x - mean) * inv_std * weight
+        made = (y if bias is None else y + bias, mean, inv_std)
+        return made[: len(self.onnx_node.output)]
+
+
+class LayerNormalization(_RowNorm):
+    pass
+
+
+class RMSNormalization(_RowNorm):
+    centers = False
+
+
 class MaxPool(_MaxPool):
     op_domain = ""
 
@@ -260,5 +286,6 @@ def _for_torch(pads: list[int]) -> list[int]:
 
 _OPERATORS: list[type[op_run.OpRun]] = [
     *(BatchNormalization, Conv, ConvTranspose, MaxPool, RegexFullMatch),
+    *(LayerNormalization, RMSNormalization),
     *(SkipLayerNormalization, SkipSimplifiedLayerNormalization),
 ]

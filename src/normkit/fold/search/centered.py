@@ -39,11 +39,13 @@ class Centered:
         edits: The new content of each slot, float64.
         values: The tensors of the stream.
         norms: The layer norms that read it.
+        nodes: The operations that write, hand on and read it.
     """
 
     edits: dict[Slot, Tensor] = field(default_factory=dict)
     values: list[Value] = field(default_factory=list)
     norms: list[NormAffine] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
 
 
 def center(norm: NormAffine) -> Centered:
@@ -80,6 +82,7 @@ class _Flood:
             if others:
                 raise Refusal(f"{slot.name} is also used by {others[0].label}")
         self.found.values = list(self.dims)
+        self.found.nodes = [*self.members, *self.found.norms]
         return self.found
 
     def _join(self, value: Value, dim: int) -> None:

@@ -70,7 +70,7 @@ class Planner:
 
     Args:
         graph: The network.
-        norms: Its batch norms.
+        norms: Its norms.
         slots: Every slot that holds a parameter.
         layer_to_rms: Turn layer norms into RMS norms where the writers permit it.
     """
@@ -96,6 +96,9 @@ class Planner:
     def validate(self, norm: Norm, solution: Solution) -> None:
         """Raise `Refusal` if the algebra permits `solution` and the model does not."""
 
+    def validate_branches(self, nodes: list[Node]) -> None:
+        """Raise `Refusal` if code around `nodes` may take another branch."""
+
     def validate_rms(self, norm: Norm) -> None:
         """Raise `Refusal` if the model has no RMS norm for the layer norm `norm`."""
 
@@ -104,11 +107,11 @@ class Planner:
         return ""
 
     def check(self, plan: Plan) -> tuple[str, str]:
-        """Return (the wrong batch norm if it is known, the error if there is one)."""
+        """Return (the wrong norm if it is known, the error if there is one)."""
         raise NotImplementedError
 
     def plan(self, allowed: set[str]) -> Plan:
-        """Return every fold that the algebra permits for the batch norms `allowed`."""
+        """Return every fold that the algebra permits for the norms `allowed`."""
         for slot in self.slots:
             slot.tensor = self._original.get(slot)
         plan = Plan()
@@ -162,12 +165,13 @@ class Planner:
             plan.as_rms[norm.path] = ""
             try:
                 self.validate_rms(norm)
-                if any(not call.is_removed and call.bias is not None for call in calls):
-                    raise Refusal("its bias stays, which RMS norm does not have")
+                if not all(call.is_removed for call in calls):
+                    raise Refusal("its weight or bias stays")
                 for call in calls:
                     if call in done:
                         continue
                     stream = center(call)
+                    self.validate_branches(stream.nodes)
                     done.update(stream.norms)
                     for slot, tensor in stream.edits.items():
                         slot.tensor = tensor

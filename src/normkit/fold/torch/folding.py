@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from normkit.fold.equivalence import TOLERANCE, difference, gap_under
-from normkit.fold.ir.graph import Refusal, Slot
+from normkit.fold.ir.graph import Node, Refusal, Slot
 from normkit.fold.ir.nodes import Experts, Move, Rows
 from normkit.fold.ledger import FoldLedger, entry_of
 from normkit.fold.search.plan import Norm, Plan, Planner
@@ -92,9 +92,15 @@ class Folding(Planner):
 
     def validate(self, norm: Norm, solution: Solution) -> None:
         """Refuse a fold around code that may branch, and one that would overflow."""
+        self.validate_branches([*solution.touched, *norm.nodes])
+        for slot, tensor in solution.edits.items():
+            if SetParameter.of(slot, tensor).overflows_in(self.original):
+                raise Refusal(f"{slot.name} would overflow its dtype")
+
+    def validate_branches(self, nodes: list[Node]) -> None:
+        """Refuse code around `nodes` that looks at values."""
         # A parameter read as a tensor is a node that no forward runs.
-        nodes = [n for n in solution.touched if n in self.trace.call_of]
-        nodes += [*norm.nodes]
+        nodes = [node for node in nodes if node in self.trace.call_of]
         mixtures = {
             self.trace.call_of[node] for node in nodes if isinstance(node, Experts)
         }
@@ -111,9 +117,6 @@ class Folding(Planner):
                         f"the forward of '{call.path}' looks at {looked_at}, "
                         "and may take another branch on other inputs"
                     )
-        for slot, tensor in solution.edits.items():
-            if SetParameter.of(slot, tensor).overflows_in(self.original):
-                raise Refusal(f"{slot.name} would overflow its dtype")
 
     def validate_rms(self, norm: Norm) -> None:
         """Refuse a layer norm that is no module of torch's class."""
