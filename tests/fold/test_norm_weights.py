@@ -431,7 +431,7 @@ def test_it_stays_a_layer_norm_where_the_code_may_branch():
     class Exits(Stream):
         def forward(self, tokens):
             x = self.blocks[0](self.tokens(tokens))
-            if float(x.amax()) > 1e9:
+            if int(tokens.sum()) > 1e9:
                 return x
             return self.head(self.last(x))
 

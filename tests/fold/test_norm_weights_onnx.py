@@ -174,7 +174,9 @@ def test_a_norm_whose_output_is_added_stays():
 @pytest.mark.parametrize("norm", [nn.LayerNorm(6), Rms(6), OnePlus(6)], ids=repr)
 def test_a_transformer_exported_by_torch(norm, tmp_path):
     pytest.importorskip("onnxscript", reason="torch's ONNX exporter needs it")
-    model = lively(block(norm)).float()
+    model = block(norm)
+    model.qkv = nn.Linear(6, 18)
+    model = lively(model).float()
     path = tmp_path / "model.onnx"
     torch.onnx.export(
         model, (torch.randn(ROWS),), path, dynamo=True, verbose=False, optimize=True
@@ -182,6 +184,15 @@ def test_a_transformer_exported_by_torch(norm, tmp_path):
     folded, ledger = check(onnx.load(path))
     assert len(ledger.folded) == 1, ledger
     assert len(folded.graph.node) <= len(onnx.load(path).graph.node)
+
+
+def test_a_product_without_a_sum_behind_takes_the_weight_alone():
+    build = Build()
+    y = build.op(
+        "LayerNormalization", build.input(ROWS), build.weight(6), build.weight(6)
+    )
+    y = build.op("Tanh", build.op("MatMul", y, build.weight(6, 4)))
+    check(build.model(y, ranks=[3]), left=["its bias stays"], reduced=1)
 
 
 def test_an_unknown_choice_of_norms_is_refused():
