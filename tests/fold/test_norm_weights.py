@@ -349,6 +349,34 @@ def test_all_experts_of_a_mixture_take_it_with_the_router():
     assert {"gate.weight", "experts.up"} <= set(ledger.entries[0].where)
 
 
+class Grouped(Experts):
+    """Rows sorted by expert, then one product for all: torch's grouped_mm."""
+
+    def forward(self, x, index, top):
+        order = index.reshape(-1).argsort(stable=True)
+        counts = F.one_hot(index.reshape(-1), len(self.up)).sum(0)
+        ends = counts.cumsum(0, dtype=torch.int32)
+        rows = x[order // index.shape[1]]
+        up = F.grouped_mm(rows, self.up.transpose(1, 2), offs=ends)
+        up, gate = up.chunk(2, -1)
+        y = F.grouped_mm(F.silu(gate) * up, self.down.transpose(1, 2), offs=ends)
+        y = y * top.reshape(-1)[order, None]
+        return torch.zeros_like(x).index_add(0, order // index.shape[1], y)
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="torch has no grouped_mm")
+def test_experts_in_one_grouped_product_take_it_too():
+    net = Mixture(8, 5)
+    net.experts = Grouped(8, 5)
+    net = lively(net).float()
+    x = torch.randn(1, 4, 8)
+    folded, ledger = fold(net, x, norms="all")
+    assert len(ledger.folded) == 1, ledger
+    assert ledger.max_difference <= 1e-12
+    used = net.experts.up.detach() * net.norm.weight
+    torch.testing.assert_close(folded.experts.up.detach(), used)
+
+
 def test_a_mixture_that_branches_on_floats_stays():
     class Odd(Experts):
         def forward(self, x, index, top):
