@@ -1,8 +1,8 @@
 """The command line: `normkit COMMAND`, one file per command.
 
 Exit code 0: done. 1: the command ran and the outcome is not what it should be (a demo
-step that did not hold, an error that the doctor found). 2: it could not run; one line
-on stderr says why.
+step that did not hold, an error that the doctor found, models that differ). 2: it
+could not run; one line on stderr says why.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from typing import Annotated
 import typer
 
 import normkit
-from normkit.cli import bench, calibrate, demo, doctor, env, fold, init, study
+from normkit.cli import (
+    bench,
+    calibrate,
+    demo,
+    doctor,
+    env,
+    fold,
+    init,
+    study,
+    verify,
+)
 from normkit.errors import NormkitError
 
 __all__ = ["app", "main"]
@@ -42,6 +52,7 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.command)
 app.command("fold", epilog=fold.EXAMPLES)(fold.command)
+app.command("verify", epilog=verify.EXAMPLES)(verify.command)
 app.command("init", epilog=init.EXAMPLES)(init.command)
 app.command("env", epilog=env.EXAMPLES)(env.command)
 app.add_typer(bench.app, name="bench")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor import checks
 from normkit.doctor.finding import Finding, by_cause, plain
-from normkit.doctor.measurements import LayerStatistics, Statistics, WeightStatistics
+from normkit.doctor.measurements import (
+    LayerStatistics,
+    NormStatistics,
+    Statistics,
+    WeightStatistics,
+)
 from normkit.doctor.pages import watch_page
 from normkit.doctor.probes.entries import Entries
 from normkit.doctor.probes.hook import Hook
@@ -48,6 +54,7 @@ from normkit.doctor.probes.tensor_statistics import histogram_of
 from normkit.doctor.probes.updates import Updates
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
+from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
 from normkit.results import Result
 
@@ -117,6 +124,10 @@ class Watch(Result):
         unit: int,
     ) -> None:
         self.model = unwrapped(model)
+        # Layers of a graph are modules until the block ends; their last statistics.
+        self._as_modules = ExitStack()
+        self._norms_at_end: dict[str, NormStatistics] | None = None
+        self._as_modules.enter_context(norms_as_modules(self.model))
         self._is_compiled = is_compiled(model)
         self.optimizer = optimizer
         self.every = every
@@ -208,7 +219,11 @@ class Watch(Result):
         frozen = {
             n for n, (evals, trains) in self._modes.items() if evals > trains == 0
         }
-        norms = norm_statistics(self.model, frozen)
+        norms = self._norms_at_end or norm_statistics(self.model)
+        norms = {
+            name: replace(norm, frozen=norm.frozen or name in frozen)
+            for name, norm in norms.items()
+        }
         layers = []
         for probe in self._probes.in_order:
             if probe.name not in self._recent:
@@ -323,6 +338,9 @@ class Watch(Result):
         self._entries.detach()
         self._updates.close()
         self._has_ended = True
+        if any(isinstance(m, GraphBatchNorm) for m in self.model.modules()):
+            self._norms_at_end = norm_statistics(self.model)
+        self._as_modules.close()
         while self._handles:
             self._handles.pop().remove()
 

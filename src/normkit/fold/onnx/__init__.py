@@ -1,9 +1,9 @@
 """Fold the batch norms of an ONNX model; the one place of normkit that imports onnx.
 
-`folding` calls the others: `files` reads and writes model files, `inputs` draws inputs,
-`evaluate` runs the model in float64 within `limits`, `reading` and `operators` turn it
-into the graph of `ir`, `writing` applies the plan, `subgraphs` folds branches and
-bodies, `runtime` compares in onnxruntime.
+`folding` calls the others: `files` reads and writes model files, `loading` checks them,
+`inputs` draws inputs, `evaluate` runs the model in float64 within `limits`, `reading`
+and `operators` turn it into the graph of `ir`, `writing` applies the plan, `subgraphs`
+folds branches and bodies, `runtime` compares in onnxruntime.
 """
 
 from __future__ import annotations

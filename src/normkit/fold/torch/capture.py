@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,7 +34,12 @@ from normkit.modeling.pytree import map_tensors, tensors_in
 __all__ = ["capture"]
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    keep: Callable[[Value, Tensor], None] | None = None,
+) -> Trace:
     """Run `model` once without gradients and return its trace.
 
     The model's hooks, parameters and flags are as before afterwards. What its forward
@@ -45,8 +50,9 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         model: Any module that runs.
         args: Its positional arguments.
         kwargs: Its named arguments.
+        keep: Called with each value and its tensor at the moment it is computed.
     """
-    reader = _Reader(model)
+    reader = _Reader(model, keep)
     with torch.no_grad():
         reader.register_inputs((args, kwargs))
         with reader.watching(), _Underneath(reader), reader:
@@ -58,9 +64,11 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 class _Reader(TorchFunctionMode):
     """Turn each torch call into a node while it is active."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, keep: Callable[[Value, Tensor], None] | None
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.keep = model, keep
         self.graph = Graph()
         self.root = ModuleCall(model, "", None)
         self.call = self.root
@@ -239,6 +247,9 @@ class _Reader(TorchFunctionMode):
         if value.alias_group < 0:
             value.alias_group = self.groups = self.groups + 1
         self.seen[id(tensor)] = (weakref.ref(tensor), value, tensor._version)
+        if self.keep is not None:
+            with self.paused():
+                self.keep(value, tensor)
         return value
 
     # Calls -----------------------------------------------------------------

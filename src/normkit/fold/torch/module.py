@@ -9,7 +9,6 @@ edited that the caller gets.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +23,7 @@ from normkit.fold.ir.graph import Refusal, Slot
 from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
 from normkit.fold.search.plan import Norm, Plan, Planner
 from normkit.fold.search.solve import Solution
+from normkit.fold.torch.copying import copied
 from normkit.fold.torch.float64 import REDUCED, widen
 from normkit.fold.torch.harness import Harness, Run
 from normkit.fold.torch.rewrite import NormModule, Replace, SetParameter, norm_modules
@@ -106,7 +106,7 @@ def fold(
         )
     args, kwargs = _arguments(example_inputs)
     try:
-        exact = Harness(_copied(model), args, kwargs, in_float64=True)
+        exact = Harness(copied(model), args, kwargs, in_float64=True)
     except FoldError:
         raise
     except Exception as error:
@@ -115,7 +115,7 @@ def fold(
     plan = folding.proven_plan()
     ledger = folding.ledger(plan)
     del exact, folding.own
-    result = model if inplace else _copied(model)
+    result = model if inplace else copied(model)
     with torch.no_grad():
         for rewrite in folding.rewrites(plan):
             rewrite.apply(result)
@@ -140,29 +140,10 @@ def _in_own_dtype(
     held = (*model.parameters(), *model.buffers(), *tensors_in((args, kwargs)))
     if not any(tensor.dtype in REDUCED for tensor in held):
         return None
-    work = _copied(model)
+    work = copied(model)
     with contextlib.suppress(Exception):
         return Harness(work, args, kwargs, in_float64=False)
     return None
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for held in vars(module).values():
-            # The weight that an old-style weight_norm leaves behind; deepcopy
-            # would refuse it.
-            if isinstance(held, Tensor) and not held.is_leaf:
-                memo[id(held)] = held.detach().clone()
-    try:
-        with torch.no_grad():  # Tensors of a scripted module's copy are no leaves else.
-            return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise FoldError(
-            f"{type(model).__name__} cannot be deep-copied ({error}), and fold works "
-            "on copies so that a failure leaves the model as it was; remove attributes "
-            "that cannot be copied (open files, locks, streams) first"
-        ) from error
 
 
 def _nothing_provable(
@@ -171,7 +152,7 @@ def _nothing_provable(
     """Return the ledger of a model that runs, but not in float64."""
     try:
         with torch.no_grad():
-            _copied(model)(*args, **kwargs)
+            copied(model)(*args, **kwargs)
     except Exception as own:
         raise FoldError(
             f"{type(model).__name__} failed on example_inputs: {own}; pass a tensor, a "
