@@ -17,9 +17,9 @@ def net() -> nn.Sequential:
     )
 
 
-def data() -> list[torch.Tensor]:
+def data(batches: int = 6) -> list[torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
-    return [2 + 3 * torch.randn(8, 3, 9, 9, generator=draw) for _ in range(6)]
+    return [2 + 3 * torch.randn(8, 3, 9, 9, generator=draw) for _ in range(batches)]
 
 
 def program(*, training: bool) -> torch.export.ExportedProgram:
@@ -90,9 +90,13 @@ def test_freezing_sets_the_calls_to_eval() -> None:
 
 def test_stale_statistics_of_a_graph_are_found_and_named() -> None:
     module = program(training=False).module()
-    found = normkit.diagnose(module, data())
+    for name in ("1", "4"):
+        layer = module.get_submodule(name)
+        layer.num_batches_tracked.fill_(500)
+        layer.running_mean.fill_(9.0)
+    found = normkit.diagnose(module, data(20))
     layers = {name for f in found.findings for name in f.layers}
-    assert {"D03"} & set(found.named)
+    assert {"D01", "D03"} & set(found.named)
     assert {"1", "4"} & layers
     assert any(norm is not None for norm in (x.norm for x in found.statistics.layers))
 

@@ -59,6 +59,8 @@ def exported(
     model: nn.Module, x: Tensor, *, dynamo: bool, opset: int | None = None
 ) -> "onnx.ModelProto":
     file = io.BytesIO()
+    # The older exporter passes None for keyword-only arguments of the model itself.
+    model = nn.Sequential(model).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -94,6 +96,8 @@ def test_a_layer_becomes_the_nodes_of_torchs_layer(name: str, dynamo: bool) -> N
     """With the numbers of the layer, in onnxruntime."""
     if dynamo:
         pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    elif name == "rms":
+        pytest.skip("torch's older exporter knows no aten::rms_norm")
     ours, theirs, shape = PAIRS[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     layer, reference = given_state(ours()), given_state(theirs())

@@ -13,13 +13,12 @@ from normkit.audit.parting import agreeing, gap, gap_of, part
 from normkit.audit.recording import Recording
 from normkit.audit.torch_side import TorchSide
 from normkit.errors import ArgumentError, DependencyError, NormkitError
-from normkit.fold.equivalence import TOLERANCE, difference
+from normkit.fold.equivalence import TOLERANCE
 from normkit.fold.onnx.rejection import RejectedModelError
 from normkit.fold.torch.harness import perturbed, resized
 from normkit.modeling.batch import check_model
 
 if TYPE_CHECKING:
-    import onnx
     from torch.export import ExportedProgram
 
     from normkit.audit.onnx_side import OnnxSide
@@ -34,8 +33,8 @@ _MAX_LAYERS = 2000
 
 
 def verify(
-    a: nn.Module | ExportedProgram | str | PathLike[str] | onnx.ModelProto,
-    b: nn.Module | ExportedProgram | str | PathLike[str] | onnx.ModelProto,
+    a: nn.Module | ExportedProgram | str | PathLike[str] | Any,
+    b: nn.Module | ExportedProgram | str | PathLike[str] | Any,
     example_inputs: Any = None,
     *,
     tolerance: float | None = None,
@@ -47,7 +46,8 @@ def verify(
     they are, in the mode that they are in; neither is changed.
 
     Args:
-        a: The model that is right by definition.
+        a: The model that is right by definition; an ONNX model in memory is an
+            `onnx.ModelProto`.
         b: The model in question.
         example_inputs: Inputs as for `fold`: the arguments of the torch model, in
             whose order (or by whose names) an ONNX model takes them. For two ONNX
