@@ -11,8 +11,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "normkit"
 
 LEVELS = {
     "errors": 1,
+    "progress": 1,
     "results": 1,
     "torch_state": 1,
+    "masks": 1.5,
     "batches": 2,
     "moments": 2,
     "affine": 2,

@@ -16,7 +16,7 @@ from normkit.bench.cases import (
     theirs,
 )
 from normkit.bench.speed import Speed, speed
-from normkit.bench.steps import resnet
+from normkit.bench.steps import StepCase, Steps, resnet, steps
 from normkit.bench.timing import in_turns
 
 SMALL = tuple(
@@ -60,7 +60,7 @@ def test_contestants_take_turns_and_fast_ones_many_calls_each() -> None:
 def test_the_result_names_machine_case_and_ratios() -> None:
     threads = torch.get_num_threads()
     state = torch.random.get_rng_state()
-    found = speed((SpeedCase("batch", (8, 16), "rows"),), budget=0.05, steps=())
+    found = speed((SpeedCase("batch", (8, 16), "rows"),), budget=0.05)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.random.get_rng_state(), state)
     data = json.loads(found.to_json())
@@ -82,7 +82,7 @@ def test_the_quick_grid_has_every_layer() -> None:
 
 
 def test_a_record_survives_the_file() -> None:
-    found = speed((SpeedCase("layer", (8, 16), "rows"),), budget=0.05, steps=())
+    found = speed((SpeedCase("layer", (8, 16), "rows"),), budget=0.05)
     again = Speed.from_json(found.to_json())
     assert again == found
     assert again.to_markdown() == found.to_markdown()
@@ -98,11 +98,13 @@ def test_the_networks_are_the_known_ones(name: str, millions: float) -> None:
 
 @pytest.mark.slow
 def test_a_training_step_keeps_less_and_says_so() -> None:
-    found = speed((), budget=1.0, steps=(("resnet18", "nhwc"),))
-    again = Speed.from_json(found.to_json())
+    case = StepCase("resnet18", 4, 160, "nhwc")
+    found = steps([case], threads=[1], budget=1.0)
+    again = Steps.from_json(found.to_json())
     assert again == found
     kept = {step.contestant: step.kept / step.torch_kept for step in found.steps}
     assert kept["normkit"] < 1.01
+    assert kept["not fused"] < 1.01
     assert kept["recompute"] < 0.85
     assert kept["int8"] < 0.65
     assert "resnet18 4×3×160×160 nhwc" in found.to_markdown()

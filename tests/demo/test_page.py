@@ -23,6 +23,7 @@ from normkit.report import (
     Table,
     Text,
     charts,
+    drawing,
     format_value,
 )
 
@@ -166,7 +167,7 @@ def test_drawing_leaves_matplotlibs_settings_alone() -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    charts.draw(Lines({"a": ([0, 1], [1, 2])}), "x")
+    drawing.draw(Lines({"a": ([0, 1], [1, 2])}), "x")
     assert dict(mpl.rcParams) == before
 
 
@@ -182,16 +183,16 @@ def drawn_points(svg: str) -> list[tuple[float, float]]:
 def test_a_spike_between_many_points_is_drawn() -> None:
     steps, values = np.arange(10_000), np.zeros(10_000)
     values[7_777] = 1.0
-    points = drawn_points(charts.draw(Lines({"a": (steps, values)}), "x"))
+    points = drawn_points(drawing.draw(Lines({"a": (steps, values)}), "x"))
     heights = [y for _, y in points]
     # Pixels count downwards: the spike spans most of the picture.
-    assert max(heights) - min(heights) > charts.HEIGHT / 2
+    assert max(heights) - min(heights) > drawing.HEIGHT / 2
     assert len(points) < 400
 
 
 def test_values_that_are_not_finite_leave_a_gap() -> None:
     values = [1.0, 2.0, math.nan, math.inf, 2.0, 1.0]
-    svg = charts.draw(Lines({"a": (range(6), values)}), "x")
+    svg = drawing.draw(Lines({"a": (range(6), values)}), "x")
     line = max(re.findall(r' d="([^"]+)"', svg), key=lambda d: d.count("L"))
     assert line.count("M") == 2
     assert "nan" not in svg.lower()
@@ -199,20 +200,20 @@ def test_values_that_are_not_finite_leave_a_gap() -> None:
 
 
 def test_a_zero_is_left_out_of_a_logarithmic_chart() -> None:
-    svg = charts.draw(Lines({"a": ([0, 1, 2], [1e-3, 0.0, 1e-1])}, log_y=True), "x")
+    svg = drawing.draw(Lines({"a": ([0, 1, 2], [1e-3, 0.0, 1e-1])}, log_y=True), "x")
     assert "no finite values" not in svg
     only_zeros = Lines({"a": ([0, 1], [0.0, 0.0])}, log_y=True)
-    assert "no finite values" in charts.draw(only_zeros, "x")
+    assert "no finite values" in drawing.draw(only_zeros, "x")
 
 
 def test_powers_of_ten_are_written_as_text() -> None:
-    svg = charts.draw(Lines({"a": ([0, 1], [1e-6, 1e-1])}, log_y=True), "x")
+    svg = drawing.draw(Lines({"a": ([0, 1], [1e-6, 1e-1])}, log_y=True), "x")
     assert "10⁻⁴" in svg
     assert "mathdefault" not in svg
 
 
 def test_names_with_dollars_are_not_mathematics() -> None:
-    svg = charts.draw(Lines({"a": ([0], [1])}, y_label="$loss$ of $x_{1"), "x")
+    svg = drawing.draw(Lines({"a": ([0], [1])}, y_label="$loss$ of $x_{1"), "x")
     assert "$loss$ of $x_{1" in svg
 
 
@@ -227,7 +228,7 @@ def test_names_with_dollars_are_not_mathematics() -> None:
 )
 def test_parts_of_different_lengths_are_refused_with_the_lengths(chart) -> None:
     with pytest.raises(ArgumentError, match=r"\d.*\d"):
-        charts.draw(chart, "x")
+        drawing.draw(chart, "x")
 
 
 def test_the_table_behind_lines_tells_the_ends_and_the_extremes() -> None:

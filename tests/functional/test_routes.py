@@ -32,7 +32,7 @@ needs_library = pytest.mark.skipif(
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "batch 1-d": (lambda: normkit.nn.BatchNorm1d(6), (8, 6)),
     "batch 2-d": (lambda: normkit.nn.BatchNorm2d(6), (4, 6, 5, 3)),
-    "layer": (lambda: normkit.nn.LayerNorm(6), (8, 6)),
+    "layer": (lambda: normkit.nn.LayerNorm(16), (8, 16)),
     "rms": (lambda: normkit.nn.RMSNorm(6), (8, 6)),
     "group": (lambda: normkit.nn.GroupNorm(2, 6), (4, 6, 5, 3)),
     "instance": (lambda: normkit.nn.InstanceNorm2d(6, affine=True), (4, 6, 5, 3)),

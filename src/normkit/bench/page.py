@@ -15,9 +15,10 @@ from normkit.bench.call_tables import sentence, to_markdown
 from normkit.bench.calls import Calls
 from normkit.bench.small import Small
 from normkit.bench.speed import Speed
+from normkit.bench.steps import Steps
 from normkit.errors import ArgumentError
 
-__all__ = ["CALLS", "SMALL", "SPEED", "Block", "figure", "renew"]
+__all__ = ["CALLS", "SMALL", "SPEED", "STEPS", "Block", "figure", "renew"]
 
 FIGURE = "calls.svg"
 
@@ -36,7 +37,7 @@ class Block:
     name: str
     records: str
     writer: str
-    kind: type[Speed] | type[Small] | type[Calls]
+    kind: type[Speed] | type[Small] | type[Calls] | type[Steps]
 
     @property
     def begin(self) -> str:
@@ -66,11 +67,10 @@ class Block:
         """Return the generated block, marks included."""
         found = self.kind.from_json(record.read_text(encoding="utf-8"))
         facts, threads = found.environment, [found.environment["threads"]]
+        if isinstance(found, Calls | Steps):
+            threads = list(found.threads)
         if isinstance(found, Calls):
-            threads, tables = (
-                list(found.threads),
-                f"{_image(found)}\n\n{to_markdown(found)}",
-            )
+            tables = f"{_image(found)}\n\n{to_markdown(found)}"
         else:
             tables = found.to_markdown()
         counted = " and ".join(map(str, threads))
@@ -83,6 +83,7 @@ class Block:
 
 
 SPEED = Block("page", "*-cpu*.json", "normkit bench speed --json", Speed)
+STEPS = Block("steps", "*-steps.json", "normkit bench steps --json", Steps)
 SMALL = Block("small", "*-small.json", "normkit bench small --json", Small)
 CALLS = Block("calls", "*-calls.json", "normkit bench calls --json", Calls)
 
@@ -92,15 +93,15 @@ def renew(page: Path, record: Path | None = None) -> str:
 
     Args:
         page: A Markdown page with the marks of one kind of table or more.
-        record: A file of `normkit bench speed --json`, `small` or `calls`; only its
-            tables are generated. By default the newest of each kind in the folder
-            `results` next to the page.
+        record: A file of `normkit bench speed --json`, `steps`, `small` or `calls`;
+            only its tables are generated. By default the newest of each kind in the
+            folder `results` next to the page.
 
     Raises:
         ArgumentError: No marks, or no record.
     """
     text = page.read_text(encoding="utf-8")
-    blocks = (SPEED, SMALL, CALLS) if record is None else (_block_of(record),)
+    blocks = (SPEED, STEPS, SMALL, CALLS) if record is None else (_block_of(record),)
     there = [b for b in blocks if b.begin in text and b.end in text]
     if not there:
         wanted = " nor ".join(f"'{b.begin}' with '{b.end}' after it" for b in blocks)
@@ -139,7 +140,7 @@ def _image(found: Calls) -> str:
 
 def _block_of(record: Path) -> Block:
     data = json.loads(record.read_text("utf-8"))
-    for key, block in (("small", SMALL), ("calls", CALLS)):
+    for key, block in (("small", SMALL), ("calls", CALLS), ("steps", STEPS)):
         if key in data:
             return block
     return SPEED

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from normkit.bench.cases import CASES, COMPILED, SpeedCase, inputs_of, ours, theirs
-from normkit.bench.steps import STEPS, Step, measure_step
 from normkit.bench.timing import Timing, in_turns
 from normkit.environment import environment
 
@@ -53,11 +52,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Speed:
-    """All cells, whole training steps, and the machine they were measured on."""
+    """All cells, and the machine they were measured on."""
 
     cells: tuple[Cell, ...]
     environment: dict[str, Any]
-    steps: tuple[Step, ...] = ()
 
     @classmethod
     def from_json(cls, text: str) -> Speed:
@@ -68,8 +66,7 @@ class Speed:
             case = SpeedCase(**cell["case"] | {"shape": tuple(cell["case"]["shape"])})
             timings = {n: Timing(**t) for n, t in cell["timings"].items()}
             cells.append(Cell(case, cell["direction"], timings))
-        steps = tuple(Step.from_json(step) for step in data.get("steps", ()))
-        return cls(tuple(cells), data["environment"], steps)
+        return cls(tuple(cells), data["environment"])
 
     def groups(self) -> dict[str, float]:
         """Return the geometric mean of the speedup over eager, by kind of case."""
@@ -113,8 +110,7 @@ class Speed:
             }
             for cell in self.cells
         ]
-        steps = [asdict(step) for step in self.steps]
-        data = {"environment": self.environment, "cells": cells, "steps": steps}
+        data = {"environment": self.environment, "cells": cells}
         return json.dumps(data | {"speedup_over_torch": self.groups()}, indent=1)
 
     def to_markdown(self) -> str:
@@ -142,10 +138,7 @@ class Speed:
             "| geometric mean over | torch ÷ ours | ours, of copy | torch, of copy |\n"
             "| --- | ---: | ---: | ---: |"
         )
-        blocks = [f"{head}\n{means}"]
-        if self.steps:
-            blocks.append("\n".join([*_STEP_HEAD, *(s.to_row() for s in self.steps)]))
-        return "\n\n".join([*blocks, table])
+        return f"{head}\n{means}\n\n{table}"
 
     def to_text(self) -> str:
         """Return the same table in columns."""
@@ -161,18 +154,11 @@ class Speed:
         lines += [
             f"{name:58} {_ratio(mean):>33}" for name, mean in self.groups().items()
         ]
-        lines += ["", *_STEP_HEAD[:1], *(s.to_row() for s in self.steps)]
         return "\n".join(lines)
 
 
 def _mean(ratios: list[float]) -> float:
     return exp(sum(map(log, ratios)) / len(ratios))
-
-
-_STEP_HEAD = (
-    "| training step | | ms | torch ÷ ours | kept for backward | of torch's |",
-    "| --- | --- | ---: | ---: | ---: | ---: |",
-)
 
 
 def speed(
@@ -181,9 +167,8 @@ def speed(
     budget: float = 480.0,
     threads: int = 1,
     with_compile: bool = False,
-    steps: tuple[tuple[str, str], ...] = STEPS,
 ) -> Speed:
-    """Measure the cases, forward and backward, and whole training steps.
+    """Measure the cases, forward and backward.
 
     Args:
         cases: The cases to run.
@@ -191,15 +176,12 @@ def speed(
             turns, so that a slow machine may need more.
         threads: Number of threads of torch and the kernels; restored afterwards.
         with_compile: Also measure torch.compile, in the few cases of `COMPILED`.
-        steps: Networks and layouts of training steps.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     end = time.perf_counter() + budget
-    # A step is as long as many cells.
-    shares = 2 * len(cases) + _SHARES_OF_A_STEP * len(steps)
+    shares = 2 * len(cases)
     cells: list[Cell] = []
-    measured: list[Step] = []
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -208,18 +190,10 @@ def speed(
                 for cell in _measured(case, end, shares, is_compiled):
                     cells.append(cell)
                     shares -= 1
-            for network, layout in steps:
-                left = max(end - time.perf_counter(), 0) / max(shares, 1)
-                seconds = left * _SHARES_OF_A_STEP
-                measured += measure_step(network, layout, seconds)
-                shares -= _SHARES_OF_A_STEP
         found = json.loads(environment().to_json())
     finally:
         torch.set_num_threads(before)
-    return Speed(tuple(cells), found, tuple(measured))
-
-
-_SHARES_OF_A_STEP = 12
+    return Speed(tuple(cells), found)
 
 
 def _ratio(value: float) -> str:

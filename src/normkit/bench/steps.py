@@ -1,32 +1,53 @@
 """Whole training steps of networks.
 
-A residual network in plain torch.nn, and the same with
-`normkit.convert(model, to="normkit", example_inputs=x)`, with all activations kept, and
+A residual network in plain torch.nn, and the same after
+`normkit.convert(model, to="normkit")`: with `example_inputs=`, so that activations and
+sums are fused into the norms, and without ("not fused"); with all activations kept, and
 under `less_memory`. A step is forward, loss and backward; the optimizer is left out.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import normkit
 from normkit.bench.timing import Timing, in_turns
+from normkit.environment import environment
 from normkit.functional.memory.less_memory import less_memory
 from normkit.functional.memory.saved_memory import saved_memory
 
-__all__ = ["STEPS", "Step", "measure_step", "resnet"]
+__all__ = ["STEPS", "Step", "StepCase", "Steps", "resnet", "steps"]
 
-# (network, layout)
-STEPS = tuple(
-    (name, layout) for name in ("resnet18", "resnet50") for layout in ("nchw", "nhwc")
-)
 _BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+
+
+class StepCase(NamedTuple):
+    """A network of `_BLOCKS`, a batch of square images, and their layout."""
+
+    network: str
+    batch: int
+    pixels: int
+    layout: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.network} {self.batch}×3×{self.pixels}×{self.pixels} {self.layout}"
+        )
+
+
+STEPS = tuple(
+    StepCase(*case, layout)
+    for case in (("resnet18", 8, 64), ("resnet18", 4, 160), ("resnet50", 4, 160))
+    for layout in ("nchw", "nhwc")
+)
 
 
 @dataclass(frozen=True)
@@ -34,67 +55,140 @@ class Step:
     """Measurement of one contestant on one network.
 
     Attributes:
-        network: `"resnet18"` or `"resnet50"`, and the shape of its input.
-        layout: `"nchw"` or `"nhwc"`.
-        contestant: `"normkit"`; under `less_memory` its mode.
+        case: The network, the batch and the layout.
+        threads: Number of threads of torch and of the kernels.
+        contestant: "normkit" or "not fused"; under `less_memory` its mode.
         timing: Time of ours.
         torch: Time of the same network in torch.nn.
         kept: Bytes that our forward keeps for the backward.
         torch_kept: Bytes that torch.nn's forward keeps.
     """
 
-    network: str
-    layout: str
+    case: StepCase
+    threads: int
     contestant: str
     timing: Timing
     torch: Timing
     kept: int
     torch_kept: int
 
+    @property
+    def ratio(self) -> float:
+        """Torch's median time over ours: of CPU time, with several threads of wall."""
+        # CPU time adds up the threads.
+        if self.threads == 1:
+            return self.torch.cpu_median / self.timing.cpu_median
+        return self.torch.wall_median / self.timing.wall_median
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Step:
         """Read the plain data of `dataclasses.asdict`."""
-        timings: dict[str, Any] = {k: Timing(**data[k]) for k in ("timing", "torch")}
-        return cls(**data | timings)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+        parts: dict[str, Any] = {k: Timing(**data[k]) for k in ("timing", "torch")}
+        return cls(**data | parts | {"case": StepCase(*data["case"])})
 
     def to_row(self) -> str:
         """Return a row of a table."""
-        ratio = self.torch.cpu / self.timing.cpu
+        ratio = self.ratio
         cells = [
-            *(f"{self.network} {self.layout}", self.contestant),
-            f"{self.timing.cpu * 1e3:,.0f}",
+            *(str(self.case), str(self.threads), self.contestant),
+            f"{self.timing.wall_median * 1e3:,.0f}",
             f"{ratio:.2f}" + (" (slower)" if ratio < 0.995 else ""),
             *(f"{self.kept / 1e6:,.0f} MB", f"{self.kept / self.torch_kept:.2f}"),
         ]
         return f"| {' | '.join(cells)} |"
 
 
-def measure_step(network: str, layout: str, seconds: float) -> Iterator[Step]:
-    """Measure one network in one layout: all contestants within `seconds`."""
-    shape = (4, 3, 160, 160)
-    form = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-    plain: Any = resnet(network)
+@dataclass(frozen=True)
+class Steps:
+    """Record of `normkit bench steps`: the steps, and the machine they ran on."""
+
+    steps: tuple[Step, ...]
+    environment: dict[str, Any]
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """Numbers of threads in the record."""
+        return tuple(dict.fromkeys(step.threads for step in self.steps))
+
+    @classmethod
+    def from_json(cls, text: str) -> Steps:
+        """Read the result of `to_json`."""
+        data = json.loads(text)
+        return cls(tuple(map(Step.from_json, data["steps"])), data["environment"])
+
+    def to_json(self) -> str:
+        """Return all measurements as plain data."""
+        data = {"environment": self.environment, "steps": list(map(asdict, self.steps))}
+        return json.dumps(data, indent=1)
+
+    def to_markdown(self) -> str:
+        """Return the table."""
+        head = (
+            "| training step | threads | | ms | torch ÷ ours | kept for backward | of "
+            "torch's |\n| --- | ---: | --- | ---: | ---: | ---: | ---: |"
+        )
+        return "\n".join([head, *(step.to_row() for step in self.steps)])
+
+
+def steps(
+    cases: Sequence[StepCase] = STEPS,
+    *,
+    threads: Sequence[int] = (1, 2),
+    budget: float = 480.0,
+) -> Steps:
+    """Measure training steps with each number of threads.
+
+    Args:
+        cases: Networks, batches and layouts.
+        threads: Numbers of threads of torch and the kernels; restored afterwards.
+        budget: Seconds for everything; a contestant has at least three turns, so that a
+            slow machine may need more.
+    """
+    before = torch.get_num_threads()
+    end = time.perf_counter() + budget
+    measured: list[Step] = []
+    plan = [(count, case) for count in threads for case in cases]
+    costs = [_cost(case) for _, case in plan]
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for number, (count, case) in enumerate(plan):
+                torch.set_num_threads(count)
+                share = costs[number] / sum(costs[number:])
+                seconds = max(end - time.perf_counter(), 0) * share
+                measured += _measured(case, count, seconds)
+    finally:
+        torch.set_num_threads(before)
+    return Steps(tuple(measured), json.loads(environment().to_json()))
+
+
+def _cost(case: StepCase) -> float:
+    # A ResNet-50 step takes 3 to 4 times that of a ResNet-18 on the same images.
+    return (3 if case.network == "resnet50" else 1) * case.batch * case.pixels**2
+
+
+def _measured(case: StepCase, threads: int, seconds: float) -> Iterator[Step]:
+    shape = (case.batch, 3, case.pixels, case.pixels)
+    form = torch.channels_last if case.layout == "nhwc" else torch.contiguous_format
+    plain: Any = resnet(case.network)
     plain.to(memory_format=form)
     x = torch.randn(shape).contiguous(memory_format=form)
-    fused = copy.deepcopy(plain)
+    fused, not_fused = copy.deepcopy(plain), copy.deepcopy(plain)
     normkit.convert(fused, to="normkit", example_inputs=x)
+    normkit.convert(not_fused, to="normkit")
     models: dict[str, tuple[nn.Module, str | None]] = {
         "torch": (plain, None),
         "normkit": (fused, None),
+        "not fused": (not_fused, None),
         "recompute": (fused, "recompute"),
         "int8": (fused, "int8"),
     }
     kept = {name: _kept(*given, x) for name, given in models.items()}
     calls = {name: _step(*given, x) for name, given in models.items()}
-    timings = in_turns(calls, seconds)
-    label = f"{network} {'×'.join(map(str, shape))}"
+    timings = in_turns(calls, seconds, avoid_waiting=True)
     for name in list(models)[1:]:
         yield Step(
-            *(label, layout, name, timings[name], timings["torch"]),
+            *(case, threads, name, timings[name], timings["torch"]),
             *(kept[name], kept["torch"]),
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +36,7 @@ from normkit.errors import ArgumentError, CalibrationError
 from normkit.modeling.batch import Forward, check_function, check_model
 from normkit.modeling.graph_norms import graph_model, norms_as_modules
 from normkit.modeling.unwrap import unwrapped
+from normkit.progress import tracked
 from normkit.sync import Group, sum_over
 
 __all__ = ["calibrate"]
@@ -382,12 +382,10 @@ class _Tracked:
 
     def __init__(self, batches: Iterable[Any], max_batches: int | None) -> None:
         self.batches = batches
-        total = len(batches) if hasattr(batches, "__len__") else math.inf  # type: ignore[arg-type]
-        if max_batches is not None:
-            total = min(total, max_batches)
-        self.total = None if math.isinf(total) else total
+        length = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+        self.total = min(
+            (n for n in (length, max_batches) if n is not None), default=None
+        )
 
     def __iter__(self) -> Iterator[Any]:
-        from rich.progress import track
-
-        return iter(track(self.batches, description="calibrate", total=self.total))
+        return tracked(self.batches, "calibrate", self.total)

@@ -16,7 +16,7 @@ from normkit.bench.numerics import BEGIN, END, numerics
 from normkit.bench.page import figure, renew
 from normkit.bench.small import small
 from normkit.bench.speed import speed
-from normkit.bench.steps import STEPS
+from normkit.bench.steps import steps
 from normkit.errors import ArgumentError
 
 app = typer.Typer(
@@ -76,11 +76,10 @@ def _speed(
         bool, typer.Option("--compile", help="Also measure torch.compile in six cases.")
     ] = False,
 ) -> None:
-    """Time layers and training steps against torch.nn and a plain copy.
+    """Time layers against torch.nn and a plain copy.
 
     Contestants take turns; times are process CPU time, the least of many turns. Load on
-    the machine changes single numbers, and ratios less. Losses are marked. A quick run
-    has no training steps.
+    the machine changes single numbers, and ratios less. Losses are marked.
     """
     minutes = (0.6 if quick else 8.0) if budget is None else budget
     found = speed(
@@ -88,11 +87,39 @@ def _speed(
         budget=60 * minutes,
         threads=threads,
         with_compile=compile,
-        steps=() if quick else STEPS,
     )
     if json is not None:
         json.write_text(found.to_json() + "\n", encoding="utf-8")
     print(found.to_text())
+
+
+@app.command(
+    "steps",
+    epilog="Example: `normkit bench steps --threads 1 --json steps.json`",
+)
+def _steps(
+    budget: Annotated[
+        float, typer.Option(min=0.1, help="Minutes for each number of threads.")
+    ] = 4.0,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Number of threads; repeatable. By default 1 and 2."),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write all numbers to this file.")
+    ] = None,
+) -> None:
+    """Time training steps of ResNets against torch.nn, and count what they keep.
+
+    Forward, loss and backward, with activations and sums fused into the norms and
+    without, and under less_memory. Contestants take turns; a ratio is torch's median
+    time over ours: process CPU time with one thread, wall time with more.
+    """
+    counts = threads or [1, 2]
+    found = steps(threads=counts, budget=60 * budget * len(counts))
+    if json is not None:
+        json.write_text(found.to_json() + "\n", encoding="utf-8")
+    print(found.to_markdown())
 
 
 @app.command(

@@ -14,6 +14,7 @@ the last bit, for a gain from 0.82 to 0.93 of torch's speed, on 16k values at mo
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,19 +26,43 @@ from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.loading import library
 from normkit.kernels.deterministic import is_deterministic
 
-__all__ = ["MAX_OFFSET", "MAX_VALUES", "AtenCall", "Operator", "Saved", "tried_first"]
+__all__ = [
+    "MAX_GROUP_VALUES",
+    "MAX_LAYER_VALUES",
+    "MAX_OFFSET",
+    "MAX_STATISTICS",
+    "MIN_VALUES_EACH",
+    "AtenCall",
+    "Operator",
+    "Saved",
+    "tried_first",
+]
 
-# Forward and backward on one thread, torch's time over ours, with the operator and with
-# the kernels: group norm of 4k values 0.94 and 0.70, of 130k 0.96 and 0.84; layer norm
-# of 4k 0.87 and 0.64, of 130k 0.97 and 0.84.
-MAX_VALUES = 131_072
+# Forward and backward, torch's time over ours, with the operator and with the kernels.
+# Layer norm of 200k values 0.91 and 0.81, of 400k 0.93 and 0.78, of 800k 0.92 and 0.79
+# in rows of 768, 0.93 and 1.10 in rows of 4096; group norm of 200k values 0.96 and
+# 0.86, of 400k 0.94 and 0.94.
+MAX_LAYER_VALUES, MAX_GROUP_VALUES = 524_288, 262_144
+# Its sums for weight and bias run over the statistics in float32: 65,536 rows of 2 err
+# by 1e-5, 8,192 rows of 64 by 2e-6.
+MAX_STATISTICS, MIN_VALUES_EACH = 8192, 16
 # x·scale + shift errs by about 1e-7·|mean|/std; the bound for all of y is 2e-6.
 MAX_OFFSET = 4.0
 
 # y, the means and 1/√(var + eps)
 Saved = tuple[Tensor, Tensor, Tensor]
-# Takes x, weight and bias.
-Operator = Callable[[Tensor, Tensor | None, Tensor | None], Saved]
+
+
+class Operator(NamedTuple):
+    """An operator of torch, and the most values that it is tried on.
+
+    Attributes:
+        run: Takes x, weight and bias.
+        max_values: Elements of x; beyond, the kernels are faster.
+    """
+
+    run: Callable[[Tensor, Tensor | None, Tensor | None], Saved]
+    max_values: int
 
 
 class AtenCall:
@@ -63,7 +88,7 @@ class AtenCall:
             and memory_mode() is None
             and not is_deterministic()
         ):
-            y, mean, inv_std = self._operator(x, weight, bias)
+            y, mean, inv_std = self._operator.run(x, weight, bias)
             rows = inv_std.numel()
             if self._verify(mean.data_ptr(), inv_std.data_ptr(), rows, MAX_OFFSET):
                 return y
@@ -77,8 +102,12 @@ def tried_first(
     vectors: tuple[Tensor | None, ...],
 ) -> NativeCall | AtenCall:
     """Return a call that tries torch's operator first, or `kernels` if faster."""
+    values = x.numel()
+    statistics = torch.Size(kernels.spec.kept(x.shape)).numel()
     if (
-        x.numel() <= MAX_VALUES
+        values <= operator.max_values
+        and statistics <= MAX_STATISTICS
+        and values >= statistics * MIN_VALUES_EACH
         and x.dtype is torch.float32
         and x.is_contiguous()
         and 0 < kernels.spec.eps < 1

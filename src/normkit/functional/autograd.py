@@ -27,7 +27,8 @@ from normkit.kernels.cpu.packing import as_mask
 from normkit.kernels.gpu.call import GpuCall
 from normkit.kernels.primitives import Grads
 from normkit.kernels.spec import Running
-from normkit.moments import Moments, broadcast_mask
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments
 from normkit.torch_state import (
     has_forward_mode,
     has_transforms,

@@ -15,13 +15,8 @@ from torch import Tensor
 from normkit.kernels.epilogue import activate
 from normkit.kernels.primitives import split, vector_dtype
 from normkit.kernels.spec import Running, Spec
-from normkit.moments import (
-    Moments,
-    broadcast_mask,
-    deviations,
-    statistics_dtype,
-    zero_where,
-)
+from normkit.masks import broadcast_mask, zero_where
+from normkit.moments import Moments, deviations, statistics_dtype
 from normkit.sync import merge_over
 
 __all__ = [

@@ -22,7 +22,8 @@ from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu.call import GpuCall
 from normkit.kernels.spec import Running, Spec
-from normkit.moments import Moments, broadcast_mask, statistics_dtype
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments, statistics_dtype
 from normkit.torch_state import PLAIN
 
 __all__ = ["execute", "normalize", "standardize"]

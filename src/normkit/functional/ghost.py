@@ -15,7 +15,8 @@ from torch import Tensor
 from normkit.errors import ShapeError
 from normkit.functional.engine import normalize
 from normkit.kernels.epilogue import Epilogue
-from normkit.moments import Moments, broadcast_mask
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments
 
 __all__ = ["ghost_sizes", "normalize_ghosts"]
 

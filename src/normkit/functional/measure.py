@@ -8,7 +8,8 @@ from torch.autograd import forward_ad
 
 from normkit.kernels.choose import choose
 from normkit.kernels.primitives import vector_dtype
-from normkit.moments import Moments, broadcast_mask, deviations
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments, deviations
 from normkit.torch_state import has_transforms, is_compiling
 
 __all__ = ["measure"]

@@ -25,7 +25,8 @@ from normkit.kernels.epilogue import Epilogue, gate
 from normkit.kernels.fused import absorbed, apply_given, fused, shared_dims
 from normkit.kernels.primitives import Backend, Grads
 from normkit.kernels.spec import Running, Spec
-from normkit.moments import Moments, statistics_dtype, zero_where
+from normkit.masks import zero_where
+from normkit.moments import Moments, statistics_dtype
 from normkit.sync import merge_over, sum_over
 
 __all__ = ["Passes"]

@@ -15,7 +15,13 @@ from normkit.functional.arguments import (
     check_floating,
     check_trailing,
 )
-from normkit.functional.aten import AtenCall, Saved
+from normkit.functional.aten import (
+    MAX_GROUP_VALUES,
+    MAX_LAYER_VALUES,
+    AtenCall,
+    Operator,
+    Saved,
+)
 from normkit.functional.autograd import run
 from normkit.functional.engine import execute
 from normkit.functional.signature import find, signature
@@ -110,7 +116,7 @@ def layer_norm(
     def operator(x: Tensor, w: Tensor | None, b: Tensor | None) -> Saved:
         return torch.native_layer_norm(x, sizes, w, b, eps)
 
-    aten = None if mask is not None else operator
+    aten = None if mask is not None else Operator(operator, MAX_LAYER_VALUES)
     return execute(spec, input, weight, bias, None, mask, key=key, aten=aten)
 
 
@@ -282,7 +288,7 @@ def group_norm(
     def operator(x: Tensor, w: Tensor | None, b: Tensor | None) -> Saved:
         return torch.native_group_norm(x, w, b, *sizes, eps)
 
-    aten = None if mask is not None else operator
+    aten = None if mask is not None else Operator(operator, MAX_GROUP_VALUES)
     return execute(spec, input, weight, bias, None, mask, key=key, aten=aten)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.kernels.primitives import vector_dtype
-from normkit.moments import Moments, broadcast_mask, deviations
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments, deviations
 from normkit.torch_state import is_compiling
 
 __all__ = ["covariance", "inverse_sqrt", "newton_inverse_sqrt"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normkit.errors import ArgumentError
-from normkit.moments import zero_where
+from normkit.masks import zero_where
 
 __all__ = ["ACTIVATIONS", "Epilogue", "activate", "gate"]
 

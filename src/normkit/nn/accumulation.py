@@ -23,7 +23,8 @@ from normkit.functional import normalize
 from normkit.functional.differentiable import finish
 from normkit.kernels.primitives import split, vector_dtype
 from normkit.kernels.spec import Spec
-from normkit.moments import Moments, broadcast_mask, deviations, statistics_dtype
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments, deviations, statistics_dtype
 from normkit.nn.batch_statistics import BatchStatisticsLayer, Observer
 from normkit.sync import is_group, merge_over, sum_over
 

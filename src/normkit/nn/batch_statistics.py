@@ -16,7 +16,8 @@ from normkit.functional import normalize, standardize, update_running
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
-from normkit.moments import Moments, broadcast_mask, zero_where
+from normkit.masks import broadcast_mask, zero_where
+from normkit.moments import Moments
 from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import RunningStateLayer
 from normkit.sync import is_group, merge_over

@@ -17,7 +17,8 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize
 from normkit.functional.arguments import check_eps, check_floating
 from normkit.kernels.deterministic import is_deterministic, pairwise_sum
-from normkit.moments import broadcast_mask, plain_sum, statistics_dtype
+from normkit.masks import broadcast_mask
+from normkit.moments import plain_sum, statistics_dtype
 from normkit.nn.tracing import recorded_call
 
 __all__ = ["TLU", "FilterResponseNorm"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.functional import instance_norm
-from normkit.moments import broadcast_mask
+from normkit.masks import broadcast_mask
 from normkit.nn.parameters import learned
 from normkit.nn.running_state import RunningStateLayer, check_momentum
 from normkit.nn.tracing import is_recorded, is_recorded_as_torch, recorded_call

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import group_norm, layer_norm, rms_norm
-from normkit.moments import broadcast_mask
+from normkit.masks import broadcast_mask
 from normkit.nn.parameters import learned
 from normkit.nn.tracing import is_recorded, is_recorded_as_torch, recorded_call
 

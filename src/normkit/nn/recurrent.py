@@ -18,7 +18,8 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize
 from normkit.functional.arguments import check_eps, check_floating
 from normkit.functional.ema import ema_
-from normkit.moments import Moments, broadcast_mask
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments
 from normkit.nn.tracing import recorded_call
 from normkit.nn.tracked_layer import TrackedLayer
 

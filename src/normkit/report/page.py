@@ -14,7 +14,8 @@ from typing import Any
 from normkit.errors import DependencyError
 from normkit.modeling.atomic_file import atomic_file
 from normkit.report.blocks import Block, Figure, Heading, Table, is_number
-from normkit.report.charts import draw, legend, summary
+from normkit.report.charts import legend, summary
+from normkit.report.drawing import draw
 
 __all__ = ["Page", "format_value"]
 

@@ -15,7 +15,8 @@ from normkit.doctor.probes.tensor_statistics import (
     norm_of,
 )
 from normkit.errors import ArgumentError
-from normkit.moments import Moments, broadcast_mask, moments
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments, moments
 
 __all__ = ["LayerProbe", "constant_ends", "merged"]
 

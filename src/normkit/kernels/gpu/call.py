@@ -73,16 +73,27 @@ class ChannelCall(_Call):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; for a relu after a sum it keeps one bit a value."""
         spec = self.spec
-        y, found, bits = self._layers.channels_forward(
-            *(x, self._geometry, weight, bias, spec.eps, spec.epilogue(residual)),
-            running=running,
-            saves_bits=keeps != "nothing"
-            and residual is not None
-            and spec.activation == "relu",
+        reduction, matrix, along = self._geometry
+        launchers = self._layers.launchers
+        found = launchers.statistics(
+            *(x, reduction), eps=spec.eps, weight=weight, running=running
+        )
+        bits = None
+        if residual is not None:
+            residual = laid_out_as(x, residual)
+            if keeps != "nothing" and spec.activation == "relu":
+                bits = launchers.bits_like(x, matrix)
+        y = launchers.apply(
+            *(x, matrix, found.mean, found.scale, along),
+            shift=bias,
+            residual=residual,
+            activation=spec.activation,
+            slope=spec.slope,
+            bits=bits,
         )
         if running is not None and running.mean is not None:
             # Autograd has to notice, as with any change in place.
-            increment_version(tuple(t for t in running[:2] if t is not None))
+            increment_version(running[:2])
         kept = (found.mean, found.inv_std, found.m2, found.scale)
         return y, kept if bits is None else (*kept, bits)
 

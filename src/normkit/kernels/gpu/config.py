@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +22,7 @@ __all__ = [
     "Tile",
     "alignment",
     "backward_rows",
+    "cached",
     "forget",
     "forward_rows",
     "keeps_row",
@@ -61,8 +64,15 @@ FORWARD_ROW = 16384
 _BACKWARD_ROW_BYTES = 16384
 
 
-# Found once for each shape: a call of a few microseconds asks for several.
-_cached = functools.lru_cache(maxsize=4096)
+Found = TypeVar("Found", bound=Callable[..., Any])
+_caches: list[Any] = []
+
+
+def cached(function: Found) -> Found:
+    """Cache the results of a function of shapes, which each call asks for."""
+    found: Any = functools.lru_cache(maxsize=4096)(function)
+    _caches.append(found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ def alignment(width: int) -> int:
     return math.gcd(width, 16)
 
 
-@_cached
+@cached
 def piece_of(width: int) -> int:
     """Return the longest power of 2 from 8 to 512 that wastes at most 1/16 of a row."""
 
@@ -109,7 +119,7 @@ def piece_of(width: int) -> int:
     return min(pieces, key=waste)
 
 
-@_cached
+@cached
 def matrix_tile_for(rows: int, width: int, itemsize: int) -> Tile:
     """Return the tile of an elementwise pass.
 
@@ -123,7 +133,7 @@ def matrix_tile_for(rows: int, width: int, itemsize: int) -> Tile:
     return _tile(rows, columns, elements, MATRIX_WARPS)
 
 
-@_cached
+@cached
 def reduction_tile_for(steps: int, columns: int, itemsize: int) -> Tile:
     """Return the tile of one reduction step; two sums per element stay in registers."""
     elements = REDUCTION_TILE_BYTES // itemsize
@@ -138,7 +148,7 @@ def _tile(rows: int, columns: int, elements: int, warps: int) -> Tile:
     return Tile(block, columns, warps)
 
 
-@_cached
+@cached
 def reduction_grid(
     steps: int, statistics: int, columns: int, kind: str, tile: Tile, programs: int
 ) -> Grid:
@@ -157,7 +167,7 @@ def reduction_programs(device: torch.device) -> int:
     return multiprocessors(device) * PROGRAMS_PER_MULTIPROCESSOR
 
 
-@_cached
+@cached
 def forward_rows(rows: int, width: int) -> Tile:
     """Return the tile of whole rows in a forward: 4096 elements, or one row."""
     columns = _power_of_two(width)
@@ -165,7 +175,7 @@ def forward_rows(rows: int, width: int) -> Tile:
     return Tile(block, columns, _warps(block * columns, 16))
 
 
-@_cached
+@cached
 def backward_rows(rows: int, width: int, device: torch.device) -> tuple[Tile, int]:
     """Return the tile of whole rows in a backward, and the rows of one program."""
     columns = _power_of_two(width)
@@ -178,10 +188,7 @@ def backward_rows(rows: int, width: int, device: torch.device) -> tuple[Tile, in
 
 def forget() -> None:
     """Find every tile and grid again, after a number above has changed."""
-    for found in (
-        *(piece_of, matrix_tile_for, reduction_tile_for, reduction_grid),
-        *(forward_rows, backward_rows),
-    ):
+    for found in _caches:
         found.cache_clear()
 
 

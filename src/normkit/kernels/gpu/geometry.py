@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,16 +30,14 @@ __all__ = [
 _LARGEST = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Matrix:
+class Matrix(NamedTuple):
     """A dense tensor as rows × width, both below 2³¹."""
 
     rows: int
     width: int
 
 
-@dataclass(frozen=True)
-class Reduction:
+class Reduction(NamedTuple):
     """A reduction of a matrix, step by step, to `statistics` results.
 
     Attributes:
@@ -60,8 +58,7 @@ class Reduction:
     block: int
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """Placement of a vector on a matrix: along its columns, or along its rows.
 
     Along "row", row r has element (r // repeat) % period.
@@ -72,8 +69,7 @@ class Placement:
     period: int = 1
 
 
-@dataclass(frozen=True)
-class Runs:
+class Runs(NamedTuple):
     """An affine with one weight for each run of a row, as in group and instance norm.
 
     Attributes:

@@ -19,14 +19,14 @@ def submit(
     max_registers: int | None = None,
     **arguments: Any,
 ) -> None:
-    """Start `kernel` on the current stream of the device of its tensors.
+    """Start `kernel` on the current stream of the device of its `x_ptr`.
 
     `max_registers` is what a thread may use when the grid leaves room for it; without
     it the compiler saves registers for programs that are never started. Multiply and
     add may contract to one rounding (`enable_fp_fusion`): every kernel
     that recomputes a value of another writes the same expression.
     """
-    x = next(a for a in arguments.values() if isinstance(a, Tensor))
+    x: Tensor = arguments["x_ptr"]
     options = options_of(num_warps, max_registers)
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         with torch.cuda.device(x.device):

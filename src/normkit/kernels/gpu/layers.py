@@ -7,7 +7,7 @@ rows       one launch each way; beyond what registers hold, the four primitives
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -34,8 +34,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Channels:
+class Channels(NamedTuple):
     """Geometry of statistics per channel: reduction, matrix, placement of vectors."""
 
     reduction: Reduction

@@ -15,7 +15,6 @@ from normkit.kernels.gpu.launchers.operands import (
     NO_GATE,
     Gate,
     tile_arguments,
-    tiles_of,
     width_arguments,
 )
 
@@ -40,12 +39,11 @@ def apply(
     """Return act((x − center)·scale·weight + shift + residual), laid out as x."""
     y = torch.empty_like(x)
     affine = along if affine_along is None else affine_along
-    tile = config.matrix_tile_for(matrix.rows, matrix.width, x.element_size())
-    tiles = tiles_of(matrix, tile)
+    grid, warps, sizes = _plan(matrix, x.element_size())
     launch.submit(
         apply_kernel,
-        (tiles,),
-        tile.warps,
+        grid,
+        warps,
         x_ptr=x,
         y_ptr=y,
         center_ptr=center,
@@ -54,14 +52,11 @@ def apply(
         shift_ptr=scale if shift is None else shift,
         residual_ptr=x if residual is None else residual,
         bits_ptr=x if bits is None else bits,
-        rows=matrix.rows,
-        tiles=tiles,
         repeat=along.repeat,
         period=along.period,
         affine_repeat=affine.repeat,
         affine_period=affine.period,
         slope=slope,
-        **width_arguments(matrix.width),
         ALONG=along.along,
         AFFINE_ALONG=affine.along,
         HAS_WEIGHT=weight is not None,
@@ -69,7 +64,7 @@ def apply(
         HAS_RESIDUAL=residual is not None,
         SAVES_BITS=bits is not None,
         ACTIVATION=activation,
-        **tile_arguments(tile),
+        **sizes,
     )
     return y
 
@@ -100,12 +95,11 @@ def apply_grads(
     dx = torch.empty_like(x) if wants_dx else None
     dresidual = torch.empty_like(x) if wants_dresidual else None
     affine = along if affine_along is None else affine_along
-    tile = config.matrix_tile_for(matrix.rows, matrix.width, x.element_size())
-    tiles = tiles_of(matrix, tile)
+    grid, warps, sizes = _plan(matrix, x.element_size())
     launch.submit(
         apply_grads_kernel,
-        (tiles,),
-        tile.warps,
+        grid,
+        warps,
         dy_ptr=dy,
         x_ptr=x,
         dx_ptr=x if dx is None else dx,
@@ -118,14 +112,11 @@ def apply_grads(
         shift_ptr=a if gate.shift is None else gate.shift,
         residual_ptr=x if gate.operand is None else gate.operand,
         bits_ptr=x if gate.bits is None else gate.bits,
-        rows=matrix.rows,
-        tiles=tiles,
         repeat=along.repeat,
         period=along.period,
         affine_repeat=affine.repeat,
         affine_period=affine.period,
         slope=gate.slope,
-        **width_arguments(matrix.width),
         ALONG=along.along,
         AFFINE_ALONG=affine.along,
         HAS_WEIGHT=weight is not None,
@@ -136,6 +127,16 @@ def apply_grads(
         WRITES_DRESIDUAL=wants_dresidual,
         GATE=gate.kind,
         ACTIVATION=gate.activation,
-        **tile_arguments(tile),
+        **sizes,
     )
     return dx, dresidual
+
+
+@config.cached
+def _plan(matrix: Matrix, itemsize: int) -> tuple[tuple[int], int, dict[str, int]]:
+    """Return the grid, the warps, and the arguments that the sizes decide."""
+    tile = config.matrix_tile_for(matrix.rows, matrix.width, itemsize)
+    tiles = -(-matrix.rows // tile.rows) * -(-matrix.width // tile.columns)
+    sizes = {"rows": matrix.rows, "tiles": tiles}
+    sizes |= width_arguments(matrix.width) | tile_arguments(tile)
+    return (tiles,), tile.warps, sizes

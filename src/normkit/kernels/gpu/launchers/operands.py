@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from normkit.kernels.gpu import config
-from normkit.kernels.gpu.geometry import Matrix
 
 __all__ = [
     "NO_GATE",
@@ -17,7 +15,6 @@ __all__ = [
     "Statistics",
     "empty",
     "tile_arguments",
-    "tiles_of",
     "width_arguments",
 ]
 
@@ -82,7 +79,7 @@ def empty(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return x.new_empty(shape, dtype=dtype)
 
 
-@functools.lru_cache(maxsize=4096)
+@config.cached
 def width_arguments(width: int) -> dict[str, int]:
     """Return the width in units of its alignment: the compiler sees the divisor."""
     align = config.alignment(width)
@@ -92,8 +89,3 @@ def width_arguments(width: int) -> dict[str, int]:
 def tile_arguments(tile: config.Tile) -> dict[str, int]:
     """Return the compile-time sizes of a tile."""
     return {"BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns}
-
-
-def tiles_of(matrix: Matrix, tile: config.Tile) -> int:
-    """Return the number of tiles that cover `matrix`."""
-    return -(-matrix.rows // tile.rows) * -(-matrix.width // tile.columns)

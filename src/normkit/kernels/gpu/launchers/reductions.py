@@ -35,25 +35,25 @@ def statistics(
     running: Running | None = None,
 ) -> Statistics:
     """Return mean and m2 of each statistic; with `eps`, inv_std and scale too."""
-    r = reduction
-    tile, grid = _reduction(x, r)
-    splits, count = grid.splits, r.statistics
-    parts = empty(x, (3, splits, count), torch.float64)
+    grid, warps, sizes = _plan(reduction, x.element_size(), x.device)
+    count = reduction.statistics
     # Results of an operator must not share memory, so each has its own.
-    mean, m2, inv_std = (empty(x, (count,), torch.float64) for _ in range(3))
-    scale = empty(x, (count,), torch.float32)
+    mean = x.new_empty((count,), dtype=torch.float64)
+    m2, inv_std = torch.empty_like(mean), torch.empty_like(mean)
+    parts = mean.new_empty((3, grid[1], count))
+    scale = x.new_empty((count,), dtype=torch.float32)
     moves, old_mean, old_var, rate, tracked, skipped = "no", mean, mean, 0.0, None, None
     if running is not None and running.mean is not None:
         old_mean, old_var, rate, tracked, skipped, _ = running
         moves = "cumulative" if rate is None else "ema"
     launch.submit(
         statistics_kernel,
-        (grid.blocks, splits),
-        tile.warps,
+        grid,
+        warps,
         config.REDUCTION_REGISTERS,
         x_ptr=x,
         parts_ptr=parts,
-        ticket_ptr=launch.tickets(x.device, grid.blocks + 1),
+        ticket_ptr=launch.tickets(x.device, grid[0] + 1),
         mean_ptr=mean,
         m2_ptr=m2,
         inv_std_ptr=inv_std,
@@ -63,14 +63,9 @@ def statistics(
         running_var_ptr=old_var,
         tracked_ptr=mean if tracked is None else tracked,
         skipped_ptr=mean if skipped is None else skipped,
-        steps=r.steps,
-        statistics=count,
-        pieces=r.pieces,
         count=x.numel() // count,
         eps=0.0 if eps is None else eps,
         momentum=rate or 0.0,
-        KIND=r.kind,
-        **width_arguments(r.width),
         CENTERED=centered,
         WRITES_SCALE=eps is not None,
         HAS_WEIGHT=weight is not None,
@@ -78,8 +73,7 @@ def statistics(
         SKIPS_NONFINITE=running is not None and running.skips_nonfinite,
         COUNTS_BATCHES=tracked is not None,
         COUNTS_SKIPPED=skipped is not None,
-        **tile_arguments(tile),
-        BLOCK_PARTS=_parts_at_once(splits, r),
+        **sizes,
         BLOCK_RUNNING=1024,
     )
     if eps is None:
@@ -156,20 +150,19 @@ def _submit_sums(
     weight_along: Placement | None = None,
     **outputs: Tensor | None,
 ) -> None:
-    r = reduction
-    tile, grid = _reduction(x, r)
-    part = empty(x, (grid.splits, 2, r.statistics), torch.float32)
+    grid, warps, sizes = _plan(reduction, x.element_size(), x.device)
+    part = empty(x, (grid[1], 2, reduction.statistics), torch.float32)
     names = ("sum", "sum_rest", "inv_std", "dweight", "dbias", "b", "c")
     written = {f"{name}_ptr": outputs.get(f"{name}_ptr") for name in names}
     weights = Placement("row") if weight_along is None else weight_along
     launch.submit(
         sums_kernel,
-        (grid.blocks, grid.splits),
-        tile.warps,
+        grid,
+        warps,
         dy_ptr=dy,
         x_ptr=x,
         part_ptr=part,
-        ticket_ptr=launch.tickets(x.device, grid.blocks + 1),
+        ticket_ptr=launch.tickets(x.device, grid[0] + 1),
         center_ptr=center,
         scale_ptr=center if scale is None else scale,
         shift_ptr=center if gate.shift is None else gate.shift,
@@ -177,17 +170,12 @@ def _submit_sums(
         bits_ptr=x if gate.bits is None else gate.bits,
         weight_ptr=center if weight is None else weight,
         **{name: part if t is None else t for name, t in written.items()},
-        steps=r.steps,
-        statistics=r.statistics,
-        pieces=r.pieces,
         repeat=along.repeat,
         period=along.period,
         weight_repeat=weights.repeat,
         weight_period=weights.period,
-        count=x.numel() // r.statistics,
+        count=x.numel() // reduction.statistics,
         slope=gate.slope,
-        KIND=r.kind,
-        **width_arguments(r.width),
         ALONG=along.along,
         WEIGHT_ALONG=weights.along,
         HAS_WEIGHT=weight is not None,
@@ -199,21 +187,30 @@ def _submit_sums(
         FINISH=finish,
         WRITES_DWEIGHT=outputs.get("dweight_ptr") is not None,
         WRITES_DBIAS=outputs.get("dbias_ptr") is not None,
-        **tile_arguments(tile),
-        BLOCK_PARTS=_parts_at_once(grid.splits, r),
+        **sizes,
     )
 
 
-def _reduction(x: Tensor, r: Reduction) -> tuple[config.Tile, config.Grid]:
-    tile = config.reduction_tile_for(r.steps, r.block, x.element_size())
-    programs = config.reduction_programs(x.device)
+@config.cached
+def _plan(
+    r: Reduction, itemsize: int, device: torch.device
+) -> tuple[tuple[int, int], int, dict[str, int | str]]:
+    """Return the grid, the warps, and the arguments that the sizes decide."""
+    tile = config.reduction_tile_for(r.steps, r.block, itemsize)
+    programs = config.reduction_programs(device)
     grid = config.reduction_grid(
         *(r.steps, r.statistics, r.block, r.kind, tile, programs)
     )
-    return tile, grid
-
-
-def _parts_at_once(splits: int, r: Reduction) -> int:
-    """Return the parts that the last program of a block merges at once: 1024 or all."""
+    # The last program of a block merges so many parts at once: 1024 values, or all.
     width = r.block if r.kind == "columns" else 1
-    return max(1, min(1024 // width, 1 << max(0, splits - 1).bit_length()))
+    parts = max(1, min(1024 // width, 1 << max(0, grid.splits - 1).bit_length()))
+    sizes = {
+        "steps": r.steps,
+        "statistics": r.statistics,
+        "pieces": r.pieces,
+        "KIND": r.kind,
+        "BLOCK_PARTS": parts,
+        **width_arguments(r.width),
+        **tile_arguments(tile),
+    }
+    return (grid.blocks, grid.splits), tile.warps, sizes

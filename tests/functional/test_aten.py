@@ -1,0 +1,94 @@
+"""torch's operator on small inputs: tried where it is as exact as the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from normkit.functional import aten, group_norm, layer_norm
+
+Taken = list[torch.Size]
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """Shapes of the inputs that torch's operators got."""
+    shapes: Taken = []
+    for name in ("native_layer_norm", "native_group_norm"):
+        plain = getattr(torch, name)
+
+        def run(x: Tensor, *others: object, plain: object = plain) -> object:
+            shapes.append(x.shape)
+            return plain(x, *others)  # type: ignore[operator]
+
+        monkeypatch.setattr(torch, name, run)
+    return shapes
+
+
+def layer(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return layer_norm(x, w.shape, w, b)
+
+
+def group(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return group_norm(x, 2, w, b)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("norm", "shape", "channels"),
+    [
+        (layer, (65_536, 2), 2),
+        (layer, (262_144, 2), 2),
+        (layer, (32_768, 4), 4),
+        (layer, (32_768, 16), 16),
+        (layer, (8192, 64), 64),
+        (group, (16_384, 2, 4), 2),
+        (group, (4096, 8, 8), 8),
+    ],
+    ids=str,
+)
+def test_gradients_of_many_small_statistics_are_exact(
+    norm: Callable[..., Tensor], shape: tuple[int, ...], channels: int, offset: float
+) -> None:
+    torch.manual_seed(0)
+    given = [torch.randn(shape), torch.rand(channels), torch.rand(channels)]
+    dy = torch.randn(shape) + offset
+    inputs = [t.requires_grad_() for t in given]
+    exact = [t.detach().double().requires_grad_() for t in given]
+    ours = torch.autograd.grad(norm(*inputs), inputs, dy)
+    theirs = torch.autograd.grad(norm(*exact), exact, dy.double())
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 4e-6 * b.norm()
+
+
+def test_it_is_tried_on_inputs_that_need_a_gradient(taken: Taken) -> None:
+    x, w, b = torch.randn(64, 32), torch.rand(32), torch.rand(32)
+    layer(x, w, b)
+    layer(x.requires_grad_(), w, b)
+    layer(x, w, b)
+    assert taken == [(64, 32)] * 2
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "channels"),
+    [
+        (layer, (aten.MAX_LAYER_VALUES // 64 + 1, 64), 64),
+        (layer, (aten.MAX_STATISTICS + 1, 16), 16),
+        (layer, (64, 8), 8),
+        (group, (aten.MAX_GROUP_VALUES // 256 + 1, 16, 16), 16),
+    ],
+    ids=str,
+)
+def test_it_is_not_tried_where_the_kernels_are_faster_or_more_exact(
+    norm: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    channels: int,
+    taken: Taken,
+) -> None:
+    x, w, b = torch.randn(shape), torch.rand(channels), torch.rand(channels)
+    for _ in range(2):
+        norm(x.requires_grad_(), w, b)
+    assert not taken
