@@ -186,8 +186,8 @@ def _place(
         note = ""
         if j in back and back[j] != i:
             note = (
-                f"b computes at '{name}' what a computes at {a.steps[back[j]].label}, "
-                f"and {_readers(b, j)} of b reads it"
+                f"b computes at '{name}' what a computes at {a.steps[back[j]].label}; "
+                f"there it is read by {_readers(b, j)}"
             )
         related = relation(step, other, limits[i])
         pair = Pair(name, step.label, other.label, apart, related)
