@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from normkit.cli import app
+from normkit_cli import app
 
 PAGE = Path(__file__).parent / "guide" / "command-line.md"
 
@@ -20,7 +20,9 @@ HEAD = """\
 <!-- Written by `python docs/command_line.py`; do not edit. -->
 # The command line
 
-`normkit COMMAND --help` shows the same in a terminal.
+`normkit COMMAND --help` shows the same in a terminal;
+`normkit --install-completion` lets the shell complete commands and options.
+Neither waits for torch.
 
 Exit code 0: done. 1: the command ran, and the outcome is not what it should be. 2: it
 could not run, and one line on stderr says why. 130: stopped by an interrupt.

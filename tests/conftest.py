@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--sabotage",
         metavar="NAME",
-        help="plant the fault NAME of tests/sabotage.py before any test runs",
+        help="plant the fault NAME of a mutants.py before any test runs",
     )
 
 

@@ -1,8 +1,11 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor healthy` the healthy
-programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA). Each writes its
-part of record.json, and docs/doctor-score.md from the whole.
+programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
+benchmarks/doctor architectures` fresh networks of the libraries that are installed, and
+`python benchmarks/doctor overhead` measures the time. Each writes its part of
+record.json, and docs/doctor-score.md from the whole; with names behind `architectures`
+only those are run, and nothing is written.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -13,6 +16,7 @@ then eval mode has at least 90 % of the twin's accuracy.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 import warnings
@@ -22,7 +26,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import architectures
 import healthy
+import more_bugs  # noqa: F401 - enters its programs in BUGS
+import overhead
 import torch
 from bugs import BUGS, Bug, Run
 
@@ -70,7 +77,7 @@ def scored(bug: Bug) -> Score:
     bad, twin = _run(bug, is_bad=True), _run(bug, is_bad=False)
     found = _diagnosed(bad)
     before, best = _accuracy(bad), _accuracy(twin)
-    applied = found.confirm().repair()
+    applied = list(found.repair())
     return Score(
         name=bug.name,
         threads=bug.threads,
@@ -99,11 +106,15 @@ def _alarms(findings: list[Finding]) -> list[str]:
 
 
 def _accuracy(run: Run) -> float:
+    """Return the accuracy in eval mode; nan where the targets are no classes."""
     run.model.eval()
     right = total = 0
     with torch.no_grad():
         for x, y in run.loader:
-            right += int((run.model(x).argmax(1) == y).sum())
+            scores = run.model(x)
+            if y.is_floating_point() or scores.dim() != 2 or scores.shape[1] < 2:
+                return math.nan
+            right += int((scores.argmax(1) == y).sum())
             total += len(y)
     return right / total
 
@@ -115,6 +126,10 @@ def page(record: dict[str, Any]) -> str:
         parts += _bugs([Score(**score) for score in record["bugs"]], record["machine"])
     if "healthy" in record:
         parts += ["", *healthy.lines(record["healthy"])]
+    if "overhead" in record:
+        parts += ["", *overhead.lines(record["overhead"])]
+    if "architectures" in record:
+        parts += ["", *architectures.lines(record["architectures"])]
     return "\n".join(parts) + "\n"
 
 
@@ -142,7 +157,7 @@ def _bugs(scores: list[Score], machine: str) -> list[str]:
         f"| {share([s.is_repaired for s in harmed])} |",
         "",
         f"Digits, seed {SEED}, {machine}.",
-        "Accuracy is that of eval mode: with the bug, after `confirm().repair()`, of",
+        "Accuracy is that of eval mode: with the bug, after `repair()`, of",
         "the twin. Left are the alarms of a diagnosis after the repair. Where nothing",
         "was applied the fix takes training: other weights, other layers, masks.",
         "",
@@ -153,23 +168,31 @@ def _bugs(scores: list[Score], machine: str) -> list[str]:
     for s in scores:
         mark = "" if s.is_named else " **missed**"
         after = f"{s.repaired:.0%}" if s.applied else "–"
+        gain = f"{s.accuracy:.0%} → {after}, {s.twin:.0%}"
         lines.append(
             f"| {s.name.replace('_', ' ')} | {s.threads} "
             f"| {', '.join(s.expected)} | {', '.join(s.alarms) or '–'}{mark} "
             f"| {', '.join(s.twin_alarms) or '–'} | {', '.join(s.applied) or '–'} "
             f"| {', '.join(s.left) or '–'} "
-            f"| {s.accuracy:.0%} → {after}, {s.twin:.0%} |"
+            f"| {'–' if math.isnan(s.twin) else gain} |"
         )
     return lines
 
 
 def main() -> None:
-    """Run one of the two, and write the record and the page."""
+    """Run one part, and write the record and the page."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if sys.argv[1:] == ["healthy"]:
         record["healthy"] = healthy.measured()
+    elif sys.argv[1:] == ["overhead"]:
+        record["overhead"] = overhead.measured()
+    elif sys.argv[1:2] == ["architectures"]:
+        found = architectures.measured(sys.argv[2:])
+        if sys.argv[2:]:
+            return
+        record["architectures"] = found
     else:
         done = []
         for each in BUGS:

@@ -91,8 +91,14 @@ def fit(
     data: Iterator[Batch] | None = None,
     accumulate: int = 1,
     parameters: Any = None,
+    loss_fn: Any = cross_entropy,
+    clears: bool = True,
+    schedule: Callable[[int], float] | None = None,
 ) -> list[Any]:
-    """Train under `watch`; `after(step)` runs after each step."""
+    """Train under `watch`; `after(step)` runs after each step.
+
+    `clears` tells whether gradients are set to zero, `schedule(step)` gives the rate.
+    """
     from normkit.doctor import watch
 
     chosen = list(model.parameters() if parameters is None else parameters)
@@ -100,10 +106,13 @@ def fit(
     model.train()
     with watch(model, optimizer, every=5) as seen:
         for step, (x, y) in enumerate(itertools.islice(data or endless(size), steps)):
-            (cross_entropy(model(x), y) / accumulate).backward()
+            (loss_fn(model(x), y) / accumulate).backward()
             if (step + 1) % accumulate == 0:
+                if schedule is not None:
+                    optimizer.param_groups[0]["lr"] = schedule(step)
                 optimizer.step()
-                optimizer.zero_grad()
+                if clears:
+                    optimizer.zero_grad()
             if after is not None:
                 after(step)
     return seen.findings()

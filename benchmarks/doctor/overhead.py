@@ -1,7 +1,8 @@
-"""What `watch` costs: `python benchmarks/doctor/overhead.py`.
+"""What `watch` and `diagnose` cost: `python benchmarks/doctor overhead`.
 
-Blocks of training steps, watched and not, take turns; the processor time of one thread
-is compared, which other programs on the machine hardly change.
+Processor time of one thread, which other programs on the machine hardly change. Blocks
+of training steps, watched and not, take turns; a diagnosis takes turns with one forward
+and backward in training mode over the batches that it reads.
 """
 
 from __future__ import annotations
@@ -9,15 +10,23 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from normkit.doctor import watch
+from normkit.doctor import diagnose, watch
 
-EVERY, STEPS, BLOCKS = 50, 200, 5
+__all__ = ["lines", "measured"]
+
+STEPS, BLOCKS = 400, 5
+BATCHES, SIZE, PIXELS, TURNS = 4, 16, 64, 3
+DIAGNOSED = ("resnet18", "resnet50", "densenet121")
+
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
@@ -51,35 +60,106 @@ def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     }
 
 
-def seconds(model: nn.Module, x: torch.Tensor, *, is_watched: bool) -> float:
-    """Processor time of `STEPS` training steps, and of a watch around them."""
+def seconds(call: Callable[..., Any], *args: Any) -> float:
+    """Return the processor time of a call."""
+    began = time.process_time()
+    call(*args)
+    return time.process_time() - began
+
+
+def train(model: nn.Module, x: torch.Tensor, every: int | None, watched: bool) -> None:
+    """Make `STEPS` training steps, with a watch around them or without."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
     y = torch.arange(len(x)) % 10
     seen: Any = contextlib.nullcontext()
-    if is_watched:
-        seen = watch(model, optimizer, every=EVERY)
-    began = time.process_time()
+    if watched:
+        seen = watch(model, optimizer, every=every)
     with seen:
         for _ in range(STEPS):
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
             optimizer.step()
-    return time.process_time() - began
 
 
-def main() -> None:
-    """Print the ratio per network: median, least and most over pairs of blocks."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+def watching(every: int | None) -> dict[str, list[float]]:
+    """Return the time with a watch over that without, for pairs of blocks."""
+    ratios: dict[str, list[float]] = {}
     for name, (model, x) in networks().items():
-        seconds(model, x, is_watched=True)
-        ratios = []
-        for _ in range(BLOCKS):
-            plain = seconds(model, x, is_watched=False)
-            ratios.append(seconds(model, x, is_watched=True) / plain)
-        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-        print(f"{name}: {middle:.3f} ({low:.3f} to {high:.3f}) at every={EVERY}")
+        train(model, x, every, True)
+        pairs = [
+            [seconds(train, model, x, every, watched) for watched in (True, False)]
+            for _ in range(BLOCKS)
+        ]
+        ratios[name] = [with_it / without for with_it, without in pairs]
+    return ratios
 
 
-if __name__ == "__main__":
-    main()
+def diagnosing() -> dict[str, list[float]]:
+    """Return the time of a diagnosis over that of its forwards and backwards."""
+    if not find_spec("torchvision"):
+        return {}
+    from doctor.architectures import prepare_torchvision
+
+    prepare_torchvision()
+    from torchvision import models
+
+    draw = torch.Generator().manual_seed(0)
+    batches = [
+        (
+            torch.randn(SIZE, 3, PIXELS, PIXELS, generator=draw),
+            torch.randint(0, 10, (SIZE,), generator=draw),
+        )
+        for _ in range(BATCHES)
+    ]
+
+    def plain(model: nn.Module) -> None:
+        for x, y in batches:
+            cross_entropy(model(x), y).backward()
+            model.zero_grad()
+
+    ratios: dict[str, list[float]] = {}
+    for name in DIAGNOSED:
+        torch.manual_seed(0)
+        model = models.get_model(name, weights=None, num_classes=10).train()
+        plain(model)
+        pairs = [
+            [
+                seconds(diagnose, model, batches, cross_entropy),
+                seconds(plain, model),
+            ]
+            for _ in range(TURNS)
+        ]
+        ratios[name] = [diagnosis / alone for diagnosis, alone in pairs]
+        print(name, ratios[name], flush=True)
+    return ratios
+
+
+def measured() -> dict[str, Any]:
+    """Measure all of it."""
+    return {
+        "diagnose": diagnosing(),
+        "watch": watching(None),
+        "watch every step": watching(1),
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return the outcome in Markdown."""
+    rows = [
+        f"| {what} | {name} | {statistics.median(values):.2f} | {min(values):.2f} to "
+        f"{max(values):.2f} |"
+        for what in found
+        for name, values in found[what].items()
+    ]
+    return [
+        "## Time",
+        "",
+        f"`diagnose` on {BATCHES} batches of {SIZE} images of {PIXELS} pixels, over",
+        f"one forward and backward on them; `watch` over {STEPS} steps, by its",
+        "default and at every step, over the same steps without it. Processor time,",
+        "one thread.",
+        "",
+        "| | network | times | least to most |",
+        "| --- | --- | --- | --- |",
+        *rows,
+    ]

@@ -1,6 +1,6 @@
 """Normalization for PyTorch: exact while training, explained, gone at inference."""
 
-from normkit import functional, nn
+from normkit import batches, functional, nn
 from normkit.affine import Affine
 from normkit.audit import Equivalence, verify
 from normkit.calibrate import CalibrationReport, calibrate
@@ -28,6 +28,7 @@ __all__ = [
     "Moments",
     "__version__",
     "backend",
+    "batches",
     "calibrate",
     "convert",
     "deterministic",

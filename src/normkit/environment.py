@@ -73,12 +73,45 @@ class Environment:
             "processor": f"{self.cpu}, cores: {self.cores}, threads: {self.threads}",
             "accelerators": ", ".join(self.devices) or "none",
         }
+        facts |= self.abilities()
         for name, reasons in self.backends.items():
-            facts[f"kernels: {name}"] = "; ".join(reasons) or "can run"
+            # A case on the CPU was asked about: what speaks against the GPU's kernels
+            # there says nothing of this machine.
+            if name != "gpu":
+                facts[f"kernels: {name}"] = "; ".join(reasons) or "can run"
         for name, version in self.packages.items():
             facts[name] = version or f"not installed ({OPTIONAL[name]})"
         width = max(map(len, facts))
         return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+
+    def abilities(self) -> dict[str, str]:
+        """Return in words what can run here, and what a missing part needs."""
+        against = self.backends.get("cpu", ["no such backend"])
+        if against:
+            on_cpu = f"torch operations; no compiled kernels: {'; '.join(against)}"
+        else:
+            on_cpu = "compiled kernels"
+        if not any("MPS" not in name for name in self.devices):
+            on_gpu = "nothing to run on: torch sees no CUDA or ROCm device"
+        elif self.packages.get("triton") is None:
+            on_gpu = "torch operations; pip install triton for kernels"
+        else:
+            on_gpu = "Triton kernels"
+        return {
+            "layers on a CPU": on_cpu,
+            "layers on a GPU": on_gpu,
+            "report pages": self._ability("report", "jinja2", "matplotlib"),
+            "normkit demo": self._ability(
+                "demo", "scikit-learn", "jinja2", "matplotlib"
+            ),
+            "ONNX files": self._ability("onnx", "onnx", "onnxruntime"),
+        }
+
+    def _ability(self, extra: str, *packages: str) -> str:
+        missing = [name for name in packages if self.packages.get(name) is None]
+        if not missing:
+            return "yes"
+        return f"no, without {', '.join(missing)}: pip install 'normkit[{extra}]'"
 
 
 def environment() -> Environment:

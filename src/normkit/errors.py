@@ -9,6 +9,7 @@ __all__ = [
     "ArgumentError",
     "CalibrationError",
     "DependencyError",
+    "DerivativeError",
     "DtypeError",
     "FoldError",
     "KernelError",
@@ -36,6 +37,10 @@ class DtypeError(NormkitError, NotImplementedError):
 
 class KernelError(NormkitError, RuntimeError):
     """A backend that was asked for by name and cannot run this case."""
+
+
+class DerivativeError(NormkitError, RuntimeError):
+    """A derivative that is not defined, or that was given up for memory."""
 
 
 class FoldError(NormkitError, RuntimeError):

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["Result"]
+__all__ = ["Result", "counted"]
+
+
+def counted(number: float, noun: str, *, plural: str = "") -> str:
+    """Return a number with its noun, in the singular for one.
+
+    Example:
+        >>> counted(1, "batch", plural="batches"), counted(8, "layer")
+        ('1 batch', '8 layers')
+    """
+    return f"{number:.6g} {noun if number == 1 else plural or noun + 's'}"
 
 
 class Result:

@@ -22,6 +22,7 @@ __all__ = [
     "has_forward_mode",
     "has_function_mode",
     "has_mode_or_tracer",
+    "has_tangent",
     "has_transforms",
     "increment_version",
     "is_batched_gradient",
@@ -66,6 +67,13 @@ _graph_task = torch._C._current_graph_task_id
 def has_forward_mode() -> bool:
     """Return whether a level of forward-mode differentiation is open."""
     return forward_ad._current_level >= 0
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Return whether forward mode carries a derivative along one of the tensors."""
+    return has_forward_mode() and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
 
 
 def has_mode_or_tracer() -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from normkit import cli
+import normkit_cli as cli
 from normkit.bench.call_cases import (
     CALL_CASES,
     FEW_SIZES,

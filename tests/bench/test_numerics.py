@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from normkit import cli
+import normkit_cli as cli
 from normkit.bench.gradients import LAYERS, SHAPES, gradient_errors
 from normkit.bench.numerics import (
     BEGIN,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.cli.checkpoint import Checkpoint
 from normkit.errors import TargetError
+from normkit_cli.checkpoint import Checkpoint
 
 
 @pytest.mark.parametrize("place", ["", "state_dict"])
@@ -60,3 +60,37 @@ def test_a_damaged_file_gives_one_clear_error(tmp_path: Path) -> None:
         except TargetError:  # anything else fails the test
             refused += 1
     assert refused > 10
+
+
+DAMAGES = {
+    "sparse": (lambda t: t.to_sparse(), "is a sparse tensor"),
+    "meta": (lambda t: t.to("meta"), "has no values"),
+    "complex": (lambda t: t.to(torch.complex64), "is complex"),
+    "quantized": (
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        "is quantized",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces changes of quantized tensors
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_tensor_that_cannot_be_copied_loads_nothing(
+    kind: str, tmp_path: Path
+) -> None:
+    """load_state_dict loads the others first, and of complex numbers the real part."""
+    damage, told = DAMAGES[kind]
+    weights = nn.Linear(2, 3).state_dict()
+    weights["bias"] = damage(weights["bias"])
+    torch.save(weights, tmp_path / "in.pt")
+    model = nn.Linear(2, 3)
+    before = model.weight.detach().clone()
+    with pytest.raises(TargetError, match=f"bias {told}"):
+        Checkpoint.read(tmp_path / "in.pt").load_into(model)
+    assert torch.equal(model.weight, before)
+
+
+def test_keys_that_are_no_names_are_no_weights(tmp_path: Path) -> None:
+    torch.save({0: torch.ones(2), ("a", 1): torch.ones(2)}, tmp_path / "in.pt")
+    with pytest.raises(TargetError, match="no mapping from names to tensors"):
+        Checkpoint.read(tmp_path / "in.pt")

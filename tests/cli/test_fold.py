@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from normkit import cli
+import normkit_cli as cli
 
 FACTORY = """
 import torch
@@ -130,6 +130,6 @@ def test_an_onnx_file_is_folded_into_another(capsys, tmp_path):
     assert "on 3 inputs" in text
     kinds = [node.op_type for node in onnx.load_model(out).graph.node]
     assert kinds == ["Conv", "Sigmoid"]
-    code, _, err = run(capsys, "fold", path, "--export", out)
+    code, _, err = run(capsys, "fold", path, "--checkpoint", out)
     assert code == 2
-    assert "takes -o" in err
+    assert "holds its weights; leave out --checkpoint" in err

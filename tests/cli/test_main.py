@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import normkit
-from normkit import cli
+import normkit_cli as cli
 from normkit.errors import ArgumentError
 
 COMMANDS = ("demo", "doctor", "calibrate", "fold", "init", "env")
@@ -74,7 +74,9 @@ def failing(error: BaseException):
 def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(
     capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(cli.env, "environment", failing(ZeroDivisionError("a\nb")))
+    monkeypatch.setattr(
+        "normkit.environment.environment", failing(ZeroDivisionError("a\nb"))
+    )
     code, out, err = run(capsys, "env")
     assert (code, out) == (2, "")
     assert err == (
@@ -85,7 +87,9 @@ def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(
 
 @pytest.mark.parametrize("words", [("--traceback", "env"), ("env", "--traceback")])
 def test_a_traceback_is_shown_only_when_asked_for(capsys, monkeypatch, words) -> None:
-    monkeypatch.setattr(cli.env, "environment", failing(ArgumentError("wrong")))
+    monkeypatch.setattr(
+        "normkit.environment.environment", failing(ArgumentError("wrong"))
+    )
     code, _, err = run(capsys, *words)
     assert code == 2
     assert "Traceback (most recent call last)" in err
@@ -94,7 +98,7 @@ def test_a_traceback_is_shown_only_when_asked_for(capsys, monkeypatch, words) ->
 
 
 def test_an_interrupt_ends_it_with_the_shells_code(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(cli.env, "environment", failing(KeyboardInterrupt()))
+    monkeypatch.setattr("normkit.environment.environment", failing(KeyboardInterrupt()))
     assert run(capsys, "env") == (130, "", "normkit: stopped\n")
 
 
@@ -117,7 +121,7 @@ def test_env_as_json_is_json(capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[sys.executable, "-m", "normkit.cli"], ["normkit"]], ids=len
+    "command", [[sys.executable, "-m", "normkit_cli"], ["normkit"]], ids=len
 )
 def test_the_command_is_installed_and_gives_the_exit_code(command) -> None:
     if command == ["normkit"]:

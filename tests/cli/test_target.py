@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.cli.checkpoint import Checkpoint
-from normkit.cli.target import Target, read_target
 from normkit.errors import TargetError
+from normkit_cli.checkpoint import Checkpoint
+from normkit_cli.target import Target, read_target
 
 FACTORIES = """
 from dataclasses import dataclass
@@ -35,6 +35,8 @@ def fails(): return 1 / 0
 def takes_one(x): return x
 def normed(): return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
 number = 3
+made = nn.Linear(2, 1)
+made_dict = {"model": nn.Linear(2, 1), "loader": [beside.BATCH]}
 """
 
 
@@ -59,6 +61,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("as_tuple", {"model", "loader", "loss_fn"}),
         ("as_object", {"model", "metric"}),
         ("as_dataclass", {"model", "loader"}),
+        ("made", {"model"}),
+        ("made_dict", {"model", "loader"}),
     ],
 )
 def test_every_form_of_a_factory_is_read(place: Path, name: str, given) -> None:
@@ -79,7 +83,7 @@ def test_a_module_is_found_from_the_working_folder(
     [
         ("{}", "names no factory"),
         ("{}:nope", "alone, as_dict"),
-        ("{}:number", "no function 'number'"),
+        ("{}:number", "has a int named 'number', no model and no function; its functi"),
         ("{}:misspelt", "loder"),
         ("{}:no_model", "holds no torch.nn.Module as its model"),
         ("{}:too_many", "4 values"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from normkit.cli import main
+from normkit_cli import main
 
 FACTORY = """
 import torch

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from normkit import cli
+import normkit_cli as cli
 from normkit.errors import DependencyError
 from normkit.report import format_value
 

@@ -45,7 +45,7 @@ const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walker.nextNode()) {
   const text = walker.currentNode.textContent.trim();
   const element = walker.currentNode.parentElement;
-  if (!text || element.closest('.unseen, .skip, script, style')) continue;
+  if (!text || element.closest('.unseen, .skip, script, style, title')) continue;
   const style = getComputedStyle(element);
   const ink = parse(element.closest('svg') ? style.fill : style.color);
   const [a, b] = [luminance(ink), luminance(behind(element))];

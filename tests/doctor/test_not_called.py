@@ -45,7 +45,7 @@ def test_a_forward_that_calls_another_model_is_an_error() -> None:
 
 def trained(model: Wrapper, steps: int = 30) -> list[int]:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with watch(model, optimizer) as seen:
+    with watch(model, optimizer, every=1) as seen:
         for x, y in data()[:steps]:
             optimizer.zero_grad()
             LOSS(model.head(model.net(x)), y).backward()

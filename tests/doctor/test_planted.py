@@ -68,7 +68,7 @@ def test_a_momentum_of_the_other_convention_is_named(net: str, seed: int) -> Non
 def test_a_momentum_that_forgets_at_once_is_named() -> None:
     diagnosis = examined(trained("mlp", size=16, momentum=0.99))
     assert diagnosis.named[0] == "D04"
-    assert "the last 1 batches" in diagnosis.findings[0].evidence
+    assert "hold only the last 1 batch" in diagnosis.findings[0].evidence
     assert "momentum=0.01" in diagnosis.findings[0].fix
 
 
@@ -179,7 +179,8 @@ def test_a_deep_sigmoid_network_loses_its_gradients(net: str) -> None:
     train(sick, 20)
     found = examined(sick)
     assert found.named[0] == "D24"
-    assert set(found.named) <= {"D22", "D24"}
+    # D34: it has learned nothing.
+    assert set(found.named) <= {"D22", "D24", "D34"}
     twin = build(net, act=nn.Sigmoid, depth=6)
     train(twin, 40)
     assert not {"D20", "D22", "D24"} & set(examined(twin).named)

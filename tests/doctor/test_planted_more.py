@@ -361,6 +361,11 @@ def test_d21_units_that_never_answer(dead: int, expected: str) -> None:
     model = trained("mlp", normalized=False, depth=3)
     with torch.no_grad():
         model[3].bias[:dead] -= 100.0
+    # A network that has learned with the rest of its units can lose a third of them.
+    found = {f.layer: f for f in of(examined(model).readings, "D21")}
+    assert found["5"].severity == ("info" if dead == 10 else expected)
+    with torch.no_grad():
+        model[-1].weight.copy_(model[-1].weight.roll(1, 0))  # it is wrong throughout
     found = {f.layer: f for f in of(examined(model).readings, "D21")}
     assert found["5"].severity == expected
     assert "D21" in examined(model).named[:2]
@@ -532,7 +537,10 @@ def test_d34_what_is_wrong_before_any_normalization_is() -> None:
 def test_d34_a_start_that_is_far_worse_than_guessing() -> None:
     model = build("mlp")
     clear = of(examined(model).readings, "D34")
-    assert {f.severity for f in clear} == {"clear"}
+    assert {f.severity for f in clear} == {"clear", "not_judged"}
+    assert [f.evidence for f in clear if f.severity == "not_judged"] == [
+        "its answers say nothing of the targets, as before training"
+    ]
     with torch.no_grad():
         model[-1].weight *= 40
     assert worst(examined(model).readings, "D34") == "warning"

@@ -302,18 +302,22 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["exact", "runtime"])
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_pattern_folds_and_stays_the_same_function(pattern, dtype):
-    if pattern == "grouped transposed conv" and dtype is np.float64:
-        pytest.skip("the reference evaluator cannot run it; onnxruntime can")
+def built(pattern, dtype=np.float32):
+    """The model of a pattern."""
     b = Build(dtype=dtype)
     y = PATTERNS[pattern](b, b.input())
     ranks = {"reshape": 3, "global pooling": 2, "attention": 3}
     ranks |= dict.fromkeys(["matmul and add", "before a gemm"], 2)
     rank = 2 if pattern.startswith("gemm") else ranks.get(pattern, 4)
-    model = b.model(y, ranks=[rank])
-    folded, ledger = check(model)
+    return b.model(y, ranks=[rank])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["exact", "runtime"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_folds_and_stays_the_same_function(pattern, dtype):
+    if pattern == "grouped transposed conv" and dtype is np.float64:
+        pytest.skip("the reference evaluator cannot run it; onnxruntime can")
+    folded, ledger = check(built(pattern, dtype))
     assert not norms_in(folded)
     assert len(ledger.folded) >= 1
 

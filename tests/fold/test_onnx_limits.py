@@ -207,3 +207,11 @@ def test_weights_that_are_inputs_are_named_on_the_first_line(tmp_path):
     _, ledger = normkit.fold_onnx(path, fixed_weights=True)
     assert ledger.folded
     assert "fixed_weights" not in ledger.to_text()
+
+
+def test_a_negative_size_of_an_input_is_an_error_that_says_so():
+    b = wide()
+    model = b.model(b.stop(b.norm(b.conv(b.input()))))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    with pytest.raises(FoldError, match="'x' has a dimension of size -1"):
+        normkit.fold_onnx(model)

@@ -165,3 +165,13 @@ def test_any_dims_are_summed_and_kept() -> None:
     for dims in ((0,), (1, 3), (0, 2, 3), (0, 1, 2, 3)):
         found = pairwise_sum(x.transpose(1, 2), dims)
         torch.testing.assert_close(found, x.transpose(1, 2).sum(dims, keepdim=True))
+
+
+def test_an_input_without_samples_has_an_empty_output() -> None:
+    x = torch.randn(0, 3, 4, dtype=torch.float64)
+    assert pairwise_sum(x, (2,)).shape == (0, 3, 1)
+    assert pairwise_sum(x, (0,)).tolist() == torch.zeros(1, 3, 4).tolist()
+    layers = [n.RMSNorm(4), n.FilterResponseNorm(3), n.WhiteningBatchNorm(3).eval()]
+    with normkit.deterministic():
+        for layer in layers:
+            assert layer.double()(x).shape == x.shape

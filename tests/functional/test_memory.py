@@ -612,3 +612,17 @@ def test_one_block_may_be_open_in_several_threads_at_once() -> None:
     for handle in handles:
         handle.remove()
     assert errors == []
+
+
+@pytest.mark.parametrize("memory", ["recompute", "int8"])
+def test_a_layer_that_keeps_less_is_transformed_as_any_other(memory: str) -> None:
+    """torch.func refuses hooks on saved tensors, and keeps everything itself."""
+    torch.manual_seed(0)
+    x, dy = torch.randn(2, 3, 4, 5, 5)
+    plain, less = BatchNorm2d(4), BatchNorm2d(4, memory=memory)
+    results = []
+    for layer in (plain, less):
+        y, back = torch.func.vjp(layer, x)
+        results.append((y, *back(dy)))
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(plain.running_mean, less.running_mean)

@@ -344,3 +344,37 @@ def test_an_output_may_be_changed_in_place(
         y = nn.functional.relu(layer(x), inplace=True)
         y.sum().backward()
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_statistic_that_is_negated_lazily_is_not_read_by_its_address(
+    training: bool,
+) -> None:
+    """After a call with plain ones has been remembered."""
+    x, mean, var = torch.randn(8, 3), torch.randn(3), torch.rand(3) + 0.5
+    plain = mean.clone(), var.clone()
+    negated = torch._neg_view(-mean), torch._neg_view(-var)
+    wanted = normkit.functional.batch_norm(x, *plain, training=training)
+    found = normkit.functional.batch_norm(x, *negated, training=training)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(negated, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_gradient_in_halves_is_rounded_once_on_the_differentiable_route(
+    name: str, dtype: torch.dtype
+) -> None:
+    """Two casts of x gave two gradients, each rounded before they cancel."""
+    build, shape = LAYERS[name]
+    layer, x = build(), (torch.randn(shape) * 0.05).to(dtype)
+    layer.eps = 1e-5  # RMS norm's own depends on the dtype
+    # Nearly what the layer removes: what is left is far smaller than its terms.
+    dy = (1 + 0.01 * torch.randn(shape)).to(dtype)
+    exact = copy.deepcopy(layer).double()
+    _, back = torch.func.vjp(exact, x.double())
+    (truth,) = back(dy.double())
+    _, back = torch.func.vjp(layer, x)
+    (found,) = back(dy)
+    allowed = torch.finfo(dtype).eps * 0.51 * truth.abs() + 2e-4
+    assert ((found.double() - truth).abs() <= allowed).all()

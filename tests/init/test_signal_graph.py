@@ -243,6 +243,16 @@ def test_lsuv_gives_every_layer_outputs_of_variance_one() -> None:
         assert line.rule.startswith("lsuv, outputs of variance")
 
 
+def test_lsuv_shows_its_progress_when_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), torch.randn(64, 8)
+    initialize(model, "lsuv", example_inputs=x)
+    assert not capsys.readouterr().err
+    initialize(model, "lsuv", example_inputs=x, progress=True)
+    assert "initialize" in capsys.readouterr().err
+
+
 def test_lsuv_per_channel_centres_and_scales_each_one() -> None:
     model = Shared()
     x = torch.randn(256, 24) * 5 + 2

@@ -169,3 +169,14 @@ def test_arguments_that_make_no_sense_are_told(arguments: dict, told: str) -> No
 def test_a_wrong_rank_names_the_layer_to_use() -> None:
     with pytest.raises(ArgumentError, match="use BatchRenorm2d"):
         normkit.nn.BatchRenorm1d(3)(torch.randn(2, 3, 4, 4))
+
+
+def test_bounds_are_as_precise_as_a_float64_input() -> None:
+    """1.2 in float32 is off by 4e-8, and so were the outputs at the bound."""
+    layer = normkit.nn.BatchRenorm1d(
+        1, affine=False, r_max=1.2, d_max=0.3, renorm_from=0, d_max_at=0, r_max_at=0
+    )
+    x = torch.tensor([[10.0], [30.0]], dtype=torch.float64)
+    y = layer.double()(x)
+    wanted = 1.2 * (x - 20) / (x.var(0, correction=0) + layer.eps).sqrt() + 0.3
+    torch.testing.assert_close(y, wanted, rtol=1e-13, atol=1e-13)

@@ -142,3 +142,20 @@ def test_a_forward_that_checkpointing_repeats_moves_the_statistics_once(
     once(x)
     for name, found in layer.named_buffers():
         torch.testing.assert_close(found, once.get_buffer(name))
+
+
+def test_a_nan_that_is_the_only_valid_value_of_a_sample_moves_nothing() -> None:
+    layer = layer_of(2, track_running_stats=True)
+    before = {name: b.clone() for name, b in layer.named_buffers()}
+    x = torch.randn(2, layer.num_features, 2, 2)
+    mask = torch.ones(2, 1, 2, 2, dtype=torch.bool)
+    mask[1] = False
+    mask[1, 0, 0, 0] = True
+    x[1, :, 0, 0] = math.nan
+    layer(x, mask=mask)
+    for name, buffer in layer.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    x[1, :, 0, 0], x[1, :, 1, 1] = 5.0, math.nan  # hidden by the mask
+    layer(x, mask=mask)
+    assert not torch.equal(layer.running_mean, before["running_mean"])
+    assert layer.running_mean.isfinite().all()

@@ -24,6 +24,7 @@ from normkit.kernels.cpu.loading import library, why_absent
 OF_EXTRAS = {
     *("jinja2", "matplotlib", "onnx", "onnx_ir", "onnxruntime", "onnxscript"),
     *("sklearn", "tensorboard", "triton"),
+    *("lightning", "transformers", "ultralytics", "wandb", "mlflow"),
 }
 
 
@@ -112,6 +113,13 @@ def test_the_command_runs() -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout
+
+
+def test_the_import_of_normkit_is_enough() -> None:
+    names = ", ".join(f"normkit.{name}" for name in normkit.__all__)
+    program = f"import normkit; {names}; normkit.batches.mixing"
+    assert "normkit.batches" in names
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_absence_of_kernels_is_said_once() -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from normkit.cli import main
+from normkit_cli import main
 
 
 def test_the_list_names_every_study(capsys) -> None:

@@ -3,6 +3,8 @@
 import ast
 import json
 import math
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,18 @@ def test_a_run_leaves_a_record_and_a_figure(tmp_path: Path) -> None:
     assert not (tmp_path / ".unfinished").exists()
 
 
+def test_a_record_shows_its_verdicts_and_not_its_numbers(tmp_path: Path) -> None:
+    record = run(tmp_path)
+    assert repr(record) == str(record) == record.to_text()
+    assert record.to_text().startswith("S99, scale quick: 1 claim, 3 seeds")
+    assert "C1: supported" in str(record)
+    assert "predicted" in str(record)
+    assert len(str(record)) < 400
+    (row,) = record.to_rows()
+    assert (row["claim"], row["verdict"]) == ("C1", "supported")
+    assert "<td>C1</td>" in record._repr_html_()
+
+
 def test_an_interrupted_run_keeps_the_seeds_that_finished(tmp_path: Path) -> None:
     FAILING.add(2)
     with pytest.raises(KeyboardInterrupt):
@@ -134,6 +148,24 @@ def test_the_key_changes_with_settings_and_data_and_not_with_the_rule(
     (tmp_path / "mnist.npz").touch()
     assert run_key(FAKE, "quick", tmp_path) != key
     assert run_key(FAKE, "cpu", None) != key
+
+
+def test_the_key_does_not_change_with_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def key(name: str, source: str) -> str:
+        (tmp_path / f"{name}.py").write_text(source)
+        return run_key(
+            replace(FAKE, measure=import_module(name).measure), "quick", None
+        )
+
+    plain = 'def measure(trial):\n    return {"value": 1.0}\n'
+    first = key("study_plain", plain)
+    worded = plain.replace(":\n", ':\n    """Measure it."""  # a word\n', 1)
+    assert key("study_worded", worded) == first
+    assert key("study_other", plain.replace("1.0", "2.0")) != first
 
 
 @pytest.mark.parametrize(

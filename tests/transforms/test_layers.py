@@ -8,9 +8,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 
+import normkit.functional
 import normkit.nn as n
+from normkit.errors import DerivativeError
 
 C = 4
 NOW = {"renorm_from": 0, "d_max_at": 0, "r_max_at": 0}
@@ -236,3 +239,33 @@ def test_the_third_derivative_is_exact(name: str) -> None:
     slope = 8 * (derivative(h, 2) - derivative(-h, 2))
     slope = (slope - derivative(2 * h, 2) + derivative(-2 * h, 2)) / (12 * h)
     torch.testing.assert_close(derivative(0.0, 3), slope, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["running_mean", "running_var"])
+@pytest.mark.parametrize("name", ["batch_norm", "instance_norm"])
+def test_running_statistics_have_no_forward_gradient_as_in_torch(
+    name: str, which: str
+) -> None:
+    """Without the error the derivative would lack their share, silently."""
+    x = torch.randn(4, C, 5)
+    buffers = {"running_mean": torch.zeros(C), "running_var": torch.ones(C)}
+    flag = "training" if name == "batch_norm" else "use_input_stats"
+    for library in (torch.nn.functional, normkit.functional):
+        for uses_batch in (True, False):
+            given = {k: t.clone() for k, t in buffers.items()}
+            with forward_ad.dual_level():
+                given[which] = forward_ad.make_dual(given[which], torch.ones(C))
+                dual, options = forward_ad.make_dual(x, x), {flag: uses_batch}
+                call = getattr(library, name)
+                if uses_batch:  # the output does not read them
+                    y = call(dual, **given, **options)
+                    assert forward_ad.unpack_dual(y).tangent is not None
+                else:
+                    with pytest.raises(RuntimeError, match="wrt running_mean and"):
+                        call(dual, **given, **options)
+    layer = n.BatchNorm1d(C).eval()
+    state = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    state = {k: t.detach().clone() for k, t in state.items() if t.is_floating_point()}
+    ones = {k: torch.ones_like(t) for k, t in state.items()}
+    with pytest.raises(DerivativeError, match="running_mean and running_var"):
+        torch.func.jvp(lambda s: functional_call(layer, s, (x,)), (state,), (ones,))

@@ -23,7 +23,7 @@ from normkit.calibrate.passes import SkippedBatch
 from normkit.errors import ArgumentError
 from normkit.modeling.graph_norms import graph_model, norms_as_modules
 from normkit.modeling.unwrap import unwrapped
-from normkit.results import Result
+from normkit.results import Result, counted
 
 __all__ = ["CalibrationReport", "LayerCalibration"]
 
@@ -137,7 +137,8 @@ class CalibrationReport(Result):
     def to_text(self) -> str:
         """Return a table of the layers, then the layers and batches left out."""
         lines = [
-            f"{self.mode} statistics of {self.batches} batches, {self.order} order"
+            f"{self.mode} statistics of "
+            f"{counted(self.batches, 'batch', plural='batches')}, {self.order} order"
         ]
         if self.stopped:
             lines[0] += ", stopped once sure enough"

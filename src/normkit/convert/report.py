@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from normkit.results import Result
+from normkit.results import Result, counted
 
 __all__ = ["Conversion", "ConversionReport", "FusionReport"]
 
@@ -54,7 +54,7 @@ class ConversionReport(Result):
 
     def to_text(self) -> str:
         """Return one line per layer, then what was left alone."""
-        lines = [f"to {self.to}: {len(self.layers)} layers"]
+        lines = [f"to {self.to}: {counted(len(self.layers), 'layer')}"]
         for layer in self.layers:
             line = f"  {layer.name or '(the model)'}: {layer.before} -> {layer.after}"
             if layer.explained is not None:

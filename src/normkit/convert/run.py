@@ -104,7 +104,7 @@ def convert(
         >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         >>> print(convert(model, to="sync"))
-        to sync: 1 layers
+        to sync: 1 layer
           1: BatchNorm2d -> SyncBatchNorm
         >>> _ = convert(model, to="torch")
         >>> type(model[1]) is nn.BatchNorm2d
@@ -114,7 +114,7 @@ def convert(
 
         >>> _ = model.append(nn.ReLU())
         >>> print(convert(model, to="normkit", example_inputs=torch.randn(2, 3, 8, 8)))
-        to normkit: 1 layers
+        to normkit: 1 layer
           1: BatchNorm2d -> BatchNorm2d
         1 of 1 fused
           1: relu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor
 
 from normkit.moments import Moments
 
-__all__ = ["ChannelStatistics", "Histogram", "Padding"]
+__all__ = [
+    "MIN_EFFECTIVE_BATCHES",
+    "ChannelStatistics",
+    "Histogram",
+    "Padding",
+]
+
+# The variance of the means of 8 batches is known to √(2/7) = 53 %: enough to tell one
+# independent value per batch from many.
+MIN_EFFECTIVE_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class ChannelStatistics:
     @property
     def batches(self) -> int:
         """Number of batches."""
-        return int(self.batch_means.count)
+        return int(self.batch_means.count.max())
 
     @classmethod
     def of_batch(
@@ -80,17 +90,24 @@ class ChannelStatistics:
 
     def merge(self, other: ChannelStatistics) -> ChannelStatistics:
         """Return the statistics of both sets of batches together."""
-        return ChannelStatistics(
-            pooled=self.pooled.merge(other.pooled),
-            within=self.within + other.within,
-            batch_means=self.batch_means.merge(other.batch_means),
-            sample_means=self.sample_means.merge(other.sample_means),
-            sample_within=self.sample_within + other.sample_within,
-            values=min(self.values, other.values),
-            samples=min(self.samples, other.samples),
+        return ChannelStatistics.merge_all([self, other])
+
+    @classmethod
+    def merge_all(cls, parts: Sequence[ChannelStatistics]) -> ChannelStatistics:
+        """Return the statistics of all batches together, in one step."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            pooled=Moments.merge_all(p.pooled for p in parts),
+            within=torch.stack([p.within for p in parts]).sum(0),
+            batch_means=Moments.merge_all(p.batch_means for p in parts),
+            sample_means=Moments.merge_all(p.sample_means for p in parts),
+            sample_within=torch.stack([p.sample_within for p in parts]).sum(0),
+            values=min(p.values for p in parts),
+            samples=min(p.samples for p in parts),
             lengths=(
-                min(self.lengths[0], other.lengths[0]),
-                max(self.lengths[1], other.lengths[1]),
+                min(p.lengths[0] for p in parts),
+                max(p.lengths[1] for p in parts),
             ),
         )
 

@@ -24,17 +24,18 @@ step is their interaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.doctor.examination.case import Case, accuracy, open_case
 from normkit.doctor.examination.examine import examine
 from normkit.doctor.examination.populations import (
     Populations,
     RunningStatistics,
+    apart,
     as_running,
     likely,
     populations_of,
@@ -42,143 +43,44 @@ from normkit.doctor.examination.populations import (
     without_start,
     write,
 )
-from normkit.doctor.examination.working_copy import WorkingCopy, open_working_copy
-from normkit.doctor.finding import plain
+from normkit.doctor.examination.working_copy import (
+    SingleValueError,
+    WorkingCopy,
+    open_working_copy,
+)
+from normkit.doctor.gap import (
+    BATCH,
+    DOMAIN,
+    DROPOUT,
+    PADDING,
+    RANK,
+    STALE,
+    START,
+    UNFROZEN,
+    GapExplanation,
+    GapPart,
+)
 from normkit.doctor.measurements import (
     Statistics,
     mean_over_samples,
     standard_error,
 )
 from normkit.errors import ArgumentError
-from normkit.modeling.batch import Forward, Targets
-from normkit.results import Result
+from normkit.modeling.batch import Forward, Targets, num_samples
+from normkit.progress import progress_bar
 
 __all__ = ["GapExplanation", "GapPart", "explain_case", "explain_gap"]
 
-UNFROZEN, RANK, PADDING = "un-frozen statistics", "one rank's statistics", "padding"
-START, STALE, DOMAIN = "start of the average", "stale statistics", "domain shift"
-DROPOUT, BATCH = "dropout before batch norm", "statistics of each batch"
+# Passes over the batches, and those of them that examine the model.
+MAX_PASSES, EXAMINED = 10, 3
+# In standard deviations: rounding in float32 leaves 1e-6 (measured), the start of an
+# average 1e-4 after 88 batches at a momentum of 0.1.
+SAME = 1e-4
 
-# The data needed to measure causes that are not visible in every case.
-NEEDS = {
-    UNFROZEN: "reference=, a state dict of what the layers were frozen at",
-    RANK: "shards=, the loader of each rank",
-    PADDING: "a layer called with mask=, or sequences with constant ends",
-    DOMAIN: "train_loader=, where the loader gives other data",
-}
-
-
-@dataclass(frozen=True)
-class GapPart:
-    """The contribution of one cause, or one layer, to the gap.
-
-    Attributes:
-        name: The cause in words, or the dotted name of the layer.
-        value: Its part, in units of the measure; positive where eval mode loses.
-        error: Standard error over the batches.
-    """
-
-    name: str
-    value: float
-    error: float
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval, two standard errors to each side."""
-        return self.value - 2 * self.error, self.value + 2 * self.error
-
-
-@dataclass(frozen=True, repr=False)
-class GapExplanation(Result):
-    """The train/eval gap, and its parts by cause and layer.
-
-    Attributes:
-        batch: The measure with batch statistics, dropout off.
-        running: The measure in eval mode.
-        causes: Parts in the order of the swaps; they add up to the gap.
-        layers: Parts of "stale statistics" by layer, in the order of execution.
-        interaction: The gain of all layers together beyond the sum of their parts.
-        batches: Number of batches.
-        rank: The rank that the running statistics are of; None for all ranks.
-    """
-
-    batch: float
-    running: float
-    causes: list[GapPart]
-    layers: list[GapPart]
-    interaction: float
-    batches: int
-    rank: int | None = None
-
-    @property
-    def gap(self) -> float:
-        """The loss of eval mode against batch statistics, in units of the measure."""
-        return self.batch - self.running
-
-    @property
-    def cause(self) -> GapPart:
-        """The largest part."""
-        return max(self.causes, key=lambda part: part.value)
-
-    def part(self, name: str) -> GapPart | None:
-        """Return the part of one cause; None where it was not measured (not 0)."""
-        return next((part for part in self.causes if part.name == name), None)
-
-    @property
-    def absent(self) -> dict[str, str]:
-        """The causes that were not measured, each with the data it needs."""
-        return {name: why for name, why in NEEDS.items() if self.part(name) is None}
-
-    @property
-    def layer(self) -> GapPart | None:
-        """The layer with the largest part; None without batch norms."""
-        return max(self.layers, key=lambda part: part.value, default=None)
-
-    def to_text(self) -> str:
-        """Return the parts, one per line."""
-        lines = [
-            f"{self.batch:.4g} with batch statistics, {self.running:.4g} in eval mode: "
-            f"a gap of {self.gap:.4g} on {self.batches} batches"
-        ]
-        lines += [f"  {_line(part)}" for part in self.causes]
-        if self.layers:
-            lines.append("stale statistics, layer by layer, each swapped alone:")
-            lines += [f"  {_line(part)}" for part in self.layers]
-            lines.append(f"  {self.interaction:+10.4g}            interaction")
-        if self.rank is not None:
-            lines.append(f"the running statistics are those of rank {self.rank}")
-        if self.absent:
-            lines.append("not measured, and so included in the parts above:")
-            lines += [f"  {name} (needs {why})" for name, why in self.absent.items()]
-        return "\n".join(lines)
-
-    def to_rows(self) -> list[dict[str, object]]:
-        """Return one row per cause and layer, for tables in notebooks."""
-        return [
-            {"kind": kind, "name": p.name, "part": p.value, "±": 2 * p.error}
-            for kind, parts in (("cause", self.causes), ("layer", self.layers))
-            for p in parts
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all numbers as plain data."""
-        return plain(
-            {
-                "gap": self.gap,
-                "batch": self.batch,
-                "running": self.running,
-                "causes": [vars(part) for part in self.causes],
-                "layers": [vars(part) for part in self.layers],
-                "interaction": self.interaction,
-                "batches": self.batches,
-                "rank": self.rank,
-                "absent": self.absent,
-            }
-        )
-
-
-def _line(part: GapPart) -> str:
-    return f"{part.value:+10.4g} ± {2 * part.error:<8.2g} {part.name}"
+_NO_NUMBER = (
+    "explain_gap needs a number per batch: these outputs and targets are not scores "
+    "and classes that accuracy can compare; pass metric="
+)
 
 
 def explain_gap(
@@ -193,6 +95,7 @@ def explain_gap(
     targets: Targets | None = None,
     max_batches: int = 50,
     seed: int = 0,
+    progress: bool = False,
 ) -> GapExplanation:
     """Split the difference between training and eval mode over causes and layers.
 
@@ -217,9 +120,11 @@ def explain_gap(
             batch, or the batch itself where it has none.
         max_batches: The most batches to draw from a loader.
         seed: Random seed.
+        progress: Show a progress bar, on stderr.
 
     Returns:
-        The `GapExplanation`, from one pass per layer and cause.
+        The `GapExplanation`, from at most 10 passes over the batches (and those over
+        the training data, of masks and of a reference, where they are given).
 
     Raises:
         ArgumentError: The loader gives nothing, there is no metric, `reference` holds
@@ -229,7 +134,8 @@ def explain_gap(
     Numerics:
         Each layer's part is measured alone, with running statistics in all others;
         where layers compensate each other the interaction is large, and the parts
-        should be read together with it.
+        should be read together with it. Of many layers those whose statistics are
+        farthest off are measured alone, and the others together in one pass.
 
         "padding" is the loss because the running statistics include padding and those
         of the batches do not, or the reverse, or another share of it. It is measured
@@ -249,19 +155,34 @@ def explain_gap(
             f"train_loader, got {given}; for one rank give train_loader alone"
         )
 
-    def examined(batches: Iterable[Any]) -> tuple[Case, Statistics]:
-        case = open_case(
+    def opened(batches: Iterable[Any]) -> Case:
+        return open_case(
             model, batches, forward=forward, targets=targets, metric=metric,
             max_batches=max_batches, seed=seed, verb="explain_gap",
         )  # fmt: skip
-        return case, examine(case)
 
+    case = opened(loader)
+    # The examination measures the metric in both modes when it is a loss.
+    examined = examine(replace(case, loss_fn=_as_loss(case), gradient_batches=0))
     sources = shards if shards is not None else [train_loader]
+    others = [opened(source) for source in sources if source is not None]
     return explain_case(
-        *examined(loader),
-        [examined(source) for source in sources if source is not None],
+        case,
+        examined,
+        [(other, examine(other)) for other in others],
         reference=reference,
+        progress=progress,
     )
+
+
+def _as_loss(case: Case) -> Callable[[Any, Any], Tensor]:
+    def loss(output: Any, targets: Any) -> Tensor:
+        value = (case.metric or accuracy)(output, targets)
+        if value is None:
+            raise ArgumentError(_NO_NUMBER)
+        return torch.tensor(-float(value))
+
+    return loss
 
 
 def explain_case(
@@ -270,6 +191,7 @@ def explain_case(
     sources: Sequence[tuple[Case, Statistics]] = (),
     *,
     reference: nn.Module | Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> GapExplanation:
     """Explain the gap of a case that was already examined.
 
@@ -279,6 +201,7 @@ def explain_case(
         sources: Case and measurements of the training data where it is other data; one
             pair per rank where there are several.
         reference: Statistics that frozen layers should have.
+        progress: Show a progress bar.
     """
     norms = {layer.name: norm for layer, norm in statistics.norms if not norm.frozen}
     reference_of_frozen = (
@@ -289,10 +212,14 @@ def explain_case(
     there = Populations.merge_all(ranks) if ranks else here
     is_padded = bool(there.other or here.other)
 
-    warm = {}
-    for name, norm in norms.items():
-        running = RunningStatistics(norm.running_mean, norm.running_var)
-        warm[name] = reference_of_frozen.get(name) or without_start(norm) or running
+    before = {
+        name: RunningStatistics(norm.running_mean, norm.running_var)
+        for name, norm in norms.items()
+    }
+    warm = {
+        name: reference_of_frozen.get(name) or without_start(norm) or before[name]
+        for name, norm in norms.items()
+    }
     population, rank = likely(
         warm, there, ranks, [n for n in warm if n not in reference_of_frozen]
     )
@@ -308,18 +235,29 @@ def explain_case(
         if norm.without_dropout is not None
     }
 
-    with open_working_copy(case) as working, torch.no_grad():
+    with (
+        open_working_copy(case) as working,
+        torch.no_grad(),
+        progress_bar("explain_gap", MAX_PASSES - EXAMINED, shown=progress) as advance,
+    ):
+        done: list[tuple[dict[str, RunningStatistics], list[float]]] = []
 
         def swapped(*populations: Mapping[str, RunningStatistics]) -> list[float]:
-            def prepare() -> None:
-                working.use_running_statistics()
-                for population in populations:
-                    write(working.model, population)
+            wanted = dict(before)
+            for population in populations:
+                wanted |= {n: s for n, s in population.items() if n in wanted}
+            for same, values in done:
+                if _are_equal(wanted, same):
+                    return values
+            working.use_running_statistics()
+            write(working.model, wanted)
+            done.append((wanted, _measured(working)))
+            advance()
+            return done[-1][1]
 
-            return _measured(working, prepare)[1]
-
-        samples, batch = _measured(working, working.use_batch_statistics)
-        running = swapped()
+        samples = [num_samples(batch) for batch in case.batches]
+        batch, running = _known(case, statistics)
+        done.append((before, running))
         back = swapped(reference_of_frozen) if reference_of_frozen else running
         start = swapped(warm)
         stale = swapped(warm, population)
@@ -343,9 +281,12 @@ def explain_case(
         }
         causes = [_part(name, gains, samples) for name, gains in steps.items() if gains]
         layers = [
-            _part(name, [(swapped(warm, {name: population[name]}), start)], samples)
-            for name in norms
-            if name in population
+            _part(
+                name, [(swapped(warm, {n: population[n] for n in of}), start)], samples
+            )
+            for name, of in _layer_groups(
+                warm, population, EXAMINED + len(done) - 1
+            ).items()
         ]
     stale_part = next(part for part in causes if part.name == STALE)
     return GapExplanation(
@@ -362,25 +303,65 @@ def explain_case(
 def _are_equal(
     one: Mapping[str, RunningStatistics], another: Mapping[str, RunningStatistics]
 ) -> bool:
-    return all(
-        torch.equal(a, b)
-        for name in one
-        for a, b in zip(one[name], another[name], strict=True)
-    )
+    """Return True where no mean and no deviation differs by more than SAME.
+
+    Such a swap changes no measure, and needs no pass.
+    """
+    for name, (mean, var) in one.items():
+        sd, other = var.sqrt(), another[name]
+        shift = (mean - other.mean).abs() <= SAME * sd
+        ratio = (other.var.sqrt() - sd).abs() <= SAME * sd
+        if not bool((shift & ratio).all()):
+            return False
+    return True
 
 
-def _measured(
-    working: WorkingCopy, prepare: Callable[[], None]
-) -> tuple[list[int], list[float]]:
-    """Return samples and measure of each batch, after `prepare`."""
-    prepare()
-    result = working.run(channels=False)
+def _known(case: Case, statistics: Statistics) -> tuple[list[float], list[float]]:
+    """Return the measure of each batch under batch statistics and in eval mode.
+
+    Raises:
+        ArgumentError: There is no metric.
+    """
+    if statistics.single_value is not None:
+        raise SingleValueError(statistics.single_value)
+    found = statistics.evaluation
+    if found is None:
+        raise ArgumentError(_NO_NUMBER)
+    if found.batch_metric:
+        return list(found.batch_metric), list(found.running_metric)
+    return [-v for v in found.batch_loss], [-v for v in found.running_loss]
+
+
+def _measured(working: WorkingCopy) -> list[float]:
+    """Return the measure of each batch."""
+    result = working.run("answers")
     if len(result.metrics) != len(result.samples):
-        raise ArgumentError(
-            "explain_gap needs a number per batch: these outputs and targets are not "
-            f"scores and classes that {accuracy.__name__} can compare; pass metric="
-        )
-    return result.samples, result.metrics
+        raise ArgumentError(_NO_NUMBER)
+    return result.metrics
+
+
+def _layer_groups(
+    warm: Mapping[str, RunningStatistics],
+    population: Mapping[str, RunningStatistics],
+    passes: int,
+) -> dict[str, list[str]]:
+    """Return the layers to swap, by the name of their part.
+
+    Args:
+        warm: The running statistics.
+        population: Those to swap in.
+        passes: Number of passes done so far.
+    """
+    names = [name for name in warm if name in population]
+    most = max(MAX_PASSES - passes, 1)
+    if len(names) <= most:
+        return {name: [name] for name in names}
+    distances = {n: apart(warm, population, population, [n]) for n in names}
+    nearest = sorted(names, key=lambda n: -distances[n] if distances[n] > 0 else 0.0)
+    alone = set(nearest[: most - 1])
+    groups = {name: [name] for name in names if name in alone}
+    others = [name for name in names if name not in alone]
+    return {**groups, f"{len(others)} other layers": others}
 
 
 def _part(

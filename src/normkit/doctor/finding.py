@@ -51,7 +51,8 @@ class Finding:
         threshold: The threshold it crossed, or for "clear" the first it would cross.
         evidence: One sentence with the numbers, or why it was not judged.
         fix: How to fix it; empty when there is nothing to do.
-        details: More numbers by name, plain data.
+        details: More numbers by name, plain data. `is_symptom`: what the user sees;
+            it ranks behind the causes of its severity.
         layers: All layers with the same cause, `layer` first; empty in a result of one
             check on one layer.
     """
@@ -111,8 +112,14 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """Return errors, warnings and infos: by severity, causes before consequences."""
     return sorted(
         (finding for finding in findings if finding.is_reported),
-        key=lambda f: (SEVERITIES.index(f.severity), CAUSES_FIRST.index(f.id)),
+        key=lambda f: (SEVERITIES.index(f.severity), _order(f)),
     )
+
+
+def _order(finding: Finding) -> int:
+    """Return the place of a finding among those of its severity."""
+    is_symptom = finding.details.get("is_symptom", False)
+    return CAUSES_FIRST.index("D02" if is_symptom else finding.id)
 
 
 def by_cause(readings: Iterable[Finding]) -> list[Finding]:

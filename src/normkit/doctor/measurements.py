@@ -25,6 +25,7 @@ __all__ = [
     "OutputStatistics",
     "Role",
     "Statistics",
+    "TargetStatistics",
     "TrainingStatistics",
     "WeightStatistics",
     "mean_over_samples",
@@ -67,9 +68,12 @@ class NormStatistics:
         dtype: Name of the dtype of the running statistics, such as "float32".
         calls: The channel statistics of each call within a forward, in order.
         padding: Set where inputs `(N, C, L)` have constant ends.
+        had_mask: The layer was called with `mask=`.
         eval_steps: Observed training steps with the layer in eval mode.
         train_steps: Observed training steps with the layer in training mode.
         takes_one_value: The layer accepts one value per channel (`on_small_batch`).
+        is_read_in_eval: A call of the model in eval mode ran the layer; None when no
+            such call was observed.
     """
 
     momentum: float | None
@@ -87,9 +91,11 @@ class NormStatistics:
     dtype: str = "float32"
     calls: tuple[ChannelStatistics, ...] = ()
     padding: Padding | None = None
+    had_mask: bool = False
     eval_steps: int = 0
     train_steps: int = 0
     takes_one_value: bool = False
+    is_read_in_eval: bool | None = None
 
     @property
     def has_default_buffers(self) -> bool:
@@ -154,6 +160,13 @@ class LayerStatistics:
         dead: Share of units whose output was zero on every one of the last
             `dead_samples` samples; None where that has no meaning.
         fed_by: The layer whose unchanged output is this one's input; "" for none.
+        is_normalized: A norm took its output, or a view of it, as its input.
+        beside: The first of the layers with weights that were called one after another
+            on this one's input, as query, key and value; "" for none.
+        had_gradients: It was called with gradients enabled; None when not observed.
+        has_zero_scale: Its weight is zero, as at the start of a residual branch.
+        dead_at_start: `dead` on the first observed batch of a training; None where that
+            was not observed.
         features: Inputs and outputs of a linear layer.
         norm: Set for layers that keep running statistics.
         weight: Set for layers with a weight matrix.
@@ -174,6 +187,11 @@ class LayerStatistics:
     dead: float | None = None
     dead_samples: int = 0
     fed_by: str = ""
+    is_normalized: bool = False
+    beside: str = ""
+    had_gradients: bool | None = None
+    has_zero_scale: bool = False
+    dead_at_start: float | None = None
     features: tuple[int, int] | None = None
     norm: NormStatistics | None = None
     weight: WeightStatistics | None = None
@@ -210,6 +228,8 @@ class Evaluation:
         running_loss: Loss per batch in eval mode.
         batch_metric: Metric per batch under batch statistics; empty without a metric.
         running_metric: Metric per batch in eval mode.
+        shuffled_loss: Loss per batch under batch statistics, with each answer given to
+            another sample of the batch; empty where answers are not per sample.
     """
 
     samples: tuple[int, ...]
@@ -217,6 +237,7 @@ class Evaluation:
     running_loss: tuple[float, ...]
     batch_metric: tuple[float, ...] = ()
     running_metric: tuple[float, ...] = ()
+    shuffled_loss: tuple[float, ...] = ()
 
     def mean(self, values: tuple[float, ...]) -> float:
         """Return the mean over samples of a per-batch series; nan when it is empty."""
@@ -232,11 +253,40 @@ class DataStatistics:
         batch_size: Samples per full batch.
         last: Samples in the last, incomplete batch of an epoch; 0 when there is none,
             None when unknown.
+        columns: Statistics of some of the inputs' columns; None for sizes that vary.
     """
 
     input: Moments | None = None
     batch_size: int = 0
     last: int | None = None
+    columns: ChannelStatistics | None = None
+
+
+@dataclass(frozen=True)
+class TargetStatistics:
+    """The targets of the loss.
+
+    Attributes:
+        low: The least value, or class number.
+        high: The largest.
+        classes: Number of classes; None unless they are class numbers.
+        most_frequent: Share of the most frequent class; None without classes.
+        spread: Standard deviation of all values; 0 for class numbers.
+        labels_per_sample: Ones per row of targets `(N, K)` of zeros and ones; None for
+            other targets.
+        channels: Statistics of the labels as one-hot vectors, or of the values.
+        beyond: A class number without a unit in the output, and the units; None where
+            every label has one.
+    """
+
+    low: float
+    high: float
+    classes: int | None = None
+    most_frequent: float | None = None
+    spread: float = 0.0
+    labels_per_sample: float | None = None
+    channels: ChannelStatistics | None = None
+    beyond: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +301,11 @@ class OutputStatistics:
         classes: Number of classes in the targets; None unless they are class numbers.
         loss_kind: Name of the loss's class or function.
         softmax: Name of the `nn.Softmax` whose output is the model's; "" for none.
+        activation: The operation of autograd that gives the output, such as "Sigmoid";
+            "" when no gradient was measured.
+        operations: Those between the output and the loss, such as "NllLoss".
+        most_chosen: Share of the samples whose largest score is that of the class
+            chosen most often; None without scores.
     """
 
     spread: float
@@ -260,6 +315,9 @@ class OutputStatistics:
     classes: int | None = None
     loss_kind: str = ""
     softmax: str = ""
+    activation: str = ""
+    operations: frozenset[str] = frozenset()
+    most_chosen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -303,6 +361,9 @@ class Statistics:
         while_training: The weights moved between the measurements.
         data: The loader's batches; None without a loader.
         output: The model's outputs; None when not measured.
+        targets: The targets of the loss; None when not measured.
+        has_moved: The weights show that they were trained; False where they can be
+            those of a start, None when not measured.
         training: The training loop; None when it was not watched.
         world_size: Ranks that train together.
         is_averaged: The weights are an average over training (SWA, EMA).
@@ -317,6 +378,8 @@ class Statistics:
     while_training: bool = False
     data: DataStatistics | None = None
     output: OutputStatistics | None = None
+    targets: TargetStatistics | None = None
+    has_moved: bool | None = None
     training: TrainingStatistics | None = None
     world_size: int = 1
     is_averaged: bool = False

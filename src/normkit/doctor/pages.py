@@ -34,6 +34,7 @@ from normkit.report import (
     Text,
 )
 from normkit.report import Severity as Sign
+from normkit.results import counted
 
 __all__ = ["diagnosis_page", "finding_cards", "watch_page"]
 
@@ -93,11 +94,11 @@ def watch_page(
         steps: Number of training steps, observed or not.
     """
     findings = by_cause(readings)
-    number = "Nothing" if not findings else f"{len(findings)} findings"
+    number = "Nothing" if not findings else counted(len(findings), "finding")
     return Page(
         title="Watched training",
-        lead=f"{number} in {len(history['layers'])} layers, observed on "
-        f"{len(history['steps'])} of {steps} steps.",
+        lead=f"{number} in {counted(len(history['layers']), 'layer')}, observed on "
+        f"{len(history['steps'])} of {counted(steps, 'step')}.",
         blocks=[
             *_outcome(findings, readings),
             *history_charts(history),
@@ -210,7 +211,7 @@ def _by_layer(statistics: Statistics, readings: list[Finding]) -> Iterable[Block
         for layer in layers
     ]
     columns = ["layer", "kind", "input mean", "input std", "output rms", "‖dL/dh‖"]
-    shown = f"{len(layers)} of {len(statistics.layers)} layers"
+    shown = f"{len(layers)} of {counted(len(statistics.layers), 'layer')}"
     table = Table(columns, rows, f"{shown}, in the order of execution")
     yield Details("Activations and gradients", [table], is_open=len(layers) <= 30)
 

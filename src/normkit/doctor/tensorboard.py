@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from normkit.doctor.scalars import scalars
 from normkit.errors import DependencyError
 
 __all__ = ["write_history"]
@@ -15,8 +15,7 @@ __all__ = ["write_history"]
 def write_history(history: Mapping[str, Any], writer: Any) -> int:
     """Write every series of a history as scalars, one per layer and step.
 
-    The tag is `normkit/SERIES/LAYER`, so one chart holds one quantity; logged numbers
-    go to `normkit/NAME`. Gaps are left out.
+    Tags are those of `normkit.doctor.scalars`. Gaps are left out.
 
     Args:
         history: `Watch.history`.
@@ -36,18 +35,9 @@ def write_history(history: Mapping[str, Any], writer: Any) -> int:
         finally:
             opened.close()
     written = 0
-    for name, series in history["layers"].items():
-        for key, values in series.items():
-            if not isinstance(values, list):
-                continue
-            for step, value in zip(history["steps"], values, strict=True):
-                if value is not None and math.isfinite(value):
-                    writer.add_scalar(f"normkit/{key}/{name or 'model'}", value, step)
-                    written += 1
-    for name, pairs in history["logged"].items():
-        for step, value in pairs:
-            writer.add_scalar(f"normkit/{name}", value, step)
-            written += 1
+    for tag, value, step in scalars(history):
+        writer.add_scalar(tag, value, step)
+        written += 1
     writer.flush()
     return written
 

@@ -1,6 +1,6 @@
 """Record measurements of every layer while a model trains.
 
-    with normkit.watch(model, optimizer, every=10) as watch:
+    with normkit.watch(model, optimizer) as watch:
         train(model)
     watch.report("report.html")
 
@@ -23,40 +23,33 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor import checks
 from normkit.doctor.finding import Finding, by_cause, plain
-from normkit.doctor.measurements import (
-    LayerStatistics,
-    NormStatistics,
-    Statistics,
-    WeightStatistics,
-)
+from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
 from normkit.doctor.pages import watch_page
-from normkit.doctor.probes.entries import Entries
+from normkit.doctor.probes.entries import CalledInEval, Entries
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.loop import Loop
 from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.doctor.probes.probes import Probes
+from normkit.doctor.probes.schedule import Schedule
 from normkit.doctor.probes.series import (
     RECENT,
     SERIES,
-    WINDOW,
     Window,
+    layer_of,
     numbers_of,
-    pooled,
-    present,
     to_floats,
     with_spread,
 )
-from normkit.doctor.probes.tensor_statistics import histogram_of
 from normkit.doctor.probes.updates import Updates
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
 from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
+from normkit.modeling.norm_types import is_batch_norm
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
-from normkit.results import Result
+from normkit.results import Result, counted
 
 __all__ = ["SERIES", "Watch", "watch"]
 
@@ -68,7 +61,7 @@ def watch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     *,
-    every: int = 1,
+    every: int | None = None,
     unit: int = 0,
 ) -> Watch:
     """Record measurements of every layer while `model` trains inside a `with` block.
@@ -76,9 +69,11 @@ def watch(
     Args:
         model: The model, or a module whose parts are called in the training loop.
         optimizer: Its optimizer, to record how far each step moves each weight.
-        every: Observe every n-th training step; a step is one call of the model in
-            training mode with gradients enabled, or of each of its parts where they
-            are called one by one.
+        every: Observe every n-th training step; by default each of the first 20, and
+            then every tenth, which costs at most a tenth of the time of a run of 400
+            steps or more (`cost`). A step is one call of the model in training mode
+            with gradients enabled, or of each of its parts where they are called one
+            by one.
         unit: The unit (feature or channel) of each layer whose input's {15, 50, 85}
             percentiles are recorded; counted from the end when negative.
 
@@ -98,15 +93,14 @@ def watch(
         >>> seen.history["steps"], list(seen.history["layers"])
         ([0, 1, 2], ['0', '1'])
     """
-    if every < 1:
-        raise ArgumentError(f"every={every} observes no step; give 1 or more")
+    schedule = Schedule(every)
     optimizer = None if optimizer is None else unwrapped_optimizer(optimizer)
     if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
         raise ArgumentError(
             f"a {type(optimizer).__name__} has no step hooks; pass the "
             "torch.optim.Optimizer inside it, or none"
         )
-    return Watch(model, optimizer, every, unit)
+    return Watch(model, optimizer, schedule, unit)
 
 
 class Watch(Result):
@@ -120,7 +114,7 @@ class Watch(Result):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None,
-        every: int,
+        schedule: Schedule,
         unit: int,
     ) -> None:
         self.model = unwrapped(model)
@@ -130,7 +124,7 @@ class Watch(Result):
         self._as_modules.enter_context(norms_as_modules(self.model))
         self._is_compiled = is_compiled(model)
         self.optimizer = optimizer
-        self.every = every
+        self._schedule = schedule
         self.unit = unit
         self.steps = 0
         self._probes = Probes(self.model, unit=unit, counted=MAX_COUNTED)
@@ -149,9 +143,12 @@ class Watch(Result):
         self._modes = {
             name: [0, 0]
             for name, probe in self._probes.layers.items()
-            if isinstance(probe.module, _BatchNorm)
+            if is_batch_norm(probe.module)
         }
         self._loop = Loop()
+        self._evaluation = CalledInEval(
+            {name: self._probes.layers[name].module for name in self._modes}
+        )
 
     def __enter__(self) -> Watch:
         try:
@@ -176,6 +173,14 @@ class Watch(Result):
         """Record numbers of the training loop, such as `loss=…`, at this step."""
         for name, value in values.items():
             self._logged.setdefault(name, []).append((self.steps - 1, float(value)))
+
+    @property
+    def cost(self) -> float | None:
+        """Time added by the probes so far, as a share of the run without them.
+
+        None before there are both observed and other steps to compare.
+        """
+        return self._schedule.cost
 
     @property
     def history(self) -> dict[str, Any]:
@@ -228,39 +233,24 @@ class Watch(Result):
         for probe in self._probes.in_order:
             if probe.name not in self._recent:
                 continue
-            series, recent = self._series[probe.name], self._recent[probe.name]
             norm = norms.get(probe.name)
             if norm is not None:
                 in_eval, in_training = self._modes[probe.name]
-                norm = replace(norm, eval_steps=in_eval, train_steps=in_training)
-            weight, size = None, series["weight_norm"][-1]
-            if size is not None:
-                weight = WeightStatistics(
-                    norm=size,
-                    gradient_norm=present(series["weight_gradient_norm"]),
-                    update_ratio=present(series["update_ratio"]),
+                norm = replace(
+                    norm,
+                    eval_steps=in_eval,
+                    train_steps=in_training,
+                    is_read_in_eval=self._evaluation.ran(probe.name),
                 )
-            layers.append(
-                LayerStatistics(
-                    name=probe.name,
-                    kind=probe.kind,
-                    role=probe.role,
-                    is_output=probe.is_output,
-                    samples=sum(int(found["samples"]) for found in recent),
-                    units=probe.units,
-                    input=pooled(recent, "input"),
-                    output=pooled(recent, "output"),
-                    gradient_norm=present(series["gradient_norm"]),
-                    saturated=present(series["saturated"]),
-                    dead=self._windows[probe.name].dead,
-                    dead_samples=2 * WINDOW,
-                    fed_by=probe.fed_by,
-                    norm=norm,
-                    weight=weight,
-                    before=histogram_of(probe.before),
-                    after=histogram_of(probe.after),
-                )
-            )
+            series, recent = self._series[probe.name], self._recent[probe.name]
+            window = self._windows[probe.name]
+            layers.append(layer_of(probe, series, recent, window, norm))
+        if not self._observed:
+            # Called, but never to be trained: only the settings are known.
+            layers = [
+                LayerStatistics(name, self._probes.layers[name].kind, "norm", norm=norm)
+                for name, norm in norms.items()
+            ]
         return Statistics(
             tuple(layers),
             samples=max((layer.samples for layer in layers), default=0),
@@ -277,7 +267,7 @@ class Watch(Result):
                 f"no module of the watched {type(self.model).__name__} was called "
                 "inside the block; watch the module that the training loop calls"
             )
-        if not self._observed:
+        if not self._observed and not self._loop.idle_bursts:
             reason = "the model was not called in training mode inside the block"
             if self._is_compiled:
                 reason = (
@@ -293,7 +283,10 @@ class Watch(Result):
 
     def to_text(self) -> str:
         """Return the number of observed steps, and the findings after the block."""
-        head = f"{len(self._observed)} of {self.steps} training steps observed"
+        steps = counted(self.steps, "training step")
+        head = f"{len(self._observed)} of {steps} observed"
+        if self.cost is not None:
+            head += f", which added about {self.cost:.0%} to their time"
         # The current step must not be ended by a debugger that shows the object.
         if not self._has_ended or not self._observed:
             return head
@@ -309,10 +302,16 @@ class Watch(Result):
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the record and the findings as one self-contained page."""
+        self.to_html(path)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the record and the findings as one HTML page, written to `path`."""
         page = watch_page(
             self.history, self.readings(), self.statistics(), steps=self.steps
         )
-        page.write(path)
+        if path is not None:
+            page.write(path)
+        return page.to_html()
 
     def to_tensorboard(self, writer: Any) -> int:
         """Write the record as scalars `normkit/SERIES/LAYER`.
@@ -337,6 +336,7 @@ class Watch(Result):
         self._probes.detach()
         self._entries.detach()
         self._updates.close()
+        self._evaluation.detach()
         self._has_ended = True
         if any(isinstance(m, GraphBatchNorm) for m in self.model.modules()):
             self._norms_at_end = norm_statistics(self.model)
@@ -359,9 +359,14 @@ class Watch(Result):
         self._updates.called_again()
         self._loop.add_call(module, args, kwargs, is_grad=torch.is_grad_enabled())
         if not is_training:
+            if not module.training:
+                self._evaluation.attach(module)
             return
+        self._evaluation.detach()
         self._step_modules = {module}
-        if self.steps % self.every == 0:
+        is_observed = self._schedule.is_observed(self.steps)
+        self._schedule.begin(is_observed=is_observed)
+        if is_observed:
             self._finish_step()
             self._begin_step()
             self._probes.enter_module(module, args, kwargs)

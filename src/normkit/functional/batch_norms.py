@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from normkit.errors import ArgumentError, ShapeError
+from normkit.errors import ArgumentError, DerivativeError, ShapeError
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.autograd import run
 from normkit.functional.ema import check_counters, check_update, update
@@ -16,7 +16,7 @@ from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
-from normkit.torch_state import is_in_backward
+from normkit.torch_state import has_tangent, is_in_backward
 
 __all__ = ["batch_norm", "instance_norm"]
 
@@ -82,6 +82,7 @@ def batch_norm(
         ShapeError: A vector that does not have C elements; no running statistics
             when not training.
         DtypeError: `input` is not floating point.
+        DerivativeError: Forward mode carries a derivative along a running statistic.
 
     Numerics:
         Statistics in float32 or better around a pilot mean; the centre is kept as
@@ -167,6 +168,12 @@ def batch_norm(
             "batch_norm needs running_mean and running_var when training=False, "
             "got None; pass them, or training=True"
         )
+    if not training and has_tangent(running_mean, running_var):
+        raise DerivativeError(
+            "batch_norm is not differentiable wrt running_mean and running_var, they "
+            "cannot have forward grad defined: they are constants; pass their primals, "
+            "or take the derivative with respect to the parameters alone"
+        )
     dims = tuple(d for d in range(input.dim()) if d != dim)
     if training and channels and input.numel() == channels:
         raise ArgumentError(
@@ -225,6 +232,7 @@ def instance_norm(
         ShapeError: A vector that does not have C elements, or no running statistics
             when `use_input_stats=False`.
         DtypeError: `input` is not floating point.
+        DerivativeError: Forward mode carries a derivative along a running statistic.
 
     References:
         Ulyanov, Vedaldi & Lempitsky, "Instance Normalization: The Missing Ingredient
@@ -312,9 +320,11 @@ def _update_by_instances(
         return
     count = instances.count.expand(instances.mean.shape)
     has_spread = count > 1
+    # A NaN that is the only valid value of its sample keeps the batch out, too.
+    is_bad = ~instances.mean.isfinite() & (count > 0)
     used = has_spread.sum(0).clamp(min=1)
     zero = instances.mean.new_zeros(())
-    mean = instances.mean.where(has_spread, zero).sum(0) / used
+    mean = instances.mean.where(has_spread | is_bad, zero).sum(0) / used
     var = instances.unbiased_var.where(has_spread, zero).sum(0) / used
     over_samples = Moments(has_spread.any(0).long() * 2, mean, var)
     update(Running(running_mean, running_var, momentum, batches), over_samples)

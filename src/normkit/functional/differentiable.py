@@ -38,12 +38,13 @@ def normalize(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """Return y by the statistics of `x` (of all ranks in a group), and its Moments."""
-    seen = spec.seen(x)
     compute, wide = statistics_dtype(x.dtype), vector_dtype(x.device)
-    local = deviations(seen, spec.dims, mask)
-    values, valid = seen.to(compute), None
+    # One cast: with two, the gradients of values and statistics would be rounded to a
+    # half each before they cancel.
+    values, valid = spec.seen(x).to(compute), None
+    local = deviations(values, spec.dims, mask)
     if mask is not None:
-        valid = broadcast_mask(mask, seen)
+        valid = broadcast_mask(mask, values)
         valid = valid if valid.dtype == torch.bool else valid > 0
         values = torch.where(valid, values, torch.zeros_like(values))
     measured = local.to_moments(wide)

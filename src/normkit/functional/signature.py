@@ -113,6 +113,7 @@ def with_running(
             and (var.is_cpu if on_cpu else var.get_device() == device)
             and mean.is_contiguous()
             and var.is_contiguous()
+            and not (mean.is_neg() or var.is_neg())
         ):
             return None
         of_running = mean.dtype, mean.shape, var.dtype, var.shape

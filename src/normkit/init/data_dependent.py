@@ -19,6 +19,7 @@ from normkit.init.fans import LinearMap
 from normkit.init.tracer import at_the_start
 from normkit.modeling.batch import Forward, call_on
 from normkit.moments import Moments, moments
+from normkit.progress import tracked
 
 __all__ = ["unit_variance_"]
 
@@ -36,6 +37,7 @@ def unit_variance_(
     per_channel: bool = False,
     tolerance: float = 0.05,
     max_rounds: int = 10,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Scale each linear map until its outputs have variance 1 on `inputs`, in place.
 
@@ -49,6 +51,7 @@ def unit_variance_(
         tolerance: Enough is |var − 1| below this. A layer that is called once needs one
             round; one that feeds itself, or is shared, may need more.
         max_rounds: The most rounds per layer.
+        progress: Show a progress bar.
 
     Returns:
         The variance that each layer was left with, by name.
@@ -58,7 +61,7 @@ def unit_variance_(
     """
     modules = dict(model.named_modules())
     left: dict[str, float] = {}
-    for each in maps:
+    for each in tracked(maps, "initialize", shown=progress):
         for _ in range(max_rounds):
             measured = _measured(model, modules[each.name], each, inputs, forward)
             whole = measured.merge_dim(0)

@@ -63,6 +63,7 @@ def initialize(
     per_channel: bool = False,
     layers: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
+    progress: bool = False,
 ) -> InitReport:
     """Draw the weights of every linear map of a model anew, in place.
 
@@ -106,6 +107,7 @@ def initialize(
             1, not the layer as a whole.
         layers: Dotted names, `*` for any part, of the layers to draw; None is all.
         generator: Source of random numbers; None is torch's global one.
+        progress: Show a progress bar while `"lsuv"` runs the model layer by layer.
 
     Returns:
         An InitReport with a line per linear map.
@@ -180,7 +182,10 @@ def initialize(
             assert graph is not None
             followed = [each for each in maps if each.name in graph.order()]
             variances = unit_variance_(
-                model, followed, inputs, forward=run, per_channel=per_channel
+                *(model, followed, inputs),
+                forward=run,
+                per_channel=per_channel,
+                progress=progress,
             )
             graph = trace_signals(model, inputs, maps, run)
             lines = _measured_lines(maps, lines, graph, variances)

@@ -7,6 +7,7 @@ by elementwise additions alone: the other rows of a tensor do not change a row's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -59,8 +60,10 @@ def pairwise_sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """
     shape = [1 if d in dims else size for d, size in enumerate(x.shape)]
     kept = [d for d in range(x.dim()) if d not in dims]
-    rows = x.permute(*kept, *sorted(dims)).reshape(*(x.shape[d] for d in kept), -1)
-    if not rows.shape[-1]:
+    # Not -1: of an empty tensor any length would do.
+    length = math.prod([x.shape[d] for d in dims])
+    rows = x.permute(*kept, *sorted(dims)).reshape(*(x.shape[d] for d in kept), length)
+    if not length:
         return x.new_zeros(shape)
     while (length := rows.shape[-1]) > 1:
         half = length // 2

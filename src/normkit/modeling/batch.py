@@ -43,12 +43,21 @@ __all__ = [
 Forward = Callable[[nn.Module, Any], Any]
 Targets = Callable[[Any], Any]
 
-_CONVENTION = (
-    "a batch is (inputs, targets), inputs a tensor, a tuple of positional arguments or "
-    "a dict of named ones. For any other batch pass forward=, e.g. forward=lambda "
-    "model, batch: model(batch[0], batch[1]), and where there is a loss or a metric "
-    "targets=, e.g. targets=lambda batch: batch[2]"
-)
+
+def _convention(batch: Any) -> str:
+    """Return the convention, with the two functions as they may be for `batch`."""
+    names = [repr(key) for key in batch] if isinstance(batch, Mapping) else []
+    if names:
+        # All that can be known of names: inputs come before targets.
+        forward, targets = f"model(batch[{names[0]}])", f"batch[{names[-1]}]"
+    else:
+        forward, targets = "model(batch[0], batch[1])", "batch[2]"
+    return (
+        "a batch is (inputs, targets), inputs a tensor, a tuple of positional "
+        "arguments or a dict of named ones. For any other batch pass forward=, e.g. "
+        f"forward=lambda model, batch: {forward}, and where there is a loss or a "
+        f"metric targets=, e.g. targets=lambda batch: {targets}"
+    )
 
 
 def inputs_of(batch: Any) -> Any:
@@ -64,7 +73,7 @@ def inputs_of(batch: Any) -> Any:
     if isinstance(batch, tuple | list) and not isinstance(batch, PackedSequence):
         if not batch:
             raise ArgumentError(
-                f"a batch is an empty {_described(batch)}; {_CONVENTION}"
+                f"a batch is an empty {_described(batch)}; {_convention(batch)}"
             )
         inputs = batch[0]
     return tuple(inputs) if isinstance(inputs, list) else inputs
@@ -136,7 +145,7 @@ def _check_arguments(model: nn.Module, batch: Any, error: TypeError) -> None:
         raise ArgumentError(
             f"{type(model).__name__} cannot be called on a batch that is "
             f"{_described(batch)}: model({', '.join(given)}) has a {mismatch}; "
-            f"{_CONVENTION}"
+            f"{_convention(batch)}"
         ) from error
 
 

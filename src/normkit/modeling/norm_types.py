@@ -9,11 +9,17 @@ from __future__ import annotations
 import re
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from normkit.errors import ShapeError
 
-__all__ = ["NORMS", "check_num_channels", "holds_constant_statistics", "is_norm"]
+__all__ = [
+    "NORMS",
+    "check_num_channels",
+    "holds_constant_statistics",
+    "is_batch_norm",
+    "is_norm",
+]
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """The normalizations of torch.nn; those of normkit.nn derive from them."""
@@ -30,6 +36,21 @@ def is_norm(module: nn.Module) -> bool:
     if isinstance(module, NORMS):
         return True
     return bool(_NAMED.search(type(module).__name__)) and not module._modules
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Return whether `module` normalizes channels by statistics of batches.
+
+    torch's and normkit's are known by their class. Others, as detectron2's frozen one
+    and in-place ABN's, derive from Module and are known by their buffers: running_mean
+    and running_var of one shape `(C,)`.
+    """
+    if isinstance(module, _NormBase):
+        return isinstance(module, _BatchNorm)
+    mean, var = (module._buffers.get(f"running_{name}") for name in ("mean", "var"))
+    if mean is None or var is None:
+        return False
+    return mean.dim() == 1 and mean.shape == var.shape
 
 
 def holds_constant_statistics(module: nn.Module) -> bool:

@@ -31,7 +31,12 @@ from normkit.nn.deferred import defer
 from normkit.nn.parameters import learned
 from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import is_recorded, is_recorded_as_torch, recorded_call
-from normkit.torch_state import is_compiling, is_in_backward, is_jit_tracing
+from normkit.torch_state import (
+    has_transforms,
+    is_compiling,
+    is_in_backward,
+    is_jit_tracing,
+)
 
 __all__ = ["BatchNormLayer"]
 
@@ -199,8 +204,11 @@ class BatchNormLayer(BatchStatisticsLayer):
 
     def _keeping(self, compute: Callable[[], Tensor]) -> Tensor:
         """Run `compute` under the layer's `memory` mode."""
-        if self.memory is None or not torch.is_grad_enabled() or is_compiling():
-            return compute()  # a compiler decides itself which tensors to keep
+        # A compiler decides itself which tensors to keep; torch.func refuses the hooks
+        # that keep less.
+        decided = is_compiling() or has_transforms()
+        if self.memory is None or not torch.is_grad_enabled() or decided:
+            return compute()
         with less_memory(self.memory):
             y = compute()
         return Recomputable.of(y) if is_recomputable(y) else y

@@ -18,6 +18,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm
 from normkit.functional.measure import measure
+from normkit.kernels.primitives import vector_dtype
 from normkit.nn.batch_norm_layer import BatchNormLayer
 from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import check_momentum, is_recomputing
@@ -79,7 +80,8 @@ class BatchRenormLayer(BatchNormLayer):
     def limits(self) -> tuple[Tensor, Tensor]:
         """Return the bounds on r and on |d| at this batch, as 0-d tensors."""
         assert self.num_batches_tracked is not None
-        done = self.num_batches_tracked.to(torch.float32)
+        counter = self.num_batches_tracked
+        done = counter.to(vector_dtype(counter.device))
 
         def share(end: int) -> Tensor:
             if end == self.renorm_from:

@@ -42,7 +42,7 @@ from normkit.report.blocks import (
     Text,
 )
 from normkit.report.charts import Bands, Histograms, Lines
-from normkit.report.page import Page, format_value
+from normkit.report.page import Page, check_installed, format_value
 
 __all__ = [
     "Bands",
@@ -66,5 +66,6 @@ __all__ = [
     "Severity",
     "Table",
     "Text",
+    "check_installed",
     "format_value",
 ]

@@ -53,7 +53,7 @@ def draw(chart: Chart, prefix: str) -> str:
     except ImportError:
         raise DependencyError(
             "a page with charts needs matplotlib, which is not installed; "
-            "pip install 'normkit[demo]'"
+            "pip install 'normkit[report]'"
         ) from None
 
     settings: dict[Any, Any] = {

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,21 @@ from normkit.report.blocks import Block, Figure, Heading, Table, is_number
 from normkit.report.charts import legend, summary
 from normkit.report.drawing import draw
 
-__all__ = ["Page", "format_value"]
+__all__ = ["Page", "check_installed", "format_value"]
+
+
+def check_installed() -> None:
+    """Require what a page with charts needs, before the work that it will show.
+
+    Raises:
+        DependencyError: jinja2 or matplotlib is not installed.
+    """
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise DependencyError(
+            f"a report page needs {' and '.join(missing)}, not installed here; "
+            "pip install 'normkit[report]'"
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Page:
         except ImportError:
             raise DependencyError(
                 "a report page needs jinja2, which is not installed; "
-                "pip install 'normkit[demo]'"
+                "pip install 'normkit[report]'"
             ) from None
         environment = Environment(
             autoescape=True,

@@ -69,7 +69,7 @@ def save(draw: Callable[[Figure], None], stem: Path, title: str) -> list[Path]:
     except ImportError as missing:
         raise DependencyError(
             "figures need matplotlib, which is not installed; "
-            "pip install 'normkit[demo]'"
+            "pip install 'normkit[report]'"
         ) from missing
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []

@@ -15,13 +15,14 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from normkit.modeling.atomic_file import atomic_file
+from normkit.results import Result
 from normkit.studies.interval import Interval
 from normkit.studies.study import Study
 from normkit.studies.verdict import Part, Verdict
@@ -29,8 +30,8 @@ from normkit.studies.verdict import Part, Verdict
 __all__ = ["Record", "environment", "read_json", "run_key", "write_json"]
 
 
-@dataclass(frozen=True)
-class Record:
+@dataclass(frozen=True, repr=False)
+class Record(Result):
     """One finished run of a study.
 
     Attributes:
@@ -55,7 +56,34 @@ class Record:
     seconds: float
     cpu_seconds: float
     verdicts: tuple[Verdict, ...]
-    results: list[dict[str, Any]] = field(repr=False)
+    results: list[dict[str, Any]]
+
+    def to_text(self) -> str:
+        """Return the verdict on each claim, with the numbers that it rests on."""
+        lines = [
+            f"{self.study}, scale {self.scale}: {len(self.verdicts)} claim"
+            f"{'s' * (len(self.verdicts) != 1)}, "
+            f"{len(self.results)} seeds, {self.seconds:.0f} s"
+        ]
+        for verdict in self.verdicts:
+            lines.append(f"{verdict.claim}: {verdict.word}")
+            lines += [f"    {_in_words(part)}" for part in verdict.parts]
+        return "\n".join(lines)
+
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one row for each number of each verdict."""
+        return [
+            {
+                "claim": verdict.claim,
+                "verdict": verdict.word,
+                "number": part.text,
+                "measured": str(part.interval),
+                "predicted": part.wanted,
+                "alone": part.word,
+            }
+            for verdict in self.verdicts
+            for part in verdict.parts
+        ]
 
     def write(self, path: Path) -> None:
         """Write the record to `path` atomically."""
@@ -80,6 +108,11 @@ class Record:
         return cls(**raw)
 
 
+def _in_words(part: Part) -> str:
+    predicted = f", predicted {part.wanted}: {part.word}" if part.wanted else ""
+    return f"{part.text}: {part.interval}{predicted}"
+
+
 # Incremented when the format of a trial's results changes: old seeds are not reused.
 _FORMAT = 2
 
@@ -88,17 +121,29 @@ def run_key(study: Study, scale: str, data: Path | None) -> str:
     """Return a digest of the inputs of a run: settings, code and data.
 
     A finished seed is only reused under the same key, so a changed study starts again.
-    The rule and the figure do not count: they are applied to stored results.
+    The rule and the figure do not count: they are applied to stored results. Nor do
+    comments and docstrings.
     """
     module = inspect.getmodule(study.measure)
     source = inspect.getsource(module or study.measure)
     kept = [
-        ast.unparse(node) for node in ast.parse(source).body if not is_afterwards(node)
+        ast.unparse(node)
+        for node in _without_docstrings(source).body
+        if not is_afterwards(node)
     ]
     files = sorted(path.name for path in data.iterdir()) if data else []
     settings = dict(study.scales[scale].settings)
     text = json.dumps([_FORMAT, study.id, scale, settings, files, kept], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_docstrings(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        is_worded = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if is_worded and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return tree
 
 
 def is_afterwards(node: ast.stmt) -> bool:

@@ -30,7 +30,7 @@ from normkit.studies.verdict import (
     combine,
 )
 
-__all__ = ["overall", "read_records", "write_report"]
+__all__ = ["deciding_numbers", "overall", "read_records", "write_report"]
 
 _NOTICE = "<!-- Written by `normkit study report`; do not edit. -->\n"
 
@@ -130,12 +130,22 @@ def _claim_row(claim: Claim, records: dict[str, Record]) -> str:
     word, said = overall(claim.id, records)
     by = [r.study for r in records.values() for v in r.verdicts if v.claim == claim.id]
     links = " ".join(f"[{study}]({study}.md)" for study in by)
-    parts = [part for verdict in said for part in verdict.parts if part.word]
-    numbers = "; ".join(map(_held_against, _deciding(word, parts))) or claim.note
+    numbers = deciding_numbers(word, said) or claim.note
     return (
         f"| {claim.id} | {claim.text} | {claim.sources} | {_bold(word)} | "
         f"{_cell(numbers)} | {links} |"
     )
+
+
+def deciding_numbers(word: str, said: list[Verdict]) -> str:
+    """Return the measured numbers that led to `word`, with what was predicted.
+
+    Args:
+        word: The overall word of a claim.
+        said: Its verdicts, both as `overall` returns them.
+    """
+    parts = [part for verdict in said for part in verdict.parts if part.word]
+    return "; ".join(map(_held_against, _deciding(word, parts)))
 
 
 def _deciding(word: str, parts: list[Part]) -> list[Part]:

@@ -12,6 +12,8 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -149,16 +151,37 @@ def _trials(
     # Spawned, not forked: a fork inherits the locks of torch's thread pools.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        tasks = {
-            pool.submit(measure, study_id, scale, seed, data): (study_id, seed)
-            for study_id, scale, seed in waiting
-        }
+        # The workers start while tasks are submitted, and inherit what is ignored.
+        with _interrupts_ignored():
+            tasks = {
+                pool.submit(measure, study_id, scale, seed, data): (study_id, seed)
+                for study_id, scale, seed in waiting
+            }
         try:
             for task in as_completed(tasks):
                 yield (*tasks[task], task.result())
         except BaseException:
+            workers = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.terminate()
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore SIGINT, which a terminal sends to the workers as well, inside the block.
+
+    A worker that is interrupted writes a traceback, even while it imports.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

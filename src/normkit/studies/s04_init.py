@@ -12,6 +12,7 @@ from normkit.init import variance_recursion
 from normkit.studies.data import Images
 from normkit.studies.figure import band, color
 from normkit.studies.replicas import ACTIVATIONS, Recipe, Replicas, stds_for
+from normkit.studies.stack import propagate
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.verdict import (
     Verdict,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Name, activation, standard deviation of the weights times the root of the fan.
-_STARTS = (
+STARTS = (
     ("tanh 0.01", "tanh", 0.01 * 64),
     ("tanh 0.05", "tanh", 0.05 * 64),
     ("tanh Xavier", "tanh", 1.0),
@@ -36,7 +37,7 @@ _STARTS = (
     ("relu Xavier", "relu", 1.0),
     ("relu Kaiming", "relu", math.sqrt(2)),
 )
-_DEPTH = 6
+DEPTH = 6
 _RATES = (0.01, 0.1, 0.5)
 # The gains of a std of 0.01 and 0.05 at 4096 units, and Xavier's.
 _GAINS = (0.64, 3.2, 1.0)
@@ -76,36 +77,24 @@ def _spread(trial: Trial, units: int, batch: int) -> dict[str, dict]:
         torch.randn(units, units, generator=generator)
         .div_(math.sqrt(units))
         .to(trial.device)
-        for _ in range(_DEPTH)
+        for _ in range(DEPTH)
     ]
     cotangent = torch.randn(batch, units, generator=generator).to(trial.device)
     found = {}
-    for name, activation, gain in _STARTS:
+    for name, activation, gain in STARTS:
         act = ACTIVATIONS[activation]
-        inputs, outputs = [], []
-        h = x
-        for draw in draws:
-            z = (h @ draw).mul_(gain).requires_grad_()
-            inputs.append((h, z))
-            h = act(z).detach()
-            outputs.append(h)
-        g = cotangent
-        weight_grads, input_grads = [], []
-        for (before, z), draw in zip(reversed(inputs), reversed(draws), strict=True):
-            (dz,) = torch.autograd.grad(act(z), z, g)
-            weight_grads.append((before.T @ dz).norm().item())
-            g = (dz @ draw.T).mul_(gain)
-            input_grads.append(g.std().item())
+        passed = propagate(x, draws, act, cotangent, gain=gain)
+        outputs = passed.outputs
         key = "linear" if activation == "identity" else activation
-        theory = variance_recursion([gain**2] * _DEPTH, key)
+        theory = variance_recursion([gain**2] * DEPTH, key)
         found[name] = {
             "std": [h.std().item() for h in outputs],
             "rms": [h.square().mean().sqrt().item() for h in outputs],
             "theory": [math.sqrt(signal.after) for signal in theory],
             "saturated": [(h.abs() > 0.99).float().mean().item() for h in outputs],
             "mean_over_std": (outputs[-1].mean() / outputs[-1].std()).item(),
-            "weight_grads": weight_grads[::-1],
-            "input_grads": input_grads[::-1],
+            "weight_grads": passed.weight_grads,
+            "input_grads": [g.std().item() for g in passed.input_grads],
             "histogram": torch.histc(outputs[-1].cpu(), 41, -1.025, 1.025).tolist(),
         }
     return found
@@ -363,8 +352,8 @@ def evaluate(results: list[Result]) -> list[Verdict]:
 def draw(figure: Figure, results: list[Result]) -> None:
     """Draw spread and gradients per layer, and accuracy by depth."""
     axes = figure.subplots(1, 3)
-    layers = range(1, _DEPTH + 1)
-    for i, (name, _, _) in enumerate(_STARTS):
+    layers = range(1, DEPTH + 1)
+    for i, (name, _, _) in enumerate(STARTS):
         stacks = [r["stack"][name] for r in results]
         band(axes[0], layers, [s["std"] for s in stacks], label=name, index=i)
         if name.startswith("tanh"):

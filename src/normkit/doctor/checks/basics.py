@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.progress import progress
+from normkit.doctor.checks.targets import is_cross_entropy, targets
 from normkit.doctor.checks.thresholds import MIN_SAMPLES, above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
@@ -83,10 +85,9 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
         )
         low, high = (0, 0) if stream is None else stream.lengths
         reason = ""
-        scale = None if layer.norm is None else layer.norm.weight
         if int(layer.input.count) < MIN_SAMPLES:
             reason = f"{int(layer.input.count)} values are too few"
-        elif scale is not None and not scale.any():
+        elif layer.has_zero_scale:
             reason = "its scale is zero, as at the start of a residual branch"
         elif high and stream is not None and stream.batches < 2 and not is_erased:
             reason = "one batch does not show whether lengths vary"
@@ -114,10 +115,12 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
 def basics(statistics: Statistics) -> Iterator[Finding]:
     """Check D34: output, loss and order of the layers."""
     yield from _linear_after_linear(statistics)
+    yield from targets(statistics)
+    yield from progress(statistics)
     out, data = statistics.output, statistics.evaluation
     if out is None:
         return
-    if out.sums_to_one and out.loss_kind in ("CrossEntropyLoss", "cross_entropy"):
+    if out.sums_to_one and is_cross_entropy(out):
         yield _D34(
             "",
             "warning",
@@ -151,7 +154,7 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     is_new = bool(statistics.norms) and all(norm.is_new for _, norm in statistics.norms)
     if data is None or out.classes is None or out.units < 2 or not is_new:
         return
-    if out.loss_kind not in ("CrossEntropyLoss", "cross_entropy"):
+    if not is_cross_entropy(out):
         return
     loss, chance = data.mean(data.batch_loss), math.log(out.units)
     severity, threshold = above(loss, warning=START_RATIO * chance)

@@ -15,10 +15,14 @@ from functools import partial
 
 import torch
 
-from normkit.doctor.channel_statistics import ChannelStatistics
+from normkit.doctor.channel_statistics import (
+    MIN_EFFECTIVE_BATCHES,
+    ChannelStatistics,
+)
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP, above, below, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
+from normkit.results import counted
 
 __all__ = [
     "CHECKS",
@@ -57,8 +61,9 @@ MIN_BATCHES = 20
 CALL_MEAN, CALL_VAR = 0.5, 1.0
 
 _LARGER = (
-    "use group norm (normkit.convert(model, to='group')), SyncBatchNorm over ranks, or "
-    "freeze the batch norms with good statistics"
+    "train with larger batches; where that cannot be, use group norm "
+    "(normkit.convert(model, to='group')), SyncBatchNorm over ranks, or freeze the "
+    "batch norms with the statistics of a pretrained model"
 )
 
 _D05 = partial(Finding, "D05", "batch_too_small")
@@ -79,7 +84,9 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             "error",
             1.0,
             SMALL_ERROR,
-            "its batches have one value per channel, and training mode fails",
+            "a batch gives each channel of this layer a single value, whose mean is "
+            "itself and whose variance is not defined: in training mode the layer "
+            "raises an error",
             _LARGER,
             {"fewest_values": 1},
         )
@@ -100,20 +107,34 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             severity,
             samples,
             threshold,
-            f"{samples:.3g} samples per batch"
-            + (f", {effective:.3g} independent values" if effective > 0 else ""),
+            _evidence_of_size(samples, effective, is_small=severity != "clear"),
             _LARGER,
             {"n_eff": effective, "fewest_values": norm.in_training.values},
         )
 
 
+def _evidence_of_size(samples: float, effective: float, *, is_small: bool) -> str:
+    text = f"its batches hold {counted(round(samples, 1), 'sample')}"
+    if effective > 0:
+        text += f", worth {counted(round(effective, 1), 'independent value')}"
+    if is_small:
+        text += (
+            ": too few for the mean and variance that training mode normalizes by, "
+            "unlike eval mode"
+        )
+    return text
+
+
 def effective_values(channels: ChannelStatistics) -> float:
     """Return the number of independent values in a batch; nan when unknown."""
-    if channels.batches < 8:
+    if channels.batches < MIN_EFFECTIVE_BATCHES:
         return math.nan
     ratio = channels.pooled.var / channels.batch_means.unbiased_var
     ratio = ratio[ratio.isfinite()]
-    return float(ratio.median()) if ratio.numel() else math.nan
+    if not ratio.numel():
+        return math.nan
+    # No batch holds more independent values than values.
+    return min(float(ratio.median()), channels.values)
 
 
 def last_batch_of_one(statistics: Statistics) -> Iterator[Finding]:
@@ -182,10 +203,13 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
     layer's input: zeros, or their images position by position. Behind a position
     embedding or a recurrent layer it varies and cannot be told from data: the check
     reports `clear` there. A `mask=` given to one of normkit.nn's layers excludes it.
+    Rows `(N·L, C)` of a batch of N are sequences that were flattened.
     """
     for layer, norm in statistics.norms:
         found = norm.padding
-        if norm.frozen or norm.in_training is None or norm.in_training.lengths[1] < 2:
+        if norm.frozen or norm.in_training is None:
+            continue
+        if found is None and norm.in_training.lengths[1] < 2:
             continue
         if reason := too_few(float(norm.in_training.sample_means.count.min())):
             yield _D12(layer.name, "not_judged", evidence=reason)
@@ -208,15 +232,13 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
 
 
 def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
-    """Check D13: the batches differ more than random ones would."""
+    """Check D13: the batches differ more than random ones would.
+
+    Judged by the inputs of the batch norms, and of the model, and by the targets.
+    """
     readings: list[tuple[float, str]] = []
     reason = ""
-    for layer, norm in statistics.norms:
-        if norm.frozen or norm.in_training is None:
-            continue
-        # The first call of each forward: differences between the calls of a shared
-        # layer come from the model (D33), not from the loader.
-        channels = norm.calls[0] if norm.calls else norm.in_training
+    for name, channels in _mixed(statistics).items():
         if channels.batches < MIN_BATCHES:
             reason = (
                 f"{channels.batches} batches are too few to compare; "
@@ -225,24 +247,46 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
             continue
         found = mixing(channels)
         if not math.isnan(found):
-            readings.append((found, layer.name))
+            readings.append((found, name))
     if not readings:
         if reason:
             yield _D13("", "not_judged", evidence=reason)
         return
-    value, name = max(readings)
+    layers = {layer.name for layer, _ in statistics.norms}
+    # A layer is named rather than the data, where it shows.
+    of_layers = [r for r in readings if r[1] in layers and r[0] > MIXED_WARNING]
+    value, name = max(of_layers or readings)
     severity, threshold = above(value, warning=MIXED_WARNING, error=MIXED_ERROR)
+    if severity == "error" and not layers:
+        severity, threshold = "warning", MIXED_WARNING  # no statistics are spoiled
     yield _D13(
-        name,
+        name if name in layers else "",
         severity,
         value,
         threshold,
         f"the means of batches vary {value:.3g} times as much as random batches of the "
-        "same samples would (F, median over channels)",
+        "same samples would (F, median over channels)"
+        + ("" if name in layers else f", of the {name}"),
         "shuffle=True, or a larger shuffle buffer; for several domains a batch norm "
         "for each",
         {"by_layer": {layer: f for f, layer in readings}},
     )
+
+
+def _mixed(statistics: Statistics) -> dict[str, ChannelStatistics]:
+    """Return what shows the order of the samples, by layer; "inputs", "targets"."""
+    found: dict[str, ChannelStatistics] = {}
+    for layer, norm in statistics.norms:
+        if not norm.frozen and norm.in_training is not None:
+            # The first call of each forward: differences between the calls of a shared
+            # layer come from the model (D33), not from the loader.
+            found[layer.name] = norm.calls[0] if norm.calls else norm.in_training
+    data, wanted = statistics.data, statistics.targets
+    if data is not None and data.columns is not None:
+        found["inputs"] = data.columns
+    if wanted is not None and wanted.channels is not None:
+        found["targets"] = wanted.channels
+    return found
 
 
 def mixing(channels: ChannelStatistics) -> float:

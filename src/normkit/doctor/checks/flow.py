@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 
 from normkit.doctor.checks.thresholds import above, below
+from normkit.doctor.checks.weights import largest_step
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import LayerStatistics, Statistics
 
@@ -41,8 +42,7 @@ GRADIENT_WARNING, GRADIENT_ERROR = 0.02, 1e-4
 # the next, as in TheDeepChecker.
 GRADIENT_HIGH = 100.0
 GROWTH, WINDOW = 2.0, 5
-# Median over steps of ‖Δw‖/‖w‖ below which a layer does not move: a million steps
-# to change by its own size.
+# ‖Δw‖/‖w‖ below which a layer never moved: a million steps to change by its own size.
 STILL = 1e-6
 RECENT = 5
 
@@ -171,25 +171,42 @@ def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _growth(statistics: Statistics) -> Iterator[Finding]:
-    """Check for three windows in a row in which a gradient more than doubles."""
-    for layer in statistics.of_role("weight"):
-        norms = layer.weight.gradient_norm if layer.weight else ()
-        last = norms[-4 * WINDOW :]
-        if len(last) < 4 * WINDOW or not all(math.isfinite(n) for n in last):
-            continue
-        medians = [
-            numbers.median(last[i * WINDOW : (i + 1) * WINDOW]) for i in range(4)
-        ]
-        growth = min(
-            after / before if before > 0 else 0.0
-            for before, after in itertools.pairwise(medians)
+    """Check for three windows in a row in which the gradient more than doubles.
+
+    It is the gradient of all weights together, and must have become larger than the
+    weights: a network that starts with scales or a last layer of zero begins to learn
+    with gradients that grow from nothing, and is no fault.
+    """
+    recent = {
+        layer.name: layer.weight
+        for layer in statistics.of_role("weight")
+        if layer.weight is not None
+        and len(layer.weight.gradient_norm) >= 4 * WINDOW
+        and all(map(math.isfinite, layer.weight.gradient_norm[-4 * WINDOW :]))
+    }
+    if not recent:
+        return
+    series = {name: w.gradient_norm[-4 * WINDOW :] for name, w in recent.items()}
+    together = [math.hypot(*each) for each in zip(*series.values(), strict=True)]
+    growth = _least_growth(together)
+    size = math.hypot(*(weight.norm for weight in recent.values()))
+    if growth > GROWTH and numbers.median(together[-WINDOW:]) > size:
+        name = max(series, key=lambda name: _least_growth(series[name]))
+        evidence = (
+            f"the gradient of all weights grew {growth:.3g}-fold or more in each of "
+            f"the last three windows of {WINDOW} steps, most of all here, and is now "
+            "larger than the weights"
         )
-        if growth > GROWTH:
-            evidence = (
-                f"the gradient of its weight grew {growth:.3g}-fold or more in each of "
-                f"the last three windows of {WINDOW} steps"
-            )
-            yield _D25(layer.name, "error", growth, GROWTH, evidence, _CALM)
+        yield _D25(name, "error", growth, GROWTH, evidence, _CALM)
+
+
+def _least_growth(norms: Sequence[float]) -> float:
+    """Return the least factor between the medians of four windows."""
+    spans = (norms[i * WINDOW : (i + 1) * WINDOW] for i in range(4))
+    return min(
+        after / before if before > 0 else 0.0
+        for before, after in itertools.pairwise(map(numbers.median, spans))
+    )
 
 
 def _responses(
@@ -197,7 +214,8 @@ def _responses(
 ) -> tuple[list[LayerStatistics], list[float]] | Finding | None:
     """Return the response of each weight layer, a not-judged finding, or None."""
     every = statistics.of_role("weight")
-    layers = [layer for layer in every if layer.gradient_norm]
+    measured = [layer for layer in every if layer.gradient_norm]
+    layers = _strongest_of_parallel(measured)
     if not every:
         return None
     if not layers:
@@ -206,17 +224,32 @@ def _responses(
     if len(layers) < MIN_LAYERS:
         reason = f"{len(layers)} layers are too few for a trend"
         return Finding("", "", layers[0].name, "not_judged", evidence=reason)
-    return layers, [
-        numbers.median(layer.gradient_norm[-RECENT:]) * layer.output_rms
-        for layer in layers
-    ]
+    return layers, [_response(layer) for layer in layers]
+
+
+def _response(layer: LayerStatistics) -> float:
+    return numbers.median(layer.gradient_norm[-RECENT:]) * layer.output_rms
+
+
+def _strongest_of_parallel(layers: list[LayerStatistics]) -> list[LayerStatistics]:
+    """Return the layers, of each group on one input the one with the largest response.
+
+    Query and key move the loss by their softmax alone, a thousandth of what the value
+    beside them does in a new network: no sign that gradients do not arrive.
+    """
+    groups: dict[str, list[LayerStatistics]] = {}
+    for layer in layers:
+        groups.setdefault(layer.beside or layer.name, []).append(layer)
+    return [max(group, key=_response) for group in groups.values()]
 
 
 def _check_still(statistics: Statistics) -> Iterator[Finding]:
     updates = {
-        layer.name: numbers.median(layer.weight.update_ratio)
+        layer.name: largest_step(layer.weight.update_ratio)
         for layer in statistics.of_role("weight")
-        if layer.weight is not None and layer.weight.update_ratio
+        if layer.weight is not None
+        and layer.weight.update_ratio
+        and layer.had_gradients is not False
     }
     if not updates:
         return
@@ -249,16 +282,18 @@ _START = (
 def _stacks(statistics: Statistics) -> dict[str, list[LayerStatistics]]:
     """Return layers by kind: the activations, or the weights where there are none.
 
-    The output layer is left out: its scale is set by the loss. So are side branches
-    such as the gates of squeeze and excitation: layers on one position per sample,
-    with layers on many positions after them.
+    The output layer is left out: its scale is set by the loss. So are weights whose
+    output a norm takes, which removes its scale, and side branches such as the gates of
+    squeeze and excitation: layers on one position per sample, with layers on many
+    positions after them.
     """
     stacks: dict[str, list[LayerStatistics]] = {}
     seen = [s for s in statistics.layers if s.output is not None and not s.is_output]
     last_wide = max((i for i, s in enumerate(seen) if s.positions > 1), default=-1)
     seen = [s for i, s in enumerate(seen) if i >= last_wide or s.positions > 1]
     hidden = [s for s in seen if s.role == "activation"]
-    for layer in hidden or [s for s in seen if s.role == "weight"]:
+    plain = [s for s in seen if s.role == "weight" and not s.is_normalized]
+    for layer in hidden or plain:
         stacks.setdefault(layer.kind, []).append(layer)
     return stacks
 

@@ -17,7 +17,11 @@ _D09 = partial(Finding, "D09", "eval_forgotten")
 
 
 def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
-    """Check D07: scale and shift are frozen, the running statistics still change."""
+    """Check D07: scale and shift are frozen, the running statistics still change.
+
+    Statistics that eval mode never reads, as those of a helper network whose features
+    are compared in the loss, may change.
+    """
     norms = [
         (layer, norm) for layer, norm in statistics.norms if norm.weight is not None
     ]
@@ -29,16 +33,19 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
         if norm.frozen:
             continue
         # Where no parameter is trained, the layer is not frozen on purpose.
-        is_bad = not norm.is_trainable and is_training
+        has_no_gradient = not norm.is_trainable or layer.had_gradients is False
+        is_bad = has_no_gradient and is_training and norm.is_read_in_eval is not False
         severity: Severity = "error" if is_bad else "clear"
         yield _D07(
             layer.name,
             severity,
             float(is_bad),
             0.5,
-            "weight and bias require no gradients, but in training mode the running "
+            "weight and bias get no gradients, but in training mode the running "
             "statistics keep changing"
             if is_bad
+            else "eval mode does not read its statistics"
+            if has_no_gradient and is_training
             else "weight and bias are trained",
             "keep the layer in eval mode, also after model.train(): "
             "normkit.convert(model, to='frozen') does",
@@ -53,6 +60,9 @@ def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
     if loop.is_trial:
         yield _D08("", "not_judged", evidence=NOT_ITS_LOOP)
         return
+    if loop.updates is None:
+        reason = "no optimizer was given, so no step shows the mode it was made in"
+        yield _D08("", "not_judged", evidence=reason)
     if loop.updates_in_eval:
         is_after = loop.updates_before_eval > 0
         yield _D08(

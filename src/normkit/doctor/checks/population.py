@@ -25,6 +25,7 @@ from normkit.doctor.measurements import (
     Statistics,
     standard_error,
 )
+from normkit.results import counted
 
 __all__ = [
     "CHECKS",
@@ -301,16 +302,17 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             elif measured.severity == "error" and norm.momentum > MOMENTUM_LOW:
                 # This is the cause; at a lower momentum D04 is.
                 severity = "error"
+        if statistics.while_training and severity == "warning":
+            severity = "info"  # eval mode has not been asked for yet
         is_right = is_fitting and severity == "info"
         yield _D03(
             layer.name,
             severity,
             weight,
             threshold,
-            f"after {norm.tracked} batches at momentum {norm.momentum:g} the initial "
-            f"mean 0 and variance 1 still have a weight of {weight:.0%}"
-            + _FITTING
-            * is_right,
+            f"after {counted(norm.tracked, 'batch', plural='batches')} at momentum "
+            f"{norm.momentum:g} the initial mean 0 and variance 1 still have a weight "
+            f"of {weight:.0%}" + _FITTING * is_right,
             _FITTING_FIX
             if is_right
             else "train longer before eval, or normkit.calibrate(model, loader), or "
@@ -343,7 +345,8 @@ def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
                 # Slow but arrived: the statistics are right.
                 severity = "info"
         what = (
-            f"only the last {1 / momentum:.2g} batches count"
+            "the running statistics hold only the last "
+            + counted(float(f"{1 / momentum:.2g}"), "batch", plural="batches")
             if is_high
             else f"the running statistics need {3 / momentum:,.0f} batches to forget "
             "their initial values"

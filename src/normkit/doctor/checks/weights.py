@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics as numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from normkit.doctor.checks.thresholds import above
@@ -13,6 +13,7 @@ from normkit.doctor.measurements import Statistics
 __all__ = [
     "CHECKS",
     "decayed_scale",
+    "largest_step",
     "redundant_bias",
     "symmetric_weights",
     "update_size",
@@ -28,6 +29,8 @@ EQUAL_ROWS = 0.5
 # to 1e-1, torchmortem 1e-5 to 1e-1.
 UPDATE_LOW, UPDATE_HIGH = 1e-5, 1e-1
 MIN_UPDATES = 20
+# Updates whose median is one reading, and its growth over a run that shows a start.
+RECENT, STARTING = 5, 2.0
 
 _D10 = partial(Finding, "D10", "redundant_bias")
 _D14 = partial(Finding, "D14", "decayed_scale")
@@ -78,8 +81,16 @@ def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
         severity,
         loop.weight_decay,
         DECAY_WARNING,
-        f"weight_decay={loop.weight_decay:g} on normalization layers",
-        "put their parameters in a separate group with weight_decay=0",
+        f"the optimizer applies weight_decay={loop.weight_decay:g} to the weights and "
+        "biases of normalization layers, too"
+        + (
+            ", and so pulls each step the scale of their outputs towards 0"
+            if severity == "warning"
+            else ""
+        ),
+        "give these parameters a group of their own without decay: "
+        "torch.optim.SGD(normkit.nn.parameter_groups(model, weight_decay="
+        f"{loop.weight_decay:g}), …)",
     )
 
 
@@ -115,6 +126,8 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
     for layer in statistics.of_role("weight"):
         if layer.weight is None or not layer.weight.update_ratio:
             continue
+        if layer.had_gradients is False:
+            continue  # it runs under no_grad, and is not meant to move
         ratios = layer.weight.update_ratio
         if len(ratios) < MIN_UPDATES:
             reason = f"{len(ratios)} observed updates are too few"
@@ -122,7 +135,13 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             continue
         ratio = numbers.median(ratios[len(ratios) // 10 :])
         severity, threshold = above(ratio, warning=UPDATE_HIGH)
-        if ratio < UPDATE_LOW:
+        # Steps that shrink as the loss does have arrived, or were made to; steps that
+        # grow are those of a branch that starts with a scale of zero.
+        first, last = (numbers.median(r) for r in (ratios[:RECENT], ratios[-RECENT:]))
+        is_starting = last > STARTING * first
+        if ratio < UPDATE_LOW and not (
+            is_starting or largest_step(ratios) > UPDATE_LOW
+        ):
             severity, threshold = "warning", UPDATE_LOW
         yield _D27(
             layer.name,
@@ -134,6 +153,12 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             if ratio > UPDATE_HIGH
             else "raise the learning rate, or check that gradients reach this layer",
         )
+
+
+def largest_step(ratios: Sequence[float]) -> float:
+    """Return the largest median of RECENT updates in a row: what a layer once moved."""
+    spans = range(max(len(ratios) - RECENT + 1, 1))
+    return max(numbers.median(ratios[i : i + RECENT]) for i in spans)
 
 
 CHECKS = {

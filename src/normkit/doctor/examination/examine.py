@@ -6,6 +6,7 @@
     running      eval                                     the loss in eval mode
 
 The three passes see the same batches, so the statistics are their only difference.
+Without batch norms they would be one: the second is the only one.
 They run on a copy of the model, or, when it cannot be copied, on the model itself,
 which is restored bit for bit.
 """
@@ -16,8 +17,10 @@ from dataclasses import replace
 
 import torch
 
+from normkit.doctor.channel_statistics import MIN_EFFECTIVE_BATCHES
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.forward_pass import ForwardPass
+from normkit.doctor.examination.start import has_moved
 from normkit.doctor.examination.working_copy import SingleValueError, open_working_copy
 from normkit.doctor.measurements import DataStatistics, Evaluation, Statistics
 from normkit.doctor.probes.norm_statistics import norm_statistics
@@ -43,23 +46,31 @@ def examine(case: Case) -> Statistics:
 
 def _examine(case: Case) -> Statistics:
     with open_working_copy(case) as working:
-        with torch.no_grad():
-            training = working.run(channels=True, evaluate=False)
+        training = None
+        if working.has_batch_norms:
+            with torch.no_grad():
+                training = working.run("batch_norms", evaluate=False)
         working.use_batch_statistics()
-        batch = working.run(
-            channels=True, gradients=case.loss_fn is not None, counted=MAX_COUNTED
+        batch = running = working.run(
+            "layers", gradients=case.loss_fn is not None, counted=MAX_COUNTED
         )
-        working.use_running_statistics()
-        with torch.no_grad():
-            running = working.run(channels=True)
+        training = training or batch
+        if working.has_batch_norms:
+            working.use_running_statistics()
+            with torch.no_grad():
+                # Below so many batches nothing is read from their inputs.
+                is_enough = len(case.batches) >= MIN_EFFECTIVE_BATCHES
+                running = working.run("batch_norms" if is_enough else "calls")
         norms = {
             name: replace(
                 norm,
                 in_training=training.channels(name),
                 without_dropout=batch.channels(name),
                 in_eval=running.channels(name),
+                is_read_in_eval=name in running.seen,
                 calls=training.calls(name),
                 padding=training.padding(name),
+                had_mask=training.had_mask(name),
             )
             for name, norm in norm_statistics(working.model, working.frozen).items()
         }
@@ -67,7 +78,7 @@ def _examine(case: Case) -> Statistics:
             replace(layer, norm=norms.get(layer.name), weight=batch.weight(layer.name))
             for layer in batch.layers()
         ]
-        output = batch.output(case.loss_fn)
+        output = batch.answers.output(case.loss_fn)
         if output is not None and output.sums_to_one:
             output = replace(output, softmax=working.last_softmax())
     return Statistics(
@@ -75,8 +86,12 @@ def _examine(case: Case) -> Statistics:
         _evaluation(batch, running),
         samples=sum(batch.samples),
         batches=len(batch.samples),
-        data=DataStatistics(batch.input, case.batch_size, case.last),
+        data=DataStatistics(
+            batch.input, case.batch_size, case.last, batch.input_columns
+        ),
         output=output,
+        targets=batch.answers.targets(),
+        has_moved=has_moved(case.model),
         world_size=_world_size(),
         is_averaged=case.is_averaged,
     )
@@ -92,10 +107,14 @@ def _world_size() -> int:
 def _evaluation(batch: ForwardPass, running: ForwardPass) -> Evaluation | None:
     if not batch.losses:
         return None
+    shuffled = tuple(batch.answers.shuffled)
+    if len(shuffled) != len(batch.losses):
+        shuffled = ()
     return Evaluation(
         samples=tuple(batch.samples),
         batch_loss=tuple(batch.losses),
         running_loss=tuple(running.losses),
         batch_metric=tuple(batch.metrics),
         running_metric=tuple(running.metrics),
+        shuffled_loss=shuffled,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,17 +10,66 @@ import torch
 from torch import Tensor, nn
 
 from normkit.doctor.channel_statistics import ChannelStatistics, Padding
-from normkit.doctor.measurements import (
-    LayerStatistics,
-    OutputStatistics,
-    WeightStatistics,
-)
+from normkit.doctor.examination.answers import Answers, channels_of
+from normkit.doctor.measurements import LayerStatistics, WeightStatistics
 from normkit.doctor.probes.layer_probe import LayerProbe, merged
 from normkit.doctor.probes.probes import Probes
+from normkit.doctor.probes.series import numbers_of, to_floats
 from normkit.doctor.probes.tensor_statistics import first_tensor, histogram_of, norm_of
 from normkit.moments import Moments, moments
 
-__all__ = ["ForwardPass", "equal_rows"]
+__all__ = ["EqualRows", "ForwardPass"]
+
+# Channel statistics of so many batches wait to be merged: few tensors to keep, and a
+# merge costs as much for many parts as for two.
+MERGED_AT_ONCE = 16
+_MOMENTS = ("count", "mean", "m2")
+
+
+@dataclass
+class _Scalars:
+    """Moments of single values, merged in Python: a hundredth of the time of tensors.
+
+    A pass over 50 batches merges those of every layer's inputs and outputs.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    def add(self, count: float, mean: float, m2: float) -> None:
+        total = self.count + int(count)
+        if not self.count:
+            self.count, self.mean, self.m2 = total, mean, m2
+            return
+        share, delta = count / total, mean - self.mean
+        self.mean += delta * share
+        self.m2 += m2 + delta * delta * self.count * share
+        self.count = total
+
+    @property
+    def moments(self) -> Moments | None:
+        if not self.count:
+            return None
+        mean, m2 = torch.tensor([self.mean, self.m2], dtype=torch.float64)
+        return Moments(torch.tensor(self.count), mean, m2)
+
+
+class _Channels:
+    """Channel statistics, merged a few batches at a time."""
+
+    def __init__(self) -> None:
+        self._parts: list[ChannelStatistics] = []
+
+    def add(self, part: ChannelStatistics) -> None:
+        self._parts.append(part.to("cpu"))
+        if len(self._parts) == MERGED_AT_ONCE:
+            self._parts = [ChannelStatistics.merge_all(self._parts)]
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        self._parts = [ChannelStatistics.merge_all(self._parts)]
+        return self._parts[0]
 
 
 @dataclass
@@ -29,16 +79,17 @@ class _Layer:
     kind: str
     probe: LayerProbe
     samples: int = 0
-    input: Moments | None = None
-    output: Moments | None = None
+    input: _Scalars = field(default_factory=_Scalars)
+    output: _Scalars = field(default_factory=_Scalars)
     gradient_norm: list[float] = field(default_factory=list)
     saturated: list[float] = field(default_factory=list)
-    channels: ChannelStatistics | None = None
-    calls: list[ChannelStatistics] = field(default_factory=list)
+    calls: list[_Channels] = field(default_factory=list)
     unpadded: Moments | None = None
     num_padded: int = 0
     alive: Tensor | None = None
     fed_by: str = ""
+    beside: str = ""
+    is_normalized: bool = False
 
     @property
     def dead(self) -> float | None:
@@ -57,52 +108,66 @@ class ForwardPass:
         self.gradients: dict[tuple[str, str], list[float]] = {}
         self.equal_gradients: dict[str, float] = {}
         self.input: Moments | None = None
-        self._answers: list[Moments] = []
-        self._sums_to_one = True
-        self._classes: int | None = None
+        self.input_channels: list[ChannelStatistics] = []
+        self.answers = Answers()
+        self._equal_rows: dict[str, EqualRows] = {}
 
     def add_probes(self, probes: Probes) -> None:
         """Merge what the probes measured on one batch."""
-        for probe in probes.in_order:
-            if probe.input is None:
-                continue
+        is_measured = probes.channels or not probes.batch_norms_only
+        called = [
+            p
+            for p in probes.in_order
+            if p.input is not None or p.calls or not is_measured
+        ]
+        numbers = [numbers_of(probe) for probe in called]
+        values = iter(to_floats([v for each in numbers for v in each.values()]))
+        for probe, each in zip(called, numbers, strict=True):
             layer = self.seen.setdefault(probe.name, _Layer(probe.kind, probe))
             layer.samples += probe.samples
-            layer.fed_by = probe.fed_by
-            layer.input = merged(layer.input, _on_cpu(probe.input))
-            if probe.output is not None:
-                layer.output = merged(layer.output, _on_cpu(probe.output))
-            if probe.channels is not None:
-                channels = probe.channels.to("cpu")
-                old = layer.channels
-                layer.channels = old.merge(channels) if old else channels
-                layer.num_padded += probe.num_padded
-                if probe.unpadded is not None:
-                    layer.unpadded = merged(layer.unpadded, _on_cpu(probe.unpadded))
-                for index, call in enumerate(probe.calls):
-                    if index < len(layer.calls):
-                        layer.calls[index] = layer.calls[index].merge(call.to("cpu"))
-                    else:
-                        layer.calls.append(call.to("cpu"))
+            layer.fed_by, layer.beside = probe.fed_by, probe.beside
+            layer.is_normalized |= probe.is_normalized
+            found = {key: next(values) for key in each}
+            for side, kept in (("input", layer.input), ("output", layer.output)):
+                if f"{side}.count" in found:
+                    kept.add(*(found[f"{side}.{key}"] for key in _MOMENTS))
+            if "gradient_norm" in found:
+                layer.gradient_norm.append(found["gradient_norm"])
+            if "saturated" in found:
+                layer.saturated.append(found["saturated"])
             if probe.alive is not None:
                 alive = probe.alive.cpu()
                 layer.alive = alive if layer.alive is None else layer.alive | alive
-            if probe.gradient_norm is not None:
-                layer.gradient_norm.append(float(probe.gradient_norm))
-            if probe.saturated_share is not None:
-                layer.saturated.append(float(probe.saturated_share))
+            self._add_channels(layer, probe)
+
+    def _add_channels(self, layer: _Layer, probe: LayerProbe) -> None:
+        layer.num_padded += probe.num_padded
+        if probe.unpadded is not None:
+            layer.unpadded = merged(layer.unpadded, _on_cpu(probe.unpadded))
+        for index, call in enumerate(probe.calls):
+            if index == len(layer.calls):
+                layer.calls.append(_Channels())
+            layer.calls[index].add(call)
 
     def add_gradients(self, model: nn.Module) -> None:
         """Record the norms of the gradients of weights and biases."""
+        found: dict[tuple[str, str], Tensor] = {}
         for name, module in model.named_modules():
             for kind in ("weight", "bias"):
                 parameter = module._parameters.get(kind)
                 if parameter is not None and parameter.grad is not None:
-                    norms = self.gradients.setdefault((name, kind), [])
-                    norms.append(float(norm_of(parameter.grad)))
+                    found[name, kind] = norm_of(parameter.grad)
             weight = module._parameters.get("weight")
             if weight is not None and weight.grad is not None and weight.dim() > 1:
-                self.equal_gradients[name] = equal_rows(weight, weight.grad)
+                self.equal_gradients[name] = self.rows(name, weight).share(weight.grad)
+        for key, norm in zip(found, to_floats(list(found.values())), strict=True):
+            self.gradients.setdefault(key, []).append(norm)
+
+    def rows(self, name: str, weight: Tensor) -> EqualRows:
+        """Return the equal rows of one layer's weight, which no pass changes."""
+        if name not in self._equal_rows:
+            self._equal_rows[name] = EqualRows.of(weight)
+        return self._equal_rows[name]
 
     def add_input(self, batch: Any) -> None:
         """Merge the values of the first floating-point input."""
@@ -110,55 +175,36 @@ class ForwardPass:
         if x is not None:
             flat = x.detach().flatten()
             self.input = merged(self.input, _on_cpu(moments(flat, 0)))
+            if x.dim() > 1 and len(x) > 1:
+                self.input_channels.append(channels_of(x))
 
-    def add_output(self, output: Any, targets: Any) -> None:
-        """Merge the model's outputs, unit by unit."""
-        y = first_tensor(output)
-        if y is None or y.dim() < 2:
-            return
-        y = y.detach().float().flatten(1)
-        self._answers.append(_on_cpu(moments(y, 0)))
-        sums = y.sum(1)
-        is_positive = bool((y >= 0).all())
-        self._sums_to_one &= is_positive and bool(((sums - 1).abs() < 1e-3).all())
-        if isinstance(targets, Tensor) and targets.dtype == torch.int64:
-            found = int(targets.max()) + 1
-            self._classes = max(found, self._classes or 0)
-
-    def output(self, loss_fn: Any) -> OutputStatistics | None:
-        """Return statistics of the outputs; None when they were no tensor of one size.
-
-        Args:
-            loss_fn: The loss, whose name is recorded.
-        """
-        if not self._answers or len({a.mean.shape for a in self._answers}) > 1:
+    @property
+    def input_columns(self) -> ChannelStatistics | None:
+        """Statistics of a few columns of the inputs; None for sizes that vary."""
+        parts = self.input_channels
+        if len({part.within.shape for part in parts}) != 1:
             return None
-        merged = Moments.merge_all(self._answers)
-        return OutputStatistics(
-            spread=float(merged.var.mean().sqrt()),
-            scale=float(merged.mean_square.mean().sqrt()),
-            units=merged.mean.numel(),
-            sums_to_one=self._sums_to_one and merged.mean.numel() > 1,
-            classes=self._classes,
-            loss_kind=getattr(loss_fn, "__name__", type(loss_fn).__name__),
-        )
+        return ChannelStatistics.merge_all(parts)
 
     def channels(self, name: str) -> ChannelStatistics | None:
         """Return the channel statistics of one layer; None when it was not called."""
-        return self.seen[name].channels if name in self.seen else None
+        calls = self.calls(name)
+        return ChannelStatistics.merge_all(calls) if calls else None
 
     def calls(self, name: str) -> tuple[ChannelStatistics, ...]:
         """Return the channel statistics of each call of one layer within a forward."""
-        return tuple(self.seen[name].calls) if name in self.seen else ()
+        layer = self.seen.get(name)
+        return () if layer is None else tuple(c.statistics for c in layer.calls)
 
     def padding(self, name: str) -> Padding | None:
         """Return the effect of the constant ends of sequences on one layer."""
         layer = self.seen.get(name)
-        if layer is None or layer.channels is None or layer.unpadded is None:
+        channels = self.channels(name)
+        if layer is None or channels is None or layer.unpadded is None:
             return None
         if not layer.num_padded:
             return None
-        whole, unpadded = layer.channels.pooled, layer.unpadded
+        whole, unpadded = channels.pooled, layer.unpadded
         sd = unpadded.var.sqrt()
         judged = (sd > 0) & (whole.var > 0)
         if not judged.any():
@@ -167,6 +213,10 @@ class ForwardPass:
         ratio = (whole.var / unpadded.var)[judged].log().mean().exp()
         count = float(whole.count.max())
         return Padding(layer.num_padded / count, float(shift), float(ratio))
+
+    def had_mask(self, name: str) -> bool:
+        """Return True where one layer was called with `mask=`."""
+        return name in self.seen and self.seen[name].probe.had_mask
 
     def weight(self, name: str) -> WeightStatistics | None:
         """Return statistics of one layer's weight; None when it has no matrix."""
@@ -178,7 +228,7 @@ class ForwardPass:
             norm=float(norm_of(weight.detach())),
             gradient_norm=tuple(self.gradients.get((name, "weight"), ())),
             bias_gradient_norm=tuple(self.gradients.get((name, "bias"), ())),
-            equal_rows=equal_rows(weight),
+            equal_rows=self.rows(name, weight).share(),
             equal_gradients=self.equal_gradients.get(name),
         )
 
@@ -193,13 +243,17 @@ class ForwardPass:
                 is_output=layer.probe.is_output,
                 samples=layer.samples,
                 units=layer.probe.units,
-                input=layer.input,
-                output=layer.output,
+                input=layer.input.moments,
+                output=layer.output.moments,
                 gradient_norm=tuple(layer.gradient_norm),
                 saturated=tuple(layer.saturated),
                 dead=layer.dead,
                 dead_samples=layer.samples,
                 fed_by=layer.fed_by,
+                is_normalized=layer.is_normalized,
+                beside=layer.beside,
+                had_gradients=layer.probe.had_gradients,
+                has_zero_scale=layer.probe.has_zero_scale,
                 features=_features(layer.probe.module),
                 before=histogram_of(layer.probe.before),
                 after=histogram_of(layer.probe.after),
@@ -208,30 +262,48 @@ class ForwardPass:
         ]
 
 
-def equal_rows(weight: Tensor, gradient: Tensor | None = None) -> float:
-    """Return the share of rows equal to another row (and with an equal gradient).
+@dataclass(frozen=True)
+class EqualRows:
+    """The rows of a weight that equal another row, in groups.
 
     Rows with equal weights and equal gradients stay equal for ever: they are one unit.
     """
-    if weight.shape[0] < 2 or weight.dim() < 2:
-        return 0.0
-    rows = weight.detach().flatten(1).cpu()
-    rows = rows.float() if rows.element_size() < 4 else rows
-    groups: dict[bytes, list[int]] = {}
-    for index, row in enumerate(rows.numpy()):
-        groups.setdefault(row.tobytes(), []).append(index)
-    alike = 0
-    for members in groups.values():
-        if len(members) < 2:
-            continue
+
+    rows: int
+    groups: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, weight: Tensor) -> EqualRows:
+        """Return the equal rows of a weight, units along its first dimension."""
+        if weight.shape[0] < 2 or weight.dim() < 2:
+            return cls(1, ())
+        rows = weight.detach().flatten(1).cpu()
+        rows = rows.float() if rows.element_size() < 4 else rows
+        # The first values tell nearly all rows apart.
+        groups = _grouped(rows[:, :8], range(len(rows)))
+        groups = [found for group in groups for found in _grouped(rows, group)]
+        return cls(len(rows), tuple(map(tuple, groups)))
+
+    def share(self, gradient: Tensor | None = None) -> float:
+        """Return the share of rows equal to another (and with an equal gradient)."""
         if gradient is None:
-            alike += len(members)
-            continue
-        theirs = gradient.detach().flatten(1)[members].double()
-        away = (theirs - theirs[:1]).abs().amax(1)
-        same = away <= 1e-4 * theirs.abs().amax()
-        alike += int(same.sum()) if int(same.sum()) > 1 else 0
-    return alike / len(rows)
+            return sum(map(len, self.groups)) / self.rows
+        alike = 0
+        for group in self.groups:
+            theirs = gradient.detach().flatten(1)[list(group)].double()
+            away = (theirs - theirs[:1]).abs().amax(1)
+            same = int((away <= 1e-4 * theirs.abs().amax()).sum())
+            alike += same if same > 1 else 0
+        return alike / self.rows
+
+
+def _grouped(rows: Tensor, among: Iterable[int]) -> list[list[int]]:
+    """Return the groups of two or more equal rows."""
+    groups: dict[bytes, list[int]] = {}
+    values = rows.numpy()
+    for index in among:
+        groups.setdefault(values[index].tobytes(), []).append(index)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:

@@ -33,6 +33,7 @@ __all__ = [
     "Population",
     "Populations",
     "RunningStatistics",
+    "apart",
     "as_running",
     "likely",
     "populations_of",
@@ -128,8 +129,7 @@ def populations_of(case: Case, statistics: Statistics) -> Populations:
     """Return the populations of a case that was already examined.
 
     Padding is known where a layer is called with `mask=`, or where the ends of
-    sequences `(N, C, L)` are constant (D12). This takes one pass over the batches, and
-    a second one with constant ends.
+    sequences `(N, C, L)` are constant (D12): each takes one pass over the batches.
     """
     own = {
         layer.name: norm.in_training.pooled
@@ -138,7 +138,8 @@ def populations_of(case: Case, statistics: Statistics) -> Populations:
     }
     if not own:
         return Populations({})
-    if other := _other_padding(case, own, drops_masks=True):
+    if any(norm.had_mask for _, norm in statistics.norms):
+        other = _other_padding(case, own, drops_masks=True)
         return Populations(own, other, is_masked=True)
     if any(norm.padding is not None for _, norm in statistics.norms):
         return Populations(own, _other_padding(case, own, drops_masks=False))
@@ -155,7 +156,7 @@ def _other_padding(
     with open_working_copy(case) as working, torch.no_grad():
         hooks = _OtherPadding(drops_masks=drops_masks)
         with hooks.attached(working.model, names):
-            working.run(channels=False, evaluate=False)
+            working.run("answers", evaluate=False)
     return hooks.moments if hooks.is_other else {}
 
 
@@ -239,9 +240,7 @@ def _resembles(
         names: The layers, judged together.
     """
     names = list(names)
-    return (
-        _apart(running, one, another, names) < _apart(one, another, another, names) / 2
-    )
+    return apart(running, one, another, names) < apart(one, another, another, names) / 2
 
 
 def likely(
@@ -271,7 +270,7 @@ def likely(
     # ranks; that must not be mistaken for a rank whose data lie in the middle.
     between = _averaged([rank.own for rank in ranks])
     found = [
-        (_apart(running, part, own, names), index)
+        (apart(running, part, own, names), index)
         for index, part in enumerate(parts)
         if _resembles(running, part, own, names)
         and _resembles(running, part, between, names)
@@ -295,7 +294,7 @@ def _averaged(parts: list[dict[str, Moments]]) -> dict[str, RunningStatistics]:
     return found
 
 
-def _apart(a: Population, b: Population, unit: Population, names: list[str]) -> float:
+def apart(a: Population, b: Population, unit: Population, names: list[str]) -> float:
     """Return the distance of two populations: rms over layers and channels.
 
     In each channel the means differ in standard deviations of `unit`, and the standard

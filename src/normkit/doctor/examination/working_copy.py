@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
+from normkit.doctor.examination.answers import label_beyond
 from normkit.doctor.examination.case import Case, accuracy
 from normkit.doctor.examination.forward_pass import ForwardPass
 from normkit.doctor.probes.probes import Probes
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import device_of, num_samples, to_device
+from normkit.modeling.norm_types import holds_constant_statistics, is_batch_norm
 from normkit.modeling.snapshot import Snapshot, preserved
 
-__all__ = ["SingleValueError", "WorkingCopy", "open_working_copy"]
+__all__ = ["Measure", "SingleValueError", "WorkingCopy", "open_working_copy"]
+
+Measure = Literal["layers", "batch_norms", "calls", "answers"]
 
 
 class SingleValueError(ArgumentError):
@@ -56,7 +60,8 @@ def open_working_copy(case: Case) -> Iterator[WorkingCopy]:
         frozen = {
             name
             for name, module in model.named_modules()
-            if isinstance(module, _BatchNorm) and not module.training
+            if is_batch_norm(module)
+            and (not module.training or holds_constant_statistics(module))
         }
         yield WorkingCopy(case, model, before, frozen)
 
@@ -68,6 +73,7 @@ class WorkingCopy:
         case: The case.
         model: The copy; in training mode at first.
         frozen: The batch norms that are kept frozen on purpose, by dotted name.
+        has_batch_norms: Its modes differ in more than dropout.
     """
 
     def __init__(
@@ -78,12 +84,13 @@ class WorkingCopy:
         self.frozen = frozen
         self._before = before
         self.device = device_of(model)
+        self.has_batch_norms = any(map(is_batch_norm, model.modules()))
 
     def use_batch_statistics(self) -> None:
         """Switch to eval mode and the original buffers, batch norms to training."""
         self.use_running_statistics()
         for name, module in self.model.named_modules():
-            if isinstance(module, _BatchNorm) and name not in self.frozen:
+            if is_batch_norm(module) and name not in self.frozen:
                 module.training = True
 
     def use_running_statistics(self) -> None:
@@ -93,8 +100,8 @@ class WorkingCopy:
 
     def run(
         self,
+        measure: Measure,
         *,
-        channels: bool,
         gradients: bool = False,
         evaluate: bool = True,
         counted: int = 0,
@@ -102,7 +109,9 @@ class WorkingCopy:
         """Run every batch once in the current mode, and return the measurements.
 
         Args:
-            channels: Measure the inputs of batch norms channel by channel.
+            measure: "layers": every layer, and batch norms channel by channel;
+                "batch_norms": these alone; "calls": only which of these are called;
+                "answers": no layer.
             gradients: Measure gradients on the first `gradient_batches` batches.
             evaluate: Compute the loss and the metric.
             counted: Values of each normalization's input and output to count in a
@@ -110,19 +119,29 @@ class WorkingCopy:
         """
         result = ForwardPass()
         torch.manual_seed(self.case.seed)  # the same dropout in every examination
-        probes = Probes(
-            self.model, channels=channels, gradients=gradients, counted=counted
-        )
-        with probes.attached():
+        probes = None
+        if measure != "answers":
+            probes = Probes(
+                self.model,
+                channels=measure != "calls",
+                gradients=gradients,
+                counted=counted,
+                batch_norms_only=measure != "layers",
+            )
+        with contextlib.nullcontext() if probes is None else probes.attached():
             for index, batch in enumerate(self.case.batches):
                 backward = gradients and index < self.case.gradient_batches
                 with torch.set_grad_enabled(backward):
                     self._step(
                         result, probes, batch, backward=backward, evaluate=evaluate
                     )
-                result.add_probes(probes)
-                probes.reset()
-        if probes.layers and not result.seen:
+                if probes is not None:
+                    result.add_probes(probes)
+                    probes.reset()
+        if result.answers.beyond is not None:
+            result.losses.clear()  # of some batches there is none
+        is_called = probes is None or measure != "layers" or result.seen
+        if probes is not None and probes.layers and not is_called:
             raise ArgumentError(
                 f"no layer of this {type(self.model).__name__} ran on a batch; pass "
                 "the module that is called in training, or "
@@ -152,15 +171,43 @@ class WorkingCopy:
     def _step(
         self,
         result: ForwardPass,
-        probes: Probes,
+        probes: Probes | None,
         batch: Any,
         *,
         backward: bool,
         evaluate: bool,
     ) -> None:
-        batch = to_device(batch, self.device)
-        result.add_input(batch)
-        probes.enter()
+        batch, size = to_device(batch, self.device), num_samples(batch)
+        output = self._forward(probes, batch, size)
+        result.samples.append(size)
+        if not evaluate:
+            return
+        targets = self.case.targets(batch)
+        metric = self.case.metric or accuracy
+        value = metric(output, targets)
+        if value is not None:
+            result.metrics.append(float(value))
+        loss = self._loss(result, output, targets)
+        is_whole = probes is not None and not probes.batch_norms_only
+        if is_whole:
+            result.add_input(batch)
+            result.answers.add(output, targets)
+        if loss is None:
+            return
+        result.losses.append(float(loss.detach()))
+        if is_whole and self.case.loss_fn is not None:
+            result.answers.add_shuffled(self.case.loss_fn, output, targets)
+        if backward and loss.requires_grad:
+            result.answers.add_graph(output, loss)
+            self.model.zero_grad(set_to_none=True)
+            loss.backward()
+            result.add_gradients(self.model)
+            self.model.zero_grad(set_to_none=True)
+
+    def _forward(self, probes: Probes | None, batch: Any, size: int) -> Any:
+        if probes is None:
+            return self.case.forward(self.model, batch)
+        probes.enter(size)
         try:
             output = self.case.forward(self.model, batch)
         except (ValueError, RuntimeError) as error:
@@ -169,26 +216,28 @@ class WorkingCopy:
                     raise SingleValueError(probe.name) from error
             raise
         probes.leave(output)
-        result.samples.append(num_samples(batch))
-        if not evaluate:
-            return
-        targets = self.case.targets(batch)
-        result.add_output(output, targets)
-        metric = self.case.metric or accuracy
-        value = metric(output, targets)
-        if value is not None:
-            result.metrics.append(float(value))
+        return output
+
+    def _loss(self, result: ForwardPass, output: Any, targets: Any) -> Tensor | None:
+        """Return the loss; None without one, or where a label is beyond the output."""
         if self.case.loss_fn is None:
-            return
-        loss = self.case.loss_fn(output, targets)
+            return None
+        ignored = getattr(self.case.loss_fn, "ignore_index", -100)
+        beyond = label_beyond(output, targets, ignored)
+        if beyond is not None and not targets.is_cpu:
+            # A failed index on a GPU ends the process's use of it.
+            result.answers.beyond = beyond
+            return None
+        try:
+            loss = self.case.loss_fn(output, targets)
+        except (IndexError, RuntimeError):
+            if beyond is None:
+                raise
+            result.answers.beyond = beyond
+            return None
         if loss.numel() != 1:
             raise ArgumentError(
                 f"loss_fn gave a tensor of shape {tuple(loss.shape)}; it must give one "
                 "number, e.g. by reduction='mean'"
             )
-        result.losses.append(float(loss.detach()))
-        if backward and loss.requires_grad:
-            self.model.zero_grad(set_to_none=True)
-            loss.backward()
-            result.add_gradients(self.model)
-            self.model.zero_grad(set_to_none=True)
+        return loss

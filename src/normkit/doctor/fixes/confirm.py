@@ -155,7 +155,7 @@ def _held_out(
         with open_working_copy(part) as working, torch.no_grad():
             working.use_running_statistics()
             repair(working.model, others, findings)
-            after = working.run(channels=False)
+            after = working.run("answers")
         metrics += after.metrics
         losses += after.losses
     before = [one.evaluation for one in seen if one.evaluation is not None]

@@ -20,6 +20,7 @@ from normkit.doctor.measurements import NormStatistics, Statistics
 from normkit.results import Result
 
 __all__ = [
+    "IN_CODE",
     "REPAIRS",
     "Repair",
     "RepairResult",
@@ -43,21 +44,42 @@ class RepairResult(Result, list[str]):
 
     Attributes:
         declined: The repairs that were not applied, by id, each with the reason.
+        code: What the program must change as well, by id: a repaired model has another
+            setting, and the program that builds it anew has the old one.
     """
 
     def __init__(self, applied: Iterable[str], declined: dict[str, str]) -> None:
         super().__init__(applied)
         self.declined = declined
+        self.code = {id_: IN_CODE[id_] for id_ in self if id_ in IN_CODE}
 
     def to_text(self) -> str:
-        """Return the applied and the declined repairs, one line each."""
-        lines = [f"applied  {', '.join(self) or 'none: no automatic fix'}"]
+        """Return the applied and declined repairs, and what the code needs."""
+        if self:
+            head = f"applied  {', '.join(self)}"
+        elif self.declined:
+            head = "nothing was changed: no repair was shown to improve the model"
+        else:
+            head = "nothing was changed: no finding has an automatic repair"
+        lines = [head]
+        lines += [f"in code  {id_}: {line}" for id_, line in self.code.items()]
         lines += [f"declined {reason}" for reason in self.declined.values()]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return both as plain data."""
-        return {"applied": list(self), "declined": self.declined}
+        """Return all of it as plain data."""
+        return {"applied": list(self), "declined": self.declined, "code": self.code}
+
+
+# Statistics are saved with the weights; these settings are not.
+IN_CODE = {
+    "D04": "where the layers are made, write momentum=0.1",
+    "D06": "give the loader drop_last=True, or make these layers as "
+    "normkit.nn.BatchNorm…(on_small_batch='running')",
+    "D07": "after the weights are loaded, call normkit.convert(model, to='frozen')",
+    "D16": "after model.half() or model.bfloat16(), call .float() on the batch norms",
+    "D34": "delete the last nn.Softmax where the model is built",
+}
 
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {

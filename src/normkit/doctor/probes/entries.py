@@ -1,8 +1,8 @@
-"""The outermost modules that a program calls: the model, or parts of it."""
+"""The modules that a program calls: the model, or parts of it; layers in eval mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from normkit.doctor.probes.hook import Hook
 
-__all__ = ["Entries"]
+__all__ = ["CalledInEval", "Entries"]
 
 
 class Entries:
@@ -65,3 +65,34 @@ class Entries:
         for module in modules:
             for handle in self._handles.pop(module, ()):
                 handle.remove()
+
+
+class CalledInEval:
+    """The layers that ran in the first calls in eval mode, before the next step.
+
+    Args:
+        layers: The layers, by name.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self._layers = layers
+        self._ran: set[str] | None = None
+        self._handles: list[Any] = []
+
+    def attach(self, module: nn.Module) -> None:
+        """Begin to record, from inside the call of `module`; once."""
+        if self._ran is not None:
+            return
+        self._ran = ran = {n for n, layer in self._layers.items() if layer is module}
+        for name, layer in self._layers.items():
+            add = Hook(lambda *_, name=name: ran.add(name))
+            self._handles.append(layer.register_forward_pre_hook(add))
+
+    def detach(self) -> None:
+        """Stop recording."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def ran(self, name: str) -> bool | None:
+        """Return whether the layer ran; None where nothing was called in eval mode."""
+        return None if self._ran is None else name in self._ran

@@ -36,11 +36,16 @@ class LayerProbe:
         saturated: Number of values beyond `slope_limits`; None where undefined.
         alive: Which units had an output other than zero; None for other roles.
         units: Features or channels of the output.
-        channels: Per-channel statistics of the input, where requested.
         unpadded: Moments per channel without the constant ends of sequences; None
             where inputs are no sequences.
         num_padded: Positions in such ends.
-        calls: The channel statistics of each call since the last `reset`, in order.
+        calls: The channel statistics of the input of each call since the last `reset`,
+            in order, where requested.
+        is_running: A call has begun and given no output.
+        had_mask: It was called with `mask=`; `reset` keeps it.
+        had_gradients: It was called with gradients enabled; `reset` keeps it.
+        is_normalized: A norm took its output, or a view of it, as its input.
+        beside: Name of the layer that was called before on the same input.
         fed_by: Name of the layer whose unchanged output was this one's input.
         band: The {15, 50, 85} percentiles of one unit's input, where requested.
         samples: Number of samples.
@@ -54,6 +59,9 @@ class LayerProbe:
         self.role: Role = role
         self.order: int | None = None
         self.is_output = False
+        self.is_running = False
+        self.had_gradients = False
+        self.had_mask = False
         self.units = 1
         self.limits = slope_limits(module)
         self.before: RunningHistogram | None = None
@@ -68,11 +76,12 @@ class LayerProbe:
         self.gradient_norm: Tensor | None = None
         self.saturated: Tensor | None = None
         self.alive: Tensor | None = None
-        self.channels: ChannelStatistics | None = None
         self.unpadded: Moments | None = None
         self.num_padded = 0
         self.calls: list[ChannelStatistics] = []
         self.fed_by = ""
+        self.is_normalized = False
+        self.beside = ""
         self.band: Tensor | None = None
 
     @property
@@ -81,10 +90,24 @@ class LayerProbe:
         return type(self.module).__name__
 
     @property
+    def has_zero_scale(self) -> bool:
+        """True for a weight of zeros, as at the start of a residual branch."""
+        weight = self.module._parameters.get("weight")
+        return weight is not None and not weight.is_meta and not bool(weight.any())
+
+    @property
     def has_single_value(self) -> bool:
         """True where the last call had one value per channel and gave no output."""
-        calls = self.calls
-        return bool(calls) and calls[-1].values == 1 and self.output is None
+        return bool(self.calls) and self.calls[-1].values == 1 and self.is_running
+
+    @property
+    def overall(self) -> Moments:
+        """Moments of all values of the last input that was measured by channel."""
+        found = self.calls[-1].pooled
+        mean = found.mean.mean()
+        between = (found.mean - mean).square().sum() * found.count
+        count = found.count * found.mean.numel()
+        return Moments(count, mean, found.m2.sum() + between)
 
     @property
     def saturated_share(self) -> Tensor | None:
@@ -107,28 +130,33 @@ class LayerProbe:
         if unit is not None:
             self.band = band_of(x, unit_dim, unit)
 
-    def add_channels(self, x: Tensor, mask: Tensor | None) -> None:
-        """Merge one input channel by channel, as a batch norm normalizes it."""
+    def add_channels(self, x: Tensor, mask: Tensor | None, samples: int = 0) -> None:
+        """Add one input channel by channel, as a batch norm normalizes it.
+
+        Args:
+            x: The input.
+            mask: The values that count; None for all.
+            samples: Samples of the batch; rows `(N·L, C)` of N samples are sequences
+                that were flattened. 0 where it is not known.
+        """
         dim = getattr(self.module, "channel_dim", 1)
         mask = None if mask is None else _expanded(mask, x)
         mask = None if mask is None else mask.movedim(dim, 1)
         x = x.movedim(dim, 1)
-        others = tuple(range(2, x.dim()))
-        values = moments(x, (0, *others), mask)
-        if others:
-            per_sample = moments(x, others, mask)
-            has_values = None if mask is None else per_sample.count > 0
-            sample_means = moments(per_sample.mean, 0, has_values)
-        else:
-            sample_means = values
         length = x.shape[2] if x.dim() == 3 else 0
-        batch = ChannelStatistics.of_batch(values, sample_means, length)
-        self.calls.append(batch)
-        if self.channels is None:
-            self.channels = batch
+        if mask is None and x.dim() == 2 and _holds_sequences(len(x), samples):
+            x = _unflattened(x, samples)
+        others = tuple(range(2, x.dim()))
+        if not others:
+            values = sample_means = moments(x, 0, mask)
+        elif mask is None:
+            values, sample_means = _by_sample(x, others)
         else:
-            self.channels = self.channels.merge(batch.to(self.channels.within.device))
-        if length > 1 and mask is None:
+            per_sample = moments(x, others, mask)
+            values = per_sample.to(dtype=torch.float64).merge_dim(0)
+            sample_means = moments(per_sample.mean, 0, per_sample.count > 0)
+        self.calls.append(ChannelStatistics.of_batch(values, sample_means, length))
+        if x.dim() == 3 and x.shape[2] > 1 and mask is None:
             self._add_unpadded(x, values)
 
     def _add_unpadded(self, x: Tensor, values: Moments) -> None:
@@ -173,6 +201,39 @@ def constant_ends(x: Tensor) -> Tensor:
     ends = same.flip(1).long().cumprod(1).flip(1).bool()
     # The last position equals itself: a run of one is no padding.
     return ends & (ends.sum(1, keepdim=True) > 1)
+
+
+def _by_sample(x: Tensor, others: tuple[int, ...]) -> tuple[Moments, Moments]:
+    """Return the moments of all values and of the sample means, `(C,)`, in two reads.
+
+    All samples have one count, so merging them takes a mean and two sums.
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    kept = x.mean(others, keepdim=True)
+    inside = torch.linalg.vector_norm(x - kept, dim=others).double().square()
+    means = kept.squeeze(others).double()
+    size, count = x[0, 0].numel(), x.shape[0]
+    mean = means.mean(0)
+    between = (means - mean).square().sum(0)
+    counts = (torch.full((), n, device=x.device) for n in (count * size, count))
+    whole = Moments(next(counts), mean, inside.sum(0) + size * between)
+    return whole, Moments(next(counts), mean, between)
+
+
+def _holds_sequences(rows: int, samples: int) -> bool:
+    return samples > 1 and rows > samples and rows % samples == 0
+
+
+def _unflattened(x: Tensor, samples: int) -> Tensor:
+    """Return rows `(N·L, C)` as sequences `(N, C, L)`.
+
+    The rows of a sample lie together, or those of a position where that shows more
+    padding.
+    """
+    by_sample = x.unflatten(0, (samples, -1)).movedim(1, 2)
+    by_position = x.unflatten(0, (-1, samples)).permute(1, 2, 0)
+    ends = [int(constant_ends(each).sum()) for each in (by_sample, by_position)]
+    return by_position if ends[1] > ends[0] else by_sample
 
 
 def _expanded(mask: Tensor, x: Tensor) -> Tensor | None:

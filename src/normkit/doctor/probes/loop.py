@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor.measurements import TrainingStatistics
 from normkit.doctor.probes.roles import role_of
 from normkit.doctor.probes.tensor_statistics import first_tensor
+from normkit.modeling.norm_types import holds_constant_statistics, is_batch_norm
 
 __all__ = ["Loop"]
 
@@ -74,10 +74,14 @@ class Loop:
 
 def _is_averaging(model: nn.Module) -> bool:
     """Return True where a call changes running averages, as no calibration does."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    norms: list[Any] = [
+        module
+        for module in model.modules()
+        if is_batch_norm(module) and not holds_constant_statistics(module)
+    ]
     if not norms:
         return model.training
-    return any(norm.training and norm.momentum is not None for norm in norms)
+    return any(n.training and getattr(n, "momentum", 0.1) is not None for n in norms)
 
 
 def _decay_on_norms(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor.measurements import NormStatistics
+from normkit.modeling.norm_types import holds_constant_statistics, is_batch_norm
 
 __all__ = ["norm_statistics"]
+
+# Where a class has no eps of its own; torch's default.
+DEFAULT_EPS = 1e-5
 
 
 def norm_statistics(
@@ -22,27 +28,34 @@ def norm_statistics(
     """
     found = {}
     for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm) or not module.track_running_stats:
+        if not is_batch_norm(module):
             continue
-        mean, var = module.running_mean, module.running_var
-        if mean is None or var is None:
+        layer: Any = module
+        if layer.running_mean is None or layer.running_var is None:
             continue
-        tracked = module.num_batches_tracked
-        momentum = module.momentum
+        # What the momentum of another class means is not known, nor what it counts.
+        momentum = layer.momentum if isinstance(module, _BatchNorm) else None
+        tracked = getattr(layer, "num_batches_tracked", None)
+        is_constant = holds_constant_statistics(module)
         found[name] = NormStatistics(
             momentum=None if momentum is None else float(momentum),
-            eps=float(module.eps),
+            eps=float(getattr(layer, "eps", DEFAULT_EPS)),
             tracked=None if tracked is None else int(tracked),
-            frozen=name in (frozen or ()) or momentum == 0,
-            running_mean=_copied(mean),
-            running_var=_copied(var),
-            weight=None if module.weight is None else _copied(module.weight),
-            bias=None if module.bias is None else _copied(module.bias),
+            frozen=name in (frozen or ()) or momentum == 0 or is_constant,
+            running_mean=_copied(layer.running_mean),
+            running_var=_copied(layer.running_var),
+            weight=_parameter(layer, "weight"),
+            bias=_parameter(layer, "bias"),
             is_trainable=any(p.requires_grad for p in module.parameters()),
-            dtype=str(var.dtype).removeprefix("torch."),
-            takes_one_value=getattr(module, "on_small_batch", "raise") != "raise",
+            dtype=str(layer.running_var.dtype).removeprefix("torch."),
+            takes_one_value=getattr(layer, "on_small_batch", "raise") != "raise",
         )
     return found
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor | None:
+    value = getattr(module, name, None)
+    return _copied(value) if isinstance(value, Tensor) else None
 
 
 def _copied(x: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.layer_probe import LayerProbe
@@ -33,6 +32,7 @@ from normkit.doctor.probes.tensor_statistics import (
     overall_of,
     version_of,
 )
+from normkit.modeling.norm_types import is_batch_norm
 from normkit.moments import Moments
 
 __all__ = ["Probes"]
@@ -48,6 +48,18 @@ class _Output:
     overall: Moments
 
 
+@dataclass(frozen=True)
+class _Input:
+    """The last input of a layer with a weight, by weak reference."""
+
+    probe: LayerProbe
+    tensor: Callable[[], Tensor | None]
+    version: int
+
+    def is_same(self, x: Tensor, version: int) -> bool:
+        return self.tensor() is x and self.version == version
+
+
 class Probes:
     """The probes of one model, active inside `attached()`.
 
@@ -58,6 +70,8 @@ class Probes:
         unit: The unit whose input's percentiles are measured; None for none.
         counted: Values of each normalization's input and output to count in a
             histogram per call; 0 for none.
+        batch_norms_only: Measure the inputs of batch norms channel by channel, and
+            nothing else.
     """
 
     def __init__(
@@ -68,8 +82,10 @@ class Probes:
         gradients: bool = True,
         unit: int | None = None,
         counted: int = 0,
+        batch_norms_only: bool = False,
     ) -> None:
         self.counted = counted
+        self.batch_norms_only = batch_norms_only
         self.model = model
         self.channels = channels
         self.gradients = gradients
@@ -79,6 +95,7 @@ class Probes:
             name: LayerProbe(name, module, role)
             for name, module in model.named_modules()
             if (role := role_of(module)) != "other"
+            and (not batch_norms_only or is_batch_norm(module))
         }
         # Forward statistics count only inside a forward: activation checkpointing runs
         # layers a second time, in backward.
@@ -86,6 +103,8 @@ class Probes:
         self._unit_dim = -1
         self._calls = 0
         self._last: _Output | None = None
+        self._last_input: _Input | None = None
+        self._samples = 0
         self._lock = threading.Lock()
         self._handles: list[tuple[Any, Hook]] = []
 
@@ -97,6 +116,7 @@ class Probes:
 
     def _attach_layer(self, probe: LayerProbe) -> Iterator[tuple[Any, Hook]]:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            probe.had_gradients |= torch.is_grad_enabled()
             self._before(probe, args, kwargs)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -134,9 +154,13 @@ class Probes:
         called = [p for p in self.layers.values() if p.order is not None]
         return sorted(called, key=lambda p: p.order or 0)
 
-    def enter(self) -> None:
-        """Begin to measure: a forward starts."""
+    def enter(self, samples: int = 0) -> None:
+        """Begin to measure: a forward starts, on a batch of so many samples.
+
+        0 where their number is not known.
+        """
         self.inside = True
+        self._samples = samples
         self._unit_dim = -1
 
     def enter_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -155,6 +179,7 @@ class Probes:
         for probe in self.layers.values():
             # The new hook of a module that is one layer does not run in this call.
             if probe.module is module and not is_attached:
+                probe.had_gradients |= torch.is_grad_enabled()
                 self._before(probe, args, kwargs)
 
     def leave(self, output: Any) -> None:
@@ -164,7 +189,7 @@ class Probes:
         if last is not None and result is not None:
             y = last.tensor()
             last.probe.is_output |= y is not None and (result is y or result._base is y)
-        self._last = None
+        self._last = self._last_input = None
 
     @torch.no_grad()
     def _before(self, probe: LayerProbe, args: Any, kwargs: Any) -> None:
@@ -172,33 +197,54 @@ class Probes:
         x = first_tensor(kwargs) if x is None else x
         if not self.inside or x is None or is_traced(x):
             return
-        overall = self._overall_of(x)
         with self._lock:
             if probe.order is None:
                 probe.order = self._calls
                 self._calls += 1
-            if self._last is not None and self._last.overall is overall:
-                probe.fed_by = self._last.probe.name
+            probe.is_running = True
+            overall = self._known_overall(probe, x)
             x = x.detach()
-            if isinstance(probe.module, _BatchNorm):
+            if is_batch_norm(probe.module):
                 self._unit_dim = getattr(probe.module, "channel_dim", 1)
                 if self.channels and x.dim() > 1:
                     mask = kwargs.get("mask")
-                    probe.add_channels(x, mask if isinstance(mask, Tensor) else None)
+                    mask = mask if isinstance(mask, Tensor) else None
+                    probe.had_mask |= mask is not None
+                    probe.add_channels(x, mask, self._samples)
+                    if overall is None and mask is None:
+                        overall = probe.overall
+            if self.batch_norms_only:
+                return
+            overall = overall_of(x) if overall is None else overall
             probe.add_input(x, overall, self._unit_dim, self.unit)
             if self.counted and probe.role == "norm":
                 probe.before = add_to_histogram(probe.before, x, overall, self.counted)
 
-    def _overall_of(self, x: Tensor) -> Moments:
-        """Return the moments of x, reused where x is the unchanged last output."""
-        last = self._last
-        if last is None or last.tensor() is not x or last.version != version_of(x):
-            return overall_of(x.detach())
+    def _known_overall(self, probe: LayerProbe, x: Tensor) -> Moments | None:
+        """Return the moments of x where it is the unchanged last output.
+
+        What the layer is fed by, and the layer beside it, are recorded on the way.
+        """
+        version = version_of(x)
+        last, beside = self._last, self._last_input
+        if probe.role == "weight":
+            if beside is not None and beside.is_same(x, version):
+                probe.beside = beside.probe.beside or beside.probe.name
+            self._last_input = _Input(probe, weakref.ref(x), version)
+        output = None if last is None else last.tensor()
+        if last is None or output is None:
+            return None
+        if probe.role == "norm" and _shares_memory(x, output):
+            last.probe.is_normalized = True
+        if output is not x or last.version != version:
+            return None
+        probe.fed_by = last.probe.name
         return last.overall
 
     def _after(self, probe: LayerProbe, output: Any) -> None:
+        probe.is_running = False
         y = first_tensor(output)
-        if y is None or is_traced(y):
+        if self.batch_norms_only or y is None or is_traced(y):
             return
         if self.gradients and y.requires_grad:
             y.register_hook(Hook(lambda g: self._add_gradient(probe, g)))
@@ -218,3 +264,9 @@ class Probes:
         if gradient.numel() and not is_traced(gradient):
             with self._lock:
                 probe.add_gradient(gradient.detach())
+
+
+def _shares_memory(x: Tensor, output: Tensor) -> bool:
+    """Return True where one of them is a view of the other, or both of a third."""
+    bases = {id(t if t._base is None else t._base) for t in (x, output)}
+    return len(bases) == 1

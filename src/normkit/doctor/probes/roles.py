@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.doctor.measurements import Role
-from normkit.modeling.norm_types import is_norm
+from normkit.modeling.norm_types import is_batch_norm, is_norm
 
 __all__ = ["role_of", "slope_limits", "unit_dim_after"]
 
@@ -19,6 +20,12 @@ ACTIVATIONS = (
     *(nn.Tanh, nn.Tanhshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
     *(nn.Hardshrink, nn.Softshrink, nn.Threshold, nn.GLU),
 )
+# Those of other libraries are known by their name: timm's GELUTanh and HardSwish,
+# transformers' NewGELUActivation and SiLUActivation.
+_NAMED = re.compile(
+    r"^(Quick|New|Fast|Hard|Clipped|Laplace)?(Re|Ge|GE|Si|S|E|Ce|CE)?(LU|Swish|Mish|"
+    r"Sigmoid|Tanh)\d?(Tanh|Me|Jit|Activation)*$"
+)
 WEIGHTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -27,9 +34,11 @@ def role_of(module: nn.Module) -> Role:
     """Return the role of a layer; "other" layers get no probe."""
     if isinstance(module, WEIGHTS):
         return "weight"
-    if is_norm(module):
+    if is_norm(module) or is_batch_norm(module):
         return "norm"
     if isinstance(module, ACTIVATIONS):
+        return "activation"
+    if _NAMED.search(type(module).__name__) and not module._modules:
         return "activation"
     if isinstance(module, RECURRENT):
         return "recurrent"
@@ -72,6 +81,6 @@ def unit_dim_after(module: nn.Module, before: int) -> int:
         # Over several dimensions, as over (C, H, W), the units stay where they were.
         is_single = len(module.normalized_shape) == 1
         return getattr(module, "channel_dim", -1) if is_single else before
-    if isinstance(module, nn.GroupNorm | _NormBase):
+    if isinstance(module, nn.GroupNorm | _NormBase) or is_batch_norm(module):
         return getattr(module, "channel_dim", 1)
     return before

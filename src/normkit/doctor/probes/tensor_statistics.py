@@ -34,7 +34,7 @@ MAX_BAND_VALUES = 4096
 BAND = (0.15, 0.50, 0.85)
 # Bins of a histogram, its half width in standard deviations of the first batch, and
 # the values of a batch that a diagnosis counts; more are thinned evenly.
-BINS, REACH, MAX_COUNTED = 48, 4.0, 65_536
+BINS, REACH, MAX_COUNTED = 48, 4.0, 8192
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -89,6 +89,11 @@ def _drawn(wanted: list[Any], size: int, seed: int) -> dict[str, Any]:
         shape = shapes[value.name] = []
         for i, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value"):
+                if dim.dim_value < 0:
+                    raise FoldError(
+                        f"input {value.name!r} has a dimension of size "
+                        f"{dim.dim_value}; a size is 0 or more, or has a name"
+                    )
                 shape.append(dim.dim_value)
             else:
                 known = named.setdefault(dim.dim_param, size if i else 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normkit.errors import DerivativeError
 from normkit.kernels.primitives import split
 from normkit.moments import statistics_dtype
 
@@ -33,7 +34,7 @@ def to_bytes(
 def from_bytes(stored: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x − center from the result of `to_bytes`."""
     if torch.is_grad_enabled():
-        raise RuntimeError(
+        raise DerivativeError(
             "a forward under less_memory('int8') kept its input as bytes, which has no "
             "exact second derivative; run it under less_memory('recompute')"
         )

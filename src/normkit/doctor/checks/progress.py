@@ -1,0 +1,76 @@
+"""Check of what a network has learned: part of D34, and of D21.
+
+    gain = loss with each answer given to another sample − loss
+
+is zero for answers that say nothing of their own sample's target, whatever the loss:
+before any training, and where training has not helped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+from normkit.doctor.checks.thresholds import too_few
+from normkit.doctor.finding import Finding
+from normkit.doctor.measurements import Statistics, standard_error
+
+__all__ = ["has_learned", "progress"]
+
+# Share of the shuffled loss below which a gain is none, and above which a network has
+# learned. Digits: at most .004 at a learning rate of zero, .9 at 90 % accuracy.
+NO_GAIN, LEARNED = 0.02, 0.5
+
+_D34 = partial(Finding, "D34", "basics")
+
+
+def _gain(statistics: Statistics) -> tuple[float, float] | None:
+    """Return the gain as a share of the shuffled loss, and its standard error."""
+    found = statistics.evaluation
+    if found is None or len(found.shuffled_loss) < 2:
+        return None
+    shuffled = found.mean(found.shuffled_loss)
+    pairs = zip(found.shuffled_loss, found.batch_loss, strict=True)
+    gains = [other - own for other, own in pairs]
+    mean, error = found.mean(tuple(gains)), standard_error(gains)
+    if not (math.isfinite(mean + error) and shuffled):
+        return None
+    return mean / abs(shuffled), error / abs(shuffled)
+
+
+def has_learned(statistics: Statistics) -> bool:
+    """Return True where the loss is far below that of another sample's answers."""
+    found = _gain(statistics)
+    return found is not None and found[0] - 2 * found[1] > LEARNED
+
+
+def progress(statistics: Statistics) -> Iterator[Finding]:
+    """Check that the answers of a trained network depend on their samples."""
+    found, wanted = _gain(statistics), statistics.targets
+    if found is None or wanted is None or too_few(statistics.samples):
+        return
+    if wanted.low == wanted.high:
+        return  # there is nothing to learn
+    gain, error = found
+    if gain > max(NO_GAIN, 2 * error):
+        return
+    if not statistics.has_moved:
+        reason = "its answers say nothing of the targets, as before training"
+        yield _D34("", "not_judged", gain, NO_GAIN, reason)
+        return
+    data, out = statistics.evaluation, statistics.output
+    loss = math.nan if data is None else data.mean(data.batch_loss)
+    share = None if out is None else out.most_chosen
+    same = "" if share is None else f"; {share:.0%} of its answers are one class"
+    yield _D34(
+        "",
+        "warning",
+        gain,
+        NO_GAIN,
+        f"the loss is {loss:.3g}, and stays so when each answer is given to another "
+        f"sample: it has learned nothing about single samples{same}",
+        "check that inputs and targets belong together, that zero_grad, backward and "
+        "step are all called, and try other learning rates",
+        {"is_symptom": True},
+    )

@@ -1,0 +1,200 @@
+"""Check of the targets against the output and the loss: part of D34.
+
+The operations of the autograd graph say what gives the output and what the loss makes
+of it, also where both are functions in a lambda.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+from normkit.doctor.checks.thresholds import MIN_SAMPLES
+from normkit.doctor.finding import Finding
+from normkit.doctor.measurements import (
+    OutputStatistics,
+    Statistics,
+    TargetStatistics,
+)
+
+__all__ = ["is_cross_entropy", "targets"]
+
+# The values of functions that end a model.
+RANGES = {
+    "Sigmoid": (0.0, 1.0),
+    "Hardsigmoid": (0.0, 1.0),
+    "Softmax": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+    "Relu": (0.0, math.inf),
+    "Softplus": (0.0, math.inf),
+    "LogSigmoid": (-math.inf, 0.0),
+    "LogSoftmax": (-math.inf, 0.0),
+    "Elu": (-1.0, math.inf),
+}
+# Scores that end in one of these cannot become sure: of ten classes a sigmoid's give
+# the right one at most e/(e + 9) = .23, a tanh's .45; a ReLU's have no gradient below
+# zero.
+SQUASHED = ("Sigmoid", "Hardsigmoid", "Tanh", "Relu")
+# Standard deviations of the targets that the farthest lies outside the output's range:
+# that part of its error stays. Rounding and label noise lie below a tenth.
+OUTSIDE = 0.1
+# Losses that compare output and target value by value.
+COMPARING = frozenset({"MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Sub"})
+BINARY = frozenset({"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"})
+NLL = frozenset({"NllLoss", "NllLoss2D"})
+# Ones per row above which a softmax, whose row sums to one, cannot be right.
+LABELS = 1.01
+
+_D34 = partial(Finding, "D34", "basics")
+
+
+def is_cross_entropy(out: OutputStatistics) -> bool:
+    """Return True where the loss takes a softmax of the output."""
+    return "LogSoftmax" in out.operations or out.loss_kind in (
+        "CrossEntropyLoss",
+        "cross_entropy",
+    )
+
+
+def targets(statistics: Statistics) -> Iterator[Finding]:
+    """Check that output, loss and targets belong together."""
+    found, out = statistics.targets, statistics.output
+    if found is not None and found.beyond is not None:
+        label, units = found.beyond
+        yield _D34(
+            "",
+            "error",
+            label,
+            units - 1,
+            f"a target is class {label}, and the output has {units} units, for the "
+            f"classes 0 to {units - 1}",
+            f"give the last layer {label + 1} units, or number the classes from 0"
+            if label >= units
+            else "number the classes from 0, or pass ignore_index= to the loss",
+        )
+    if out is None:
+        return
+    yield from _output(statistics, out)
+    if found is not None:
+        yield from _values(found, out)
+        if statistics.samples >= MIN_SAMPLES:
+            yield from _variety(found, out)
+
+
+def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
+    """Check the function that gives the output against the loss."""
+    if out.units == 1 and (
+        is_cross_entropy(out) or out.activation in ("Softmax", "LogSoftmax")
+    ):
+        yield _D34(
+            "",
+            "error",
+            1.0,
+            2.0,
+            "the output is a softmax over one unit, which is 1 for every input",
+            "use a sigmoid: binary_cross_entropy_with_logits on the one unit, or give "
+            "the last layer a unit per class",
+        )
+    elif out.activation in SQUASHED and is_cross_entropy(out):
+        yield _D34(
+            "",
+            "warning",
+            1.0,
+            0.0,
+            f"the scores end in {out.activation.lower()}, and cross_entropy applies "
+            "its softmax to them",
+            "give cross_entropy the logits: drop the activation behind the last layer",
+        )
+    elif out.activation == "Sigmoid" and (
+        "BinaryCrossEntropyWithLogits" in out.operations
+    ):
+        yield _D34(
+            "",
+            "warning",
+            1.0,
+            0.0,
+            "the output is already a sigmoid, and the loss applies another",
+            "give binary_cross_entropy_with_logits the logits: drop the last sigmoid",
+        )
+    loss = statistics.evaluation
+    least = min(loss.batch_loss, default=0.0) if loss is not None else 0.0
+    is_nll = bool(NLL & out.operations) and "LogSoftmax" not in out.operations
+    if is_nll and (out.sums_to_one or least < 0):
+        yield _D34(
+            "",
+            "error",
+            least,
+            0.0,
+            f"nll_loss gets {'probabilities' if out.sums_to_one else 'raw scores'}, "
+            f"and is {least:.3g}; the loss of log-probabilities is never negative",
+            "end the model in log_softmax, or use cross_entropy on its logits",
+        )
+    elif "KlDiv" in out.operations and least < 0:
+        yield _D34(
+            "",
+            "error",
+            least,
+            0.0,
+            f"kl_div is {least:.3g}, and a divergence is never negative",
+            "give kl_div log-probabilities first and probabilities second",
+        )
+
+
+def _values(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]:
+    """Check the range of the targets."""
+    if BINARY & out.operations and not 0 <= found.low <= found.high <= 1:
+        yield _D34(
+            "",
+            "error",
+            found.high if found.high > 1 else found.low,
+            1.0 if found.high > 1 else 0.0,
+            f"targets go from {found.low:.3g} to {found.high:.3g}; outside 0 to 1 "
+            "binary cross-entropy has no least value",
+            "scale the targets to 0 to 1, or use cross_entropy for more than two "
+            "classes",
+        )
+    elif COMPARING & out.operations and not NLL & out.operations:
+        low, high = RANGES.get(out.activation, (-math.inf, math.inf))
+        away = max(low - found.low, found.high - high)
+        # Class numbers have no spread of their own; they are one apart.
+        spread = found.spread or 1.0
+        if away > OUTSIDE * spread:
+            yield _D34(
+                "",
+                "warning",
+                away,
+                OUTSIDE * spread,
+                f"targets go from {found.low:.3g} to {found.high:.3g}, and the output "
+                f"ends in {out.activation.lower()}, which gives {low:.3g} to "
+                f"{high:.3g}",
+                "drop the activation behind the last layer, or scale the targets to "
+                "its range",
+            )
+    labels = found.labels_per_sample
+    is_softmax = is_cross_entropy(out) or out.sums_to_one
+    if labels is not None and labels > LABELS and is_softmax:
+        yield _D34(
+            "",
+            "warning",
+            labels,
+            LABELS,
+            f"a sample has {labels:.3g} labels on average, and the softmax shares one "
+            "among the classes",
+            "use a sigmoid per class: binary_cross_entropy_with_logits on the logits",
+        )
+
+
+def _variety(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]:
+    """Check that the targets of a classifier differ."""
+    is_one_class = found.most_frequent == 1.0 and bool(NLL & out.operations)
+    is_one_value = found.low == found.high and bool(BINARY & out.operations)
+    if is_one_class or is_one_value:
+        yield _D34(
+            "",
+            "warning",
+            1.0,
+            1.0,
+            f"every target is {found.low:g}: there is nothing to tell apart",
+            "check how the labels are read and joined to the samples",
+        )

@@ -1,0 +1,225 @@
+"""Outputs, targets and losses of one pass, merged over the batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from normkit.doctor.channel_statistics import ChannelStatistics
+from normkit.doctor.examination.graph import last_operation, operations_between
+from normkit.doctor.measurements import OutputStatistics, TargetStatistics
+from normkit.doctor.probes.tensor_statistics import first_tensor
+from normkit.moments import Moments, moments
+
+__all__ = ["Answers", "channels_of", "label_beyond"]
+
+# Columns of inputs and targets that show whether batches are mixed: the standard
+# error of a median of 64 F ratios is a tenth of a sorted loader's excess.
+MAX_COLUMNS = 64
+# Class numbers above it are no classes, and would fill the memory with counts.
+MAX_CLASSES = 1_000_000
+# Labels kept per batch where a sample has many, as in segmentation.
+MAX_LABELS = 4096
+
+
+class Answers:
+    """The model's outputs beside the targets, over one pass.
+
+    Attributes:
+        shuffled: Loss per batch with each answer given to the sample after it.
+        beyond: A class number that the output has no unit for, and its units; None
+            where every label has one.
+    """
+
+    def __init__(self) -> None:
+        self.shuffled: list[float] = []
+        self.beyond: tuple[int, int] | None = None
+        self._outputs: list[Moments] = []
+        self._sums_to_one = True
+        self._activation = ""
+        self._operations: frozenset[str] = frozenset()
+        self._chosen: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._values: list[Moments] = []
+        self._columns: list[ChannelStatistics] = []
+        self._range = [math.inf, -math.inf]
+        self._row_sums: list[float] = []
+        self._is_binary = True
+
+    def add(self, output: Any, targets: Any) -> None:
+        """Merge the outputs and targets of one batch."""
+        y = first_tensor(output)
+        if y is not None and y.dim() >= 2:
+            flat = y.detach().float().flatten(1)
+            self._outputs.append(_on_cpu(moments(flat, 0)))
+            sums = flat.sum(1)
+            self._sums_to_one &= bool((flat >= 0).all()) and bool(
+                ((sums - 1).abs() < 1e-3).all()
+            )
+        if not isinstance(targets, Tensor) or not targets.numel() or targets.is_meta:
+            return
+        t = targets.detach()
+        if t.dtype == torch.int64:
+            self._add_labels(y, t)
+        elif t.is_floating_point():
+            self._add_values(y, t)
+
+    def add_graph(self, output: Any, loss: Tensor) -> None:
+        """Record the operations around the output, once."""
+        y = first_tensor(output)
+        if y is not None and not self._activation:
+            self._activation = last_operation(y)
+            self._operations = operations_between(loss, y)
+
+    def add_shuffled(
+        self, loss_fn: Callable[..., Any], output: Any, target: Any
+    ) -> None:
+        """Record the loss with each answer given to the sample after it.
+
+        Nothing where the answers have no common first dimension, or where the loss
+        does not take them.
+        """
+        size = len(target) if isinstance(target, Tensor) and target.dim() else 0
+        if size < 2:
+            return
+
+        def rolled(x: Any) -> Any:
+            is_answer = isinstance(x, Tensor) and x.dim() and len(x) == size
+            return x.detach().roll(1, 0) if is_answer else x
+
+        try:
+            with torch.no_grad():
+                self.shuffled.append(float(loss_fn(tree_map(rolled, output), target)))
+        except Exception:  # the user's function, called with what it was not given
+            return
+
+    def output(self, loss_fn: Any) -> OutputStatistics | None:
+        """Return statistics of the outputs; None when they were no tensor of one size.
+
+        Args:
+            loss_fn: The loss, whose name is recorded.
+        """
+        if not self._outputs or len({a.mean.shape for a in self._outputs}) > 1:
+            return None
+        merged = Moments.merge_all(self._outputs)
+        targets = self.targets()
+        return OutputStatistics(
+            spread=float(merged.var.mean().sqrt()),
+            scale=float(merged.mean_square.mean().sqrt()),
+            units=merged.mean.numel(),
+            sums_to_one=self._sums_to_one and merged.mean.numel() > 1,
+            classes=None if targets is None else targets.classes,
+            loss_kind=getattr(loss_fn, "__name__", type(loss_fn).__name__),
+            activation=self._activation,
+            operations=self._operations,
+            most_chosen=_most_frequent(self._chosen),
+        )
+
+    def targets(self) -> TargetStatistics | None:
+        """Return statistics of the targets; None where they are no tensor."""
+        if self._labels:
+            classes = 1 + max(int(t.max()) for t in self._labels)
+            return TargetStatistics(
+                classes=classes,
+                low=float(min(int(t.min()) for t in self._labels)),
+                high=float(classes - 1),
+                most_frequent=_most_frequent(self._labels),
+                channels=_label_channels(self._labels, classes),
+                beyond=self.beyond,
+            )
+        if not self._values:
+            return None
+        columns = self._columns
+        same_size = len({c.within.shape for c in columns}) == 1
+        rows = self._row_sums
+        is_binary = self._is_binary and bool(rows)
+        return TargetStatistics(
+            low=self._range[0],
+            high=self._range[1],
+            spread=float(Moments.merge_all(self._values).var.sqrt()),
+            labels_per_sample=sum(rows) / len(rows) if is_binary else None,
+            channels=ChannelStatistics.merge_all(columns) if same_size else None,
+        )
+
+    def _add_labels(self, y: Tensor | None, t: Tensor) -> None:
+        # A negative label is one to ignore, such as cross_entropy's -100.
+        labels = _thinned(t)
+        labels = labels[labels >= 0].cpu()
+        if not labels.numel() or int(labels.max()) >= MAX_CLASSES:
+            return
+        self._labels.append(labels)
+        if y is not None and y.dim() == t.dim() + 1 and y.shape[1] > 1:
+            self._chosen.append(_thinned(y.detach().argmax(1)).cpu())
+
+    def _add_values(self, y: Tensor | None, t: Tensor) -> None:
+        self._range[0] = min(self._range[0], float(t.min()))
+        self._range[1] = max(self._range[1], float(t.max()))
+        self._values.append(_on_cpu(moments(t.flatten(), 0)))
+        if t.dim() and len(t) > 1:
+            self._columns.append(channels_of(t))
+        self._is_binary &= bool(((t == 0) | (t == 1)).all())
+        if t.dim() == 2 and y is not None and y.shape == t.shape and t.shape[1] > 1:
+            self._row_sums.append(float(t.sum(1).mean()))
+
+
+def label_beyond(
+    output: Any, targets: Any, ignored: int = -100
+) -> tuple[int, int] | None:
+    """Return a class number that scores `(N, K, …)` have no unit for, and K.
+
+    Args:
+        output: The scores.
+        targets: The class numbers.
+        ignored: The label that the loss ignores.
+    """
+    y = first_tensor(output)
+    if y is None or not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+        return None
+    if y.dim() != targets.dim() + 1 or not targets.numel():
+        return None
+    units, labels = y.shape[1], targets[targets != ignored]
+    beyond = labels[(labels < 0) | (labels >= units)]
+    return (int(beyond[0]), units) if beyond.numel() else None
+
+
+def channels_of(x: Tensor) -> ChannelStatistics:
+    """Return the statistics of one batch, column by column, thinned evenly."""
+    columns = x.detach().flatten(1) if x.dim() > 1 else x.detach()[:, None]
+    columns = columns[:, :: -(-columns.shape[1] // MAX_COLUMNS)]
+    found = _on_cpu(moments(columns.float(), 0))
+    return ChannelStatistics.of_batch(found, found)
+
+
+def _label_channels(labels: list[Tensor], classes: int) -> ChannelStatistics | None:
+    """Return the statistics of which label a sample has, batch by batch."""
+    if any(len(t) < 2 for t in labels) or classes < 2:
+        return None
+    width = min(classes, MAX_COLUMNS)
+    made = [torch.nn.functional.one_hot(t % width, width).double() for t in labels]
+    found = [moments(one, 0) for one in made]
+    return ChannelStatistics.merge_all(
+        [ChannelStatistics.of_batch(m, m) for m in found]
+    )
+
+
+def _thinned(labels: Tensor) -> Tensor:
+    """Return the labels of a batch, of images at most about MAX_LABELS."""
+    flat = labels.flatten()
+    return flat if labels.dim() == 1 else flat[:: -(-len(flat) // MAX_LABELS)]
+
+
+def _most_frequent(parts: list[Tensor]) -> float | None:
+    """Return the share of the most frequent value; None without values."""
+    if not parts:
+        return None
+    counts = torch.bincount(torch.cat(parts))
+    return float(counts.max()) / float(counts.sum())
+
+
+def _on_cpu(found: Moments) -> Moments:
+    return found.to(device="cpu", dtype=torch.float64)

@@ -1,0 +1,67 @@
+"""The operations of the autograd graph around a model's output.
+
+A functional sigmoid and a loss in a lambda show here, as modules and names do not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["last_operation", "operations_between"]
+
+# Operations that leave the values as they are.
+_VIEWS = frozenset(
+    [
+        *("Alias", "AsStrided", "Clone", "Expand", "Flatten", "Permute", "Reshape"),
+        *("ReshapeAlias", "Select", "Slice", "Split", "Squeeze", "T", "ToCopy"),
+        *("Transpose", "Unbind", "UnsafeView", "Unsqueeze", "View"),
+    ]
+)
+# A loss has a dozen operations; one that does not use the output would lead through
+# the whole model.
+MAX_NODES = 64
+
+
+def last_operation(output: Tensor) -> str:
+    """Return the operation that gave the values of `output`, such as "Sigmoid".
+
+    "" where no graph was recorded.
+    """
+    node: Any = output.grad_fn
+    while node is not None and _name(node) in _VIEWS:
+        node = next(iter(_parents(node)), None)
+    return "" if node is None else _name(node)
+
+
+def operations_between(loss: Tensor, output: Tensor) -> frozenset[str]:
+    """Return the operations that make `loss` out of `output`, such as "NllLoss".
+
+    Empty where the graph does not lead from one to the other.
+    """
+    end: Any = output.grad_fn
+    if end is None or loss.grad_fn is None or loss.grad_fn is end:
+        return frozenset()
+    names, seen, waiting = set(), set(), [loss.grad_fn]
+    reaches = False
+    while waiting and len(seen) < MAX_NODES:
+        node = waiting.pop(0)
+        if node is end:
+            reaches = True
+            continue
+        if node not in seen:
+            seen.add(node)
+            names.add(_name(node))
+            waiting += _parents(node)
+    return frozenset(names) if reaches else frozenset()
+
+
+def _name(node: Any) -> str:
+    return re.sub(r"Backward\d*$", "", node.name())
+
+
+def _parents(node: Any) -> Iterator[Any]:
+    return (parent for parent, _ in node.next_functions if parent is not None)

@@ -1,0 +1,43 @@
+"""Whether a network shows that it was trained.
+
+torch draws the bias of a linear layer or convolution from ±1/√(inputs of a unit), and
+most other schemes start biases, scales and shifts at one value. A bias beyond that, or
+scales that differ, are the trace of an optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from normkit.modeling.norm_types import is_norm
+
+__all__ = ["has_moved"]
+
+
+@torch.no_grad()
+def has_moved(model: nn.Module) -> bool:
+    """Return True where weights cannot be those of a start; False where they can."""
+    return any(map(_has_moved, model.modules()))
+
+
+def _has_moved(module: nn.Module) -> bool:
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    if is_norm(module):
+        return any(p is not None and _varies(p) for p in (weight, bias))
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        return False
+    if weight is None or bias is None or bias.is_meta or not _varies(bias):
+        return False
+    # torch counts the inputs of a transposed convolution by its outputs, too.
+    return float(bias.abs().max()) > 1.001 / math.sqrt(weight[0].numel())
+
+
+def _varies(values: Tensor) -> bool:
+    return (
+        values.numel() > 1
+        and not values.is_meta
+        and not bool((values == values.flatten()[0]).all())
+    )

@@ -1,0 +1,102 @@
+"""`normkit calibrate TARGET`: measure the running statistics of a checkpoint again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.printing import printable
+
+if TYPE_CHECKING:
+    from normkit_cli.target import Target
+
+EXAMPLES = (
+    "Example: `normkit calibrate train.py:make --checkpoint in.pt --out out.pt --order "
+    "eval`"
+)
+
+
+def command(
+    target: Annotated[str, typer.Argument(help=TARGET)],
+    checkpoint: Annotated[
+        Path, typer.Option(help="File with the weights; only plain tensors are read.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to save to; may be the same.")],
+    mode: Annotated[
+        str, typer.Option(help="Estimator: exact, average or running.")
+    ] = "exact",
+    order: Annotated[
+        str,
+        typer.Option(
+            help="Mode of earlier layers: train (one pass), eval (a pass per layer)."
+        ),
+    ] = "train",
+    batches: Annotated[
+        int | None, typer.Option(min=1, help="Use no more batches than these.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Stop once every layer's standard error is below this."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of text.")
+    ] = False,
+) -> int:
+    """Measure the running statistics of every layer again, and save the checkpoint.
+
+    Only running statistics change; the file keeps its structure and other contents. It
+    is written atomically. If the target has a `metric`, or the outputs are class
+    scores, the metric in eval mode is printed before and after, on the first 50
+    batches.
+    """
+    from normkit.calibrate import calibrate
+    from normkit_cli.checkpoint import Checkpoint
+    from normkit_cli.target import read_target
+
+    check_file("--out", out)
+    found = read_target(target)
+    found.needs("model", "loader")
+    assert found.loader is not None
+    file = Checkpoint.read(checkpoint)
+    file.load_into(found.model)
+    before = _metric(found)
+    report = calibrate(
+        found.model,
+        found.loader,
+        mode=mode,
+        order=order,
+        forward=found.forward,
+        max_batches=batches,
+        tolerance=tolerance,
+        progress=sys.stderr.isatty() and not as_json,
+    )
+    file.save(found.model, out)
+    report = replace(report, metric_before=before, metric_after=_metric(found))
+    print(report.to_json() if as_json else printable(report.to_text()))
+    print(f"weights  {out.resolve()}", file=sys.stderr if as_json else sys.stdout)
+    return 0
+
+
+def _metric(target: Target) -> float | None:
+    """Evaluate the metric in eval mode; None without one or with one-pass batches."""
+    from normkit.doctor.examination.case import measured, open_case
+
+    loader = target.loader
+    if loader is None or isinstance(loader, Iterator):
+        return None
+    return measured(
+        open_case(
+            target.model,
+            loader,
+            forward=target.forward,
+            targets=target.targets,
+            metric=target.metric,
+            verb="calibrate",
+        )
+    )

@@ -1,0 +1,179 @@
+"""Checkpoint files: weights in a mapping, alone or with other entries."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit.errors import TargetError
+from normkit.modeling.atomic_file import save_atomically
+
+__all__ = ["Checkpoint"]
+
+# Keys under which training programs store the weights.
+PLACES = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
+# Prefixes that wrappers add to every name.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+@dataclass
+class Checkpoint:
+    """Contents of a file of `torch.save`.
+
+    Attributes:
+        content: The whole contents.
+        place: Key of the weights; "" when they are the whole contents.
+        prefix: Prefix of each of the model's names, such as "module.".
+    """
+
+    content: Any
+    place: str = ""
+    prefix: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read a file; no code in it is run (`weights_only=True`).
+
+        Raises:
+            TargetError: There is no such file, it holds objects other than tensors and
+                plain data, or no weights.
+        """
+        if not path.is_file():
+            raise TargetError(f"there is no checkpoint {path}; give the path of a file")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file raises anything
+            raise TargetError(
+                f"{path} cannot be read as tensors and plain data: it is no file of "
+                "torch.save, was cut off, or holds objects of classes; save the "
+                "weights by torch.save(model.state_dict(), path)"
+            ) from error
+        found = next(
+            (
+                key
+                for key in ("", *PLACES)
+                if _is_weights(content if not key else _item(content, key))
+            ),
+            None,
+        )
+        if found is None:
+            raise TargetError(
+                f"{path} holds no mapping from names to tensors; save "
+                "model.state_dict(), alone or under 'state_dict'"
+            )
+        return cls(content, found)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Names and tensors, as in the file."""
+        return self.content[self.place] if self.place else self.content
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load the weights into the model, every one of them.
+
+        Raises:
+            TargetError: Names or shapes differ; the model is as it was.
+        """
+        wanted = model.state_dict()
+        self.prefix = self._found_prefix(wanted)
+        stripped = {
+            name.removeprefix(self.prefix): value
+            for name, value in self.weights.items()
+        }
+        missing = [name for name in wanted if name not in stripped]
+        # Older files have no `num_batches_tracked`.
+        if all(name.endswith("num_batches_tracked") for name in missing):
+            stripped |= {name: wanted[name] for name in missing}
+            missing = []
+        extra = [name for name in stripped if name not in wanted]
+        differing = [
+            f"{name} {tuple(stripped[name].shape)} for {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in stripped and stripped[name].shape != value.shape
+        ]
+        for what, names in (
+            ("lacks", missing),
+            ("has too much", extra),
+            ("has other shapes", differing),
+        ):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise TargetError(
+                    f"the checkpoint does not fit the model: it {what}: "
+                    f"{', '.join(names[:3])}{more}; let the factory make the model "
+                    "that was saved"
+                )
+        for name, value in wanted.items():
+            if reason := _reason_against(stripped[name], value):
+                raise TargetError(
+                    f"the checkpoint does not fit the model: {name} {reason}; save "
+                    "dense tensors of real numbers"
+                )
+        model.load_state_dict(stripped)
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """Save the file with the tensors that changed in `model`, whole or not at all.
+
+        All others keep their bytes, dtypes and order, and the mapping its class and
+        metadata. Names that the file did not hold (a count of batches) are added.
+        """
+        weights: Any = copy.copy(self.weights)
+        for name, value in model.state_dict().items():
+            key, new = self.prefix + name, value.detach().cpu()
+            old = weights.get(key)
+            if old is None:
+                weights[key] = new
+            elif not torch.allclose(
+                old.to(new.dtype), new, rtol=0, atol=0, equal_nan=True
+            ):
+                weights[key] = new.to(old.dtype)
+        content = weights
+        if self.place:
+            content = copy.copy(self.content)
+            content[self.place] = weights
+        save_atomically(content, path)
+
+    def _found_prefix(self, wanted: Mapping[str, Tensor]) -> str:
+        names = list(self.weights)
+        if any(name in wanted for name in names):
+            return ""
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in names):
+                return prefix
+        return ""
+
+
+def _reason_against(found: Tensor, wanted: Tensor) -> str:
+    """Return why `found` cannot be copied into `wanted`; "" if it can.
+
+    `load_state_dict` raises for some of these after it has loaded the others, and for
+    complex numbers only warns.
+    """
+    if found.is_meta:
+        return "has no values (it is on the meta device)"
+    if found.layout is not torch.strided:
+        return f"is a sparse tensor ({found.layout})"
+    if found.is_quantized:
+        return f"is quantized ({found.dtype})"
+    if found.is_complex() and not wanted.is_complex():
+        return f"is complex ({found.dtype})"
+    return ""
+
+
+def _is_weights(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(name, str) for name in found)
+        and all(isinstance(value, Tensor) for value in found.values())
+    )
+
+
+def _item(found: Any, key: str) -> Any:
+    return found.get(key) if isinstance(found, Mapping) else None

@@ -1,0 +1,165 @@
+"""`normkit fold`: fold an ONNX file, or a torch model with its weights."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.printing import printable
+
+if TYPE_CHECKING:
+    import torch
+
+    from normkit.fold import FoldLedger
+
+EXAMPLES = (
+    "Examples: `normkit fold model.onnx -o folded.onnx`, "
+    "`normkit fold train.py:make --checkpoint last.pt -o folded.pt2`"
+)
+
+_ENDINGS = (".onnx", ".pt2", ".pt", ".pth")
+# Above it the weights of an ONNX model must be in a file of their own.
+_MAX_IN_ONE_FILE = 2**31 - 2**20
+
+
+def command(
+    target: Annotated[
+        str, typer.Argument(help="A file that ends in .onnx, or " + TARGET)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            *("-o", "--out", "--export"),
+            help="File for the folded model: .onnx, and of Python code also .pt2 "
+            "(torch.export) or .pt (weights alone).",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Weights to load first; no code in it is run."),
+    ] = None,
+    verify: Annotated[
+        int, typer.Option(min=1, help="Number of inputs to compare an ONNX model on.")
+    ] = 2,
+    fixed_weights: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-weights",
+            help="Weights that the ONNX graph also lists as inputs are constants.",
+        ),
+    ] = False,
+    time_limit: Annotated[
+        float,
+        typer.Option(help="Seconds that one run of an ONNX model may take."),
+    ] = 60.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the ledger as JSON.")
+    ] = False,
+    pictures: Annotated[
+        bool,
+        typer.Option("--pictures", help="Draw the network around each that stays."),
+    ] = False,
+) -> int:
+    """Fold batch norms into the weights around them, proven in float64.
+
+    The ledger gives for each one where it went or why it stayed. A target of Python
+    code needs `example_inputs`, or a loader whose batches start with them. Exit code 1
+    if the model has batch norms and none could be folded.
+    """
+    from normkit.errors import ArgumentError
+    from normkit.fold import fold_onnx
+
+    check_file("-o", out)
+    if target.endswith(".onnx"):
+        if checkpoint is not None:
+            raise ArgumentError(
+                f"{target} is an ONNX file, which holds its weights; leave out "
+                "--checkpoint"
+            )
+        _, ledger = fold_onnx(
+            target,
+            out,
+            inputs=verify,
+            fixed_weights=fixed_weights or None,
+            time_limit=time_limit,
+        )
+    else:
+        ledger = _fold_target(target, checkpoint, out)
+    if as_json:
+        print(ledger.to_json())
+    else:
+        print(printable(ledger.to_text(pictures=pictures)))
+    if out is not None:
+        where = sys.stderr if as_json else sys.stdout
+        print(f"model  {out.resolve()}", file=where)
+    return 1 if ledger.entries and not any(e.how for e in ledger.entries) else 0
+
+
+def _fold_target(text: str, checkpoint: Path | None, out: Path | None) -> FoldLedger:
+    from normkit.errors import ArgumentError, DependencyError, TargetError
+    from normkit.fold import fold
+    from normkit.modeling.batch import inputs_of
+    from normkit_cli.target import read_target
+
+    if out is not None and out.suffix not in _ENDINGS:
+        raise ArgumentError(f"-o {out} must end in one of {', '.join(_ENDINGS)}")
+    if out is not None and out.suffix == ".onnx":
+        lacking = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+        if lacking:
+            raise DependencyError(
+                f"torch's ONNX exporter needs {' and '.join(lacking)}, not installed "
+                "here; pip install 'normkit[onnx]'"
+            )
+    target = read_target(text, checkpoint)
+    inputs = target.example_inputs
+    if inputs is None:
+        target.needs("loader")
+        assert target.loader is not None
+        batch = next(iter(target.loader), None)
+        if batch is None:
+            raise TargetError("the target's loader gave no batch; give example_inputs")
+        inputs = inputs_of(batch)
+    folded, ledger = fold(target.model.eval(), inputs)
+    if out is not None:
+        _export(folded, inputs, out)
+    return ledger
+
+
+def _export(model: torch.nn.Module, inputs: Any, path: Path) -> None:
+    import torch
+
+    from normkit.modeling.batch import arguments_of
+    from normkit_cli.checkpoint import Checkpoint
+
+    args, kwargs = arguments_of(inputs)
+    if path.suffix == ".pt2":
+        torch.export.save(torch.export.export(model, args, kwargs), path)
+    elif path.suffix == ".onnx":
+        _export_onnx(model, args, kwargs, path)
+    else:
+        Checkpoint({}).save(model, path)
+
+
+def _export_onnx(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
+) -> None:
+    import torch
+
+    stored = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The exporter warns about its own code.
+        torch.onnx.export(
+            model,
+            args,
+            str(path),
+            kwargs=kwargs,
+            dynamo=True,
+            verbose=False,
+            external_data=stored > _MAX_IN_ONE_FILE,
+        )

@@ -1,0 +1,204 @@
+"""Faults that tests/doctor must catch; see `sabotage`."""
+
+import pytest
+
+from sabotage import fault, wrap
+
+
+@fault(
+    caught_by="tests/doctor/test_checks.py::"
+    "test_d01_holds_the_variance_to_its_thresholds"
+)
+def d01_does_not_compare_the_variance(patch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    def distance(real, norm):
+        found = real(norm)
+        return found and replace(found, var=0.0)
+
+    wrap(patch, "normkit.doctor.checks.population.distance", distance)
+
+
+@fault(
+    caught_by="tests/doctor/test_checks.py::"
+    "test_d01_few_samples_are_not_judged_however_far_off"
+)
+def d01_judges_whatever_it_gets(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "MAX_NOISE", 1e9)
+
+
+@fault(caught_by="tests/doctor/test_checks.py::test_d22_compares_last_and_first")
+def d22_compares_first_and_last_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import flow
+
+    real = flow.below
+    patch.setattr(flow, "below", lambda value, **k: real(1 / (value or 1e-9), **k))
+
+
+@fault(
+    caught_by="tests/doctor/test_watch.py::test_no_activation_outlives_its_step",
+)
+def a_probe_keeps_its_outputs(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes.layer_probe import LayerProbe
+
+    real, kept = LayerProbe.add_output, []
+
+    def add_output(self, y, overall, unit_dim):
+        kept.append(y)
+        real(self, y, overall, unit_dim)
+
+    patch.setattr(LayerProbe, "add_output", add_output)
+
+
+@fault(caught_by="tests/doctor/test_watch.py::test_no_hook_is_left_after_an_exception")
+def hooks_are_left_behind(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes.probes import Probes
+
+    patch.setattr(Probes, "detach", lambda self: self._handles.clear())
+
+
+@fault(
+    caught_by="tests/doctor/test_watch.py::"
+    "test_a_watched_run_is_bitwise_the_run_without"
+)
+def a_probe_draws_a_random_number(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def band(real, x, unit_dim, unit):
+        torch.rand(1)
+        return real(x, unit_dim, unit)
+
+    wrap(patch, "normkit.doctor.probes.layer_probe.band_of", band)
+
+
+@fault(
+    caught_by="tests/doctor/test_diagnose.py::"
+    "test_a_diagnosis_leaves_everything_bit_for_bit"
+)
+def buffers_are_restored_when_autograd_counted_a_change(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.modeling.snapshot import Snapshot
+
+    # Batch norm's kernel writes its buffers without counting: nothing is put back.
+    patch.setattr(Snapshot, "restore_values", lambda self, **_: None)
+
+
+@fault(
+    caught_by="tests/doctor/test_watch.py::"
+    "test_an_observed_step_has_its_own_gradient_and_update"
+)
+def every_update_is_taken_for_that_of_the_observed_step(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.probes.updates import Updates
+
+    waits = property(lambda self: bool(self.numbers), lambda *_: None)
+    patch.setattr(Updates, "_awaits_update", waits, raising=False)
+
+
+@fault(
+    caught_by="tests/doctor/test_repairs.py::"
+    "test_d13_calls_of_a_shared_norm_are_no_batches"
+)
+def d13_takes_the_calls_of_a_shared_norm_for_batches(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from dataclasses import replace
+
+    from normkit.doctor.examination import examine
+
+    class Merged(tuple):
+        def __getitem__(self, index):
+            first, *others = list(self)
+            for other in others:
+                first = first.merge(other)
+            return first
+
+    def renamed(norm, **changes):
+        if "calls" in changes:
+            changes["calls"] = Merged(changes["calls"])
+        return replace(norm, **changes)
+
+    patch.setattr(examine, "replace", renamed)
+
+
+@fault(
+    caught_by="tests/doctor/test_trial_training.py::"
+    "test_a_loop_that_fails_leaves_the_model_as_it_was"
+)
+def a_watched_loop_leaves_its_weights(patch: pytest.MonkeyPatch) -> None:
+    import contextlib
+
+    from normkit.doctor.fixes import trial_training
+
+    patch.setattr(trial_training, "_restored", lambda *_: contextlib.nullcontext())
+
+
+@fault(
+    caught_by="tests/doctor/test_planted_more.py::"
+    "test_d13_sorted_batches_are_named_and_shuffled_ones_are_not"
+)
+def d13_forgets_the_spread_within_batches(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    patch.setattr(batches, "mixing", lambda stream: 1.0)
+
+
+@fault(
+    caught_by="tests/doctor/test_planted_more.py::"
+    "test_d28_one_batch_that_is_not_finite_is_the_first_cause"
+)
+def inputs_that_are_not_finite_called_stale_statistics(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "_is_finite", lambda norm: True)
+
+
+@fault(
+    caught_by="tests/doctor/test_confirm.py::"
+    "test_a_warning_whose_fix_does_not_help_stays_a_warning"
+)
+def every_fix_is_said_to_help(patch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from normkit.doctor.fixes import confirm
+
+    real = confirm._compared
+    patch.setattr(
+        confirm, "_compared", lambda *a, **k: replace(real(*a, **k), helps=True)
+    )
+
+
+@fault(
+    caught_by="tests/doctor/test_confirm.py::"
+    "test_dropout_is_off_in_the_statistics_that_its_repair_writes"
+)
+def the_repair_of_dropout_keeps_dropout_on(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.fixes import repairs
+
+    patch.setitem(repairs.REPAIRS, "D11", repairs.as_in_training)
+
+
+@fault(
+    caught_by="tests/doctor/test_gap.py::"
+    "test_another_domain_with_the_same_padding_is_no_padding"
+)
+def padding_is_always_taken_for_another(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination.populations import Populations
+
+    patch.setattr(Populations, "is_padded_like", lambda self, another: False)
+
+
+@fault(
+    caught_by="tests/doctor/test_gap.py::"
+    "test_stale_statistics_are_not_taken_for_padding"
+)
+def anything_far_off_is_taken_for_padding(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import populations
+
+    patch.setattr(populations, "_resembles", lambda *_: True)

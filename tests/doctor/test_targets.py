@@ -1,0 +1,217 @@
+"""Output, loss and targets that do not belong together; each beside its clean twin."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from doctor.models import batches, build, train
+from normkit.doctor import Diagnosis, diagnose
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def network(units: int, *end: nn.Module, seed: int = 0) -> nn.Sequential:
+    model = build("mlp", seed=seed)
+    assert isinstance(model, nn.Sequential)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(*model[:-1], nn.Linear(48, units), *end)
+
+
+def data(target: Callable[[Tensor], Tensor]) -> Batches:
+    return [(x, target(y)) for x, y in batches()[:8]]
+
+
+def number(y: Tensor) -> Tensor:
+    return y.float()[:, None]
+
+
+def share(y: Tensor) -> Tensor:
+    return y.float()[:, None] / 9
+
+
+def is_even(y: Tensor) -> Tensor:
+    return (y % 2 == 0).float()[:, None]
+
+
+def factors(y: Tensor) -> Tensor:
+    return torch.stack([(y % n == 0).float() for n in range(2, 6)], 1)
+
+
+def squared(y: Tensor, target: Tensor) -> Tensor:
+    """A loss that is no class and no function of torch."""
+    return (y - target).square().mean()
+
+
+def in_a_function(y: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy that its name does not tell."""
+    return F.cross_entropy(y, target)
+
+
+SIGMOID, TANH, RELU = nn.Sigmoid(), nn.Tanh(), nn.ReLU()
+BCE, LOGITS = F.binary_cross_entropy, F.binary_cross_entropy_with_logits
+# name: (model, targets, loss) with the fault, the same without, words of the evidence
+PAIRS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]] = {
+    "targets above a sigmoid": (
+        (network(1, SIGMOID), number, F.mse_loss),
+        (network(1, SIGMOID), share, F.mse_loss),
+        "ends in sigmoid",
+    ),
+    "targets below a relu": (
+        (network(1, RELU), lambda y: number(y) - 5, squared),
+        (network(1, RELU), number, squared),
+        "ends in relu",
+    ),
+    "targets above a tanh, by l1": (
+        (network(1, TANH), number, F.l1_loss),
+        (network(1, TANH), share, F.l1_loss),
+        "ends in tanh",
+    ),
+    "class numbers in binary cross-entropy": (
+        (network(1), number, LOGITS),
+        (network(1), is_even, LOGITS),
+        "no least value",
+    ),
+    "labels of -1 and 1": (
+        (network(1), lambda y: 2 * is_even(y) - 1, LOGITS),
+        (network(1), is_even, LOGITS),
+        "no least value",
+    ),
+    "several labels": (
+        (network(4), factors, F.cross_entropy),
+        (network(4), factors, LOGITS),
+        "labels on average",
+    ),
+    "one class": (
+        (network(10), lambda y: y * 0 + 3, F.cross_entropy),
+        (network(10), lambda y: y, F.cross_entropy),
+        "nothing to tell apart",
+    ),
+    "one value": (
+        (network(1), lambda y: is_even(y) * 0, LOGITS),
+        (network(1), is_even, LOGITS),
+        "nothing to tell apart",
+    ),
+    "nll of probabilities": (
+        (network(10, nn.Softmax(1)), lambda y: y, F.nll_loss),
+        (network(10, nn.LogSoftmax(1)), lambda y: y, F.nll_loss),
+        "gets probabilities",
+    ),
+    "softmax over one unit": (
+        (network(1, nn.Softmax(1)), is_even, BCE),
+        (network(1, SIGMOID), is_even, BCE),
+        "over one unit",
+    ),
+    "two sigmoids": (
+        (network(1, SIGMOID), is_even, LOGITS),
+        (network(1), is_even, LOGITS),
+        "applies another",
+    ),
+    "scores behind a tanh": (
+        (network(10, TANH), lambda y: y, in_a_function),
+        (network(10), lambda y: y, in_a_function),
+        "scores end in tanh",
+    ),
+    "two softmaxes, in a lambda": (
+        (network(10, nn.Softmax(1)), lambda y: y, in_a_function),
+        (network(10), lambda y: y, in_a_function),
+        "already a softmax",
+    ),
+    "a class without a unit": (
+        (network(9), lambda y: y, F.cross_entropy),
+        (network(10), lambda y: y, F.cross_entropy),
+        "class 9, and the output has 9 units",
+    ),
+    "classes from -1 on": (
+        (network(10), lambda y: y - 1, nn.CrossEntropyLoss()),
+        (network(10), lambda y: y - 1, nn.CrossEntropyLoss(ignore_index=-1)),
+        "a target is class -1",
+    ),
+}
+
+
+def basics(found: Diagnosis) -> list[str]:
+    return [f.evidence for f in found.findings if f.id == "D34" and f.is_alarm]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_fault_of_the_targets_is_named_and_its_twin_is_silent(name: str) -> None:
+    (model, target, loss), (twin, right, its_loss), words = PAIRS[name]
+    found = diagnose(model, data(target), loss)
+    assert any(words in evidence for evidence in basics(found))
+    assert found.named[0] == "D34"
+    assert basics(diagnose(twin, data(right), its_loss)) == []
+
+
+def test_without_a_loss_for_each_label_nothing_of_the_loss_is_judged() -> None:
+    found = diagnose(network(9), data(lambda y: y), F.cross_entropy)
+    assert found.statistics.evaluation is None
+    assert found.repair().declined == {}
+
+
+def test_an_error_of_the_loss_that_no_label_explains_is_the_users() -> None:
+    def fails(y: Tensor, target: Tensor) -> Tensor:
+        raise RuntimeError("of the loss itself")
+
+    with pytest.raises(RuntimeError, match="of the loss itself"):
+        diagnose(network(10), data(lambda y: y), fails)
+
+
+def test_ignored_labels_are_no_classes() -> None:
+    made = [(x, y.where(y > 0, -100)) for x, y in batches()[:8]]
+    assert basics(diagnose(network(10), made, F.cross_entropy)) == []
+
+
+def shuffled_apart() -> Batches:
+    """Targets in another order than the inputs."""
+    order = torch.Generator().manual_seed(1)
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    y = y[torch.randperm(len(y), generator=order)]
+    return list(zip(x.split(64), y.split(64), strict=True))
+
+
+@pytest.mark.parametrize("net", ["mlp", "cnn"])
+def test_a_network_that_learned_nothing_is_named(net: str) -> None:
+    model = build(net)
+    train(model, 60, lr=0.05, data=shuffled_apart())
+    other = [(x, y) for x, y in batches(seed=3)[:14]]
+    found = diagnose(model, other, F.cross_entropy)
+    assert any("learned nothing" in evidence for evidence in basics(found))
+    twin = build(net)
+    train(twin, 60, lr=0.05)
+    assert basics(diagnose(twin, other, F.cross_entropy)) == []
+
+
+def test_a_new_network_is_only_not_trained_yet() -> None:
+    found = diagnose(build("mlp"), batches()[:14], F.cross_entropy)
+    assert basics(found) == []
+    reasons = [f.evidence for f in found.not_judged if f.id == "D34"]
+    assert any("as before training" in reason for reason in reasons)
+
+
+def sorted_data() -> Batches:
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    order = y.argsort(stable=True)
+    return [(x[i], y[i]) for i in order.split(64)]
+
+
+@pytest.mark.parametrize("kind", ["inputs", "targets"])
+def test_the_order_of_samples_shows_without_batch_norm(kind: str) -> None:
+    model = build("mlp", normalized=False)
+    made = sorted_data()
+    if kind == "targets":  # token numbers, which have no columns
+        model = nn.Sequential(nn.Embedding(2, 4), nn.Flatten(), nn.Linear(256, 10))
+        made = [((x > 0).long(), y) for x, y in made]
+    found = [
+        f for f in diagnose(model, made, F.cross_entropy).findings if f.id == "D13"
+    ]
+    assert [f.severity for f in found] == ["warning"]
+    assert kind in found[0].evidence or kind == "inputs"
+    shuffled = [
+        ((x > 0).long(), y) if kind == "targets" else (x, y) for x, y in batches()
+    ]
+    assert "D13" not in diagnose(model, shuffled, F.cross_entropy).named

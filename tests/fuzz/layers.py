@@ -1,0 +1,460 @@
+"""Run a case of a layer in each of its ways, and compare with the truth."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import normkit
+from fuzz.cases import BATCH, LayerCase, is_refused
+from fuzz.tensors import DTYPES, drawn, laid_out, mask_of
+from fuzz.truth import State, Truth, most, moved, truth
+
+# Roundings of float32 or float64 that an operation may add up to; the worst of
+# 200,000 cases is written beside each.
+ROUNDINGS = {"y": 16, "again": 16, "x": 32, "residual": 16, "weight": 32, "bias": 16}
+OF_STATISTICS = 64
+# Statistics over the samples of a batch; BATCH are the others.
+OVER_SAMPLES = ("PerActivationBatchNorm",)
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def built(case: LayerCase) -> tuple[nn.Module, State]:
+    """The layer with drawn weights and running statistics, and those in float64."""
+    layers, channels = normkit.nn, case.channels
+    options: dict[str, Any] = {"eps": case.eps}
+    if case.kind in ("BatchNorm", "SyncBatchNorm", "InstanceNorm"):
+        options |= {"momentum": case.momentum, "track_running_stats": case.tracks}
+        options |= {"affine": case.weight}
+    rank = {2: 1, 3: 1, 4: 2, 5: 3}[len(case.shape)]
+    if case.kind == "BatchNorm":
+        options |= {
+            "channel_dim": case.channel,
+            "ghost_size": case.ghost_size,
+            "estimator": case.estimator,
+            "debias": case.debias,
+            "on_small_batch": case.on_small_batch,
+            "activation": case.activation,
+            "memory": case.memory or None,
+        }
+        layer: Any = getattr(layers, f"BatchNorm{rank}d")(channels, **options)
+    elif case.kind == "SyncBatchNorm":
+        layer = layers.SyncBatchNorm(channels, activation=case.activation, **options)
+    elif case.kind == "FrozenBatchNorm":
+        layer = layers.FrozenBatchNorm(channels, eps=case.eps)
+        layer.activation = case.activation
+    elif case.kind == "InstanceNorm":
+        options["channel_dim"] = case.channel
+        layer = getattr(layers, f"InstanceNorm{rank}d")(channels, **options)
+    elif case.kind == "PerActivationBatchNorm":
+        options |= {"momentum": case.momentum, "track_running_stats": case.tracks}
+        layer = layers.PerActivationBatchNorm(case.shape[1:], **options)
+    elif case.kind == "LayerNorm":
+        last = case.channel == len(case.shape) - 1
+        options["channel_dim"] = -1 if last else case.channel
+        layer = layers.LayerNorm(list(case.vector_shape), **options)
+    elif case.kind == "RMSNorm":
+        layer = layers.RMSNorm(list(case.vector_shape), **options)
+    elif case.kind == "GroupNorm":
+        layer = layers.GroupNorm(case.groups, channels, **options)
+    else:
+        layer = layers.FilterResponseNorm(channels, **options)
+    g = torch.Generator().manual_seed(case.seed + 1)
+    dtype = DTYPES[case.parameters]
+    for name in ("weight", "bias"):
+        vector = None
+        if getattr(case, name):
+            vector = torch.randn(case.vector_shape, generator=g).to(dtype)
+            vector = nn.Parameter(vector, requires_grad=_is_trained(case, name))
+        layer.register_parameter(name, vector)
+    state = State(torch.zeros(case.vector_shape), torch.ones(case.vector_shape))
+    if getattr(layer, "running_mean", None) is not None:
+        layer.running_mean.normal_(generator=g)
+        layer.running_var.uniform_(0.5, 2.0, generator=g)
+        state = State(layer.running_mean.clone(), layer.running_var.clone())
+    state.mean, state.var = state.mean.double(), state.var.double()
+    return layer.train(case.training), state
+
+
+def _is_trained(case: LayerCase, name: str) -> bool:
+    return case.trained in ("all", {"x": "input"}.get(name, "parameters"), name)
+
+
+def inputs(case: LayerCase) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The input, the residual and the mask."""
+    x = drawn(case.shape, case.fill, case.seed, case.dtype)
+    mask = mask_of(case.mask, case.shape, case.channel, case.seed)
+    if case.poison and x.numel():
+        at = case.seed % x.numel()
+        if case.poison == "hidden nan":
+            if mask is not None:
+                x[~(mask > 0).expand(x.shape)] = torch.nan
+        else:
+            x.view(-1)[at] = float(case.poison)
+    x = laid_out(x, case.layout) if x.numel() else x
+    residual = None
+    if case.residual:
+        residual = drawn(case.shape, "normal", case.seed + 2, case.dtype)
+        residual = laid_out(residual, case.residual) if x.numel() else residual
+    return x, residual, mask
+
+
+def check(case: LayerCase) -> None:
+    """Run the layer; every output, gradient and running statistic must be right.
+
+    Raises:
+        AssertionError: One is not.
+    """
+    layer, state = built(case)
+    x, residual, mask = inputs(case)
+    if is_refused(case):
+        before = [t.clone() for t in layer.state_dict().values()]
+        with pytest.raises(ValueError, match=r"more than one") as caught:
+            layer(x)
+        assert isinstance(caught.value, normkit.errors.NormkitError)
+        after = layer.state_dict().values()
+        assert all(map(torch.equal, before, after)), "a refused input changed the state"
+        return
+    dy = drawn(case.shape, "normal", case.seed + 3, case.dtype)
+    dy = laid_out(dy, case.grad_layout) if dy.numel() else dy
+    for way in case.ways:
+        state = _check_way(case, way, layer, state, x, residual, mask, dy)
+
+
+def _check_way(
+    case: LayerCase,
+    way: str,
+    layer: Any,
+    state: State,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    dy: Tensor,
+) -> State:
+    if way == "graph of backward" and case.dtype != "float64":
+        way = "plain"
+    if way == "vmap" and case.updates:
+        way = "vjp"  # running statistics are no function of one example
+    given: dict[str, Any] = {} if mask is None else {"mask": mask}
+    leaf = x.detach().requires_grad_(_is_trained(case, "x"))
+    extra = None
+    if residual is not None:
+        extra = residual.detach().requires_grad_(_is_trained(case, "x"))
+        given["residual"] = extra
+    sums_first = residual is not None and case.kind not in BATCH
+    vectors = {
+        name: v
+        for name in ("weight", "bias")
+        if (v := getattr(layer, name, None)) is not None
+    }
+
+    def forward(x: Tensor) -> Any:
+        return layer(x, **given)
+
+    with torch.random.fork_rng():
+        found = WAYS[way](case, forward, leaf, extra, vectors, dy)
+    if way == "deterministic" and not case.updates:
+        _check_bits(case, layer, x, residual, mask, found["y"])
+    read = x
+    if sums_first:
+        read = (x + residual).detach()
+        total = found.pop("sum")
+        assert torch.equal(total.detach(), read) or case.poison, "the sum is wrong"
+    expected = truth(case, read, vectors, residual, mask, state, dy)
+    if sums_first and "x" in found:
+        # The sum has a gradient of its own: `dy` once more.
+        expected.grads["x"] = expected.grads["x"] + dy.double()
+        expected.sizes["x"] = expected.sizes["x"] + most(dy.abs())
+        expected.grads["residual"] = expected.grads["x"]
+        expected.sizes["residual"] = expected.sizes["x"]
+    _compare(case, way, x, found, expected, dy)
+    state = moved(case, state, read, mask)
+    _compare_state(case, way, layer, state, x)
+    return state
+
+
+def _check_bits(
+    case: LayerCase,
+    layer: Any,
+    x: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    y: Tensor,
+) -> None:
+    """A sample alone has the bits that it has in the batch."""
+    if not len(x) or (case.uses_batch and case.kind in (*BATCH, *OVER_SAMPLES)):
+        return
+    if is_refused(replace(case, shape=(1, *case.shape[1:]))):
+        return
+    if case.layout not in ("contiguous", "channels last", "unaligned", "odd strides"):
+        return  # another layout is another order of operations
+    one = slice(case.seed % len(x), case.seed % len(x) + 1)
+    given: dict[str, Any] = {}
+    if mask is not None:
+        given["mask"] = mask.expand(x.shape)[one]
+    if residual is not None:
+        given["residual"] = residual[one]
+    with normkit.deterministic(), torch.no_grad():
+        alone, _ = _parts_of(layer(laid_out(x[one], case.layout), **given))
+    same = alone.view(_BITS[x.dtype.itemsize]) == y[one].detach().view(
+        _BITS[x.dtype.itemsize]
+    )
+    both_nan = alone.isnan() & y[one].isnan()
+    assert (same | both_nan).all(), "deterministic: alone a sample has other bits"
+
+
+def _parts_of(y: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    return (y[0], {"sum": y[1]}) if isinstance(y, tuple) else (y, {})
+
+
+Found = dict[str, Tensor]
+Way = Callable[..., Found]
+
+
+def _backward(
+    case: LayerCase,
+    forward: Any,
+    x: Tensor,
+    extra: Tensor | None,
+    vectors: dict[str, Any],
+    dy: Tensor,
+    *,
+    twice: bool = False,
+) -> Found:
+    y, rest = _parts_of(forward(x))
+    wanted = {"x": x, "residual": extra, **vectors}
+    leaves = {k: t for k, t in wanted.items() if t is not None and t.requires_grad}
+    if not leaves or not y.requires_grad:
+        return {"y": y, **rest}
+    outputs = [y, *(t for t in rest.values() if t.requires_grad)]
+    upstream = [dy] * len(outputs)
+    if case.memory and case.memory != "int8":
+        # A reader that needs the output for its own gradient.
+        factor = torch.ones_like(dy).requires_grad_()
+        outputs[0] = y * factor
+        leaves["output again"] = factor
+    grads = torch.autograd.grad(
+        outputs, list(leaves.values()), upstream, create_graph=twice, allow_unused=True
+    )
+    named = dict(zip(leaves, grads, strict=True))
+    named = {k: g for k, g in named.items() if g is not None}
+    if twice:
+        _second(named, leaves)
+    return {"y": y, **rest, **named}
+
+
+def _second(grads: Found, leaves: Found) -> None:
+    """The gradient of the gradients exists; the derivative tests judge its values."""
+    total = sum(g.double().square().sum() for g in grads.values())
+    if getattr(total, "requires_grad", False):
+        torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+
+
+def _with(context: Callable[[], Any]) -> Way:
+    def run(case: Any, forward: Any, *rest: Any) -> Found:
+        def inside(x: Tensor) -> Any:
+            with context():
+                return forward(x)
+
+        return _backward(case, inside, *rest)
+
+    return run
+
+
+def _without_graph(context: Callable[[], Any]) -> Way:
+    def run(case: Any, forward: Any, x: Tensor, *_: Any) -> Found:
+        with context():
+            y, rest = _parts_of(forward(x))
+        return {"y": y, **rest}
+
+    return run
+
+
+def _checkpointed(reentrant: bool) -> Way:
+    def run(case: Any, forward: Any, *rest: Any) -> Found:
+        def again(x: Tensor) -> Any:
+            return checkpoint(forward, x, use_reentrant=reentrant)
+
+        # A reentrant checkpoint gives gradients to nothing but its inputs' owners.
+        if reentrant and not rest[0].requires_grad:
+            return _backward(case, forward, *rest)
+        if reentrant:
+            return _grads_by_backward(again, *rest)
+        return _backward(case, again, *rest)
+
+    return run
+
+
+def _grads_by_backward(
+    forward: Any, x: Tensor, extra: Any, vectors: dict[str, Any], dy: Tensor
+) -> Found:
+    y, rest = _parts_of(forward(x))
+    leaves = {"x": x, "residual": extra, **vectors}
+    torch.autograd.backward([y, *rest.values()], [dy] * (1 + len(rest)))
+    found: Found = {}
+    for name, leaf in leaves.items():
+        if leaf is not None and leaf.grad is not None:
+            found[name], leaf.grad = leaf.grad, None
+    return {"y": y, **rest, **found}
+
+
+def _vjp(case: Any, forward: Any, x: Tensor, _e: Any, _v: Any, dy: Tensor) -> Found:
+    y, back = torch.func.vjp(forward, x.detach())
+    y, rest = _parts_of(y)
+    (dx,) = back((dy, *([dy] * len(rest))) if rest else dy)
+    return {"y": y, **rest, "x": dx}
+
+
+def _jvp(case: Any, forward: Any, x: Tensor, _e: Any, _v: Any, dy: Tensor) -> Found:
+    """⟨dy, J·t⟩ for a tangent t is judged as ⟨Jᵀdy, t⟩."""
+    g = torch.Generator().manual_seed(case.seed + 4)
+    t = torch.randn(x.shape, generator=g).to(x.dtype)
+    if 0 in x.stride() or x.is_neg():
+        # torch makes a tangent laid like its primal, and writes into it.
+        x = x.clone(memory_format=torch.contiguous_format)
+    y, moved = torch.func.jvp(forward, (x.detach(),), (t,))
+    y, rest = _parts_of(y)
+    moved = _parts_of(moved)[0]
+    return {"y": y, **rest, "moved": moved, "tangent": t}
+
+
+def _vmap(case: Any, forward: Any, x: Tensor, extra: Any, _v: Any, dy: Tensor) -> Found:
+    y, rest = _parts_of(torch.vmap(forward)(torch.stack([x.detach(), x.detach()])))
+    both = torch.equal(y[0].nan_to_num(7), y[1].nan_to_num(7))
+    assert both, "vmap: the same example twice gives two results"
+    return {"y": y[0], **{k: v[0] for k, v in rest.items()}}
+
+
+WAYS: dict[str, Way] = {
+    "plain": _backward,
+    "deterministic": _with(normkit.deterministic),
+    "reference": _with(lambda: normkit.backend("reference")),
+    "checkpoint": _checkpointed(False),
+    "reentrant": _checkpointed(True),
+    "less memory": _with(normkit.less_memory),
+    "no grad": _without_graph(torch.no_grad),
+    "inference": _without_graph(torch.inference_mode),
+    "vjp": _vjp,
+    "jvp": _jvp,
+    "vmap": _vmap,
+    "graph of backward": lambda *given: _backward(*given, twice=True),
+}
+
+
+def _compare(
+    case: LayerCase, way: str, x: Tensor, found: Found, expected: Truth, dy: Tensor
+) -> None:
+    y = found.pop("y")
+    assert y.dtype == x.dtype, f"{way}: the output is {y.dtype}"
+    assert y.shape == x.shape, f"{way}: the output has shape {tuple(y.shape)}"
+    own = 64 * (1 + expected.ratio) if case.dtype == "float64" else 1.0
+    _near(case, way, "y", y, expected.y, expected.size_y * own)
+    if case.poison in ("nan", "inf"):
+        return  # gradients of a batch with a NaN are nobody's
+    if (tangent := found.pop("moved", None)) is not None:
+        _near_jvp(case, tangent, found.pop("tangent").double(), dy, expected, own)
+    again = found.pop("output again", None)
+    if again is not None:
+        truth = expected.y * dy.double()
+        _near(case, way, "again", again, truth, expected.size_y * 4 * own)
+    if expected.is_ambiguous:
+        return
+    for name, grad in found.items():
+        if name == "y":
+            continue
+        truth, size = expected.grads[name], expected.sizes[name]
+        assert grad.shape == truth.shape, f"{way}: d{name} has shape {grad.shape}"
+        more = 0.0
+        if case.activation != "none" and name != "residual":
+            more = size  # dy·act′ is a tensor of halves on the way
+        if case.residual and case.kind not in BATCH and name in ("x", "residual"):
+            more = 2 * most(dy.abs()) + 2 * most(truth.abs())  # a sum of two gradients
+        _near(case, way, name, grad, truth, size * own, more)
+
+
+def _near_jvp(
+    case: LayerCase, tangent: Tensor, t: Tensor, dy: Tensor, expected: Truth, own: float
+) -> None:
+    """⟨dy, J·t⟩ is ⟨Jᵀ·dy, t⟩."""
+    if expected.is_ambiguous or not tangent.numel():
+        return
+    terms = dy.double() * tangent.detach().double()
+    wanted = (expected.grads["x"] * t).sum()
+    wide = torch.float64 if case.dtype == "float64" else torch.float32
+    allowed = ROUNDINGS["x"] * torch.finfo(wide).eps * expected.sizes["x"]
+    allowed = allowed * t.abs().sum() * own
+    allowed = allowed + torch.finfo(DTYPES[case.dtype]).eps * terms.abs().sum()
+    error = float((terms.sum() - wanted).abs())
+    assert error <= allowed, f"jvp is off by {error / float(allowed):.3g} times"
+
+
+def _near(
+    case: LayerCase,
+    way: str,
+    name: str,
+    found: Tensor,
+    truth: Tensor,
+    size: Any,
+    more: Any = 0.0,
+) -> None:
+    """Within roundings of terms of `size`; of `more` where values are halves."""
+    found = found.detach().double()
+    out = DTYPES[case.parameters if name in ("weight", "bias") else case.dtype]
+    wide = torch.float64 if case.dtype == "float64" else torch.float32
+    truth = truth.detach()
+    rounded = truth.to(out).double()
+    both = found.isfinite() & rounded.isfinite()
+    is_nan = rounded.isnan()
+    if case.poison == "inf":
+        # inf/inf is NaN, also where torch's RMS norm leaves 0 beside it.
+        assert not found[is_nan].isfinite().any(), f"{way}: {name} hides a NaN"
+        both = both & ~found.isnan()
+    else:
+        same = torch.equal(found.isnan(), is_nan)
+        assert same, f"{way}: {name} is NaN elsewhere than the truth"
+    allowed = ROUNDINGS[name] * torch.finfo(wide).eps * size
+    if out.itemsize == 2:
+        half = torch.finfo(out)
+        once = 2 if name == "again" else 1  # the output, and its product
+        allowed = allowed + truth.abs() * half.eps * 0.502 * once
+        allowed = allowed + half.smallest_normal
+    if DTYPES[case.dtype].itemsize == 2:
+        allowed = allowed + more * torch.finfo(DTYPES[case.dtype]).eps * 0.502
+    if case.memory == "int8" and name not in ("y", "bias", "residual"):
+        allowed = allowed + size * 0.02
+    error = (found - truth).abs()
+    bad = both & (error > allowed)
+    if bad.any():
+        allowed = torch.as_tensor(allowed).expand(error.shape)
+        worst = float((error / allowed)[bad].max())
+        at = tuple(bad.nonzero()[0].tolist())
+        raise AssertionError(
+            f"{way}: {name} is off by {worst:.3g} times what is allowed, at {at}: "
+            f"{float(found[at]):.9g} for {float(truth[at]):.9g}"
+        )
+
+
+def _compare_state(
+    case: LayerCase, way: str, layer: Any, state: State, x: Tensor
+) -> None:
+    if not case.tracks or getattr(layer, "running_mean", None) is None:
+        return
+    x = x.detach().double().nan_to_num(0, 0, 0)
+    size = max(1.0, float(x.abs().max()) if x.numel() else 0.0)
+    eps = torch.finfo(torch.float32).eps * OF_STATISTICS
+    for name, wanted, of in (
+        ("running_mean", state.mean, size),
+        ("running_var", state.var, size * size),
+    ):
+        error = float((getattr(layer, name).double() - wanted).abs().max())
+        of = max(1.0, float(wanted.abs().max()))
+        assert error <= eps * of, f"{way}: {name} is off by {error:.3g} of {of:.3g}"
+    counted = int(layer.num_batches_tracked)
+    assert counted == state.batches, f"{way}: {counted} batches, not {state.batches}"
+    skipped = getattr(layer, "skipped", None)
+    if skipped is not None:
+        assert int(skipped) == state.skipped, f"{way}: {int(skipped)} skipped"

@@ -1,0 +1,54 @@
+"""Faults that tests/init must catch; see `sabotage`."""
+
+import pytest
+
+from sabotage import fault, wrap
+
+
+@fault(
+    caught_by="tests/init/test_variance_scaling.py::"
+    "test_fan_out_is_what_the_gradients_sum"
+)
+def fan_in_is_taken_for_fan_out(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init.fans import Fans
+
+    patch.setattr(Fans, "mean", lambda self, mode: self.fan_in)
+
+
+@fault(
+    caught_by="tests/init/test_variance_scaling.py::test_fan_in_is_what_the_outputs_sum"
+)
+def transposed_convolutions_get_the_fan_of_their_shape(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from dataclasses import replace
+
+    from normkit.init import fans
+
+    def maps_of(real, name, module):
+        if not isinstance(module, fans._TRANSPOSED):
+            return real(name, module)
+        wrong = fans.Fans.of_tensor(module.weight)
+        return [replace(each, fans=wrong) for each in real(name, module)]
+
+    wrap(patch, "normkit.init.fans._maps_of", maps_of)
+
+
+@fault(
+    caught_by="tests/init/test_variance_scaling.py::"
+    "test_kaiming_mode_keeps_signal_or_gradient"
+)
+def the_gain_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init import run
+
+    patch.setattr(run, "gain_of", lambda activation, slope=0.01: 1.0)
+
+
+@fault(
+    caught_by="tests/init/test_signal_graph.py::"
+    "test_lsuv_gives_every_layer_outputs_of_variance_one"
+)
+def lsuv_forgets_to_fold(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init import data_dependent
+
+    patch.setattr(data_dependent, "_fold", lambda each, after: None)
