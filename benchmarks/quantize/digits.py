@@ -1,14 +1,14 @@
 """Batch norm through quantization: float, trained, statistics measured again, int8.
 
-    python benchmarks/quantize/digits.py docs/quantization.md
-    python benchmarks/quantize/digits.py docs/quantization.md --seeds 3
+    python benchmarks/quantize/digits.py page.md
+    python benchmarks/quantize/digits.py page.md --seeds 3
 
 A CNN on scikit-learn's digits (on CIFAR-10 where NORMKIT_DATA has it) is trained in
 float and then with fake quantization (torchao, pt2e); its statistics are measured again
 by `normkit.calibrate`, and both are converted to int8. Each seed is one split of the
 data, one start and one order of batches for all rows: differences are paired. The page
 has medians over the seeds and bootstrap 95 % intervals. Needs
-`pip install 'normkit[quant,demo]'`.
+`pip install 'normkit[quant,demo]'`; a seed takes about a minute on a busy core.
 """
 
 from __future__ import annotations
