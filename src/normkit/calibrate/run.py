@@ -19,6 +19,8 @@ from normkit.calibrate.estimators import (
 )
 from normkit.calibrate.fake_quantization import observers_held, weight_ranges_follow
 from normkit.calibrate.layers import Layer, find_layers
+from normkit.calibrate.lockstep import needs_step
+from normkit.calibrate.padding import without_padding
 from normkit.calibrate.passes import PassResult, run_pass
 from normkit.calibrate.report import (
     CalibrationReport,
@@ -37,7 +39,8 @@ from normkit.modeling.batch import Forward, check_function, check_model
 from normkit.modeling.graph_norms import graph_model, norms_as_modules
 from normkit.modeling.unwrap import unwrapped
 from normkit.progress import tracked
-from normkit.sync import Group, sum_over
+from normkit.sync import sum_over
+from normkit.sync.groups import Group
 
 __all__ = ["calibrate"]
 
@@ -200,9 +203,12 @@ def _calibrated(
     chosen, untouched = find_layers(model, layers)
     if not chosen:
         raise ArgumentError(_nothing_to_calibrate(model, untouched))
+    if group is not None:
+        batches = without_padding(batches)
     if progress:
         batches = _Tracked(batches, max_batches)
     device = chosen[0].buffers["running_mean"].device
+    in_step = needs_step(model, group)
     # Each rank sees its share of the data, and knows less by √ranks than all together.
     goal = None if tolerance is None else tolerance * number_of_ranks(group) ** 0.5
 
@@ -224,6 +230,7 @@ def _calibrated(
                 max_batches=max_batches,
                 is_done=None if goal is None else is_sure,
                 stop_at_first=stop_at_first,
+                group=group if in_step else None,
             )
         if group is not None:
             merge_estimators(list(estimators.values()), group)

@@ -124,6 +124,7 @@ class Watch(Result):
         self._as_modules.enter_context(norms_as_modules(self.model))
         self._is_compiled = is_compiled(model)
         self.optimizer = optimizer
+        self.every = schedule.every
         self._schedule = schedule
         self.unit = unit
         self.steps = 0
