@@ -72,7 +72,7 @@ class TorchSide:
 
         mode = InFloat64() if in_float64 else contextlib.nullcontext()
         with preserved(model, seed=0), mode:
-            trace = capture(model, args, kwargs, keep)
+            trace = capture(model, args, kwargs, keep=keep)
         outputs = [_comparable(tensor) for tensor in tensors_in(trace.result)]
         steps, position = _steps(trace, found)
         returned = [position.get(value) for value in trace.graph.outputs]
