@@ -90,7 +90,7 @@ class GraphBatchNorm(_BatchNorm):
             self.weight,
             self.bias,
             self.training,
-            self.momentum,
+            0.1 if self.momentum is None else self.momentum,
             self.eps,
         )
 

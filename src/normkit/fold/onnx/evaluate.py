@@ -80,7 +80,7 @@ def jittered_weights(model: onnx.ModelProto, wide: onnx.ModelProto) -> onnx.Mode
     return moved
 
 
-_EPS = {
+_EPS: dict[int, float] = {
     TensorProto.FLOAT: torch.finfo(torch.float32).eps,
     TensorProto.FLOAT16: torch.finfo(torch.float16).eps,
     TensorProto.BFLOAT16: torch.finfo(torch.bfloat16).eps,
