@@ -56,6 +56,8 @@ nb_merge_streams = True
 # -- The reference -------------------------------------------------------------------
 autodoc_default_options = {"show-inheritance": True}
 autodoc_member_order = "bysource"
+# The programs that integrations are for; none is needed to read their pages.
+autodoc_mock_imports = ["lightning", "mlflow", "transformers", "ultralytics", "wandb"]
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 # Arguments on lines of their own: a signature then fits a telephone.

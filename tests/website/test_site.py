@@ -1,5 +1,6 @@
 """The site is complete: every page is reached, every link leads somewhere."""
 
+import ast
 import importlib
 import os.path
 import pkgutil
@@ -16,6 +17,7 @@ from site_reader import MADE, Reader
 
 # Packages whose names only the library itself uses.
 INTERNAL = {
+    "integrations": "read from the sources, below",
     "affine": "normkit.Affine is the public name",
     "moments": "normkit.Moments and normkit.moments are the public names",
     "cli": "the command line has a page of its own",
@@ -151,6 +153,20 @@ def test_every_public_name_is_in_the_reference(site) -> None:
         and not isinstance(value, type(normkit))
     ]
     assert missing == []
+
+
+def test_every_integration_is_in_the_reference(site) -> None:
+    """Read from the sources: each imports a program that need not be installed."""
+    names = inventory(site)
+    folder = Path(normkit.__file__).parent / "integrations"
+    found = 0
+    for path in folder.glob("[!_]*.py"):
+        exported = re.search(r"^__all__ = (\[.*?\])", path.read_text(), re.M | re.S)
+        assert exported is not None, path
+        for name in ast.literal_eval(exported[1]):
+            found += 1
+            assert f"normkit.integrations.{path.stem}.{name}" in names
+    assert found >= 5
 
 
 def test_a_name_that_the_reference_lacks_is_found(site) -> None:
