@@ -120,7 +120,7 @@ format: $(STAMP) ## Format the code and mend what the linter can mend
 lock: $(STAMP) ## Renew constraints.txt: one version of everything, for each Python
 	$(BIN)/python -m pip install --quiet uv
 	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --universal \
-		--python-version 3.10 --extra demo --extra onnx --extra dev \
+		--python-version 3.10 --extra demo --extra onnx --extra dev --extra docs \
 		--no-annotate --no-header \
 		--constraints - pyproject.toml \
 	| grep -vE '^(nvidia|cuda|setuptools)' > constraints.new

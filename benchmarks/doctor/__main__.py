@@ -183,28 +183,30 @@ def main() -> None:
     """Run one part, and write the record and the page."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if sys.argv[1:] == ["healthy"]:
-        record["healthy"] = healthy.measured()
+        _write(healthy=healthy.measured())
     elif sys.argv[1:] == ["overhead"]:
-        record["overhead"] = overhead.measured()
+        _write(overhead=overhead.measured())
     elif sys.argv[1:2] == ["architectures"]:
-        found = architectures.measured(sys.argv[2:])
-        if sys.argv[2:]:
-            return
-        record["architectures"] = found
+        for found in architectures.measured(sys.argv[2:]):
+            if not sys.argv[2:]:
+                _write(architectures=found)
     else:
         done = []
         for each in BUGS:
             done.append(scored(each))
             print(each.name, done[-1].alarms, done[-1].twin_alarms, flush=True)
-        record["bugs"] = [asdict(score) for score in done]
-        record["machine"] = (
-            f"torch {torch.__version__}, Python {platform.python_version()}, CPU"
-        )
+        machine = f"torch {torch.__version__}, Python {platform.python_version()}, CPU"
+        _write(bugs=[asdict(score) for score in done], machine=machine)
+    print(PAGE)
+
+
+def _write(**parts: Any) -> None:
+    """Write parts of the record, and the page of the whole."""
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record |= parts
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(record), encoding="utf-8")
-    print(PAGE)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ starts it and after `normkit.initialize`, diagnosed, and watched for 20 steps.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,19 @@ __all__ = ["lines", "measured"]
 LIBRARIES = ("timm", "torchvision", "transformers")
 
 
-def measured(wanted: list[str]) -> dict[str, Any]:
-    """Examine all architectures, or those whose name holds one of `wanted`."""
+def measured(wanted: list[str]) -> Iterator[dict[str, Any]]:
+    """Examine all architectures, or those whose name holds one of `wanted`.
+
+    Yields:
+        The record of those examined so far, after each one: a run that is cut has a
+        record of its part. The libraries take turns.
+    """
     found: dict[str, list[str]] = {}
     failed: dict[str, str] = {}
     names = [n for n in cases() if not wanted or any(part in n for part in wanted)]
-    for name in names:
+    groups = [[n for n in names if n.startswith(f"{lib}/")] for lib in LIBRARIES]
+    turns = [n for turn in zip_longest(*groups) for n in turn if n is not None]
+    for count, name in enumerate(turns, 1):
         for start in STARTS:
             run = f"{name} ({start})"
             try:
@@ -38,15 +47,16 @@ def measured(wanted: list[str]) -> dict[str, Any]:
             if told:
                 found[run] = sorted({f"{f.id} {f.severity}" for f in told})
             print(run, found.get(run, ""), flush=True)
-            for finding in told if wanted else ():
-                print("   ", finding.to_text().replace("\n", "\n    "))
-    return {
-        "architectures": len(names),
-        "runs": len(names) * len(STARTS),
-        "alarms": found,
-        "failed": failed,
-        "versions": {lib: version(lib) for lib in LIBRARIES if find_spec(lib)},
-    }
+            for finding in told:
+                print("   ", finding.to_text().replace("\n", "\n    "), flush=True)
+        yield {
+            "architectures": count,
+            "of": len(turns),
+            "runs": count * len(STARTS) - len(failed),
+            "alarms": found,
+            "failed": failed,
+            "versions": {lib: version(lib) for lib in LIBRARIES if find_spec(lib)},
+        }
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -57,7 +67,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     return [
         "## Fresh architectures",
         "",
-        f"{found['architectures']} architectures of {versions}, with random weights as",
+        f"{found['architectures']} of {found['of']} architectures of {versions}, with",
+        "random weights as",
         "their library starts them and after `normkit.initialize`, diagnosed and",
         f"watched for 20 steps: {found['runs']} runs, {len(told)} with an alarm.",
         *(["", "Not run: " + "; ".join(failed) + "."] if failed else []),

@@ -2,12 +2,13 @@
 
     python benchmarks/fold/coverage.py run results.jsonl [NAME ...]
     python benchmarks/fold/coverage.py positive results.jsonl [NAME ...]
-    python benchmarks/fold/coverage.py table results.jsonl > docs/fold_coverage.md
+    python benchmarks/fold/coverage.py table results.jsonl families.jsonl > PAGE
 
 `run` appends one line per model and skips models that have one, so it can be stopped
 and started again; of a model measured twice the last line counts. `positive` measures
 once more, without negative weights, those that keep a batch norm. Each model runs in a
-process of its own, with a time limit.
+process of its own, with a time limit. `families.py` makes families.jsonl;
+PAGE is docs/fold_coverage.md.
 """
 
 from __future__ import annotations
@@ -291,4 +292,7 @@ if __name__ == "__main__":
     elif what == "positive":
         run_positive(Path(rest[0]), rest[1:])
     elif what == "table":
-        print(page(_records(Path(rest[0]))))
+        from families import section
+
+        both = [page(_records(Path(rest[0]))), section(_records(Path(rest[1])))]
+        print("\n".join(both))

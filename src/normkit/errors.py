@@ -14,6 +14,7 @@ __all__ = [
     "FoldError",
     "KernelError",
     "NormkitError",
+    "RanksError",
     "ShapeError",
     "TargetError",
 ]
@@ -49,6 +50,10 @@ class FoldError(NormkitError, RuntimeError):
 
 class CalibrationError(NormkitError, RuntimeError):
     """A calibration that was undone; the model is as it was before."""
+
+
+class RanksError(NormkitError, RuntimeError):
+    """Ranks that do not do the same: a collective of a layer failed or would mix."""
 
 
 class DependencyError(NormkitError, ImportError):

@@ -10,6 +10,7 @@ of torch needs changes here alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.autograd import forward_ad
 __all__ = [
     "PLAIN",
     "below_autograd",
+    "dtensor_like",
     "has_forward_mode",
     "has_function_mode",
     "has_mode_or_tracer",
@@ -33,6 +35,9 @@ __all__ = [
     "is_observed",
     "is_plain",
     "is_wrapped",
+    "keeps_graph",
+    "local_part",
+    "process_group_by_name",
     "unwrapped_apply",
     "without_function_modes",
 ]
@@ -123,6 +128,35 @@ try:
     increment_version((torch.empty(0),))
 except TypeError:  # older versions take a single tensor
     increment_version = _one_by_one
+
+
+def keeps_graph() -> bool:
+    """Return whether the running backward may be run again: `retain_graph=True`."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def local_part(x: Any) -> Tensor:
+    """Return this rank's part of a DTensor, without a node of autograd."""
+    return x._local_tensor
+
+
+def dtensor_like(local: Tensor, like: Any, placements: tuple[Any, ...]) -> Any:
+    """Return a DTensor of the shape of another, without a node of autograd."""
+    spec = like._spec
+    if spec.placements != placements:
+        spec = _spec_with(spec, placements)
+    return type(like)(local, spec, requires_grad=False)
+
+
+@lru_cache(maxsize=1024)
+def _spec_with(spec: Any, placements: tuple[Any, ...]) -> Any:
+    return type(spec)(spec.mesh, placements, tensor_meta=spec.tensor_meta)
+
+
+def process_group_by_name(name: str) -> Any:
+    """Return the process group of that name, as functional collectives find it."""
+    c10d: Any = torch.distributed.distributed_c10d
+    return c10d._resolve_process_group(name)
 
 
 def unwrapped_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:

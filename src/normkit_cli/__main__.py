@@ -4,4 +4,6 @@ import sys
 
 from normkit_cli import main
 
-sys.exit(main())
+# Processes that a command spawns import this file again.
+if __name__ == "__main__":
+    sys.exit(main())

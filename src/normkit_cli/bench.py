@@ -220,6 +220,54 @@ def _calls(
 
 
 @app.command(
+    "ranks",
+    epilog="Example: `normkit bench ranks --model --write docs/scale.md`",
+)
+def _ranks(
+    modelled: Annotated[
+        bool,
+        typer.Option("--model", help="Model 1 to 4,096 GPUs; measure nothing."),
+    ] = False,
+    ranks: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="Number of processes; repeatable. By default 1, 2, 4 and 8."
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Time for each number of processes.")
+    ] = 5.0,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Write the table into this page, between its two marks."),
+    ] = None,
+) -> None:
+    """Show the cost of synchronized batch norm over ranks, ours and torch's.
+
+    One layer on gloo processes, forward and backward: processor time, time on the
+    clock, collectives and bytes. With `--model` the network's part of a ResNet-50 step
+    on GPUs, from the constants that NCCL chooses its algorithms by.
+    """
+    from normkit.bench.marks import written
+    from normkit.bench.ranks import measure_ranks
+    from normkit.bench.ranks_model import model
+    from normkit.errors import ArgumentError
+
+    name = "normkit bench ranks --model" if modelled else "normkit bench ranks"
+    if modelled and ranks:
+        raise ArgumentError("--ranks are measured; leave it out with --model")
+    found = (
+        model()
+        if modelled
+        else measure_ranks(tuple(ranks or (1, 2, 4, 8)), seconds=seconds)
+    )
+    if write is not None:
+        text = written(write, name, found.to_markdown())
+        write.write_text(text, encoding="utf-8")
+    print(found.to_text())
+
+
+@app.command(
     "page",
     epilog="Example: `normkit bench page benchmarks/README.md`",
 )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Example: `normkit calibrate train.py:make --checkpoint in.pt --out out.pt --order "
-    "eval`"
+    "eval`; over several processes, `torchrun --nproc-per-node 4 -m normkit_cli "
+    "calibrate …`"
 )
 
 
@@ -53,31 +54,38 @@ def command(
     Only running statistics change; the file keeps its structure and other contents. It
     is written atomically. If the target has a `metric`, or the outputs are class
     scores, the metric in eval mode is printed before and after, on the first 50
-    batches.
+    batches. Under `torchrun` each process measures its part of the data (a `loader`
+    with a DistributedSampler, say), and the first one writes the file.
     """
     from normkit.calibrate import calibrate
     from normkit_cli.checkpoint import Checkpoint
+    from normkit_cli.ranks import all_ranks, launched
     from normkit_cli.target import read_target
 
     check_file("--out", out)
-    found = read_target(target)
-    found.needs("model", "loader")
-    assert found.loader is not None
-    file = Checkpoint.read(checkpoint)
-    file.load_into(found.model)
-    before = _metric(found)
-    report = calibrate(
-        found.model,
-        found.loader,
-        mode=mode,
-        order=order,
-        forward=found.forward,
-        max_batches=batches,
-        tolerance=tolerance,
-        progress=sys.stderr.isatty() and not as_json,
-    )
-    file.save(found.model, out)
-    report = replace(report, metric_before=before, metric_after=_metric(found))
+    with launched() as is_first:
+        found = read_target(target)
+        found.needs("model", "loader")
+        assert found.loader is not None
+        file = Checkpoint.read(checkpoint)
+        file.load_into(found.model)
+        before = _metric(found)
+        report = calibrate(
+            found.model,
+            found.loader,
+            mode=mode,
+            order=order,
+            forward=found.forward,
+            max_batches=batches,
+            tolerance=tolerance,
+            process_group=all_ranks(),
+            progress=sys.stderr.isatty() and not as_json and is_first,
+        )
+        if is_first:
+            file.save(found.model, out)
+        report = replace(report, metric_before=before, metric_after=_metric(found))
+    if not is_first:
+        return 0
     print(report.to_json() if as_json else printable(report.to_text()))
     print(f"weights  {out.resolve()}", file=sys.stderr if as_json else sys.stdout)
     return 0

@@ -60,12 +60,15 @@ def command(
     weights do not move. With a loss, the fix of each alarm is tried on a copy.
     `--steps` adds the checks that need training (D14, D24, D25, D27): with `loss_fn`
     and `optimizer` in the target, copies are trained; with `train`, a function that
-    trains for a number of steps, your own loop is watched (also D08, D09, D15). Exit
-    code 1 where there is an error (with `--fix`: where one is left), for CI.
+    trains for a number of steps, your own loop is watched (also D08, D09, D15). Under
+    `torchrun` each process examines its part of the data, and the first one shows the
+    findings of all. Exit code 1 where there is an error (with `--fix`: where one is
+    left), for CI.
     """
     from normkit.errors import ArgumentError
     from normkit.report import check_installed
     from normkit_cli.checkpoint import Checkpoint
+    from normkit_cli.ranks import all_ranks, launched
     from normkit_cli.target import read_target
 
     if out is not None and not fix:
@@ -74,14 +77,22 @@ def command(
     check_file("--report", report, makes_folder=True)
     if report is not None:
         check_installed()
-    found = read_target(target, checkpoint)
-    found.needs("model", "loader")
-    if steps is not None and found.train is None:
-        found.needs("loss_fn", "optimizer")
-    diagnosis = _diagnosed(found, batches, steps, seed)
-    repaired = diagnosis.repair() if fix else None
-    if repaired:
+    with launched() as is_first:
+        if fix and all_ranks() is not None:
+            raise ArgumentError(
+                "--fix repairs by the data of one process; run it alone, or measure "
+                "running statistics over all of them by `normkit calibrate`"
+            )
+        found = read_target(target, checkpoint)
+        found.needs("model", "loader")
+        if steps is not None and found.train is None:
+            found.needs("loss_fn", "optimizer")
         diagnosis = _diagnosed(found, batches, steps, seed)
+        repaired = diagnosis.repair() if fix else None
+        if repaired:
+            diagnosis = _diagnosed(found, batches, steps, seed)
+    if not is_first:
+        return 0
     if report is not None:
         diagnosis.to_html(report)
     if as_json:
@@ -105,6 +116,7 @@ def command(
 
 def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Diagnosis:
     from normkit.doctor import diagnose
+    from normkit_cli.ranks import all_ranks
 
     assert target.loader is not None
     diagnosis = diagnose(
@@ -116,6 +128,7 @@ def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Di
         metric=target.metric,
         max_batches=batches,
         seed=seed,
+        process_group=all_ranks(),
     )
     if diagnosis.named and diagnosis.statistics.evaluation is not None:
         diagnosis = diagnosis.confirm()

@@ -6,7 +6,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,6 +54,28 @@ def command(
             help="Weights that the ONNX graph also lists as inputs are constants.",
         ),
     ] = False,
+    norms: Annotated[
+        str,
+        typer.Option(
+            help="batch: remove batch norms. all: also move weight and bias of layer, "
+            "RMS, group and instance norms into the layers that read them."
+        ),
+    ] = "batch",
+    layer_to_rms: Annotated[
+        bool,
+        typer.Option(
+            "--layer-to-rms",
+            help="With --norms all: make layer norms RMS norms where it is exact.",
+        ),
+    ] = False,
+    materialize: Annotated[
+        bool,
+        typer.Option(
+            "--materialize",
+            help="Store weights that modules compute in each forward (weight norm, "
+            "spectral norm, pruning) as they are now.",
+        ),
+    ] = False,
     time_limit: Annotated[
         float,
         typer.Option(help="Seconds that one run of an ONNX model may take."),
@@ -66,11 +88,11 @@ def command(
         typer.Option("--pictures", help="Draw the network around each that stays."),
     ] = False,
 ) -> int:
-    """Fold batch norms into the weights around them, proven in float64.
+    """Fold norms into the weights around them, proven in float64.
 
     The ledger gives for each one where it went or why it stayed. A target of Python
     code needs `example_inputs`, or a loader whose batches start with them. Exit code 1
-    if the model has batch norms and none could be folded.
+    if the model has norms and none could be folded.
     """
     from normkit.errors import ArgumentError
     from normkit.fold import fold_onnx
@@ -82,15 +104,28 @@ def command(
                 f"{target} is an ONNX file, which holds its weights; leave out "
                 "--checkpoint"
             )
+        if layer_to_rms or materialize:
+            raise ArgumentError(
+                f"{target} is an ONNX file, which takes neither --layer-to-rms nor "
+                "--materialize; fold the torch model before it is exported"
+            )
         _, ledger = fold_onnx(
             target,
             out,
             inputs=verify,
             fixed_weights=fixed_weights or None,
             time_limit=time_limit,
+            norms=_norms(norms),
         )
     else:
-        ledger = _fold_target(target, checkpoint, out)
+        ledger = _fold_target(
+            target,
+            checkpoint,
+            out,
+            norms=_norms(norms),
+            layer_to_rms=layer_to_rms,
+            materialize=materialize,
+        )
     if as_json:
         print(ledger.to_json())
     else:
@@ -101,7 +136,17 @@ def command(
     return 1 if ledger.entries and not any(e.how for e in ledger.entries) else 0
 
 
-def _fold_target(text: str, checkpoint: Path | None, out: Path | None) -> FoldLedger:
+def _norms(text: str) -> Literal["batch", "all"]:
+    from normkit.errors import ArgumentError
+
+    if text == "batch" or text == "all":
+        return text
+    raise ArgumentError(f"--norms must be batch or all, got {text}")
+
+
+def _fold_target(
+    text: str, checkpoint: Path | None, out: Path | None, **settings: Any
+) -> FoldLedger:
     from normkit.errors import ArgumentError, DependencyError, TargetError
     from normkit.fold import fold
     from normkit.modeling.batch import inputs_of
@@ -125,7 +170,7 @@ def _fold_target(text: str, checkpoint: Path | None, out: Path | None) -> FoldLe
         if batch is None:
             raise TargetError("the target's loader gave no batch; give example_inputs")
         inputs = inputs_of(batch)
-    folded, ledger = fold(target.model.eval(), inputs)
+    folded, ledger = fold(target.model.eval(), inputs, **settings)
     if out is not None:
         _export(folded, inputs, out)
     return ledger

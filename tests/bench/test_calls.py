@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import normkit_cli as cli
+from normkit.bench import call_cases
 from normkit.bench.call_cases import (
     CALL_CASES,
     FEW_SIZES,
@@ -276,7 +277,7 @@ def test_the_command_writes_the_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = (CallCase("RMS", "rows", "plain", "16k"),)
-    monkeypatch.setattr(cli.bench, "CALL_CASES", few)
+    monkeypatch.setattr(call_cases, "CALL_CASES", few)
     record = tmp_path / "calls.json"
     command = ["bench", "calls", "--quick", "--budget", "0.01", "--threads", "1"]
     assert cli.main([*command, "--json", str(record)]) == 0

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from normkit.calibrate import calibrate
+from normkit.convert import convert
 from normkit.errors import ArgumentError, CalibrationError
 
 
@@ -104,3 +106,53 @@ def wrapped_in_ddp(
     # Uneven shards: DDP's own forward would wait for the others for ever.
     calibrate(model, shards[rank], process_group=dist.group.WORLD)
     return model.module.bn2.running_mean.clone()
+
+
+def in_step(
+    rank: int, state: dict[str, Tensor], shards: list[list[Tensor]], options: Any
+) -> dict[str, Tensor]:
+    """Synchronized layers: each batch is normalized by all ranks' values."""
+    model = _net(state)
+    convert(model, to="sync")
+    calibrate(model, shards[rank], process_group=dist.group.WORLD, **options)
+    return dict(model.named_buffers())
+
+
+def under_fsdp(rank: int, state: dict[str, Tensor], shards: list[list[Tensor]]) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = _net(state)
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    calibrate(model, shards[rank], process_group=dist.group.WORLD)
+    return model.bn2.running_mean
+
+
+def padded(rank: int, state: dict[str, Tensor], x: Tensor, order: str) -> Any:
+    """A DistributedSampler repeats samples so that all ranks have equally many."""
+    data = TensorDataset(x)
+    sampler = DistributedSampler(data, shuffle=True)
+    loader = DataLoader(data, 4, sampler=sampler)
+    model = _net(state)
+    report = calibrate(model, loader, order=order, process_group=dist.group.WORLD)
+    return dict(model.named_buffers()), report.layers[0].count, len(sampler)
+
+
+def failing_in_step(
+    rank: int, state: dict[str, Tensor], shards: list[list[Tensor]]
+) -> tuple[str, bool]:
+    model = _net(state)
+    convert(model, to="sync")
+
+    def data() -> Iterator[Tensor]:
+        yield shards[rank][0]
+        if rank == 2:
+            raise OSError("the disk of one rank is gone")
+        yield shards[rank][0]
+
+    try:
+        calibrate(model, data(), process_group=dist.group.WORLD)
+    except (OSError, RuntimeError) as error:
+        kept = torch.equal(model.bn1.running_mean, state["bn1.running_mean"])
+        return str(error), kept
+    return "", False

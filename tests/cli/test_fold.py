@@ -20,6 +20,16 @@ def make():
 def stays():
     net = nn.Sequential(nn.GELU(), nn.BatchNorm2d(3), nn.GELU())
     return {"model": net, "loader": [(torch.randn(2, 3, 8, 8), torch.zeros(2))]}
+
+def rows():
+    net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    nn.init.normal_(net[1].weight)
+    return {"model": net, "example_inputs": torch.randn(2, 6)}
+
+def computed():
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    net = nn.Sequential(conv, nn.BatchNorm2d(4))
+    return {"model": net, "example_inputs": torch.randn(2, 3, 8, 8)}
 """
 
 
@@ -133,3 +143,51 @@ def test_an_onnx_file_is_folded_into_another(capsys, tmp_path):
     code, _, err = run(capsys, "fold", path, "--checkpoint", out)
     assert code == 2
     assert "holds its weights; leave out --checkpoint" in err
+
+
+def test_the_weights_of_layer_norms_fold_when_asked(capsys, factory):
+    code, text, _ = run(capsys, "fold", f"{factory}:rows")
+    assert code == 0
+    assert "no batch norm" in text
+    code, text, _ = run(
+        capsys, "fold", f"{factory}:rows", "--norms", "all", "--layer-to-rms"
+    )
+    assert code == 0
+    assert "1 of 1 norms folded" in text
+    assert "into '2' after it; it is an RMS norm now" in text
+    code, _, err = run(capsys, "fold", f"{factory}:rows", "--norms", "layer")
+    assert code == 2
+    assert "--norms must be batch or all, got layer" in err
+
+
+def test_the_flag_that_stores_computed_weights_is_named_first(capsys, factory):
+    code, text, _ = run(capsys, "fold", f"{factory}:computed")
+    assert code == 1
+    assert "--materialize" in text.splitlines()[0]
+    code, text, _ = run(capsys, "fold", f"{factory}:computed", "--materialize")
+    assert code == 0
+    assert text.startswith("1 of 1 batch norms folded")
+
+
+def test_the_flag_that_fixes_open_weights_is_named_first(capsys, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    pytest.importorskip("onnx_ir", reason="the extra `onnx` is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    from fold.test_onnx import saved
+
+    path = saved(tmp_path)
+    model = onnx.load_model(path)
+    for tensor in model.graph.initializer:
+        kind = onnx.helper.make_tensor_value_info(
+            tensor.name, tensor.data_type, tensor.dims
+        )
+        model.graph.input.append(kind)
+    onnx.save_model(model, path)
+    code, text, _ = run(capsys, "fold", path)
+    assert code == 1
+    assert "--fixed-weights" in text.splitlines()[0]
+    code, text, _ = run(capsys, "fold", path, "--fixed-weights", "--norms", "all")
+    assert code == 0
+    code, _, err = run(capsys, "fold", path, "--materialize")
+    assert code == 2
+    assert "neither --layer-to-rms nor --materialize" in err

@@ -1,5 +1,7 @@
 """Faults that tests/fold must catch; see `sabotage`."""
 
+from typing import Any
+
 import pytest
 
 from sabotage import fault, wrap
@@ -53,22 +55,22 @@ def a_fold_ignores_zero_padding(patch: pytest.MonkeyPatch) -> None:
 def a_fold_overlooks_the_second_reader(patch: pytest.MonkeyPatch) -> None:
     from normkit.fold.search import solve
 
-    right = solve._Search.around
-    patch.setattr(solve._Search, "around", lambda self, value: right(self, value)[:1])
+    right = solve.Search.around
+    patch.setattr(solve.Search, "around", lambda self, value: right(self, value)[:1])
 
 
 @fault(caught_by="tests/fold/test_fused_layers.py::test_the_sum_with_a_residual_stays")
 def a_fold_forgets_the_fused_activation(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.torch import rewrite
+    from normkit.fold.torch import remains
 
-    patch.setattr(rewrite.Rest, "_activation", lambda self: None)
+    patch.setattr(remains.Rest, "_activation", lambda self: None)
 
 
 @fault(caught_by="tests/fold/test_proof.py::test_a_wrong_fold_is_undone_and_said")
 def a_fold_is_believed_without_proof(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.torch import module
+    from normkit.fold.torch import folding
 
-    patch.setattr(module, "TOLERANCE", float("inf"))
+    patch.setattr(folding, "TOLERANCE", float("inf"))
 
 
 @fault(
@@ -160,3 +162,62 @@ def a_negative_scale_passes_a_relu(patch: pytest.MonkeyPatch) -> None:
     from normkit.fold.ir.gauge import Gauge
 
     patch.setattr(Gauge, "is_positive", property(lambda self: True))
+
+
+@fault(
+    caught_by="tests/fold/test_norm_weights.py::"
+    "test_all_experts_of_a_mixture_take_it_with_the_router"
+)
+def a_fold_edits_one_expert_alone(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.ir.nodes import Experts
+    from normkit.fold.ir.nodes.parameters import read
+
+    right = Experts.edits
+
+    def edits(self: Experts, gauges: Any) -> Any:
+        found = right(self, gauges)
+        for tensor in found.values():
+            tensor[1:] = read(self.weight)[1:]
+        return found
+
+    patch.setattr(Experts, "edits", edits)
+
+
+@fault(
+    caught_by="tests/fold/test_norm_weights.py::"
+    "test_a_layer_norm_upon_a_centered_stream_is_an_rms_norm"
+)
+def a_stream_is_centered_without_its_tables(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.ir.nodes import Embedding
+    from normkit.fold.search import centered
+
+    right = centered._Flood._write
+
+    def write(self: Any, node: Any, value: Any, dim: int) -> None:
+        self.members.add(node)
+        if not isinstance(node, Embedding):
+            right(self, node, value, dim)
+
+    patch.setattr(centered._Flood, "_write", write)
+
+
+@fault(
+    caught_by="tests/fold/test_norm_weights.py::"
+    "test_a_padded_convolution_takes_the_weight_and_leaves_the_bias"
+)
+def what_is_left_of_a_bias_keeps_its_size(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.search import norm_weights
+
+    right = norm_weights._without_shift
+
+    def without_shift(norm: Any, affine: Any) -> Any:
+        return right(norm, affine)[0], norm.along(affine.shift)
+
+    patch.setattr(norm_weights, "_without_shift", without_shift)
+
+
+@fault(caught_by="tests/fold/test_traps.py::test_a_hook_that_reads_keeps_what_it_reads")
+def a_tensor_that_a_hook_keeps_is_overlooked(patch: pytest.MonkeyPatch) -> None:
+    from normkit.fold.torch.tensors import TensorTable
+
+    patch.setattr(TensorTable, "pin_if_kept", lambda self, tensor, reason: None)

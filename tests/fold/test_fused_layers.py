@@ -1,12 +1,15 @@
 """A batch norm that adds and activates in the same pass goes; the rest of it stays."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normkit
 from normkit.bench.steps import resnet
-from normkit.fold.torch.rewrite import Sum
+from normkit.fold.torch.remains import Sum
 from normkit.kernels.epilogue import ACTIVATIONS
 from normkit.nn import BatchNorm2d
 
@@ -117,9 +120,10 @@ class Twice(nn.Module):
         return self.n(self.a(y), residual=y)
 
 
-def test_a_layer_that_is_called_with_a_residual_and_without_stays() -> None:
-    _, text = check(Twice(), 0, 1)
-    assert "is called in several ways" in text
+def test_a_layer_that_is_called_with_a_residual_and_without_stays_as_a_call() -> None:
+    folded, text = check(Twice(), 1, 1)
+    assert isinstance(folded.n, BatchNorm2d)
+    assert "its call stays, and changes nothing" in text
 
 
 class Doubled(BatchNorm2d):
@@ -127,7 +131,86 @@ class Doubled(BatchNorm2d):
         return super().forward(x) * 2
 
 
-def test_what_a_subclass_adds_to_the_forward_is_not_lost() -> None:
+def test_what_a_subclass_adds_to_the_forward_stays() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Doubled(4, activation="relu"))
-    _, text = check(model, 0, 1)
-    assert "calls batch_norm as a function among other things" in text
+    folded, text = check(model, 1, 1)
+    assert isinstance(folded[1], Doubled)
+    assert torch.equal(folded[1].running_mean, torch.zeros(4))
+    assert "its call stays, and changes nothing" in text
+
+
+class Flat(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.view(len(y), 4 * 4 * 4)
+
+
+def test_what_depends_on_the_size_of_the_input_is_not_fixed() -> None:
+    folded, _ = check(nn.Sequential(nn.Conv2d(3, 4, 3), Flat(4)), 1, 1)
+    assert len(folded(torch.cat([x, x, x]))) == 6
+
+
+class Activated(nn.BatchNorm2d):
+    """As in many a repository: norm and activation in one class."""
+
+    def __init__(self, channels: int, activate: object) -> None:
+        super().__init__(channels)
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activate(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    "activate",
+    [
+        F.relu,
+        F.gelu,
+        torch.tanh,
+        Tensor.relu_,
+        lambda x: F.leaky_relu(x, 0.3, inplace=True),
+        lambda x: F.dropout(F.silu(x), 0.5, training=False),
+    ],
+)
+def test_operations_in_the_class_of_a_batch_norm_stay(activate: object) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Activated(4, activate))
+    model.append(nn.Conv2d(4, 2, 1))
+    folded, _ = check(model, 1, 1)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(copy.deepcopy(folded)(x), folded(x))
+
+
+def test_an_operation_that_reads_the_input_too_keeps_the_module() -> None:
+    class Skipping(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + x
+
+    folded, text = check(nn.Sequential(nn.Conv2d(3, 4, 3), Skipping(4)), 0, 1)
+    assert isinstance(folded[1], Skipping), text
+
+
+class Called(nn.Module):
+    """batch_norm as a function, upon buffers of a larger module, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+        for name in ("one", "two"):
+            self.register_buffer(f"{name}_mean", torch.randn(4))
+            self.register_buffer(f"{name}_var", torch.rand(4) + 0.5)
+        self.weight = nn.Parameter(torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.batch_norm(self.conv(x), self.one_mean, self.one_var, self.weight)
+        y = F.batch_norm(torch.sigmoid(y), self.two_mean, self.two_var, eps=1e-3)
+        return self.last(y)
+
+
+def test_a_call_of_batch_norm_is_left_without_effect() -> None:
+    model = Called()
+    folded, text = check(model, 2, 2)
+    assert torch.equal(folded.one_mean, torch.zeros(4))
+    assert torch.equal(folded.two_var, torch.full((4,), 1 - 1e-3))
+    assert torch.equal(folded.weight, torch.ones(4))
+    assert "one_mean" in text
+    assert "two_mean" in text

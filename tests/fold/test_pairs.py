@@ -99,13 +99,30 @@ def test_a_functional_batch_norm_in_a_module_of_its_own_folds():
     assert isinstance(folded[1], nn.Identity)
 
 
-def test_a_functional_batch_norm_among_other_code_says_what_to_do():
+def test_a_functional_batch_norm_among_other_code_is_left_without_effect():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv = nn.Conv1d(2, 4, 3)
             self.register_buffer("mean", torch.randn(4))
             self.register_buffer("var", torch.rand(4) + 0.5)
+
+        def forward(self, x):
+            return F.relu(F.batch_norm(self.conv(x), self.mean, self.var))
+
+    net = nn.Sequential(Block()).double().eval()
+    x = torch.randn(2, 2, 9, dtype=torch.float64)
+    folded, ledger = check(net, x)
+    assert torch.equal(folded[0].mean, torch.zeros(4, dtype=torch.float64))
+    assert "its call stays, and changes nothing" in ledger.entries[0].how
+
+
+def test_a_functional_batch_norm_upon_tensors_that_are_no_buffers_says_what_to_do():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.var = nn.Conv1d(2, 4, 3), torch.rand(4).double() + 0.5
+            self.register_buffer("mean", torch.randn(4))
 
         def forward(self, x):
             return F.relu(F.batch_norm(self.conv(x), self.mean, self.var))

@@ -61,12 +61,12 @@ def eps_outside_the_root(patch):
 
 
 def other_readers_forgotten(patch):
-    right = solve._Search.around
+    right = solve.Search.around
 
     def around(self, value):
         return right(self, value)[:1]
 
-    patch.setattr(solve._Search, "around", around)
+    patch.setattr(solve.Search, "around", around)
 
 
 def moved_the_wrong_way(patch):
@@ -210,3 +210,22 @@ def test_nothing_but_the_result_changes():
     assert folded[2].training
     assert all(p.grad is None for p in net.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_what_a_forward_keeps_of_the_size_of_its_input_does_not_reach_the_next():
+    class Window(nn.Module):
+        """As in Swin: a small input makes the window small for ever."""
+
+        def __init__(self):
+            super().__init__()
+            self.size, self.body = 96, nn.Sequential(conv(), nn.BatchNorm2d(4))
+
+        def forward(self, x):
+            self.size = min(self.size, x.shape[-1])
+            y = self.body(x).unflatten(-1, (-1, self.size))
+            return F.gelu(y)
+
+    net = randomised(Window())
+    _, ledger = normkit.fold(net, normal(2, 4, 96, 96))
+    assert len(ledger.folded) == 1, ledger
+    assert net.size == 96

@@ -225,10 +225,37 @@ def test_a_hook_that_changes_an_output_is_part_of_the_function():
     check(net, normal(*IMAGE), left={"1": "is read by a hook of '0'"})
 
 
-def test_a_hook_on_the_batch_norm_is_not_thrown_away():
-    net = randomised(nn.Sequential(conv(), nn.BatchNorm2d(4)))
-    net[1].register_forward_hook(lambda module, args, y: None)
-    check(net, normal(*IMAGE), left={"1": "it has a forward hook"})
+def test_a_hook_that_only_watches_stays_and_is_called():
+    net = randomised(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.GELU()))
+    shapes = []
+    for layer in net[:2]:
+        layer.register_forward_hook(lambda m, args, y: shapes.append(y.shape))
+    net[1].register_forward_pre_hook(lambda m, args: shapes.append(args[0].shape))
+    folded, _ = check(net, normal(*IMAGE))
+    shapes.clear()
+    folded(normal(*IMAGE))
+    assert len(shapes) == 3
+
+
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("kept", ["output", "alias", "number", "input"])
+def test_a_hook_that_reads_keeps_what_it_reads(where, kept):
+    net = randomised(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.GELU()))
+    seen = []
+    uses = {
+        "output": lambda m, args, y: seen.append(y),
+        "alias": lambda m, args, y: seen.append(y.detach()),
+        "number": lambda m, args, y: seen.append(float(y.sum())),
+        "input": lambda m, args, y: seen.append(args[0]),
+    }
+    net[where].register_forward_hook(uses[kept])
+    x = normal(*IMAGE)
+    folded, _ = normkit.fold(net, x)
+    seen.clear()
+    with torch.no_grad():
+        net(x), folded(x)
+    one, other = (torch.as_tensor(each) for each in seen)
+    assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_no_hook_of_ours_stays_behind():
@@ -253,6 +280,50 @@ def test_no_hook_of_ours_stays_behind():
 def test_a_weight_that_is_computed_from_others_is_left_alone(wrap):
     net = nn.Sequential(wrap(conv()), nn.BatchNorm2d(4))
     check(randomised(net), normal(*IMAGE), left={"1": "computed in its forward"})
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        parametrizations.orthogonal,
+        lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+        nn.utils.spectral_norm,
+        nn.utils.weight_norm,
+    ],
+    ids=["weight_norm", "spectral_norm", "orthogonal", "pruned", "old", "older"],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@torch.no_grad()
+def test_a_weight_that_is_computed_can_be_stored(wrap, inplace):
+    net = randomised(nn.Sequential(wrap(conv()), nn.BatchNorm2d(4)))
+    x = normal(*IMAGE)
+    expected, other = net(x), copy.deepcopy(net)
+    _, ledger = normkit.fold(net, x)
+    assert ledger.notice.startswith("1 modules compute a weight")
+    assert "materialize=True (--materialize)" in ledger.to_text().splitlines()[0]
+    folded, ledger = normkit.fold(net, x, materialize=True, inplace=inplace)
+    assert len(ledger.folded) == 1, ledger
+    assert not ledger.notice
+    assert torch.allclose(folded(x), expected, rtol=1e-12, atol=1e-12)
+    assert type(folded[0]) is nn.Conv2d
+    assert isinstance(folded[0].weight, nn.Parameter)
+    assert not folded[0]._forward_pre_hooks
+    assert (folded is net) == inplace
+    # Other copies of the model, and the original, still compute theirs.
+    assert torch.equal(other(x), expected)
+    if not inplace:
+        assert torch.equal(net(x), expected)
+
+
+def test_a_weight_is_not_stored_in_training_mode():
+    net = randomised(nn.Sequential(parametrizations.spectral_norm(conv())))
+    net.append(nn.BatchNorm2d(4).eval())
+    net[0].train()
+    with pytest.raises(FoldError, match=r"call model\.eval"):
+        normkit.fold(net.double(), normal(*IMAGE), materialize=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")

@@ -120,7 +120,7 @@ def run_case(name: str, text: str) -> None:
     known = {
         cls.__name__: cls
         for cls in (
-            *(cases.LayerCase, others.OtherCase),
+            *(cases.LayerCase, cases.OtherCase),
             *(networks.NetworkCase, files.FileCase),
         )
     }

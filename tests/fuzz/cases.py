@@ -91,6 +91,30 @@ class LayerCase(Short):
         return is_tracking and self.training and self.uses_batch
 
 
+@dataclass(frozen=True, repr=False)
+class OtherCase(Short):
+    """A layer or function of another kind, and its input."""
+
+    kind: str
+    samples: int = 4
+    channels: int = 4
+    positions: tuple[int, ...] = ()
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    grad_layout: str = "contiguous"
+    fill: str = "normal"
+    seed: int = 0
+    training: bool = True
+    eps: float = 1e-5
+    option: int = 0
+    masked: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the input."""
+        return (self.samples, self.channels, *self.positions)
+
+
 shapes = st.one_of(
     st.lists(st.sampled_from(SIZES), min_size=2, max_size=5).map(tuple),
     # Sizes of 1, where torch is wrong, and rows that fill registers unevenly.

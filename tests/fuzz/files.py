@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from normkit.cli.checkpoint import Checkpoint
 from torch import nn
 
 import normkit
 from fuzz.cases import Short
 from fuzz.tensors import seeds
 from normkit.errors import FoldError, TargetError
+from normkit_cli.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, repr=False)

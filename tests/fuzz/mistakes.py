@@ -198,7 +198,7 @@ def a_checkpoint_takes_the_dtypes_of_the_model(patch: Any) -> None:
                 self.weights[self.prefix + name] = value
         return honest(self, model, path)
 
-    wrap(patch, "normkit.cli.checkpoint.Checkpoint.save", change)
+    wrap(patch, "normkit_cli.checkpoint.Checkpoint.save", change)
 
 
 @mistake("checkpoints")
@@ -208,4 +208,4 @@ def shapes_are_compared_by_torch(patch: Any) -> None:
     def change(honest: Any, self: Any, model: nn.Module) -> Any:
         model.load_state_dict(dict(self.weights))
 
-    wrap(patch, "normkit.cli.checkpoint.Checkpoint.load_into", change)
+    wrap(patch, "normkit_cli.checkpoint.Checkpoint.load_into", change)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import struct
+import time
 
 import pytest
 import torch
@@ -81,10 +82,17 @@ def _history(folder):
     from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.rglob("run-*.wandb")
-    for data in _records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
+    # A process of W&B writes the file, and may end after `finish` returned.
+    deadline, kinds = time.monotonic() + 60, []
+    while "exit" not in kinds and time.monotonic() < deadline:
+        time.sleep(0.1)
+        found = [
+            wandb_internal_pb2.Record.FromString(data)
+            for data in _records(path.read_bytes())
+        ]
+        kinds = [record.WhichOneof("record_type") for record in found]
+    for record, kind in zip(found, kinds, strict=True):
+        if kind == "history":
             yield {
                 item.key or "/".join(item.nested_key): json.loads(item.value_json)
                 for item in record.history.item
@@ -100,6 +108,8 @@ def _records(content: bytes):
             place += block - place % block
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        if place + 7 + length > len(content):
+            return  # it is being written
         whole += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # the record is whole, or this is its last part
@@ -134,6 +144,8 @@ def test_mlflow_gets_the_record_and_the_page(seen, tmp_path, monkeypatch) -> Non
     expected = seen.history["layers"]["0"]["weight_norm"]
     assert [step for step, _ in found] == [0, 2, 4]
     assert [value for _, value in found] == pytest.approx(expected)
+    # Of the last request, too.
+    assert len(client.get_metric_history(run.info.run_id, "normkit/loss")) == 6
     (page,) = tmp_path.rglob("watch.html")
     assert "Watched training" in page.read_text()
 

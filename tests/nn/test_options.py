@@ -179,3 +179,20 @@ def test_ghosts_compile_for_batches_of_several_sizes() -> None:
         x = torch.randn(samples, 6, 3, 3)
         torch.testing.assert_close(compiled(x), eager(x))
     torch.testing.assert_close(layer.running_var, eager.running_var)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("policy", ["running", "renorm"])
+def test_halves_are_rounded_once_under_a_policy_and_an_activation(
+    policy: str, dtype: torch.dtype
+) -> None:
+    options = {"on_small_batch": policy, "activation": "gelu"}
+    for samples in (1, 4):
+        layer = BatchNorm1d(500, **options)
+        exact = copy.deepcopy(layer).double()
+        x, residual = torch.randn(2, samples, 500).to(dtype)
+        y = layer(x, residual=residual)
+        wanted = exact(x.double(), residual=residual.double())
+        assert y.dtype == dtype
+        allowed = 0.51 * torch.finfo(dtype).eps * wanted.abs() + 1e-6
+        assert ((y.double() - wanted).abs() <= allowed).all()

@@ -16,6 +16,7 @@ from torch.testing._internal.common_modules import (
     ModuleInput,
     module_db,
 )
+from torch.testing._internal.common_nn import get_new_module_tests, module_tests
 from torch.testing._internal.common_utils import noncontiguous_like
 
 import normkit.nn
@@ -341,3 +342,36 @@ def test_forward_mode_and_vmap_and_stateless_calls_work(
             assert_near([torch.vmap(layer)(both).detach()], [each], torch.float64)
 
     compare_samples(peers, info, training, check)
+
+
+OLDER = [
+    case
+    for case in (*module_tests, *get_new_module_tests())
+    if hasattr(normkit.nn, case.get("module_name", ""))
+]
+
+
+@pytest.mark.parametrize("case", OLDER, ids=lambda case: case["desc"])
+def test_the_cases_of_torchs_older_table_hold(case: dict) -> None:
+    """`common_nn` has one norm: of 175,616 values, without weights."""
+    arguments, shape = case["constructor_args"], case["input_size"]
+    theirs, mine = (
+        getattr(m, case["module_name"])(*arguments) for m in (nn, normkit.nn)
+    )
+    x = torch.randn(shape, dtype=torch.float64)
+    dy = torch.randn(shape, dtype=torch.float64)
+    for training in (True, False):
+        wanted = run(theirs.double().train(training), x, dy)
+        for dtype in (torch.float64, torch.float32, torch.float16):
+            given = (t.to(dtype) for t in (x, dy))
+            found = run(mine.to(dtype).train(training), *given)
+            if dtype != torch.float64:
+                inexact = run(theirs.double(), *(t.to(dtype).double() for t in (x, dy)))
+                assert_near(found, inexact, dtype)
+            else:
+                assert_near(found, wanted, dtype)
+    assert gradcheck(mine.double(), x.requires_grad_(), fast_mode=True)
+
+
+def test_the_older_table_has_a_norm() -> None:
+    assert [case["module_name"] for case in OLDER] == ["LayerNorm"]

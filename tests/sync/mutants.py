@@ -12,10 +12,10 @@ from sabotage import fault, wrap
 def one_rank_is_ignored(patch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
 
-    def all_reduce(real, x, group):
-        return real(x * 0 if dist.get_rank() == 1 else x, group)
+    def all_reduce(real, x, group, action):
+        return real(x * 0 if dist.get_rank() == 1 else x, group, action)
 
-    wrap(patch, "normkit.sync._all_reduce", all_reduce)
+    wrap(patch, "normkit.sync.collective._all_reduce", all_reduce)
 
 
 @fault(
@@ -23,10 +23,12 @@ def one_rank_is_ignored(patch: pytest.MonkeyPatch) -> None:
     "test_gradients_across_ranks_equal_those_of_the_whole"
 )
 def the_backward_of_a_merge_stays_on_its_rank(patch: pytest.MonkeyPatch) -> None:
-    from normkit import sync
+    from normkit.sync import collective
 
     patch.setattr(
-        sync._SumOverRanks, "backward", staticmethod(lambda ctx, dy: (dy, None))
+        collective._SumOverRanks,
+        "backward",
+        staticmethod(lambda ctx, dy: (dy, None, None)),
     )
 
 
@@ -40,18 +42,23 @@ _ONE_PROCESS = (
 def the_backward_stays_on_its_rank(patch: pytest.MonkeyPatch) -> None:
     from normkit.functional import passes
 
-    patch.setattr(passes, "sum_over", lambda sums, group=None: list(sums))
+    def forward_only(real, x, ranks, action="forward"):
+        return x if action == "backward" else real(x, ranks, action)
+
+    wrap(patch, "normkit.functional.ranks_call.all_reduce_", forward_only)
+    patch.setattr(passes, "sum_over", lambda sums, *_, **__: list(sums))
 
 
 @fault(caught_by=_ONE_PROCESS)
 def ranks_average_their_means_whatever_their_counts(patch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
 
-    from normkit.functional import passes
+    from normkit.functional import engine
     from normkit.moments import Moments
-    from normkit.sync import merge_over
 
-    def broken(local, group=None):
+    patch.setattr(engine, "ranks_call_for", lambda *_: None)
+
+    def broken(merge_over, local, group=None, **_):
         merged = merge_over(local, group)
         alike = Moments(local.count * 0 + 1, local.mean, local.m2)
         mean = merge_over(alike, group).mean
@@ -61,7 +68,7 @@ def ranks_average_their_means_whatever_their_counts(patch: pytest.MonkeyPatch) -
             else Moments(merged.count, mean, merged.m2)
         )
 
-    patch.setattr(passes, "merge_over", broken)
+    wrap(patch, "normkit.functional.passes.merge_over", broken)
 
 
 @fault(
@@ -69,7 +76,54 @@ def ranks_average_their_means_whatever_their_counts(patch: pytest.MonkeyPatch) -
     "test_groups_are_taken_as_objects_names_and_mesh_dimensions"
 )
 def every_group_is_the_world(patch: pytest.MonkeyPatch) -> None:
-    from normkit.functional import passes
-    from normkit.sync import merge_over
+    import torch.distributed as dist
 
-    patch.setattr(passes, "merge_over", lambda local, group=None: merge_over(local))
+    from normkit.nn import batch_statistics
+
+    patch.setattr(batch_statistics, "ranks_of", lambda _: dist.group.WORLD)
+
+
+_SHORT_WAY = "tests/sync/test_short_way.py::"
+
+
+@fault(caught_by=_SHORT_WAY + "test_statistics_hold_far_from_zero[1000000.0-cpu]")
+def no_mean_of_ranks_is_far(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        "normkit.kernels.cpu.parts.NativeParts.finish",
+        lambda real, *given: (real(*given)[0], False),
+    )
+
+
+@fault(
+    caught_by=_SHORT_WAY
+    + "test_native_parts_agree_with_the_primitives[relu-alone-whole-rows]"
+)
+def sums_of_ranks_forget_the_weight(patch: pytest.MonkeyPatch) -> None:
+    from normkit.kernels.cpu import parts
+
+    patch.setattr(parts, "WEIGHTED", 0)
+
+
+@fault(caught_by="tests/sync/test_groups.py::test_a_rank_outside_the_group_is_told_so")
+def a_rank_outside_runs_alone(patch: pytest.MonkeyPatch) -> None:
+    from normkit.errors import ArgumentError
+
+    def broken(real, group=None):
+        try:
+            return real(group)
+        except ArgumentError:
+            return False
+
+    wrap(patch, "normkit.nn.batch_statistics.is_group", broken)
+
+
+@fault(
+    caught_by="tests/sync/test_faults.py::"
+    "test_uneven_numbers_of_batches_train_as_one_process"
+)
+def a_rank_that_is_done_repeats_its_last_batch(patch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    # The package has the function of that name.
+    patch.setattr(sys.modules["normkit.sync.join"], "empty_of", lambda batch: batch)

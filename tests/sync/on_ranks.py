@@ -43,13 +43,13 @@ def merged_together(rank: int, parts: list[Tensor]) -> tuple[int, list[Tensor]]:
     x = parts[rank].double()
     wanted = [moments(x, 0), moments(x.square(), 0), moments(x[:, :2], 0)]
     calls = []
-    real = torch.ops._c10d_functional.all_reduce
+    real = dist.all_reduce
 
-    def counted(*args: Any) -> Tensor:
-        calls.append(args[0].numel())
-        return real(*args)
+    def counted(x: Tensor, **options: Any) -> Any:
+        calls.append(x.numel())
+        return real(x, **options)
 
-    with mock.patch.object(torch.ops._c10d_functional, "all_reduce", counted):
+    with mock.patch.object(dist, "all_reduce", counted):
         merge_all_over(wanted)
     single = [merge_over(part) for part in wanted]
     together = merge_all_over(wanted)

@@ -84,7 +84,8 @@ class Step:
     def from_json(cls, data: dict[str, Any]) -> Step:
         """Read the plain data of `dataclasses.asdict`."""
         parts: dict[str, Any] = {k: Timing(**data[k]) for k in ("timing", "torch")}
-        return cls(**data | parts | {"case": StepCase(*data["case"])})
+        parts["case"] = StepCase(*data["case"])
+        return cls(**data | parts)
 
     def to_row(self) -> str:
         """Return a row of a table."""

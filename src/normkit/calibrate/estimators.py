@@ -21,7 +21,8 @@ from torch import Tensor
 
 from normkit.calibrate.layers import Layer, Seen
 from normkit.moments import Moments
-from normkit.sync import Group, merge_all_over, sum_over
+from normkit.sync import merge_all_over, sum_over
+from normkit.sync.groups import Group
 
 __all__ = ["Average", "Estimate", "Estimator", "Exact", "Running", "merge_estimators"]
 

@@ -1,14 +1,14 @@
 """One pass over the data: forward each batch, measure what reaches the layers.
 
 Every module is in eval mode, so dropout is off. A layer under measurement is given the
-statistics of its own input to normalize by, as in training; a batch of one value is no
-trouble, and no collective of a synchronized layer runs. The batch counts only once it
+statistics of its own input to normalize by, as in training, those of all ranks for a
+synchronized layer; a batch of one value is no trouble. The batch counts only once it
 has come through whole, and with finite statistics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from normkit.calibrate.estimators import Estimator
 from normkit.calibrate.layers import Layer, Seen, fit_mask
+from normkit.calibrate.lockstep import in_step, ranks_of_layer
 from normkit.calibrate.transaction import Transaction
 from normkit.errors import CalibrationError
 from normkit.modeling.batch import (
@@ -27,6 +28,9 @@ from normkit.modeling.batch import (
     to_device,
 )
 from normkit.modeling.norm_types import check_num_channels
+from normkit.moments import Moments
+from normkit.sync import merge_over
+from normkit.sync.groups import Group
 
 __all__ = ["PassResult", "SkippedBatch", "run_pass"]
 
@@ -81,6 +85,7 @@ def run_pass(
     max_batches: int | None = None,
     is_done: Callable[[], bool] | None = None,
     stop_at_first: bool = False,
+    group: Group = None,
 ) -> PassResult:
     """Measure `layers` over `batches` into `estimators`.
 
@@ -95,6 +100,8 @@ def run_pass(
         max_batches: Use no more than these.
         is_done: Asked after each batch; True ends the pass.
         stop_at_first: Leave forward once the first of `layers` is measured.
+        group: Ranks that run the model equally often, with empty batches where one has
+            no more; None where no forward waits for another rank.
 
     Raises:
         CalibrationError: A batch is not finite and `on_nonfinite` is "raise".
@@ -114,7 +121,7 @@ def run_pass(
             seen.setdefault(layer.name, []).append(call)
             if stop_at_first:
                 raise _FarEnough
-            _normalize_by_batch(layer, call)
+            _normalize_by_batch(layer, call, of_all_ranks=group is not None)
 
         return hook
 
@@ -124,40 +131,63 @@ def run_pass(
         )
         transaction.hooks.append(handle)
     device = device_of(transaction.model)
+    data = _limited(batches, max_batches, is_done, result)
+    steps = ((True, batch) for batch in data) if group is None else in_step(data, group)
+
+    def run(index: int, batch: Any, *, is_own: bool) -> None:
+        seen.clear()
+        batch = to_device(batch, device)
+        current["mask"] = None if mask is None else mask(batch)
+        with suppress(_FarEnough):
+            run_model(transaction.model, batch, forward)
+        if not is_own:
+            return
+        bad = _first_nonfinite(seen, index)
+        if bad is not None:
+            if on_nonfinite == "raise":
+                raise CalibrationError(
+                    f"{bad}; fix the data, or pass on_nonfinite='skip' to leave "
+                    "such batches out; the model is as it was"
+                )
+            result.skipped.append(bad)
+            return
+        result.batches += 1
+        for name, calls in seen.items():
+            estimators[name].add(calls)
+            if name not in result.order:
+                result.order.append(name)
+            if len(calls) > 1:
+                result.repeated.add(name)
+
     try:
-        for index, batch in enumerate(batches):
-            if max_batches is not None and index >= max_batches:
-                break
-            seen.clear()
-            batch = to_device(batch, device)
-            current["mask"] = None if mask is None else mask(batch)
-            with suppress(_FarEnough):
-                run_model(transaction.model, batch, forward)
-            bad = _first_nonfinite(seen, index)
-            if bad is not None:
-                if on_nonfinite == "raise":
-                    raise CalibrationError(
-                        f"{bad}; fix the data, or pass on_nonfinite='skip' to leave "
-                        "such batches out; the model is as it was"
-                    )
-                result.skipped.append(bad)
-                continue
-            result.batches += 1
-            for name, calls in seen.items():
-                estimators[name].add(calls)
-                if name not in result.order:
-                    result.order.append(name)
-                if len(calls) > 1:
-                    result.repeated.add(name)
-            if is_done is not None and is_done():
-                result.stopped = True
-                break
+        for index, (is_own, batch) in enumerate(steps):
+            run(index, batch, is_own=is_own)
+    except BaseException as error:
+        if group is not None:
+            steps.throw(error)  # the other ranks have to know
+        raise
     finally:
         transaction.put_back()
     return result
 
 
-def _normalize_by_batch(layer: Layer, call: Seen) -> None:
+def _limited(
+    batches: Iterable[Any],
+    most: int | None,
+    is_done: Callable[[], bool] | None,
+    result: PassResult,
+) -> Generator[Any]:
+    for index, batch in enumerate(batches):
+        if most is not None and index >= most:
+            return
+        before = result.batches
+        yield batch
+        if is_done is not None and result.batches > before and is_done():
+            result.stopped = True
+            return
+
+
+def _normalize_by_batch(layer: Layer, call: Seen, *, of_all_ranks: bool) -> None:
     """Make the next call normalize by the statistics of its input, as in training."""
     buffers = layer.module._buffers
     if layer.is_instance:
@@ -165,11 +195,17 @@ def _normalize_by_batch(layer: Layer, call: Seen) -> None:
             buffers[name] = None
         layer.module.training = True
         return
-    for name, value in (("running_mean", call.moments.mean), ("running_var", None)):
+    found = call.moments
+    ranks = ranks_of_layer(layer.module) if of_all_ranks else None
+    if ranks is not None:
+        # A count per channel on every rank: a mask may make it so on one of them.
+        count = found.count.expand(found.mean.shape).to(torch.float64)
+        found = merge_over(Moments(count, found.mean, found.m2), ranks, eps=0.0)
+    for name, value in (("running_mean", found.mean), ("running_var", None)):
         own = buffers[name]
         assert own is not None
         # No values give an output of none; any variance will do.
-        new = torch.nan_to_num(call.moments.var, nan=1.0) if value is None else value
+        new = torch.nan_to_num(found.var, nan=1.0) if value is None else value
         buffers[name] = new.to(own.dtype).reshape(own.shape)
 
 

@@ -18,6 +18,8 @@ from normkit.calibrate.estimators import (
     merge_estimators,
 )
 from normkit.calibrate.layers import Layer, find_layers
+from normkit.calibrate.lockstep import needs_step
+from normkit.calibrate.padding import without_padding
 from normkit.calibrate.passes import PassResult, run_pass
 from normkit.calibrate.report import (
     CalibrationReport,
@@ -35,7 +37,8 @@ from normkit.errors import ArgumentError, CalibrationError
 from normkit.modeling.batch import Forward, check_function, check_model
 from normkit.modeling.unwrap import unwrapped
 from normkit.progress import tracked
-from normkit.sync import Group, sum_over
+from normkit.sync import sum_over
+from normkit.sync.groups import Group
 
 __all__ = ["calibrate"]
 
@@ -164,9 +167,12 @@ def calibrate(
     chosen, untouched = find_layers(model, layers)
     if not chosen:
         raise ArgumentError(_nothing_to_calibrate(model, untouched))
+    if group is not None:
+        batches = without_padding(batches)
     if progress:
         batches = _Tracked(batches, max_batches)
     device = chosen[0].buffers["running_mean"].device
+    in_step = needs_step(model, group)
     # Each rank sees its share of the data, and knows less by √ranks than all together.
     goal = None if tolerance is None else tolerance * number_of_ranks(group) ** 0.5
 
@@ -188,6 +194,7 @@ def calibrate(
                 max_batches=max_batches,
                 is_done=None if goal is None else is_sure,
                 stop_at_first=stop_at_first,
+                group=group if in_step else None,
             )
         if group is not None:
             merge_estimators(list(estimators.values()), group)

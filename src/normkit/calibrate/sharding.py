@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from normkit.errors import ArgumentError, CalibrationError
-from normkit.sync import Group, sum_over
+from normkit.sync import sum_over
+from normkit.sync.groups import Group
 
 __all__ = ["all_or_none", "chosen_group", "number_of_ranks", "union_of_orders"]
 

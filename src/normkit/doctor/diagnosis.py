@@ -20,11 +20,14 @@ from normkit.doctor.fixes.confirm import Confirmation, confirm, repairable
 from normkit.doctor.fixes.repairs import REPAIRS, RepairResult
 from normkit.doctor.fixes.trial_training import train_copy, watch_own_loop
 from normkit.doctor.measurements import Statistics
+from normkit.doctor.over_ranks import merge_readings, together
 from normkit.doctor.pages import diagnosis_page
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
 from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
+from normkit.sync import alone
+from normkit.sync.groups import Group
 
 __all__ = ["SCHEMA", "Diagnosis", "diagnose"]
 
@@ -87,6 +90,7 @@ class Diagnosis(Result):
         """True where there is neither an error nor a warning."""
         return not self.named
 
+    @alone()
     def confirm(self) -> Diagnosis:
         """Try the repair of each alarm on a copy, and measure its effect.
 
@@ -119,6 +123,7 @@ class Diagnosis(Result):
         ]
         return replace(self, readings=readings, confirmations=tuple(confirmations))
 
+    @alone()
     def explain(self) -> Diagnosis:
         """Split the train/eval gap over causes and layers, as `explain_gap` does.
 
@@ -176,7 +181,8 @@ class Diagnosis(Result):
         if train is not None:
             found = watch_own_loop(self.case, train, optimizer, steps)
         elif optimizer is not None:
-            found = train_copy(self.case, optimizer, steps)
+            with alone():
+                found = train_copy(self.case, optimizer, steps)
         else:
             raise ArgumentError("train needs an optimizer, or train= for your own loop")
         judged = {f.id for f in self.readings if f.severity != "not_judged"}
@@ -355,6 +361,7 @@ def diagnose(
     gradient_batches: int = 8,
     checks_to_run: Iterable[str] | None = None,
     seed: int = 0,
+    process_group: Group = None,
 ) -> Diagnosis:
     """Find what is wrong with the normalization of a model, by name and layer.
 
@@ -378,6 +385,11 @@ def diagnose(
         gradient_batches: Number of batches on which gradients are computed.
         checks_to_run: Ids of the checks, such as `["D01"]`; all by default.
         seed: Random seed; the same model, batches and seed give the same diagnosis.
+        process_group: The ranks that each hold a part of the data; all must call. Each
+            examines its own batches, and all get the findings of all: for each check
+            and layer that of the rank where it is worst. None examines this rank's
+            batches, with synchronized layers on this rank alone, so that one rank may
+            call.
 
     Returns:
         The `Diagnosis`, with `findings`, `not_judged` and `clear`.
@@ -385,6 +397,7 @@ def diagnose(
     Raises:
         ArgumentError: The loader gives nothing, `loss_fn` gives more than one number,
             or a check does not exist.
+        RanksError: Another rank of `process_group` failed; with its error.
 
     Example:
         >>> import torch, normkit
@@ -400,16 +413,24 @@ def diagnose(
         >>> found.findings[0].layer
         '1'
     """
-    case = open_case(
-        model,
-        loader,
-        loss_fn,
-        forward=forward,
-        targets=targets,
-        metric=metric,
-        max_batches=max_batches,
-        gradient_batches=gradient_batches,
-        seed=seed,
-    )
-    statistics = examine(case)
-    return Diagnosis(checks.run(statistics, checks_to_run), statistics, case)
+
+    def examined() -> Diagnosis:
+        with alone():
+            case = open_case(
+                model,
+                loader,
+                loss_fn,
+                forward=forward,
+                targets=targets,
+                metric=metric,
+                max_batches=max_batches,
+                gradient_batches=gradient_batches,
+                seed=seed,
+            )
+            statistics = examine(case)
+        return Diagnosis(checks.run(statistics, checks_to_run), statistics, case)
+
+    if process_group is None:
+        return examined()
+    own, by_rank = together(examined, process_group)
+    return replace(own, readings=merge_readings(by_rank))

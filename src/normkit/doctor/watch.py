@@ -118,6 +118,7 @@ class Watch(Result):
         self.model = unwrapped(model)
         self._is_compiled = is_compiled(model)
         self.optimizer = optimizer
+        self.every = schedule.every
         self._schedule = schedule
         self.unit = unit
         self.steps = 0

@@ -1,12 +1,14 @@
-"""The ledger of a fold: where each batch norm went, or why it stayed."""
+"""The ledger of a fold: where each norm went, or why it stayed."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
-from normkit.fold.ir.graph import Value
+from normkit.fold.ir.graph import Node, Slot, Value
 from normkit.fold.ir.nodes import BatchNorm
 from normkit.fold.search.plan import Norm, Plan
 from normkit.results import Result
@@ -18,12 +20,13 @@ _MAX_READERS = 4
 
 @dataclass(frozen=True)
 class FoldEntry:
-    """One batch norm of the model.
+    """One norm of the model.
 
     Attributes:
         name: Its path in the model.
         kind: Its class, e.g. `BatchNorm2d`.
-        folded: Whether it was removed altogether.
+        folded: Whether it was removed altogether; of a norm that measures its input,
+            whether weight and bias were.
         where: The parameters that absorbed it, e.g. `("conv1.weight", "conv1.bias")`.
         how: The same in words, e.g. "into 'conv1' before it"; empty if it stayed.
         reason: Why it stayed, or why a part of it did; empty if it was removed.
@@ -34,6 +37,10 @@ class FoldEntry:
         multiplications_saved: Number of multiplications saved on the example inputs.
         picture: The part of the network around it, drawn in text; empty if it was
             removed.
+        measures: Whether it measures its input (layer, group, instance, RMS norm) and
+            still does so without its weight and bias.
+        as_rms: Of a layer norm that was to become an RMS norm: whether it did, or why
+            not; empty if it was not asked for.
     """
 
     name: str
@@ -46,10 +53,12 @@ class FoldEntry:
     parameters_saved: int = 0
     multiplications_saved: int = 0
     picture: str = ""
+    measures: bool = False
+    as_rms: str = ""
 
     @property
     def reduced(self) -> bool:
-        """True if only a sum per channel is left of it."""
+        """True if only a sum per channel is left of it, or of its weight and bias."""
         return not self.folded and bool(self.how)
 
     @property
@@ -60,15 +69,15 @@ class FoldEntry:
     @property
     def detail(self) -> str:
         """Place that took the norm, reason why it stayed, or both."""
-        return "; ".join(part for part in (self.how, self.reason) if part)
+        return "; ".join(part for part in (self.how, self.reason, self.as_rms) if part)
 
 
 @dataclass(frozen=True, repr=False)
 class FoldLedger(Result):
-    """Record of a fold, batch norm by batch norm.
+    """Record of a fold, norm by norm.
 
     Attributes:
-        entries: One per batch norm, in the order of the model.
+        entries: One per norm, in the order of the model.
         max_difference: The largest difference between the outputs of the original
             and of the folded model, both in float64 on two inputs, relative to the
             largest output (1 if that is smaller).
@@ -92,12 +101,12 @@ class FoldLedger(Result):
 
     @property
     def folded(self) -> tuple[FoldEntry, ...]:
-        """The batch norms that were removed."""
+        """The norms that were removed, or lost weight and bias."""
         return tuple(entry for entry in self.entries if entry.folded)
 
     @property
     def left(self) -> tuple[FoldEntry, ...]:
-        """The batch norms that stayed, each with its reason."""
+        """The norms that stayed, each with its reason."""
         return tuple(entry for entry in self.entries if not entry.folded)
 
     @property
@@ -114,13 +123,14 @@ class FoldLedger(Result):
         """Return the ledger as lines of text.
 
         Args:
-            pictures: Draw the network around each batch norm that stayed.
+            pictures: Draw the network around each norm that stayed.
         """
         total = len(self.entries)
         if not total:
             return "no batch norm in this model"
+        noun = "norms" if any(e.measures for e in self.entries) else "batch norms"
         head = (
-            f"{len(self.folded)} of {total} batch norms folded, "
+            f"{len(self.folded)} of {total} {noun} folded, "
             f"{self.parameters_saved:,} stored numbers and "
             f"{self.multiplications_saved:,} multiplications saved"
         )
@@ -159,7 +169,7 @@ class FoldLedger(Result):
         )
 
     def to_rows(self) -> list[dict[str, object]]:
-        """Return one mapping per batch norm: layer, state, detail, difference."""
+        """Return one mapping per norm: layer, state, detail, difference."""
         return [
             {
                 "layer": entry.name,
@@ -172,31 +182,62 @@ class FoldLedger(Result):
         ]
 
 
-def entry_of(norm: Norm, kind: str, plan: Plan, stored: int) -> FoldEntry:
+def entry_of(
+    norm: Norm,
+    kind: str,
+    plan: Plan,
+    stored: int,
+    untied: Mapping[Slot, Slot] = MappingProxyType({}),
+    *,
+    note: str = "",
+) -> FoldEntry:
     """Return the ledger's entry for `norm`.
 
     Args:
-        norm: A batch norm.
+        norm: A norm.
         kind: The name of its class or operation.
         plan: The fold.
         stored: Number of numbers that the model stored for it.
+        untied: The slots that no longer share a parameter, and one that each left.
+        note: What stays in its place, if that is worth a word.
     """
     reason = plan.reasons.get(norm.path, "")
     solution = plan.solutions.get(norm.path)
+    measures = not any(isinstance(node, BatchNorm) for node in norm.nodes)
+    measures &= bool(norm.nodes)
+    why = plan.as_rms.get(norm.path)
+    as_rms = "" if why is None else f"it stays a layer norm: {why}"
+    as_rms = "it is an RMS norm now" if why == "" else as_rms
     if solution is None:
         drawn = _picture(norm.nodes[0], reason) if norm.nodes else ""
-        return FoldEntry(norm.path, kind, folded=False, reason=reason, picture=drawn)
+        return FoldEntry(
+            norm.path,
+            kind,
+            folded=False,
+            reason=reason,
+            picture=drawn,
+            measures=measures,
+            as_rms=as_rms,
+        )
     created = sum(solution.edits[slot].numel() for slot in solution.created)
     is_whole = solution.remainder is None
+    how = solution.describe()
+    for slot, other in untied.items():
+        created += solution.edits[slot].numel()
+        how += f", where {slot.name} gets numbers of its own, not those of {other.name}"
+    how += f"; {note}" if note else ""
     if solution.remainder is not None:
         created += solution.remainder.numel()
-        reason = f"a sum per channel stays, the rest is removed; {reason}"
+        left = "its bias" if measures else "a sum per channel"
+        what = ", its weight alone" if measures else ", its scale alone"
+        how += what
+        reason = f"{left} stays, the rest is removed; {reason}"
     return FoldEntry(
         name=norm.path,
         kind=kind,
         folded=is_whole,
         where=tuple(slot.name for slot in solution.edits),
-        how=solution.describe() + ("" if is_whole else ", its scale alone"),
+        how=how,
         reason="" if is_whole else reason,
         difference=plan.differences[norm.path],
         parameters_saved=stored - created,
@@ -204,11 +245,13 @@ def entry_of(norm: Norm, kind: str, plan: Plan, stored: int) -> FoldEntry:
             math.prod(node.outputs[0].shape) for node in norm.nodes
         ),
         picture="" if is_whole else _picture(norm.nodes[0], reason),
+        measures=measures,
+        as_rms=as_rms,
     )
 
 
-def _picture(norm: BatchNorm, reason: str) -> str:
-    """Draw the network around a batch norm that stayed, as a small tree.
+def _picture(norm: Node, reason: str) -> str:
+    """Draw the network around a norm that stayed, as a small tree.
 
     Nodes that the reason names are marked with ✗.
     """
@@ -218,7 +261,7 @@ def _picture(norm: BatchNorm, reason: str) -> str:
         mark = "   ✗" if label in told else ""
         return f"{'   ' * depth}{'└─ ' if depth else ''}{label}{mark}"
 
-    def readers(value: Value, depth: int, last: BatchNorm | None) -> list[str]:
+    def readers(value: Value, depth: int, last: Node | None) -> list[str]:
         others = [node for node in dict.fromkeys(value.readers) if node is not last]
         others.sort(key=lambda node: node.label not in reason)
         lines = [line(depth, node.label) for node in others[:_MAX_READERS]]

@@ -22,6 +22,7 @@ from normkit.functional.memory.recipes import (
     make_recomputable,
 )
 from normkit.functional.passes import Passes
+from normkit.functional.ranks_call import RanksCall
 from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.packing import as_mask
 from normkit.kernels.gpu.call import GpuCall
@@ -41,7 +42,7 @@ from normkit.torch_state import (
 
 __all__ = ["gradients", "run"]
 
-Call = NativeCall | GpuCall | Passes
+Call = NativeCall | GpuCall | RanksCall | Passes
 
 
 class Job:
@@ -151,6 +152,10 @@ def gradients(
                     *(dy, x, weight, bias, residual, mask, gated, kept, wanted),
                     dtotal,
                 )
+            if type(call) is RanksCall and not is_seen and is_plain(dy):
+                return call.backward(
+                    *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
+                )
             # A mode has to see torch operations, or dy is a tensor subclass.
             kept = tuple(t for t in call.statistics(kept) if t is not None)
         dx, *others = Passes(spec).backward(
@@ -180,7 +185,7 @@ def run(
     """
     if mask is not None:
         mask = broadcast_mask(mask, x)
-        if type(call) is NativeCall:
+        if type(call) in (NativeCall, RanksCall):
             mask = as_mask(mask, x)
     if _is_grad_enabled() and (
         x.requires_grad

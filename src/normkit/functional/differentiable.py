@@ -51,7 +51,7 @@ def normalize(
     if spec.group is None:
         hi, lo, m2, count = local.hi, local.lo, local.m2, local.count
     else:
-        measured = merge_over(measured, spec.group)
+        measured = merge_over(measured, spec.group, eps=spec.eps)
         hi, _ = split(measured.mean.detach(), compute)
         hi = torch.where(hi.isfinite(), hi, torch.zeros_like(hi))
         lo = (measured.mean - hi.to(wide)).to(compute)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normkit.errors import ArgumentError, DtypeError
+from normkit.errors import ArgumentError, DtypeError, ShapeError
+from normkit.functional.dtensor import is_dtensor, local_running
 from normkit.kernels.choose import asked_for, backend_named
 from normkit.kernels.cpu import CpuBackend
 from normkit.kernels.spec import Running
@@ -93,6 +94,8 @@ def check_counters(*counters: Tensor | None) -> None:
 
 def update(running: Running, moments: Moments) -> Tensor:
     """Update `running` by the statistics of a batch; see `update_running`."""
+    if not is_dtensor(moments.mean):
+        running = local_running(running) or running
     # One call instead of twenty small operations, where no mode or tracer sees them.
     if not is_observed() and moments.mean.is_cpu and asked_for() in (None, "cpu"):
         kernels = backend_named("cpu")
@@ -102,6 +105,12 @@ def update(running: Running, moments: Moments) -> Tensor:
         if found is not None:
             return torch.scalar_tensor(found, dtype=torch.bool, device="cpu")
     mean, var, rate, batches, skipped, skips_nonfinite = running
+    if mean is not None and mean.numel() != moments.mean.numel():
+        raise ShapeError(
+            f"running statistics of {mean.numel()} channels cannot take those of a "
+            f"batch of {moments.mean.numel()}; where channels are sharded, shard the "
+            "running statistics, too: distribute_tensor(buffer, mesh, [Shard(0)])"
+        )
     if rate is None:
         assert batches is not None
         rate = (batches + 1).to(moments.mean.dtype).reciprocal()

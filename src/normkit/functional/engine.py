@@ -13,8 +13,10 @@ from torch import Tensor
 from normkit.errors import ShapeError
 from normkit.functional import autograd, differentiable, gpu_operators
 from normkit.functional.aten import AtenCall, Operator, tried_first
+from normkit.functional.dtensor import is_dtensor, on_shards
 from normkit.functional.ema import update
 from normkit.functional.passes import Passes
+from normkit.functional.ranks_call import RanksCall, ranks_call_for
 from normkit.functional.route import Route, route_of
 from normkit.functional.signature import find, remember, signature
 from normkit.kernels.choose import asked_for
@@ -24,6 +26,7 @@ from normkit.kernels.gpu.call import GpuCall
 from normkit.kernels.spec import Running, Spec
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments, statistics_dtype
+from normkit.sync.groups import Ranks
 from normkit.torch_state import PLAIN
 
 __all__ = ["execute", "normalize", "standardize"]
@@ -58,6 +61,14 @@ def execute(
         key: Signature under which the call is cached.
         aten: torch's operator for the same call, see `aten.tried_first`.
     """
+    if type(x) not in PLAIN and is_dtensor(x):
+        y = on_shards(
+            *(execute, spec, x, weight, bias, residual, mask, running),
+            found=found,
+            aten=aten,
+        )
+        if y is not None:
+            return y
     route = route_of(spec, x, weight, bias, residual, mask, running)
     if route is Route.OPERATOR and found is None:
         return gpu_operators.normalize(spec, x, weight, bias, residual, running)
@@ -77,7 +88,7 @@ def execute(
         if found is not None:
             found.append(measured)
         return y
-    call: NativeCall | GpuCall | Passes | None = None
+    call: NativeCall | GpuCall | RanksCall | Passes | None = None
     if asked_for() in (None, "cpu") and type(x) in PLAIN:
         # Copies where they are views; autograd records the copy.
         weight = None if weight is None else weight.contiguous()
@@ -91,6 +102,10 @@ def execute(
                 remember(key, first)
             if type(first) is AtenCall:
                 return first.run(x, weight, bias)
+        else:
+            call = ranks_call_for(spec, x, weight, bias, residual, mask)
+            if call is not None and key is not None:
+                remember(key, call)
     if call is None and mask is None:
         call = gpu_operators.call_for(spec, x, weight, bias, residual, running)
         if call is not None and key is not None:
@@ -111,6 +126,7 @@ def normalize(
     centered: bool = True,
     epilogue: Epilogue = _NONE,
     group: Any = None,
+    vector: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Moments]:
     """Standardize `x` by its own statistics over `dims`.
 
@@ -128,6 +144,8 @@ def normalize(
         group: Ranks over which statistics are merged, as in `sync.merge_over`: every
             rank must call forward and backward, also without values. The gradients of
             weight and bias are sums over this rank's values.
+        vector: Shape of `weight` and `bias` against `x`, for vectors of as many values
+            in one dimension; None as they are.
 
     Returns:
         The standardized values, in the dtype of `x`, and the Moments they were
@@ -140,16 +158,25 @@ def normalize(
     """
     residual, activation, slope = epilogue.residual, epilogue.activation, epilogue.slope
     key = None
-    if group is None:
-        options = ("normalize", dims, eps, centered, activation, slope)
+    if group is None or type(group) is Ranks:
+        options = ("normalize", dims, eps, centered, activation, slope, group, vector)
         key = signature(options, x, weight, bias, residual, mask)
     found: list[Moments] = []
     call = find(key)
     if call is not None:
         y = autograd.run(call, x, weight, bias, residual, mask, None, found)
         return y, found[0]
-    _check_shapes(x, weight, bias, residual)
-    spec = Spec(dims, eps, centered, activation=activation, slope=slope, group=group)
+    if vector is None:
+        _check_shapes(x, weight, bias, residual)
+    else:
+        _check_shapes(x, None, None, residual)
+    spec = Spec(
+        *(dims, eps, centered),
+        activation=activation,
+        slope=slope,
+        group=group,
+        vector=vector,
+    )
     y = execute(spec, x, weight, bias, residual, mask, found=found, key=key)
     return y, found[0]
 

@@ -103,7 +103,7 @@ class Passes:
                 return found
         measured = kernels.moments(x, spec.dims, mask)
         if spec.group is not None:
-            measured = merge_over(measured, spec.group)
+            measured = merge_over(measured, spec.group, eps=spec.eps)
         if spec.centered:
             center, spread = measured.mean, measured.var
         else:
@@ -228,7 +228,9 @@ class Passes:
                 if spec.group is not None:
                     sum_g, sum_gr = (
                         total.to(inv_std.dtype)
-                        for total in sum_over([sum_g, sum_gr], spec.group)
+                        for total in sum_over(
+                            [sum_g, sum_gr], spec.group, action="backward"
+                        )
                     )
                 n = count.to(inv_std.dtype).clamp(min=1)
                 b = inv_std.pow(3) * sum_gr / -n

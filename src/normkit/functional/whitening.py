@@ -21,27 +21,37 @@ from normkit.errors import ArgumentError
 from normkit.kernels.primitives import vector_dtype
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments, deviations
+from normkit.sync import merge_over, sum_over
+from normkit.sync.groups import Group
 from normkit.torch_state import is_compiling
 
 __all__ = ["covariance", "inverse_sqrt", "newton_inverse_sqrt"]
 
 
-def covariance(x: Tensor, mask: Tensor | None = None) -> tuple[Moments, Tensor, Tensor]:
+def covariance(
+    x: Tensor, mask: Tensor | None = None, group: Group = None
+) -> tuple[Moments, Tensor, Tensor]:
     """Return mean, centred values and covariance of the columns of `x`.
 
     Args:
         x: Values, shape `(G, D, M)`: G groups of D channels, M observations.
         mask: Which observations count, broadcastable to `(1, 1, M)`: bool or weights.
+        group: Ranks whose observations are taken together, in two collectives; None is
+            this rank alone.
 
     Returns:
         The moments of each channel, shape `(G, D, 1)`; the centred values, in float32
         or wider, 0 where the mask is; and Σ (1/n) Σ (x − mean)(x − mean)ᵀ, shape
         `(G, D, D)`, in float64 where the device has it.
     """
-    measured = deviations(x, (2,), mask)
-    wide = x.to(measured.m2.dtype)
-    centred = (wide - measured.hi) - measured.lo
+    local = deviations(x, (2,), mask)
+    wide = x.to(local.m2.dtype)
     exact = vector_dtype(x.device)
+    measured, lo = local.to_moments(exact), local.lo
+    if group is not None:
+        measured = merge_over(measured, group)
+        lo = (measured.mean - local.hi.to(exact)).to(wide.dtype)
+    centred = (wide - local.hi) - lo
     total = measured.count.to(exact).clamp(min=1e-30)
     if mask is None:
         rows = centred.to(exact)
@@ -52,7 +62,9 @@ def covariance(x: Tensor, mask: Tensor | None = None) -> tuple[Moments, Tensor, 
         rows = centred.to(exact)
         product = (rows * share.to(exact)) @ rows.mT
         total = total[..., :1, :1]
-    return measured.to_moments(exact).detach(), centred, product / total
+    if group is not None:
+        (product,) = sum_over([product], group)
+    return measured.detach(), centred, product / total
 
 
 def inverse_sqrt(matrix: Tensor, eps: float) -> Tensor:

@@ -3,6 +3,7 @@
 | module | for |
 | --- | --- |
 | `normkit.integrations.lightning` | a callback of Lightning's `Trainer` |
+| `normkit.integrations.lightning_sync` | synchronized layers in its `Trainer` |
 | `normkit.integrations.transformers` | a callback of Hugging Face's `Trainer` |
 | `normkit.integrations.ultralytics` | callbacks of Ultralytics' trainers |
 | `normkit.integrations.wandb`, `mlflow` | the record of a training run as metrics |

@@ -7,7 +7,9 @@ Callbacks that average weights (`EMAWeightAveraging`, `StochasticWeightAveraging
 before this one: it then measures the statistics of the averaged weights.
 """
 
-# pyright: reportMissingImports=false
+# Where the package is absent, pyright takes this file for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any

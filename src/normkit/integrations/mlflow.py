@@ -1,10 +1,14 @@
 """The record of `watch`, and pages of findings, in a run of MLflow.
 
-from normkit.integrations.mlflow import log
-log(watch)                    # also a Diagnosis
+    from normkit.integrations.mlflow import log
+    log(watch)                    # also a Diagnosis
+
+A page is the artifact `normkit/watch.html` or `normkit/diagnosis.html`.
 """
 
-# pyright: reportMissingImports=false
+# Where the package is absent, pyright takes this file for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import time

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch.distributed as dist
@@ -91,7 +91,7 @@ class Schedule:
         self.watch: Watch | None = None
         self.calibrations: list[CalibrationReport] = []
         self.is_frozen = False
-        self._handles: list[Any] = []
+        self._frozen: list[nn.Module] = []
         self._layers: list[str] | None = None
 
     def begin(self, model: nn.Module, optimizer: Any = None, data: Any = None) -> None:
@@ -151,11 +151,11 @@ class Schedule:
                     _log.warning("%s", finding.to_text())
 
     def close(self) -> None:
-        """Remove every hook; the record, the reports and the modes stay."""
+        """Leave the model as its own; the record, the reports and the modes stay."""
         if self.watch is not None:
             self.watch.__exit__(None, None, None)
-        while self._handles:
-            self._handles.pop().remove()
+        while self._frozen:
+            self._frozen.pop().__dict__.pop("train", None)
 
     def _calibrate(self, model: nn.Module, data: Any) -> None:
         self.calibrations.append(self._measured(model, data, batches=self.batches))
@@ -181,8 +181,8 @@ class Schedule:
             if isinstance(module, _NormBase) and module.track_running_stats:
                 module.eval()
                 # Every framework calls model.train(), some of them in each step.
-                hook = module.register_forward_pre_hook(_StayInEval(), prepend=True)
-                self._handles.append(hook)
+                module.__dict__["train"] = _StayInEval(module)
+                self._frozen.append(module)
         self.is_frozen = True
 
 
@@ -190,24 +190,20 @@ _SAMPLERS = ("sampler", "batch_sampler")
 
 
 class _StayInEval:
-    """A hook that a copy or a pickle of the model does not have.
+    """The `train` of a frozen layer; a copy or a pickle of the layer has its own again.
 
-    Unlike the doctor's hooks it belongs to the model, and compilers trace it.
+    A hook would not do: compiled code does not look for hooks that came later.
     """
 
-    def __call__(self, module: nn.Module, _: Any) -> None:
-        module.training = False
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        return self.module
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _nothing_to_do, ()
-
-
-def _nothing_to_do() -> Callable[..., None]:
-    return _do_nothing
-
-
-def _do_nothing(*_: Any) -> None:
-    pass
+        # Of the copy, which has no attributes yet: the method of its class.
+        return getattr, (self.module, "train")
 
 
 def _again(data: Any) -> Any:

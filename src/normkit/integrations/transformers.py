@@ -1,10 +1,14 @@
 """A callback of Hugging Face's Trainer: watch, calibrate and freeze.
 
-from normkit.integrations.transformers import NormCallback
-trainer = Trainer(…, callbacks=[NormCallback(watch_every=50, calibrate="end")])
+    from normkit.integrations.transformers import NormCallback
+    trainer = Trainer(…, callbacks=[NormCallback(watch_every=50, calibrate="end")])
+
+`Trainer` calls `model.train()` in each step; frozen layers stay frozen all the same.
 """
 
-# pyright: reportMissingImports=false
+# Where the package is absent, pyright takes this file for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any

@@ -7,7 +7,9 @@ Ultralytics validates and saves an average of the weights, with an average of th
 running statistics. Calibration measures those of the averaged weights.
 """
 
-# pyright: reportMissingImports=false
+# Where the package is absent, pyright takes this file for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any

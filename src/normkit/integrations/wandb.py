@@ -7,7 +7,9 @@ W&B takes no number for a step that is past. The scalars have a step axis of the
 `normkit/step`, so that a record can be written after the training.
 """
 
-# pyright: reportMissingImports=false
+# Where the package is absent, pyright takes this file for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
 from typing import Any

@@ -26,7 +26,8 @@ from normkit.kernels.spec import Spec
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments, deviations, statistics_dtype
 from normkit.nn.batch_statistics import BatchStatisticsLayer, Observer
-from normkit.sync import is_group, merge_over, sum_over
+from normkit.nn.layer_ranks import ranks_of
+from normkit.sync import merge_over, sum_over
 
 __all__ = ["accumulate", "backward_as_whole"]
 
@@ -224,8 +225,8 @@ class _LargeBatch:
         merged = self._parts[0]
         for part in self._parts[1:]:
             merged = merged.merge(part)
-        if layer.is_synchronized and is_group(layer.process_group):
-            merged = merge_over(merged, layer.process_group)
+        if layer.is_over_ranks():
+            merged = merge_over(merged, ranks_of(layer), eps=layer.eps)
         self.found.append(merged)
         self._parts = []
 
@@ -252,8 +253,8 @@ class _LargeBatch:
         (k,) = self._leaves
         layer = self.calls[k]
         totals = self._totals
-        if layer.is_synchronized and is_group(layer.process_group):
-            totals = sum_over(totals, layer.process_group)
+        if layer.is_over_ranks():
+            totals = sum_over(totals, ranks_of(layer))
         self.grads[k] = (totals[0], totals[1])
         self._leaves = {}
 

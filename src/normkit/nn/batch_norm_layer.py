@@ -28,9 +28,11 @@ from normkit.nn.batch_statistics import (
     with_epilogue,
 )
 from normkit.nn.deferred import defer
+from normkit.nn.layer_ranks import ranks_of, with_group_name
 from normkit.nn.parameters import learned
 from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import is_recorded, is_recorded_by_jit, recorded_call
+from normkit.sync.agreement import agree, is_checking
 from normkit.torch_state import has_transforms, is_compiling, is_in_backward
 
 __all__ = ["BatchNormLayer"]
@@ -141,6 +143,8 @@ class BatchNormLayer(BatchStatisticsLayer):
         if uses_batch and self._has_extras():
             compute = self._forward_with_extras
             return self._keeping(lambda: compute(input, mask, residual, updates))
+        if is_checking() and not uses_batch and self.is_over_ranks():
+            agree(ranks_of(self), "eval forward")
         if self.defers and mask is None and residual is None:
             y = defer(self, input, uses_batch, updates)
             if y is not None:
@@ -216,11 +220,8 @@ class BatchNormLayer(BatchStatisticsLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and files, with a process group as its name."""
-        state = dict(self.__dict__)
+        state = with_group_name(self.__dict__)
         state.pop("_observer", None)
-        group = state.get("process_group")
-        if group is not None and hasattr(group, "group_name"):
-            state["process_group"] = group.group_name
         return state
 
     def _check_extras(self) -> None:

@@ -16,10 +16,16 @@ import torch
 from torch import Tensor
 
 from normkit.errors import ArgumentError
-from normkit.functional import batch_norm
+from normkit.functional import batch_norm, normalize
+from normkit.functional.arguments import check_eps, check_floating
 from normkit.functional.measure import measure
+from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.primitives import vector_dtype
+from normkit.masks import broadcast_mask
+from normkit.moments import Moments, statistics_dtype
 from normkit.nn.batch_norm_layer import BatchNormLayer
+from normkit.nn.batch_statistics import with_epilogue
+from normkit.nn.layer_ranks import ranks_of
 from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import check_momentum, is_recomputing
 from normkit.nn.tracing import recorded_call
@@ -55,6 +61,7 @@ class BatchRenormLayer(BatchNormLayer):
         renorm_from: int = 5_000,
         d_max_at: int = 25_000,
         r_max_at: int = 40_000,
+        process_group: Any = None,
     ) -> None:
         super().__init__(
             *(num_features, eps, momentum, affine),
@@ -62,6 +69,7 @@ class BatchRenormLayer(BatchNormLayer):
             dtype=dtype,
             bias=bias,
             channel_dim=channel_dim,
+            process_group=process_group,
         )
         if r_max < 1 or d_max < 0:
             raise ArgumentError(
@@ -121,7 +129,11 @@ class BatchRenormLayer(BatchNormLayer):
             return node
         self._check_input_dim(input)
         check_momentum(self, self.momentum)
-        r, d = self._correction(input, mask)
+        if self.is_over_ranks():
+            return self._over_ranks(input, mask, residual)
+        channel_dim = self.channel_dim % input.dim()
+        dims = tuple(d for d in range(input.dim()) if d != channel_dim)
+        r, d = self._correction(measure(input, dims, mask))
         weight = r if self.weight is None else r * self.weight
         bias = d if self.weight is None else d * self.weight
         return batch_norm(
@@ -137,11 +149,34 @@ class BatchRenormLayer(BatchNormLayer):
             residual=residual,
         )
 
-    def _correction(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _over_ranks(
+        self, x: Tensor, mask: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        # Statistics and output come from one collective; the correction needs the
+        # statistics, and is a second pass over the output.
+        check_floating(x, "batch_norm")
+        check_eps(self.eps, "batch_norm", "positive")
+        dims, gain, offset = self._along(x)
+        y, batch = normalize(
+            *(x, dims, None, None, self.eps), mask=mask, group=ranks_of(self)
+        )
+        wide = statistics_dtype(x.dtype)
+        r, d = (self._shaped(v, x).to(wide) for v in self._correction(batch))
+        y = y.to(wide) * r + d
+        y = y if gain is None else y * gain.to(wide)
+        y = y if offset is None else y + offset.to(wide)
+        y = y.to(x.dtype)
+        if mask is not None:
+            valid = broadcast_mask(mask, x)
+            y = torch.where(valid > 0, y, torch.zeros_like(y))
+        self.update_running(batch)
+        return with_epilogue(
+            y, Epilogue(self.activation, self.negative_slope, residual), mask
+        )
+
+    def _correction(self, batch: Moments) -> tuple[Tensor, Tensor]:
         assert self.running_mean is not None
         assert self.running_var is not None
-        channel_dim = self.channel_dim % x.dim()
-        batch = measure(x, tuple(d for d in range(x.dim()) if d != channel_dim), mask)
         mean, var = batch.mean.flatten(), batch.var.flatten()
         inv_std = torch.rsqrt(self.running_var.to(var.dtype) + self.eps)
         r_max, d_max = (limit.to(var.dtype) for limit in self.limits())
@@ -185,6 +220,8 @@ class BatchRenorm1d(BatchRenormLayer):
             statistics settle. After them the bounds grow linearly.
         d_max_at: The batch from which on `d_max` holds.
         r_max_at: The batch from which on `r_max` holds.
+        process_group: Take the statistics over these ranks, as `SyncBatchNorm` does;
+            None is this rank alone.
 
     Raises:
         ArgumentError: r_max below 1, d_max below 0, a schedule that runs backwards;

@@ -17,7 +17,8 @@ from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.masks import broadcast_mask, zero_where
-from normkit.moments import Moments
+from normkit.moments import Moments, statistics_dtype
+from normkit.nn.layer_ranks import ranks_of
 from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import RunningStateLayer
 from normkit.sync import is_group, merge_over
@@ -79,6 +80,10 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         """True when the statistics are those of all ranks of `process_group`."""
         return self.process_group is not None
 
+    def is_over_ranks(self) -> bool:
+        """Return whether the statistics of a batch are those of several ranks."""
+        return self.is_synchronized and is_group(self.process_group)
+
     def update_running(self, measured: Moments) -> None:
         """Update the running statistics by those of a batch, once.
 
@@ -108,7 +113,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     def _has_extras(self) -> bool:
         return (
             self.ghost_size is not None
-            or self.is_synchronized
+            or self.is_over_ranks()
             or self.on_small_batch != "raise"
             or self.debias
             or self.estimator != "unbiased"
@@ -132,7 +137,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         channels = x.shape[self.channel_dim]
         check_length("weight", self.weight, channels)
         check_length("running_mean", self.running_mean, channels)
-        over_ranks = self.is_synchronized and is_group(self.process_group)
+        over_ranks = self.is_over_ranks()
         # With a mask or other ranks the count is on the device, which cannot raise.
         is_small = x.numel() == channels and not over_ranks
         if is_small and channels and self.on_small_batch == "raise":
@@ -145,13 +150,17 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         replaces = self.on_small_batch in ("running", "renorm")
         is_apart = replaces or self._observer is not None
         epilogue = Epilogue(self.activation, self.negative_slope, residual)
+        dtype = x.dtype
+        if is_apart and epilogue:
+            # Halves are rounded once, after the activation.
+            x = x.to(statistics_dtype(dtype))
         y, measured = self._normalized(
             x, mask, Epilogue() if is_apart else epilogue, over_ranks
         )
         if replaces:
             y = self._unless_small(x, y, measured, mask)
         if is_apart:
-            y = with_epilogue(y, epilogue, mask)
+            y = with_epilogue(y, epilogue, mask).to(dtype)
         if not is_tracking or self.running_mean is None:
             return y
         if self.on_small_batch in ("running", "skip"):
@@ -170,22 +179,28 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
             done = self._observer.normalize(self, x, mask)
             if done is not None:
                 return done
-        dims, weight, bias = self._along(x)
-        given = (x, dims, weight, bias, self.eps)
-        group = None
-        if over_ranks:
-            process_group = self.process_group
-            group = (
-                torch.distributed.group.WORLD
-                if process_group is None
-                else process_group
-            )
+        group = ranks_of(self) if over_ranks else None
         if self.ghost_size is None:
-            return normalize(*given, mask=mask, epilogue=epilogue, group=group)
+            channel_dim = self.channel_dim % x.dim()
+            return normalize(
+                *(x, tuple(d for d in range(x.dim()) if d != channel_dim)),
+                *(self.weight, self.bias, self.eps),
+                mask=mask,
+                epilogue=epilogue,
+                group=group,
+                vector=tuple(
+                    size if d == channel_dim else 1 for d, size in enumerate(x.shape)
+                ),
+            )
         y, measured = normalize_ghosts(
-            *given, ghost_size=self.ghost_size, mask=mask, epilogue=epilogue
+            *(x, *self._along(x), self.eps),
+            ghost_size=self.ghost_size,
+            mask=mask,
+            epilogue=epilogue,
         )
-        return y, merge_over(measured, group) if over_ranks else measured
+        if over_ranks:
+            measured = merge_over(measured, group, eps=self.eps)
+        return y, measured
 
     def _along(self, x: Tensor) -> tuple[tuple[int, ...], Tensor | None, Tensor | None]:
         """Return the reduced dimensions of x; weight and bias, broadcastable to it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -35,6 +36,8 @@ class DomainBatchNorm(nn.Module):
         domains: Names of the domains; the first is in use at the start.
         shared_affine: One `weight` and one `bias` for all domains; otherwise each
             learns its own.
+        process_group: Take the statistics over these ranks, as `SyncBatchNorm` does;
+            None is as `layer` was made.
 
     Raises:
         ArgumentError: A layer without running statistics; no domain, one twice, or a
@@ -69,6 +72,7 @@ class DomainBatchNorm(nn.Module):
         domains: Sequence[str],
         *,
         shared_affine: bool = True,
+        process_group: Any = None,
     ) -> None:
         super().__init__()
         if not isinstance(layer, _NormBase) or layer.running_mean is None:
@@ -81,6 +85,8 @@ class DomainBatchNorm(nn.Module):
                 f"DomainBatchNorm needs a sequence of names, got {domains!r}; e.g. "
                 "('day', 'night')"
             )
+        if process_group is not None:
+            layer.process_group = process_group
         self.shared_affine = shared_affine
         self.norms = nn.ModuleDict()
         self.domain = domains[0]

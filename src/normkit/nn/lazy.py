@@ -5,6 +5,8 @@ As torch's lazy modules do; `LazyBatchNorm2d()` is a `BatchNorm2d` after one for
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _LazyNormBase
@@ -50,19 +52,45 @@ class _LazyLayer(_LazyNormBase):
         self.num_features = known[0] if known else batch.shape[1]
 
 
-class LazyBatchNorm1d(_LazyLayer, torch.nn.LazyBatchNorm1d, BatchNormLayer):
+class _LazyBatchNorm(_LazyLayer):
+    """A lazy batch norm, which takes a process group, too."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        process_group: Any = None,
+    ) -> None:
+        # Older torch has no `bias` argument.
+        extra: dict[str, Any] = {} if bias else {"bias": False}
+        # torch's layer takes None, and its annotation does not.
+        rate: Any = momentum
+        super().__init__(
+            *(eps, rate, affine, track_running_stats, device, dtype), **extra
+        )
+        if process_group is not None:
+            self.process_group = process_group
+
+
+class LazyBatchNorm1d(_LazyBatchNorm, torch.nn.LazyBatchNorm1d, BatchNormLayer):
     """A `BatchNorm1d` that takes `num_features` from its first input."""
 
     cls_to_become = BatchNorm1d
 
 
-class LazyBatchNorm2d(_LazyLayer, torch.nn.LazyBatchNorm2d, BatchNormLayer):
+class LazyBatchNorm2d(_LazyBatchNorm, torch.nn.LazyBatchNorm2d, BatchNormLayer):
     """A `BatchNorm2d` that takes `num_features` from its first input."""
 
     cls_to_become = BatchNorm2d
 
 
-class LazyBatchNorm3d(_LazyLayer, torch.nn.LazyBatchNorm3d, BatchNormLayer):
+class LazyBatchNorm3d(_LazyBatchNorm, torch.nn.LazyBatchNorm3d, BatchNormLayer):
     """A `BatchNorm3d` that takes `num_features` from its first input."""
 
     cls_to_become = BatchNorm3d

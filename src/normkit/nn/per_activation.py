@@ -40,6 +40,8 @@ class PerActivationBatchNorm(TrackedLayer):
         device: Device of parameters and buffers.
         dtype: Dtype of parameters and buffers; float32 also serves half inputs.
         bias: Learn a bias when `affine`.
+        process_group: Take the statistics over these ranks, as `SyncBatchNorm` does;
+            None is this rank alone.
 
     Raises:
         ArgumentError: momentum outside [0, 1]; in forward, one sample in training.
@@ -70,6 +72,7 @@ class PerActivationBatchNorm(TrackedLayer):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        process_group: Any = None,
     ) -> None:
         shape = (feature_shape,) if isinstance(feature_shape, int) else feature_shape
         self.feature_shape = tuple(shape)
@@ -83,6 +86,7 @@ class PerActivationBatchNorm(TrackedLayer):
             bias=bias,
             device=device,
             dtype=dtype,
+            process_group=process_group,
         )
         self.reset_parameters()
 
@@ -111,12 +115,15 @@ class PerActivationBatchNorm(TrackedLayer):
             assert mean is not None
             assert var is not None
             return standardize(input, mean, var, weight, bias, self.eps, mask=mask)
-        if self.training and input.shape[0] == 1:
+        group = self.ranks()
+        if self.training and input.shape[0] == 1 and group is None:
             raise ArgumentError(
                 f"{name} needs more than one sample to train, got shape "
                 f"{tuple(input.shape)}; use eval() or a larger batch"
             )
-        y, measured = normalize(input, (0,), weight, bias, self.eps, mask=mask)
+        y, measured = normalize(
+            *(input, (0,), weight, bias, self.eps), mask=mask, group=group
+        )
         if self.updates_running():
             update_running(
                 *(self.running_mean, self.running_var, measured, self.momentum),

@@ -48,6 +48,8 @@ class RecurrentBatchNorm(TrackedLayer):
         bias: Learn a bias when `affine`.
         first_weight: The weight to start from. The paper's 0.1 keeps the tanh of a
             recurrence where its slope is near 1; 1 makes gradients vanish there.
+        process_group: Take the statistics over these ranks, as `SyncBatchNorm` does;
+            None is this rank alone.
 
     Raises:
         ArgumentError: max_steps below 1, momentum outside [0, 1]; in forward, a
@@ -87,6 +89,7 @@ class RecurrentBatchNorm(TrackedLayer):
         *,
         bias: bool = True,
         first_weight: float = 0.1,
+        process_group: Any = None,
     ) -> None:
         if max_steps < 1:
             raise ArgumentError(
@@ -104,6 +107,7 @@ class RecurrentBatchNorm(TrackedLayer):
             device=device,
             dtype=dtype,
             counter=(max_steps,),
+            process_group=process_group,
         )
         self.num_features, self.max_steps = num_features, max_steps
         self.first_weight = first_weight
@@ -151,12 +155,15 @@ class RecurrentBatchNorm(TrackedLayer):
         bias = None if self.bias is None else self.bias.view(1, 1, -1)
         if self.uses_running:
             return self._by_running(x, first, mask, weight, bias)
-        if self.training and x.shape[1] == 1 and mask is None:
+        group = self.ranks()
+        if self.training and x.shape[1] == 1 and mask is None and group is None:
             raise ArgumentError(
                 f"{type(self).__name__} needs more than one sample to train, got "
                 f"{tuple(x.shape)}; use eval() or a larger batch"
             )
-        y, measured = normalize(x, (1,), weight, bias, self.eps, mask=mask)
+        y, measured = normalize(
+            *(x, (1,), weight, bias, self.eps), mask=mask, group=group
+        )
         if self.updates_running():
             self._track(measured, first, x.shape[0])
         return y

@@ -9,12 +9,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from normkit.errors import ArgumentError
+from normkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.nn.batch_norm_layer import BatchNormLayer
+from normkit.nn.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from normkit.nn.frozen_batch_norm import FrozenBatchNorm
+from normkit.nn.qualified_name import qualified_name
 
 __all__ = ["SyncBatchNorm"]
+
+_CONVERTED = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(BatchNorm1d, BatchNorm2d, BatchNorm3d),
+)
+# A frozen layer has no batch; renorm takes a process_group= of its own.
+_LEFT = (FrozenBatchNorm, BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
 
 
 class SyncBatchNorm(BatchNormLayer):
@@ -37,7 +50,8 @@ class SyncBatchNorm(BatchNormLayer):
         affine: Learn `weight` and `bias`, shape `(C,)`.
         track_running_stats: Keep running statistics for eval.
         process_group: The ranks to take statistics over: a ProcessGroup or its name, a
-            one-dimensional DeviceMesh, or (DeviceMesh, dimension); None is all ranks.
+            DeviceMesh of which one dimension has several ranks, or (DeviceMesh,
+            dimension), by number or name; None is all ranks.
         device: Device of parameters and buffers.
         dtype: Dtype of parameters and buffers.
         bias: Learn a bias when `affine`.
@@ -45,13 +59,17 @@ class SyncBatchNorm(BatchNormLayer):
 
     Raises:
         ArgumentError: In forward, an input of fewer than 2 dimensions; others as
-            `BatchNorm1d`. One value per channel is refused only without other ranks.
+            `BatchNorm1d`; a process_group that names no group, or one that this rank is
+            not in. One value per channel is refused only without other ranks.
+        RanksError: The sums of all ranks did not come: a rank failed, or did not call
+            this layer; with the layer's name.
 
     Numerics:
         Bitwise the same statistics on every rank. Sums over ranks are float64 around
-        0: the variance is good to 1e-16·(mean/std)² relative. Nothing waits for the
-        device. Every rank must call forward, and backward, equally often; a rank
-        without samples passes an input of shape `(0, C, *)`.
+        0: the variance is good to 1e-16·(mean/std)² relative. On a CPU they are taken
+        again, around the mean, where that would cost digits. Nothing waits for the
+        device elsewhere. Every rank must call forward, and backward, equally often; a
+        rank without samples passes an input of shape `(0, C, *)`.
 
     Example:
         >>> layer = SyncBatchNorm(2)
@@ -82,6 +100,61 @@ class SyncBatchNorm(BatchNormLayer):
             process_group=process_group,
             **extras,
         )
+
+    @classmethod
+    def convert_sync_batchnorm(
+        cls, module: nn.Module, process_group: Any = None
+    ) -> nn.Module:
+        """Make every batch norm in `module` one of these, as torch's function does.
+
+        The layers stay the same objects: hooks, optimizers and shared parameters keep
+        them, and so do an activation or a `memory=` mode that they have. Layers that a
+        user derived from a batch norm: `normkit.convert(module, to="sync")`.
+
+        Args:
+            module: Any module; changed in place.
+            process_group: As in the constructor.
+
+        Returns:
+            `module`.
+
+        Raises:
+            ArgumentError: A layer that is derived from a batch norm and has a forward
+                of its own, or a lazy one without an input yet; nothing is changed.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            >>> type(SyncBatchNorm.convert_sync_batchnorm(model)[1]).__name__
+            'SyncBatchNorm'
+        """
+        chosen = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+        for layer in chosen:
+            tensors = (*layer._parameters.values(), *layer._buffers.values())
+            if any(is_lazy(t) for t in tensors if t is not None):
+                raise ArgumentError(
+                    f"{qualified_name(layer)} is lazy and has seen no input yet; run "
+                    "the model once before it is converted"
+                )
+            if type(layer) not in (*_CONVERTED, *_LEFT, cls):
+                raise ArgumentError(
+                    f"{qualified_name(layer)} is derived from a batch norm, and would "
+                    "lose what its class adds; use normkit.convert(model, to='sync'), "
+                    "which keeps it"
+                )
+        for layer in chosen:
+            if type(layer) in _LEFT:
+                continue
+            group = layer.__dict__.get("process_group")
+            if type(layer) is not cls:
+                layer.__dict__.setdefault("_origin", type(layer).__name__)
+                layer.__class__ = cls
+            assert isinstance(layer, SyncBatchNorm)
+            layer.process_group = group if process_group is None else process_group
+            counter = layer.num_batches_tracked
+            if counter is not None and layer.skipped is None:
+                skipped = torch.zeros_like(counter)
+                layer.register_buffer("num_batches_skipped", skipped, persistent=False)
+        return module
 
     @property
     def is_synchronized(self) -> bool:

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from normkit.nn.layer_ranks import ranks_of, with_group_name
 from normkit.nn.running_state import check_momentum
+from normkit.sync import is_group
 from normkit.torch_state import is_in_backward
 
 __all__ = ["TrackedLayer"]
@@ -32,6 +34,7 @@ class TrackedLayer(nn.Module):
         device: Device of parameters and buffers.
         dtype: Dtype of parameters and buffers.
         counter: Shape of `num_batches_tracked`.
+        process_group: Ranks to take the statistics over; None is this rank alone.
     """
 
     weight: nn.Parameter | None
@@ -39,6 +42,7 @@ class TrackedLayer(nn.Module):
     running_mean: Tensor | None
     num_batches_tracked: Tensor | None
     first_weight: float = 1.0
+    process_group: Any = None
     shown: ClassVar[tuple[str, ...]] = ()
     """Attributes in the repr, after the shape."""
 
@@ -55,8 +59,11 @@ class TrackedLayer(nn.Module):
         device: Any,
         dtype: torch.dtype | None,
         counter: tuple[int, ...] = (),
+        process_group: Any = None,
     ) -> None:
         super().__init__()
+        if process_group is not None:
+            self.process_group = process_group
         check_momentum(self, momentum)
         self.eps, self.momentum = eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
@@ -90,6 +97,16 @@ class TrackedLayer(nn.Module):
     def uses_running(self) -> bool:
         """True when the layer normalizes by its running statistics."""
         return not self.training and self.running_mean is not None
+
+    def ranks(self) -> Any:
+        """Return the ranks that statistics are taken over; None for this rank alone."""
+        if self.process_group is None or not is_group(self.process_group):
+            return None
+        return ranks_of(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and files, with a process group as its name."""
+        return with_group_name(self.__dict__)
 
     def updates_running(self) -> bool:
         """Return whether this forward updates the running statistics.

@@ -54,6 +54,8 @@ class WhiteningBatchNorm(TrackedLayer):
             does many times faster.
         iterations: Steps of Newton's method. With few, directions of little variance
             stay small.
+        process_group: Take the statistics over these ranks, as `SyncBatchNorm` does;
+            None is this rank alone.
 
     Raises:
         ArgumentError: `num_groups` does not divide C, an unknown method, momentum
@@ -102,6 +104,7 @@ class WhiteningBatchNorm(TrackedLayer):
         bias: bool = True,
         method: str = "zca",
         iterations: int = 5,
+        process_group: Any = None,
     ) -> None:
         if num_groups < 1 or num_features % num_groups:
             raise ArgumentError(
@@ -128,6 +131,7 @@ class WhiteningBatchNorm(TrackedLayer):
             bias=bias,
             device=device,
             dtype=dtype,
+            process_group=process_group,
         )
         self.num_features, self.num_groups = num_features, num_groups
         self.method, self.iterations = method, iterations
@@ -170,7 +174,7 @@ class WhiteningBatchNorm(TrackedLayer):
         return y.reshape(self.num_features, *others).movedim(0, 1).to(input.dtype)
 
     def _by_batch(self, columns: Tensor, seen: Tensor | None) -> Tensor:
-        measured, centred, sigma = covariance(columns, seen)
+        measured, centred, sigma = covariance(columns, seen, self.ranks())
         if self.method == "zca":
             whitening = inverse_sqrt(sigma, self.eps)
         else:
@@ -219,7 +223,8 @@ class WhiteningBatchNorm(TrackedLayer):
                 f"{name} needs an input of shape (N, {self.num_features}, *), got "
                 f"{tuple(x.shape)}"
             )
-        if self.training and x.numel() == self.num_features:
+        alone = self.training and self.ranks() is None
+        if alone and x.numel() == self.num_features:
             raise ArgumentError(
                 f"{name} needs more than one value per channel to train, got shape "
                 f"{tuple(x.shape)}; use eval() or a larger batch"

@@ -14,6 +14,7 @@ which they do not depend.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,9 @@ __all__ = [
     "storing",
     "with_rank",
 ]
+
+# Number of elements that are kept spread; the identities are kept for ever.
+_MAX_KEPT = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,22 @@ class Gauge:
             if known.scale.shape[dim] > 1 or known.shift.shape[dim] > 1
         )
 
+    @functools.cached_property
+    def _spread(self) -> dict[tuple[int, ...], tuple[Spread | None, Spread | None]]:
+        return {}
+
+    def spread(self, shape: tuple[int, ...]) -> tuple[Spread | None, Spread | None]:
+        """Return both directions as (scale, shift) of each element in a row.
+
+        Short ones are kept: a search joins one tensor with many others.
+        """
+        known = self._spread.get(shape)
+        if known is None:
+            known = _in_a_row(self.to_stored, shape), _in_a_row(self.to_true, shape)
+            if math.prod(shape) <= _MAX_KEPT:
+                self._spread[shape] = known
+        return known
+
     def then(self, other: Gauge) -> Gauge:
         """Return both changes, this one first; it may know neither direction."""
         stored = true = None
@@ -136,6 +156,18 @@ class Gauge:
         known = self.to_stored or self.to_true
         assert known is not None
         return known
+
+
+Spread = tuple[Tensor, Tensor]
+
+
+def _in_a_row(affine: Affine | None, shape: tuple[int, ...]) -> Spread | None:
+    if affine is None:
+        return None
+    return (
+        affine.scale.expand(shape).reshape(-1),
+        affine.shift.expand(shape).reshape(-1),
+    )
 
 
 def compact(values: Tensor) -> Tensor:

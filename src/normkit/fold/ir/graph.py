@@ -17,6 +17,7 @@ reason. A rule that relies on an unchanged value sets the identity there.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -33,6 +34,7 @@ __all__ = [
     "Refusal",
     "Slot",
     "Value",
+    "slots_of",
 ]
 
 
@@ -79,6 +81,7 @@ class Value:
         constant: Its content, if that depends neither on the model's inputs nor on a
             slot that may be edited.
         roots: The slots it is computed from, if from slots alone.
+        picked_from: The fixed value of which it holds rows that the input picks.
         alias_group: Values with the same number share memory.
     """
 
@@ -88,6 +91,7 @@ class Value:
     pinned: str = ""
     constant: Tensor | None = None
     roots: tuple[Slot, ...] = ()
+    picked_from: Value | None = None
     alias_group: int = -1
 
     @property
@@ -162,6 +166,14 @@ class Graph:
     outputs: list[Value] = field(default_factory=list)
     writes: list[tuple[int, int]] = field(default_factory=list)
 
+    @functools.cached_property
+    def by_alias_group(self) -> dict[int, list[Value]]:
+        """Its values by the memory that they share; the graph must be complete."""
+        groups: dict[int, list[Value]] = {}
+        for value in (*self.inputs, *(v for node in self.nodes for v in node.outputs)):
+            groups.setdefault(value.alias_group, []).append(value)
+        return groups
+
 
 class Gauges(dict[Value, Gauge]):
     """The gauges set so far; a value without one is unchanged."""
@@ -174,6 +186,17 @@ class Gauges(dict[Value, Gauge]):
         """Return True if `value` is stored as another tensor than it was."""
         gauge = self.get(value)
         return gauge is not None and not gauge.is_identity
+
+
+def slots_of(node: Node) -> list[Slot]:
+    """Return each slot on which the result of `node` depends, once."""
+    fields = vars(node).values()
+    values = [*node.inputs, *(v for v in fields if isinstance(v, Value))]
+    values += [value.picked_from for value in values if value.picked_from is not None]
+    slots = [slot for value in values for slot in value.roots]
+    # An empty slot that an edit may fill is read, too, by every call.
+    slots += [slot for slot in fields if isinstance(slot, Slot)]
+    return list(dict.fromkeys(slots))
 
 
 Alternative = dict[Value, Gauge]

@@ -1,15 +1,16 @@
 """Fold the batch norms of an ONNX model; the one place of normkit that imports onnx.
 
 `folding` calls the others: `files` reads and writes model files, `inputs` draws inputs,
-`evaluate` runs the model in float64 within `limits`, `reading` and `operators` turn it
-into the graph of `ir`, `writing` applies the plan, `subgraphs` folds branches and
-bodies, `runtime` compares in onnxruntime.
+`evaluate` runs the model in float64 within `limits`, `reading`, `operators` and
+`norm_operators` turn it into the graph of `ir`, `norms` finds its norms, `writing`
+applies the plan, `subgraphs` folds branches and bodies, `runtime` compares in
+onnxruntime.
 """
 
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from normkit.errors import DependencyError
 from normkit.fold.ledger import FoldLedger
@@ -28,6 +29,7 @@ def fold_onnx(
     inputs: int = 2,
     fixed_weights: bool | None = None,
     time_limit: float = 60.0,
+    norms: Literal["batch", "all"] = "batch",
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     """Remove each batch norm of an ONNX model that can go; say why others stay.
 
@@ -47,6 +49,10 @@ def fold_onnx(
             constant up to IR version 3, where each weight has to be an input (and
             stays one), a default from version 4 on.
         time_limit: Seconds that one run of the model may take.
+        norms: "batch" removes batch norms. "all" also moves weight and bias of layer,
+            RMS, group and instance norms into the layers that read them, as `fold`
+            does: of LayerNormalization, RMSNormalization, SkipLayerNormalization, and
+            of the same written out.
 
     Returns:
         The folded model and the `FoldLedger`.
@@ -72,4 +78,6 @@ def fold_onnx(
             f"fold_onnx needs onnx, onnx-ir and onnxruntime ({error}); "
             "pip install 'normkit[onnx]'"
         ) from error
-    return fold_model(model, out, example_inputs, inputs, fixed_weights, time_limit)
+    return fold_model(
+        model, out, example_inputs, inputs, fixed_weights, time_limit, norms
+    )

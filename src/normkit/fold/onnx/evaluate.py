@@ -158,6 +158,32 @@ class BatchNormalization(op_run.OpRun):
         return (scale * (x - mean) / np.sqrt(var + eps) + bias,)
 
 
+class _RowNorm(op_run.OpRun):
+    """Layer or RMS norm; the reference refuses statistics in float64."""
+
+    op_domain = ""
+    centers = True
+
+    def _run(self, x: Any, weight: Any, bias: Any = None, **settings: Any) -> Any:
+        axis, eps = settings.get("axis"), settings.get("epsilon")
+        first = (-1 if axis is None else axis) % x.ndim
+        axes = tuple(range(first, x.ndim))
+        mean = x.mean(axes, keepdims=True) if self.centers else np.zeros_like(x)
+        var = ((x - mean) ** 2).mean(axes, keepdims=True)
+        inv_std = 1 / np.sqrt(var + (1e-5 if eps is None else eps))
+        y = (x - mean) * inv_std * weight
+        made = (y if bias is None else y + bias, mean, inv_std)
+        return made[: len(self.onnx_node.output)]
+
+
+class LayerNormalization(_RowNorm):
+    pass
+
+
+class RMSNormalization(_RowNorm):
+    centers = False
+
+
 class MaxPool(_MaxPool):
     op_domain = ""
 
@@ -185,6 +211,34 @@ class MaxPool(_MaxPool):
             dilation=tuple(settings.get("dilations") or [1] * rank),
         )
         return (y.numpy(),)
+
+
+class _SkipNorm(op_run.OpRun):
+    """onnxruntime's norm of a sum: (input, skip, weight[, bias], bias of the sum)."""
+
+    op_domain = "com.microsoft"
+    centers = True
+
+    def _run(self, x: Any, skip: Any, weight: Any, *more: Any, **_: Any) -> Any:
+        node = self.onnx_node
+        held = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        bias = more[0] if self.centers and more else None
+        summand = more[-1] if len(more) == (2 if self.centers else 1) else None
+        total = x + skip + (0 if summand is None else summand)
+        mean = total.mean(-1, keepdims=True) if self.centers else 0.0
+        var = ((total - mean) ** 2).mean(-1, keepdims=True)
+        inv_std = 1 / np.sqrt(var + held.get("epsilon", 1e-12))
+        y = (total - mean) * inv_std * weight + (0 if bias is None else bias)
+        made = (y, mean + 0 * inv_std, inv_std, total)
+        return made[: len(node.output)]
+
+
+class SkipLayerNormalization(_SkipNorm):
+    pass
+
+
+class SkipSimplifiedLayerNormalization(_SkipNorm):
+    centers = False
 
 
 class RegexFullMatch(op_run.OpRun):
@@ -232,4 +286,6 @@ def _for_torch(pads: list[int]) -> list[int]:
 
 _OPERATORS: list[type[op_run.OpRun]] = [
     *(BatchNormalization, Conv, ConvTranspose, MaxPool, RegexFullMatch),
+    *(LayerNormalization, RMSNormalization),
+    *(SkipLayerNormalization, SkipSimplifiedLayerNormalization),
 ]

@@ -18,11 +18,10 @@ from normkit.errors import ArgumentError, FoldError
 from normkit.fold.equivalence import TOLERANCE, difference, gap_under, sampled
 from normkit.fold.ir.graph import Refusal
 from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
-from normkit.fold.onnx import files, limits, runtime
+from normkit.fold.onnx import files, limits, norm_operators, operators, runtime
 from normkit.fold.onnx.evaluate import run_once, tensors_among, to_float64
 from normkit.fold.onnx.inputs import drawn_inputs, redrawn
 from normkit.fold.onnx.limits import TimeLimitError
-from normkit.fold.onnx.operators import RULES
 from normkit.fold.onnx.reading import OnnxGraph, read_graph
 from normkit.fold.onnx.subgraphs import fold_inside, has_norms_inside, left_inside
 from normkit.fold.onnx.writing import rewritten
@@ -33,6 +32,8 @@ __all__ = ["fold_model"]
 
 # The first version of the format in which a weight need not be an input as well.
 _FIRST_WITH_DEFAULTS = 4
+
+_RULES = operators.RULES | norm_operators.RULES
 
 _OPEN_WEIGHTS = (
     "the file lists weights as inputs, so a caller may replace them and they stay as "
@@ -47,13 +48,16 @@ def fold_model(
     inputs: int,
     fixed_weights: bool | None,
     time_limit: float,
+    norms: str,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     """Fold; see `normkit.fold_onnx`."""
     if not time_limit > 0:
         raise ArgumentError(f"time_limit must be above 0 seconds, got {time_limit}")
+    if norms not in ("batch", "all"):
+        raise ArgumentError(f'norms must be "batch" or "all", got {norms!r}')
     token = limits.seconds.set(time_limit)
     try:
-        return _fold_model(model, out, example_inputs, inputs, fixed_weights)
+        return _fold_model(model, out, example_inputs, inputs, fixed_weights, norms)
     finally:
         limits.seconds.reset(token)
 
@@ -64,6 +68,7 @@ def _fold_model(
     example_inputs: dict[str, Any] | None,
     inputs: int,
     fixed_weights: bool | None,
+    norms: str,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     sources: set[Path] = set()
     if isinstance(model, onnx.ModelProto):
@@ -86,12 +91,12 @@ def _fold_model(
         proto = _without_defaults(proto)
     wide = to_float64(proto)
     given = drawn_inputs(wide, example_inputs, max(inputs, 1))
-    result = _fold_graph(proto, given, opset, inside=not is_old)
+    result = _fold_graph(proto, given, opset, norms, inside=not is_old)
     if has_norms_inside(proto) and not is_old:
         truth = tensors_among(run_once(wide, given[0]), _outputs(wide))
         found = tensors_among(result.expected[0], _outputs(wide))
         if not difference(truth, found) <= TOLERANCE:
-            result = _fold_graph(proto, given, opset, inside=False)
+            result = _fold_graph(proto, given, opset, norms, inside=False)
     folded = result.model if any(entry.how for entry in result.entries) else original
     if is_old and folded is not original:
         _list_weights(folded)
@@ -141,10 +146,12 @@ class _OnnxFolding(Planner):
         wide: onnx.ModelProto,
         given: list[dict[str, Any]],
         opset: int,
+        kinds: str,
     ) -> None:
         self.model, self.wide, self.given = model, wide, given
         self.expected = [run_once(wide, each) for each in given]
-        self.read: OnnxGraph = read_graph(wide, dict(self.expected[0]), RULES, opset)
+        first = dict(self.expected[0])
+        self.read: OnnxGraph = read_graph(wide, first, _RULES, opset, kinds)
         self.known = {norm.path: norm for norm in self.read.norms}
         self.outputs = _outputs(wide)
         self.types = _types(model)
@@ -238,7 +245,12 @@ class _Folded:
 
 
 def _fold_graph(
-    model: onnx.ModelProto, given: list[dict[str, Any]], opset: int, *, inside: bool
+    model: onnx.ModelProto,
+    given: list[dict[str, Any]],
+    opset: int,
+    norms: str,
+    *,
+    inside: bool,
 ) -> _Folded:
     """Fold the inner graphs first, each as a model of its own, then the outer one."""
     entries: list[FoldEntry] = []
@@ -252,12 +264,12 @@ def _fold_graph(
         ) -> tuple[onnx.ModelProto, list[FoldEntry], float]:
             onnx.checker.check_model(part)
             twice = [first, redrawn(first, 1)]
-            folded = _fold_graph(part, twice, opset, inside=True)
+            folded = _fold_graph(part, twice, opset, norms, inside=True)
             return folded.model, folded.entries, folded.difference
 
         found = run_once(to_float64(model), given[0])
         model, entries, largest = fold_inside(model, found, alone)
-    folding = _OnnxFolding(model, to_float64(model), given, opset)
+    folding = _OnnxFolding(model, to_float64(model), given, opset, norms)
     plan = folding.proven_plan()
     return _Folded(
         rewritten(model, folding.read, plan) if plan.steps else model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -16,30 +15,19 @@ from normkit.fold.ir.convolution import (
 from normkit.fold.ir.graph import Node
 from normkit.fold.ir.nodes import (
     Add,
-    BatchNorm,
     Gate,
     Linear,
     Move,
-    NormAffine,
     Opaque,
+    Quotient,
     Scale,
 )
 from normkit.fold.ir.nodes.commuting import COUNTS_PADDING, Commuting
 from normkit.fold.ir.nodes.matmul import matmul
-from normkit.fold.onnx.reading import DEFAULTS, Lowering, Operator
+from normkit.fold.onnx.reading import Operator
+from normkit.fold.onnx.rules import RULES, lowers
 
 __all__ = ["RULES"]
-
-RULES: dict[str, Lowering] = {}
-
-
-def _lowers(names: str) -> Any:
-    def register(rule: Lowering) -> Lowering:
-        for name in names.split():
-            RULES[name] = rule
-        return rule
-
-    return register
 
 
 def _weights(op: Operator) -> Weights | None:
@@ -54,7 +42,7 @@ def _weights(op: Operator) -> Weights | None:
     return Weights(weight=weight, bias=bias, bias_slot=slot)
 
 
-@_lowers("Conv")
+@lowers("Conv")
 def _conv(op: Operator) -> Node | None:
     weights = _weights(op)
     if weights is None:
@@ -88,7 +76,7 @@ def _padding(
     return list(zip(pads[:rank], pads[rank:], strict=True))
 
 
-@_lowers("ConvTranspose")
+@lowers("ConvTranspose")
 def _transposed_convolution(op: Operator) -> Node | None:
     weights = _weights(op)
     if weights is None:
@@ -99,7 +87,7 @@ def _transposed_convolution(op: Operator) -> Node | None:
     )
 
 
-@_lowers("Gemm")
+@lowers("Gemm")
 def _gemm(op: Operator) -> Node | None:
     if not op.is_fixed(1) or op.is_fixed(0) or (op.has(2) and not op.is_fixed(2)):
         return None
@@ -126,7 +114,7 @@ def _gemm(op: Operator) -> Node | None:
     )
 
 
-@_lowers("MatMul")
+@lowers("MatMul")
 def _matmul(op: Operator) -> Node | None:
     left, right = op.shape(0), op.shape(1)
     if min(len(left), len(right)) < 2:
@@ -144,7 +132,7 @@ def _matmul(op: Operator) -> Node | None:
     return matmul(op.label, op.value(0), op.value(1))
 
 
-@_lowers("Softmax")
+@lowers("Softmax")
 def _softmax(op: Operator) -> Node | None:
     axis, rank = op.attribute("axis", -1 if op.opset >= 13 else 1), len(op.shape(0))
     node = Opaque(op.label, [op.value(0)])
@@ -153,57 +141,10 @@ def _softmax(op: Operator) -> Node | None:
     return node
 
 
-@_lowers("BatchNormalization")
-def _batch_norm(op: Operator) -> Node | None:
-    x, locked = op.value(0), ""
-    made = [name for name in op.node.output if name]
-    if op.attribute("training_mode", 0) or len(made) > 1:
-        locked = "normalizes by the statistics of each batch"
-    elif not op.attribute("spatial", 1) and len(x.shape) > 2:
-        locked = "normalizes each position by itself"
-    parts = [
-        op.held(i, name=name) if op.is_fixed(i) else op.value(i)
-        for i, name in enumerate(("weight", "bias", "mean", "var"), 1)
-    ]
-    weight, bias, mean, var = parts
-    node = BatchNorm(
-        op.label,
-        [x],
-        mean=mean,
-        var=var,
-        weight=weight,
-        bias=bias,
-        eps=float(op.attribute("epsilon", 1e-5)),
-        locked=locked,
-    )
-    if node.locked:
-        node.inputs += [value for value in parts if not value.is_fixed]
-        if op.reader.defaults & set(op.node.input):
-            node.locked += f": {DEFAULTS}"
-    return node
-
-
-@_lowers("LayerNormalization")
-def _layer_norm(op: Operator) -> Node | None:
-    rank = len(op.shape(0))
-    axis = op.attribute("axis", -1) % rank
-    dims = tuple(range(axis, rank))
-    sizes = op.shape(0)[axis:]
-    if not op.is_fixed(1) or op.shape(1) != sizes or len(op.node.output) > 1:
-        return None
-    if op.has(2) and not (op.is_fixed(2) and op.shape(2) == sizes):
-        return None
-    node = NormAffine(op.label, [op.value(0)], dims=dims)
-    node.weight = op.held(1, name="weight")
-    node.bias = op.held(2, name="bias") if op.has(2) else None
-    node.bias_slot = None if op.has(2) else op.slot(2, "bias")
-    return node
-
-
 # Sums and products ------------------------------------------------------------
 
 
-@_lowers("Add Sub Sum")
+@lowers("Add Sub Sum")
 def _added(op: Operator) -> Node | None:
     node = Add(op.label)
     for i in range(len(op.node.input)):
@@ -213,7 +154,7 @@ def _added(op: Operator) -> Node | None:
     return node
 
 
-@_lowers("Mul")
+@lowers("Mul")
 def _multiplied(op: Operator) -> Node | None:
     for fixed, flows in ((1, 0), (0, 1)):
         if op.is_fixed(fixed) and not op.is_fixed(flows):
@@ -223,15 +164,17 @@ def _multiplied(op: Operator) -> Node | None:
     return Gate(op.label, [op.value(0), op.value(1)])
 
 
-@_lowers("Div")
+@lowers("Div")
 def _divided(op: Operator) -> Node | None:
-    if not op.is_fixed(1) or op.is_fixed(0):
+    if op.is_fixed(0):
         return None
+    if not op.is_fixed(1):
+        return Quotient(op.label, [op.value(0), op.value(1)])
     divisor = torch.as_tensor(op.found[op.node.input[1]], dtype=torch.float64)
     return Scale(op.label, [op.value(0)], factor=divisor.reciprocal())
 
 
-@_lowers("Neg")
+@lowers("Neg")
 def _negated(op: Operator) -> Node | None:
     minus = torch.tensor(-1.0, dtype=torch.float64)
     return Scale(op.label, [op.value(0)], factor=minus)
@@ -240,7 +183,7 @@ def _negated(op: Operator) -> Node | None:
 # Activations, pooling ---------------------------------------------------------
 
 
-@_lowers("Relu LeakyRelu PRelu")
+@lowers("Relu LeakyRelu PRelu")
 def _rectified(op: Operator) -> Node | None:
     if op.node.op_type == "PRelu" and not op.is_fixed(1):
         return None
@@ -249,7 +192,7 @@ def _rectified(op: Operator) -> Node | None:
     return Commuting(op.label, [op.value(0)])
 
 
-@_lowers("Clip")
+@lowers("Clip")
 def _clipped(op: Operator) -> Node | None:
     """Lower relu written as a clip: a lower bound of 0 and no upper one."""
     if op.opset >= 11:
@@ -266,7 +209,7 @@ def _spatial(op: Operator) -> tuple[int, ...]:
     return tuple(range(2, len(op.shape(0))))
 
 
-@_lowers("MaxPool GlobalMaxPool")
+@lowers("MaxPool GlobalMaxPool")
 def _max_pooled(op: Operator) -> Node | None:
     if len(op.node.output) > 1:
         return None
@@ -275,7 +218,7 @@ def _max_pooled(op: Operator) -> Node | None:
     )
 
 
-@_lowers("AveragePool GlobalAveragePool")
+@lowers("AveragePool GlobalAveragePool")
 def _average_pooled(op: Operator) -> Node | None:
     kernel = op.attribute("kernel_shape", ())
     padding = _padding(op, kernel, [1] * len(kernel))
@@ -292,7 +235,7 @@ def _average_pooled(op: Operator) -> Node | None:
     )
 
 
-@_lowers("ReduceMean ReduceSum ReduceMax")
+@lowers("ReduceMean ReduceSum ReduceMax")
 def _reduced(op: Operator) -> Node | None:
     axes = op.attribute("axes")
     if axes is None and op.has(1):
@@ -316,7 +259,7 @@ def _reduced(op: Operator) -> Node | None:
     )
 
 
-@_lowers("Resize Upsample")
+@lowers("Resize Upsample")
 def _resized(op: Operator) -> Node | None:
     if op.attribute("coordinate_transformation_mode") == "tf_crop_and_resize":
         return None
@@ -337,7 +280,7 @@ def _resized(op: Operator) -> Node | None:
 # Data movement ------------------------------------------------------
 
 
-@_lowers("Identity Dropout Cast")
+@lowers("Identity Dropout Cast")
 def _same(op: Operator) -> Node | None:
     if op.node.op_type == "Dropout":
         training = op.has(2) and (op.array(2) is None or bool(op.array(2)))
@@ -346,7 +289,7 @@ def _same(op: Operator) -> Node | None:
     return Move(op.label, [op.value(0)])
 
 
-@_lowers(
+@lowers(
     "Reshape Flatten Transpose Squeeze Unsqueeze Expand Tile Split Slice Gather Pad "
     "DepthToSpace SpaceToDepth"
 )
@@ -369,7 +312,7 @@ def _acts_on(op: Operator) -> tuple[int, ...] | None:
     return None
 
 
-@_lowers("Concat")
+@lowers("Concat")
 def _joined(op: Operator) -> Node | None:
     moved = list(range(len(op.node.input)))
     names = list(op.node.input)

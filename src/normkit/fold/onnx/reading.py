@@ -9,7 +9,7 @@ came from a Constant, or is used inside an If.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,14 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from normkit.fold.ir.decomposed import as_batch_norm
-from normkit.fold.ir.graph import Graph, Node, Slot, Value
-from normkit.fold.ir.nodes import Add, BatchNorm, Opaque, Parameter, Scale
+from normkit.fold.ir.graph import Node, Slot, Value, slots_of
+from normkit.fold.ir.nodes import BatchNorm, Opaque, Parameter
 from normkit.fold.onnx.evaluate import evaluator
 from normkit.fold.onnx.files import graphs_in
+from normkit.fold.onnx.norms import OnnxGraph, OnnxNorm, joined, measuring
 
 __all__ = [
     "DEFAULTS",
-    "OnnxGraph",
-    "OnnxNorm",
     "Operator",
     "captured_by",
     "inner_graphs",
@@ -46,44 +44,6 @@ DEFAULTS = (
     "an input is a weight with a default in the file, which callers may replace; if "
     "no caller does, pass fixed_weights=True (--fixed-weights)"
 )
-
-
-@dataclass(eq=False)
-class OnnxNorm:
-    """A batch norm of an ONNX model.
-
-    Attributes:
-        path: Its unique name.
-        kind: Its operator, or the operators that it is decomposed into.
-        nodes: Its one node.
-        positions: The positions of its nodes in the ONNX graph, in order.
-        refusal: Reason why it must stay; empty if it may go.
-        stored: Number of stored numbers.
-    """
-
-    path: str
-    kind: str
-    nodes: list[BatchNorm]
-    positions: tuple[int, ...]
-    refusal: str = ""
-    stored: int = 0
-
-
-@dataclass(eq=False)
-class OnnxGraph:
-    """The graph of an ONNX model.
-
-    Attributes:
-        graph: The nodes and values.
-        values: By their ONNX names.
-        norms: The batch norms.
-        slots: By (position of the node, which of its inputs).
-    """
-
-    graph: Graph = field(default_factory=Graph)
-    values: dict[str, Value] = field(default_factory=dict)
-    norms: list[OnnxNorm] = field(default_factory=list)
-    slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -217,7 +177,9 @@ class _Reader:
         found: dict[str, Any],
         rules: dict[str, Lowering],
         opset: int,
+        norms: str,
     ) -> None:
+        self.norms = norms
         self.proto = model.graph
         self.found = found
         self.rules = rules
@@ -246,7 +208,7 @@ class _Reader:
             value = self.value(output.name)
             value.pinned = value.pinned or "is returned by the model"
             self.result.graph.outputs.append(value)
-        self._join_decomposed()
+        self._join()
         return self.result
 
     def value(self, name: str) -> Value:
@@ -279,7 +241,9 @@ class _Reader:
                 self.from_shapes.update(node.output)
         label = f"'{node.name or node.output[0]}'"
         operator = Operator(node, position, label, self.opset, self.found, self)
-        rule = self.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        is_standard = node.domain in ("", "ai.onnx")
+        name = node.op_type if is_standard else f"{node.domain}::{node.op_type}"
+        rule = self.rules.get(name)
         lowered = None
         if rule is not None and _is_float(self.found.get(node.output[0])):
             lowered = rule(operator)
@@ -295,10 +259,7 @@ class _Reader:
             value.producer = lowered
         for value in dict.fromkeys(lowered.inputs):
             value.readers.append(lowered)
-        fields = [*lowered.inputs, *vars(lowered).values()]
-        slots = [s for f in fields if isinstance(f, Value) for s in f.roots]
-        slots += [f for f in fields if isinstance(f, Slot)]
-        for slot in dict.fromkeys(slots):
+        for slot in slots_of(lowered):
             slot.readers.append(lowered)
         self.result.graph.nodes.append(lowered)
         if isinstance(lowered, BatchNorm):
@@ -312,51 +273,37 @@ class _Reader:
         for key in [key for key in self.result.slots if key[0] == position]:
             del self.result.slots[key]
 
-    def _join_decomposed(self) -> None:
-        """Replace a product and a sum of constants by one batch norm."""
-        graph = self.result.graph
-        for node in list(graph.nodes):
-            chain = _decomposed(node)
-            if not chain:
-                continue
-            first, last = chain[0], chain[-1]
-            x, y = first.inputs[0], last.outputs[0]
-            norm = as_batch_norm(first.label, chain, x, y)
-            if norm is None or norm.channel_dim != 1:
-                continue  # A layer norm's weight runs along the last dimension.
-            norm.position = first.position
-            graph.nodes[graph.nodes.index(first)] = norm
-            graph.nodes.remove(last)
-            for old in chain:
-                for value in old.inputs:
-                    value.readers[:] = [r for r in value.readers if r is not old]
-                self._drop_slots(old.position)
-            x.readers.append(norm)
-            y.producer = norm
-            positions = tuple(old.position for old in chain)
+    def _join(self) -> None:
+        """Replace each norm that is written out by one node, and name all norms."""
+        graph, found = self.result.graph, self.result.norms
+        for old, norm in joined(graph, self.norms):
+            positions = tuple(each.position for each in old)
+            norm.position = positions[0]
+            graph.nodes[graph.nodes.index(old[0])] = norm
+            for each in old:
+                if each in graph.nodes:
+                    graph.nodes.remove(each)
+                for value in each.inputs:
+                    value.readers[:] = [r for r in value.readers if r is not each]
+                if isinstance(norm, BatchNorm):
+                    self._drop_slots(each.position)
+            norm.inputs[0].readers.append(norm)
+            for value in norm.outputs:
+                value.producer = norm
+            for slot in self.result.slots.values():
+                if any(each in slot.readers for each in old):
+                    slot.readers[:] = [norm]
             kind = "+".join(self.proto.node[at].op_type for at in positions)
-            found = OnnxNorm(norm.label.strip("'"), kind, [norm], positions)
-            found.stored = 2 * norm.channels
-            self.result.norms.append(found)
-        self.result.norms.sort(key=lambda norm: norm.positions)
+            named = OnnxNorm(norm.label.strip("'"), kind, [norm], positions)
+            named.stored = 2 * norm.channels if isinstance(norm, BatchNorm) else 0
+            found.append(named)
+        if self.norms == "all":
+            found += measuring(graph, found, self.proto)
+        found.sort(key=lambda norm: norm.positions)
         seen: dict[str, int] = {}
-        for norm in self.result.norms:
-            count = seen[norm.path] = seen.get(norm.path, 0) + 1
-            norm.path += f" ({count})" if count > 1 else ""
-
-
-def _decomposed(node: Node) -> list[Node]:
-    """Return a product with a constant and the sum with one that alone reads it."""
-    if not isinstance(node, Scale) or node.weight is None or len(node.outputs) != 1:
-        return []
-    y = node.outputs[0]
-    if y.pinned or len(y.readers) != 1 or not isinstance(y.readers[0], Add):
-        return []
-    (add,) = y.readers
-    others = [v for v in add.inputs if v is not y]
-    if len(add.inputs) != 2 or len(others) != 1 or not others[0].roots:
-        return []
-    return [node, add]
+        for each in found:
+            count = seen[each.path] = seen.get(each.path, 0) + 1
+            each.path += f" ({count})" if count > 1 else ""
 
 
 def _is_float(array: Any) -> bool:
@@ -386,6 +333,7 @@ def read_graph(
     found: dict[str, Any],
     rules: dict[str, Lowering],
     opset: int,
+    norms: str = "batch",
 ) -> OnnxGraph:
     """Read the graph of `model`.
 
@@ -394,5 +342,6 @@ def read_graph(
         found: Every value of one run in float64.
         rules: The lowering of each operator.
         opset: The version of the operator set.
+        norms: "batch" or "all".
     """
-    return _Reader(model, found, rules, opset).read()
+    return _Reader(model, found, rules, opset, norms).read()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from normkit.fold.ir.graph import Slot
-from normkit.fold.onnx.reading import OnnxGraph, OnnxNorm
+from normkit.fold.ir.nodes import BatchNorm, NormAffine
+from normkit.fold.onnx.norms import PARAMETERS, OnnxGraph, OnnxNorm
 from normkit.fold.search.plan import Norm, Plan
 
 __all__ = ["rewritten", "rounded"]
 
 
 def rewritten(model: onnx.ModelProto, read: OnnxGraph, plan: Plan) -> onnx.ModelProto:
-    """Return a copy of `model` with the weights and without the batch norms of `plan`.
+    """Return a copy of `model` with the weights and without the norms of `plan`.
+
+    An operator that measures its input stays, with a weight of 1 and without a bias.
 
     Args:
         model: The model, in any precision: one plan edits it and its float64 copy.
@@ -29,18 +33,22 @@ def rewritten(model: onnx.ModelProto, read: OnnxGraph, plan: Plan) -> onnx.Model
     new: dict[Slot, Tensor] = {}
     for _, solution in plan.steps:
         new |= solution.edits
-    gone = {position for norm, _ in plan.steps for position in _positions(norm)}
-    entries = {norm.path: _entry(nodes, read, norm) for norm, _ in plan.steps}
+    steps = [step for step in plan.steps if not _parameters(step[0])]
+    gone = {position for norm, _ in steps for position in _positions(norm)}
+    entries = {norm.path: _entry(nodes, read, norm) for norm, _ in steps}
     for (position, index), slot in read.slots.items():
         if slot in new and position not in gone:
             _set_input(graph, nodes[position], index, new[slot], names)
     for norm, solution in plan.steps:
+        if _parameters(norm):
+            node = nodes[_positions(norm)[0]]
+            _drop_affine(graph, node, norm, solution.remainder, names)
+    for norm, solution in steps:
         own = [nodes[position] for position in _positions(norm)]
         source = own[0].inputs[entries[norm.path]]
         assert source is not None
         if solution.remainder is not None:
-            rank = len(norm.nodes[0].inputs[0].shape)
-            shift = solution.remainder.reshape(-1, *(1,) * (rank - 2))
+            shift = _broadcast(norm.nodes[0], solution.remainder)
             source = _sum_instead(graph, own, source, shift, names)
         _bypass(graph, own, source)
     _remove_unused(graph)
@@ -55,6 +63,47 @@ def rounded(tensor: Tensor, dtype: ir.DataType) -> np.ndarray:
 def _positions(norm: Norm) -> tuple[int, ...]:
     assert isinstance(norm, OnnxNorm)
     return norm.positions
+
+
+def _parameters(norm: Norm) -> tuple[int, ...]:
+    assert isinstance(norm, OnnxNorm)
+    return norm.parameters
+
+
+def _broadcast(node: BatchNorm | NormAffine, shift: Tensor) -> Tensor:
+    """Return what is left of a norm, shaped to be added to its output."""
+    rank = len(node.outputs[0].shape)
+    if isinstance(node, BatchNorm):
+        return shift.reshape(-1, *(1,) * (rank - 2))
+    first = min(dim % rank for dim in node.dims)
+    shape = [n if d in node.dims else 1 for d, n in enumerate(node.outputs[0].shape)]
+    return shift.reshape(shape[first:])
+
+
+def _drop_affine(
+    graph: ir.Graph,
+    node: ir.Node,
+    norm: Norm,
+    bias: Tensor | None,
+    names: _Names,
+) -> None:
+    """Give an operator that measures its input a weight of 1, and `bias` or none."""
+    needed = PARAMETERS[node.op_type]
+    for index, value in zip(
+        needed, (norm.nodes[0].weight, norm.nodes[0].bias), strict=False
+    ):
+        is_bias = index != next(iter(needed))
+        if value is None:
+            continue
+        if is_bias and bias is None and not needed[index]:
+            node.replace_input_with(index, None)
+            if index == len(node.inputs) - 1:
+                node.resize_inputs(index)
+            continue
+        content = torch.full(value.shape, 0.0 if is_bias else 1.0, dtype=torch.float64)
+        if is_bias and bias is not None:
+            content = bias.reshape(value.shape)
+        _set_input(graph, node, index, content, names)
 
 
 def _entry(nodes: list[ir.Node], read: OnnxGraph, norm: Norm) -> int:

@@ -19,9 +19,7 @@ def needs_copy(graph: Graph, norms: list[BatchNorm]) -> bool:
     """
     if not graph.writes:
         return False
-    by_group: dict[int, list[Value]] = {}
-    for value in (*graph.inputs, *(v for node in graph.nodes for v in node.outputs)):
-        by_group.setdefault(value.alias_group, []).append(value)
+    by_group = graph.by_alias_group
     for norm in norms:
         families = [_family(by_group, v) for v in (norm.inputs[0], norm.outputs[0])]
         for position, group in graph.writes:

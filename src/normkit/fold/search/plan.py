@@ -8,11 +8,15 @@ fold based on the ones before it, and leaves out every fold that the check rejec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from normkit.fold.ir.gauge import Gauge
 from normkit.fold.ir.graph import Gauges, Graph, Node, Refusal, Slot
-from normkit.fold.ir.nodes import BatchNorm
+from normkit.fold.ir.nodes import BatchNorm, NormAffine
+from normkit.fold.search.centered import Centered, center
+from normkit.fold.search.norm_weights import NORM_WAYS, explained, solve_norm_weights
 from normkit.fold.search.parallel_branch import solve_parallel_branch
 from normkit.fold.search.solve import PARTIAL_WAYS, WAYS, Solution, solve
 
@@ -20,17 +24,20 @@ __all__ = ["Norm", "Plan", "Planner"]
 
 
 class Norm(Protocol):
-    """A batch norm of a front end.
+    """A norm of a front end: calls of a batch norm, or of one that measures its input.
 
     Attributes:
         path: Its unique name.
-        nodes: Its calls.
         refusal: Reason why it must stay; empty if it may go.
     """
 
     path: str
-    nodes: list[BatchNorm]
     refusal: str
+
+    @property
+    def nodes(self) -> Sequence[BatchNorm | NormAffine]:
+        """Its calls."""
+        ...
 
 
 @dataclass(eq=False)
@@ -44,6 +51,8 @@ class Plan:
         gauges: The final gauge of each value.
         differences: The measured difference of each batch norm.
         max_difference: The measured difference at the outputs.
+        centered: Streams whose layer norms become RMS norms, after the steps.
+        as_rms: For each layer norm that was asked for, "" or why it stays one.
     """
 
     steps: list[tuple[Norm, Solution]] = field(default_factory=list)
@@ -52,6 +61,8 @@ class Plan:
     gauges: Gauges = field(default_factory=Gauges)
     differences: dict[str, float] = field(default_factory=dict)
     max_difference: float = 0.0
+    centered: list[Centered] = field(default_factory=list)
+    as_rms: dict[str, str] = field(default_factory=dict)
 
 
 class Planner:
@@ -59,12 +70,22 @@ class Planner:
 
     Args:
         graph: The network.
-        norms: Its batch norms.
+        norms: Its norms.
         slots: Every slot that holds a parameter.
+        layer_to_rms: Turn layer norms into RMS norms where the writers permit it.
     """
 
-    def __init__(self, graph: Graph, norms: list[Norm], slots: list[Slot]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        norms: list[Norm],
+        slots: list[Slot],
+        *,
+        layer_to_rms: bool = False,
+    ) -> None:
         self.graph = graph
+        self.layer_to_rms = layer_to_rms
+        self.not_centered = ""
         self.norms = norms
         self.slots = slots
         self._original = {slot: slot.tensor for slot in slots}
@@ -75,16 +96,22 @@ class Planner:
     def validate(self, norm: Norm, solution: Solution) -> None:
         """Raise `Refusal` if the algebra permits `solution` and the model does not."""
 
+    def validate_branches(self, nodes: list[Node]) -> None:
+        """Raise `Refusal` if code around `nodes` may take another branch."""
+
+    def validate_rms(self, norm: Norm) -> None:
+        """Raise `Refusal` if the model has no RMS norm for the layer norm `norm`."""
+
     def prepare(self, plan: Plan) -> str:
         """Prepare to check parts of `plan`; return why nothing can be proven, or ""."""
         return ""
 
     def check(self, plan: Plan) -> tuple[str, str]:
-        """Return (the wrong batch norm if it is known, the error if there is one)."""
+        """Return (the wrong norm if it is known, the error if there is one)."""
         raise NotImplementedError
 
     def plan(self, allowed: set[str]) -> Plan:
-        """Return every fold that the algebra permits for the batch norms `allowed`."""
+        """Return every fold that the algebra permits for the norms `allowed`."""
         for slot in self.slots:
             slot.tensor = self._original.get(slot)
         plan = Plan()
@@ -97,6 +124,8 @@ class Planner:
                 plan.reasons[norm.path] = norm.refusal
             elif norm.path in allowed:
                 pending.append(norm)
+        measuring = [norm for norm in pending if _calls(norm)]
+        pending = [norm for norm in pending if not _calls(norm)]
         refused: dict[str, dict[str, str]] = {norm.path: {} for norm in pending}
         found = True
         while found and pending:
@@ -112,7 +141,45 @@ class Planner:
             for way in PARTIAL_WAYS:
                 if self._try(plan, norm, way, {}):
                     break
+        # Batch norms first: they may go into the weight of a norm, which then goes on.
+        for norm in measuring:
+            reasons: dict[str, str] = {}
+            for way in NORM_WAYS:
+                if self._try(plan, norm, way, reasons):
+                    break
+            if reasons:
+                is_left = norm.path not in plan.solutions
+                known = explained(_calls(norm)[0]) if is_left else ""
+                plan.reasons[norm.path] = known or reasons["weight and bias"]
+        if self.layer_to_rms:
+            self._center(plan, measuring)
         return plan
+
+    def _center(self, plan: Plan, norms: list[Norm]) -> None:
+        """Center each stream that only layer norms without a bias read."""
+        done: set[Node] = set()
+        for norm in norms:
+            calls = _calls(norm)
+            if not all(call.centers for call in calls):
+                continue
+            plan.as_rms[norm.path] = ""
+            try:
+                self.validate_rms(norm)
+                if not all(call.is_removed for call in calls):
+                    raise Refusal("its weight or bias stays")
+                for call in calls:
+                    if call in done:
+                        continue
+                    stream = center(call)
+                    self.validate_branches(stream.nodes)
+                    done.update(stream.norms)
+                    for slot, tensor in stream.edits.items():
+                        slot.tensor = tensor
+                    for value in stream.values:
+                        plan.gauges[value] = Gauge(None, None)
+                    plan.centered.append(stream)
+            except Refusal as refusal:
+                plan.as_rms[norm.path] = str(refusal)
 
     def proven_plan(self) -> Plan:
         """Return the folds that remain when every rejected one is left out."""
@@ -123,25 +190,34 @@ class Planner:
         if undone:
             plan = self.plan(set())
             plan.reasons |= undone
-        while plan.solutions:
+        while plan.solutions or plan.centered:
             culprit, why = self.check(plan)
             if not why:
                 break
+            if plan.centered:
+                self.layer_to_rms = False
+                plan = self.plan(set(allowed) - set(undone))
+                plan.reasons |= undone
+                self.not_centered = f"centering was undone: {why}"
+                continue
             if not culprit:
                 culprit = self._first_wrong(list(plan.solutions))
             undone[culprit] = f"folding it was undone: {why}"
             plan = self.plan(set(allowed) - set(undone))
             plan.reasons |= undone
+        if self.not_centered:
+            plan.as_rms = dict.fromkeys(plan.solutions, self.not_centered)
         return plan
 
     def _signs(self, norm: Norm, refusals: dict[str, str]) -> str:
         """Return the reason if `norm` stays for its negative scales alone, else ""."""
-        scales = [node.affine().scale for node in norm.nodes]
+        nodes = [node for node in norm.nodes if isinstance(node, BatchNorm)]
+        scales = [node.affine().scale for node in nodes]
         negative = max(int((scale < 0).sum()) for scale in scales)
         if not negative:
             return ""
         try:
-            solution = solve(self.graph, norm.nodes, "lift", as_if_positive=True)
+            solution = solve(self.graph, nodes, "lift", as_if_positive=True)
             self.validate(norm, solution)
         except Refusal:
             return ""
@@ -156,10 +232,7 @@ class Planner:
         if visited and all(self._changed.get(node, -1) < step for node in visited):
             return False  # Nothing that the refusal depends on has changed since.
         try:
-            if way == "parallel":
-                solution = solve_parallel_branch(self.graph, norm.nodes)
-            else:
-                solution = solve(self.graph, norm.nodes, way)
+            solution = self._solve(norm, way)
             self.validate(norm, solution)
         except Refusal as refusal:
             refusals[way] = str(refusal)
@@ -180,6 +253,14 @@ class Planner:
             plan.gauges[value] = plan.gauges.of(value).then(gauge)
         return True
 
+    def _solve(self, norm: Norm, way: str) -> Solution:
+        if way in NORM_WAYS:
+            return solve_norm_weights(_calls(norm), way)
+        nodes = [node for node in norm.nodes if isinstance(node, BatchNorm)]
+        if way == "parallel":
+            return solve_parallel_branch(self.graph, nodes)
+        return solve(self.graph, nodes, way)
+
     def _first_wrong(self, paths: list[str]) -> str:
         """Bisect for the first batch norm whose fold makes the outputs wrong."""
         good, bad = 0, len(paths)
@@ -188,6 +269,11 @@ class Planner:
             _, why = self.check(self.plan(set(paths[:middle])))
             good, bad = (good, middle) if why else (middle, bad)
         return paths[bad - 1]
+
+
+def _calls(norm: Norm) -> list[NormAffine]:
+    """Return the calls of a norm that measures its input; none for a batch norm."""
+    return [node for node in norm.nodes if isinstance(node, NormAffine)]
 
 
 def _reason(refusals: dict[str, str]) -> str:

@@ -28,10 +28,10 @@ from torch import Tensor
 from normkit.affine import Affine
 from normkit.fold.ir.gauge import Gauge
 from normkit.fold.ir.graph import Gauges, Graph, Node, Refusal, Slot, Value
-from normkit.fold.ir.nodes import BatchNorm
+from normkit.fold.ir.nodes import BatchNorm, NormAffine
 from normkit.fold.search.aliasing import needs_copy
 
-__all__ = ["PARTIAL_WAYS", "WAYS", "Solution", "solve"]
+__all__ = ["PARTIAL_WAYS", "WAYS", "Search", "Solution", "solve"]
 
 # The search stops after this many visits of nodes; real folds need under 50.
 _MAX_VISITS = 4000
@@ -42,22 +42,22 @@ class Solution:
     """A set of edits that lets some batch norms go.
 
     Attributes:
-        way: Its name in `WAYS`, `PARTIAL_WAYS`, or "parallel".
+        way: Its name in `WAYS`, `PARTIAL_WAYS`, `NORM_WAYS`, or "parallel".
         edits: The new content of each slot, float64.
-        norms: The calls that become the identity.
+        norms: The calls that become the identity, or lose weight and bias.
         touched: The other nodes around a changed value, in order of execution.
         edited: Those of them that are edited.
         created: The slots that were empty.
         gauges: The gauge of each value.
         needs_copy: Whether a copy must replace the norms, not the identity, because
             one of the tensors is written to in place.
-        remainder: The shift per channel that stays in the place of each norm; None if
-            nothing stays.
+        remainder: The shift per channel that stays in the place of each norm, or its
+            new bias; None if nothing stays.
     """
 
     way: str
     edits: dict[Slot, Tensor]
-    norms: tuple[BatchNorm, ...]
+    norms: tuple[Node, ...]
     touched: tuple[Node, ...]
     edited: tuple[Node, ...]
     created: frozenset[Slot]
@@ -68,8 +68,8 @@ class Solution:
     def describe(self) -> str:
         """Return where the batch norm went, in words for the ledger."""
         first = min(norm.position for norm in self.norms)
-        before = [node.label for node in self.edited if node.position < first]
-        after = [node.label for node in self.edited if node.position >= first]
+        before = [node.label for node in self.edited if _place(node) < first]
+        after = [node.label for node in self.edited if _place(node) >= first]
         parts = []
         if before:
             parts.append(f"into {_listed(before)} before it")
@@ -78,6 +78,8 @@ class Solution:
         if self.way == "parallel":
             labels = _listed([node.label for node in self.edited])
             parts = [f"into {labels} in a parallel branch"]
+        if not parts and not isinstance(self.norms[0], BatchNorm):
+            return "its weight was 1 already"
         return " and ".join(parts) or "it was the identity already"
 
 
@@ -98,7 +100,7 @@ def solve(
     """
     gauges = Gauges()
     todo: list[Node] = []
-    search = _Search(set(norms))
+    search = Search(set(norms))
     remainder: Tensor | None = None
     for norm in norms:
         u, y = norm.inputs[0], norm.outputs[0]
@@ -120,26 +122,20 @@ def solve(
                 raise Refusal(f"{value.name} would need two different maps")
             search.put(gauges, value, gauge)
             todo += search.around(value)
-    try:
-        edits, edited, settled = search.settle(gauges, todo)
-    except Refusal as refusal:
-        refusal.visited = frozenset({*search.visited, *norms})
-        raise
-    near = {node for value in settled for node in search.around(value)}
-    touched = sorted(
-        (node for node in near if node.is_touched(settled)), key=lambda n: n.position
-    )
-    return Solution(
+    return search.solution(
         way,
-        edits,
-        norms=tuple(norms),
-        touched=tuple(touched),
-        edited=tuple(node for node in touched if node in edited),
-        created=frozenset(slot for slot in edits if slot.tensor is None),
-        gauges=settled,
+        gauges,
+        todo,
         needs_copy=remainder is None and needs_copy(graph, norms),
         remainder=remainder,
     )
+
+
+def _place(node: Node) -> int:
+    """Return the position of `node`; of a parameter, of the first that reads it."""
+    if node.position >= 0:
+        return node.position
+    return min((r.position for v in node.outputs for r in v.readers), default=-1)
 
 
 def _listed(labels: list[str]) -> str:
@@ -217,13 +213,49 @@ PARTIAL_WAYS: dict[str, Callable[[Affine], tuple[Gauge, Gauge, Tensor]]] = {
 }
 
 
-class _Search:
+class Search:
     """Depth-first search for the first alternatives under which all nodes settle."""
 
-    def __init__(self, removed: set[BatchNorm]) -> None:
-        self.removed = removed
+    def __init__(self, removed: set[BatchNorm] | set[NormAffine]) -> None:
+        self.removed: set[Node] = {*removed}
         self.visits = 0
         self.visited: set[Node] = set()
+
+    def solution(
+        self,
+        way: str,
+        gauges: Gauges,
+        todo: list[Node],
+        *,
+        needs_copy: bool,
+        remainder: Tensor | None,
+    ) -> Solution:
+        """Return the solution that follows from the first `gauges`.
+
+        Raises:
+            Refusal: there is none; it names the nodes on which that depends.
+        """
+        try:
+            edits, edited, settled = self.settle(gauges, todo)
+        except Refusal as refusal:
+            refusal.visited = frozenset({*self.visited, *self.removed})
+            raise
+        near = {node for value in settled for node in self.around(value)}
+        touched = sorted(
+            (node for node in near if node.is_touched(settled)),
+            key=lambda node: node.position,
+        )
+        return Solution(
+            way,
+            edits,
+            norms=tuple(sorted(self.removed, key=lambda node: node.position)),
+            touched=tuple(touched),
+            edited=tuple(node for node in touched if node in edited),
+            created=frozenset(slot for slot in edits if slot.tensor is None),
+            gauges=settled,
+            needs_copy=needs_copy,
+            remainder=remainder,
+        )
 
     def put(self, gauges: Gauges, value: Value, gauge: Gauge) -> None:
         """Set a gauge; refuse if the value must not change."""

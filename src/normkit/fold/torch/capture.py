@@ -14,27 +14,33 @@ values (`x[x > 0]`, `nonzero`), and `module` refuses to fold around such a call.
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import multi_head_attention_forward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normkit.fold.ir.decomposed import as_batch_norm
-from normkit.fold.ir.graph import Graph, Node, Slot, Value
-from normkit.fold.ir.nodes import Move, Opaque, Parameter
+from normkit.fold.ir.graph import Graph, Node, Value, slots_of
+from normkit.fold.ir.nodes import Add, Move, Opaque
+from normkit.fold.torch.joined import joined
 from normkit.fold.torch.lowering import TorchCall, lower, unfused
-from normkit.fold.torch.op_names import METADATA, RANDOM, SIZES, op_name
-from normkit.fold.torch.trace import ModuleCall, Trace
+from normkit.fold.torch.op_names import LIKE, METADATA, RANDOM, SIZES, op_name
+from normkit.fold.torch.tensors import TensorTable
+from normkit.fold.torch.trace import ModuleCall, TorchFunction, Trace
 from normkit.modeling.pytree import map_tensors, tensors_in
 
 __all__ = ["capture"]
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    norms: str = "batch",
+) -> Trace:
     """Run `model` once without gradients and return its trace.
 
     The model's hooks, parameters and flags are as before afterwards. What its forward
@@ -45,42 +51,44 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         model: Any module that runs.
         args: Its positional arguments.
         kwargs: Its named arguments.
+        norms: Which norms written out in Python become one node: "batch" or "all".
     """
-    reader = _Reader(model)
+    reader = _Reader(model, norms)
     with torch.no_grad():
-        reader.register_inputs((args, kwargs))
+        reader.tensors.register_inputs((args, kwargs))
         with reader.watching(), _Underneath(reader), reader:
             result = model(*args, **kwargs)
-        reader.register_outputs(result)
-    return Trace(reader.graph, reader.root, reader.call_of, reader.slots, result)
+        reader.tensors.register_outputs(result, reader.paths)
+    return Trace(
+        *(reader.graph, reader.root, reader.call_of, reader.tensors.slots, result),
+        functions=reader.functions,
+        tied=reader.tensors.tied(),
+    )
 
 
 class _Reader(TorchFunctionMode):
     """Turn each torch call into a node while it is active."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, norms: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.norms = model, norms
         self.graph = Graph()
         self.root = ModuleCall(model, "", None)
         self.call = self.root
         self.call_of: dict[Node, ModuleCall] = {}
+        self.functions: dict[Node, TorchFunction] = {}
         self.is_inside = False
         self.depth = 0
-        self.paths: dict[nn.Module, str] = {}
-        self.slots: dict[tuple[nn.Module, str], Slot] = {}
-        self.holders: dict[int, list[tuple[nn.Module, str]]] = {}
-        self.held: dict[tuple[nn.Module, str], Value] = {}
-        self.seen: dict[int, tuple[weakref.ref[Tensor], Value, int]] = {}
-        self.groups = 0
+        self.arrived_at = 0
+        self.hooked: set[nn.Module] = set()
         self.sized_by_values: set[Value] = set()
         self.made_by_values = False
-        for path, module in model.named_modules():
-            self.paths[module] = path
-            for name, tensor in _stored_tensors(module):
-                slot = Slot(f"{path}.{name}" if path else name, tensor.detach())
-                self.slots[module, name] = slot
-                self.holders.setdefault(id(tensor), []).append((module, name))
+        # Integers chosen by the model's floats (topk), and what is true of those.
+        self.numbers: set[Value] = set()
+        self.paths = {module: path for path, module in model.named_modules()}
+        self.tensors = TensorTable(
+            model, self.graph, lambda: self.call.module, self._append
+        )
 
     # Modules ---------------------------------------------------------------
 
@@ -101,23 +109,26 @@ class _Reader(TorchFunctionMode):
             for module in self.paths:
                 if isinstance(module, torch.jit.ScriptModule):
                     continue
-                is_seen = bool(module._forward_hooks)
-                is_seen_before = bool(module._forward_pre_hooks)
-                handles.append(
-                    module.register_forward_pre_hook(self._enter, with_kwargs=True)
-                )
-                handles.append(
-                    module.register_forward_hook(
-                        lambda module, args, result, a=is_seen, b=is_seen_before: (
-                            self._leave(module, result, a, b)
-                        ),
-                        always_call=False,
-                    )
-                )
+                if module._forward_hooks or module._forward_pre_hooks:
+                    self.hooked.add(module)
+                    handles += [
+                        module.register_forward_pre_hook(self._arrive, prepend=True),
+                        module.register_forward_hook(self._return, prepend=True),
+                    ]
+                handles += [
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                    module.register_forward_hook(self._leave),
+                ]
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _arrive(self, module: nn.Module, args: Any) -> None:
+        self.arrived_at = len(self.call.nodes)
+
+    def _return(self, module: nn.Module, args: Any, result: Any) -> None:
+        self.call.returned_at = len(self.call.nodes)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         with self.paused():
@@ -129,117 +140,57 @@ class _Reader(TorchFunctionMode):
         else:
             call = ModuleCall(module, self.paths[module], self.call)
             self.call.children.append(call)
-        call.inputs = [self.read(t) for t in tensors_in((args, kwargs))]
+        call.inputs = [self.tensors.read(t) for t in tensors_in((args, kwargs))]
+        is_hooked = module in self.hooked and self.call is not call
+        if is_hooked and len(self.call.nodes) > self.arrived_at:
+            for value in call.inputs:
+                value.pinned = f"is read by a hook of '{call.path}'"
         self.call = call
 
-    def _leave(
-        self, module: nn.Module, result: Any, is_seen: bool, is_seen_before: bool
-    ) -> None:
+    def _leave(self, module: nn.Module, args: Any, result: Any) -> None:
         with self.paused():
-            self._end(module, result, is_seen, is_seen_before)
+            self._end(module, args, result)
 
-    def _end(
-        self, module: nn.Module, result: Any, is_seen: bool, is_seen_before: bool
-    ) -> None:
+    def _end(self, module: nn.Module, args: Any, result: Any) -> None:
         # After an exception that the model caught, the calls above never returned.
         while self.call.module is not module and self.call.parent is not None:
             self.call = self.call.parent
         call = self.call
-        call.outputs = [self.read(t) for t in tensors_in(result)]
-        for values, seen in ((call.outputs, is_seen), (call.inputs, is_seen_before)):
-            for value in values if seen else ():
-                value.pinned = f"is read by a hook of '{call.path}'"
-        self._join_decomposed(call)
+        call.outputs = [self.tensors.read(t) for t in tensors_in(result)]
+        if module in self.hooked:
+            self._note_hooks(call, [*tensors_in(args), *tensors_in(result)])
+        for old, node in joined(call, self.norms):
+            self.replace(old, node)
         if call.parent is not None:
             self.call = call.parent
 
-    def _join_decomposed(self, call: ModuleCall) -> None:
-        """Replace the nodes of a frozen batch norm (product and sum) by one."""
-        if len(call.inputs) != 1 or len(call.outputs) != 1 or call.children:
-            return
-        held = {**call.module._parameters, **call.module._buffers}
-        if not {"running_mean", "running_var"} <= set(held) or not call.nodes:
-            return
-        (x,), (y,) = call.inputs, call.outputs
-        node = as_batch_norm(f"'{call.path}'", call.nodes, x, y)
-        if node is None:
-            return
-        for old in call.nodes:
-            self.graph.nodes.remove(old)
-            for value in old.inputs:
-                value.readers.remove(old)
-        call.nodes.clear()
-        y.producer = node
-        self._append(node)
+    def _note_hooks(self, call: ModuleCall, shown: list[Tensor]) -> None:
+        """Pin what the hooks of a call compute with; remember what they were shown."""
+        reason = f"is read by a hook of '{call.path}'"
+        for tensor in shown:
+            if len(call.nodes) > call.returned_at:
+                self.tensors.read(tensor).pinned = reason
+            else:
+                self.tensors.pin_if_kept(tensor, reason)
 
-    # Tensors ---------------------------------------------------------------
-
-    def register_inputs(self, nest: Any) -> None:
-        """Register the tensors of the arguments."""
-        for tensor in tensors_in(nest):
-            value = self._register(tensor, Value(tuple(tensor.shape)))
-            value.pinned = "is given by the caller"
-            self.graph.inputs.append(value)
-
-    def register_outputs(self, nest: Any) -> None:
-        """Pin the tensors that are returned or kept as attributes of a module."""
-        for tensor in tensors_in(nest):
-            value = self.read(tensor)
-            value.pinned = value.pinned or "is returned by the model"
-            for slot in value.roots:
-                slot.locked = "is returned by the model"
-            self.graph.outputs.append(value)
-        for module, path in self.paths.items():
-            for name, kept in list(vars(module).items()):
-                if name in ("_parameters", "_buffers", "_modules"):
-                    continue
-                for tensor in tensors_in(kept):
-                    if id(tensor) in self.seen and id(tensor) not in self.holders:
-                        value = self.read(tensor)
-                        value.pinned = f"is kept by '{path}' as {name}"
-
-    def read(self, tensor: Tensor) -> Value:
-        """Return the value of `tensor` in its present version."""
-        known = self.seen.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            _, value, version = known
-            if tensor._version == version:
-                return value
-            written = Opaque("an in-place write through an alias", [value])
-            fresh = self._register(tensor, Value(tuple(tensor.shape), written))
-            written.outputs = [fresh]
-            self._append(written)
-            return fresh
-        holder = self._holder(tensor)
-        if holder is not None:
-            if holder not in self.held:
-                slot = self.slots[holder]
-                node = Parameter(f"'{slot.name}'", slot=slot)
-                value = Value(tuple(tensor.shape), node, roots=(slot,))
-                node.outputs = [value]
-                self.held[holder] = value
-            return self.held[holder]
-        value = Value(tuple(tensor.shape), constant=tensor.detach())
-        return self._register(tensor, value)
-
-    def _holder(self, tensor: Tensor) -> tuple[nn.Module, str] | None:
-        holders = self.holders.get(id(tensor))
-        if not holders:
-            return None
-        own = [holder for holder in holders if holder[0] is self.call.module]
-        if own:
-            return own[0]
-        if len(holders) > 1:
-            # It is unknown which of the names this code used.
-            for holder in holders:
-                self.slots[holder].locked = "is shared with another module"
-        return holders[0]
-
-    def _register(self, tensor: Tensor, value: Value) -> Value:
-        if value.alias_group < 0:
-            value.alias_group = self.groups = self.groups + 1
-        self.seen[id(tensor)] = (weakref.ref(tensor), value, tensor._version)
-        return value
+    def replace(self, old: list[Node], node: Node) -> None:
+        """Put `node` in the place of the nodes `old`, all of the running call."""
+        nodes = self.graph.nodes
+        node.position = old[0].position
+        for held in (nodes, self.call.nodes):
+            # The running call's nodes are among the last.
+            at = len(held) - 1 - held[::-1].index(old[0])
+            held[at] = node
+            gone = set(old[1:])
+            held[at + 1 :] = [other for other in held[at + 1 :] if other not in gone]
+        for each in old:
+            for value in dict.fromkeys(each.inputs):
+                value.readers.remove(each)
+            for slot in slots_of(each):
+                slot.readers.remove(each)
+        for value in node.outputs:
+            value.producer = node
+        self._connect(node)
 
     # Calls -----------------------------------------------------------------
 
@@ -250,8 +201,11 @@ class _Reader(TorchFunctionMode):
         kwargs = kwargs or {}
         name = op_name(func)
         if self.depth or name in METADATA:
-            if name in SIZES and args and id(args[0]) in self.seen:
-                self._check_size(self.seen[id(args[0])][1])
+            if name in SIZES and args and id(args[0]) in self.tensors.seen:
+                self._check_size(self.tensors.seen[id(args[0])][1])
+            return func(*args, **kwargs)
+        if func is multi_head_attention_forward:
+            # Its parts pass through `_Underneath`, with the mode switched off here.
             return func(*args, **kwargs)
         parts = unfused(func, args, kwargs)
         if parts is not None:
@@ -263,8 +217,8 @@ class _Reader(TorchFunctionMode):
         tensors = list(tensors_in((args, kwargs)))
         versions = [tensor._version for tensor in tensors]
         with self.paused():
-            values = [self.read(tensor) for tensor in tensors]
-            template = map_tensors((args, kwargs), self.read)
+            values = [self.tensors.read(tensor) for tensor in tensors]
+            template = map_tensors((args, kwargs), self.tensors.read)
             self.made_by_values = _sized_by_values(func, args)
             result = func(*args, **kwargs)
             written = [
@@ -290,7 +244,7 @@ class _Reader(TorchFunctionMode):
             if tensors and not isinstance(result, torch.Size):
                 # Values went to Python, where the code may branch on them.
                 if not all(v.is_fixed for v in values):
-                    self.call.branches_on = "values of tensors"
+                    self._looks_at("values of tensors", values)
                 self._append(Opaque(self._label(name), values))
             return
         made += [t for t in written if all(t is not other for other in made)]
@@ -304,7 +258,17 @@ class _Reader(TorchFunctionMode):
             for other, other_value in zip(tensors, values, strict=True):
                 if _share_memory(tensor, other):
                     value.alias_group = other_value.alias_group
-            outputs.append(self._register(tensor, value))
+            outputs.append(self.tensors.register(tensor, value))
+        moving = [v for v in values if not v.is_fixed]
+        is_number = bool(moving) and all(v in self.numbers for v in moving)
+        is_chosen = any(
+            t.is_floating_point() and not v.is_fixed
+            for t, v in zip(tensors, values, strict=True)
+        )
+        for tensor, value in zip(made, outputs, strict=True):
+            is_integer = not (tensor.is_floating_point() or tensor.is_complex())
+            if is_integer and (is_number or (is_chosen and tensor.dtype != torch.bool)):
+                self.numbers.add(value)
         if has_size_of_values and made:
             self.sized_by_values.update(outputs)
             if self.made_by_values:
@@ -317,15 +281,17 @@ class _Reader(TorchFunctionMode):
             template[1],
             self.call.module,
             self.call.path,
-            self.slots,
+            self.tensors.slots,
             outputs,
             made,
         )
-        node = Opaque(call.label, values)
-        if not written or any(made[0] is t for t in written):
+        is_like = name in LIKE and len(values) == 1
+        node = Opaque(call.label, [] if is_like else values)
+        if not is_like and (not written or any(made[0] is t for t in written)):
             node = lower(call, values)
+        self.functions[node] = (func, template[0], template[1])
         node.outputs = outputs
-        if fixed and not (isinstance(node, Move) and len(node.inputs) == 1):
+        if fixed and not _is_edited_through(node):
             for tensor, value in zip(made, outputs, strict=True):
                 value.constant = tensor.detach()
             node = Opaque(call.label, values)
@@ -339,31 +305,39 @@ class _Reader(TorchFunctionMode):
         if fixed:
             return
         for tensor in written:
-            group = self.seen[id(tensor)][1].alias_group
-            self.graph.writes.append((len(self.graph.nodes), group))
+            group = self.tensors.seen[id(tensor)][1].alias_group
+            self.graph.writes.append((self._next_position(), group))
         self._append(node)
 
     def _check_size(self, value: Value) -> None:
         """Mark the running call if the size of `value` depends on values."""
         if value in self.sized_by_values:
-            self.call.branches_on = "sizes that depend on values of tensors"
+            self._looks_at("sizes that depend on values of tensors", [value])
+
+    def _looks_at(self, what: str, values: list[Value]) -> None:
+        """Mark the running call, whose code may branch on `values`."""
+        if all(value.is_fixed or value in self.numbers for value in values):
+            self.call.routes_on = what
+        else:
+            self.call.branches_on = what
 
     def _append(self, node: Node) -> None:
-        node.position = len(self.graph.nodes)
+        node.position = self._next_position()
         self.graph.nodes.append(node)
         self.call.nodes.append(node)
+        self._connect(node)
+
+    def _next_position(self) -> int:
+        return self.graph.nodes[-1].position + 1 if self.graph.nodes else 0
+
+    def _connect(self, node: Node) -> None:
         self.call_of[node] = self.call
         for value in dict.fromkeys(node.inputs):
             value.readers.append(node)
         self._claim_roots(node)
 
     def _claim_roots(self, node: Node) -> None:
-        fields = vars(node).values()
-        values = [*node.inputs, *(v for v in fields if isinstance(v, Value))]
-        slots = [slot for value in values for slot in value.roots]
-        # An empty slot that an edit may fill is read, too, by every call.
-        slots += [slot for slot in fields if isinstance(slot, Slot)]
-        for slot in dict.fromkeys(slots):
+        for slot in slots_of(node):
             slot.readers.append(node)
 
     def _label(self, name: str) -> str:
@@ -407,11 +381,11 @@ def _sized_by_values(func: Any, args: tuple[Any, ...]) -> bool:
     )
 
 
-def _stored_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for held in (module._parameters, module._buffers):
-        for name, tensor in held.items():
-            if tensor is not None:
-                yield name, tensor
+def _is_edited_through(node: Node) -> bool:
+    """Return True if an edit of its fixed output is one of its input."""
+    if isinstance(node, Add):
+        return node.shifts_a_parameter
+    return isinstance(node, Move) and len(node.inputs) == 1
 
 
 def _share_memory(left: Tensor, right: Tensor) -> bool:

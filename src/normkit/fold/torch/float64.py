@@ -39,7 +39,23 @@ class InFloat64(TorchFunctionMode):
             func = torch.Tensor.double
         if func is torch.set_default_dtype:
             return None
+        if getattr(func, "__name__", "") in ("grouped_mm", "_grouped_mm"):
+            return _grouped(*_widened(tuple(args)), **_widened(dict(kwargs or {})))
         return func(*_widened(tuple(args)), **_widened(dict(kwargs or {})))
+
+
+def _grouped(
+    x: Tensor, stack: Tensor, offs: Tensor, bias: Tensor | None = None, **more: Any
+) -> Tensor:
+    """Return the product of each group of rows with its matrix, as in grouped_mm.
+
+    The operator of torch knows no float64.
+    """
+    ends = [0, *offs.tolist()]
+    made = x.new_zeros(len(x), stack.shape[-1])
+    for start, end, matrix in zip(ends, ends[1:], stack, strict=False):
+        made[start:end] = x[start:end] @ matrix
+    return made if bias is None else made + bias
 
 
 def _widened(nest: Any) -> Any:

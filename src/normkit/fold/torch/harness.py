@@ -44,15 +44,15 @@ class Harness:
         kwargs: dict[str, Any],
         *,
         in_float64: bool,
+        norms: str = "batch",
     ) -> None:
         self.in_float64 = in_float64
         self.model = to_float64(model) if in_float64 else model
         given = map_tensors((args, kwargs), lambda t: t.detach().clone())
         self.inputs = [map_tensors(given, widen) if in_float64 else given]
         with self._prepared():
-            self.trace: Trace = capture(
-                self.model, *map_tensors(self.inputs[0], torch.clone)
-            )
+            first_args, named = map_tensors(self.inputs[0], torch.clone)
+            self.trace: Trace = capture(self.model, first_args, named, norms)
 
     def add_inputs(self) -> str:
         """Add random inputs, also of another size if the model takes it; name them."""
@@ -93,10 +93,27 @@ class Harness:
 
     @contextlib.contextmanager
     def _prepared(self) -> Iterator[None]:
-        """Use the same random numbers in each run; put the buffers back after it."""
+        """Use the same random numbers in each run; put the state back after it."""
         mode = InFloat64() if self.in_float64 else contextlib.nullcontext()
-        with preserved(self.model, seed=0), mode:
+        with preserved(self.model, seed=0), _attributes_kept(self.model), mode:
             yield
+
+
+@contextlib.contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put the plain attributes of all modules back, such as the window size of Swin.
+
+    Some forwards set them by the size of their input, and stay changed for the next.
+    """
+    held = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for now, before in held:
+            names = before.keys()
+            if now.keys() != names or any(now[n] is not before[n] for n in names):
+                now.clear()
+                now.update(before)
 
 
 @dataclass(frozen=True)

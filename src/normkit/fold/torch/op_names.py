@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.overrides import resolve_name
 
-__all__ = ["METADATA", "RANDOM", "SIZES", "op_name"]
+__all__ = ["ACTIVATIONS", "LIKE", "METADATA", "RANDOM", "SIZES", "op_name"]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -19,6 +19,16 @@ RANDOM = _words(
     "multinomial dropout dropout1d dropout2d dropout3d alpha_dropout "
     "feature_alpha_dropout uniform random empty empty_like new_empty"
 )
+
+# Functions of one tensor, element by element, and of slopes and bounds.
+ACTIVATIONS = _words(
+    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh "
+    "sigmoid logsigmoid tanh softplus softsign tanhshrink hardshrink softshrink clamp "
+    "clamp_min threshold dropout"
+)
+
+# They make new tensors of the size of another, whatever its values.
+LIKE = _words("zeros_like ones_like full_like new_zeros new_ones new_full")
 
 # Attributes of a tensor that do not depend on its values.
 METADATA = _words(

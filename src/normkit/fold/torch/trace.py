@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from normkit.fold.ir.graph import Graph, Node, Slot, Value
 
-__all__ = ["ModuleCall", "Trace"]
+__all__ = ["ModuleCall", "TorchFunction", "Trace"]
 
 
 @dataclass(eq=False)
@@ -25,8 +25,11 @@ class ModuleCall:
         outputs: The tensors that it returned.
         nodes: The operations of its own forward, without those of its children.
         children: The calls made by its forward, in order.
+        returned_at: Number of its nodes when its forward returned; hooks made others.
         branches_on: What its own forward may branch on, e.g. the values of tensors;
             empty if nothing is known.
+        routes_on: The same if all of it are integers computed by the model: which rows
+            go to which expert.
     """
 
     module: nn.Module
@@ -36,7 +39,9 @@ class ModuleCall:
     outputs: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     children: list[ModuleCall] = field(default_factory=list)
+    returned_at: int = 0
     branches_on: str = ""
+    routes_on: str = ""
 
     def walk(self) -> Iterator[ModuleCall]:
         """Yield it and all calls within it, in order."""
@@ -56,6 +61,9 @@ class ModuleCall:
                 one.mark_differences(two, branches_on)
 
 
+TorchFunction = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
 @dataclass(eq=False)
 class Trace:
     """One traced forward.
@@ -66,6 +74,8 @@ class Trace:
         call_of: The module call whose own forward ran a node.
         slots: Every slot of a parameter or buffer, by (module, attribute).
         result: The output of the model.
+        functions: The torch function of each node, with its arguments.
+        tied: The other slots that hold the same parameter.
     """
 
     graph: Graph
@@ -73,3 +83,5 @@ class Trace:
     call_of: dict[Node, ModuleCall]
     slots: dict[tuple[nn.Module, str], Slot]
     result: Any
+    functions: dict[Node, TorchFunction]
+    tied: dict[Slot, tuple[Slot, ...]]

@@ -31,7 +31,7 @@ from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
 from normkit.torch_state import has_mode_or_tracer, increment_version, is_plain
 
-__all__ = ["NativeCall", "call_for"]
+__all__ = ["NativeCall", "call_for", "sizes_of"]
 
 _pack, _empty_like = POINTERS.pack, torch.empty_like
 
@@ -253,12 +253,33 @@ def call_for(
     Every tensor has to be plain and dense: vectors contiguous, residual and mask laid
     like x.
     """
+    if spec.group is not None:
+        return None
+    found = sizes_of(spec, x, weight, bias, residual, mask, running)
+    if found is None:
+        return None
+    flags = (CENTERED if spec.centered else 0) | (GIVEN if spec.given else 0)
+    if running is not None and not spec.given:
+        flags |= SKIP_NONFINITE if running.skips_nonfinite else 0
+        flags |= EQUAL_SHARES if running.rate is None else 0
+    return NativeCall(spec, x, *found, flags, is_masked=mask is not None)
+
+
+def sizes_of(
+    spec: Spec,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    running: Running | None,
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return geometry and dtypes of a call; None where the kernels cannot run it."""
     statistics = running[:2] if running is not None else (None, None)
     counters = running[3:5] if running is not None else (None, None)
     vectors = (weight, bias, *statistics)
     if (
         library() is None
-        or spec.group is not None
         or x.dtype not in DTYPES
         or not is_plain(x, *vectors, *counters, residual, mask)
         or has_mode_or_tracer()
@@ -276,11 +297,4 @@ def call_for(
     if geometry.reason:
         return None
     dtypes = tuple(0 if v is None else DTYPES[v.dtype] for v in vectors)
-    flags = (CENTERED if spec.centered else 0) | (GIVEN if spec.given else 0)
-    if running is not None and not spec.given:
-        flags |= SKIP_NONFINITE if running.skips_nonfinite else 0
-        flags |= EQUAL_SHARES if running.rate is None else 0
-    return NativeCall(
-        *(spec, x, geometry.sizes, (DTYPES[x.dtype], *dtypes), flags),
-        is_masked=mask is not None,
-    )
+    return geometry.sizes, (DTYPES[x.dtype], *dtypes)

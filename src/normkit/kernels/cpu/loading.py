@@ -21,6 +21,7 @@ from pathlib import Path
 __all__ = [
     "FIXED",
     "POINTERS",
+    "RANKS",
     "UPDATE",
     "Library",
     "check",
@@ -41,9 +42,13 @@ POINTERS = struct.Struct("=d26Q")
 # num_batches_tracked num_batches_skipped
 UPDATE = struct.Struct("=4qd7Q")
 
+# channels counts values; eps; mean scale m2 count pivot message
+RANKS = struct.Struct("=3qd6Q")
+
 _ENTRIES = (
     *("normkit_forward", "normkit_backward", "normkit_apply_grads"),
-    "normkit_move_running",
+    *("normkit_move_running", "normkit_gradient_over_ranks"),
+    *("normkit_pack_for_ranks", "normkit_finish_from_ranks"),
 )
 
 # A call of some tenths of a microsecond: releasing the GIL would cost more.
@@ -144,10 +149,13 @@ def _load() -> Library | str:
         )
     try:
         native = ctypes.CDLL(str(path))
-        sizes = (native.normkit_call_size(), native.normkit_update_size())
+        sizes = (
+            *(native.normkit_call_size(), native.normkit_update_size()),
+            native.normkit_ranks_size(),
+        )
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error}); the reference backend runs"
-    if sizes != (FIXED.size + POINTERS.size, UPDATE.size):
+    if sizes != (FIXED.size + POINTERS.size, UPDATE.size, RANKS.size):
         return f"{path} was built from other sources; install the package again"
     for name in ("normkit_isa_name", "normkit_chosen_isa"):
         getattr(native, name).restype = ctypes.c_char_p

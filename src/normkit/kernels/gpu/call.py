@@ -92,8 +92,9 @@ class ChannelCall(_Call):
             bits=bits,
         )
         if running is not None and running.mean is not None:
+            assert running.var is not None
             # Autograd has to notice, as with any change in place.
-            increment_version(running[:2])
+            increment_version((running.mean, running.var))
         kept = (found.mean, found.inv_std, found.m2, found.scale)
         return y, kept if bits is None else (*kept, bits)
 

@@ -18,9 +18,9 @@ from normkit.fold.ir.graph import (
     Value,
 )
 from normkit.fold.ir.nodes.parameters import edit_value, read
-from normkit.fold.ir.nodes.rules import stored_direction, unchanged
+from normkit.fold.ir.nodes.rules import agree, stored_direction, unchanged
 
-__all__ = ["Add", "Gate", "Scale"]
+__all__ = ["Add", "Gate", "Quotient", "Scale"]
 
 
 @dataclass(eq=False, repr=False)
@@ -57,6 +57,29 @@ class Add(Node):
         if not alternatives:
             raise Refusal(f"{self.label} broadcasts the other summand")
         return alternatives
+
+    @property
+    def shifts_a_parameter(self) -> bool:
+        """True if it is ±w + c of one fixed tensor: Gemma's 1 + weight."""
+        return (
+            len(self.inputs) == 1
+            and self.inputs[0].is_fixed
+            and self.factors[0] != 0
+            and self.inputs[0].shape == self.outputs[0].shape
+        )
+
+    def read(self, value: Value) -> Tensor:
+        """Return ±w + c, if that is all it is."""
+        if not self.shifts_a_parameter:
+            return super().read(value)
+        return self.factors[0] * read(self.inputs[0]) + self._constant()
+
+    def edit_for(self, value: Value, new: Tensor, label: str) -> dict[Slot, Tensor]:
+        """Return the edit of w."""
+        if not self.shifts_a_parameter:
+            return super().edit_for(value, new, label)
+        held = (new - self._constant()) / self.factors[0]
+        return edit_value(self.inputs[0], held, label)
 
     def _from_output(
         self,
@@ -269,3 +292,28 @@ class Gate(Node):
         if not alternatives:
             raise Refusal(f"{self.label} broadcasts both factors")
         return alternatives
+
+
+@dataclass(eq=False, repr=False)
+class Quotient(Node):
+    """x / r of two tensors that both depend on the model's input."""
+
+    def propagate(self, gauges: Gauges) -> list[Alternative]:
+        """Let a scale of x through, and no change of r."""
+        if not self.is_touched(gauges):
+            return NOTHING_MORE
+        x, divisor, y = *self.inputs, self.outputs[0]
+        if gauges.changed(divisor):
+            raise Refusal(f"{self.label} divides by {divisor.name}")
+        known = gauges.of(x if x in gauges else y)
+        if known.has_shift:
+            raise Refusal(f"{self.label} lets a scale through, not a shift")
+        wanted = unchanged(divisor)
+        if x in gauges:
+            wanted[y] = known.map(lambda t: with_rank(t, len(y.shape)))
+        else:
+            fitted = fit(known, x.shape)
+            if fitted is None:
+                raise Refusal(f"{self.label} broadcasts its input")
+            wanted[x] = fitted
+        return agree(self, wanted, gauges)

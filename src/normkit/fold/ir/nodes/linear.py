@@ -15,7 +15,7 @@ from normkit.fold.algebra import (
     fold_output_affine,
     identity_kernel,
 )
-from normkit.fold.ir.gauge import per_channel
+from normkit.fold.ir.gauge import per_channel, storing
 from normkit.fold.ir.graph import (
     NOTHING_MORE,
     Alternative,
@@ -70,8 +70,20 @@ class Linear(Node):
 
     def propagate(self, gauges: Gauges) -> list[Alternative]:
         """Permit any map of the outputs; of the inputs if every tap is seen."""
-        if self.is_touched(gauges):
-            self._maps(gauges)
+        if not self.is_touched(gauges):
+            return NOTHING_MORE
+        before, _ = self._maps(gauges)
+        y = self.outputs[0]
+        if self.bias is None and self.bias_slot is None and y not in gauges:
+            assert self.weight is not None
+            # Without a bias of its own the sum behind it may take the shift.
+            weight = self.alpha * read(self.weight)
+            _, lost = fold_input_affine(weight, None, before, self.layout)
+            if bool((lost != 0).any()):
+                shape = [1] * len(y.shape)
+                shape[self.output_dim % len(shape)] = -1
+                lost = lost.reshape(shape)
+                return [{y: storing(torch.ones_like(lost), -lost)}]
         return NOTHING_MORE
 
     def edits(self, gauges: Gauges) -> dict[Slot, Tensor]:
@@ -95,6 +107,9 @@ class Linear(Node):
             edits = edit_value(self.weight, weight, self.label)
         # Created even where it comes out 0, so that which parameters a folded model
         # has does not depend on the numbers in it.
+        if self.bias is None and self.bias_slot is None:
+            size = float((1.0 + before.shift.abs().amax()) * weight.abs().amax())
+            new_bias = torch.where(new_bias.abs() > 1e-11 * size, new_bias, 0.0)
         is_needed = self.bias_slot is not None and gauges.changed(self.outputs[0])
         if is_needed or bool((new_bias != (0 if bias is None else bias)).any()):
             edits |= self._bias_edit(new_bias)

@@ -109,7 +109,7 @@ class Move(Node):
         wanted: Alternative = {v: gauges.of(v) for v in self.inputs if v not in gauges}
         flat = _directions(given, list(numbers.shapes), self.label)
         for value, index in zip(self.outputs, numbers.outputs, strict=True):
-            gauge = _assembled([(a[index], b[index]) for a, b in flat], flat)
+            gauge = _assembled([_map(pair, lambda t, at=index: t[at]) for pair in flat])
             padded = bool((index == 0).any())
             if padded and gauge.has_shift and set(gauge.depends_on) - needed:
                 raise Refusal(
@@ -126,23 +126,22 @@ class Move(Node):
         shapes = [tuple(index.shape) for index in numbers.outputs]
         flat = _directions(given, shapes, self.label)
         returned = [
-            (
-                _send_back(numbers, a[1:], self.label),
-                _send_back(numbers, b[1:], self.label),
-            )
-            for a, b in flat
+            _map(pair, lambda t: _send_back(numbers, t[1:], self.label))
+            for pair in flat
         ]
         padded = torch.cat([index.reshape(-1) for index in numbers.outputs]) == 0
-        known = [shift[1:] for scale, shift in flat if not bool(scale.isinf().any())]
+        known = [pair[1][1:] for pair in flat if pair is not None]
         if any(bool((shift[padded] != 0).any()) for shift in known):
             raise Refusal(f"{self.label} pads with zeros, which would have to change")
         for i, value in enumerate(self.inputs):
             part = slice(numbers.starts[i] - 1, numbers.starts[i + 1] - 1)
             shape = numbers.shapes[i]
-            parts = [
-                (a[part].reshape(shape), b[part].reshape(shape)) for a, b in returned
-            ]
-            gauge = _assembled(parts, flat)
+            gauge = _assembled(
+                [
+                    _map(pair, lambda t, at=part, to=shape: t[at].reshape(to))
+                    for pair in returned
+                ]
+            )
             if value in wanted and not wanted[value].agrees_with(gauge):
                 raise Refusal(f"{self.label} reads {value.name} twice, differently")
             wanted[value] = gauge
@@ -179,7 +178,18 @@ def _send_back(numbers: _Numbers, values: Tensor, label: str) -> Tensor:
     return returned[1:]
 
 
-_Vectors = list[tuple[Tensor, Tensor]]
+def _map(
+    pair: tuple[Tensor, Tensor] | None, change: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Return the pair with `change` applied to both; None for None."""
+    return None if pair is None else (change(pair[0]), change(pair[1]))
+
+
+# (scale, shift) of all elements; None where a direction is not known.
+_Vectors = list[tuple[Tensor, Tensor] | None]
+
+_FREE = torch.tensor([math.nan], dtype=torch.float64)
+_NONE = torch.zeros(1, dtype=torch.float64)
 
 
 def _directions(
@@ -187,34 +197,30 @@ def _directions(
 ) -> _Vectors:
     """Return (scale, shift) of all elements in a row, element 0 free.
 
-    First true → stored, then stored → true; NaN throughout where one is not known.
+    First true → stored, then stored → true.
     """
-    counts = [math.prod(shape) for shape in shapes]
+    spreads = [g.spread(shape) for g, shape in zip(gauges, shapes, strict=True)]
     result: _Vectors = []
-    for pick in ("to_stored", "to_true"):
-        scales = torch.ones(1 + sum(counts), dtype=torch.float64)
-        scales[0], shifts, end = math.nan, torch.zeros_like(scales), 1
-        for gauge, shape, count in zip(gauges, shapes, counts, strict=True):
-            start, end = end, end + count
-            part: Affine | None = getattr(gauge, pick)
-            if part is None:
-                scales[start:end] = math.inf
-            elif not gauge.is_identity:
-                scales[start:end] = part.scale.expand(shape).reshape(-1)
-                shifts[start:end] = part.shift.expand(shape).reshape(-1)
-        result.append((scales, shifts))
-    if all(bool(scale.isinf().any()) for scale, _ in result):
+    for direction in (0, 1):
+        parts = [part for spread in spreads if (part := spread[direction]) is not None]
+        if len(parts) < len(spreads):
+            result.append(None)
+            continue
+        scales, shifts = zip(*parts, strict=True)
+        result.append((torch.cat([_FREE, *scales]), torch.cat([_NONE, *shifts])))
+    if result == [None, None]:
         raise Refusal(f"{label} joins maps of which each lacks another direction")
     return result
 
 
-def _assembled(parts: _Vectors, flat: _Vectors) -> Gauge:
+def _assembled(parts: _Vectors) -> Gauge:
     """Return the gauge of these scales and shifts; free places follow the others."""
     directions: list[Affine | None] = []
-    for (scale, shift), (all_scales, _) in zip(parts, flat, strict=True):
-        if bool(all_scales.isinf().any()):
+    for part in parts:
+        if part is None:
             directions.append(None)
             continue
+        scale, shift = part
         scale = compact(scale).nan_to_num(nan=1.0)
         directions.append(Affine(scale, compact(shift).nan_to_num(nan=0.0)))
     return Gauge(directions[0], directions[1])

@@ -49,7 +49,7 @@ class Parameter(Node):
         if self.slot is None or not self.is_touched(gauges):
             return {}
         to_stored = stored_direction(gauges.of(self.outputs[0]), self.label)
-        return {self.slot: to_stored(read(self.outputs[0]))}
+        return {self.slot: to_stored.scale * read(self.outputs[0]) + to_stored.shift}
 
 
 def read(value: Value) -> Tensor:

@@ -1,7 +1,7 @@
 """Lower torch calls to nodes, one file per family of operations."""
 
 from normkit.fold.torch.lowering import arithmetic, commuting, moves, weighted
-from normkit.fold.torch.lowering.call import TorchCall, lower
+from normkit.fold.torch.lowering.call import TorchCall, lower, values_in
 from normkit.fold.torch.lowering.fused import unfused
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "lower",
     "moves",
     "unfused",
+    "values_in",
     "weighted",
 ]

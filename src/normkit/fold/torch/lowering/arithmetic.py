@@ -9,9 +9,10 @@ from torch import Tensor
 
 from normkit.fold.algebra import MATMUL
 from normkit.fold.ir.graph import Node, Value
-from normkit.fold.ir.nodes import Add, Gate, Linear, MatMul, Opaque, Scale
+from normkit.fold.ir.nodes import Add, Gate, Linear, MatMul, Opaque, Quotient, Scale
 from normkit.fold.ir.nodes.matmul import matmul
 from normkit.fold.torch.lowering.call import TorchCall, is_fixed, lowers
+from normkit.fold.torch.lowering.weighted import experts
 
 __all__: list[str] = []
 
@@ -72,7 +73,11 @@ def _divided(call: TorchCall) -> Node | None:
     x, divisor = call.value(0, "input"), call.get(1, "other")
     number = _fixed_number(divisor)
     rounding = call.get(2, "rounding_mode")
-    if x is None or number is None or not call.makes_floats or rounding is not None:
+    if x is None or not call.makes_floats or rounding is not None:
+        return None
+    if isinstance(divisor, Value) and not divisor.is_fixed and not x.is_fixed:
+        return Quotient(call.label, [x, divisor])
+    if number is None:
         return None
     return Scale(call.label, [x], factor=number.reciprocal())
 
@@ -103,6 +108,10 @@ def _matmul(call: TorchCall) -> Node | None:
     )
     if left is None or right is None or min(len(left.shape), len(right.shape)) < 2:
         return None
+    if right.picked_from is not None:
+        return experts(call, left, right, weight_dim=-2)
+    if left.picked_from is not None:
+        return experts(call, right, left, input_dim=-2)
     if is_fixed(right) and not left.is_fixed and len(right.shape) == 2:
         return Linear(call.label, [left], weight=right, layout=MATMUL)
     if left.is_fixed or right.is_fixed:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from normkit.fold.ir.graph import Node
-from normkit.fold.ir.nodes import Move
+from normkit.fold.ir.graph import Node, Value
+from normkit.fold.ir.nodes import Move, Opaque, Rows
 from normkit.fold.torch.lowering.call import TorchCall, lowers, values_in
 
 __all__ = ["first_moved", "is_nearest"]
@@ -34,9 +34,9 @@ def _dropout(call: TorchCall) -> Node | None:
 
 
 @lowers(
-    "view reshape flatten unflatten permute transpose t T mT H mH adjoint swapaxes "
-    "swapdims movedim moveaxis squeeze unsqueeze view_as reshape_as ravel "
-    "expand expand_as broadcast_to repeat tile repeat_interleave "
+    "view _unsafe_view reshape flatten unflatten permute transpose t T mT H mH "
+    "adjoint swapaxes swapdims movedim moveaxis squeeze unsqueeze view_as "
+    "reshape_as ravel expand expand_as broadcast_to repeat tile repeat_interleave "
     "roll flip fliplr flipud rot90 pixel_shuffle pixel_unshuffle channel_shuffle "
     "native_channel_shuffle narrow select index_select getitem slice unbind chunk "
     "unsafe_chunk split unsafe_split split_with_sizes tensor_split hsplit vsplit "
@@ -50,6 +50,10 @@ def first_moved(call: TorchCall) -> Node | None:
     if any(isinstance(argument, torch.dtype) for argument in call.args):
         return None  # view(dtype) reads the bits as something else.
     others = values_in((call.args[1:], call.kwargs))
+    if call.name in ("getitem", "index_select"):
+        picked = _picked(call, x)
+        if picked is not None:
+            return picked
     if not call.name.endswith("_as") and any(v.constant is None for v in others):
         return None
     dim = call.get(_CUT_DIM.get(call.name, 99), "dim", 0)
@@ -57,6 +61,28 @@ def first_moved(call: TorchCall) -> Node | None:
     if call.name in ("channel_shuffle", "native_channel_shuffle"):
         acts_on = (1,)
     return Move(call.label, [x], replay=call.replayed([x]), acts_on=acts_on)
+
+
+def _picked(call: TorchCall, x: Value) -> Node | None:
+    """Lower rows that a tensor of numbers or of truth values picks, else None."""
+    index = call.get(1, "indices")
+    if call.name == "index_select":
+        index = call.get(2, "index") if call.get(1, "dim") == 0 else None
+    if not isinstance(index, Value) or index.is_fixed:
+        return None
+    y = call.outputs[0]
+    taken = len(x.shape) - (len(y.shape) - len(index.shape))
+    if y.shape != index.shape + x.shape[taken:] or taken != 1:
+        # One number per true value of a mask.
+        taken = len(index.shape)
+        if index.shape != x.shape[:taken] or y.shape[1:] != x.shape[taken:]:
+            return None
+    if not x.is_fixed:
+        return Rows(call.label, [x, index], taken=taken)
+    if x.roots and taken == 1:
+        y.picked_from = x
+        return Opaque(call.label, [index])
+    return None
 
 
 # Cuts along one dimension, and where they name it.

@@ -13,10 +13,17 @@ from normkit.fold.ir.convolution import (
     transposed_convolution,
 )
 from normkit.fold.ir.graph import Node, Value
-from normkit.fold.ir.nodes import BatchNorm, Embedding, Linear, NormAffine
+from normkit.fold.ir.nodes import (
+    BatchNorm,
+    Embedding,
+    Experts,
+    Linear,
+    Move,
+    NormAffine,
+)
 from normkit.fold.torch.lowering.call import TorchCall, is_fixed, lowers
 
-__all__: list[str] = []
+__all__ = ["experts"]
 
 
 def _weights(call: TorchCall) -> Weights | None:
@@ -86,6 +93,9 @@ def _per_dim(sizes: Any, rank: int) -> list[int]:
 @lowers("linear")
 def _linear(call: TorchCall) -> Node | None:
     x, weights = call.value(0, "input"), _weights(call)
+    picked, bias = call.value(1, "weight"), call.value(2, "bias")
+    if x is not None and picked is not None and picked.picked_from is not None:
+        return experts(call, x, picked, bias=bias)
     if x is None or weights is None or len(weights["weight"].shape) != 2:
         return None
     return Linear(call.label, [x], **weights, layout=LINEAR, own_tap=0)
@@ -147,7 +157,10 @@ def _layer_norm(call: TorchCall) -> Node | None:
     if not isinstance(shape, tuple | list) or x.is_fixed:
         return None
     dims = tuple(range(len(x.shape) - len(shape), len(x.shape)))
-    return _norm_affine(call, x, 2, dims, has_bias=call.name != "rms_norm")
+    node = _norm_affine(call, x, 2, dims, has_bias=call.name != "rms_norm")
+    if node is not None:
+        node.centers = call.name == "layer_norm"
+    return node
 
 
 @lowers("group_norm")
@@ -162,16 +175,17 @@ def _instance_norm(call: TorchCall) -> Node | None:
 
 def _norm_affine(
     call: TorchCall, x: Value, at: int, dims: tuple[int, ...], *, has_bias: bool
-) -> Node | None:
+) -> NormAffine | None:
     weight = call.get(at, "weight")
     bias = call.get(at + 1, "bias") if has_bias else None
     if x.is_fixed or not all(v is None or is_fixed(v) for v in (weight, bias)):
         return None
     if call.kwargs.get("mask") is not None:
         return None
+    residual = call.kwargs.get("residual")
     return NormAffine(
         call.label,
-        [x],
+        [x] if residual is None else [x, residual],
         weight=weight,
         bias=bias,
         weight_slot=call.empty_slot("weight", None) if weight is None else None,
@@ -188,4 +202,49 @@ def _embedding(call: TorchCall) -> Node | None:
         rows, weight = weight, rows
     if not is_fixed(weight) or call.get(3, "max_norm") is not None:
         return None
+    if rows.constant is not None and len(weight.shape) == 2:
+        # Positions: rows of the table, whatever the input.
+        return Move(call.label, [weight], replay=call.replayed([weight]))
     return Embedding(call.label, [rows], weight=weight)
+
+
+@lowers("grouped_mm _grouped_mm")
+def _grouped(call: TorchCall) -> Node | None:
+    """Lower sorted rows times the matrix of their expert."""
+    x, stack = call.get(0, "input"), call.get(1, "mat2")
+    if not is_fixed(stack) or not stack.roots or len(stack.shape) != 3 or x.is_fixed:
+        return None
+    return Experts(call.label, [x], weight=stack, weight_dim=1)
+
+
+def experts(
+    call: TorchCall,
+    x: Value,
+    picked: Value,
+    *,
+    bias: Value | None = None,
+    input_dim: int = -1,
+    weight_dim: int = -1,
+) -> Experts | None:
+    """Return the node of a product with matrices picked from a stack.
+
+    Args:
+        call: The product.
+        x: What is multiplied.
+        picked: The matrices.
+        bias: What is added.
+        input_dim: The dimension of `x` that is contracted.
+        weight_dim: The dimension of the stack that is, counted from the end.
+    """
+    stack = picked.picked_from
+    if stack is None or len(stack.shape) != 3 or x.is_fixed:
+        return None
+    return Experts(
+        call.label,
+        [x],
+        weight=stack,
+        picked=picked,
+        bias=bias,
+        input_dim=input_dim,
+        weight_dim=3 + weight_dim,
+    )

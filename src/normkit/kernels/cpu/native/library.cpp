@@ -9,6 +9,7 @@
 #include "kernels.hpp"
 #include "pages.hpp"
 #include "pool.hpp"
+#include "ranks.hpp"
 #include "running.hpp"
 #include "scratch.hpp"
 #include "verify.hpp"
@@ -113,6 +114,24 @@ int forward(const void* packed) try {
   return 2;
 }
 
+// dx from sums over dy that are those of all ranks, as `count` is.
+int gradient_over_ranks(const void* packed) try {
+  Call call = *static_cast<const Call*>(packed);
+  const int64_t n = call.statistics();
+  const Scratch<double> slopes(2 * n);
+  double *b = slopes.data(), *c = b + n;
+  for (int64_t k = 0; k < n; ++k) {
+    const double count = (double)(call.count[k] > 0 ? call.count[k] : 1), s = call.scale[k];
+    b[k] = -s * s * s * call.sum_dyx[k] / count;
+    c[k] = -s * call.sum_dy[k] / count;
+  }
+  call.b = b;
+  call.c = c;
+  return run(&call, &Kernels::apply_grads);
+} catch (const std::bad_alloc&) {
+  return 2;
+}
+
 }  // namespace
 
 void run_in_pool(int64_t threads, void (*body)(void*), void* data) {
@@ -131,6 +150,19 @@ NK_PUBLIC int normkit_apply_grads(const void* call) {
   return normkit::run(call, &normkit::Kernels::apply_grads);
 }
 
+NK_PUBLIC int normkit_gradient_over_ranks(const void* call) {
+  return normkit::gradient_over_ranks(call);
+}
+
+NK_PUBLIC int normkit_pack_for_ranks(const void* ranks) {
+  normkit::pack_for_ranks(*static_cast<const normkit::Ranks*>(ranks));
+  return 0;
+}
+// 1 if the statistics have lost digits.
+NK_PUBLIC int normkit_finish_from_ranks(const void* ranks) {
+  return normkit::finish_from_ranks(*static_cast<const normkit::Ranks*>(ranks));
+}
+
 // 1 if every statistic of the batch was finite.
 NK_PUBLIC int normkit_move_running(const void* update) {
   return normkit::move_running(*static_cast<const normkit::Update*>(update));
@@ -145,6 +177,7 @@ NK_PUBLIC int normkit_verify(uint64_t mean, uint64_t inv_std, int64_t n, double 
 // Bytes of the structs that the caller has to pack.
 NK_PUBLIC int normkit_call_size() { return (int)sizeof(normkit::Call); }
 NK_PUBLIC int normkit_update_size() { return (int)sizeof(normkit::Update); }
+NK_PUBLIC int normkit_ranks_size() { return (int)sizeof(normkit::Ranks); }
 
 // Sets torch's pool: its GOMP_parallel, or null to stay serial.
 NK_PUBLIC void normkit_set_pool(void* gomp_parallel) {

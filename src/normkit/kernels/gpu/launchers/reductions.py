@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -194,7 +196,7 @@ def _submit_sums(
 @config.cached
 def _plan(
     r: Reduction, itemsize: int, device: torch.device
-) -> tuple[tuple[int, int], int, dict[str, int | str]]:
+) -> tuple[tuple[int, int], int, dict[str, Any]]:
     """Return the grid, the warps, and the arguments that the sizes decide."""
     tile = config.reduction_tile_for(r.steps, r.block, itemsize)
     programs = config.reduction_programs(device)

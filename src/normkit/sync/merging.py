@@ -10,23 +10,29 @@ different counts, masked values or no values at all need no special case.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.moments import Moments
+from normkit.sync.collective import sum_over
+from normkit.sync.groups import Group, is_running
+from normkit.torch_state import is_observed
 
-__all__ = ["is_group", "merge_all_over", "merge_over", "sum_over"]
+__all__ = ["merge_all_over", "merge_over"]
 
-# A ProcessGroup or its name, a one-dimensional DeviceMesh, or (DeviceMesh, dimension).
-Group = Any
+# d² of this many variances costs the variance 2^26·2^-53 of its digits, 7e-9, for each
+# rank's rounding; as in kernels/cpu/native/ranks.cpp.
+_FAR = 2.0**26
 
 
 def merge_over(
-    moments: Moments, process_group: Group = None, *, pivot: Tensor | None = None
+    moments: Moments,
+    process_group: Group = None,
+    *,
+    pivot: Tensor | None = None,
+    eps: float | None = None,
 ) -> Moments:
     """Merge the Moments that every rank holds of its own values.
 
@@ -34,10 +40,13 @@ def merge_over(
         moments: This rank's statistics; `Moments.empty(shape)` when it has no values.
             On all ranks of one shape, and all with a scalar count or none.
         process_group: The ranks to merge over; None is the default group. A
-            ProcessGroup or its name, a one-dimensional DeviceMesh, or
-            (DeviceMesh, dimension).
+            ProcessGroup or its name, a DeviceMesh of which one dimension has several
+            ranks, or (DeviceMesh, dimension).
         pivot: A value near the mean, of the shape of `mean` and the same on every
             rank, around which the sums are taken.
+        eps: Takes the sums again, around the means that the first ones gave, where one
+            of these lies so far from the pivot that var + eps has lost digits; on a
+            CPU, where the host reads the sums anyway. The same on every rank.
 
     Returns:
         The Moments of all values of all ranks, the same bytes on every rank, in the
@@ -45,7 +54,7 @@ def merge_over(
 
     Numerics:
         Sums are float64. Around 0 the variance is good to 1e-16·(mean/std)²: 1e-8
-        relative at mean/std = 1e4. Pass a pivot for more. NaN and Inf propagate.
+        relative at mean/std = 1e4. Pass a pivot or eps for more. NaN and Inf propagate.
         Differentiable to any order: the backward is one collective of the same size.
 
     Example:
@@ -57,7 +66,17 @@ def merge_over(
         True
     """
     pivots = None if pivot is None else [pivot]
-    return merge_all_over([moments], process_group, pivots=pivots)[0]
+    (merged,) = merge_all_over([moments], process_group, pivots=pivots)
+    if eps is None or merged is moments or not merged.mean.is_cpu or is_observed():
+        return merged
+    offset = merged.mean.detach() if pivot is None else merged.mean.detach() - pivot
+    var = merged.m2.detach() / merged.count.to(merged.m2.dtype).clamp(min=1e-30)
+    # Every rank holds the same bytes, so that all of them take this branch or none.
+    is_far = (offset.square() > _FAR * (var + eps)) & offset.isfinite()
+    if not bool(is_far.any()):
+        return merged
+    around = torch.nan_to_num(merged.mean.detach(), posinf=0.0, neginf=0.0)
+    return merge_all_over([moments], process_group, pivots=[around])[0]
 
 
 def merge_all_over(
@@ -77,7 +96,7 @@ def merge_all_over(
         ArgumentError: There are not as many pivots as parts.
     """
     parts = list(parts)
-    if not _is_running() or not parts:
+    if not is_running() or not parts:
         return parts
     if pivots is None:
         pivots = [torch.zeros_like(part.mean) for part in parts]
@@ -108,63 +127,3 @@ def merge_all_over(
             )
         )
     return merged
-
-
-def sum_over(tensors: Sequence[Tensor], process_group: Group = None) -> list[Tensor]:
-    """Sum `tensors` over ranks in float64, in one collective.
-
-    Differentiable; a list of float64 copies when torch.distributed is not running.
-    """
-    wide = [tensor.to(torch.float64) for tensor in tensors]
-    if not _is_running() or not wide:
-        return wide
-    group = dist.group.WORLD if process_group is None else process_group
-    flat = _SumOverRanks.apply(torch.cat([t.reshape(-1) for t in wide]), group)
-    sizes = [t.numel() for t in wide]
-    pieces = flat.split(sizes)
-    return [piece.view(t.shape) for piece, t in zip(pieces, wide, strict=True)]
-
-
-def is_group(process_group: Group = None) -> bool:
-    """Return whether the group has other ranks; False without torch.distributed.
-
-    Args:
-        process_group: As in `merge_over`.
-    """
-    if not _is_running():
-        return False
-    if isinstance(process_group, tuple):
-        mesh, dim = process_group
-        return mesh.size(dim) > 1
-    if isinstance(process_group, dist.device_mesh.DeviceMesh):
-        return process_group.size() > 1
-    if isinstance(process_group, str):
-        # Functional collectives resolve names there, too.
-        resolve: Any = vars(dist.distributed_c10d)["_resolve_process_group"]
-        process_group = resolve(process_group)
-    return dist.get_world_size(process_group) > 1
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """y = Σ over ranks of x; each rank's dx is the sum of every rank's dy."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        return _all_reduce(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (dy,) = grad_outputs
-        return _SumOverRanks.apply(dy.contiguous(), ctx.group), None
-
-
-def _all_reduce(x: Tensor, group: Group) -> Tensor:
-    # Functional: out of place, traced whole by torch.compile, no wait on the host.
-    from torch.distributed._functional_collectives import all_reduce, wait_tensor
-
-    return wait_tensor(all_reduce(x.detach(), "sum", group))
-
-
-def _is_running() -> bool:
-    return dist.is_available() and dist.is_initialized()

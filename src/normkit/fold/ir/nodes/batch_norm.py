@@ -1,4 +1,4 @@
-"""Normalizations: batch norm at inference, and those that measure their input."""
+"""Batch norm at inference: a fixed map per channel."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from normkit.fold.ir.graph import (
     Slot,
     Value,
 )
-from normkit.fold.ir.nodes.parameters import edit_parameter, read, read_parameter
+from normkit.fold.ir.nodes.parameters import (
+    edit_parameter,
+    edit_value,
+    read,
+    read_parameter,
+)
 from normkit.fold.ir.nodes.rules import (
     copy_gauge,
     needs_channels_only,
     stored_direction,
     true_direction,
-    unchanged,
 )
 
-__all__ = ["BatchNorm", "NormAffine"]
+__all__ = ["BatchNorm"]
 
 
 @dataclass(eq=False, repr=False)
@@ -132,69 +136,24 @@ class BatchNorm(Node):
             **edit_parameter(self.bias, self.bias_slot, bias, self.label, "bias"),
         }
 
+    def neutral(self, shift: Tensor | None) -> dict[Slot, Tensor]:
+        """Return the edits of all its parameters after which it only adds `shift`."""
+        ones = torch.ones(self.channels, dtype=torch.float64)
+        wanted = (
+            (self.mean, ones * 0),
+            (self.var, ones - self.eps),
+            (self.weight, ones),
+            (self.bias, ones * 0 if shift is None else shift),
+        )
+        edits: dict[Slot, Tensor] = {}
+        for value, content in wanted:
+            if value is not None:
+                edits |= edit_value(value, content, self.label)
+        if shift is not None and self.bias is None:
+            raise Refusal(f"{self.label} has no bias to change")
+        return edits
+
     def _statistics(self) -> tuple[Tensor, Tensor]:
         ones = torch.ones(self.channels, dtype=torch.float64)
         var = ones if self.var is None else read(self.var)
         return torch.zeros_like(var) if self.mean is None else read(self.mean), var
-
-
-@dataclass(eq=False, repr=False)
-class NormAffine(Node):
-    """A normalization by its own statistics that ends in ·weight + bias.
-
-    Layer, group, instance and RMS norm: a map after it folds into the learned affine,
-    a map before it does not.
-
-    Attributes:
-        weight: The learned factor, or None.
-        bias: The learned summand, or None.
-        weight_slot: Where a weight can be created.
-        bias_slot: Where a bias can be created; None for RMS norm.
-        dims: The dimensions of the output that weight and bias run along, in order.
-    """
-
-    weight: Value | None = None
-    bias: Value | None = None
-    weight_slot: Slot | None = None
-    bias_slot: Slot | None = None
-    dims: tuple[int, ...] = ()
-
-    def propagate(self, gauges: Gauges) -> list[Alternative]:
-        """Permit any map of its output over the dimensions of its weight."""
-        x, y = self.inputs[0], self.outputs[0]
-        if gauges.changed(x):
-            raise Refusal(f"{self.label} measures {x.name}, which must not change")
-        if gauges.changed(y):
-            self.edits(gauges)
-        return NOTHING_MORE if x in gauges else [unchanged(x)]
-
-    def edits(self, gauges: Gauges) -> dict[Slot, Tensor]:
-        """Return weight and bias with the map of the output folded in."""
-        y = self.outputs[0]
-        if not gauges.changed(y):
-            return {}
-        after = stored_direction(gauges.of(y), self.label)
-        dims = tuple(dim % len(y.shape) for dim in self.dims)
-        if not set(gauges.of(y).depends_on) <= set(dims):
-            raise Refusal(
-                f"{self.label} has no weight along the dimension to be mapped"
-            )
-        sizes = tuple(y.shape[dim] for dim in dims)
-
-        def along(values: Tensor) -> Tensor:
-            shape = [y.shape[d] if d in dims else 1 for d in range(len(y.shape))]
-            return values.expand(shape).reshape(sizes)
-
-        scale, shift = along(after.scale), along(after.shift)
-        old_weight = read_parameter(self.weight, self.weight_slot)
-        old_bias = read_parameter(self.bias, self.bias_slot)
-        weight = scale if old_weight is None else scale * old_weight
-        bias = shift if old_bias is None else scale * old_bias + shift
-        edits: dict[Slot, Tensor] = {}
-        if old_weight is not None or bool((weight != 1).any()):
-            edits |= edit_parameter(
-                self.weight, self.weight_slot, weight, self.label, "weight"
-            )
-        if old_bias is not None or bool((bias != 0).any()):
-            edits |= edit_parameter(self.bias, self.bias_slot, bias, self.label, "bias")
-        return edits
