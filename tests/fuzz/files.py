@@ -5,6 +5,7 @@ either raises `TargetError` or loads. The files themselves, and the model, are a
 were after an error.
 """
 
+import contextlib
 import copy
 import tempfile
 import warnings
@@ -85,7 +86,9 @@ def _replaced(make: Callable[[torch.Tensor], Any]) -> Callable[..., Any]:
     def damage(content: Any, draw: np.random.Generator) -> Any:
         weights, name = _pick(content, draw)
         if isinstance(weights.get(name), torch.Tensor):
-            weights[name] = make(weights[name])
+            # A second damage that torch itself cannot do to the first leaves it.
+            with contextlib.suppress(RuntimeError, NotImplementedError):
+                weights[name] = make(weights[name])
         return content
 
     return damage

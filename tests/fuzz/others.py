@@ -4,6 +4,7 @@ Bounds come from the definition itself: how far it moves when its input is chang
 rounding, some dozens of times.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -97,6 +98,8 @@ def check(case: OtherCase) -> None:
         if a.dtype.itemsize == 2:
             # One of the output, and one of each operation of a gradient on the way.
             allowed = allowed + 4 * out.eps * b.abs().max()
+        if math.isnan(float(allowed)):
+            continue  # a rounding of x makes it NaN: nothing is known of its error
         error = (a.detach().double() - b)[b.to(a.dtype).isfinite()].abs()
         error = float(error.max()) if error.numel() else 0.0
         assert error <= allowed, f"{name} is off by {error:.3g}, allowed {allowed:.3g}"

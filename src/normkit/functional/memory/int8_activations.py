@@ -24,7 +24,9 @@ def to_bytes(
     if centered:
         hi, lo = split(center, compute)
         rest = rest - hi if lo is None else (rest - hi).sub_(lo)
-    largest = rest.abs().amax(dims, keepdim=True)
+    # amax takes no empty dimension.
+    sizes = rest if rest.numel() else rest.new_zeros([max(n, 1) for n in rest.shape])
+    largest = sizes.abs().amax(dims, keepdim=True)
     step = (largest / 127).clamp(min=torch.finfo(compute).tiny)
     # int8 has no NaN; it is restored through the step.
     whole = (rest / step).round_().nan_to_num_(0.0, 127.0, -127.0)
