@@ -30,6 +30,7 @@ LEVELS = {
     "calibrate": 6,
     "fold": 6,
     "doctor": 6,
+    "audit": 6.5,
     "environment": 7,
     "init": 7,
     "convert": 7,

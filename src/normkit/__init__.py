@@ -2,6 +2,7 @@
 
 from normkit import batches, functional, nn
 from normkit.affine import Affine
+from normkit.audit import Equivalence, verify
 from normkit.calibrate import CalibrationReport, calibrate
 from normkit.convert import ConversionReport, convert
 from normkit.doctor import Diagnosis, GapExplanation, diagnose, explain_gap, watch
@@ -20,6 +21,7 @@ __all__ = [
     "CalibrationReport",
     "ConversionReport",
     "Diagnosis",
+    "Equivalence",
     "FoldLedger",
     "GapExplanation",
     "InitReport",
@@ -41,5 +43,6 @@ __all__ = [
     "moments",
     "nn",
     "saved_memory",
+    "verify",
     "watch",
 ]

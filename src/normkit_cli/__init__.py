@@ -4,8 +4,8 @@ A command imports normkit, and so torch, when it runs: help and shell completion
 for neither.
 
 Exit code 0: done. 1: the command ran and the outcome is not what it should be (a demo
-step that did not hold, an error that the doctor found). 2: it could not run; one line
-on stderr says why.
+step that did not hold, an error that the doctor found, models that differ). 2: it
+could not run; one line on stderr says why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from typing import Annotated
 
 import typer
 
-from normkit_cli import bench, calibrate, demo, doctor, env, fold, init, study
+from normkit_cli import (
+    bench,
+    calibrate,
+    demo,
+    doctor,
+    env,
+    fold,
+    init,
+    study,
+    verify,
+)
 
 __all__ = ["app", "main"]
 
@@ -42,6 +52,7 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.command)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
 app.command("calibrate", epilog=calibrate.EXAMPLES)(calibrate.command)
 app.command("fold", epilog=fold.EXAMPLES)(fold.command)
+app.command("verify", epilog=verify.EXAMPLES)(verify.command)
 app.command("init", epilog=init.EXAMPLES)(init.command)
 app.command("env", epilog=env.EXAMPLES)(env.command)
 app.add_typer(bench.app, name="bench")

@@ -1,5 +1,6 @@
 """Faults that tests/calibrate must catch; see `sabotage`."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -109,3 +110,27 @@ def eval_order_runs_earlier_layers_on_their_batch(patch: pytest.MonkeyPatch) -> 
     from normkit.calibrate.transaction import Transaction
 
     patch.setattr(Transaction, "try_out", lambda self, values: None)
+
+
+# Without torchao the tests that catch them are skipped.
+if find_spec("torchao") is not None:
+
+    @fault(
+        caught_by="tests/calibrate/test_quantization.py::test_observers_hold_still_and_are_on_again_afterwards"
+    )
+    def observers_that_record_during_a_calibration(patch: pytest.MonkeyPatch) -> None:
+        import contextlib
+
+        patch.setattr(
+            "normkit.calibrate.fake_quantization._disabled",
+            lambda flag: contextlib.nullcontext(),
+        )
+
+    @fault(
+        caught_by="tests/calibrate/test_quantization.py::test_integer_weights_stay_and_ranges_follow_the_variances"
+    )
+    def ranges_that_do_not_follow(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(
+            "normkit.calibrate.fake_quantization._scaled_weights",
+            lambda graph: iter(()),
+        )

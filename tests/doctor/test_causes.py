@@ -29,7 +29,9 @@ def test_one_cause_in_four_layers_is_one_finding_with_its_layers(
     assert written[0]["layers"] == list(first.layers)
     assert len(written) == len(found.findings)
     assert f"{len(found.errors)} errors" in found.summary()
-    assert found.to_html().count('<article class="card error">') == len(found.errors)
+    # One each, after that of the verdict.
+    cards = found.to_html().count('<article class="card error">')
+    assert cards == 1 + len(found.errors)
 
 
 def test_two_fixes_of_one_check_are_two_causes() -> None:
@@ -52,12 +54,26 @@ def test_the_first_lines_say_what_it_costs_where_and_what_to_do(
     assert fix.startswith("fix        set momentum=0.1")
 
 
+def test_the_first_card_of_the_page_is_the_verdict(found: Diagnosis) -> None:
+    confirmed = found.confirm()
+    told = confirmed.to_text().split("\n")[4]
+    assert told.startswith("on a copy  D04: its fix helps; metric 0.")
+    card = confirmed.to_html().split("<article")[1].split("</article>")[0]
+    assert "What is wrong: momentum convention" in card
+    assert "in 1 and 3 more layers" in card
+    assert "in eval mode" in card
+    assert "its fix helps; metric 0." in card
+    assert "set momentum=0.1" in card
+    healthy = diagnose(trained("mlp"), batches()[:14], LOSS)
+    assert "What is wrong" not in healthy.to_html()
+
+
 def test_results_show_themselves_shortly(found: Diagnosis) -> None:
     confirmed = found.confirm()
     model = trained("mlp")
     with watch(model) as seen:
         for x, y in batches()[:3]:
-            assert repr(seen).endswith("training steps observed")
+            assert repr(seen).endswith(" observed")
             LOSS(model.train()(x), y).backward()
     gap = explain_gap(model, batches()[:4])
     for result in (confirmed, seen, gap, found.repair()):

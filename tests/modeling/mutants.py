@@ -45,3 +45,19 @@ def a_file_is_renamed_over_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(atomic_file, "_is_special", lambda path: False)
     patch.setattr(Path, "replace", refuse)
+
+
+@fault(
+    caught_by="tests/modeling/test_graph_norms.py::test_another_reader_of_the_variance_keeps_the_layers_own"
+)
+def readers_that_see_borrowed_statistics(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        "normkit.modeling.graph_norms._aliased", lambda module, node: "nothing"
+    )
+
+
+@fault(
+    caught_by="tests/modeling/test_graph_norms.py::test_the_mode_of_a_module_is_that_of_its_call_afterwards"
+)
+def modes_that_are_lost_with_the_block(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("normkit.modeling.graph_norms._write_flags", lambda flags, made: None)

@@ -335,3 +335,15 @@ def a_deferral_takes_the_weights_of_later(patch: pytest.MonkeyPatch) -> None:
         return values(self, *args, **kwargs)
 
     wrap(patch, "normkit.nn.deferral.Deferral.values", broken)
+
+
+@fault(
+    caught_by="tests/nn/test_onnx_export.py::test_training_is_exported_as_the_layer_computes_it"
+)
+def training_that_is_exported_as_torchs(patch: pytest.MonkeyPatch) -> None:
+    from normkit.torch_state import is_exporting
+
+    patch.setattr(
+        "normkit.nn.batch_norm_layer.is_recorded_as_torch",
+        lambda layer, x, mask, updates=False: is_exporting(),
+    )

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normkit.calibrate.fake_quantization import weight_ranges_follow
 from normkit.calibrate.passes import SkippedBatch
 from normkit.errors import ArgumentError
+from normkit.modeling.graph_norms import graph_model, norms_as_modules
 from normkit.modeling.unwrap import unwrapped
 from normkit.results import Result, counted
 
@@ -105,11 +107,18 @@ class CalibrationReport(Result):
     def undo(self, model: nn.Module) -> None:
         """Write the old statistics back into `model`, bit for bit and in place.
 
+        Ranges of quantized weights that followed the variances go back up to rounding.
+
         Raises:
             ArgumentError: `model` has no layer of one of the names, or of another size;
                 nothing is written then.
         """
-        modules = dict(unwrapped(model).named_modules())
+        model = unwrapped(graph_model(model))
+        with norms_as_modules(model), weight_ranges_follow(model):
+            self._undo(model)
+
+    def _undo(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules())
         writes: list[tuple[Tensor, Tensor]] = []
         for layer in self.layers:
             module = modules.get(layer.name)

@@ -17,6 +17,7 @@ from normkit.calibrate.estimators import (
     Running,
     merge_estimators,
 )
+from normkit.calibrate.fake_quantization import observers_held, weight_ranges_follow
 from normkit.calibrate.layers import Layer, find_layers
 from normkit.calibrate.lockstep import needs_step
 from normkit.calibrate.padding import without_padding
@@ -35,6 +36,7 @@ from normkit.calibrate.sharding import (
 from normkit.calibrate.transaction import Transaction
 from normkit.errors import ArgumentError, CalibrationError
 from normkit.modeling.batch import Forward, check_function, check_model
+from normkit.modeling.graph_norms import graph_model, norms_as_modules
 from normkit.modeling.unwrap import unwrapped
 from normkit.progress import tracked
 from normkit.sync import sum_over
@@ -74,7 +76,9 @@ def calibrate(
 
     Args:
         model: Any module. Layers of torch.nn and normkit.nn with running statistics are
-            found (batch norm of all ranks, SyncBatchNorm, InstanceNorm that tracks).
+            found (batch norm of all ranks, SyncBatchNorm, InstanceNorm that tracks),
+            and batch norm calls in graphs of torch.fx and torch.export. An exported
+            program is calibrated as the module it stands for, whose tensors it shares.
         batches: The data, e.g. a DataLoader. A batch is `(inputs, …)` or inputs alone:
             a tensor, a tuple of positional arguments or a mapping of named ones; they
             are moved to the device of the model where it has only one.
@@ -132,7 +136,9 @@ def calibrate(
 
     Numerics:
         Moments are taken around a pilot mean and merged in float64, so that a large
-        offset cancels nothing. `num_batches_tracked` becomes the number of batches.
+        offset cancels nothing. Where the model simulates quantization, that stays on,
+        and its observers record nothing. `num_batches_tracked` becomes the number of
+        batches.
         All generators of random numbers (torch, Python, NumPy) are given back as they
         were, so are training flags, hooks and every other buffer.
 
@@ -154,6 +160,7 @@ def calibrate(
         "Rethinking 'Batch' in BatchNorm", 2021, section 3.
     """
     check_arguments(mode, order, momentum, keep, max_batches, tolerance, on_nonfinite)
+    model = graph_model(model)
     check_model("calibrate", model, batches)
     check_function("metric", metric)
     check_repeatable(batches, order)
@@ -164,6 +171,35 @@ def calibrate(
             "share; use mode='exact' or 'average', or process_group='local'"
         )
     model = unwrapped(model)
+    with (
+        norms_as_modules(model),
+        weight_ranges_follow(model),
+        observers_held(model),
+    ):
+        return _calibrated(
+            *(model, batches, mode, order, forward, mask, layers, momentum, keep),
+            *(max_batches, tolerance, on_nonfinite, group, metric, progress),
+        )
+
+
+def _calibrated(
+    model: nn.Module,
+    batches: Iterable[Any],
+    mode: str,
+    order: str,
+    forward: Forward | None,
+    mask: Callable[[Any], Tensor] | None,
+    layers: Sequence[str] | None,
+    momentum: float | None,
+    keep: float,
+    max_batches: int | None,
+    tolerance: float | None,
+    on_nonfinite: str,
+    group: Group,
+    metric: Callable[[nn.Module], float] | None,
+    progress: bool,
+) -> CalibrationReport:
+    """Calibrate; the arguments are those of `calibrate`, checked."""
     chosen, untouched = find_layers(model, layers)
     if not chosen:
         raise ArgumentError(_nothing_to_calibrate(model, untouched))

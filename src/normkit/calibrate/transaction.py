@@ -39,6 +39,8 @@ class Transaction:
     def __enter__(self) -> Transaction:
         self._before = Snapshot.take(self.model)
         self._own = [(layer.module, dict(layer.buffers)) for layer in self.layers]
+        # A graph counts its batches itself, outside the layer.
+        self._values = [(t, t.clone()) for _, own in self._own for t in own.values()]
         self._stack.enter_context(torch.no_grad())
         self._stack.enter_context(preserved_random(self.model))
         self._stack.enter_context(eager(self.model))
@@ -66,6 +68,9 @@ class Transaction:
         self.hooks.clear()
         for module, own in self._own:
             module._buffers.update(own)
+        for tensor, value in self._values:
+            if not self._is_committed and not torch.equal(tensor, value):
+                tensor.copy_(value)
         self._evaluate()
 
     def _evaluate(self) -> None:

@@ -16,6 +16,7 @@ from normkit.convert.class_swap import (
     swap_to_group_norm,
 )
 from normkit.convert.fused import fuse
+from normkit.convert.graph_freezing import freeze_graph
 from normkit.convert.group_norm_fit import Match, match_outputs
 from normkit.convert.report import Conversion, ConversionReport
 from normkit.convert.targets import (
@@ -30,6 +31,7 @@ from normkit.convert.targets import (
 from normkit.errors import ArgumentError
 from normkit.functional.memory.block import Mode
 from normkit.modeling.batch import Forward, check_model
+from normkit.modeling.graph_norms import has_graph_norms
 from normkit.modeling.norm_types import NORMS
 from normkit.modeling.unwrap import unwrapped
 from normkit.nn.batch_norm_layer import BatchNormLayer
@@ -65,7 +67,8 @@ def convert(
     Args:
         model: The model, or one layer.
         to: `"sync"`: every batch norm becomes `SyncBatchNorm`. `"frozen"`:
-            `FrozenBatchNorm`, until it is converted to another. `"ghost"`: batch norm
+            `FrozenBatchNorm`, until it is converted to another; a call in a graph of
+            torch.fx or torch.export is set to eval mode. `"ghost"`: batch norm
             with `ghost_size`. `"normkit"`, `"torch"`: the namesake in that library,
             for layer, group, instance and RMS norm, too; a layer that was
             synchronized or frozen becomes what it was before. `"group"` (or
@@ -132,6 +135,8 @@ def convert(
     if memory not in (None, "recompute", "int8"):
         raise ArgumentError(f"memory={memory!r} must be 'recompute' or 'int8'")
     given, model = model, unwrapped(model)
+    if to == "frozen" and has_graph_norms(model):
+        return freeze_graph(given, model)
     planned: list[tuple[str, nn.Module, type[nn.Module]]] = []
     untouched: dict[str, str] = {}
     refused: dict[str, str] = {}

@@ -268,19 +268,22 @@ class Diagnosis(Result):
 
     def verdict(self) -> str:
         """Return the outcome, its cost, the first cause and its fix, one line each."""
+        lines = [f"{name:10} {text}" for name, text in self._verdict()]
+        return "\n".join([self.summary(), *lines])
+
+    def _verdict(self) -> list[tuple[str, str]]:
+        """Return the cost of the first cause, its fix, and what that gave on a copy."""
         if not self.named:
-            return self.summary()
+            return []
         first = self.findings[0]
         gaps = [f.evidence for f in self.readings if f.id == "D02" and f.threshold > 0]
-        cost = gaps[0] if gaps else "not measured (D02)"
-        return "\n".join(
-            [
-                self.summary(),
-                f"cost       {cost}",
-                f"cause      {first.id} {first.name} in {first.where}",
-                f"fix        {first.fix}",
-            ]
-        )
+        facts = [
+            ("cost", gaps[0] if gaps else "not measured (D02)"),
+            ("cause", f"{first.id} {first.name} in {first.where}"),
+            ("fix", first.fix),
+        ]
+        tried = [c.to_text() for c in self.confirmations if c.id == first.id]
+        return facts + [("on a copy", text) for text in tried[:1]]
 
     def to_rows(self) -> list[dict[str, object]]:
         """Return one row per cause, for tables in notebooks."""
@@ -342,7 +345,9 @@ class Diagnosis(Result):
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the diagnosis as one HTML page, written to `path` if given."""
         page = diagnosis_page(
-            self.summary(), self.readings, self.statistics, self.confirmations, self.gap
+            *(self.summary(), self.readings, self.statistics, self.confirmations),
+            gap=self.gap,
+            verdict=self._verdict(),
         )
         if path is not None:
             page.write(path)

@@ -54,6 +54,7 @@ def diagnosis_page(
     statistics: Statistics,
     confirmations: Sequence[Confirmation] = (),
     gap: GapExplanation | None = None,
+    verdict: Sequence[tuple[str, str]] = (),
 ) -> Page:
     """Return the page of a diagnosis.
 
@@ -63,11 +64,13 @@ def diagnosis_page(
         statistics: The measurements that the checks read.
         confirmations: The effect of each repair on a copy.
         gap: The train/eval gap by cause and layer.
+        verdict: Facts of the first cause: "cost", "cause", "fix", "on a copy".
     """
     return Page(
         title="Diagnosis",
         lead=summary,
         blocks=[
+            *_first_cause(dict(verdict), readings),
             *_outcome(by_cause(readings), readings),
             *_confirmations(confirmations),
             *_modes(statistics),
@@ -129,6 +132,26 @@ def finding_cards(findings: Iterable[Finding]) -> Cards:
             )
         )
     return Cards(cards)
+
+
+def _first_cause(verdict: dict[str, str], readings: list[Finding]) -> Iterable[Block]:
+    """Yield one card: what is wrong, what it costs, the fix and what it gave."""
+    if not verdict:
+        return
+    first = by_cause(readings)[0]
+    facts = [(name, verdict[name]) for name in ("on a copy",) if name in verdict]
+    yield Cards(
+        [
+            Card(
+                title=f"What is wrong: {first.name.replace('_', ' ')}",
+                text=verdict["cost"],
+                severity=_SIGN[first.severity],
+                where=verdict["cause"],
+                facts=facts,
+                fix=verdict["fix"],
+            )
+        ]
+    )
 
 
 def _outcome(findings: list[Finding], readings: list[Finding]) -> Iterable[Block]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,7 @@ from torch import nn
 
 from normkit.doctor import checks
 from normkit.doctor.finding import Finding, by_cause, plain
-from normkit.doctor.measurements import LayerStatistics, Statistics
+from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
 from normkit.doctor.pages import watch_page
 from normkit.doctor.probes.entries import CalledInEval, Entries
 from normkit.doctor.probes.hook import Hook
@@ -45,6 +46,7 @@ from normkit.doctor.probes.series import (
 from normkit.doctor.probes.updates import Updates
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
+from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
 from normkit.modeling.norm_types import is_batch_norm
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
@@ -116,6 +118,10 @@ class Watch(Result):
         unit: int,
     ) -> None:
         self.model = unwrapped(model)
+        # Layers of a graph are modules until the block ends; their last statistics.
+        self._as_modules = ExitStack()
+        self._norms_at_end: dict[str, NormStatistics] | None = None
+        self._as_modules.enter_context(norms_as_modules(self.model))
         self._is_compiled = is_compiled(model)
         self.optimizer = optimizer
         self.every = schedule.every
@@ -219,7 +225,11 @@ class Watch(Result):
         frozen = {
             n for n, (evals, trains) in self._modes.items() if evals > trains == 0
         }
-        norms = norm_statistics(self.model, frozen)
+        norms = self._norms_at_end or norm_statistics(self.model)
+        norms = {
+            name: replace(norm, frozen=norm.frozen or name in frozen)
+            for name, norm in norms.items()
+        }
         layers = []
         for probe in self._probes.in_order:
             if probe.name not in self._recent:
@@ -329,6 +339,9 @@ class Watch(Result):
         self._updates.close()
         self._evaluation.detach()
         self._has_ended = True
+        if any(isinstance(m, GraphBatchNorm) for m in self.model.modules()):
+            self._norms_at_end = norm_statistics(self.model)
+        self._as_modules.close()
         while self._handles:
             self._handles.pop().remove()
 

@@ -31,9 +31,14 @@ from normkit.nn.deferred import defer
 from normkit.nn.layer_ranks import ranks_of, with_group_name
 from normkit.nn.parameters import learned
 from normkit.nn.running_state import check_momentum
-from normkit.nn.tracing import is_recorded, is_recorded_by_jit, recorded_call
+from normkit.nn.tracing import is_recorded, is_recorded_as_torch, recorded_call
 from normkit.sync.agreement import agree, is_checking
-from normkit.torch_state import has_transforms, is_compiling, is_in_backward
+from normkit.torch_state import (
+    has_transforms,
+    is_compiling,
+    is_in_backward,
+    is_jit_tracing,
+)
 
 __all__ = ["BatchNormLayer"]
 
@@ -123,7 +128,7 @@ class BatchNormLayer(BatchStatisticsLayer):
             node = recorded_call(self, input, mask=mask, residual=residual)
             if node is not None:
                 return node
-            if is_recorded_by_jit(mask):
+            if self._is_recorded_as_torch(input, mask):
                 epilogue = Epilogue(self.activation, self.negative_slope, residual)
                 dim = self.channel_dim
                 first = input if dim == 1 else input.movedim(dim, 1)
@@ -160,6 +165,14 @@ class BatchNormLayer(BatchStatisticsLayer):
             *(input, mask, residual, uses_batch, updates),
             *(self.activation, self.negative_slope),
         )
+
+    def _is_recorded_as_torch(self, x: Tensor, mask: Tensor | None) -> bool:
+        """Return whether a tracer observes a call that torch's batch norm can do."""
+        uses_batch = self.training or self.running_mean is None
+        if not is_jit_tracing() and uses_batch and self._has_extras():
+            return False
+        updates = self.training and self.track_running_stats
+        return is_recorded_as_torch(self, x, mask, updates=updates)
 
     def _plainly(
         self,

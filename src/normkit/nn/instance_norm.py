@@ -16,7 +16,7 @@ from normkit.functional import instance_norm
 from normkit.masks import broadcast_mask
 from normkit.nn.parameters import learned
 from normkit.nn.running_state import RunningStateLayer, check_momentum
-from normkit.nn.tracing import is_recorded, is_recorded_by_jit, recorded_call
+from normkit.nn.tracing import is_recorded, is_recorded_as_torch, recorded_call
 
 __all__ = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "InstanceNormLayer"]
 
@@ -63,7 +63,7 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         if is_recorded(input):
             if (node := recorded_call(self, input, mask=mask)) is not None:
                 return node
-            if is_recorded_by_jit(mask) and self.channel_dim == 1:
+            if self._is_recorded_as_torch(input, mask):
                 return super().forward(input)
         self._check_input_dim(input)
         self._check_features(input)
@@ -71,6 +71,13 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
             one = None if mask is None else mask.expand(input.shape).unsqueeze(0)
             return self._normalized(input.unsqueeze(0), one).squeeze(0)
         return self._normalized(input, mask)
+
+    def _is_recorded_as_torch(self, x: Tensor, mask: Tensor | None) -> bool:
+        """Return whether a tracer observes a call that torch's layer can do."""
+        updates = self.training and self.track_running_stats
+        return self.channel_dim == 1 and is_recorded_as_torch(
+            self, x, mask, updates=updates
+        )
 
     def _normalized(self, batch: Tensor, mask: Tensor | None) -> Tensor:
         if self.channel_dim == 1:

@@ -11,7 +11,7 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import group_norm, layer_norm, rms_norm
 from normkit.masks import broadcast_mask
 from normkit.nn.parameters import learned
-from normkit.nn.tracing import is_recorded, is_recorded_by_jit, recorded_call
+from normkit.nn.tracing import is_recorded, is_recorded_as_torch, recorded_call
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
@@ -124,7 +124,7 @@ class LayerNorm(torch.nn.LayerNorm):
         if is_recorded(input):
             if (node := recorded_call(self, input, mask=mask)) is not None:
                 return node
-            if is_recorded_by_jit(mask):
+            if is_recorded_as_torch(self, input, mask):
                 return self._recorded(input)
         if self.channel_dim == -1:
             return self._over_last(input, mask)
@@ -222,7 +222,7 @@ class RMSNorm(torch.nn.RMSNorm):
         if is_recorded(x):
             if (node := recorded_call(self, x, mask=mask)) is not None:
                 return node
-            if is_recorded_by_jit(mask):
+            if is_recorded_as_torch(self, x, mask):
                 return super().forward(x)
         weight, _ = learned(self)
         return rms_norm(x, self.normalized_shape, weight, self.eps, mask=mask)
@@ -302,7 +302,7 @@ class GroupNorm(torch.nn.GroupNorm):
         if is_recorded(input):
             if (node := recorded_call(self, input, mask=mask)) is not None:
                 return node
-            if is_recorded_by_jit(mask):
+            if is_recorded_as_torch(self, input, mask):
                 return super().forward(input)
         weight, bias = learned(self)
         return group_norm(input, self.num_groups, weight, bias, self.eps, mask=mask)

@@ -24,6 +24,7 @@ from normkit.modeling.batch import (
     targets_of,
     to_device,
 )
+from normkit.modeling.graph_norms import graph_model, with_norm_modules
 from normkit.modeling.snapshot import preserved, preserved_random
 from normkit.modeling.unwrap import is_average, unwrapped
 
@@ -88,6 +89,7 @@ def open_case(
         ArgumentError: The loader gives nothing, `max_batches` is below 1, or an
             argument cannot be used.
     """
+    model = graph_model(model)
     check_model(verb, model, loader)
     check_function("loss_fn", loss_fn)
     check_function("metric", metric)
@@ -96,7 +98,7 @@ def open_case(
             f"max_batches={max_batches} leaves no batch; give 1 or more"
         )
     has_average = is_average(model)
-    model = unwrapped(model)
+    model = with_norm_modules(unwrapped(model))
     holders = [loader, getattr(loader, "sampler", None)]
     with preserved_random(model, seed=seed, others=holders):
         drawn = iter(loader)

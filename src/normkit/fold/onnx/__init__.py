@@ -1,6 +1,7 @@
 """Fold the batch norms of an ONNX model; the one place of normkit that imports onnx.
 
-`folding` calls the others: `files` reads and writes model files, `inputs` draws inputs,
+`folding` calls the others: `files` reads and writes model files, `loading` checks them,
+`inputs` draws inputs,
 `evaluate` runs the model in float64 within `limits`, `reading`, `operators` and
 `norm_operators` turn it into the graph of `ir`, `norms` finds its norms, `writing`
 applies the plan, `subgraphs` folds branches and bodies, `runtime` compares in

@@ -28,7 +28,14 @@ from onnx.reference.ops.op_max_pool import MaxPool as _MaxPool
 from normkit.fold.onnx.files import graphs_in, tensors_of
 from normkit.fold.onnx.limits import BoundedEvaluator, limited
 
-__all__ = ["FLOATS", "evaluator", "run_once", "tensors_among", "to_float64"]
+__all__ = [
+    "FLOATS",
+    "evaluator",
+    "jittered_weights",
+    "run_once",
+    "tensors_among",
+    "to_float64",
+]
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -51,6 +58,33 @@ def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
             for attribute in node.attribute:
                 _widen(node, attribute)
     return wide
+
+
+def jittered_weights(model: onnx.ModelProto, wide: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `wide` with each weight moved by up to one rounding of its type.
+
+    Args:
+        model: A model.
+        wide: What `to_float64` makes of it.
+    """
+    moved = onnx.ModelProto()
+    moved.CopyFrom(wide)
+    draw = np.random.default_rng(0)
+    pairs = zip(tensors_of(model.graph), tensors_of(moved.graph), strict=True)
+    for stored, tensor in pairs:
+        if stored.data_type not in _EPS:
+            continue
+        values = numpy_helper.to_array(tensor)
+        noise = draw.uniform(-0.5, 0.5, values.shape) * _EPS[stored.data_type]
+        tensor.CopyFrom(numpy_helper.from_array(values * (1 + noise), tensor.name))
+    return moved
+
+
+_EPS: dict[int, float] = {
+    TensorProto.FLOAT: torch.finfo(torch.float32).eps,
+    TensorProto.FLOAT16: torch.finfo(torch.float16).eps,
+    TensorProto.BFLOAT16: torch.finfo(torch.bfloat16).eps,
+}
 
 
 def _widen(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:

@@ -12,9 +12,8 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto
-from onnx.inliner import inline_local_functions
 
-from normkit.errors import ArgumentError, FoldError
+from normkit.errors import ArgumentError
 from normkit.fold.equivalence import TOLERANCE, difference, gap_under, sampled
 from normkit.fold.ir.graph import Refusal
 from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
@@ -22,6 +21,7 @@ from normkit.fold.onnx import files, limits, norm_operators, operators, runtime
 from normkit.fold.onnx.evaluate import run_once, tensors_among, to_float64
 from normkit.fold.onnx.inputs import drawn_inputs, redrawn
 from normkit.fold.onnx.limits import TimeLimitError
+from normkit.fold.onnx.loading import check, loaded
 from normkit.fold.onnx.reading import OnnxGraph, read_graph
 from normkit.fold.onnx.subgraphs import fold_inside, has_norms_inside, left_inside
 from normkit.fold.onnx.writing import rewritten
@@ -30,8 +30,6 @@ from normkit.fold.search.solve import Solution
 
 __all__ = ["fold_model"]
 
-# The first version of the format in which a weight need not be an input as well.
-_FIRST_WITH_DEFAULTS = 4
 
 _RULES = operators.RULES | norm_operators.RULES
 
@@ -70,25 +68,9 @@ def _fold_model(
     fixed_weights: bool | None,
     norms: str,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
-    sources: set[Path] = set()
-    if isinstance(model, onnx.ModelProto):
-        proto = onnx.ModelProto()
-        proto.CopyFrom(model)
-    else:
-        path = Path(fspath(model))
-        if not path.is_file():
-            raise FoldError(f"there is no file {path}; name an ONNX model")
-        proto, sources = files.read(path)
-    files.check_sizes(proto)
-    files.check_functions(proto)
-    opset = _opset(proto)
-    _check(proto, "the model given")
-    original = proto
-    if proto.functions:
-        proto = inline_local_functions(proto)
-    is_old = proto.ir_version < _FIRST_WITH_DEFAULTS
-    if fixed_weights or (fixed_weights is None and is_old):
-        proto = _without_defaults(proto)
+    read = loaded(model, fixed_weights)
+    original, proto = read.original, read.model
+    opset, is_old = read.opset, read.is_old
     wide = to_float64(proto)
     given = drawn_inputs(wide, example_inputs, max(inputs, 1))
     result = _fold_graph(proto, given, opset, norms, inside=not is_old)
@@ -100,10 +82,10 @@ def _fold_model(
     folded = result.model if any(entry.how for entry in result.entries) else original
     if is_old and folded is not original:
         _list_weights(folded)
-    _check(folded, "the folded model")
+    check(folded, "the folded model")
     agrees = runtime.agrees(original, folded, given[0], result.expected[0])
     if out is not None:
-        files.write(folded, Path(fspath(out)), sources)
+        files.write(folded, Path(fspath(out)), read.sources)
     proof = f"float64, on {len(given)} inputs"
     proof += "; onnxruntime agrees" if agrees else "; onnxruntime cannot run it"
     entries = tuple(result.entries)
@@ -115,16 +97,6 @@ def _fold_model(
 def _has_defaults(model: onnx.ModelProto) -> bool:
     inputs = {value.name for value in model.graph.input}
     return any(tensor.name in inputs for tensor in model.graph.initializer)
-
-
-def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of `model` in which no weight is an input as well."""
-    held = {tensor.name for tensor in model.graph.initializer}
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    del copied.graph.input[:]
-    copied.graph.input.extend(v for v in model.graph.input if v.name not in held)
-    return copied
 
 
 def _list_weights(model: onnx.ModelProto) -> None:
@@ -288,27 +260,6 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     for value in model.graph.value_info:
         types.setdefault(value.name, value.type.tensor_type.elem_type)
     return types
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    for each in model.opset_import:
-        if each.domain in ("", "ai.onnx"):
-            if each.version < files.FIRST_OPSET:
-                raise FoldError(
-                    f"the model uses opset {each.version}, fold_onnx reads opset "
-                    f"{files.FIRST_OPSET} and newer; convert it with "
-                    "onnx.version_converter.convert_version"
-                )
-            return each.version
-    raise FoldError("the model names no opset of ONNX; export it again")
-
-
-def _check(model: onnx.ModelProto, what: str) -> None:
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:
-        told = str(error).strip().splitlines()[0]
-        raise FoldError(f"onnx.checker rejects {what}: {told}") from error
 
 
 def _outputs(model: onnx.ModelProto) -> list[str]:

@@ -15,7 +15,7 @@ from normkit.fold.equivalence import difference
 from normkit.fold.onnx.evaluate import tensors_among
 from normkit.fold.onnx.limits import seconds
 
-__all__ = ["agrees"]
+__all__ = ["agrees", "run"]
 
 
 def agrees(
@@ -36,7 +36,7 @@ def agrees(
     gaps = []
     for each in (model, folded):
         try:
-            answers = _run(each, given)
+            answers = run(each, given)
         except Exception as error:
             if each is model:
                 return False  # It supports less than the reference does.
@@ -56,11 +56,21 @@ def agrees(
     return True
 
 
-def _run(model: onnx.ModelProto, given: dict[str, Any]) -> list[Any]:
+def run(
+    model: onnx.ModelProto, given: dict[str, Any], *, optimized: bool = False
+) -> list[Any]:
+    """Return the outputs of `model` in onnxruntime.
+
+    Args:
+        model: The model.
+        given: An array for each input; floats become the type of the input.
+        optimized: Let onnxruntime rewrite the graph, as it does by default.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.graph_optimization_level = level
+    if not optimized:
+        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = level
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -14,7 +14,7 @@ values (`x[x > 0]`, `nonzero`), and `module` refuses to fold around such a call.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ def capture(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     norms: str = "batch",
+    keep: Callable[[Value, Tensor], None] | None = None,
 ) -> Trace:
     """Run `model` once without gradients and return its trace.
 
@@ -52,8 +53,11 @@ def capture(
         args: Its positional arguments.
         kwargs: Its named arguments.
         norms: Which norms written out in Python become one node: "batch" or "all".
+        keep: Called with each value and its tensor at the moment it is computed.
     """
     reader = _Reader(model, norms)
+    if keep is not None:
+        reader.tensors.keep = reader.unseen(keep)
     with torch.no_grad():
         reader.tensors.register_inputs((args, kwargs))
         with reader.watching(), _Underneath(reader), reader:
@@ -100,6 +104,17 @@ class _Reader(TorchFunctionMode):
             yield
         finally:
             self.depth -= 1
+
+    def unseen(
+        self, keep: Callable[[Value, Tensor], None]
+    ) -> Callable[[Value, Tensor], None]:
+        """Return `keep` as computation of the reader's own."""
+
+        def quietly(value: Value, tensor: Tensor) -> None:
+            with self.paused():
+                keep(value, tensor)
+
+        return quietly
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

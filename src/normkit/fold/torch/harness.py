@@ -101,19 +101,23 @@ class Harness:
 
 @contextlib.contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put the plain attributes of all modules back, such as the window size of Swin.
+    """Put the sizes that modules hold back, such as the window of Swin.
 
     Some forwards set them by the size of their input, and stay changed for the next.
+    Other attributes stay as the forward left them: a flag may say that hooks are there.
     """
-    held = [(vars(module), dict(vars(module))) for module in model.modules()]
+    held = [
+        (vars(module), name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) in (int, float, tuple)
+    ]
     try:
         yield
     finally:
-        for now, before in held:
-            names = before.keys()
-            if now.keys() != names or any(now[n] is not before[n] for n in names):
-                now.clear()
-                now.update(before)
+        for attributes, name, value in held:
+            if name in attributes and attributes[name] is not value:
+                attributes[name] = value
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ edited that the caller gets.
 from __future__ import annotations
 
 import contextlib
-import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.errors import ArgumentError, FoldError
 from normkit.fold.ledger import FoldEntry, FoldLedger
+from normkit.fold.torch.copying import copied
 from normkit.fold.torch.float64 import REDUCED
 from normkit.fold.torch.folding import Folding
 from normkit.fold.torch.harness import Harness
@@ -122,10 +122,10 @@ def fold(
     args, kwargs = _arguments(example_inputs)
     source, kept = model, computed_weights(model)
     if materialize and kept:
-        source = _copied(model)
+        source = copied(model)
         store_computed(source)
     try:
-        exact = Harness(_copied(source), args, kwargs, in_float64=True, norms=norms)
+        exact = Harness(copied(source), args, kwargs, in_float64=True, norms=norms)
     except FoldError:
         raise
     except Exception as error:
@@ -139,7 +139,7 @@ def fold(
         ledger = replace(ledger, notice=_computed(kept))
     if inplace and source is not model:
         store_computed(model)
-    result = model if inplace else source if source is not model else _copied(model)
+    result = model if inplace else source if source is not model else copied(model)
     with torch.no_grad():
         for rewrite in folding.rewrites(plan):
             rewrite.apply(result)
@@ -172,29 +172,10 @@ def _in_own_dtype(
     held = (*model.parameters(), *model.buffers(), *tensors_in((args, kwargs)))
     if not any(tensor.dtype in REDUCED for tensor in held):
         return None
-    work = _copied(model)
+    work = copied(model)
     with contextlib.suppress(Exception):
         return Harness(work, args, kwargs, in_float64=False, norms=norms)
     return None
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for held in vars(module).values():
-            # The weight that an old-style weight_norm leaves behind; deepcopy
-            # would refuse it.
-            if isinstance(held, Tensor) and not held.is_leaf:
-                memo[id(held)] = held.detach().clone()
-    try:
-        with torch.no_grad():  # Tensors of a scripted module's copy are no leaves else.
-            return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise FoldError(
-            f"{type(model).__name__} cannot be deep-copied ({error}), and fold works "
-            "on copies so that a failure leaves the model as it was; remove attributes "
-            "that cannot be copied (open files, locks, streams) first"
-        ) from error
 
 
 def _nothing_provable(
@@ -203,7 +184,7 @@ def _nothing_provable(
     """Return the ledger of a model that runs, but not in float64."""
     try:
         with torch.no_grad():
-            _copied(model)(*args, **kwargs)
+            copied(model)(*args, **kwargs)
     except Exception as own:
         raise FoldError(
             f"{type(model).__name__} failed on example_inputs: {own}; pass a tensor, a "

@@ -27,6 +27,7 @@ class TensorTable:
     Attributes:
         slots: The slot of each parameter and buffer, by (module, attribute).
         seen: (the tensor, its value, its version) of each tensor, by its id.
+        keep: Called with each value and its tensor when it is registered, or None.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class TensorTable:
         self.holders: dict[int, list[tuple[nn.Module, str]]] = {}
         self.held: dict[tuple[nn.Module, str], Value] = {}
         self.groups = 0
+        self.keep: Callable[[Value, Tensor], None] | None = None
         self.shown: list[tuple[weakref.ref[Tensor], Value, str]] = []
         for path, module in model.named_modules():
             for name, tensor in _stored_tensors(module):
@@ -134,6 +136,8 @@ class TensorTable:
         if value.alias_group < 0:
             value.alias_group = self.groups = self.groups + 1
         self.seen[id(tensor)] = (weakref.ref(tensor), value, tensor._version)
+        if self.keep is not None:
+            self.keep(value, tensor)
         return value
 
 
