@@ -101,8 +101,7 @@ def photograph(page: Path, verdict: str) -> None:
     note.add_itxt("Description", words(verdict))
     PICTURE.parent.mkdir(exist_ok=True)
     with Image.open(taken) as image:
-        # Few colours, and text: 64 of them look the same in a quarter of the bytes.
-        image.convert("RGB").quantize(64).save(PICTURE, optimize=True, pnginfo=note)
+        image.convert("RGB").save(PICTURE, optimize=True, pnginfo=note)
 
 
 if __name__ == "__main__":
