@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,8 @@ def test_json_has_every_number_unrounded(few, capsys) -> None:
 def test_a_page_without_marks_is_refused_before_anything_is_measured(
     tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(cli.bench, "numerics", lambda **_: pytest.fail("measured"))
+    module = sys.modules["normkit.bench.numerics"]
+    monkeypatch.setattr(module, "numerics", lambda **_: pytest.fail("measured"))
     page = tmp_path / "page.md"
     page.write_text("nothing here\n")
     assert cli.main(["bench", "numerics", "--write", str(page)]) == 2

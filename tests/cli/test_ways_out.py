@@ -165,7 +165,7 @@ def test_a_shell_completes_commands_and_options(shell: str) -> None:
 def test_an_interrupt_ends_a_study_without_tracebacks_of_its_workers(
     tmp_path: Path,
 ) -> None:
-    words = ("study", "run", "S01", "S03", "--quick", "--jobs", "2", "--out", tmp_path)
+    words = ("study", "run", "S02", "S11", "--jobs", "2", "--out", tmp_path)
     program = subprocess.Popen(
         [sys.executable, "-m", "normkit_cli", *map(str, words)],
         stdout=subprocess.PIPE,

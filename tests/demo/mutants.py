@@ -49,4 +49,4 @@ def demo_command_that_always_succeeds(patch: pytest.MonkeyPatch) -> None:
         code = app(**call)  # type: ignore[arg-type]
         return 0 if code == 1 else code
 
-    wrap(patch, "normkit.cli.app", polite)
+    wrap(patch, "normkit_cli.app", polite)

@@ -23,7 +23,6 @@ from doctor.models import batches, build, moments_of
 from normkit.doctor import Diagnosis, Statistics, checks, diagnose, watch
 from normkit.doctor.channel_statistics import Histogram
 from normkit.doctor.measurements import LayerStatistics
-from normkit.doctor.pages import diagnosis_page
 
 __all__ = ["browser"]
 
@@ -152,7 +151,7 @@ def test_a_network_of_a_thousand_layers_opens_in_a_second(
     readings = checks.run(statistics)
     assert len(readings) > 1000
     path = tmp_path / "deep.html"
-    diagnosis_page(Diagnosis(readings, statistics)).write(path)
+    Diagnosis(readings, statistics).to_html(path)
     assert path.stat().st_size < 5e6
     show(browser, path, width=1280)
     milliseconds = browser.execute_script(

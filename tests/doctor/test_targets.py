@@ -215,3 +215,13 @@ def test_the_order_of_samples_shows_without_batch_norm(kind: str) -> None:
         ((x > 0).long(), y) if kind == "targets" else (x, y) for x, y in batches()
     ]
     assert "D13" not in diagnose(model, shuffled, F.cross_entropy).named
+
+
+def test_batches_of_one_class_say_nothing_of_what_was_learned() -> None:
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    model = build("mlp")
+    train(model, 40)
+    order = y.argsort(stable=True)
+    parts = list(zip(x[order].split(64), y[order].split(64), strict=True))
+    found = diagnose(model, parts, nn.CrossEntropyLoss())
+    assert "learned nothing" not in found.to_text()

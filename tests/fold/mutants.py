@@ -149,9 +149,9 @@ def a_lifted_scale_loses_its_sign(patch: pytest.MonkeyPatch) -> None:
     "test_an_initializer_that_a_caller_may_set_is_left_alone"
 )
 def a_default_is_taken_for_a_constant(patch: pytest.MonkeyPatch) -> None:
-    from normkit.fold.onnx import folding
+    from normkit.fold.onnx import loading
 
-    patch.setattr(folding, "_FIRST_WITH_DEFAULTS", 99)
+    patch.setattr(loading, "_FIRST_WITH_DEFAULTS", 99)
 
 
 @fault(

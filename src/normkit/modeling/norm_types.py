@@ -47,7 +47,9 @@ def is_batch_norm(module: nn.Module) -> bool:
     """
     if isinstance(module, _NormBase):
         return isinstance(module, _BatchNorm)
-    mean, var = (module._buffers.get(f"running_{name}") for name in ("mean", "var"))
+    # A scripted module's `_buffers` is no dict.
+    held = dict(module.named_buffers(recurse=False))
+    mean, var = held.get("running_mean"), held.get("running_var")
     if mean is None or var is None:
         return False
     return mean.dim() == 1 and mean.shape == var.shape

@@ -29,11 +29,14 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
         layer.weight is not None and layer.weight.gradient_norm
         for layer in statistics.layers
     )
+    # A diagnosis without a loss runs no layer with gradients.
+    has_graph = any(layer.had_gradients for layer in statistics.layers)
     for layer, norm in norms:
         if norm.frozen:
             continue
+        is_cut_off = has_graph and layer.had_gradients is False
         # Where no parameter is trained, the layer is not frozen on purpose.
-        has_no_gradient = not norm.is_trainable or layer.had_gradients is False
+        has_no_gradient = not norm.is_trainable or is_cut_off
         is_bad = has_no_gradient and is_training and norm.is_read_in_eval is not False
         severity: Severity = "error" if is_bad else "clear"
         yield _D07(

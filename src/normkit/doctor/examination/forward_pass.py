@@ -153,11 +153,13 @@ class ForwardPass:
         """Record the norms of the gradients of weights and biases."""
         found: dict[tuple[str, str], Tensor] = {}
         for name, module in model.named_modules():
+            # A scripted module's `_parameters` is no dict.
+            held = dict(module.named_parameters(recurse=False))
             for kind in ("weight", "bias"):
-                parameter = module._parameters.get(kind)
+                parameter = held.get(kind)
                 if parameter is not None and parameter.grad is not None:
                     found[name, kind] = norm_of(parameter.grad)
-            weight = module._parameters.get("weight")
+            weight = held.get("weight")
             if weight is not None and weight.grad is not None and weight.dim() > 1:
                 self.equal_gradients[name] = self.rows(name, weight).share(weight.grad)
         for key, norm in zip(found, to_floats(list(found.values())), strict=True):

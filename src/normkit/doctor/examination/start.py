@@ -24,7 +24,9 @@ def has_moved(model: nn.Module) -> bool:
 
 
 def _has_moved(module: nn.Module) -> bool:
-    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    # A scripted module's `_parameters` is no dict.
+    held = dict(module.named_parameters(recurse=False))
+    weight, bias = held.get("weight"), held.get("bias")
     if is_norm(module):
         return any(p is not None and _varies(p) for p in (weight, bias))
     if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):

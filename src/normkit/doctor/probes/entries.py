@@ -38,6 +38,8 @@ class Entries:
         """Register the hooks."""
         enter, leave = Hook(self._enter), Hook(self._leave)
         for module in self._model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks
             self._handles[module] = [
                 module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
                 module.register_forward_hook(leave, always_call=True),

@@ -95,6 +95,8 @@ class Probes:
             name: LayerProbe(name, module, role)
             for name, module in model.named_modules()
             if (role := role_of(module)) != "other"
+            # They take no hooks.
+            and not isinstance(module, torch.jit.ScriptModule)
             and (not batch_norms_only or is_batch_norm(module))
         }
         # Forward statistics count only inside a forward: activation checkpointing runs
