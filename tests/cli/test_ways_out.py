@@ -177,9 +177,16 @@ def test_an_interrupt_ends_a_study_without_tracebacks_of_its_workers(
     deadline = time.monotonic() + 60
     while _members(program.pid) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)
-    os.killpg(program.pid, signal.SIGINT)
-    _, err = program.communicate(timeout=60)
+    # While the workers start, the program does not listen; a user tries again.
+    while program.poll() is None and time.monotonic() < deadline:
+        time.sleep(5)
+        if program.poll() is None:
+            os.killpg(program.pid, signal.SIGINT)
+    try:
+        _, err = program.communicate(timeout=60)
+    finally:
+        if program.poll() is None:
+            os.killpg(program.pid, signal.SIGKILL)
     assert program.returncode == 130
     assert err.strip() == "normkit: stopped"
 
