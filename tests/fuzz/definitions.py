@@ -364,8 +364,14 @@ def _functional(case: OtherCase) -> Made:
                 batch = given["x"].detach()
                 wanted = oracles.running_after(*wanted, [batch], 0.25)
             for found, truth in zip((m, v), wanted, strict=True):
+                # Half precision holds no more than 65,504.
+                holds = truth.to(dtype).isfinite()
+                if not bool(holds.any()):
+                    continue
+                truth = truth[holds]
                 size = max(1.0, float(truth.abs().max()))
-                error = float((found.double() - truth.double()).abs().max()) / size
+                error = (found[holds].double() - truth.double()).abs().max()
+                error = float(error) / size
                 eps = torch.finfo(dtype).eps
                 assert error <= max(eps, 2e-6), f"a buffer is off by {error:.2g}"
             for now, then, buffer in ((around, free[0], m), (beside, free[1], v)):

@@ -250,6 +250,8 @@ def _inverse(affine: Affine) -> Affine | None:
 
 
 def _same(left: Affine, right: Affine) -> bool:
+    if not left.shift.numel() or not right.shift.numel():
+        return left.shift.shape == right.shift.shape
     size = left.shift.abs().amax() + right.shift.abs().amax()
     scales = torch.broadcast_tensors(left.scale, right.scale)
     shifts = torch.broadcast_tensors(left.shift, right.shift)
