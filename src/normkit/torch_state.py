@@ -155,7 +155,8 @@ def _spec_with(spec: Any, placements: tuple[Any, ...]) -> Any:
 
 def process_group_by_name(name: str) -> Any:
     """Return the process group of that name, as functional collectives find it."""
-    return torch.distributed.distributed_c10d._resolve_process_group(name)
+    c10d: Any = torch.distributed.distributed_c10d
+    return c10d._resolve_process_group(name)
 
 
 def unwrapped_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -6,9 +6,8 @@
 Lightning's `sync_batchnorm=True` converts to torch's layer, which refuses a CPU.
 """
 
-# Where the package is absent, pyright takes the file beside this one for it.
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# pyright: reportGeneralTypeIssues=false
+# Where the package is absent, pyright cannot resolve it.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

@@ -68,9 +68,11 @@ class _LazyBatchNorm(_LazyLayer):
         process_group: Any = None,
     ) -> None:
         # Older torch has no `bias` argument.
-        extra = {} if bias else {"bias": False}
+        extra: dict[str, Any] = {} if bias else {"bias": False}
+        # torch's layer takes None, and its annotation does not.
+        rate: Any = momentum
         super().__init__(
-            *(eps, momentum, affine, track_running_stats, device, dtype), **extra
+            *(eps, rate, affine, track_running_stats, device, dtype), **extra
         )
         if process_group is not None:
             self.process_group = process_group
