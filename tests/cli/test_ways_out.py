@@ -173,6 +173,8 @@ def test_an_interrupt_ends_a_study_without_tracebacks_of_its_workers(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts what runs in the background with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     # A terminal interrupts the whole group, here while the workers import or train.
     deadline = time.monotonic() + 60
