@@ -3,6 +3,11 @@
 import ast
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -97,6 +102,44 @@ def test_a_record_shows_its_verdicts_and_not_its_numbers(tmp_path: Path) -> None
     (row,) = record.to_rows()
     assert (row["claim"], row["verdict"]) == ("C1", "supported")
     assert "<td>C1</td>" in record._repr_html_()
+
+
+def test_an_interrupt_while_workers_start_is_not_lost() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), runner._interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.5])
+def test_an_interrupt_at_any_time_ends_the_run(tmp_path: Path, seconds: float) -> None:
+    words = ["study", "run", "S02", "--jobs", "2", "--out", str(tmp_path)]
+    code = "import sys; from normkit_cli import main; print(flush=True); "
+    code += f"sys.exit(main({words!r}))"
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert program.stdout is not None
+    program.stdout.readline()
+    children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+    while program.poll() is None and not children.read_text():
+        time.sleep(0.02)
+    time.sleep(seconds)
+    os.killpg(program.pid, signal.SIGINT)
+    try:
+        _, told = program.communicate(timeout=60)
+    finally:
+        if program.poll() is None:
+            os.killpg(program.pid, signal.SIGKILL)
+    assert program.returncode == 130
+    assert told.strip() == "normkit: stopped"
 
 
 def test_an_interrupted_run_keeps_the_seeds_that_finished(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +151,13 @@ def _trials(
     # Spawned, not forked: a fork inherits the locks of torch's thread pools.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        # The workers start while tasks are submitted, and inherit what is ignored.
-        with _interrupts_ignored():
-            tasks = {
-                pool.submit(measure, study_id, scale, seed, data): (study_id, seed)
-                for study_id, scale, seed in waiting
-            }
         try:
+            # The workers start while tasks are submitted, and inherit what is blocked.
+            with _interrupts_held():
+                tasks = {
+                    pool.submit(measure, study_id, scale, seed, data): (study_id, seed)
+                    for study_id, scale, seed in waiting
+                }
             for task in as_completed(tasks):
                 yield (*tasks[task], task.result())
         except BaseException:
@@ -169,19 +169,22 @@ def _trials(
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignore SIGINT, which a terminal sends to the workers as well, inside the block.
+def _interrupts_held() -> Iterator[None]:
+    """Hold SIGINT back until the block ends; programs started inside never get one.
 
-    A worker that is interrupted writes a traceback, even while it imports.
+    A terminal sends it to the workers as well, and a worker that is interrupted writes
+    a traceback, even while it imports. Ignored instead, it would be lost.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Starting the tracker unblocks SIGINT: it must be there before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
