@@ -247,3 +247,34 @@ def test_masked_gradients_equal_those_of_the_values_alone() -> None:
     (got,) = torch.autograd.grad(z, wide, dy)
     torch.testing.assert_close(z[rows[:, 0], :, rows[:, 1]], y)
     torch.testing.assert_close(got[rows[:, 0], :, rows[:, 1]], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "silu", "gelu"])
+@pytest.mark.parametrize("layout", ["plain", "negated", "masked"])
+def test_the_gradient_of_a_residual_in_halves_is_rounded_once(
+    layout: str, activation: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x, residual, dy = (torch.randn(8, 4, 6).to(dtype) for _ in range(3))
+    weight, bias = torch.rand(4), torch.randn(4)
+    mask = (torch.arange(6) < 4).expand(8, 1, 6) if layout == "masked" else None
+
+    def gradients(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x, residual, weight, bias, dy = given
+        leaves = x.detach().requires_grad_(), residual.detach().requires_grad_()
+        seen = torch._neg_view(-leaves[0]) if layout == "negated" else leaves[0]
+        y = normkit.functional.batch_norm(
+            *(seen, None, None, weight, bias, True),
+            mask=mask,
+            activation=activation,
+            residual=leaves[1],
+        )
+        return torch.autograd.grad(y, leaves, dy)
+
+    _, found = gradients(x, residual, weight, bias, dy)
+    wide = (t.double() for t in (x, residual, weight, bias, dy))
+    _, exact = gradients(*wide)
+    info = torch.finfo(dtype)
+    allowed = exact.abs() * info.eps / 2 * 1.01 + info.smallest_normal
+    assert ((found.double() - exact).abs() <= allowed).all()

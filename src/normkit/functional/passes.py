@@ -157,14 +157,18 @@ class Passes:
             if mask is not None:
                 # A NaN of x at a masked place times a gradient of 0 would be NaN.
                 x = zero_where(~mask, x)
+            own = x.dtype
             if spec.activation != "none":
-                z = gated
+                # Halves are rounded once, at the end: the slope of the activation is
+                # taken where its input was, not where that would be rounded to.
+                compute = statistics_dtype(own)
+                x, dy = x.to(compute), dy.to(compute)
+                z = None if gated is None else gated.to(compute)
                 if z is None or spec.activation != "relu":
-                    plain = Spec(spec.dims, spec.eps).epilogue(residual)
+                    added = None if residual is None else residual.to(compute)
+                    plain = Spec(spec.dims, spec.eps).epilogue(added)
                     z = _applied(kernels, x, center, inv_std, weight, bias, plain)
-                compute = statistics_dtype(x.dtype)
-                wide = dy.to(compute), z.to(compute)
-                dy = gate(spec.activation, *wide, spec.slope).to(x.dtype)
+                dy = gate(spec.activation, dy, z, spec.slope)
             if mask is not None:
                 dy = zero_where(~mask, dy)
             dx, dweight, dbias = self._sums_and_dx(
@@ -172,7 +176,8 @@ class Passes:
             )
             if mask is not None and dx is not None:
                 dx = dx.masked_fill_(~mask, 0)
-            grads = dx, dweight, dbias, dy if wanted[3] else None
+            dx = None if dx is None else dx.to(own)
+            grads = dx, dweight, dbias, dy.to(own) if wanted[3] else None
         dx, dweight, dbias, dresidual = grads
         return (
             None if dx is None else dx.view(shape),
