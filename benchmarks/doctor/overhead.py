@@ -1,4 +1,4 @@
-"""What `watch` and `diagnose` cost: `python benchmarks/doctor overhead`.
+"""Cost of `watch` and `diagnose`: `python benchmarks/doctor overhead`.
 
 Processor time of one thread, which other programs on the machine hardly change. Blocks
 of training steps, watched and not, take turns; a diagnosis takes turns with one forward

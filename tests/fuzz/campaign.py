@@ -35,7 +35,7 @@ class Hunt:
 
 @dataclass
 class Outcome:
-    """What a hunt found."""
+    """Outcome of a hunt."""
 
     name: str
     tried: int = 0

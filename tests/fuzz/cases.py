@@ -79,14 +79,14 @@ class LayerCase(Short):
 
     @property
     def uses_batch(self) -> bool:
-        """Whether the statistics are those of the input."""
+        """True when the statistics are those of the input."""
         if self.kind == "FrozenBatchNorm":
             return False
         return self.kind not in TRACKING or self.training or not self.tracks
 
     @property
     def updates(self) -> bool:
-        """Whether running statistics move."""
+        """True when running statistics change."""
         is_tracking = self.kind in TRACKING and self.tracks
         return is_tracking and self.training and self.uses_batch
 
@@ -196,7 +196,7 @@ def layer_cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> LayerCase:
 
 
 def is_refused(case: LayerCase) -> bool:
-    """Whether the layer must raise ValueError: a statistic of one value."""
+    """Return whether the layer must raise ValueError: a statistic of one value."""
     n, values = case.shape[0], prod(case.shape)
     if not case.uses_batch:
         return False

@@ -1,4 +1,4 @@
-"""What a layer must compute, in float64 and torch's own autograd.
+"""Definitions of the layers in float64 and torch's own autograd.
 
 Imports nothing of normkit. Besides each value it returns the size of the terms that the
 value is a sum of: what a rounding error has to be compared with.

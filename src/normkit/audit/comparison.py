@@ -1,4 +1,4 @@
-"""What a comparison of two models found: differences, layers, the parting."""
+"""Results of a comparison of two models: differences, layers, the parting."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Parting:
-    """Where two models part.
+    """First place where two models part.
 
     Attributes:
         place: The first value of the first model that the second lacks where it should

@@ -15,7 +15,7 @@ __all__ = ["Equivalence"]
 
 @dataclass(frozen=True, repr=False)
 class Equivalence(Result):
-    """Whether two models are the same function, as far as runs can tell.
+    """Verdict on two models: the same function, as far as runs can tell.
 
     It is true (`if normkit.verify(…):`) when they agree on every input.
 

@@ -1,4 +1,4 @@
-"""What a model computed on one input, value by value, whatever it is written in."""
+"""Record of a run: each value of a torch or ONNX model on one input."""
 
 from __future__ import annotations
 

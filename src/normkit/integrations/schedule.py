@@ -1,4 +1,4 @@
-"""What a callback does to a model during training, without any framework.
+"""Actions of a callback on a model during training, without any framework.
 
 A schedule watches the training steps, measures the running statistics anew before
 validation or at the end, and freezes them after some epochs. The callbacks of the

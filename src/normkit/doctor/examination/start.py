@@ -1,4 +1,4 @@
-"""Whether a network shows that it was trained.
+"""Signs in the weights that a network was trained.
 
 torch draws the bias of a linear layer or convolution from ±1/√(inputs of a unit), and
 most other schemes start biases, scales and shifts at one value. A bias beyond that, or

@@ -52,7 +52,7 @@ class AffineNorm:
 
     @property
     def note(self) -> str:
-        """What the ledger says of what stays; empty for nothing."""
+        """Words of the ledger for the parts that stay; empty for none."""
         return ""
 
     @property

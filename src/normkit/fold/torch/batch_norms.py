@@ -60,7 +60,7 @@ class NormModule:
 
     @property
     def note(self) -> str:
-        """What the ledger says of what stays; empty for nothing."""
+        """Words of the ledger for the parts that stay; empty for none."""
         return "its call stays, and changes nothing" if self.is_called else ""
 
     @property

@@ -1,4 +1,4 @@
-"""What stays of a batch norm's module: its sum, its activation, a shift, a copy."""
+"""Remains of a batch norm's module: its sum, its activation, a shift, a copy."""
 
 from __future__ import annotations
 
