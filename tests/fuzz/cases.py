@@ -196,7 +196,7 @@ def layer_cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> LayerCase:
 
 
 def is_refused(case: LayerCase) -> bool:
-    """Return whether the layer must raise ValueError: a statistic of one value."""
+    """True when the layer must raise ValueError: a statistic of one value."""
     n, values = case.shape[0], prod(case.shape)
     if not case.uses_batch:
         return False
