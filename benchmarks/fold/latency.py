@@ -1,4 +1,4 @@
-"""Latency of folded models: eager, compiled, in onnxruntime and OpenVINO; 1 image and 16.
+"""Latency of folded models: eager, compiled, onnxruntime, OpenVINO; 1 image and 16.
 
     python benchmarks/fold/latency.py docs/fold_latency.md
 
