@@ -166,6 +166,10 @@ def layer_cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> LayerCase:
             policies = st.sampled_from(["running", "renorm", "skip"])
             options["on_small_batch"] = draw(policies)
     mask = draw(st.sampled_from(MASKS))
+    ways = draw(st.lists(st.sampled_from(WAYS), min_size=1, max_size=3))
+    if options.get("on_small_batch") == "renorm":
+        # Its output reads statistics that the first forward updated: it refuses.
+        ways = ["plain" if w in ("checkpoint", "reentrant") else w for w in ways]
     return LayerCase(
         kind=kind,
         shape=shape,
@@ -187,7 +191,7 @@ def layer_cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> LayerCase:
         trained=draw(st.sampled_from(["all", "all", "input", "parameters", "bias"])),
         mask=mask,
         activation=draw(st.sampled_from(ACTIVATIONS)) if is_batch else "none",
-        ways=tuple(draw(st.lists(st.sampled_from(WAYS), min_size=1, max_size=3))),
+        ways=tuple(ways),
         eps=draw(st.sampled_from([1e-5, 1e-3, 1.0])),
         momentum=draw(st.sampled_from([0.1, None, 0.0, 1.0])),
         poison=draw(st.sampled_from([""] * 8 + ["nan", "inf", "hidden nan"])),

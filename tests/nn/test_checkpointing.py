@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import normkit.nn as n
+from normkit.errors import ArgumentError
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "batch": (lambda: n.BatchNorm1d(4), (8, 4, 5)),
@@ -46,3 +47,30 @@ def test_statistics_and_counters_are_those_of_one_forward(
         torch.testing.assert_close(found, once.get_buffer(key), msg=key)
         moved += not torch.equal(found, start.get_buffer(key))
     assert moved >= 2
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_small_batch_by_running_statistics_that_moved_is_refused(
+    masked: bool, reentrant: bool
+) -> None:
+    layer = n.BatchNorm1d(3, on_small_batch="renorm", activation="sigmoid")
+    x = torch.randn(4 if masked else 1, 3, requires_grad=True)
+    mask = torch.tensor([[True, True, True]] + [[True, False, True]] * 3)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return layer(x, mask=mask if masked else None)
+
+    y = checkpoint(forward, x, use_reentrant=reentrant)
+    with pytest.raises(ArgumentError, match="leave the layer out"):
+        y.sum().backward()
+
+
+def test_a_large_batch_is_recomputed_whatever_the_policy_on_small_ones() -> None:
+    layer = n.BatchNorm1d(3, on_small_batch="renorm", activation="sigmoid")
+    plain = copy.deepcopy(layer)
+    x, dy = torch.randn(8, 3, requires_grad=True), torch.randn(8, 3)
+    y = checkpoint(layer, x, use_reentrant=False)
+    (found,) = torch.autograd.grad(y, x, dy)
+    (wanted,) = torch.autograd.grad(plain(x), x, dy)
+    assert torch.equal(found, wanted)

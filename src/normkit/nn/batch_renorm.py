@@ -27,7 +27,7 @@ from normkit.nn.batch_norm_layer import BatchNormLayer
 from normkit.nn.batch_statistics import with_epilogue
 from normkit.nn.layer_ranks import ranks_of
 from normkit.nn.opaque_clone import opaque_clone
-from normkit.nn.running_state import check_momentum, is_recomputing
+from normkit.nn.running_state import check_momentum, check_not_recomputed
 from normkit.nn.tracing import recorded_call
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "BatchRenormLayer"]
@@ -114,14 +114,8 @@ class BatchRenormLayer(BatchNormLayer):
                 The output is 0 elsewhere.
             residual: Added to the output, of the shape of `input`.
         """
-        # A forward that checkpointing repeats needs the running statistics of the first
-        # one, which it has updated.
-        if self.training and is_recomputing():
-            raise ArgumentError(
-                f"{type(self).__name__} cannot be recomputed by activation "
-                "checkpointing: its running statistics, which are part of the output, "
-                "have moved; leave the layer out of the checkpointed part"
-            )
+        if self.training:
+            check_not_recomputed(self)
         if not self.training or not self.track_running_stats:
             return super().forward(input, mask=mask, residual=residual)
         node = recorded_call(self, input, mask=mask, residual=residual)

@@ -20,7 +20,11 @@ from normkit.masks import broadcast_mask, zero_where
 from normkit.moments import Moments, statistics_dtype
 from normkit.nn.layer_ranks import ranks_of
 from normkit.nn.opaque_clone import opaque_clone
-from normkit.nn.running_state import RunningStateLayer
+from normkit.nn.running_state import (
+    RunningStateLayer,
+    check_not_recomputed,
+    is_recomputing,
+)
 from normkit.sync import is_group, merge_over
 
 __all__ = ["ESTIMATORS", "SMALL_BATCH_POLICIES", "BatchStatisticsLayer", "Observer"]
@@ -157,6 +161,11 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         y, measured = self._normalized(
             x, mask, Epilogue() if is_apart else epilogue, over_ranks
         )
+        reads_moved = self.on_small_batch == "renorm" and self.running_mean is not None
+        # Larger channels did not read the running statistics. Reading the counts waits
+        # for the device, in a repeated forward alone.
+        if reads_moved and is_recomputing() and bool((measured.count <= 1).any()):
+            check_not_recomputed(self)
         if replaces:
             y = self._unless_small(x, y, measured, mask)
         if is_apart:

@@ -24,7 +24,12 @@ from normkit.torch_state import is_in_backward
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["RunningStateLayer", "check_momentum", "is_recomputing"]
+__all__ = [
+    "RunningStateLayer",
+    "check_momentum",
+    "check_not_recomputed",
+    "is_recomputing",
+]
 
 
 class RunningStateLayer(_NormBase):
@@ -167,6 +172,19 @@ def is_recomputing() -> bool:
     the running statistics already.
     """
     return is_in_backward()
+
+
+def check_not_recomputed(layer: torch.nn.Module) -> None:
+    """Refuse a repeated forward of a layer whose output reads its running statistics.
+
+    The first forward has updated them, and the repeated one would give other values.
+    """
+    if is_recomputing():
+        raise ArgumentError(
+            f"{type(layer).__name__} cannot be recomputed by activation checkpointing: "
+            "its running statistics, which are part of the output, have moved; leave "
+            "the layer out of the checkpointed part"
+        )
 
 
 def check_momentum(layer: torch.nn.Module, momentum: object) -> None:
