@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -104,12 +105,22 @@ def test_a_record_shows_its_verdicts_and_not_its_numbers(tmp_path: Path) -> None
     assert "<td>C1</td>" in record._repr_html_()
 
 
-def test_an_interrupt_while_workers_start_is_not_lost() -> None:
+def test_an_interrupt_while_workers_start_waits_for_their_end() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    reached, leave = [], threading.Event()
+    # A thread that blocks nothing takes the signal in place of the caller's.
+    other = threading.Thread(target=leave.wait)
+    other.start()
     try:
         with pytest.raises(KeyboardInterrupt), runner._interrupts_held():
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            reached.append("the end")
+        assert reached
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
+        leave.set()
+        other.join()
         signal.signal(signal.SIGINT, before)
 
 

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -173,18 +174,30 @@ def _interrupts_held() -> Iterator[None]:
     """Hold SIGINT back until the block ends; programs started inside never get one.
 
     A terminal sends it to the workers as well, and a worker that is interrupted writes
-    a traceback, even while it imports. Ignored instead, it would be lost.
+    a traceback, even while it imports; one whose parent is interrupted while it hands
+    over the task does, too. Ignored instead, the signal would be lost.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     # Starting the tracker unblocks SIGINT: it must be there before.
     resource_tracker.ensure_running()
+    # The mask is for the workers, which inherit it. Here a thread of a math library may
+    # take the signal all the same, and Python then runs the handler in the main thread.
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    held: list[int] = []
+    if is_main and handler is not None:
+        signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if is_main and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
