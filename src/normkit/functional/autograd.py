@@ -185,7 +185,9 @@ def run(
     """
     if mask is not None:
         mask = broadcast_mask(mask, x)
-        if type(call) in (NativeCall, RanksCall):
+        if type(call) is NativeCall:
+            mask = call.laid_mask(mask, x)
+        elif type(call) is RanksCall:
             mask = as_mask(mask, x)
     if _is_grad_enabled() and (
         x.requires_grad

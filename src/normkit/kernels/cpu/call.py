@@ -20,7 +20,9 @@ from normkit.kernels.cpu.packing import (
     DTYPES,
     EQUAL_SHARES,
     GIVEN,
+    ROW_MASK,
     SKIP_NONFINITE,
+    as_mask,
     doubles,
     flags_of,
     laid_like,
@@ -41,7 +43,7 @@ class NativeCall:
 
     __slots__ = (
         *("spec", "_fixed", "_forward", "_backward", "_size", "_shape", "_values"),
-        *("_two_rows", "_all_rows", "_is_masked", "sums"),
+        *("_two_rows", "_all_rows", "_is_masked", "_is_row_mask", "sums"),
     )
 
     def __init__(
@@ -70,6 +72,7 @@ class NativeCall:
         self.sums = over == 1 and (sizes[6] == 1 or self._values <= 32_768)
         self._shape = spec.kept(x.shape)
         self._is_masked = is_masked
+        self._is_row_mask = bool(flags & ROW_MASK)
         self._two_rows = doubles((2, self._size))
         self._all_rows = doubles((4, self._size))
 
@@ -91,7 +94,7 @@ class NativeCall:
             weight: Likewise, or None.
             bias: Likewise, or None.
             residual: Laid like x, or None.
-            mask: A byte for each value of x, laid like x, or None.
+            mask: As `laid_mask` returns it, or None.
             running: Statistics to normalize by, or to update.
             keeps: "nothing", "some" for a backward, or "all".
             total: Takes x + residual, and is normalized; where `sums` allows it.
@@ -213,6 +216,18 @@ class NativeCall:
                 check(status)
         return dx if wants_x else None, dweight, dbias, dy if passes else dresidual
 
+    def laid_mask(self, mask: Tensor, x: Tensor) -> Tensor:
+        """Return a mask of x's shape as the kernels read it: a byte for each value.
+
+        Where it hides rows as a whole: a byte for each row, seen in the shape of x.
+        """
+        if not self._is_row_mask:
+            return as_mask(mask, x)
+        first = tuple(
+            slice(1) if d in self.spec.dims else slice(None) for d in range(x.dim())
+        )
+        return mask[first].contiguous().expand(x.shape)
+
     def statistics(
         self, kept: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -262,7 +277,20 @@ def call_for(
     if running is not None and not spec.given:
         flags |= SKIP_NONFINITE if running.skips_nonfinite else 0
         flags |= EQUAL_SHARES if running.rate is None else 0
+    if mask is not None and _hides_rows(spec, x, mask, found[0]):
+        flags |= ROW_MASK
     return NativeCall(spec, x, *found, flags, is_masked=mask is not None)
+
+
+def _hides_rows(spec: Spec, x: Tensor, mask: Tensor, sizes: tuple[int, ...]) -> bool:
+    """Return whether the mask is constant along the rows of a layer or RMS norm."""
+    batch, over, groups, sub_runs, _, period, _ = sizes
+    if spec.given or spec.shape is not None or over * sub_runs * period != 1:
+        return False
+    missing = x.dim() - mask.dim()
+    return groups * batch > 0 and all(
+        d < missing or mask.shape[d - missing] == 1 for d in spec.dims
+    )
 
 
 def sizes_of(

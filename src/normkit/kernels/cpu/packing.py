@@ -18,6 +18,7 @@ __all__ = [
     "DTYPES",
     "EQUAL_SHARES",
     "GIVEN",
+    "ROW_MASK",
     "SKIP_NONFINITE",
     "WEIGHTED",
     "as_learned",
@@ -37,7 +38,7 @@ __all__ = [
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 ACTIVATION_CODES = {name: k for k, name in enumerate(ACTIVATIONS)}
 CENTERED, GIVEN, WEIGHTED, _STREAM = 1, 2, 4, 8
-SKIP_NONFINITE, EQUAL_SHARES = 32, 64
+SKIP_NONFINITE, EQUAL_SHARES, ROW_MASK = 32, 64, 128
 
 # Below this many values a second thread costs more than it saves.
 _SERIAL = 32_768

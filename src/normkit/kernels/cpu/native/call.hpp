@@ -28,6 +28,7 @@ enum Flags : int64_t {
   kStream = 8,          // outputs go past the caches
   kSkipNonfinite = 32,  // a batch with a NaN or Inf moves no running statistic
   kEqualShares = 64,    // the rate is 1/(num_batches_tracked + 1)
+  kRowMask = 128,       // spans with P = 1: the mask has a byte for each statistic
 };
 
 struct Call {

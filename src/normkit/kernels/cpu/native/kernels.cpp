@@ -23,6 +23,11 @@ constexpr int64_t kTiled = 512, kTiledInCache = 63, kCacheBytes = 2 << 20;
 // The choice depends on the layout of one statistic's values and, where each sample has
 // its own, never on the number of statistics: it must not depend on the batch.
 template <class Body> void with_layout(const Call& call, const Body& body) {
+  if (call.has(kRowMask)) {
+    Call unmasked = call;
+    unmasked.mask = nullptr;
+    return body(Rows<NK_TYPE>(unmasked, call.mask));
+  }
   const bool is_own = call.affine == kPerElement, is_short = call.I < kShortRun;
   const bool is_narrow = call.M == 1 && (is_own || is_short);
   if (is_narrow && (call.O > 1 || (is_short && call.has(kGiven)))) {

@@ -1,6 +1,9 @@
 // Spans whose learned affine varies along them: layer norm, RMS norm, group norm without
 // positions.
 //
+// Rows that a mask hides as a whole are set to 0 and left out; the others run as without a
+// mask. Byte by byte the mask would be read in the general loop, at twice the time.
+//
 // Backward sums dweight and dbias of a part of the rows in float, flushed to double; the
 // parts depend on the sizes alone and are added in order.
 #pragma once
@@ -11,8 +14,10 @@ namespace NK_ISA {
 
 template <class T> class Rows : private Spans<T> {
  public:
-  explicit Rows(const Call& call)
+  // `shown`: a byte for each row, 0 where it is hidden; null shows all of them.
+  explicit Rows(const Call& call, const uint8_t* shown = nullptr)
       : Spans<T>(call),
+        shown_(shown),
         fold_(call.affine == kPerRun ? call.I : 1),
         width_(call.P * length_),
         unfolded_(fold_ > 1 ? 2 * width_ : 0),
@@ -26,9 +31,11 @@ template <class T> class Rows : private Spans<T> {
 
   void forward() const {
     this->each_batch(this->together(1), [&](int64_t first, int64_t rows) {
-      this->add_residual(first, rows);
-      if (!call_.has(kGiven)) this->measure(first, rows);
-      if (e_.y) write(first, rows);
+      each_shown(first, rows, [&](int64_t from, int64_t n) {
+        this->add_residual(from, n);
+        if (!call_.has(kGiven)) this->measure(from, n);
+        if (e_.y) write(from, n);
+      });
     });
   }
 
@@ -44,7 +51,9 @@ template <class T> class Rows : private Spans<T> {
       int64_t pending = 0;
       for (int64_t first = part * per; first < end; first += together) {
         const int64_t n = std::min(together, end - first);
-        pending += backward_of(first, n, some.data());
+        each_shown(first, n, [&](int64_t from, int64_t shown) {
+          pending += backward_of(from, shown, some.data());
+        });
         if (!learns || (pending < kFlush - kMost && first + n < end)) continue;
         for (int64_t k = 0; k < 2 * width_; ++k) all[k] += (double)some[k];
         if (first + n < end) std::fill(some.data(), some.data() + 2 * width_, C(0));
@@ -87,6 +96,28 @@ template <class T> class Rows : private Spans<T> {
   }
   NK_INLINE int64_t first_entry(int64_t row) const {
     return call_.P == 1 ? 0 : row % call_.P * length_;
+  }
+
+  // task(from, n) for every stretch of rows that are not hidden.
+  template <class Task>
+  void each_shown(int64_t first, int64_t rows, const Task& task) const {
+    if (!shown_ || planted("hidden_rows_are_normalized")) return task(first, rows);
+    const int64_t end = first + rows;
+    while (first < end) {
+      const int64_t from = first;
+      while (first < end && shown_[first]) ++first;
+      if (from < first) task(from, first - from);
+      for (; first < end && !shown_[first]; ++first) hide(first);
+    }
+  }
+  void hide(int64_t row) const {
+    for (T* output : {e_.y, e_.dx, e_.dresidual}) {
+      if (output) std::fill_n(output + row * length_, length_, T{});
+    }
+    if (e_.dy) return;  // the statistics are read there
+    call_.center[row] = call_.scale[row] = 0;
+    if (call_.m2) call_.m2[row] = 0;
+    if (call_.count) call_.count[row] = 0;
   }
 
   void write(int64_t first, int64_t rows) const {
@@ -249,6 +280,7 @@ template <class T> class Rows : private Spans<T> {
     store_learned(call_.dweight, call_.weight_dtype, entries, all.data() + entries);
   }
 
+  const uint8_t* const shown_;
   const int64_t fold_, width_;
   const Scratch<C> unfolded_;
   const C *const w_, *const z_;
