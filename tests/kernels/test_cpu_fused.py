@@ -152,20 +152,19 @@ def run(
     laid = None
     if mask is not None:
         laid = torch.empty_like(x, dtype=torch.bool).copy_(mask)
+    operands = (x, *learned, residual, laid)
     call: Any = Passes(spec)
     name = kernels if isinstance(kernels, str) else "cpu"
     if not isinstance(kernels, str):
-        call = call_for(spec, x, *learned, residual, laid, given)
+        call = call_for(spec, operands, given)
         assert call is not None
     wanted = (True, *(t is not None for t in (*learned, residual)))
     with backend(name):
-        y, kept = call.forward(x, *learned, residual, laid, given, "some")
+        y, kept = call.forward(operands, given, "some")
         gated = y if keeps_y and residual is not None else None
         if epilogue.activation != "relu":
             gated = None
-        grads = call.backward(
-            *(dy, x, *learned, residual, laid, gated, kept, wanted),
-        )
+        grads = call.backward(dy, (*operands, gated, kept), wanted)
     assert grads[0] is not None
     return Result(y, *grads)
 

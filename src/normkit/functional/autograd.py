@@ -27,7 +27,7 @@ from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.packing import as_mask
 from normkit.kernels.gpu.call import GpuCall
 from normkit.kernels.primitives import Grads
-from normkit.kernels.spec import Running
+from normkit.kernels.spec import Running, Saved
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments
 from normkit.torch_state import (
@@ -72,7 +72,8 @@ class Normalize(torch.autograd.Function):
     ) -> Tensor:
         call, running, job = how
         y, kept = call.forward(
-            *(x, weight, bias, residual, mask, running),
+            (x, weight, bias, residual, mask),
+            running,
             "some" if job is None or not job.wants_moments else "all",
         )
         gated = None
@@ -107,35 +108,25 @@ class Normalize(torch.autograd.Function):
             *rest, step = kept
             x = from_bytes(spec.seen(x), step, job.dtype).view(x.shape)
             kept = call.around_zero(tuple(rest))
-        grads = gradients(
-            *(call, dy, x, weight, bias, residual, mask, gated, kept, wanted)
-        )
-        return (*grads, None, None)
+        saved = x, weight, bias, residual, mask, gated, kept
+        return (*gradients(call, dy, saved, wanted), None, None)
 
 
 def gradients(
     call: Call,
     dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    gated: Tensor | None,
-    kept: tuple[Tensor, ...],
+    saved: Saved,
     wanted: tuple[bool, ...],
     dtotal: Tensor | None = None,
 ) -> Grads:
     """Return the gradients of a call, by kernels or as a graph; see `NativeCall`."""
+    x, weight, bias, residual, mask, gated, kept = saved
     is_seen, spec = is_observed(), call.spec
     if isinstance(call, GpuCall):
         if type(dy) is Tensor and not (
             is_seen or _is_grad_enabled() or is_batched_gradient(dy)
         ):
-            dx, *others = call.backward(
-                *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
-            )
-            return dx, others[0], others[1], others[2]
+            return call.backward(dy, saved, wanted)
         if residual is None:
             gated = call.gates(kept, x)
     if _is_grad_enabled() or is_batched_gradient(dy) or (is_seen and _differs()):
@@ -148,19 +139,13 @@ def gradients(
     else:
         if type(call) is not Passes:
             if type(call) is NativeCall and not is_seen and is_plain(dy, dtotal):
-                return call.backward(
-                    *(dy, x, weight, bias, residual, mask, gated, kept, wanted),
-                    dtotal,
-                )
+                return call.backward(dy, saved, wanted, dtotal)
             if type(call) is RanksCall and not is_seen and is_plain(dy):
-                return call.backward(
-                    *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
-                )
+                return call.backward(dy, saved, wanted)
             # A mode has to see torch operations, or dy is a tensor subclass.
             kept = tuple(t for t in call.statistics(kept) if t is not None)
-        dx, *others = Passes(spec).backward(
-            *(dy, x, weight, bias, residual, mask, gated, kept, wanted)
-        )
+        saved = x, weight, bias, residual, mask, gated, kept
+        dx, *others = Passes(spec).backward(dy, saved, wanted)
     if dx is not None and dtotal is not None:
         dx = dx + dtotal
     return dx, others[0], others[1], others[2]
@@ -214,7 +199,7 @@ def run(
         kept = job.kept
     else:
         keeps = "nothing" if found is None else "all"
-        y, kept = call.forward(x, weight, bias, residual, mask, running, keeps)
+        y, kept = call.forward((x, weight, bias, residual, mask), running, keeps)
     if found is not None:
         found.append(call.moments(kept))
     return y

@@ -93,7 +93,8 @@ def execute(
         # Copies where they are views; autograd records the copy.
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
-        call = call_for(spec, x, weight, bias, residual, mask, running)
+        operands = x, weight, bias, residual, mask
+        call = call_for(spec, operands, running)
         if call is not None:
             first: NativeCall | AtenCall = call
             if aten is not None:
@@ -103,7 +104,7 @@ def execute(
             if type(first) is AtenCall:
                 return first.run(x, weight, bias)
         else:
-            call = ranks_call_for(spec, x, weight, bias, residual, mask)
+            call = ranks_call_for(spec, operands)
             if call is not None and key is not None:
                 remember(key, call)
     if call is None and mask is None:

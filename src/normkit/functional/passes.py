@@ -24,7 +24,7 @@ from normkit.kernels.choose import choose
 from normkit.kernels.epilogue import Epilogue, gate
 from normkit.kernels.fused import absorbed, apply_given, fused, shared_dims
 from normkit.kernels.primitives import Backend, Grads
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.spec import Operands, Running, Saved, Spec
 from normkit.masks import zero_where
 from normkit.moments import Moments, statistics_dtype
 from normkit.sync import merge_over, sum_over
@@ -42,15 +42,12 @@ class Passes:
 
     def forward(
         self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
+        operands: Operands,
         running: Running | None,
         keeps: str,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; a residual and a mask of any layout."""
+        x, weight, bias, residual, mask = operands
         spec, shape = self.spec, x.shape
         x, weight, bias = spec.seen(x), spec.along(weight), spec.along(bias)
         residual = None if residual is None else spec.seen(residual)
@@ -116,16 +113,11 @@ class Passes:
     def backward(
         self,
         dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        gated: Tensor | None,
-        kept: tuple[Tensor, ...],
+        saved: Saved,
         wanted: tuple[bool, ...],
     ) -> Grads:
         """See `NativeCall.backward`."""
+        x, weight, bias, residual, mask, gated, kept = saved
         spec, shape = self.spec, x.shape
         learned = weight, bias
         center, inv_std, count = self.statistics(kept)

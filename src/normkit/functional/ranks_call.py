@@ -18,7 +18,7 @@ from normkit.functional.passes import Passes
 from normkit.kernels.cpu.packing import laid_like
 from normkit.kernels.cpu.parts import NativeParts, parts_for
 from normkit.kernels.primitives import Grads
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.spec import Operands, Running, Saved, Spec
 from normkit.moments import Moments
 from normkit.sync.collective import all_reduce_
 
@@ -37,15 +37,12 @@ class RanksCall:
 
     def forward(
         self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
+        operands: Operands,
         running: Running | None,
         keeps: str,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; everything is kept."""
+        x, *_, mask = operands
         parts, group = self._parts, self.spec.group
         local = parts.measure(x, mask)
         statistics, is_far = parts.finish(all_reduce_(parts.message(local), group))
@@ -53,7 +50,7 @@ class RanksCall:
             # The same on every rank, as the sums are.
             message = all_reduce_(parts.message(local, statistics), group)
             statistics, _ = parts.finish(message, statistics)
-        y = parts.apply(x, weight, bias, residual, mask, statistics)
+        y = parts.apply(operands, statistics)
         kept = (statistics,)
         if running is not None:
             update(running, self.moments(kept))
@@ -62,29 +59,23 @@ class RanksCall:
     def backward(
         self,
         dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        gate: Tensor | None,
-        kept: tuple[Tensor, ...],
+        saved: Saved,
         wanted: tuple[bool, ...],
     ) -> Grads:
         """See `NativeCall.backward`."""
         wants_x, wants_weight, wants_bias, wants_residual = wanted
-        (statistics,) = kept
+        x, weight, bias, residual, mask, gate, kept = saved
         dy, residual = laid_like(dy, x), laid_like(residual, x)
         passes = wants_residual and mask is None and self.spec.activation == "none"
         dweight = _empty_like(weight) if wants_weight and weight is not None else None
         dbias = _empty_like(bias) if wants_bias and bias is not None else None
         gated = _empty_like(x) if wants_residual and not passes else None
-        given = x, weight, bias, residual, mask, gate, statistics
-        sums = self._parts.reduce(dy, *given, (dweight, dbias, gated))
+        saved = x, weight, bias, residual, mask, gate, kept
+        sums = self._parts.reduce(dy, saved, (dweight, dbias, gated))
         dx = None
         if wants_x:
             sums = all_reduce_(sums, self.spec.group, "backward")
-            dx = self._parts.gradient(dy, *given, sums)
+            dx = self._parts.gradient(dy, saved, sums)
         return dx, dweight, dbias, dy if passes else gated
 
     def again(
@@ -118,16 +109,10 @@ class RanksCall:
         return Moments(count.view(torch.int64), mean, m2)
 
 
-def ranks_call_for(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> RanksCall | None:
+def ranks_call_for(spec: Spec, operands: Operands) -> RanksCall | None:
     """Return the call of this signature; None where the kernels cannot run it."""
     if spec.group is None:
         return None
-    parts = parts_for(spec, x, weight, bias, residual, mask)
-    return None if parts is None else RanksCall(spec, parts, spec.kept(x.shape))
+    parts = parts_for(spec, operands)
+    kept = spec.kept(operands[0].shape)
+    return None if parts is None else RanksCall(spec, parts, kept)

@@ -38,7 +38,8 @@ class SumNorm(torch.autograd.Function):
         call: NativeCall,
     ) -> tuple[Tensor, Tensor]:
         total = torch.empty_like(x)
-        y, kept = call.forward(*(x, weight, bias, residual, None, None, "some", total))
+        operands = x, weight, bias, residual, None
+        y, kept = call.forward(operands, None, "some", total)
         ctx.save_for_backward(total, weight, bias, *kept)
         ctx.set_materialize_grads(False)
         ctx.call = call
@@ -51,11 +52,9 @@ class SumNorm(torch.autograd.Function):
         dx, dweight, dbias = dtotal, None, None
         if dy is not None:
             total, weight, bias, *kept = ctx.saved_tensors
+            saved = total, weight, bias, None, None, None, tuple(kept)
             wanted = of_x or of_residual, of_weight, of_bias, False
-            dx, dweight, dbias, _ = gradients(
-                *(ctx.call, dy, total, weight, bias, None, None, None),
-                *(tuple(kept), wanted, dtotal),
-            )
+            dx, dweight, dbias, _ = gradients(ctx.call, dy, saved, wanted, dtotal)
         return dx if of_x else None, dx if of_residual else None, dweight, dbias, None
 
 
@@ -87,7 +86,7 @@ def sum_norm(
     if key is not None:
         call = find(key)
         if call is None and asked_for() in (None, "cpu"):
-            call = call_for(spec_of(), x, weight, bias, residual)
+            call = call_for(spec_of(), (x, weight, bias, residual, None))
             if call is not None and call.sums:
                 remember(key, call)
     if call is None or not call.sums:
@@ -101,5 +100,5 @@ def sum_norm(
     ):
         return _apply(x, residual, weight, bias, call)
     total = torch.empty_like(x)
-    y, _ = call.forward(x, weight, bias, residual, None, None, "nothing", total)
+    y, _ = call.forward((x, weight, bias, residual, None), None, "nothing", total)
     return y, total

@@ -9,9 +9,23 @@ from torch import Tensor
 
 from normkit.kernels.epilogue import Epilogue
 
-__all__ = ["Running", "Spec"]
+__all__ = ["Operands", "Running", "Saved", "Spec"]
 
 _NONE = Epilogue()
+
+Operands = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""What a forward reads: x, weight, bias, residual, mask."""
+Saved = tuple[
+    Tensor,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    tuple[Tensor, ...],
+]
+"""What a backward reads besides dy: the operands of the forward; the gate, which is the
+output of a relu, positive where it was open; the statistics that the forward kept."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,10 @@ class CpuBackend:
         if geometry.reason or not is_plain(mask):
             return _reference.moments(x, dims, mask)
         mean, m2 = doubles(shape), doubles(shape)
-        count, mask = count_of(geometry, shape, mask), as_mask(mask, x)
+        count, mask = (
+            count_of(geometry, shape, mask),
+            None if mask is None else as_mask(mask, x),
+        )
         counts = None if mask is None else count
         self._run(
             "normkit_forward",

@@ -29,7 +29,7 @@ from normkit.kernels.cpu.packing import (
     threads_for,
 )
 from normkit.kernels.primitives import Grads
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.spec import Operands, Running, Saved, Spec
 from normkit.moments import Moments
 from normkit.torch_state import has_mode_or_tracer, increment_version, is_plain
 
@@ -78,11 +78,7 @@ class NativeCall:
 
     def forward(
         self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
+        operands: Operands,
         running: Running | None,
         keeps: str,
         total: Tensor | None = None,
@@ -90,15 +86,12 @@ class NativeCall:
         """Return y, and the statistics that `keeps` names.
 
         Args:
-            x: Values, of the signature.
-            weight: Likewise, or None.
-            bias: Likewise, or None.
-            residual: Laid like x, or None.
-            mask: As `laid_mask` returns it, or None.
+            operands: Of the signature; the mask as `laid_mask` returns it.
             running: Statistics to normalize by, or to update.
             keeps: "nothing", "some" for a backward, or "all".
             total: Takes x + residual, and is normalized; where `sums` allows it.
         """
+        x, weight, bias, residual, mask = operands
         y = _empty_like(x)
         if residual is not None:
             residual = laid_like(residual, x)
@@ -147,13 +140,7 @@ class NativeCall:
     def backward(
         self,
         dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        gate: Tensor | None,
-        kept: tuple[Tensor, ...],
+        saved: Saved,
         wanted: tuple[bool, ...],
         dtotal: Tensor | None = None,
     ) -> Grads:
@@ -161,16 +148,12 @@ class NativeCall:
 
         Args:
             dy: Gradient of y, in any layout.
-            x: As the forward took it; weight, bias, residual and mask likewise.
-            weight: See `x`.
-            bias: See `x`.
-            residual: See `x`; not needed with a `gate`.
-            mask: See `x`.
-            gate: Output of a relu: positive where it was open.
-            kept: Statistics that the forward kept, "some" at least.
+            saved: As the forward took and kept it, "some" at least; no residual is
+                needed with a gate.
             wanted: Which of the four gradients to compute.
             dtotal: Gradient of the sum, if x was one; added to that of x.
         """
+        x, weight, bias, residual, mask, gate, (buffer,) = saved
         wants_x, wants_weight, wants_bias, wants_residual = wanted
         if dy.stride() != x.stride() or dy.dtype is not x.dtype:
             dy = laid_like(dy, x)
@@ -185,7 +168,6 @@ class NativeCall:
             dweight = _empty_like(weight)
         if wants_bias and bias is not None:
             dbias = _empty_like(bias)
-        (buffer,) = kept
         row = 8 * self._size
         center = buffer.data_ptr()
         if dx is not None or dweight is not None or dbias is not None:
@@ -255,13 +237,7 @@ class NativeCall:
 
 
 def call_for(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
-    running: Running | None = None,
+    spec: Spec, operands: Operands, running: Running | None = None
 ) -> NativeCall | None:
     """Return the call of this signature; None where the kernels cannot run it.
 
@@ -270,7 +246,8 @@ def call_for(
     """
     if spec.group is not None:
         return None
-    found = sizes_of(spec, x, weight, bias, residual, mask, running)
+    x, *_, mask = operands
+    found = sizes_of(spec, operands, running)
     if found is None:
         return None
     flags = (CENTERED if spec.centered else 0) | (GIVEN if spec.given else 0)
@@ -294,15 +271,10 @@ def _hides_rows(spec: Spec, x: Tensor, mask: Tensor, sizes: tuple[int, ...]) -> 
 
 
 def sizes_of(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    running: Running | None,
+    spec: Spec, operands: Operands, running: Running | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return geometry and dtypes of a call; None where the kernels cannot run it."""
+    x, weight, bias, residual, mask = operands
     statistics = running[:2] if running is not None else (None, None)
     counters = running[3:5] if running is not None else (None, None)
     vectors = (weight, bias, *statistics)

@@ -117,10 +117,8 @@ def as_learned(v: Tensor | None, shape: tuple[int, ...] | None) -> Tensor | None
     return v.expand(shape).contiguous()
 
 
-def as_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
+def as_mask(mask: Tensor, x: Tensor) -> Tensor:
     """Return one byte for each value of x, in its layout."""
-    if mask is None:
-        return None
     return torch.empty_like(x, dtype=torch.bool).copy_(mask)
 
 

@@ -28,7 +28,7 @@ from normkit.kernels.cpu.packing import (
     laid_like,
     threads_for,
 )
-from normkit.kernels.spec import Spec
+from normkit.kernels.spec import Operands, Saved, Spec
 
 __all__ = ["NativeParts", "parts_for"]
 
@@ -112,16 +112,9 @@ class NativeParts:
         )
         return found, bool(is_far)
 
-    def apply(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        statistics: Tensor,
-    ) -> Tensor:
+    def apply(self, operands: Operands, statistics: Tensor) -> Tensor:
         """Return act((x − mean)·inv_std·weight + bias + residual)."""
+        x, weight, bias, residual, mask = operands
         y = _empty_like(x)
         mean = statistics.data_ptr()
         self._run(
@@ -136,19 +129,14 @@ class NativeParts:
     def reduce(
         self,
         dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        gate: Tensor | None,
-        statistics: Tensor,
+        saved: Saved,
         outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
     ) -> Tensor:
         """Return Σg·weight and Σg·weight·(x − mean) of this rank, g = dy·act′.
 
         `outputs`: memory for the gradients of weight and bias, and for g; or None.
         """
+        x, weight, bias, residual, mask, gate, (statistics,) = saved
         sums = _empty_like(self._sums)
         mean, row = statistics.data_ptr(), 8 * self._size
         dweight, dbias, gated = outputs
@@ -166,19 +154,9 @@ class NativeParts:
         )
         return sums
 
-    def gradient(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        gate: Tensor | None,
-        statistics: Tensor,
-        sums: Tensor,
-    ) -> Tensor:
+    def gradient(self, dy: Tensor, saved: Saved, sums: Tensor) -> Tensor:
         """Return dx from the sums of all ranks."""
+        x, weight, bias, residual, mask, gate, (statistics,) = saved
         dx = _empty_like(x)
         mean, row = statistics.data_ptr(), 8 * self._size
         self._run(
@@ -244,21 +222,15 @@ class NativeParts:
             check(status)
 
 
-def parts_for(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> NativeParts | None:
+def parts_for(spec: Spec, operands: Operands) -> NativeParts | None:
     """Return the parts of this signature; None where the kernels cannot run it."""
     if not spec.centered or spec.given:
         return None
-    found = sizes_of(spec, x, weight, bias, residual, mask, None)
+    found = sizes_of(spec, operands, None)
     if found is None:
         return None
     sizes, dtypes = found
     if sizes[0] != 1 or sizes[3] != 1:
         return None  # not a batch norm
+    x, *_, mask = operands
     return NativeParts(spec, x, sizes, dtypes, is_masked=mask is not None)

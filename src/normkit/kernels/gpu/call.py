@@ -13,7 +13,7 @@ from torch import Tensor
 
 from normkit.kernels.gpu.geometry import Matrix, Runs, laid_out_as
 from normkit.kernels.primitives import Grads
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.spec import Operands, Running, Saved, Spec
 from normkit.moments import Moments
 from normkit.torch_state import increment_version
 
@@ -63,15 +63,12 @@ class ChannelCall(_Call):
 
     def forward(
         self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
+        operands: Operands,
         running: Running | None,
         keeps: str,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; for a relu after a sum it keeps one bit a value."""
+        x, weight, bias, residual, _ = operands
         spec = self.spec
         reduction, matrix, along = self._geometry
         launchers = self._layers.launchers
@@ -101,18 +98,11 @@ class ChannelCall(_Call):
     def backward(
         self,
         dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        gate: Tensor | None,
-        kept: tuple[Tensor, ...],
+        saved: Saved,
         wanted: tuple[bool, ...],
-        dtotal: Tensor | None = None,
     ) -> Grads:
         """See `NativeCall.backward`."""
-        mean, inv_std, _, scale, *bits = kept
+        x, weight, bias, residual, _, _, (mean, inv_std, _, scale, *bits) = saved
         opened = self._layers.launchers.Gate(
             self.spec.activation,
             self.spec.slope,
@@ -141,15 +131,12 @@ class RowCall(_Call):
 
     def forward(
         self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
+        operands: Operands,
         running: Running | None,
         keeps: str,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; without residual, mask or running statistics."""
+        x, weight, bias, _, _ = operands
         y, found = self._layers.launchers.rows_forward(
             *(x, self._matrix),
             eps=self.spec.eps,
@@ -163,18 +150,11 @@ class RowCall(_Call):
     def backward(
         self,
         dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        gate: Tensor | None,
-        kept: tuple[Tensor, ...],
+        saved: Saved,
         wanted: tuple[bool, ...],
-        dtotal: Tensor | None = None,
     ) -> Grads:
         """See `NativeCall.backward`."""
-        mean, inv_std, _ = kept
+        x, weight, bias, _, _, _, (mean, inv_std, _) = saved
         dx, dweight, dbias = self._layers.rows_backward(
             *(dy, x, self._matrix, weight, bias, mean, inv_std, self._runs),
             wanted[:3],

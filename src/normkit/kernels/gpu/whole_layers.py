@@ -153,7 +153,7 @@ class WholeLayers:
         call = self.call_for(spec, x, weight, bias, residual, None)
         if call is None:
             return None
-        y, kept = call.forward(x, weight, bias, residual, None, None, "nothing")
+        y, kept = call.forward((x, weight, bias, residual, None), None, "nothing")
         return y, call.moments(kept), call.statistics(kept)[1]
 
     def normalize_grads(
