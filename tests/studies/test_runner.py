@@ -152,6 +152,7 @@ def test_an_interrupt_at_any_time_ends_the_run(tmp_path: Path, seconds: float) -
     finally:
         if program.poll() is None:
             os.killpg(program.pid, signal.SIGKILL)
+            program.communicate()
     assert program.returncode == 130
     assert told.strip() == "normkit: stopped"
 
