@@ -8,12 +8,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from normkit.kernels.cpu.geometry import geometry_of
-from normkit.kernels.cpu.loading import FIXED, POINTERS, library
+from normkit.kernels.cpu.loading import (
+    CENTERED,
+    FIXED,
+    GIVEN,
+    POINTERS,
+    STREAM,
+    library,
+)
 from normkit.kernels.cpu.packing import ACTIVATION_CODES, DTYPES
 
 __all__ = ["CENTERED", "GIVEN", "STREAM", "call"]
 
-CENTERED, GIVEN, STREAM = 1, 2, 8
 
 # In the order of the native struct.
 _POINTERS = (

@@ -46,6 +46,7 @@ from normkit.doctor.probes.series import (
 from normkit.doctor.probes.updates import Updates
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import check_model
 from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
 from normkit.modeling.norm_types import is_batch_norm
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
@@ -81,7 +82,8 @@ def watch(
         The `Watch`, a context manager.
 
     Raises:
-        ArgumentError: `every` is below 1, or the optimizer has no step hooks.
+        ArgumentError: `every` is below 1, the optimizer has no step hooks, or `model`
+            is no module.
 
     Example:
         >>> import torch, normkit
@@ -100,6 +102,7 @@ def watch(
             f"a {type(optimizer).__name__} has no step hooks; pass the "
             "torch.optim.Optimizer inside it, or none"
         )
+    check_model("watch", model)
     return Watch(model, optimizer, schedule, unit)
 
 

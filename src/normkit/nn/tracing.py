@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy, Tracer
 
+from normkit.errors import ArgumentError
 from normkit.torch_state import PLAIN, is_exporting, is_jit_tracing
 
 __all__ = ["is_recorded", "is_recorded_as_torch", "recorded_call"]
@@ -54,7 +55,15 @@ def recorded_call(layer: torch.nn.Module, x: Any, **extras: Any) -> Any:
 
     A subclass defined elsewhere is traced into, as a subclass of a torch.nn layer is:
     its own forward may do more than the layer, and would run twice.
+
+    Raises:
+        ArgumentError: `x` is nothing that torch takes for a tensor.
     """
+    if not hasattr(type(x), "__torch_function__"):
+        raise ArgumentError(
+            f"{type(layer).__name__} takes a tensor, got {type(x).__qualname__}; "
+            "use torch.as_tensor(x)"
+        )
     if not isinstance(x, Proxy) or not isinstance(x.tracer, Tracer):
         return None
     if type(layer).__module__.partition(".")[0] != "normkit":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset
 
 from normkit.errors import ArgumentError, FoldError
 from normkit.fold.ledger import FoldEntry, FoldLedger
@@ -155,6 +156,11 @@ def _computed(paths: list[str]) -> str:
 
 
 def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, DataLoader | Dataset):
+        raise FoldError(
+            f"fold needs example_inputs to be the arguments of one call, got a "
+            f"{type(example_inputs).__name__}; take one batch: next(iter(loader))[0]"
+        )
     if isinstance(example_inputs, dict):
         return (), example_inputs
     if isinstance(example_inputs, tuple):

@@ -19,14 +19,18 @@ from torch import Tensor
 
 from normkit.errors import KernelError
 from normkit.kernels.cpu.geometry import geometry_of
-from normkit.kernels.cpu.loading import UPDATE, library, why_absent
-from normkit.kernels.cpu.packing import (
+from normkit.kernels.cpu.loading import (
     CENTERED,
-    DTYPES,
     EQUAL_SHARES,
     GIVEN,
     SKIP_NONFINITE,
+    UPDATE,
     WEIGHTED,
+    library,
+    why_absent,
+)
+from normkit.kernels.cpu.packing import (
+    DTYPES,
     as_learned,
     as_mask,
     as_statistic,

@@ -13,15 +13,20 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.cpu.geometry import geometry_of
-from normkit.kernels.cpu.loading import FIXED, POINTERS, check, library
-from normkit.kernels.cpu.packing import (
-    ACTIVATION_CODES,
+from normkit.kernels.cpu.loading import (
     CENTERED,
-    DTYPES,
     EQUAL_SHARES,
+    FIXED,
     GIVEN,
+    POINTERS,
     ROW_MASK,
     SKIP_NONFINITE,
+    check,
+    library,
+)
+from normkit.kernels.cpu.packing import (
+    ACTIVATION_CODES,
+    DTYPES,
     as_mask,
     doubles,
     flags_of,

@@ -19,10 +19,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 __all__ = [
+    "CENTERED",
+    "EQUAL_SHARES",
     "FIXED",
+    "GIVEN",
     "POINTERS",
     "RANKS",
+    "ROW_MASK",
+    "SKIP_NONFINITE",
+    "STREAM",
     "UPDATE",
+    "WEIGHTED",
     "Library",
     "check",
     "library",
@@ -44,6 +51,11 @@ UPDATE = struct.Struct("=4qd7Q")
 
 # channels counts values; eps; mean scale m2 count pivot message
 RANKS = struct.Struct("=3qd6Q")
+
+# Flags of a call; `call.hpp` says what they mean.
+CENTERED, GIVEN, WEIGHTED, STREAM = 1, 2, 4, 8
+SKIP_NONFINITE, EQUAL_SHARES, ROW_MASK = 32, 64, 128
+_FLAGS = CENTERED + GIVEN + WEIGHTED + STREAM + SKIP_NONFINITE + EQUAL_SHARES + ROW_MASK
 
 _ENTRIES = (
     *("normkit_forward", "normkit_backward", "normkit_apply_grads"),
@@ -149,13 +161,14 @@ def _load() -> Library | str:
         )
     try:
         native = ctypes.CDLL(str(path))
-        sizes = (
+        interface = (
             *(native.normkit_call_size(), native.normkit_update_size()),
             native.normkit_ranks_size(),
+            native.normkit_known_flags(),
         )
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error}); the reference backend runs"
-    if sizes != (FIXED.size + POINTERS.size, UPDATE.size, RANKS.size):
+    if interface != (FIXED.size + POINTERS.size, UPDATE.size, RANKS.size, _FLAGS):
         return f"{path} was built from other sources; install the package again"
     for name in ("normkit_isa_name", "normkit_chosen_isa"):
         getattr(native, name).restype = ctypes.c_char_p

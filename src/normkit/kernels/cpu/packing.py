@@ -9,18 +9,12 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.cpu.geometry import Geometry
-from normkit.kernels.cpu.loading import FIXED, POINTERS
+from normkit.kernels.cpu.loading import FIXED, POINTERS, STREAM
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 
 __all__ = [
     "ACTIVATION_CODES",
-    "CENTERED",
     "DTYPES",
-    "EQUAL_SHARES",
-    "GIVEN",
-    "ROW_MASK",
-    "SKIP_NONFINITE",
-    "WEIGHTED",
     "as_learned",
     "as_mask",
     "as_statistic",
@@ -37,8 +31,6 @@ __all__ = [
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 ACTIVATION_CODES = {name: k for k, name in enumerate(ACTIVATIONS)}
-CENTERED, GIVEN, WEIGHTED, _STREAM = 1, 2, 4, 8
-SKIP_NONFINITE, EQUAL_SHARES, ROW_MASK = 32, 64, 128
 
 # Below this many values a second thread costs more than it saves.
 _SERIAL = 32_768
@@ -51,7 +43,7 @@ _NONE = Epilogue()
 def flags_of(x: Tensor, flags: int) -> int:
     """Return `flags`, plus streaming where outputs are too large for the cache."""
     is_large = x.numel() * x.element_size() > _STREAM_BYTES
-    return flags | _STREAM if is_large else flags
+    return flags | STREAM if is_large else flags
 
 
 def threads_for(x: Tensor) -> int:

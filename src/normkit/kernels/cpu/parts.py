@@ -17,12 +17,18 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.cpu.call import sizes_of
-from normkit.kernels.cpu.loading import FIXED, POINTERS, RANKS, check, library
+from normkit.kernels.cpu.loading import (
+    CENTERED,
+    FIXED,
+    GIVEN,
+    POINTERS,
+    RANKS,
+    WEIGHTED,
+    check,
+    library,
+)
 from normkit.kernels.cpu.packing import (
     ACTIVATION_CODES,
-    CENTERED,
-    GIVEN,
-    WEIGHTED,
     doubles,
     flags_of,
     laid_like,

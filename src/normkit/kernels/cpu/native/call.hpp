@@ -29,6 +29,7 @@ enum Flags : int64_t {
   kSkipNonfinite = 32,  // a batch with a NaN or Inf moves no running statistic
   kEqualShares = 64,    // the rate is 1/(num_batches_tracked + 1)
   kRowMask = 128,       // spans with P = 1: the mask has a byte for each statistic
+  kKnownFlags = 1 + 2 + 4 + 8 + 32 + 64 + 128,
 };
 
 struct Call {

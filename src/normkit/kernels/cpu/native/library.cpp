@@ -179,6 +179,10 @@ NK_PUBLIC int normkit_call_size() { return (int)sizeof(normkit::Call); }
 NK_PUBLIC int normkit_update_size() { return (int)sizeof(normkit::Update); }
 NK_PUBLIC int normkit_ranks_size() { return (int)sizeof(normkit::Ranks); }
 
+// The flags of a call that these sources know: a library without a new one would read past
+// the end of what it is given.
+NK_PUBLIC int normkit_known_flags() { return normkit::kKnownFlags; }
+
 // Sets torch's pool: its GOMP_parallel, or null to stay serial.
 NK_PUBLIC void normkit_set_pool(void* gomp_parallel) {
   static std::atomic<bool> is_watching{false};
