@@ -27,8 +27,15 @@ from normkit.fold.ir.graph import Graph, Node, Value, slots_of
 from normkit.fold.ir.nodes import Add, Move, Opaque
 from normkit.fold.torch.joined import joined
 from normkit.fold.torch.lowering import TorchCall, lower, unfused
-from normkit.fold.torch.op_names import LIKE, METADATA, RANDOM, SIZES, op_name
-from normkit.fold.torch.tensors import TensorTable
+from normkit.fold.torch.op_names import (
+    LIKE,
+    METADATA,
+    RANDOM,
+    SIZES,
+    op_name,
+    sized_by_values,
+)
+from normkit.fold.torch.tensors import TensorTable, share_memory
 from normkit.fold.torch.trace import ModuleCall, TorchFunction, Trace
 from normkit.modeling.pytree import map_tensors, tensors_in
 
@@ -234,7 +241,7 @@ class _Reader(TorchFunctionMode):
         with self.paused():
             values = [self.tensors.read(tensor) for tensor in tensors]
             template = map_tensors((args, kwargs), self.tensors.read)
-            self.made_by_values = _sized_by_values(func, args)
+            self.made_by_values = sized_by_values(func, args)
             result = func(*args, **kwargs)
             written = [
                 tensor
@@ -271,7 +278,7 @@ class _Reader(TorchFunctionMode):
         for tensor in made:
             value = Value(tuple(tensor.shape))
             for other, other_value in zip(tensors, values, strict=True):
-                if _share_memory(tensor, other):
+                if share_memory(tensor, other):
                     value.alias_group = other_value.alias_group
             outputs.append(self.tensors.register(tensor, value))
         moving = [v for v in values if not v.is_fixed]
@@ -375,7 +382,7 @@ class _Underneath(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if self.reader.depth:
-            self.reader.made_by_values |= _sized_by_values(func, args)
+            self.reader.made_by_values |= sized_by_values(func, args)
             return func(*args, **(kwargs or {}))
         return self.reader.__torch_function__(func, types, args, kwargs)
 
@@ -384,30 +391,8 @@ class _Underneath(TorchDispatchMode):
 _NAMED_BY_PATH = ("conv", "linear", "batch_norm", "layer_norm", "group_norm", "embed")
 
 
-def _sized_by_values(func: Any, args: tuple[Any, ...]) -> bool:
-    """Return True for an operator such as nonzero, or an index by a mask."""
-    if not isinstance(func, torch._ops.OpOverload):
-        return False
-    if torch.Tag.dynamic_output_shape not in func.tags:
-        return False
-    indices = args[1] if len(args) > 1 else None
-    return not isinstance(indices, list | tuple) or any(
-        t is not None and t.dtype in (torch.bool, torch.uint8) for t in indices
-    )
-
-
 def _is_edited_through(node: Node) -> bool:
     """Return True if an edit of its fixed output is one of its input."""
     if isinstance(node, Add):
         return node.shifts_a_parameter
     return isinstance(node, Move) and len(node.inputs) == 1
-
-
-def _share_memory(left: Tensor, right: Tensor) -> bool:
-    try:
-        return (
-            left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
-            and left.untyped_storage().nbytes() > 0
-        )
-    except (RuntimeError, NotImplementedError):
-        return True

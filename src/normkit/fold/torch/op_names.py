@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch.overrides import resolve_name
 
-__all__ = ["ACTIVATIONS", "LIKE", "METADATA", "RANDOM", "SIZES", "op_name"]
+__all__ = [
+    "ACTIVATIONS",
+    "LIKE",
+    "METADATA",
+    "RANDOM",
+    "SIZES",
+    "op_name",
+    "sized_by_values",
+]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -67,3 +75,15 @@ def op_name(func: Any) -> str:
     if full.endswith("_") and not full.endswith("__") and full not in METADATA:
         full = full[:-1]
     return full
+
+
+def sized_by_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Return True for an operator such as nonzero, or an index by a mask."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    indices = args[1] if len(args) > 1 else None
+    return not isinstance(indices, list | tuple) or any(
+        t is not None and t.dtype in (torch.bool, torch.uint8) for t in indices
+    )

@@ -12,7 +12,7 @@ from normkit.fold.ir.graph import Graph, Node, Slot, Value
 from normkit.fold.ir.nodes import Opaque, Parameter
 from normkit.modeling.pytree import tensors_in
 
-__all__ = ["TensorTable"]
+__all__ = ["TensorTable", "share_memory"]
 
 
 class TensorTable:
@@ -146,3 +146,14 @@ def _stored_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in held.items():
             if tensor is not None:
                 yield name, tensor
+
+
+def share_memory(left: Tensor, right: Tensor) -> bool:
+    """Return whether two tensors lie in one storage, or True where none tells."""
+    try:
+        return (
+            left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+            and left.untyped_storage().nbytes() > 0
+        )
+    except (RuntimeError, NotImplementedError):
+        return True
