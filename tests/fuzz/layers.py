@@ -155,8 +155,9 @@ def _check_way(
 
     with torch.random.fork_rng():
         found = WAYS[way](case, forward, leaf, extra, vectors, dy)
-    if way == "deterministic" and not case.updates:
-        _check_bits(case, layer, x, residual, mask, found["y"])
+    if not case.updates:
+        recorded = found["y"] if way == "deterministic" else None
+        _check_bits(case, layer, x, residual, mask, recorded)
     read = x
     if sums_first:
         read = (x + residual).detach()
@@ -181,9 +182,9 @@ def _check_bits(
     x: Tensor,
     residual: Tensor | None,
     mask: Tensor | None,
-    y: Tensor,
+    recorded: Tensor | None,
 ) -> None:
-    """A sample alone has the bits that it has in the batch."""
+    """A sample alone has the bits that it has in the batch, and in a recorded one."""
     if not len(x) or (case.uses_batch and case.kind in (*BATCH, *OVER_SAMPLES)):
         return
     if is_refused(replace(case, shape=(1, *case.shape[1:]))):
@@ -191,18 +192,20 @@ def _check_bits(
     if case.layout not in ("contiguous", "channels last", "unaligned", "odd strides"):
         return  # another layout is another order of operations
     one = slice(case.seed % len(x), case.seed % len(x) + 1)
+    whole: dict[str, Any] = {}
     given: dict[str, Any] = {}
     if mask is not None:
-        given["mask"] = mask.expand(x.shape)[one]
+        whole["mask"], given["mask"] = mask, mask.expand(x.shape)[one]
     if residual is not None:
-        given["residual"] = residual[one]
+        whole["residual"], given["residual"] = residual, residual[one]
     with normkit.deterministic(), torch.no_grad():
         alone, _ = parts_of(layer(laid_out(x[one], case.layout), **given))
-    same = alone.view(_BITS[x.dtype.itemsize]) == y[one].detach().view(
-        _BITS[x.dtype.itemsize]
-    )
-    both_nan = alone.isnan() & y[one].isnan()
-    assert (same | both_nan).all(), "deterministic: alone a sample has other bits"
+        y, _ = parts_of(layer(x, **whole))
+    bits = _BITS[x.dtype.itemsize]
+    for among in (y, y if recorded is None else recorded.detach()):
+        same = alone.view(bits) == among[one].view(bits)
+        both_nan = alone.isnan() & among[one].isnan()
+        assert (same | both_nan).all(), "deterministic: alone a sample has other bits"
 
 
 def _compare(
