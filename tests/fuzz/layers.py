@@ -89,7 +89,8 @@ def inputs(case: LayerCase) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if case.poison and x.numel():
         at = case.seed % x.numel()
         if case.poison == "hidden nan":
-            if mask is not None:
+            # Expanded, it would be repeated where the mask does not hide it.
+            if mask is not None and "expanded" not in case.layout:
                 x[~(mask > 0).expand(x.shape)] = torch.nan
         else:
             x.view(-1)[at] = float(case.poison)

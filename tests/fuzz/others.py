@@ -136,5 +136,5 @@ def _sensitivity(
         other = run(x + eps * spread * noise)
         for k, (a, b) in enumerate(zip(exact, other, strict=True)):
             if a.numel():
-                moved[k] = max(moved[k], float((a - b).abs().max()))
+                moved[k] = max(float((a - b).abs().max()), moved[k])
     return exact, moved
