@@ -188,7 +188,10 @@ def test_differences_are_relative_to_the_largest_value():
     for one, other in itertools.product(values, repeat=2):
         same = torch.allclose(one, other, equal_nan=True)
         assert same == (difference(one, other) == 0)
-        for a, b in ((one, other), (torch.complex(one, one), torch.complex(one, other))):
+        for a, b in (
+            (one, other),
+            (torch.complex(one, one), torch.complex(one, other)),
+        ):
             is_ordinary = bool(one.isfinite() and other.isfinite())
             assert same or is_ordinary == (difference(a, b) < float("inf"))
 

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from normkit.errors import ArgumentError, DerivativeError, ShapeError
 from normkit.functional.arguments import check_eps, check_floating, check_length
 from normkit.functional.autograd import run
-from normkit.functional.ema import check_counters, check_update, update
+from normkit.functional.ema import check_buffers, check_update, update
 from normkit.functional.engine import execute
 from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
@@ -81,7 +81,8 @@ def batch_norm(
             `momentum=None` without a counter.
         ShapeError: A vector that does not have C elements; no running statistics
             when not training.
-        DtypeError: `input` is not floating point.
+        DtypeError: `input` or a running statistic is not floating point; a counter is
+            not int64.
         DerivativeError: Forward mode carries a derivative along a running statistic.
 
     Numerics:
@@ -183,7 +184,7 @@ def batch_norm(
         )
     if training and running is not None:
         check_update(momentum, num_batches_tracked, on_nonfinite)
-    check_counters(num_batches_tracked, num_batches_skipped)
+    check_buffers(running_mean, running_var, num_batches_tracked, num_batches_skipped)
     spec = Spec(
         *(dims, eps),
         given=not training,
@@ -231,7 +232,8 @@ def instance_norm(
         ArgumentError: One position per channel when its statistics are asked for.
         ShapeError: A vector that does not have C elements, or no running statistics
             when `use_input_stats=False`.
-        DtypeError: `input` is not floating point.
+        DtypeError: `input` or a running statistic is not floating point; the counter
+            is not int64.
         DerivativeError: Forward mode carries a derivative along a running statistic.
 
     References:
@@ -242,7 +244,7 @@ def instance_norm(
     key = None
     if use_input_stats and (momentum is None or type(momentum) in (float, int)):
         key = signature(("instance_norm", eps), input, weight, bias, None, mask)
-        key = with_running(key, running_mean, running_var)
+        key = with_running(key, running_mean, running_var, num_batches_tracked)
     call = find(key)
     if call is not None:
         y = run(call, input, weight, bias, None, mask, None, found)
@@ -289,7 +291,7 @@ def instance_norm(
     )
     for name, vector in named:
         check_length(name, vector, channels)
-    check_counters(num_batches_tracked)
+    check_buffers(running_mean, running_var, num_batches_tracked)
     spec = Spec(
         tuple(range(2, input.dim())),
         eps,

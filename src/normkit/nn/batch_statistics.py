@@ -14,6 +14,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize, update_running
 from normkit.functional.arguments import check_eps, check_floating, check_length
+from normkit.functional.ema import check_buffers
 from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.masks import broadcast_mask, zero_where
@@ -141,6 +142,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         channels = x.shape[self.channel_dim]
         check_length("weight", self.weight, channels)
         check_length("running_mean", self.running_mean, channels)
+        check_buffers(self.running_mean, self.running_var, self.num_batches_tracked)
         over_ranks = self.is_over_ranks()
         # With a mask or other ranks the count is on the device, which cannot raise.
         is_small = x.numel() == channels and not over_ranks
