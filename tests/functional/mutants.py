@@ -231,3 +231,13 @@ def whole_numbers_hold_an_average(patch: pytest.MonkeyPatch) -> None:
         honest(None, None, *counters)
 
     wrap(patch, "normkit.functional.batch_norms.check_buffers", broken)
+
+
+@fault(
+    caught_by="tests/transforms/test_layers.py::"
+    "test_running_statistics_that_an_output_reads_have_no_gradient_as_in_torch"
+)
+def a_gradient_of_running_statistics_is_0(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        "normkit.functional.batch_norms.check_constants", lambda *given: None
+    )

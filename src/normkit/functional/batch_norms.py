@@ -7,8 +7,13 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from normkit.errors import ArgumentError, DerivativeError, ShapeError
-from normkit.functional.arguments import check_eps, check_floating, check_length
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional.arguments import (
+    check_constants,
+    check_eps,
+    check_floating,
+    check_length,
+)
 from normkit.functional.autograd import run
 from normkit.functional.ema import check_buffers, check_update, update
 from normkit.functional.engine import execute
@@ -16,7 +21,7 @@ from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
-from normkit.torch_state import has_tangent, is_in_backward
+from normkit.torch_state import is_in_backward
 
 __all__ = ["batch_norm", "instance_norm"]
 
@@ -83,7 +88,8 @@ def batch_norm(
             when not training.
         DtypeError: `input` or a running statistic is not floating point; a counter is
             not int64.
-        DerivativeError: Forward mode carries a derivative along a running statistic.
+        DerivativeError: A running statistic requires a gradient, or forward mode
+            carries a derivative along it, and the output reads it.
 
     Numerics:
         Statistics in float32 or better around a pilot mean; the centre is kept as
@@ -169,12 +175,8 @@ def batch_norm(
             "batch_norm needs running_mean and running_var when training=False, "
             "got None; pass them, or training=True"
         )
-    if not training and has_tangent(running_mean, running_var):
-        raise DerivativeError(
-            "batch_norm is not differentiable wrt running_mean and running_var, they "
-            "cannot have forward grad defined: they are constants; pass their primals, "
-            "or take the derivative with respect to the parameters alone"
-        )
+    if not training:
+        check_constants("batch_norm", running_mean, running_var)
     dims = tuple(d for d in range(input.dim()) if d != dim)
     if training and channels and input.numel() == channels:
         raise ArgumentError(
@@ -234,7 +236,8 @@ def instance_norm(
             when `use_input_stats=False`.
         DtypeError: `input` or a running statistic is not floating point; the counter
             is not int64.
-        DerivativeError: Forward mode carries a derivative along a running statistic.
+        DerivativeError: A running statistic requires a gradient, or forward mode
+            carries a derivative along it, and the output reads it.
 
     References:
         Ulyanov, Vedaldi & Lempitsky, "Instance Normalization: The Missing Ingredient

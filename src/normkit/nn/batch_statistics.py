@@ -13,7 +13,12 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize, update_running
-from normkit.functional.arguments import check_eps, check_floating, check_length
+from normkit.functional.arguments import (
+    check_constants,
+    check_eps,
+    check_floating,
+    check_length,
+)
 from normkit.functional.ema import check_buffers
 from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
@@ -242,6 +247,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
             hidden = ~valid if valid.dtype == torch.bool else valid <= 0
             x = zero_where(hidden, x)
         if self.on_small_batch == "running":
+            check_constants(type(self).__name__, self.running_mean, self.running_var)
             other = standardize(x, mean, var, weight, bias, self.eps)
         else:
             # One value is its own mean: batch renorm reduces to its shift d.
