@@ -238,6 +238,11 @@ def whole_numbers_hold_an_average(patch: pytest.MonkeyPatch) -> None:
     "test_running_statistics_that_an_output_reads_have_no_gradient_as_in_torch"
 )
 def a_gradient_of_running_statistics_is_0(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("normkit.functional.batch_norms.check_constants", lambda *given: None)
+
+
+@fault(caught_by="tests/functional/test_changes_in_place.py")
+def a_kept_tensor_is_not_watched(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        "normkit.functional.batch_norms.check_constants", lambda *given: None
+        "normkit.functional.memory.recipes._Held.unpack", lambda self: self.tensor
     )
