@@ -78,6 +78,12 @@ class LayerCase(Short):
         return (self.channels,)
 
     @property
+    def keeps_bytes(self) -> bool:
+        """True when a recorded forward rounds its input to bytes."""
+        replaceable = self.activation != "none" and not self.residual
+        return self.memory == "int8" and self.mask == "none" and not replaceable
+
+    @property
     def uses_batch(self) -> bool:
         """True when the statistics are those of the input."""
         if self.kind == "FrozenBatchNorm":

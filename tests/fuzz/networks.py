@@ -274,6 +274,9 @@ def _assert_alike(net: nn.Module, ours: nn.Module, x: Tensor, about: str) -> Non
         other = found.get(name)
         assert other is not None, f"{mode}: {name} is missing\n{about}"
         gap = (other - value).abs().max() / value.abs().max().clamp(min=1.0)
+        # Running statistics are float64 here, too; up to eight norms in a row, each of
+        # which divides by a spread of 1/√eps = 300 at least, magnify 1e-16 to 1e-8 in
+        # a gradient. A wrong conversion is off by 1e-3 and more.
         assert gap <= 1e-6, f"{mode}: {name} differs by {float(gap):.1e}\n{about}"
 
 

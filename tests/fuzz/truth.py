@@ -187,8 +187,9 @@ def truth(
     }
     if case.activation in ("relu", "leaky_relu") and z.numel():
         live = z.detach().abs()[share > 0]
+        # Twice the bound of y: within it either side of the kink is right.
         eps = torch.finfo(torch.float32).eps
-        found.is_ambiguous = bool((live < 64 * eps * found.size_y).any())
+        found.is_ambiguous = bool((live < 16 * eps * found.size_y).any())
     return found
 
 
