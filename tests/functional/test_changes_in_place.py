@@ -1,7 +1,7 @@
 """What a backward reads, changed in place after the forward: it raises, or is right.
 
-As torch does where it saves a tensor itself; hooks on saved tensors, recipes and outputs
-that wait for a reader have to notice it themselves.
+As torch does where it saves a tensor itself; hooks on saved tensors, recipes and
+outputs that wait for a reader have to notice it themselves.
 """
 
 import copy
@@ -82,8 +82,8 @@ def _cases() -> list[Any]:
             for how in ("layer", "block") if memory != "plain" else ("",):
                 if how == "layer" and not hasattr(layer, "memory"):
                     continue
-                for residual in (False, True) if takes else (False,):
-                    cases.append((name, memory, how, residual))
+                residuals = (False, True) if takes else (False,)
+                cases += [(name, memory, how, r) for r in residuals]
     return cases
 
 
@@ -125,9 +125,9 @@ def test_a_backward_after_a_change_in_place_raises_or_is_right(
                 try:
                     grads = torch.autograd.grad(loss, wanted, allow_unused=True)
                 except RuntimeError as error:
-                    assert is_changed, error
-                    assert "place" in str(error)
-                    break
+                    if is_changed and "place" in str(error):
+                        break
+                    raise
                 found.append(grads)
             if len(found) < 2:
                 continue

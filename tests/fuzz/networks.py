@@ -1,9 +1,9 @@
 """Random networks: folded and converted, they stay the same function.
 
 A network is a small program: each step reads one or two of the tensors made so far and
-makes another. Batch norms fall anywhere, some with negative weights, some shared, some called
-with other weights than their own; some steps do something else in training. It is
-judged on other inputs than those that fold and convert were shown.
+makes another. Batch norms fall anywhere, some with negative weights, some shared, some
+called with other weights than their own; some steps do something else in training. It
+is judged on other inputs than those that fold and convert were shown.
 """
 
 import contextlib

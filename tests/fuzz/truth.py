@@ -219,7 +219,7 @@ def moved(case: LayerCase, state: State, x: Tensor, mask: Tensor | None) -> Stat
     if rate is None:
         rate = 1 / (state.batches + 1)
     elif case.debias and rate:
-        rate = rate / (1 - (1 - rate) ** (state.batches + 1))
+        rate = min(1.0, rate / (1 - (1 - rate) ** (state.batches + 1)))
     shape = state.mean.shape
     count, mean, var = (t.reshape(shape) for t in (count, mean, var))
     return State(

@@ -118,7 +118,9 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         # batch replaces the initial 0 and 1, and eval needs no correction.
         assert self.num_batches_tracked is not None
         batches = (self.num_batches_tracked + 1).to(torch.float64)
-        return self.momentum / (1 - (1 - self.momentum) ** batches)
+        # Rounded, the first share may exceed 1: a variance of 0 would become negative.
+        share = self.momentum / (1 - (1 - self.momentum) ** batches)
+        return share.clamp(max=1.0)
 
     def _has_extras(self) -> bool:
         return (
