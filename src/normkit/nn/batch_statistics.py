@@ -32,6 +32,7 @@ from normkit.nn.running_state import (
     is_recomputing,
 )
 from normkit.sync import is_group, merge_over
+from normkit.torch_state import is_jit_tracing
 
 __all__ = ["ESTIMATORS", "SMALL_BATCH_POLICIES", "BatchStatisticsLayer", "Observer"]
 
@@ -151,6 +152,13 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         check_length("running_mean", self.running_mean, channels)
         check_buffers(self.running_mean, self.running_var, self.num_batches_tracked)
         over_ranks = self.is_over_ranks()
+        if is_jit_tracing() and (self.ghost_size is not None or over_ranks):
+            what = "other ranks" if over_ranks else f"ghost_size={self.ghost_size}"
+            raise ArgumentError(
+                f"{type(self).__name__} with {what} cannot be recorded in training by "
+                "torch.jit.trace, which knows no collectives and no sizes but those of "
+                "the example; trace it in eval(), or use torch.compile"
+            )
         # With a mask or other ranks the count is on the device, which cannot raise.
         is_small = x.numel() == channels and not over_ranks
         if is_small and channels and self.on_small_batch == "raise":
