@@ -109,7 +109,7 @@ def _list_weights(model: onnx.ModelProto) -> None:
     )
 
 
-_DTYPES = {
+_DTYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT16: torch.float16,
     TensorProto.BFLOAT16: torch.bfloat16,
     TensorProto.FLOAT: torch.float32,
