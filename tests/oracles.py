@@ -11,14 +11,19 @@ from torch import Tensor
 def statistics(
     x: Tensor, dims: tuple[int, ...], mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and Σ(x − mean)² in float64, dims kept."""
+    """Count, mean and Σ(x − mean)² in float64, dims kept; mean 0 of no values."""
     x = x.double()
     weight = torch.ones_like(x) if mask is None else mask.expand(x.shape).double()
     x = torch.where(weight > 0, x, torch.zeros_like(x))
     count = weight.sum(dims, keepdim=True)
-    mean = (weight * x).sum(dims, keepdim=True) / count
+    mean = (weight * x).sum(dims, keepdim=True) / _or_one(count)
     m2 = (weight * (x - mean) ** 2).sum(dims, keepdim=True)
     return count, mean, m2
+
+
+def _or_one(count: Tensor) -> Tensor:
+    """Of no values a sum is 0 and its gradient 0, where a division by 0 makes NaN."""
+    return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def normalized(
@@ -31,7 +36,7 @@ def normalized(
 ) -> Tensor:
     """(x − mean)/√(var + eps)·weight + bias; 0 where the mask is."""
     count, mean, m2 = statistics(x, dims, mask)
-    y = (x.double() - mean) / torch.sqrt(m2 / count + eps)
+    y = (x.double() - mean) / torch.sqrt(m2 / _or_one(count) + eps)
     y = y if weight is None else y * weight.double()
     y = y if bias is None else y + bias.double()
     if mask is not None:

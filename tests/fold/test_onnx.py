@@ -597,6 +597,18 @@ def test_a_half_weight_that_would_overflow_stays():
     assert "would overflow its dtype" in ledger.left[0].reason
 
 
+def test_a_fold_that_makes_an_infinity_a_nan_is_refused():
+    """An infinite factor times a weight of 0 would be folded into the weights."""
+    b = Build()
+    flat = b.op("Reshape", b.input(), b.weight(values=np.array([-1, 4])))
+    y = b.norm(flat)
+    gemm = b.op("Gemm", y, b.weight(4, 5), b.weight(5), alpha=float("inf"))
+    model = b.model(b.stop(gemm), ranks=[2])
+    folded, ledger = normkit.fold_onnx(model)
+    assert "would overflow its dtype" in ledger.left[0].reason
+    assert norms_in(folded)
+
+
 def test_rms_and_layer_norms_are_left_alone():
     b = wide()
     x = b.input((2, 4, 6))

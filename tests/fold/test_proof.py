@@ -1,5 +1,6 @@
 """The proof at run time: a fold that is wrong never leaves `fold`."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -183,7 +184,16 @@ def test_differences_are_relative_to_the_largest_value():
     assert difference(one, {**other, "b": torch.tensor([4])}) == float("inf")
     assert difference(one, {"a": one["a"]}) == float("inf")
     assert difference(torch.tensor([torch.nan]), torch.tensor([torch.nan])) == 0
-    assert difference(torch.tensor([torch.nan]), torch.tensor([1.0])) == float("inf")
+    values = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0, 2.0])
+    for one, other in itertools.product(values, repeat=2):
+        same = torch.allclose(one, other, equal_nan=True)
+        assert same == (difference(one, other) == 0)
+        for a, b in (
+            (one, other),
+            (torch.complex(one, one), torch.complex(one, other)),
+        ):
+            is_ordinary = bool(one.isfinite() and other.isfinite())
+            assert same or is_ordinary == (difference(a, b) < float("inf"))
 
 
 def test_random_inputs_look_like_the_given_ones_and_draw_nothing():

@@ -212,3 +212,37 @@ def torch_is_handed_group_norms_of_any_layout(patch: pytest.MonkeyPatch) -> None
         "tried_first",
         lambda operator, kernels, *_: aten.AtenCall(kernels, operator),
     )
+
+
+_BUFFERS = "tests/functional/test_buffer_dtypes.py::test_"
+
+
+@fault(caught_by=_BUFFERS + "counters_of_every_dtype_are_right_or_refused_and_left")
+def a_remembered_instance_norm_overlooks_its_counter(patch: pytest.MonkeyPatch) -> None:
+    def broken(honest: Any, key: Any, mean: Any, var: Any, *counters: Any) -> Any:
+        return honest(key, mean, var)
+
+    wrap(patch, "normkit.functional.batch_norms.with_running", broken)
+
+
+@fault(caught_by=_BUFFERS + "buffers_of_every_dtype_are_right_or_refused_and_left")
+def whole_numbers_hold_an_average(patch: pytest.MonkeyPatch) -> None:
+    def broken(honest: Any, mean: Any, var: Any, *counters: Any) -> None:
+        honest(None, None, *counters)
+
+    wrap(patch, "normkit.functional.batch_norms.check_buffers", broken)
+
+
+@fault(
+    caught_by="tests/transforms/test_layers.py::"
+    "test_running_statistics_that_an_output_reads_have_no_gradient_as_in_torch"
+)
+def a_gradient_of_running_statistics_is_0(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("normkit.functional.batch_norms.check_constants", lambda *given: None)
+
+
+@fault(caught_by="tests/functional/test_changes_in_place.py")
+def a_kept_tensor_is_not_watched(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        "normkit.functional.memory.recipes._Held.unpack", lambda self: self.tensor
+    )

@@ -72,19 +72,19 @@ def hunt(
 
     Args:
         name: One of `HUNTS`.
-        seconds: Time for new seeds; the last one, and making a failure small, add to
-            it.
+        seconds: Processor time for new seeds, so that a busy machine tries as much; the
+            last one, and making a failure small, add to it.
         first_seed: Each seed draws `BATCH` cases.
         most_failures: Stop after that many.
         shrinks: Make a failing case small.
         strategy: Other cases for the same check.
     """
     known, outcome = HUNTS[name], Outcome(name)
-    end = time.monotonic() + seconds
+    end = time.process_time() + seconds
     last: list[Any] = []
     phases = [Phase.generate, Phase.shrink] if shrinks else [Phase.generate]
     for number in itertools.count(first_seed):
-        if time.monotonic() > end and outcome.seeds:
+        if time.process_time() > end and outcome.seeds:
             return outcome
         outcome.seeds.append(number)
 

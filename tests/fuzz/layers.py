@@ -13,9 +13,26 @@ from fuzz.tensors import DTYPES, drawn, laid_out, mask_of
 from fuzz.truth import State, Truth, most, moved, truth
 from fuzz.ways import WAYS, Found, parts_of
 
-# Roundings of float32 or float64 that each result may be off by, of its largest term.
-ROUNDINGS = {"y": 16, "again": 16, "x": 32, "residual": 16, "weight": 32, "bias": 16}
-OF_STATISTICS = 64
+# Bounds, in eps of float32 or float64, of the largest term. An operation rounds by half
+# an eps; statistics are float64 and round once, to the type of the operations.
+#   y         centre, x − centre, 1/std, two products, two sums: 7 halves; an activation
+#             errs by up to 4                                                      7.5
+#   residual  dy·act′: z as above, act′ like an activation, a product              8
+#   bias      Σ of those; a sum adds half an eps for each step of its tree: 16 of
+#             65,536 values                                                       16
+#   weight    Σ of those times (x − centre)·1/std: 2 eps and half a sum more     16
+#   x         three such terms, weight and 1/std: g, Σg/n and x̂·Σg·x̂/n; their
+#             roundings are independent                                           16
+# Of 1,200 cases the largest were 2.2 (y), 0.3, 1.4, 1.8 and 0.9.
+ROUNDINGS = {"y": 8, "again": 8, "x": 16, "residual": 8, "weight": 16, "bias": 16}
+# A running statistic is stored in float32: half an eps at each of up to three forwards,
+# half for the first values; a variance errs by 1.5 more, since x − mean is float32 and
+# squared. The largest of 1,500 cases was 2.5.
+OF_STATISTICS = 4
+# `less_memory("int8")` moves x − mean by half a step, 1/254 of its largest. It is read
+# three times: as x̂, in Σg·x̂, and in the slope of the activation. The largest of 600
+# cases was 0.8/254.
+OF_BYTES = 3 / 254
 # Statistics over the samples of a batch; BATCH are the others.
 OVER_SAMPLES = ("PerActivationBatchNorm",)
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -89,7 +106,8 @@ def inputs(case: LayerCase) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if case.poison and x.numel():
         at = case.seed % x.numel()
         if case.poison == "hidden nan":
-            if mask is not None:
+            # Expanded, it would be repeated where the mask does not hide it.
+            if mask is not None and "expanded" not in case.layout:
                 x[~(mask > 0).expand(x.shape)] = torch.nan
         else:
             x.view(-1)[at] = float(case.poison)
@@ -133,7 +151,7 @@ def _check_way(
     mask: Tensor | None,
     dy: Tensor,
 ) -> State:
-    if way == "graph of backward" and case.dtype != "float64":
+    if way == "graph of backward" and (case.dtype != "float64" or case.keeps_bytes):
         way = "plain"
     if way == "vmap" and case.updates:
         way = "vjp"  # running statistics are no function of one example
@@ -155,8 +173,9 @@ def _check_way(
 
     with torch.random.fork_rng():
         found = WAYS[way](case, forward, leaf, extra, vectors, dy)
-    if way == "deterministic" and not case.updates:
-        _check_bits(case, layer, x, residual, mask, found["y"])
+    if not case.updates:
+        recorded = found["y"] if way == "deterministic" else None
+        _check_bits(case, layer, x, residual, mask, recorded)
     read = x
     if sums_first:
         read = (x + residual).detach()
@@ -171,7 +190,7 @@ def _check_way(
         expected.sizes["residual"] = expected.sizes["x"]
     _compare(case, way, x, found, expected, dy)
     state = moved(case, state, read, mask)
-    _compare_state(case, way, layer, state, x)
+    _compare_state(case, way, layer, state)
     return state
 
 
@@ -181,9 +200,9 @@ def _check_bits(
     x: Tensor,
     residual: Tensor | None,
     mask: Tensor | None,
-    y: Tensor,
+    recorded: Tensor | None,
 ) -> None:
-    """A sample alone has the bits that it has in the batch."""
+    """A sample alone has the bits that it has in the batch, and in a recorded one."""
     if not len(x) or (case.uses_batch and case.kind in (*BATCH, *OVER_SAMPLES)):
         return
     if is_refused(replace(case, shape=(1, *case.shape[1:]))):
@@ -191,18 +210,20 @@ def _check_bits(
     if case.layout not in ("contiguous", "channels last", "unaligned", "odd strides"):
         return  # another layout is another order of operations
     one = slice(case.seed % len(x), case.seed % len(x) + 1)
+    whole: dict[str, Any] = {}
     given: dict[str, Any] = {}
     if mask is not None:
-        given["mask"] = mask.expand(x.shape)[one]
+        whole["mask"], given["mask"] = mask, mask.expand(x.shape)[one]
     if residual is not None:
-        given["residual"] = residual[one]
+        whole["residual"], given["residual"] = residual, residual[one]
     with normkit.deterministic(), torch.no_grad():
         alone, _ = parts_of(layer(laid_out(x[one], case.layout), **given))
-    same = alone.view(_BITS[x.dtype.itemsize]) == y[one].detach().view(
-        _BITS[x.dtype.itemsize]
-    )
-    both_nan = alone.isnan() & y[one].isnan()
-    assert (same | both_nan).all(), "deterministic: alone a sample has other bits"
+        y, _ = parts_of(layer(x, **whole))
+    bits = _BITS[x.dtype.itemsize]
+    for among in (y, y if recorded is None else recorded.detach()):
+        same = alone.view(bits) == among[one].view(bits)
+        both_nan = alone.isnan() & among[one].isnan()
+        assert (same | both_nan).all(), "deterministic: alone a sample has other bits"
 
 
 def _compare(
@@ -211,6 +232,9 @@ def _compare(
     y = found.pop("y")
     assert y.dtype == x.dtype, f"{way}: the output is {y.dtype}"
     assert y.shape == x.shape, f"{way}: the output has shape {tuple(y.shape)}"
+    # In float64 the mean, of ours and of the truth, is off by roundings of |x|: `ratio`
+    # of them in units of the spread. Of a constant that is all of x − mean, and 64
+    # undoes that the size of a term is taken for 1/64 at least.
     own = 64 * (1 + expected.ratio) if case.dtype == "float64" else 1.0
     _near(case, way, "y", y, expected.y, expected.size_y * own)
     if case.poison in ("nan", "inf"):
@@ -220,7 +244,7 @@ def _compare(
     again = found.pop("output again", None)
     if again is not None:
         truth = expected.y * dy.double()
-        _near(case, way, "again", again, truth, expected.size_y * 4 * own)
+        _near(case, way, "again", again, truth, expected.size_y * most(dy.abs()) * own)
     if expected.is_ambiguous:
         return
     for name, grad in found.items():
@@ -284,10 +308,12 @@ def _near(
         allowed = allowed + half.smallest_normal
     if DTYPES[case.dtype].itemsize == 2:
         allowed = allowed + more * torch.finfo(DTYPES[case.dtype]).eps * 0.502
-    if case.memory == "int8" and name not in ("y", "bias", "residual"):
-        allowed = allowed + size * 0.02
+    if case.keeps_bytes:
+        # Without an activation no slope is read, and these are sums of dy.
+        exact = ("y",) if case.activation != "none" else ("y", "bias", "residual")
+        allowed = allowed + (0 if name in exact else size * OF_BYTES)
     error = (found - truth).abs()
-    bad = both & (error > allowed)
+    bad = both & ~(error <= allowed)
     if bad.any():
         allowed = torch.as_tensor(allowed).expand(error.shape)
         worst = float((error / allowed)[bad].max())
@@ -298,20 +324,15 @@ def _near(
         )
 
 
-def _compare_state(
-    case: LayerCase, way: str, layer: Any, state: State, x: Tensor
-) -> None:
+def _compare_state(case: LayerCase, way: str, layer: Any, state: State) -> None:
     if not case.tracks or getattr(layer, "running_mean", None) is None:
         return
-    x = x.detach().double().nan_to_num(0, 0, 0)
-    size = max(1.0, float(x.abs().max()) if x.numel() else 0.0)
     eps = torch.finfo(torch.float32).eps * OF_STATISTICS
-    for name, wanted, of in (
-        ("running_mean", state.mean, size),
-        ("running_var", state.var, size * size),
-    ):
+    for name, wanted in (("running_mean", state.mean), ("running_var", state.var)):
         error = float((getattr(layer, name).double() - wanted).abs().max())
         of = max(1.0, float(wanted.abs().max()))
+        if name == "running_mean":  # errs by roundings of the deviations from a pilot
+            of = max(of, float(state.var.max()) ** 0.5)
         assert error <= eps * of, f"{way}: {name} is off by {error:.3g} of {of:.3g}"
     counted = int(layer.num_batches_tracked)
     assert counted == state.batches, f"{way}: {counted} batches, not {state.batches}"

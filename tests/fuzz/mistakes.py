@@ -86,10 +86,9 @@ def a_repeated_forward_counts_again(patch: Any) -> None:
 @mistake("layers")
 def an_output_is_recomputed_without_its_activation(patch: Any) -> None:
     def change(honest: Any, self: Any, *args: Any) -> Any:
-        y = honest(self, *args)
-        return y + 0.25 if y.numel() > 3 else y
+        return honest(type(self)(self.spec.without_activation()), *args)
 
-    wrap(patch, f"{_CALL}.again", change)
+    wrap(patch, "normkit.functional.passes.Passes.again", change)
 
 
 @mistake("layers")

@@ -15,6 +15,9 @@ from fuzz.cases import OtherCase
 from fuzz.definitions import KINDS, Function, Tensors
 from fuzz.tensors import DTYPES, drawn, laid_out, layouts, seeds
 
+# Roundings on the way from x to a result: three steps of an LSTM, of eight operations
+# and three norms each, are about 50; everything else has fewer. The largest of 1,400
+# cases was 3.8.
 ROUNDINGS = 64
 
 
@@ -84,9 +87,9 @@ def check(case: OtherCase) -> None:
     grads = torch.autograd.grad(y, list(leaves.values()), dy, allow_unused=True)
     found = [y, *grads]
     exact, moved = _sensitivity(given, truth, dy)
-    # Terms of a gradient that cancel are as large as 1/√eps allows.
-    pull = float(dy.abs().max()) * max(float(v.abs().max()) for v in given.values())
-    pull = min(pull * case.eps**-0.5, 1e3)
+    # Terms of a gradient that cancel are as large as 1/√eps allows: dy·weight/std.
+    gain = max([1.0, *(float(v.abs().max()) for v in vectors.values())])
+    pull = float(dy.abs().max()) * gain * case.eps**-0.5
     wide = torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32)
     names = ["y", *(f"d{k}" for k in leaves)]
     for name, a, b, change in zip(names, found, exact, moved, strict=True):
@@ -96,10 +99,13 @@ def check(case: OtherCase) -> None:
         size = max(1.0, float(b.abs().max()), 0.0 if name == "y" else pull)
         allowed = ROUNDINGS * (change + wide.eps * size)
         if a.dtype.itemsize == 2:
-            # One of the output, and one of each operation of a gradient on the way.
-            allowed = allowed + 4 * out.eps * b.abs().max()
-        if math.isnan(float(allowed)):
-            continue  # a rounding of x makes it NaN: nothing is known of its error
+            # Half an eps of the output; of a gradient, of dy·act′, of weight·dy, and of
+            # the sum with a second reader as well. Of a recurrence autograd adds the
+            # gradients of the steps up in halves, one after the other.
+            steps = math.prod(case.positions) if "Recurrent" in case.kind else 1
+            largest = b.abs().max() + (dy.abs().max() if steps > 1 else 0)
+            allowed = allowed + (1.5 + steps / 2) * out.eps * largest
+        assert math.isfinite(float(allowed)), f"of {name} nothing is known"
         error = (a.detach().double() - b)[b.to(a.dtype).isfinite()].abs()
         error = float(error.max()) if error.numel() else 0.0
         assert error <= allowed, f"{name} is off by {error:.3g}, allowed {allowed:.3g}"
@@ -136,5 +142,5 @@ def _sensitivity(
         other = run(x + eps * spread * noise)
         for k, (a, b) in enumerate(zip(exact, other, strict=True)):
             if a.numel():
-                moved[k] = max(moved[k], float((a - b).abs().max()))
+                moved[k] = max(float((a - b).abs().max()), moved[k])
     return exact, moved

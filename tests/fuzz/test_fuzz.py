@@ -58,6 +58,15 @@ def test_a_hunt_finds_nothing(name: str) -> None:
     assert not outcome.failures, outcome.to_text()
 
 
+@pytest.mark.parametrize("planted", [*MISTAKES, *PLANTED])
+def test_a_mistake_finds_the_place_where_it_is_planted(planted: str) -> None:
+    plant = (
+        MISTAKES[planted][1] if planted in MISTAKES else sabotage.FAULTS[planted].plant
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("planted", [*MISTAKES, *PLANTED])

@@ -187,8 +187,9 @@ def truth(
     }
     if case.activation in ("relu", "leaky_relu") and z.numel():
         live = z.detach().abs()[share > 0]
+        # Twice the bound of y: within it either side of the kink is right.
         eps = torch.finfo(torch.float32).eps
-        found.is_ambiguous = bool((live < 64 * eps * found.size_y).any())
+        found.is_ambiguous = bool((live < 16 * eps * found.size_y).any())
     return found
 
 
@@ -218,7 +219,7 @@ def moved(case: LayerCase, state: State, x: Tensor, mask: Tensor | None) -> Stat
     if rate is None:
         rate = 1 / (state.batches + 1)
     elif case.debias and rate:
-        rate = rate / (1 - (1 - rate) ** (state.batches + 1))
+        rate = min(1.0, rate / (1 - (1 - rate) ** (state.batches + 1)))
     shape = state.mean.shape
     count, mean, var = (t.reshape(shape) for t in (count, mean, var))
     return State(

@@ -129,6 +129,16 @@ def test_a_debiased_average_forgets_where_it_started() -> None:
     torch.testing.assert_close(layer.running_var, (shares * variances).sum(0))
 
 
+def test_the_first_debiased_variance_of_a_constant_is_not_negative() -> None:
+    """0.1/(1 − 0.9) is more than 1, and −2e-16 is no variance."""
+    for momentum in (0.1, 0.05, 0.3, 0.7, 0.9):
+        layer = BatchNorm1d(2, debias=True, momentum=momentum).double()
+        layer(torch.full((4, 2), 3.0).double())
+        assert bool((layer.running_var >= 0).all()), momentum
+        assert float(layer.running_var.max()) < 1e-14
+        torch.testing.assert_close(layer.running_mean, torch.full((2,), 3.0).double())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_cast_leaves_the_running_statistics_in_float32(dtype: torch.dtype) -> None:
     layer = BatchNorm2d(3)

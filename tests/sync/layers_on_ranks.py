@@ -214,3 +214,22 @@ def as_whole(
         lambda part: (model(part[0]) * part[1]).sum(),
     )
     return [p.grad for p in model.parameters()], model[2].running_var
+
+
+def with_buffers(rank: int, dtypes: list[Any], parts: list[Tensor]) -> Any:
+    """Train with running statistics and a counter of each dtype, between ones."""
+    found = []
+    for of_statistics, of_counter in dtypes:
+        layer = normkit.nn.SyncBatchNorm(parts[rank].shape[1])
+        memory = [torch.ones(9, dtype=of_statistics) for _ in range(2)]
+        counters = torch.ones(3, dtype=of_counter)
+        layer.running_mean, layer.running_var = (m[3:6] for m in memory)
+        layer.num_batches_tracked = counters[1]
+        refusal = ""
+        for _ in range(2):  # the second time the call is remembered
+            try:
+                layer(parts[rank])
+            except normkit.errors.DtypeError as error:
+                refusal = str(error)
+        found.append((refusal, *memory, counters))
+    return found

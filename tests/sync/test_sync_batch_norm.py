@@ -180,6 +180,34 @@ def test_it_takes_one_collective_forward_and_one_backward(four_ranks: Ranks) -> 
     assert calls[:2] == [[1 + 2 * 4, 2 * 4]] * 2
 
 
+def test_buffers_of_every_dtype_are_right_or_refused_on_ranks(
+    four_ranks: Ranks,
+) -> None:
+    parts = parts_of((3, 4, 2, 5), (3, 4), torch.float32)
+    floats = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    others = (torch.int64, torch.int32, torch.bool)
+    dtypes = [(dtype, torch.int64) for dtype in (*floats, *others)]
+    dtypes += [(torch.float32, dtype) for dtype in (torch.int32, torch.uint8, *floats)]
+    results = four_ranks.run(layers_on_ranks.with_buffers, dtypes, parts)
+    running = torch.ones(3), torch.ones(3)
+    wanted = oracles.running_after(*running, [torch.cat(parts)] * 2, 0.1)
+    for found in results:
+        for (of_statistics, of_counter), (refusal, *memory, counters) in zip(
+            dtypes, found, strict=True
+        ):
+            for buffer, truth in zip(memory, wanted, strict=True):
+                assert bool((buffer[:3] == 1).all() and (buffer[6:] == 1).all())
+                if refusal:
+                    assert bool((buffer == 1).all())
+                else:
+                    eps = 2 * max(torch.finfo(of_statistics).eps, 1e-6)
+                    assert_close(buffer[3:6].double(), truth, eps)
+            assert counters[::2].tolist() == [1, 1]
+            assert int(counters[1]) == (1 if refusal else 3)
+            is_known = of_statistics in floats and of_counter == torch.int64
+            assert bool(refusal) != is_known, (of_statistics, of_counter, refusal)
+
+
 def test_second_derivatives_cross_ranks(four_ranks: Ranks) -> None:
     parts = parts_of((3, 4), (2, 3), torch.float64)
     dy = [torch.randn_like(p) for p in parts]

@@ -4,12 +4,13 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import normkit.functional
 import normkit.nn as n
@@ -269,3 +270,51 @@ def test_running_statistics_have_no_forward_gradient_as_in_torch(
     ones = {k: torch.ones_like(t) for k, t in state.items()}
     with pytest.raises(DerivativeError, match="running_mean and running_var"):
         torch.func.jvp(lambda s: functional_call(layer, s, (x,)), (state,), (ones,))
+
+
+def _small() -> Any:
+    return n.BatchNorm1d(C, on_small_batch="running")
+
+
+READERS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "batch": (lambda: n.BatchNorm1d(C).eval(), (4, C, 5)),
+    "sync": (lambda: n.SyncBatchNorm(C).eval(), (4, C, 5)),
+    "frozen": (lambda: n.FrozenBatchNorm(C), (4, C, 5)),
+    "renorm": (lambda: n.BatchRenorm1d(C).eval(), (4, C, 5)),
+    "instance": (
+        lambda: n.InstanceNorm1d(C, track_running_stats=True).eval(),
+        (4, C, 5),
+    ),
+    "per activation": (lambda: n.PerActivationBatchNorm((C, 5)).eval(), (4, C, 5)),
+    "recurrent": (lambda: n.RecurrentBatchNorm(C, 4).eval(), (4, 6, C)),
+    "a small batch": (_small, (1, C)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_running_statistics_that_an_output_reads_have_no_gradient_as_in_torch(
+    name: str,
+) -> None:
+    """Without the error it would be 0, silently."""
+    make, shape = READERS[name]
+    layer, x = make(), torch.randn(shape)
+    layer(x)  # remembered
+    for which in ("running_mean", "running_var"):
+        values = getattr(layer, which).detach().clone()
+
+        def loss(v: Tensor, which: str = which) -> Tensor:
+            return functional_call(layer, {which: v}, (x,)).square().sum()
+
+        with pytest.raises(DerivativeError, match="running_mean and running_var"):
+            jvp(loss, (values,), (torch.ones_like(values),))
+        with pytest.raises(DerivativeError, match="running_mean and running_var"):
+            grad(loss)(values)
+        with pytest.raises(DerivativeError, match="require a gradient"):
+            loss(values.clone().requires_grad_())
+        with torch.no_grad():
+            assert loss(values.clone().requires_grad_()) == loss(values)
+    if name not in ("frozen", "a small batch"):
+        # In training they are not read, and the gradient is 0.
+        layer.train()
+        found = grad(lambda v: functional_call(layer, {which: v}, (x,)).sum())(values)
+        assert not found.any()

@@ -26,7 +26,8 @@ _MAX_SAMPLES = 4096
 def difference(expected: Any, found: Any) -> float:
     """Return the largest difference of two results, relative to the largest value.
 
-    inf where their structure, shapes, integers or non-finite places differ.
+    inf where their structure, shapes or integers differ, or one has a NaN or an
+    infinity where the other has not the same.
 
     Example:
         >>> difference([torch.tensor([0.5, 100.0])], [torch.tensor([0.5, 101.0])])
@@ -46,13 +47,22 @@ def difference(expected: Any, found: Any) -> float:
                 return float("inf")
             continue
         finite = one.isfinite()
-        if not torch.equal(finite, other.isfinite()):
+        if not _are_alike(one[~finite], other[~finite]):
             return float("inf")
         if bool(finite.any()):
             size = max(1.0, float(one[finite].abs().max()))
             gap = float((one[finite] - other[finite]).abs().max())
+            if not math.isfinite(gap):
+                return float("inf")
             largest = max(largest, gap / size)
     return largest
+
+
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    """Return whether both hold the same infinities, and NaN at the same places."""
+    if one.is_complex():
+        one, other = torch.view_as_real(one), torch.view_as_real(other)
+    return torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def gap_under(

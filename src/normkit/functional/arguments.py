@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from normkit.errors import ArgumentError, DtypeError, ShapeError
+from normkit.errors import ArgumentError, DerivativeError, DtypeError, ShapeError
+from normkit.torch_state import has_tangent
 
-__all__ = ["check_eps", "check_floating", "check_length", "check_trailing"]
+__all__ = [
+    "check_constants",
+    "check_eps",
+    "check_floating",
+    "check_length",
+    "check_trailing",
+]
 
 
 def check_floating(x: Tensor, name: str) -> None:
@@ -66,4 +74,21 @@ def check_trailing(
             f"Given normalized_shape={list(normalized_shape)}, expected input with "
             f"shape [*, {', '.join(map(str, normalized_shape))}], but got input of "
             f"size{list(x.shape)}"
+        )
+
+
+def check_constants(name: str, *running: Tensor | None) -> None:
+    """Refuse running statistics with a derivative where the output reads them.
+
+    They are constants to every kernel: without the error their share would be missing.
+    """
+    needs_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in running
+    )
+    if needs_grad or has_tangent(*running):
+        what = "require a gradient" if needs_grad else "have forward grad defined"
+        raise DerivativeError(
+            f"{name} is not differentiable wrt running_mean and running_var, they "
+            f"cannot {what}: they are constants; detach them (in forward mode, pass "
+            "their primals), or take the derivative by the parameters alone"
         )

@@ -7,16 +7,21 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from normkit.errors import ArgumentError, DerivativeError, ShapeError
-from normkit.functional.arguments import check_eps, check_floating, check_length
+from normkit.errors import ArgumentError, ShapeError
+from normkit.functional.arguments import (
+    check_constants,
+    check_eps,
+    check_floating,
+    check_length,
+)
 from normkit.functional.autograd import run
-from normkit.functional.ema import check_counters, check_update, update
+from normkit.functional.ema import check_buffers, check_update, update
 from normkit.functional.engine import execute
 from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
-from normkit.torch_state import has_tangent, is_in_backward
+from normkit.torch_state import is_in_backward
 
 __all__ = ["batch_norm", "instance_norm"]
 
@@ -81,8 +86,10 @@ def batch_norm(
             `momentum=None` without a counter.
         ShapeError: A vector that does not have C elements; no running statistics
             when not training.
-        DtypeError: `input` is not floating point.
-        DerivativeError: Forward mode carries a derivative along a running statistic.
+        DtypeError: `input` or a running statistic is not floating point; a counter is
+            not int64.
+        DerivativeError: A running statistic requires a gradient, or forward mode
+            carries a derivative along it, and the output reads it.
 
     Numerics:
         Statistics in float32 or better around a pilot mean; the centre is kept as
@@ -168,12 +175,8 @@ def batch_norm(
             "batch_norm needs running_mean and running_var when training=False, "
             "got None; pass them, or training=True"
         )
-    if not training and has_tangent(running_mean, running_var):
-        raise DerivativeError(
-            "batch_norm is not differentiable wrt running_mean and running_var, they "
-            "cannot have forward grad defined: they are constants; pass their primals, "
-            "or take the derivative with respect to the parameters alone"
-        )
+    if not training:
+        check_constants("batch_norm", running_mean, running_var)
     dims = tuple(d for d in range(input.dim()) if d != dim)
     if training and channels and input.numel() == channels:
         raise ArgumentError(
@@ -183,7 +186,7 @@ def batch_norm(
         )
     if training and running is not None:
         check_update(momentum, num_batches_tracked, on_nonfinite)
-    check_counters(num_batches_tracked, num_batches_skipped)
+    check_buffers(running_mean, running_var, num_batches_tracked, num_batches_skipped)
     spec = Spec(
         *(dims, eps),
         given=not training,
@@ -231,8 +234,10 @@ def instance_norm(
         ArgumentError: One position per channel when its statistics are asked for.
         ShapeError: A vector that does not have C elements, or no running statistics
             when `use_input_stats=False`.
-        DtypeError: `input` is not floating point.
-        DerivativeError: Forward mode carries a derivative along a running statistic.
+        DtypeError: `input` or a running statistic is not floating point; the counter
+            is not int64.
+        DerivativeError: A running statistic requires a gradient, or forward mode
+            carries a derivative along it, and the output reads it.
 
     References:
         Ulyanov, Vedaldi & Lempitsky, "Instance Normalization: The Missing Ingredient
@@ -242,7 +247,7 @@ def instance_norm(
     key = None
     if use_input_stats and (momentum is None or type(momentum) in (float, int)):
         key = signature(("instance_norm", eps), input, weight, bias, None, mask)
-        key = with_running(key, running_mean, running_var)
+        key = with_running(key, running_mean, running_var, num_batches_tracked)
     call = find(key)
     if call is not None:
         y = run(call, input, weight, bias, None, mask, None, found)
@@ -289,7 +294,7 @@ def instance_norm(
     )
     for name, vector in named:
         check_length(name, vector, channels)
-    check_counters(num_batches_tracked)
+    check_buffers(running_mean, running_var, num_batches_tracked)
     spec = Spec(
         tuple(range(2, input.dim())),
         eps,

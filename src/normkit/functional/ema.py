@@ -18,7 +18,7 @@ from normkit.moments import Moments
 from normkit.torch_state import has_transforms, is_compiling, is_observed
 
 __all__ = [
-    "check_counters",
+    "check_buffers",
     "check_update",
     "ema",
     "ema_",
@@ -59,9 +59,11 @@ def update_running(
     Raises:
         ArgumentError: `on_nonfinite` is neither of the two, or `rate` is None and
             nothing counts the batches.
+        DtypeError: A running statistic that is not floating point, a counter that is
+            not int64.
     """
     check_update(rate, num_batches_tracked, on_nonfinite)
-    check_counters(num_batches_tracked, num_batches_skipped)
+    check_buffers(running_mean, running_var, num_batches_tracked, num_batches_skipped)
     running = Running(
         *(running_mean, running_var, rate, num_batches_tracked, num_batches_skipped),
         on_nonfinite == "skip",
@@ -82,8 +84,18 @@ def check_update(
         )
 
 
-def check_counters(*counters: Tensor | None) -> None:
-    """Require int64 counters; a narrower dtype would overflow."""
+def check_buffers(
+    running_mean: Tensor | None, running_var: Tensor | None, *counters: Tensor | None
+) -> None:
+    """Require running statistics in floating point and counters in int64."""
+    named = ("running_mean", running_mean), ("running_var", running_var)
+    for name, statistic in named:
+        if statistic is not None and not statistic.is_floating_point():
+            raise DtypeError(
+                f"{name} must be floating point, got {statistic.dtype}, which cannot "
+                f"hold an average; convert it, e.g. {name}.float()"
+            )
+    # A narrower one would overflow.
     for counter in counters:
         if counter is not None and counter.dtype != torch.int64:
             raise DtypeError(

@@ -114,6 +114,7 @@ def with_running(
             and mean.is_contiguous()
             and var.is_contiguous()
             and not (mean.is_neg() or var.is_neg())
+            and not (mean.requires_grad or var.requires_grad)
         ):
             return None
         of_running = mean.dtype, mean.shape, var.dtype, var.shape

@@ -37,7 +37,6 @@ from normkit.torch_state import (
     has_transforms,
     is_compiling,
     is_in_backward,
-    is_jit_tracing,
 )
 
 __all__ = ["BatchNormLayer"]
@@ -169,7 +168,7 @@ class BatchNormLayer(BatchStatisticsLayer):
     def _is_recorded_as_torch(self, x: Tensor, mask: Tensor | None) -> bool:
         """Return whether a tracer observes a call that torch's batch norm can do."""
         uses_batch = self.training or self.running_mean is None
-        if not is_jit_tracing() and uses_batch and self._has_extras():
+        if uses_batch and self._has_extras():
             return False
         updates = self.training and self.track_running_stats
         return is_recorded_as_torch(self, x, mask, updates=updates)

@@ -18,6 +18,7 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.functional import batch_norm, normalize
 from normkit.functional.arguments import check_eps, check_floating
+from normkit.functional.ema import check_buffers
 from normkit.functional.measure import measure
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.primitives import vector_dtype
@@ -123,6 +124,7 @@ class BatchRenormLayer(BatchNormLayer):
             return node
         self._check_input_dim(input)
         check_momentum(self, self.momentum)
+        check_buffers(self.running_mean, self.running_var, self.num_batches_tracked)
         if self.is_over_ranks():
             return self._over_ranks(input, mask, residual)
         channel_dim = self.channel_dim % input.dim()

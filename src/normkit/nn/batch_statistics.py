@@ -13,7 +13,13 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize, update_running
-from normkit.functional.arguments import check_eps, check_floating, check_length
+from normkit.functional.arguments import (
+    check_constants,
+    check_eps,
+    check_floating,
+    check_length,
+)
+from normkit.functional.ema import check_buffers
 from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.masks import broadcast_mask, zero_where
@@ -26,6 +32,7 @@ from normkit.nn.running_state import (
     is_recomputing,
 )
 from normkit.sync import is_group, merge_over
+from normkit.torch_state import is_jit_tracing
 
 __all__ = ["ESTIMATORS", "SMALL_BATCH_POLICIES", "BatchStatisticsLayer", "Observer"]
 
@@ -112,7 +119,9 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         # batch replaces the initial 0 and 1, and eval needs no correction.
         assert self.num_batches_tracked is not None
         batches = (self.num_batches_tracked + 1).to(torch.float64)
-        return self.momentum / (1 - (1 - self.momentum) ** batches)
+        # Rounded, the first share may exceed 1: a variance of 0 would become negative.
+        share = self.momentum / (1 - (1 - self.momentum) ** batches)
+        return share.clamp(max=1.0)
 
     def _has_extras(self) -> bool:
         return (
@@ -141,7 +150,15 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         channels = x.shape[self.channel_dim]
         check_length("weight", self.weight, channels)
         check_length("running_mean", self.running_mean, channels)
+        check_buffers(self.running_mean, self.running_var, self.num_batches_tracked)
         over_ranks = self.is_over_ranks()
+        if is_jit_tracing() and (self.ghost_size is not None or over_ranks):
+            what = "other ranks" if over_ranks else f"ghost_size={self.ghost_size}"
+            raise ArgumentError(
+                f"{type(self).__name__} with {what} cannot be recorded in training by "
+                "torch.jit.trace, which knows no collectives and no sizes but those of "
+                "the example; trace it in eval(), or use torch.compile"
+            )
         # With a mask or other ranks the count is on the device, which cannot raise.
         is_small = x.numel() == channels and not over_ranks
         if is_small and channels and self.on_small_batch == "raise":
@@ -240,6 +257,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
             hidden = ~valid if valid.dtype == torch.bool else valid <= 0
             x = zero_where(hidden, x)
         if self.on_small_batch == "running":
+            check_constants(type(self).__name__, self.running_mean, self.running_var)
             other = standardize(x, mean, var, weight, bias, self.eps)
         else:
             # One value is its own mean: batch renorm reduces to its shift d.

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize, update_running
-from normkit.functional.arguments import check_eps, check_floating
+from normkit.functional.arguments import (
+    check_constants,
+    check_eps,
+    check_floating,
+)
 from normkit.nn.tracing import recorded_call
 from normkit.nn.tracked_layer import TrackedLayer
 
@@ -114,6 +118,7 @@ class PerActivationBatchNorm(TrackedLayer):
             mean, var = _first(self.running_mean), _first(self.running_var)
             assert mean is not None
             assert var is not None
+            check_constants(name, mean, var)
             return standardize(input, mean, var, weight, bias, self.eps, mask=mask)
         group = self.ranks()
         if self.training and input.shape[0] == 1 and group is None:

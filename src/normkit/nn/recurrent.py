@@ -16,7 +16,11 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import normalize, standardize
-from normkit.functional.arguments import check_eps, check_floating
+from normkit.functional.arguments import (
+    check_constants,
+    check_eps,
+    check_floating,
+)
 from normkit.functional.ema import ema_
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments
@@ -204,6 +208,7 @@ class RecurrentBatchNorm(TrackedLayer):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
+        check_constants(type(self).__name__, self.running_mean, self.running_var)
         places = torch.arange(first, first + x.shape[0], device=x.device)
         seen = self.num_batches_tracked > 0
         numbers = torch.arange(self.max_steps, device=x.device)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from normkit.functional.ema import check_buffers
 from normkit.nn.layer_ranks import ranks_of, with_group_name
 from normkit.nn.running_state import check_momentum
 from normkit.sync import is_group
@@ -116,6 +117,10 @@ class TrackedLayer(nn.Module):
         if not self.training or self.running_mean is None or is_in_backward():
             return False
         check_momentum(self, self.momentum)
+        statistics = dict(self._buffers)
+        counter = statistics.pop("num_batches_tracked", None)
+        for statistic in statistics.values():
+            check_buffers(statistic, None, counter)
         return True
 
     def extra_repr(self) -> str:

@@ -109,6 +109,13 @@ def _list_weights(model: onnx.ModelProto) -> None:
     )
 
 
+_DTYPES: dict[int, torch.dtype] = {
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
+    TensorProto.FLOAT: torch.float32,
+}
+
+
 class _OnnxFolding(Planner):
     """Plan folds on the ONNX graph and check them by runs of its float64 copy."""
 
@@ -131,16 +138,15 @@ class _OnnxFolding(Planner):
         super().__init__(self.read.graph, norms, list(self.read.slots.values()))
 
     def validate(self, norm: Norm, solution: Solution) -> None:
-        """Refuse edits that overflow the type of the weight."""
+        """Refuse edits that are not finite in the type of the weight."""
         for (position, index), slot in self.read.slots.items():
             if slot not in solution.edits:
                 continue
             names = self.model.graph.node[position].input
             name = names[index] if index < len(names) and names[index] else names[1]
-            if self.types.get(name) == TensorProto.FLOAT16:
-                short = solution.edits[slot].to(torch.float16)
-                if not bool(short.isfinite().all()):
-                    raise Refusal(f"{slot.name} would overflow its dtype")
+            dtype = _DTYPES.get(self.types.get(name, 0), torch.float64)
+            if not bool(solution.edits[slot].to(dtype).isfinite().all()):
+                raise Refusal(f"{slot.name} would overflow its dtype")
 
     def check(self, plan: Plan) -> tuple[str, str]:
         """Return (the wrong batch norm if it is known, the error if there is one)."""

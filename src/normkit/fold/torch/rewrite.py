@@ -47,10 +47,10 @@ class SetParameter:
         return undo
 
     def overflows_in(self, model: nn.Module) -> bool:
-        """Return True if rounding to the dtype there makes a finite number infinite."""
+        """Return True if a number is not finite in the dtype there, or a NaN."""
         module = model.get_submodule(self.path)
         model_on = like(module, self.name)
-        return float(self.tensor.abs().amax()) > torch.finfo(model_on.dtype).max
+        return not float(self.tensor.abs().amax()) <= torch.finfo(model_on.dtype).max
 
 
 def like(module: nn.Module, name: str) -> Tensor:

@@ -228,6 +228,7 @@ class CpuBackend:
             or is_observed()
             or not is_plain(*buffers, count, mean, m2)
             or not (mean.dtype == m2.dtype == torch.float64)
+            or any(t is not None and t.dtype != torch.int64 for t in buffers[2:])
             or count.dtype != torch.int64
             or any(t is not None and not t.is_contiguous() for t in buffers)
             or any(
