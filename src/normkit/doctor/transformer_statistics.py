@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics as numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -55,6 +56,7 @@ class BlockStatistics:
         follows: The block whose unchanged output is its input; "" for none.
         before: rms of its input, per observation, in order.
         after: rms of its output.
+        gradient: ‖dL/d output‖; NaN where there was none.
         end: What gives its output: a "sum", as in a residual block; the "norm" of a
             sum, as in post-norm; "" for anything else.
     """
@@ -64,7 +66,18 @@ class BlockStatistics:
     follows: str = ""
     before: tuple[float, ...] = ()
     after: tuple[float, ...] = ()
+    gradient: tuple[float, ...] = ()
     end: BlockEnd = ""
+
+    def response(self, recent: int) -> float:
+        """Return the change of the loss for a relative change of the output.
+
+        Args:
+            recent: Number of observations to take the median of, the last ones.
+        """
+        pairs = zip(self.gradient, self.after, strict=True)
+        products = [g * rms for g, rms in pairs if not math.isnan(g)]
+        return numbers.median(products[-recent:]) if products else math.nan
 
 
 @dataclass(frozen=True)

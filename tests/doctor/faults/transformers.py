@@ -148,7 +148,7 @@ def full_rate_at_once(net: str, is_bad: bool) -> Program:
 
 @fault("D39", brings={"D27": "", "D24": "", "D21": ""})
 def one_wild_step(net: str, is_bad: bool) -> Program:
-    """The rate of one layer is a thousand times too large in one step."""
+    """The rate of one layer is 300 times too large for six steps."""
     model: Any = build(net)
     (first, *others) = weights_of(model)[-2:]
     del others
@@ -161,8 +161,8 @@ def one_wild_step(net: str, is_bad: bool) -> Program:
             seen.log(loss=float(loss))
             optimizer.zero_grad()
             loss.backward()
-            wild = is_bad and step == 70
-            optimizer.param_groups[0]["lr"] = 300.0 if wild else 0.1
+            wild = is_bad and 70 <= step < 76
+            optimizer.param_groups[0]["lr"] = 30.0 if wild else 0.1
             optimizer.step()
     name = next(n for n, m in model.named_modules() if m is first)
     return Program(watched=tuple(seen.readings()), at=frozenset({name}))

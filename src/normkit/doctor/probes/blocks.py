@@ -62,12 +62,20 @@ class BlockProbe:
         """Clear what one batch gave."""
         self.before: Tensor | None = None
         self.after: Tensor | None = None
+        self.gradient: Tensor | None = None
 
     def numbers(self) -> dict[str, Tensor]:
         """Return the measurements as one-value tensors; none before a call."""
         if self.before is None or self.after is None:
             return {}
-        return {"before": self.before, "after": self.after}
+        found = {"before": self.before, "after": self.after}
+        return found if self.gradient is None else {**found, "gradient": self.gradient}
+
+    @torch.no_grad()
+    def add_gradient(self, gradient: Tensor) -> None:
+        """Set the gradient with respect to the output."""
+        if gradient.numel() and not is_traced(gradient):
+            self.gradient = norm_of(gradient.detach())
 
 
 class Blocks:
@@ -78,6 +86,7 @@ class Blocks:
         is_norm_of_sum: Whether a tensor is the output of a norm of a sum, by what ran
             last.
         last_layer: Name of the layer that ran last.
+        gradients: Measure gradients with respect to the outputs of blocks.
     """
 
     def __init__(
@@ -85,6 +94,8 @@ class Blocks:
         model: nn.Module,
         is_norm_of_sum: Callable[[Tensor], bool],
         last_layer: Callable[[], str],
+        *,
+        gradients: bool,
     ) -> None:
         self.blocks = {
             module: BlockProbe(name, type(module).__name__)
@@ -93,6 +104,7 @@ class Blocks:
         self.attention: dict[str, AttentionProbe] = {}
         self._is_norm_of_sum = is_norm_of_sum
         self._last_layer = last_layer
+        self._gradients = gradients
         self._named = {
             module: name
             for name, module in model.named_modules()
@@ -164,6 +176,8 @@ class Blocks:
         if block is None or y is None or is_traced(y):
             return
         block.after = _rms(y)
+        if self._gradients and y.requires_grad:
+            y.register_hook(Hook(block.add_gradient))
         if not block.end:
             block.end = "norm" if self._is_norm_of_sum(y) else "sum" if is_sum(y) else ""
         self._last = block, weakref.ref(y), version_of(y)

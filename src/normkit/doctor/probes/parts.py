@@ -11,7 +11,7 @@ from normkit.doctor.transformer_statistics import AttentionStatistics, BlockStat
 
 __all__ = ["Parts"]
 
-BLOCK, ATTENTION = ("before", "after"), ("largest", "entropy", "sharp")
+BLOCK, ATTENTION = ("before", "after", "gradient"), ("largest", "entropy", "sharp")
 
 Series = dict[str, list[float]]
 

@@ -103,7 +103,9 @@ class Probes:
         }
         self.blocks: Blocks | None = None
         if not batch_norms_only:
-            self.blocks = Blocks(model, self._is_norm_of_sum, self._last_layer)
+            self.blocks = Blocks(
+                model, self._is_norm_of_sum, self._last_layer, gradients=gradients
+            )
         # Forward statistics count only inside a forward: activation checkpointing runs
         # layers a second time, in backward.
         self.inside = False
