@@ -28,13 +28,14 @@ def measured(wanted: list[str]) -> Iterator[dict[str, Any]]:
 
     Yields:
         The record of those examined so far, after each one: a run that is cut has a
-        record of its part. The libraries take turns.
+        record of its part. The small ones come first, then the libraries take turns.
     """
     found: dict[str, list[str]] = {}
     failed: dict[str, str] = {}
     names = [n for n in cases() if not wanted or any(part in n for part in wanted)]
     groups = [[n for n in names if n.startswith(f"{lib}/")] for lib in LIBRARIES]
     turns = [n for turn in zip_longest(*groups) for n in turn if n is not None]
+    turns.sort(key=lambda name: not name.startswith(("timm/test_", "transformers/")))
     for count, name in enumerate(turns, 1):
         for start in STARTS:
             run = f"{name} ({start})"

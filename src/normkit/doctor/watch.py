@@ -196,9 +196,10 @@ class Watch(Result):
         the input of unit `unit`; the `saturated` share of input values; the `dead`
         share of units that were zero on the whole batch; `gradient_norm`,
         ‖dL/d output‖; `weight_norm`, `weight_gradient_norm` and `update_ratio`,
-        ‖Δw‖/‖w‖. `blocks` holds the rms `before` and `after` each of several blocks of
-        a class and the `gradient` ‖dL/d output‖, `attention` the `largest` |logit|, `entropy` and `sharp` share of
-        queries of each attention. `logged` holds the numbers given to `log` as `[step, value]` pairs.
+        ‖Δw‖/‖w‖. `blocks` holds, of several blocks of a class, the rms
+        `before` and `after` each and the `gradient` ‖dL/d output‖; `attention` the
+        `largest` |logit|, `entropy` and `sharp` share of queries of each.
+        `logged` holds the numbers given to `log` as `[step, value]` pairs.
         """
         self._finish_step()
         return {

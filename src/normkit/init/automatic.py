@@ -23,10 +23,10 @@ from normkit.init.theory import kept_signal
 
 __all__ = ["Plan", "plan"]
 
-# Inputs of a smaller mean square are not made up for: the weights would be so large that
-# the steps of an optimizer hardly change them. Behind the pooled branches of an NFNet
-# inputs have 5e-5, and 20 steps of AdamW at 3e-4 moved weights 140 times as large as
-# the library's by 4e-6 of their size each (D27 of the doctor).
+# Inputs of a smaller mean square are not made up for: the weights would be so large
+# that the steps of an optimizer hardly change them. Behind the pooled branches of an
+# NFNet inputs have 5e-5, and 20 steps of AdamW at 3e-4 moved weights 140 times as large
+# as the library's by 4e-6 of their size each (D27 of the doctor).
 MIN_INCOMING = 0.01
 
 

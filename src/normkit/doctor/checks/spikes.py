@@ -34,7 +34,7 @@ def loss_spike(statistics: Statistics) -> Iterator[Finding]:
         reason = NOT_ITS_LOOP
     elif len(loop.losses) <= BEFORE:
         reason = (
-            f"{len(loop.losses)} losses are too few; call watch.log(loss=…) at each step"
+            f"{len(loop.losses)} losses are too few; give each to watch.log(loss=…)"
         )
     if reason:
         yield _D39("", "not_judged", evidence=reason)
@@ -96,7 +96,7 @@ def _ratio(values: Sequence[float], at: int) -> float:
 
 
 def _first_moved(statistics: Statistics, step: int) -> tuple[str, str]:
-    """Return the layer whose step or gradient leapt first, and a clause that says so."""
+    """Return the layer whose step or gradient leapt first, and a clause on it."""
     loop = statistics.training
     steps = () if loop is None else loop.steps
     places = [i for i, observed in enumerate(steps) if observed <= step]

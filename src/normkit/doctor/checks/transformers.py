@@ -6,6 +6,7 @@ the softmax of an attention takes, D37 the scales of layer, group and RMS norms.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics as numbers
 from collections.abc import Iterator, Sequence
@@ -26,8 +27,8 @@ __all__ = [
 
 MIN_BLOCKS = 4
 # Growth per block in the second half of the depth. Branches of one size add up to 1.19
-# (independent, 4 blocks) or 1.41 (all alike), and less the deeper the stack is; a branch
-# that grows with the stream, as without a norm before it, multiplies it in every block.
+# (independent, 4 blocks) or 1.41 (all alike), and less the deeper the stack is. One
+# that grows with the stream, as without a norm, multiplies it in every block.
 GROWTH_WARNING, GROWTH_ERROR = 2.0, 4.0
 # Growth of the stream over a training: more than doubled in each of three windows of
 # five observed steps, and so large altogether.
@@ -76,9 +77,7 @@ def residual_growth(statistics: Statistics) -> Iterator[Finding]:
             continue
         half = len(row) // 2
         growth = (rms[-1] / rms[half]) ** (1 / (len(row) - half))
-        severity, threshold = above(
-            growth, warning=GROWTH_WARNING, error=GROWTH_ERROR
-        )
+        severity, threshold = above(growth, warning=GROWTH_WARNING, error=GROWTH_ERROR)
         yield _D35(
             last.name,
             severity,
@@ -106,7 +105,7 @@ def _growth_over_time(block: BlockStatistics) -> Iterator[Finding]:
     start = numbers.median(values[:WINDOW])
     if not start > 0 or 0 in windows:
         return
-    least = min(b / a for a, b in zip(windows, windows[1:], strict=False))
+    least = min(b / a for a, b in itertools.pairwise(windows))
     grown = windows[-1] / start
     if least > DOUBLED and grown > GROWN:
         yield _D35(
@@ -150,8 +149,8 @@ def attention_logits(statistics: Statistics) -> Iterator[Finding]:
             severity,
             largest,
             threshold,
-            f"the largest |logit| is {largest:.3g}; {sharp:.0%} of the queries read one "
-            f"key alone, and the mean entropy is {entropy:.2f} of the most possible",
+            f"the largest |logit| is {largest:.3g}; {sharp:.0%} of the queries read "
+            f"one key alone, and their mean entropy is {entropy:.2f} of the most",
             _LOGITS,
             {"entropy": entropy, "sharp": sharp},
         )

@@ -136,7 +136,7 @@ def _replace(owner: Any, name: str, read: Callable[..., None]) -> None:
     @functools.wraps(call)
     def reading(*args: Any, **kwargs: Any) -> Any:
         own = threading.get_ident()
-        for thread, listener in list(_listeners):
+        for thread, listener in tuple(_listeners):
             if thread == own:
                 read(listener, *args, **kwargs)
         return call(*args, **kwargs)
@@ -148,8 +148,7 @@ def _replace(owner: Any, name: str, read: Callable[..., None]) -> None:
 
 def _is_readable(*tensors: Any) -> bool:
     return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     ) and all(
         isinstance(x, Tensor)
         and x.is_floating_point()

@@ -179,7 +179,9 @@ class Blocks:
         if self._gradients and y.requires_grad:
             y.register_hook(Hook(block.add_gradient))
         if not block.end:
-            block.end = "norm" if self._is_norm_of_sum(y) else "sum" if is_sum(y) else ""
+            block.end = (
+                "norm" if self._is_norm_of_sum(y) else "sum" if is_sum(y) else ""
+            )
         self._last = block, weakref.ref(y), version_of(y)
 
     def _add_attention(self, read: Callable[[], Logits], dims: int) -> None:
