@@ -276,3 +276,15 @@ def d39_looks_at_the_step_of_the_spike_alone(patch: pytest.MonkeyPatch) -> None:
         return real(replace(statistics, training=only), step)
 
     wrap(patch, "normkit.doctor.checks.spikes._first_moved", first)
+
+
+@fault(
+    caught_by="tests/doctor/test_confirm.py::"
+    "test_a_repair_that_harms_batches_outside_the_diagnosis_is_declined"
+)
+def repairs_are_confirmed_on_the_batches_of_the_diagnosis(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.fixes import confirm
+
+    patch.setattr(confirm, "MIN_HELD_OUT", 1 << 30)
