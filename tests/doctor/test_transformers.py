@@ -378,3 +378,23 @@ def test_the_record_and_the_page_hold_blocks_and_attention() -> None:
     ]
     pages = (seen.to_html(), diagnose(model, batches()[:4], LOSS).to_html())
     assert all("Blocks and attention" in page for page in pages)
+
+
+def test_a_projection_that_query_and_key_share_is_no_redundant_layer() -> None:
+    class Projected(nn.Module):
+        def __init__(self, shares: bool) -> None:
+            super().__init__()
+            self.project, self.shares = nn.Linear(64, 16), shares
+            self.query, self.key = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.project(x)
+            key = self.key(x) if self.shares else 1.0
+            return self.head((self.query(x) * key).relu())
+
+    named = [
+        diagnose(Projected(shares), batches()[:4], LOSS).named
+        for shares in (True, False)
+    ]
+    assert named == [[], ["D34"]]
