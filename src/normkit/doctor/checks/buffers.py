@@ -31,9 +31,9 @@ MIN_HALF = 6e-8
 EPS_SHARE = 0.5
 
 # Averaged weights stand still, so that statistics computed for them are off by sampling
-# alone: d_mean .003 and d_var .02 after update_bn. Those of the last weights gave at most
-# .08 and .08 where eval mode lost nothing (EMA of .9 and .98, SWA), .13 and .31 where
-# it lost 4 points of accuracy, .19 and .37 where it lost 11 (EMA of .995).
+# alone: d_mean .003 and d_var .02 after update_bn. Those of the last weights gave at
+# most .08 and .08 where eval mode lost nothing (EMA of .9 and .98, SWA), .13 and .31
+# where it lost 4 points of accuracy, .19 and .37 where it lost 11 (EMA of .995).
 AVERAGED_MEAN, AVERAGED_VAR = 0.1, 0.15
 
 _D16 = partial(Finding, "D16", "narrow_precision")
