@@ -47,8 +47,8 @@ FIT = 3.0
 RECENT = 5
 # Blocks times the change of a weight, ‖Δw‖/‖w‖, in one of the first steps. Loss after
 # 120 steps of Adam on digits (chance 2.30), 6 and 12 blocks with post-norm: 0.63, 0.89,
-# 0.71 at 0.04, 0.08, 0.12, and 2.32, 2.26, 2.32 at 0.23, 0.39, 0.76. With a warm-up over
-# 60 steps 1.70 and 1.55 in place of 2.32 and 2.26; with pre-norm 0.44 at 0.39.
+# 0.71 at 0.04, 0.08, 0.12, and 2.32, 2.26, 2.32 at 0.23, 0.39, 0.76. With a warm-up
+# over 60 steps 1.70 and 1.55 in place of 2.32 and 2.26; with pre-norm 0.44 at 0.39.
 FIRST_CHANGE = 0.16
 
 _D35 = partial(Finding, "D35", "residual_growth")
