@@ -73,10 +73,11 @@ def lines(found: dict[str, Any]) -> list[str]:
     return [
         "## Fresh architectures",
         "",
-        f"{len(names)} of {found['of']} architectures of {versions}, with random",
-        "weights as their library starts them and after `normkit.initialize`, diagnosed",
-        f"and watched for 20 steps: {len(runs) - len(failed)} runs, {len(told)} with an",
-        f"alarm. {', '.join(names)}.",
+        f"{len(names)} of {found['of']} architectures of {versions}, with",
+        "random weights as their library starts them and after `normkit.initialize`,",
+        f"diagnosed and watched for 20 steps: {len(runs) - len(failed)} runs, "
+        f"{len(told)} with an alarm.",
+        f"{', '.join(names)}.",
         *[f"Not run: {run}, {ids[0]}." for run, ids in failed.items()],
         *(["", "| run | alarms |", "| --- | --- |", *rows] if told else []),
     ]
