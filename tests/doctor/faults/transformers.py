@@ -15,7 +15,7 @@ from normkit.doctor import watch
 __all__ = []
 
 _NO_BLOCKS = "it has no four blocks of one class in a row"
-_NO_ATTENTION = "it has no attention"
+_NO_ATTENTION = "none of its layers computes attention"
 _BATCH_NORM = "its norms are batch norms, whose scales D19 judges"
 
 
