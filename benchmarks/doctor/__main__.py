@@ -5,7 +5,7 @@ programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
 benchmarks/doctor architectures` fresh networks of the libraries that are installed, and
 `python benchmarks/doctor overhead` measures the time. Each writes its part of
 record.json, and docs/doctor-score.md from the whole; with names behind `architectures`
-only those are run, and nothing is written.
+only those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -188,9 +188,10 @@ def main() -> None:
     elif sys.argv[1:] == ["overhead"]:
         _write(overhead=overhead.measured())
     elif sys.argv[1:2] == ["architectures"]:
-        for found in architectures.measured(sys.argv[2:]):
-            if not sys.argv[2:]:
-                _write(architectures=found)
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        before = record.get("architectures")
+        for found in architectures.measured(sys.argv[2:], before):
+            _write(architectures=found)
     else:
         done = []
         for each in BUGS:

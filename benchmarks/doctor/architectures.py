@@ -23,38 +23,41 @@ __all__ = ["lines", "measured"]
 LIBRARIES = ("timm", "torchvision", "transformers")
 
 
-def measured(wanted: list[str]) -> Iterator[dict[str, Any]]:
+def measured(
+    wanted: list[str], before: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
     """Examine all architectures, or those whose name holds one of `wanted`.
+
+    Args:
+        wanted: Parts of names.
+        before: An earlier record, whose other runs are kept where `wanted` is given.
 
     Yields:
         The record of those examined so far, after each one: a run that is cut has a
-        record of its part. The libraries take turns.
+        record of its part. The small ones come first, then the libraries take turns.
     """
-    found: dict[str, list[str]] = {}
-    failed: dict[str, str] = {}
-    names = [n for n in cases() if not wanted or any(part in n for part in wanted)]
+    runs: dict[str, list[str]] = dict(before["runs"]) if wanted and before else {}
+    every = list(cases())
+    names = [n for n in every if not wanted or any(part in n for part in wanted)]
     groups = [[n for n in names if n.startswith(f"{lib}/")] for lib in LIBRARIES]
     turns = [n for turn in zip_longest(*groups) for n in turn if n is not None]
-    for count, name in enumerate(turns, 1):
+    turns.sort(key=lambda name: not name.startswith(("timm/test_", "transformers/")))
+    for name in turns:
         for start in STARTS:
             run = f"{name} ({start})"
             try:
                 told = alarms(name, start)
             except Exception as error:  # counted and printed, not hidden
-                failed[run] = f"{type(error).__name__}: {str(error)[:120]}"
-                print(run, "FAILED", failed[run], flush=True)
+                runs[run] = [f"not run: {type(error).__name__}: {str(error)[:120]}"]
+                print(run, *runs[run], flush=True)
                 continue
-            if told:
-                found[run] = sorted({f"{f.id} {f.severity}" for f in told})
-            print(run, found.get(run, ""), flush=True)
+            runs[run] = sorted({f"{f.id} {f.severity}" for f in told})
+            print(run, runs[run] or "", flush=True)
             for finding in told:
                 print("   ", finding.to_text().replace("\n", "\n    "), flush=True)
         yield {
-            "architectures": count,
-            "of": len(turns),
-            "runs": count * len(STARTS) - len(failed),
-            "alarms": found,
-            "failed": failed,
+            "of": len(every),
+            "runs": dict(sorted(runs.items())),
             "versions": {lib: version(lib) for lib in LIBRARIES if find_spec(lib)},
         }
 
@@ -62,15 +65,19 @@ def measured(wanted: list[str]) -> Iterator[dict[str, Any]]:
 def lines(found: dict[str, Any]) -> list[str]:
     """Return the outcome in Markdown."""
     versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items())
-    told = [f"| {run} | {', '.join(ids)} |" for run, ids in found["alarms"].items()]
-    failed = [f"{run}: {why}" for run, why in found["failed"].items()]
+    runs: dict[str, list[str]] = found["runs"]
+    failed = {run: ids for run, ids in runs.items() if ids and "not run" in ids[0]}
+    told = {run: ids for run, ids in runs.items() if ids and run not in failed}
+    names = sorted({run.rpartition(" ")[0] for run in runs if run not in failed})
+    rows = [f"| {run} | {', '.join(ids)} |" for run, ids in told.items()]
     return [
         "## Fresh architectures",
         "",
-        f"{found['architectures']} of {found['of']} architectures of {versions}, with",
-        "random weights as",
-        "their library starts them and after `normkit.initialize`, diagnosed and",
-        f"watched for 20 steps: {found['runs']} runs, {len(told)} with an alarm.",
-        *(["", "Not run: " + "; ".join(failed) + "."] if failed else []),
-        *(["", "| run | alarms |", "| --- | --- |", *told] if told else []),
+        f"{len(names)} of {found['of']} architectures of {versions}, with",
+        "random weights as their library starts them and after `normkit.initialize`,",
+        f"diagnosed and watched for 20 steps: {len(runs) - len(failed)} runs, "
+        f"{len(told)} with an alarm.",
+        f"{', '.join(names)}.",
+        *[f"Not run: {run}, {ids[0]}." for run, ids in failed.items()],
+        *(["", "| run | alarms |", "| --- | --- |", *rows] if told else []),
     ]

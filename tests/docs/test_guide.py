@@ -21,9 +21,10 @@ def test_the_examples_of_the_guide_run(page: Path) -> None:
     assert found.attempted == page.read_text().count(">>> ")
 
 
-def test_the_page_of_the_command_line_is_up_to_date() -> None:
+@pytest.mark.parametrize("page", ["command_line", "checks"])
+def test_the_page_is_up_to_date(page: str) -> None:
     done = subprocess.run(
-        [sys.executable, "docs/command_line.py", "--check"],
+        [sys.executable, f"docs/{page}.py", "--check"],
         cwd=ROOT,
         capture_output=True,
         text=True,

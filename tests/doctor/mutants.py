@@ -202,3 +202,89 @@ def anything_far_off_is_taken_for_padding(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.examination import populations
 
     patch.setattr(populations, "_resembles", lambda *_: True)
+
+
+@fault(
+    caught_by="tests/doctor/test_transformers.py::"
+    "test_the_logits_of_attention_are_those_it_computes"
+)
+def the_logits_of_attention_are_not_divided(patch: pytest.MonkeyPatch) -> None:
+    def product(real, query, key, mask, is_causal, scale):
+        return real(query, key, mask, is_causal, 1.0)
+
+    wrap(patch, "normkit.doctor.probes.attention._of_product", product)
+
+
+@fault(
+    caught_by="tests/doctor/test_transformers.py::"
+    "test_the_logits_of_attention_are_those_it_computes"
+)
+def masked_keys_count_as_keys(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import attention
+
+    patch.setattr(attention, "_masked", attention.Logits)
+
+
+@fault(
+    caught_by="tests/doctor/test_transformers.py::"
+    "test_the_functions_are_put_back_also_after_an_error"
+)
+def attention_stays_replaced(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import attention, blocks
+
+    # The test's own patch takes the functions back after it.
+    for owner, name in ((attention.F, "scaled_dot_product_attention"),):
+        patch.setattr(owner, name, getattr(owner, name))
+    patch.setattr(attention, "_originals", [])
+    patch.setattr(attention, "_listeners", [])
+    patch.setattr(blocks, "stop_listening", lambda listener: None)
+
+
+@fault(
+    caught_by="tests/doctor/test_transformers.py::"
+    "test_small_branches_do_not_make_gradients_vanish"
+)
+def d24_judges_branches_by_themselves(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import flow
+
+    patch.setattr(flow, "streams", lambda blocks: [])
+
+
+@fault(
+    caught_by="tests/doctor/test_transformers.py::"
+    "test_d35_holds_the_second_half_to_its_thresholds"
+)
+def d35_takes_any_stack_for_a_residual_stream(patch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    def streams(real, blocks):
+        return [[replace(block, end="sum") for block in row] for row in real(blocks)]
+
+    wrap(patch, "normkit.doctor.checks.transformers.streams", streams)
+
+
+@fault(
+    caught_by="tests/doctor/test_transformers.py::"
+    "test_d39_names_the_layer_that_moved_first"
+)
+def d39_looks_at_the_step_of_the_spike_alone(patch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    def first(real, statistics, step):
+        loop = statistics.training
+        only = replace(loop, steps=[s if s == step else step + 1 for s in loop.steps])
+        return real(replace(statistics, training=only), step)
+
+    wrap(patch, "normkit.doctor.checks.spikes._first_moved", first)
+
+
+@fault(
+    caught_by="tests/doctor/test_confirm.py::"
+    "test_a_repair_that_harms_batches_outside_the_diagnosis_is_declined"
+)
+def repairs_are_confirmed_on_the_batches_of_the_diagnosis(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.fixes import confirm
+
+    patch.setattr(confirm, "MIN_HELD_OUT", 1 << 30)

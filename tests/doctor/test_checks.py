@@ -78,6 +78,25 @@ def test_d01_holds_the_mean_to_its_thresholds(mean: float, expected: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("mean", "log_ratio", "expected"),
+    [
+        (0.09, 0.0, "clear"),
+        (0.11, 0.0, "warning"),
+        (0.0, 0.14, "clear"),
+        (0.0, 0.16, "warning"),
+        (0.0, -0.16, "warning"),
+    ],
+)
+def test_d31_holds_averaged_weights_to_thresholds_of_their_own(
+    mean: float, log_ratio: float, expected: str
+) -> None:
+    seen = stream(mean, math.exp(log_ratio), batches=40)
+    averaged = replace(of_norm(in_training=seen), is_averaged=True)
+    assert severity(averaged, "D31") == expected
+    assert severity(averaged, "D01") == "clear"
+
+
+@pytest.mark.parametrize(
     ("log_ratio", "expected"),
     [(0.34, "clear"), (0.36, "warning"), (1.01, "error"), (-1.01, "error")],
 )

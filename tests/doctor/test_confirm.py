@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -164,3 +165,29 @@ def test_a_gap_without_a_metric_is_refused() -> None:
     data = [(x, x) for x, _ in batches()[:2]]
     with pytest.raises(ArgumentError, match="metric="):
         explain_gap(build("mlp"), data)
+
+
+def test_a_repair_that_harms_batches_outside_the_diagnosis_is_declined() -> None:
+    model = trained("mlp", 200)
+    usual = batches()
+    # The running statistics fit the data; those of the examined batches do not.
+    bright = [(2 * x + 3, y) for x, y in usual[:12]]
+    within = diagnose(model, bright, LOSS)
+    assert "D01" in within.named
+    assert {c.id: c.improves for c in within.confirm().confirmations}["D01"]
+    before = copy.deepcopy(model.state_dict())
+    beyond = diagnose(model, [*bright, *usual[12:22]], LOSS, max_batches=12)
+    assert beyond.named == within.named
+    applied = beyond.repair()
+    assert list(applied) == []
+    assert "D01" in applied.declined
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+
+
+def test_batches_held_out_are_read_by_no_pass_of_the_diagnosis() -> None:
+    model = trained("mlp", 200)
+    poison = [(torch.full_like(x, torch.nan), y) for x, y in batches()[:10]]
+    found = diagnose(model, [*batches()[:12], *poison], LOSS, max_batches=12)
+    assert found.named == []
+    assert found.case is not None
+    assert len(found.case.held_out) == 10

@@ -1,5 +1,6 @@
 """Too little data is not judged: never "ok", and never an alarm either."""
 
+import math
 from dataclasses import replace
 from functools import reduce
 
@@ -16,6 +17,12 @@ from normkit.doctor.measurements import (
     OutputStatistics,
     TrainingStatistics,
     WeightStatistics,
+)
+from normkit.doctor.transformer_statistics import (
+    AttentionStatistics,
+    BlockEnd,
+    BlockStatistics,
+    GainStatistics,
 )
 from normkit.moments import moments
 
@@ -79,6 +86,30 @@ def stream(samples: int, *lengths: int) -> ChannelStatistics:
     return reduce(ChannelStatistics.merge, batches)
 
 
+NAN = math.nan
+
+
+def blocks(count: int, end: BlockEnd) -> Statistics:
+    """So many blocks in a row, each of which gives what it gets."""
+    made = [
+        BlockStatistics(
+            f"b{i}", "Block", f"b{i - 1}" if i else "", (1.0,), (1.0,), end=end
+        )
+        for i in range(count)
+    ]
+    return Statistics(blocks=tuple(made))
+
+
+def gains(channels: int) -> Statistics:
+    """A layer norm whose first gain is a hundred times the others."""
+    gain = torch.ones(channels)
+    gain[0] = 100.0
+    found = GainStatistics.of(gain)
+    output = moments_of(100, 0.0, found.rms**2)
+    layer = LayerStatistics("ln", "LayerNorm", "norm", output=output, gains=found)
+    return Statistics((layer,))
+
+
 CONSTANT = OutputStatistics(spread=0.0, scale=1.0, units=3, sums_to_one=False)
 GRU = LayerStatistics("gru", "GRU", "recurrent")
 
@@ -99,6 +130,11 @@ LITTLE = {
     "D29": seen_by_norm(300, in_training=stream(300, 8)),
     "D31": norm(9, is_averaged=True),
     "D34": replace(weights(1), output=CONSTANT, samples=99),
+    "D35": blocks(3, "sum"),
+    "D36": Statistics(attention=(AttentionStatistics("a", (99.0,), (NAN,), (NAN,)),)),
+    "D37": gains(15),
+    "D38": blocks(4, "norm"),
+    "D39": Statistics(training=TrainingStatistics(losses=((0, 1.0),) * 20)),
 }
 # The same findings on enough data, where the check takes a side.
 ENOUGH = {
@@ -116,6 +152,21 @@ ENOUGH = {
     "D29": seen_by_norm(300, in_training=stream(300, 8, 9)),
     "D31": norm(3000, is_averaged=True),
     "D34": replace(weights(1), output=CONSTANT, samples=100),
+    "D35": blocks(4, "sum"),
+    "D36": Statistics(attention=(AttentionStatistics("a", (99.0,), (0.5,), (0.5,)),)),
+    "D37": gains(16),
+    "D38": replace(
+        blocks(4, "norm"),
+        layers=(
+            LayerStatistics(
+                "b0.fc",
+                "Linear",
+                "weight",
+                weight=WeightStatistics(1.0, update_ratio=(0.1,)),
+            ),
+        ),
+    ),
+    "D39": Statistics(training=TrainingStatistics(losses=((0, 1.0),) * 21)),
 }
 
 

@@ -305,3 +305,30 @@ def test_inputs_may_be_keywords() -> None:
     model = Mixed()
     report = initialize(model, "auto", example_inputs={"x": torch.randn(9, 16)})
     assert len(report.lines) == 5
+
+
+def test_a_norm_before_a_map_of_another_class_is_not_the_end_of_its_branch() -> None:
+    class Map(nn.Module):
+        """x @ weight, as transformers' Conv1D."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(0.02 * torch.randn(8, 8))
+            self.bias = nn.Parameter(torch.zeros(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.addmm(self.bias, x, self.weight)
+
+    class PreNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.map = nn.LayerNorm(8), Map()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.map(self.norm(x))
+
+    model = nn.Sequential(nn.Linear(8, 8), PreNorm(), PreNorm(), nn.Linear(8, 2))
+    x = torch.randn(4, 8)
+    initialize(model, "auto", example_inputs=x, generator=source())
+    for name in ("1.norm", "2.norm"):
+        assert torch.equal(model.get_submodule(name).weight, torch.ones(8))

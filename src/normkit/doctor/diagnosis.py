@@ -95,9 +95,10 @@ class Diagnosis(Result):
         """Try the repair of each alarm on a copy, and measure its effect.
 
         Faulty running statistics are replaced by those of the examination, and eval
-        mode is measured again on the same batches. Faults that eval mode does not show
-        are examined again. Fixes that need training (other layers, other weights,
-        another loop) are named in `fix` and not tried.
+        mode is measured on batches held out from it; where the loader had no more, on
+        each tenth of the batches with the statistics of the others. Faults that eval
+        mode does not show are examined again. Fixes that need training (other layers,
+        other weights, another loop) are named in `fix` and not tried.
 
         Returns:
             A new diagnosis with `confirmations`, in which a warning whose repair helps
@@ -203,7 +204,7 @@ class Diagnosis(Result):
     def repair(self, model: nn.Module | None = None) -> RepairResult:
         """Apply the repairs that improve the model, in place; decline the others.
 
-        Each repair is first confirmed on a copy, as `confirm` does, with batches held
+        Each repair is first confirmed on a copy, as `confirm` does, on batches held
         out. It is applied only where the gain in eval mode is above two standard
         errors, or where the alarm disappears and eval mode is no worse. Without a loss
         or with a single batch nothing can be confirmed, and all repairs are declined.
@@ -386,7 +387,8 @@ def diagnose(
             batch, or the batch itself where it has none.
         metric: `metric(output, targets)`, higher is better. For scores `(N, K)` and
             integer targets `(N,)` it is the accuracy unless given.
-        max_batches: The most batches to draw from the loader.
+        max_batches: The most batches to examine. Up to ten that follow are drawn too,
+            and held out for `confirm` and `repair`.
         gradient_batches: Number of batches on which gradients are computed.
         checks_to_run: Ids of the checks, such as `["D01"]`; all by default.
         seed: Random seed; the same model, batches and seed give the same diagnosis.
@@ -431,6 +433,7 @@ def diagnose(
                 max_batches=max_batches,
                 gradient_batches=gradient_batches,
                 seed=seed,
+                keeps_some=True,
             )
             statistics = examine(case)
         return Diagnosis(checks.run(statistics, checks_to_run), statistics, case)

@@ -30,10 +30,11 @@ CAUSES_FIRST = (
     # Causes that no other finding explains,
     *("D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33", "D29"),
     *("D16", "D28", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
+    *("D38", "D37", "D36", "D35"),
     # their consequences in the statistics and in the signals,
     *("D01", "D18", "D21", "D20", "D22", "D23", "D24", "D25", "D27"),
     # and the symptoms that the user sees.
-    *("D02", "D14", "D19", "D10"),
+    *("D02", "D39", "D14", "D19", "D10"),
 )
 
 
@@ -42,7 +43,7 @@ class Finding:
     """The result of one check on one layer.
 
     Attributes:
-        id: The check, "D01" to "D34"; its meaning never changes.
+        id: The check, "D01" to "D39"; its meaning never changes.
         name: Short name of the check, such as "stale_statistics".
         layer: Dotted name of the layer; "" when the finding is about the whole model.
         severity: "error" (results are wrong), "warning" (harm is likely), "info"

@@ -60,6 +60,10 @@ def history_charts(history: dict[str, Any]) -> Iterable[Block]:
     )
     updates = {n: s["update_ratio"] for n, s in layers.items()}
     yield from _heat(steps, updates, "Change of the weights per step, ‖Δw‖/‖w‖")
+    streams = {n: s["after"] for n, s in history["blocks"].items()}
+    yield from _heat(steps, streams, "rms of the output of each block")
+    logits = {n or "(model)": s["largest"] for n, s in history["attention"].items()}
+    yield from _heat(steps, logits, "Largest attention logit")
 
 
 def _logged(name: str, pairs: list[list[float]]) -> Figure:

@@ -15,6 +15,11 @@ from typing import Literal
 from torch import Tensor
 
 from normkit.doctor.channel_statistics import ChannelStatistics, Histogram, Padding
+from normkit.doctor.transformer_statistics import (
+    AttentionStatistics,
+    BlockStatistics,
+    GainStatistics,
+)
 from normkit.moments import Moments
 
 __all__ = [
@@ -172,6 +177,7 @@ class LayerStatistics:
         weight: Set for layers with a weight matrix.
         before: Histogram of a normalization's inputs; None where not counted.
         after: Histogram of its outputs.
+        gains: The scales of a norm; None without.
     """
 
     name: str
@@ -197,6 +203,7 @@ class LayerStatistics:
     weight: WeightStatistics | None = None
     before: Histogram | None = None
     after: Histogram | None = None
+    gains: GainStatistics | None = None
 
     @property
     def positions(self) -> float:
@@ -336,6 +343,8 @@ class TrainingStatistics:
             without an optimizer.
         is_decoupled: The decay is multiplied by the learning rate alone (AdamW).
         is_trial: The loop was a trial on a copy, not the program's own.
+        losses: Step and value of each loss given to `log`.
+        steps: The observed steps.
     """
 
     forwards: int = 0
@@ -347,6 +356,8 @@ class TrainingStatistics:
     weight_decay: float | None = None
     is_decoupled: bool = False
     is_trial: bool = False
+    losses: tuple[tuple[int, float], ...] = ()
+    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -369,6 +380,8 @@ class Statistics:
         is_averaged: The weights are an average over training (SWA, EMA).
         single_value: Name of a batch norm that cannot train because its batches have
             one value per channel, so that nothing else was measured; None without.
+        blocks: The blocks of stacks, in order of execution.
+        attention: Each attention.
     """
 
     layers: tuple[LayerStatistics, ...] = ()
@@ -384,6 +397,8 @@ class Statistics:
     world_size: int = 1
     is_averaged: bool = False
     single_value: str | None = None
+    blocks: tuple[BlockStatistics, ...] = ()
+    attention: tuple[AttentionStatistics, ...] = ()
 
     def of_role(self, role: Role) -> list[LayerStatistics]:
         """Return the layers of one role, in order of execution."""

@@ -15,6 +15,7 @@ from normkit.doctor.fixes.confirm import Confirmation
 from normkit.doctor.history_charts import MAX_ROWS, history_charts, thinned
 from normkit.doctor.measurements import LayerStatistics, Statistics
 from normkit.doctor.probes.series import RECENT
+from normkit.doctor.transformer_charts import transformer_blocks
 from normkit.report import (
     Bar,
     Bars,
@@ -76,6 +77,7 @@ def diagnosis_page(
             *_modes(statistics),
             *_gap(gap),
             *_by_layer(statistics, readings),
+            *transformer_blocks(statistics, readings),
             *_not_judged(readings),
         ],
     )
@@ -106,6 +108,7 @@ def watch_page(
             *_outcome(findings, readings),
             *history_charts(history),
             *_by_layer(statistics, readings),
+            *transformer_blocks(statistics, readings),
             *_not_judged(readings),
         ],
     )

@@ -32,6 +32,7 @@ from normkit.doctor.probes.entries import CalledInEval, Entries
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.loop import Loop
 from normkit.doctor.probes.norm_statistics import norm_statistics
+from normkit.doctor.probes.parts import Parts
 from normkit.doctor.probes.probes import Probes
 from normkit.doctor.probes.schedule import Schedule
 from normkit.doctor.probes.series import (
@@ -150,6 +151,7 @@ class Watch(Result):
             if is_batch_norm(probe.module)
         }
         self._loop = Loop()
+        self._parts = Parts()
         self._evaluation = CalledInEval(
             {name: self._probes.layers[name].module for name in self._modes}
         )
@@ -197,7 +199,10 @@ class Watch(Result):
         the input of unit `unit`; the `saturated` share of input values; the `dead`
         share of units that were zero on the whole batch; `gradient_norm`,
         ‖dL/d output‖; `weight_norm`, `weight_gradient_norm` and `update_ratio`,
-        ‖Δw‖/‖w‖. `logged` holds the numbers given to `log` as `[step, value]` pairs.
+        ‖Δw‖/‖w‖. `blocks` holds, of several blocks of a class, the rms
+        `before` and `after` each and the `gradient` ‖dL/d output‖; `attention` the
+        `largest` |logit|, `entropy` and `sharp` share of queries of each.
+        `logged` holds the numbers given to `log` as `[step, value]` pairs.
         """
         self._finish_step()
         return {
@@ -215,6 +220,7 @@ class Watch(Result):
                 for probe in self._probes.in_order
                 if probe.name in self._series
             },
+            **self._parts.history(),
             "logged": {
                 name: [[step, value] for step, value in values]
                 for name, values in self._logged.items()
@@ -260,7 +266,13 @@ class Watch(Result):
             samples=max((layer.samples for layer in layers), default=0),
             batches=len(self._observed),
             while_training=True,
-            training=self._loop.statistics(self.model, self.optimizer),
+            training=replace(
+                self._loop.statistics(self.model, self.optimizer),
+                losses=tuple(self._logged.get("loss", ())),
+                steps=tuple(self._observed),
+            ),
+            blocks=self._parts.blocks(),
+            attention=self._parts.attention(),
         )
 
     def readings(self) -> list[Finding]:
@@ -400,6 +412,7 @@ class Watch(Result):
         values = iter(
             to_floats([v for each in measured.values() for v in each.values()])
         )
+        self._parts.add(self._probes.blocks)
         index = len(self._observed)
         self._observed.append(self._open_step)
         self._open_step = None

@@ -14,6 +14,11 @@ from normkit.init.theory import kept_gradient, kept_signal
 __all__ = ["SignalGraph", "Step", "is_homogeneous", "ratio"]
 
 
+# Functions that multiply by a matrix. Where one is no linear map known by name, as in
+# transformers' Conv1D, what came before it does not end the branch.
+PRODUCTS = frozenset(("linear", "addmm", "mm", "matmul", "einsum", "tensordot"))
+
+
 @dataclass
 class Step:
     """One operation between values.
@@ -109,7 +114,8 @@ class SignalGraph:
             latest = next((last.get(v) for v in step.inputs if last.get(v)), None)
             if step.kind in ("linear", "norm", "opaque"):
                 past, latest = past | {index}, step
-            elif step.kind == "activation":
+            elif step.kind == "activation" or step.name in PRODUCTS:
+                # Behind an activation, or a map of a class that is not followed.
                 latest = None
             elif step.kind == "add" and len(step.inputs) == 2:
                 one, two = (made_by.get(v, frozenset()) for v in step.inputs)

@@ -2,10 +2,10 @@
 
 Each family registers its own: `statistics` (running statistics that are wrong),
 `batches` (what a batch holds), `loops` (how the training goes), `layers` (weights and
-layers), `ends` (input and output).
+layers), `ends` (input and output), `transformers` (blocks, attention, spikes).
 """
 
-from doctor.faults import batches, ends, layers, loops, statistics
+from doctor.faults import batches, ends, layers, loops, statistics, transformers
 from doctor.faults.planting import ALL_NETS, FAULTS, WITHOUT, Fault, Program, told
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "loops",
     "statistics",
     "told",
+    "transformers",
 ]

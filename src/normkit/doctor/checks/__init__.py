@@ -5,7 +5,8 @@ warning, an info, `clear` with the value, or `not_judged` with the reason. Group
 subject: `population` (running statistics against the inputs), `buffers` (values and
 precision of the running statistics), `batches` (size and mixing of the batches),
 `modes` (training and eval mode), `weights`, `saturation`, `flow` (signals and gradients
-over the depth), `basics` (input, output, order of the layers).
+over the depth), `basics` (input, output, order of the layers), `transformers` (residual
+stream, attention, gains, post-norm), `spikes` (the loss over the steps).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from normkit.doctor.checks import (
     modes,
     population,
     saturation,
+    spikes,
+    transformers,
     weights,
 )
 from normkit.doctor.finding import Finding
@@ -41,6 +44,8 @@ CHECKS: dict[str, Check] = dict(
             modes,
             population,
             saturation,
+            spikes,
+            transformers,
             weights,
         )
         for item in group.CHECKS.items()

@@ -173,10 +173,14 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
 def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
     """Check for two linear layers in a row, which are one unless a bottleneck."""
     by_name = {layer.name: layer for layer in statistics.layers}
+    # Several maps of one input, as query, key and value, share what makes it.
+    sharing = {layer.beside for layer in statistics.layers if layer.beside}
     for layer in statistics.layers:
         # A model that is one layer has the name "", as has no layer.
         before = by_name.get(layer.fed_by) if layer.fed_by else None
         if before is None or layer.features is None or before.features is None:
+            continue
+        if layer.beside or layer.name in sharing:
             continue
         given, middle = before.features
         if middle < min(given, layer.features[1]):

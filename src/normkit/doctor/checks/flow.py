@@ -23,6 +23,7 @@ from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.checks.weights import largest_step
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import LayerStatistics, Statistics
+from normkit.doctor.transformer_statistics import streams
 
 __all__ = [
     "CHECKS",
@@ -66,9 +67,11 @@ def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
             continue
         ratio = _trend(layers)
         severity, threshold = below(ratio, warning=VANISH_WARNING, error=VANISH_ERROR)
-        yield _D22(
-            layers[-1].name, severity, ratio, threshold, _evidence(layers), _START
-        )
+        evidence = _evidence(layers)
+        if severity != "clear" and _arrives(statistics):
+            severity = "info"
+            evidence += "; the gradients arrive at the first layers nevertheless (D24)"
+        yield _D22(layers[-1].name, severity, ratio, threshold, evidence, _START)
 
 
 def activations_explode(statistics: Statistics) -> Iterator[Finding]:
@@ -105,6 +108,20 @@ def _evidence(layers: Sequence[LayerStatistics]) -> str:
     )
 
 
+def _arrives(statistics: Statistics) -> bool:
+    """Return True where the loss responds to the first layers as to the last.
+
+    Signals that shrink by a constant are then no fault: it is that of the weights, and
+    an optimizer that divides by the size of gradients makes up for it. AlexNet's own
+    start shrinks them 40-fold, and learns.
+    """
+    found = _responses(statistics)
+    if found is None or isinstance(found, Finding):
+        return False
+    _, response = found
+    return response[-1] > 0 and response[0] > GRADIENT_WARNING * response[-1]
+
+
 def gradients_vanish(statistics: Statistics) -> Iterator[Finding]:
     """Check D24: the gradients do not reach the first layers."""
     yield from _vanish_backward(statistics)
@@ -118,23 +135,23 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         return
     if found is None:
         return
-    layers, response = found
+    names, response = found
     if not response[-1] > 0:
         reason = f"the response of the loss to the last layer is {response[-1]:.3g}"
-        yield _D24(layers[0].name, "not_judged", evidence=reason)
+        yield _D24(names[0], "not_judged", evidence=reason)
         return
     ratio = response[0] / response[-1]
     severity, threshold = below(ratio, warning=GRADIENT_WARNING, error=GRADIENT_ERROR)
     yield _D24(
-        layers[0].name,
+        names[0],
         severity,
         ratio,
         threshold,
         f"the response of the loss to a relative change of the outputs is "
-        f"{response[-1]:.3g} at {layers[-1].name} and {response[0]:.3g} here, a factor "
+        f"{response[-1]:.3g} at {names[-1]} and {response[0]:.3g} here, a factor "
         f"of {_slope(response[::-1]):.2f} per layer",
         _START,
-        {"layers": [layer.name for layer in layers], "response": response},
+        {"layers": names, "response": response},
     )
 
 
@@ -153,17 +170,17 @@ def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
     if isinstance(found, Finding):
         yield replace(found, id="D25", name="gradients_explode")
     elif found is not None:
-        layers, response = found
+        names, response = found
         ratio = response[0] / response[-1] if response[-1] > 0 else math.nan
         if math.isfinite(ratio):
             severity, threshold = above(ratio, warning=math.inf, error=GRADIENT_HIGH)
             yield _D25(
-                layers[0].name,
+                names[0],
                 severity,
                 ratio,
                 GRADIENT_HIGH if threshold == math.inf else threshold,
                 f"the response of the loss to a relative change of the outputs is "
-                f"{response[0]:.3g} here and {response[-1]:.3g} at {layers[-1].name}",
+                f"{response[0]:.3g} here and {response[-1]:.3g} at {names[-1]}",
                 _CALM,
             )
     if statistics.while_training:
@@ -211,8 +228,13 @@ def _least_growth(norms: Sequence[float]) -> float:
 
 def _responses(
     statistics: Statistics,
-) -> tuple[list[LayerStatistics], list[float]] | Finding | None:
-    """Return the response of each weight layer, a not-judged finding, or None."""
+) -> tuple[list[str], list[float]] | Finding | None:
+    """Return names and responses over the depth, a not-judged finding, or None.
+
+    Those of the layers with weights; but of blocks that end in a sum, or in a norm of
+    one, those of the blocks. A branch may be a hundredth of what it is added to, as at
+    the start of BERT; its layers then move the loss little, and learn as all others.
+    """
     every = statistics.of_role("weight")
     measured = [layer for layer in every if layer.gradient_norm]
     layers = _strongest_of_parallel(measured)
@@ -221,10 +243,23 @@ def _responses(
     if not layers:
         reason = "no gradient was measured; give a loss_fn"
         return Finding("", "", "", "not_judged", evidence=reason)
-    if len(layers) < MIN_LAYERS:
-        reason = f"{len(layers)} layers are too few for a trend"
+    blocks = [
+        block
+        for row in streams(statistics.blocks)
+        for block in row
+        if len(row) >= MIN_LAYERS and block.end and block.gradient
+    ]
+    found: dict[str, float] = {}
+    for layer in layers:
+        around = [b for b in blocks if layer.name.startswith(f"{b.name}.")]
+        if around:
+            found[around[0].name] = around[0].response(RECENT)
+        else:
+            found[layer.name] = _response(layer)
+    if len(found) < MIN_LAYERS:
+        reason = f"{len(found)} layers are too few for a trend"
         return Finding("", "", layers[0].name, "not_judged", evidence=reason)
-    return layers, [_response(layer) for layer in layers]
+    return list(found), list(found.values())
 
 
 def _response(layer: LayerStatistics) -> float:

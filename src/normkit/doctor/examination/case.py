@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+# Batches to hold out, where the loader has more than a diagnosis reads.
+HELD_OUT = 10
+
+
 @dataclass(frozen=True)
 class Case:
     """A model with the data and functions to examine it.
@@ -53,6 +57,8 @@ class Case:
         batch_size: Samples per full batch.
         last: Samples in the last, incomplete batch of an epoch; None when unknown.
         is_averaged: The weights are an average over training (SWA, EMA).
+        held_out: Batches that follow in the loader; no pass of the diagnosis reads
+            them.
     """
 
     model: nn.Module
@@ -66,6 +72,7 @@ class Case:
     batch_size: int = 0
     last: int | None = None
     is_averaged: bool = False
+    held_out: list[Any] = field(default_factory=list)
 
 
 def open_case(
@@ -80,10 +87,12 @@ def open_case(
     gradient_batches: int = 8,
     seed: int = 0,
     verb: str = "diagnose",
+    keeps_some: bool = False,
 ) -> Case:
     """Draw the batches of all passes, with all random states restored.
 
-    The arguments are those of `diagnose`, or of the function that `verb` names.
+    The arguments are those of `diagnose`, or of the function that `verb` names;
+    `keeps_some` draws batches to hold out as well.
 
     Raises:
         ArgumentError: The loader gives nothing, `max_batches` is below 1, or an
@@ -103,6 +112,7 @@ def open_case(
     with preserved_random(model, seed=seed, others=holders):
         drawn = iter(loader)
         batches = list(itertools.islice(drawn, max_batches))
+        held_out = list(itertools.islice(drawn, HELD_OUT if keeps_some else 0))
         is_all = len(batches) < max_batches
     if not batches:
         raise ArgumentError(
@@ -123,6 +133,7 @@ def open_case(
         batch_size=max(sizes),
         last=_last_batch(loader, sizes if is_all else None),
         is_averaged=has_average,
+        held_out=[batch for batch in held_out if num_samples(batch) > 1],
     )
 
 

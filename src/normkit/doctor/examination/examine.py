@@ -94,6 +94,8 @@ def _examine(case: Case) -> Statistics:
         has_moved=has_moved(case.model),
         world_size=_world_size(),
         is_averaged=case.is_averaged,
+        blocks=batch.parts.blocks(),
+        attention=batch.parts.attention(),
     )
 
 

@@ -13,6 +13,7 @@ from normkit.doctor.channel_statistics import ChannelStatistics, Padding
 from normkit.doctor.examination.answers import Answers, channels_of
 from normkit.doctor.measurements import LayerStatistics, WeightStatistics
 from normkit.doctor.probes.layer_probe import LayerProbe, merged
+from normkit.doctor.probes.parts import Parts
 from normkit.doctor.probes.probes import Probes
 from normkit.doctor.probes.series import numbers_of, to_floats
 from normkit.doctor.probes.tensor_statistics import first_tensor, histogram_of, norm_of
@@ -110,10 +111,12 @@ class ForwardPass:
         self.input: Moments | None = None
         self.input_channels: list[ChannelStatistics] = []
         self.answers = Answers()
+        self.parts = Parts()
         self._equal_rows: dict[str, EqualRows] = {}
 
     def add_probes(self, probes: Probes) -> None:
         """Merge what the probes measured on one batch."""
+        self.parts.add(probes.blocks)
         is_measured = probes.channels or not probes.batch_norms_only
         called = [
             p
@@ -259,6 +262,7 @@ class ForwardPass:
                 features=_features(layer.probe.module),
                 before=histogram_of(layer.probe.before),
                 after=histogram_of(layer.probe.after),
+                gains=layer.probe.gains,
             )
             for name, layer in ordered
         ]

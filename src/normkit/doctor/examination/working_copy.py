@@ -66,6 +66,17 @@ def open_working_copy(case: Case) -> Iterator[WorkingCopy]:
         yield WorkingCopy(case, model, before, frozen)
 
 
+@contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Switch off torch's fused attention of eval mode, inside which nothing is seen."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 class WorkingCopy:
     """The model under examination, switched from mode to mode.
 
@@ -128,7 +139,8 @@ class WorkingCopy:
                 counted=counted,
                 batch_norms_only=measure != "layers",
             )
-        with contextlib.nullcontext() if probes is None else probes.attached():
+        attached = contextlib.nullcontext() if probes is None else probes.attached()
+        with attached, _attention_in_parts():
             for index, batch in enumerate(self.case.batches):
                 backward = gradients and index < self.case.gradient_batches
                 with torch.set_grad_enabled(backward):
@@ -140,7 +152,8 @@ class WorkingCopy:
                     probes.reset()
         if result.answers.beyond is not None:
             result.losses.clear()  # of some batches there is none
-        is_called = probes is None or measure != "layers" or result.seen
+        is_called = result.seen or result.parts.attention()
+        is_called = is_called or probes is None or measure != "layers"
         if probes is not None and probes.layers and not is_called:
             raise ArgumentError(
                 f"no layer of this {type(self.model).__name__} ran on a batch; pass "

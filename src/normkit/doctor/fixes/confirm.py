@@ -1,7 +1,8 @@
 """Confirm findings: apply each repair to a copy of the model and measure again.
 
-A repair of the running statistics is measured on batches that it was not computed
-from: the batches are split, and each part is run with the statistics of the others.
+A repair of the running statistics is measured on batches that the diagnosis did not
+read. Where the loader had no more, its batches are split, and each part is run with the
+statistics of the others.
 Faults that eval mode does not show (a batch of one, frozen layers that move)
 are examined again: the finding must be gone, and eval mode no worse.
 """
@@ -43,6 +44,8 @@ __all__ = ["Confirmation", "confirm", "repairable"]
 MIN_METRIC_GAIN, MIN_LOSS_GAIN = 0.01, 0.1
 # The parts that the batches are split into; each is held out once.
 FOLDS = 10
+# Fewer batches held out give no standard error to rely on: the batches are split.
+MIN_HELD_OUT = 4
 # Faults that eval mode does not show: the same check runs again.
 EXAMINED_AGAIN = ("D06", "D07", "D16", "D34")
 _OF_STATISTICS = {
@@ -131,6 +134,11 @@ def confirm(
             continue
         if id_ in _OF_STATISTICS:
             repair = as_in_training  # a momentum has no effect in eval mode
+        if len(case.held_out) >= MIN_HELD_OUT:
+            if repair not in done:
+                done[repair] = _on_others(case, statistics, group, repair)
+            outcome[id_] = done[repair]
+            continue
         if len(case.batches) < 2:
             continue  # nothing to hold out
         if not seen:
@@ -140,6 +148,27 @@ def confirm(
         outcome[id_] = done[repair]
     ids = dict.fromkeys(f.id for f in alarms if f.id in outcome)
     return [replace(outcome[id_], id=id_) for id_ in ids]
+
+
+def _on_others(
+    case: Case, statistics: Statistics, findings: list[Finding], repair: Repair
+) -> Confirmation:
+    """Compare eval mode before and after on batches that nothing was read from."""
+    with (
+        open_working_copy(replace(case, batches=case.held_out)) as working,
+        torch.no_grad(),
+    ):
+        working.use_running_statistics()
+        before = working.run("answers")
+        repair(working.model, statistics, findings)
+        after = working.run("answers")
+    whole = Evaluation(
+        samples=tuple(before.samples),
+        batch_loss=(),
+        running_loss=tuple(before.losses),
+        running_metric=tuple(before.metrics),
+    )
+    return _compared(whole, tuple(after.metrics), tuple(after.losses))
 
 
 def _held_out(

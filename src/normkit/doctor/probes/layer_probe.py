@@ -14,6 +14,7 @@ from normkit.doctor.probes.tensor_statistics import (
     dim_within,
     norm_of,
 )
+from normkit.doctor.transformer_statistics import GainStatistics
 from normkit.errors import ArgumentError
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments, moments
@@ -44,6 +45,7 @@ class LayerProbe:
         is_running: A call has begun and given no output.
         had_mask: It was called with `mask=`; `reset` keeps it.
         had_gradients: It was called with gradients enabled; `reset` keeps it.
+        takes_sum: A norm, whose input is a sum of two tensors; `reset` keeps it.
         is_normalized: A norm took its output, or a view of it, as its input.
         beside: Name of the layer that was called before on the same input.
         fed_by: Name of the layer whose unchanged output was this one's input.
@@ -62,6 +64,7 @@ class LayerProbe:
         self.is_running = False
         self.had_gradients = False
         self.had_mask = False
+        self.takes_sum = False
         self.units = 1
         self.limits = slope_limits(module)
         self.before: RunningHistogram | None = None
@@ -94,6 +97,15 @@ class LayerProbe:
         """True for a weight of zeros, as at the start of a residual branch."""
         weight = self.module._parameters.get("weight")
         return weight is not None and not weight.is_meta and not bool(weight.any())
+
+    @property
+    def gains(self) -> GainStatistics | None:
+        """The scales of a norm; None for other layers and without scales."""
+        held = self.module._parameters
+        gain = held.get("weight")
+        if self.role != "norm" or gain is None or gain.is_meta or not gain.numel():
+            return None
+        return GainStatistics.of(gain, held.get("bias"))
 
     @property
     def has_single_value(self) -> bool:

@@ -22,12 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normkit.doctor.probes.blocks import Blocks
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.layer_probe import LayerProbe
 from normkit.doctor.probes.roles import role_of, unit_dim_after
 from normkit.doctor.probes.tensor_statistics import (
     add_to_histogram,
     first_tensor,
+    is_sum,
     is_traced,
     overall_of,
     version_of,
@@ -99,6 +101,11 @@ class Probes:
             and not isinstance(module, torch.jit.ScriptModule)
             and (not batch_norms_only or is_batch_norm(module))
         }
+        self.blocks: Blocks | None = None
+        if not batch_norms_only:
+            self.blocks = Blocks(
+                model, self._is_norm_of_sum, self._last_layer, gradients=gradients
+            )
         # Forward statistics count only inside a forward: activation checkpointing runs
         # layers a second time, in backward.
         self.inside = False
@@ -114,6 +121,10 @@ class Probes:
         """Register the hooks of all layers; call `detach` in a `finally`."""
         for probe in self.layers.values():
             for attached in self._attach_layer(probe):
+                self._handles.append(attached)
+        if self.blocks is not None:
+            # After those of the layers, which a block's own hooks read.
+            for attached in self.blocks.attach():
                 self._handles.append(attached)
 
     def _attach_layer(self, probe: LayerProbe) -> Iterator[tuple[Any, Hook]]:
@@ -135,6 +146,8 @@ class Probes:
             handle.remove()
             hook.retire()
         self.inside = False
+        if self.blocks is not None:
+            self.blocks.leave()
 
     @contextmanager
     def attached(self) -> Iterator[Probes]:
@@ -149,6 +162,8 @@ class Probes:
         """Clear the measurements of all layers."""
         for probe in self.layers.values():
             probe.reset()
+        if self.blocks is not None:
+            self.blocks.reset()
 
     @property
     def in_order(self) -> list[LayerProbe]:
@@ -164,6 +179,8 @@ class Probes:
         self.inside = True
         self._samples = samples
         self._unit_dim = -1
+        if self.blocks is not None:
+            self.blocks.enter()
 
     def enter_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Measure the current call of `module`, from inside its forward pre-hook.
@@ -187,6 +204,8 @@ class Probes:
     def leave(self, output: Any) -> None:
         """Stop measuring: the forward gave `output`, None on an error."""
         self.inside = False
+        if self.blocks is not None:
+            self.blocks.leave()
         last, result = self._last, first_tensor(output)
         if last is not None and result is not None:
             y = last.tensor()
@@ -204,6 +223,8 @@ class Probes:
                 probe.order = self._calls
                 self._calls += 1
             probe.is_running = True
+            if probe.role == "norm":
+                probe.takes_sum |= is_sum(x) or kwargs.get("residual") is not None
             overall = self._known_overall(probe, x)
             x = x.detach()
             if is_batch_norm(probe.module):
@@ -260,6 +281,13 @@ class Probes:
                 y_ = y.detach()
                 probe.after = add_to_histogram(probe.after, y_, overall, self.counted)
             self._last = _Output(probe, weakref.ref(y), version_of(y), overall)
+
+    def _is_norm_of_sum(self, y: Tensor) -> bool:
+        last = self._last
+        return last is not None and last.probe.takes_sum and last.tensor() is y
+
+    def _last_layer(self) -> str:
+        return "" if self._last is None else self._last.probe.name
 
     @torch.no_grad()
     def _add_gradient(self, probe: LayerProbe, gradient: Tensor) -> None:

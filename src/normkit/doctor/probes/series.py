@@ -153,6 +153,7 @@ def layer_of(
         weight=weight,
         before=histogram_of(probe.before),
         after=histogram_of(probe.after),
+        gains=probe.gains,
     )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "dim_within",
     "first_tensor",
     "histogram_of",
+    "is_sum",
     "is_traced",
     "norm_of",
     "overall_of",
@@ -56,6 +57,11 @@ def dim_within(x: Tensor, dim: int) -> int:
 def is_traced(x: Tensor) -> bool:
     """Return True where x has no values to read (vmap, grad, meta)."""
     return x.is_meta or is_functorch_wrapped_tensor(x)
+
+
+def is_sum(x: Tensor) -> bool:
+    """Return True where autograd saw a sum of two tensors give x."""
+    return x.grad_fn is not None and x.grad_fn.name().startswith("AddBackward")
 
 
 def overall_of(x: Tensor) -> Moments:
