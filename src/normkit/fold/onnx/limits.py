@@ -144,9 +144,10 @@ def _elements_made(
         if not isinstance(array, np.ndarray | np.generic):
             return 0  # The elements of a sequence were counted when it was made.
         array = np.asarray(array)
-        if node.op_type in ("Resize", "Upsample") and name != node.input[0]:
-            # Its factors, for which the standard allows float32 alone.
-            array = array.astype(np.float32) if array.dtype == np.float64 else array
+        is_factor = node.op_type in ("Resize", "Upsample") and name != node.input[0]
+        if array.dtype == np.float64 and (is_factor or "Linear" in node.op_type):
+            # Factors, and all that is quantized: the standard allows no double.
+            array = array.astype(np.float32)
         try:
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         except (KeyError, ValueError):
