@@ -80,6 +80,10 @@ def command(
         float,
         typer.Option(help="Seconds that one run of an ONNX model may take."),
     ] = 60.0,
+    memory_limit: Annotated[
+        float,
+        typer.Option(help="Gigabytes that the values of one such run may take."),
+    ] = 4.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the ledger as JSON.")
     ] = False,
@@ -115,6 +119,7 @@ def command(
             inputs=verify,
             fixed_weights=fixed_weights or None,
             time_limit=time_limit,
+            memory_limit=memory_limit,
             norms=_norms(norms),
         )
     else:

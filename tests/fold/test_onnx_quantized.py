@@ -28,7 +28,9 @@ class Integers(Build):
         parts = [
             self.weight(values=values.astype(kind)),
             self.weight(values=np.asarray(scale)),
-            self.weight(values=np.full(scale.shape if axis is not None else (), zero, kind)),
+            self.weight(
+                values=np.full(scale.shape if axis is not None else (), zero, kind)
+            ),
         ]
         settings = {} if axis is None else {"axis": axis}
         return self.op("DequantizeLinear", *parts, **settings)
@@ -68,7 +70,9 @@ def test_a_batch_norm_goes_into_the_scales_of_an_integer_weight(axis) -> None:
     model, new, ledger = folded(b, b.quantized(y))
     assert [entry.folded for entry in ledger.entries] == [True]
     assert "BatchNormalization" not in kinds(new)
-    assert kinds(new).count("DequantizeLinear") == kinds(model).count("DequantizeLinear")
+    assert kinds(new).count("DequantizeLinear") == kinds(model).count(
+        "DequantizeLinear"
+    )
     (old,), (kept,) = integers_of(model), integers_of(new)
     np.testing.assert_array_equal(old, kept)
 

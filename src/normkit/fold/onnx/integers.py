@@ -112,6 +112,8 @@ def rescale(
     inputs = [integers, scale_value, *zero]
     graph.insert_before(
         node,
-        ir.Node("", maker.op_type, inputs, attributes.values(), outputs=[out], name=name),
+        ir.Node(
+            "", maker.op_type, inputs, attributes.values(), outputs=[out], name=name
+        ),
     )
     node.replace_input_with(index, out)
