@@ -8,7 +8,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto
@@ -140,7 +139,7 @@ class _OnnxFolding(Planner):
         norms: list[Norm] = list(self.read.norms)
         super().__init__(self.read.graph, norms, list(self.read.slots.values()))
 
-    def validate(self, norm: Norm, solution: Solution) -> None:
+    def validate_edits(self, solution: Solution) -> None:
         """Refuse edits that overflow the type of the weight."""
         for (position, index), slot in self.read.slots.items():
             if slot not in solution.edits:
