@@ -76,6 +76,14 @@ def command(
             "spectral norm, pruning) as they are now.",
         ),
     ] = False,
+    equalize: Annotated[
+        bool,
+        typer.Option(
+            "--equalize",
+            help="Make the ranges of channels alike by positive scales, exactly, for "
+            "quantizers with one scale per weight.",
+        ),
+    ] = False,
     time_limit: Annotated[
         float,
         typer.Option(help="Seconds that one run of an ONNX model may take."),
@@ -108,10 +116,10 @@ def command(
                 f"{target} is an ONNX file, which holds its weights; leave out "
                 "--checkpoint"
             )
-        if layer_to_rms or materialize:
+        if layer_to_rms or materialize or equalize:
             raise ArgumentError(
-                f"{target} is an ONNX file, which takes neither --layer-to-rms nor "
-                "--materialize; fold the torch model before it is exported"
+                f"{target} is an ONNX file, which takes no --layer-to-rms, "
+                "--materialize, --equalize; fold the torch model before it is exported"
             )
         _, ledger = fold_onnx(
             target,
@@ -130,6 +138,7 @@ def command(
             norms=_norms(norms),
             layer_to_rms=layer_to_rms,
             materialize=materialize,
+            equalize=equalize,
         )
     if as_json:
         print(ledger.to_json())

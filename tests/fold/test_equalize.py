@@ -22,7 +22,10 @@ class Spread(nn.Module):
         self.head = nn.Linear(8, 5)
         self.residual = residual
         with torch.no_grad():
-            self.bn.weight.copy_(2.0 ** torch.linspace(-8, 2, 8))
+            spread = 2.0 ** torch.linspace(-8, 2, 8)
+            self.bn.weight.copy_(spread)
+            # So that each channel counts alike for the result.
+            self.depthwise.weight.div_(spread.reshape(-1, 1, 1, 1))
             self.bn.running_var.uniform_(0.5, 2)
             self.bn.running_mean.normal_()
 
@@ -63,7 +66,9 @@ def test_the_ranges_become_alike_and_the_function_stays(residual) -> None:
     )
     by_name = {each.layer: each for each in ledger.equalized}
     assert by_name["first"].before > 9
-    assert by_name["first"].after < by_name["first"].before - 4
+    # A stream has one scale for all four maps that write or read it.
+    gained = 1 if residual else 4
+    assert by_name["first"].after < by_name["first"].before - gained
     assert by_name["head"].reason == "the output of 'head' is returned by the model"
     assert "bits" in ledger.to_text().splitlines()[-1]
 
@@ -81,15 +86,26 @@ def test_eight_bits_with_one_scale_lose_less() -> None:
     plain, _ = fold(model, X)
     alike, _ = fold(model, X, equalize=True)
     gaps = [(rounded(each)(X) - truth).norm() / truth.norm() for each in (plain, alike)]
-    assert gaps[1] < gaps[0] / 3
+    assert gaps[1] < gaps[0] / 3  # Some channels had ten bits less.
+
+
+def test_channels_that_still_lose_bits_are_named_with_the_remedy() -> None:
+    model = made(activation=nn.ReLU6())
+    with torch.no_grad():
+        model.bn.weight[3] *= 2.0**-12
+    _, ledger = fold(model, X, equalize=True)
+    first = next(each for each in ledger.equalized if each.layer == "first")
+    assert 3 in first.costly
+    assert first.costly == tuple(sorted(first.costly))
+    assert "one scale per channel" in ledger.to_text()
 
 
 def test_a_clipped_relu_lets_no_scale_through() -> None:
     _, ledger = fold(made(activation=nn.ReLU6()), X, equalize=True)
     assert ledger.entries[0].folded
     reasons = {each.layer: each.reason for each in ledger.equalized}
-    assert "relu6" in reasons["first"]
-    assert "relu6" in reasons["depthwise"]
+    assert "hardtanh in 'act' reads" in reasons["first"]
+    assert "hardtanh in 'act' reads" in reasons["depthwise"]
     assert all(each.before == each.after for each in ledger.equalized)
 
 
@@ -108,9 +124,7 @@ def test_a_layer_that_is_called_twice_is_scaled_in_both_calls_or_not_at_all() ->
     model, x = Twice().eval().double(), torch.randn(4, 6).double()
     folded, ledger = fold(model, x, equalize=True)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-9)
-    assert (
-        "needs it different" in ledger.equalized[0].reason or ledger.equalized[0].reason
-    )
+    assert ledger.equalized[0].reason
 
 
 def test_it_is_undone_where_the_proof_fails(monkeypatch: pytest.MonkeyPatch) -> None:

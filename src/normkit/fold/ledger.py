@@ -17,6 +17,7 @@ from normkit.results import Result
 __all__ = ["FoldEntry", "FoldLedger", "entry_of"]
 
 _MAX_READERS = 4
+_MAX_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,12 @@ class FoldLedger(Result):
         for each in self.equalized:
             detail = each.reason or f"with {', '.join(each.readers)}"
             bits = f"{each.before:5.1f} → {each.after:4.1f} bits"
+            if each.costly:
+                named = ", ".join(map(str, each.costly[:_MAX_NAMED]))
+                more = len(each.costly) - _MAX_NAMED
+                named += f" and {more} more" if more > 0 else ""
+                detail += f"; channels {named} lose 4 bits or more: one scale per "
+                detail += "channel keeps them"
             lines.append(f"  {each.layer:<{width}}  {bits}  {detail}")
         return lines
 

@@ -1,7 +1,7 @@
 """Cross-layer equalization: the ranges of a weight's channels made alike, exactly.
 
-A quantizer with one scale for a weight gives a channel whose range is 2ᵏ times below the
-largest k bits less. Between two linear maps a channel has a free positive scale: the
+A quantizer with one scale for a weight gives a channel whose range is 2ᵏ times below
+the largest k bits less. Between two linear maps a channel has a free positive scale: the
 rows before it times s, the columns after it divided by s. With a and b the ranges of a
 channel before and behind, s = √(b/a) makes both √(a·b). (Nagel et al., 2019,
 https://arxiv.org/abs/1906.04721, eq. 11) Where several maps write or read the channel,
@@ -13,7 +13,6 @@ channels, through all that a positive scale passes, and refuses what it does not
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +31,8 @@ __all__ = ["Equalized", "bits_lost", "equalize", "equalize_all"]
 _SWEEPS = 8
 # A scale below 2^0.05 changes no bit.
 _SETTLED = 0.05
+# Of eight bits, half.
+_COSTLY = 4.0
 # Channels of nearly nothing are not blown up beyond it.
 _MAX_LOG = 16.0
 
@@ -45,6 +46,7 @@ class Equalized:
         readers: The names of the maps that took the inverse scales.
         before: Bits lost by the channel of the least range, before.
         after: The same afterwards.
+        costly: The output channels that lose 4 bits or more afterwards.
         reason: Why nothing changed; empty if something did.
     """
 
@@ -52,6 +54,7 @@ class Equalized:
     readers: tuple[str, ...] = ()
     before: float = 0.0
     after: float = 0.0
+    costly: tuple[int, ...] = ()
     reason: str = ""
 
 
@@ -78,7 +81,7 @@ def equalize_all(
         accept: Raises `Refusal` if the model does not permit a solution.
     """
     linears = [n for n in graph.nodes if isinstance(n, Linear) and n.weight is not None]
-    before = {linear: _worst(linear) for linear in linears}
+    before = {each: float(bits_lost(_output_ranges(each)).amax()) for each in linears}
     reasons: dict[Linear, str] = {}
     readers: dict[Linear, tuple[str, ...]] = {}
     done: list[Solution] = []
@@ -100,13 +103,14 @@ def equalize_all(
             break
     found = []
     for linear in linears:
-        name, worst = linear.label.strip("'"), _worst(linear)
+        lost = bits_lost(_output_ranges(linear))
         found.append(
             Equalized(
-                name,
+                linear.label.strip("'"),
                 readers.get(linear, ()),
                 before[linear],
-                worst,
+                float(lost.amax()),
+                tuple((lost >= _COSTLY).nonzero().flatten().tolist()),
                 reasons.get(linear, ""),
             )
         )
@@ -218,9 +222,3 @@ def _output_ranges(node: Linear) -> Tensor:
 def _input_ranges(node: Linear) -> Tensor:
     assert node.weight is not None
     return node.layout.to_goik(read(node.weight).abs()).amax((1, 3)).reshape(-1)
-
-
-def _worst(node: Linear) -> float:
-    """Return the most bits that a channel loses."""
-    found = float(bits_lost(_output_ranges(node)).amax())
-    return found if math.isfinite(found) else 0.0

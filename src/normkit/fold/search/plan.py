@@ -1,8 +1,8 @@
 """The plan of a fold: which batch norms are removed, and in which way.
 
 One planner for every front end. A front end finds the batch norms (`Norm`), refuses
-solutions that hold in the graph and not in its model (`validate_edits`), and compares the
-folded network with the original (`check`). The planner tries the ways in turn, each
+solutions that hold in the graph and not in its model (`validate_edits`), and compares
+the folded network with the original (`check`). The planner tries the ways in turn, each
 fold based on the ones before it, and leaves out every fold that the check rejects.
 """
 
