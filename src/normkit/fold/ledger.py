@@ -163,8 +163,8 @@ class FoldLedger(Result):
         before = max((each.before for each in self.equalized), default=0.0)
         after = max((each.after for each in self.equalized), default=0.0)
         lines = [
-            f"{len(done)} of {len(self.equalized)} linear maps equalized; one scale per "
-            f"weight costs the least channel {before:.1f} bits before, {after:.1f} after"
+            f"{len(done)} of {len(self.equalized)} linear maps equalized; one scale "
+            f"per weight costs {before:.1f} bits at most before, {after:.1f} after"
         ]
         width = max(len(each.layer) for each in self.equalized)
         for each in self.equalized:

@@ -82,7 +82,7 @@ def rescale(
         index: Which of its inputs.
         held: The weight.
         new: Its new content, which `held` accepted.
-        initializer: Makes a new weight of the graph from (a wish for its name, content).
+        initializer: Makes a weight of the graph from (a wish for its name, content).
         fresh: Makes a name that no value has from a wish.
     """
     old = node.inputs[index]

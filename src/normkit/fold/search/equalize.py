@@ -1,9 +1,9 @@
 """Cross-layer equalization: the ranges of a weight's channels made alike, exactly.
 
 A quantizer with one scale for a weight gives a channel whose range is 2ᵏ times below
-the largest k bits less. Between two linear maps a channel has a free positive scale: the
-rows before it times s, the columns after it divided by s. With a and b the ranges of a
-channel before and behind, s = √(b/a) makes both √(a·b). (Nagel et al., 2019,
+the largest k bits less. Between two linear maps a channel has a free positive scale:
+the rows before it times s, the columns after it divided by s. With a and b the ranges
+of a channel before and behind, s = √(b/a) makes both √(a·b). (Nagel et al., 2019,
 https://arxiv.org/abs/1906.04721, eq. 11) Where several maps write or read the channel,
 as in a residual stream, a and b are their geometric means.
 
