@@ -1,20 +1,21 @@
 """Latency of folded models: eager, compiled, onnxruntime, OpenVINO; 1 image and 16.
 
     python benchmarks/fold/latency.py docs/fold_latency.md
+    python benchmarks/fold/latency.py docs/fold_latency.md --seconds 3000
 
 The original and the folded model run in turn, so that a busy machine hits both alike;
-the table holds the ratio of the medians, above 1 where the folded model is faster. The
-files are the original as torch exports it, and what `fold_onnx` makes of that; both
-runtimes rewrite graphs themselves, batch norms included. Ends within seven minutes on
-two quiet cores. A runtime that is not installed is left out.
+the table holds the ratio of the least times, above 1 where the folded model is faster,
+and the page tells how loaded the machine was. The files are the original as torch
+exports it, and what `fold_onnx` makes of that; both runtimes rewrite graphs themselves,
+batch norms included. Ends within seven minutes on two quiet cores; no measurement is
+begun after `--seconds`. A runtime that is not installed is left out.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
-import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -34,16 +35,14 @@ MODELS = (
     "torchvision/efficientnet_b0",
     "timm/repvgg_a0",
 )
-BATCHES = ((1, 15), (16, 5))
+BATCHES = ((1, 30), (16, 10))
 _SIZE = 96
-# No measurement is begun later; compiling takes most of it.
-_SECONDS = 400
 
 Run = Callable[[torch.Tensor], Any]
 
 
 def ratio(original: Run, folded: Run, x: torch.Tensor, rounds: int) -> float:
-    """Median time of `original` over that of `folded`, measured in turn."""
+    """Least time of `original` over that of `folded`, measured in turn."""
     times: tuple[list[float], list[float]] = ([], [])
     for run in (original, folded):
         run(x)
@@ -53,7 +52,7 @@ def ratio(original: Run, folded: Run, x: torch.Tensor, rounds: int) -> float:
             start = time.perf_counter()
             run(x)
             kept.append(time.perf_counter() - start)
-    return statistics.median(times[0]) / statistics.median(times[1])
+    return min(times[0]) / min(times[1])
 
 
 def eager(model: nn.Module, file: Path) -> Run:
@@ -103,7 +102,7 @@ ENGINES: dict[str, Callable[[nn.Module, Path], Run]] = {
 
 
 @torch.no_grad()
-def measure(names: tuple[str, ...], out: Path) -> None:
+def measure(names: tuple[str, ...], out: Path, seconds: float) -> None:
     """Write the page to `out` after each measurement, the slow engine last."""
     from normkit.fold import fold
 
@@ -111,7 +110,7 @@ def measure(names: tuple[str, ...], out: Path) -> None:
         name for name in ENGINES if name in ("eager", "compiled") or find_spec(name)
     ]
     started = time.monotonic()
-    load = os.getloadavg()[0]
+    loads = [os.getloadavg()[0]]
     cells: dict[str, dict[str, str]] = {}
     with TemporaryDirectory() as folder:
         pairs: dict[str, list[tuple[nn.Module, Path]]] = {}
@@ -129,13 +128,14 @@ def measure(names: tuple[str, ...], out: Path) -> None:
             for name, pair in pairs.items():
                 for batch, rounds in BATCHES:
                     found = "no time"
-                    if time.monotonic() - started < _SECONDS:
+                    if time.monotonic() - started < seconds:
                         x = torch.randn(batch, 3, _SIZE, _SIZE)
                         runs = [ENGINES[engine](*each) for each in pair]
                         found = f"{ratio(runs[0], runs[1], x, rounds):.2f}×"
                     cells[name][f"{engine}, {batch}"] = found
                 print(name, cells[name], flush=True)
-                out.write_text(page(cells, engines, load))
+                loads.append(os.getloadavg()[0])
+                out.write_text(page(cells, engines, loads))
 
 
 def _files(model: nn.Module, path: Path) -> tuple[Path, Path]:
@@ -158,10 +158,19 @@ def _files(model: nn.Module, path: Path) -> tuple[Path, Path]:
     return original, folded
 
 
-def page(cells: dict[str, dict[str, str]], engines: Iterable[str], load: float) -> str:
+def page(
+    cells: dict[str, dict[str, str]], engines: Iterable[str], loads: list[float]
+) -> str:
     """Return the whole page."""
     threads = torch.get_num_threads()
     machine = f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+    cores = os.cpu_count() or 1
+    quiet = (
+        "the machine was quiet"
+        if max(loads) < cores + 1
+        else "other work ran beside it: differences below a tenth tell nothing, and a "
+        "quiet run is to replace this one"
+    )
     columns = ["folded", *(f"{e}, {b}" for e in engines for b, _ in BATCHES)]
     versions = [f"torch {torch.__version__}"] + [
         f"{name} {__import__(name).__version__.split('-')[0]}"
@@ -174,10 +183,10 @@ def page(cells: dict[str, dict[str, str]], engines: Iterable[str], load: float) 
             "# What folding saves at inference",
             "",
             "Time of the original over time of the folded model, for one image and for",
-            f"sixteen of {_SIZE}×{_SIZE}, medians of runs in turn; "
+            f"sixteen of {_SIZE}×{_SIZE}, the least of runs in turn; "
             f"{', '.join(versions)} on a CPU",
-            f"({machine}; load average at the start {load:.1f}). Above 1 the folded is "
-            "faster.",
+            f"({machine}). Above 1 the folded is faster. Load average "
+            f"{min(loads):.1f} to {max(loads):.1f} on {cores} cores: {quiet}.",
             "onnxruntime and OpenVINO run the ONNX file as torch exports it and the "
             "file that `fold_onnx` makes of it; both fold batch norms themselves when "
             "they load a file.",
@@ -195,5 +204,9 @@ def page(cells: dict[str, dict[str, str]], engines: Iterable[str], load: float) 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    out, *names = sys.argv[1:]
-    measure(tuple(names) or MODELS, Path(out))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("names", nargs="*", metavar="MODEL")
+    parser.add_argument("--seconds", type=float, default=400.0)
+    options = parser.parse_args()
+    measure(tuple(options.names) or MODELS, options.out, options.seconds)

@@ -76,10 +76,22 @@ def command(
             "spectral norm, pruning) as they are now.",
         ),
     ] = False,
+    equalize: Annotated[
+        bool,
+        typer.Option(
+            "--equalize",
+            help="Make the ranges of channels alike by positive scales, exactly, for "
+            "quantizers with one scale per weight.",
+        ),
+    ] = False,
     time_limit: Annotated[
         float,
         typer.Option(help="Seconds that one run of an ONNX model may take."),
     ] = 60.0,
+    memory_limit: Annotated[
+        float,
+        typer.Option(help="Gigabytes that the values of one such run may take."),
+    ] = 4.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the ledger as JSON.")
     ] = False,
@@ -104,10 +116,10 @@ def command(
                 f"{target} is an ONNX file, which holds its weights; leave out "
                 "--checkpoint"
             )
-        if layer_to_rms or materialize:
+        if layer_to_rms or materialize or equalize:
             raise ArgumentError(
-                f"{target} is an ONNX file, which takes neither --layer-to-rms nor "
-                "--materialize; fold the torch model before it is exported"
+                f"{target} is an ONNX file, which takes no --layer-to-rms, "
+                "--materialize, --equalize; fold the torch model before it is exported"
             )
         _, ledger = fold_onnx(
             target,
@@ -115,6 +127,7 @@ def command(
             inputs=verify,
             fixed_weights=fixed_weights or None,
             time_limit=time_limit,
+            memory_limit=memory_limit,
             norms=_norms(norms),
         )
     else:
@@ -125,6 +138,7 @@ def command(
             norms=_norms(norms),
             layer_to_rms=layer_to_rms,
             materialize=materialize,
+            equalize=equalize,
         )
     if as_json:
         print(ledger.to_json())

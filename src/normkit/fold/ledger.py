@@ -10,12 +10,14 @@ from types import MappingProxyType
 
 from normkit.fold.ir.graph import Node, Slot, Value
 from normkit.fold.ir.nodes import BatchNorm
+from normkit.fold.search.equalize import Equalized
 from normkit.fold.search.plan import Norm, Plan
 from normkit.results import Result
 
 __all__ = ["FoldEntry", "FoldLedger", "entry_of"]
 
 _MAX_READERS = 4
+_MAX_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class FoldLedger(Result):
         proof: How that was measured.
         not_covered: What the measurement cannot tell.
         notice: What stands in the way of all folds, and what to do; printed first.
+        equalized: Of `equalize=True`, one per linear map.
 
     Example:
         >>> gone = FoldEntry("bn1", "BatchNorm2d", True, how="into 'conv1' before it")
@@ -98,6 +101,7 @@ class FoldLedger(Result):
     proof: str = ""
     not_covered: str = ""
     notice: str = ""
+    equalized: tuple[Equalized, ...] = ()
 
     @property
     def folded(self) -> tuple[FoldEntry, ...]:
@@ -127,7 +131,8 @@ class FoldLedger(Result):
         """
         total = len(self.entries)
         if not total:
-            return "no batch norm in this model"
+            lines = ["no batch norm in this model", *self._equalized_lines()]
+            return "\n".join([self.notice, *lines] if self.notice else lines)
         noun = "norms" if any(e.measures for e in self.entries) else "batch norms"
         head = (
             f"{len(self.folded)} of {total} {noun} folded, "
@@ -149,7 +154,30 @@ class FoldLedger(Result):
             lines.append(line)
             if pictures and entry.picture:
                 lines += [f"      {drawn}" for drawn in entry.picture.splitlines()]
-        return "\n".join(lines)
+        return "\n".join(lines + self._equalized_lines())
+
+    def _equalized_lines(self) -> list[str]:
+        if not self.equalized:
+            return []
+        done = [each for each in self.equalized if not each.reason]
+        before = max((each.before for each in self.equalized), default=0.0)
+        after = max((each.after for each in self.equalized), default=0.0)
+        lines = [
+            f"{len(done)} of {len(self.equalized)} linear maps equalized; one scale "
+            f"per weight costs {before:.1f} bits at most before, {after:.1f} after"
+        ]
+        width = max(len(each.layer) for each in self.equalized)
+        for each in self.equalized:
+            detail = each.reason or f"with {', '.join(each.readers)}"
+            bits = f"{each.before:5.1f} → {each.after:4.1f} bits"
+            if each.costly:
+                named = ", ".join(map(str, each.costly[:_MAX_NAMED]))
+                more = len(each.costly) - _MAX_NAMED
+                named += f" and {more} more" if more > 0 else ""
+                detail += f"; channels {named} lose 4 bits or more: one scale per "
+                detail += "channel keeps them"
+            lines.append(f"  {each.layer:<{width}}  {bits}  {detail}")
+        return lines
 
     def to_json(self) -> str:
         """Return the ledger as JSON text, every field included."""
@@ -164,6 +192,7 @@ class FoldLedger(Result):
                 "parameters_saved": self.parameters_saved,
                 "multiplications_saved": self.multiplications_saved,
                 "entries": [asdict(entry) for entry in self.entries],
+                "equalized": [asdict(each) for each in self.equalized],
             },
             indent=2,
         )

@@ -30,6 +30,7 @@ def fold_onnx(
     inputs: int = 2,
     fixed_weights: bool | None = None,
     time_limit: float = 60.0,
+    memory_limit: float = 4.0,
     norms: Literal["batch", "all"] = "batch",
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     """Remove each batch norm of an ONNX model that can go; say why others stay.
@@ -50,6 +51,8 @@ def fold_onnx(
             constant up to IR version 3, where each weight has to be an input (and
             stays one), a default from version 4 on.
         time_limit: Seconds that one run of the model may take.
+        memory_limit: Gigabytes (10⁹ bytes) that the values of one run may take, in
+            float64. The process takes up to as much again, and more for the weights.
         norms: "batch" removes batch norms. "all" also moves weight and bias of layer,
             RMS, group and instance norms into the layers that read them, as `fold`
             does: of LayerNormalization, RMSNormalization, SkipLayerNormalization, and
@@ -60,8 +63,8 @@ def fold_onnx(
 
     Raises:
         FoldError: the file is no ONNX model that the checker accepts, names data
-            outside its folder, cannot be run, or runs longer than `time_limit`; or
-            `out` is a data file of another model.
+            outside its folder, cannot be run, or is above `time_limit` or
+            `memory_limit`; or `out` is a data file of another model.
         DependencyError: onnx, onnx-ir or onnxruntime is not installed.
 
     Numerics:
@@ -80,5 +83,12 @@ def fold_onnx(
             "pip install 'normkit[onnx]'"
         ) from error
     return fold_model(
-        model, out, example_inputs, inputs, fixed_weights, time_limit, norms
+        model,
+        out,
+        example_inputs,
+        inputs,
+        fixed_weights,
+        norms,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
     )

@@ -23,6 +23,9 @@ from onnx.reference.ops.op_batch_normalization import (
 )
 from onnx.reference.ops.op_conv import Conv as _Conv
 from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
+from onnx.reference.ops.op_dequantize_linear import (
+    DequantizeLinear_25 as _DequantizeLinear,
+)
 from onnx.reference.ops.op_max_pool import MaxPool as _MaxPool
 
 from normkit.fold.onnx.files import graphs_in, tensors_of
@@ -275,6 +278,24 @@ class SkipSimplifiedLayerNormalization(_SkipNorm):
     centers = False
 
 
+class DequantizeLinear(_DequantizeLinear):
+    op_domain = ""
+
+    def _run(self, x: Any, scale: Any, zero: Any = None, **settings: Any) -> Any:  # type: ignore[override]
+        axis = settings.get("axis")
+        axis = 1 if axis is None else axis
+        if x.dtype.kind not in "iu" or settings.get("block_size"):
+            block = settings.get("block_size") or 0
+            return super()._run(x, scale, zero, axis=axis, block_size=block)
+        # In float64: the reference computes in float32, which has no int32 above 2²⁴.
+        wide = np.asarray(x, np.float64)
+        if scale.size > 1:
+            shape = [1] * x.ndim
+            shape[axis] = -1
+            scale, zero = (s if s is None else s.reshape(shape) for s in (scale, zero))
+        return (((wide - (0 if zero is None else zero)) * scale).astype(scale.dtype),)
+
+
 class RegexFullMatch(op_run.OpRun):
     op_domain = ""
 
@@ -320,6 +341,7 @@ def _for_torch(pads: list[int]) -> list[int]:
 
 _OPERATORS: list[type[op_run.OpRun]] = [
     *(BatchNormalization, Conv, ConvTranspose, MaxPool, RegexFullMatch),
+    DequantizeLinear,
     *(LayerNormalization, RMSNormalization),
     *(SkipLayerNormalization, SkipSimplifiedLayerNormalization),
 ]

@@ -8,17 +8,17 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto
 
 from normkit.errors import ArgumentError
-from normkit.fold.equivalence import TOLERANCE, difference, gap_under, sampled
+from normkit.fold.equivalence import TOLERANCE, difference, gap_under
 from normkit.fold.ir.graph import Refusal
 from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
 from normkit.fold.onnx import files, limits, norm_operators, operators, runtime
 from normkit.fold.onnx.evaluate import run_once, tensors_among, to_float64
+from normkit.fold.onnx.held import SampledRun, sampled_run, without_contents
 from normkit.fold.onnx.inputs import drawn_inputs, redrawn
 from normkit.fold.onnx.limits import TimeLimitError
 from normkit.fold.onnx.loading import check, loaded
@@ -45,19 +45,25 @@ def fold_model(
     example_inputs: dict[str, Any] | None,
     inputs: int,
     fixed_weights: bool | None,
-    time_limit: float,
     norms: str,
+    *,
+    time_limit: float,
+    memory_limit: float,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     """Fold; see `normkit.fold_onnx`."""
     if not time_limit > 0:
         raise ArgumentError(f"time_limit must be above 0 seconds, got {time_limit}")
+    if not memory_limit > 0:
+        raise ArgumentError(f"memory_limit must be above 0 GB, got {memory_limit}")
     if norms not in ("batch", "all"):
         raise ArgumentError(f'norms must be "batch" or "all", got {norms!r}')
-    token = limits.seconds.set(time_limit)
+    time = limits.seconds.set(time_limit)
+    memory = limits.elements.set(memory_limit * 1e9 / 8)
     try:
         return _fold_model(model, out, example_inputs, inputs, fixed_weights, norms)
     finally:
-        limits.seconds.reset(token)
+        limits.seconds.reset(time)
+        limits.elements.reset(memory)
 
 
 def _fold_model(
@@ -76,14 +82,14 @@ def _fold_model(
     result = _fold_graph(proto, given, opset, norms, inside=not is_old)
     if has_norms_inside(proto) and not is_old:
         truth = tensors_among(run_once(wide, given[0]), _outputs(wide))
-        found = tensors_among(result.expected[0], _outputs(wide))
+        found = tensors_among(result.expected, _outputs(wide))
         if not difference(truth, found) <= TOLERANCE:
             result = _fold_graph(proto, given, opset, norms, inside=False)
     folded = result.model if any(entry.how for entry in result.entries) else original
     if is_old and folded is not original:
         _list_weights(folded)
     check(folded, "the folded model")
-    agrees = runtime.agrees(original, folded, given[0], result.expected[0])
+    agrees = runtime.agrees(original, folded, given[0], result.expected)
     if out is not None:
         files.write(folded, Path(fspath(out)), read.sources)
     proof = f"float64, on {len(given)} inputs"
@@ -128,16 +134,19 @@ class _OnnxFolding(Planner):
         kinds: str,
     ) -> None:
         self.model, self.wide, self.given = model, wide, given
-        self.expected = [run_once(wide, each) for each in given]
-        first = dict(self.expected[0])
-        self.read: OnnxGraph = read_graph(wide, first, _RULES, opset, kinds)
-        self.known = {norm.path: norm for norm in self.read.norms}
         self.outputs = _outputs(wide)
+        # One run at a time is held whole.
+        first = run_once(wide, given[0])
+        self.expected = [sampled_run(first, self.outputs)]
+        first = without_contents(first, wide)
+        self.read: OnnxGraph = read_graph(wide, first, _RULES, opset, kinds)
+        self.expected += [self._run(wide, each) for each in given[1:]]
+        self.known = {norm.path: norm for norm in self.read.norms}
         self.types = _types(model)
         norms: list[Norm] = list(self.read.norms)
         super().__init__(self.read.graph, norms, list(self.read.slots.values()))
 
-    def validate(self, norm: Norm, solution: Solution) -> None:
+    def validate_edits(self, solution: Solution) -> None:
         """Refuse edits that are not finite in the type of the weight."""
         for (position, index), slot in self.read.slots.items():
             if slot not in solution.edits:
@@ -152,7 +161,7 @@ class _OnnxFolding(Planner):
         """Return (the wrong batch norm if it is known, the error if there is one)."""
         try:
             folded = rewritten(self.wide, self.read, plan)
-            found = [run_once(folded, each) for each in self.given]
+            found = [self._run(folded, each) for each in self.given]
         except TimeLimitError:
             raise
         except Exception as error:
@@ -165,7 +174,8 @@ class _OnnxFolding(Planner):
         pairs = list(zip(self.expected, found, strict=True))
         plan.max_difference = max(
             difference(
-                tensors_among(true, self.outputs), tensors_among(run, self.outputs)
+                tensors_among(true.outputs, self.outputs),
+                tensors_among(run.outputs, self.outputs),
             )
             for true, run in pairs
         )
@@ -177,9 +187,10 @@ class _OnnxFolding(Planner):
     def _names(self) -> dict[Any, str]:
         return {value: name for name, value in self.read.values.items()}
 
-    def _gap(
-        self, solution: Solution, plan: Plan, found: list[dict[str, Any]]
-    ) -> float:
+    def _run(self, model: onnx.ModelProto, given: dict[str, Any]) -> SampledRun:
+        return sampled_run(run_once(model, given), self.outputs)
+
+    def _gap(self, solution: Solution, plan: Plan, found: list[SampledRun]) -> float:
         """Return the largest deviation of values around a fold from their gauges."""
         gap = 0.0
         for value in solution.gauges:
@@ -187,15 +198,10 @@ class _OnnxFolding(Planner):
             if name is None:
                 continue
             for expected, run in zip(self.expected, found, strict=True):
-                true, stored = expected.get(name), run.get(name)
-                if true is None or stored is None or np.shape(true) != value.shape:
-                    continue
-                one, other = (
-                    sampled(torch.as_tensor(np.array(a))) for a in (true, stored)
-                )
-                if one is not None and other is not None:
+                true, stored = expected.samples.get(name), run.samples.get(name)
+                if true is not None and stored is not None and true[0] == value.shape:
                     gauge = plan.gauges.of(value)
-                    gap = max(gap, gap_under(gauge, value.shape, one, other))
+                    gap = max(gap, gap_under(gauge, value.shape, true[1], stored[1]))
         return gap
 
     def entries(self, plan: Plan) -> list[FoldEntry]:
@@ -213,13 +219,13 @@ class _Folded:
         model: The folded model; the one given if nothing was folded.
         entries: One per batch norm, those of inner graphs last.
         difference: The largest one at its outputs and those of inner graphs.
-        expected: Every value of each run in float64 before the outer folds.
+        expected: The outputs of the first run in float64 before the outer folds.
     """
 
     model: onnx.ModelProto
     entries: list[FoldEntry]
     difference: float
-    expected: list[dict[str, Any]]
+    expected: dict[str, Any]
 
 
 def _fold_graph(
@@ -253,7 +259,7 @@ def _fold_graph(
         rewritten(model, folding.read, plan) if plan.steps else model,
         folding.entries(plan) + entries,
         max(plan.max_difference, largest),
-        folding.expected,
+        folding.expected[0].outputs,
     )
 
 

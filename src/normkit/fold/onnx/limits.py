@@ -23,10 +23,15 @@ from onnx.reference import ReferenceEvaluator
 
 from normkit.errors import FoldError
 
-__all__ = ["BoundedEvaluator", "TimeLimitError", "check_count", "limited", "seconds"]
+__all__ = [
+    "BoundedEvaluator",
+    "TimeLimitError",
+    "check_count",
+    "elements",
+    "limited",
+    "seconds",
+]
 
-# 8 GiB in float64, for all results of one run.
-MAX_ELEMENTS = 2**30
 # Longer ones hold values, not shapes; inference need not read them.
 _LONGEST_SHAPE = 256
 # Multiplications per second; slower than any machine in use, for one node at a time.
@@ -39,6 +44,8 @@ class _Usage:
     end: float
 
 
+# The limit of all results of one run: 8 GiB in float64.
+elements: ContextVar[float] = ContextVar("elements", default=2.0**30)
 # The time limit of a run, in seconds.
 seconds: ContextVar[float] = ContextVar("seconds", default=60.0)
 _usage: ContextVar[_Usage | None] = ContextVar("_usage", default=None)
@@ -65,10 +72,11 @@ def check_count(count: float, what: str) -> None:
     if usage is not None:
         usage.elements += count
         total = usage.elements
-    if total > MAX_ELEMENTS:
+    if total > elements.get():
         raise FoldError(
             f"{what} would make {count:.0f} elements, {total:.0f} in this run; at most "
-            f"{MAX_ELEMENTS} are computed here; pass example_inputs that are smaller"
+            f"{elements.get():.0f} are computed here; pass example_inputs that are "
+            "smaller or a larger memory_limit (--memory-limit)"
         )
 
 
@@ -144,9 +152,10 @@ def _elements_made(
         if not isinstance(array, np.ndarray | np.generic):
             return 0  # The elements of a sequence were counted when it was made.
         array = np.asarray(array)
-        if node.op_type in ("Resize", "Upsample") and name != node.input[0]:
-            # Its factors, for which the standard allows float32 alone.
-            array = array.astype(np.float32) if array.dtype == np.float64 else array
+        is_factor = node.op_type in ("Resize", "Upsample") and name != node.input[0]
+        if array.dtype == np.float64 and (is_factor or "Linear" in node.op_type):
+            # Factors, and all that is quantized: the standard allows no double.
+            array = array.astype(np.float32)
         try:
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         except (KeyError, ValueError):

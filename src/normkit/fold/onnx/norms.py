@@ -10,7 +10,7 @@ import onnx
 
 from normkit.fold.ir.decomposed import as_batch_norm
 from normkit.fold.ir.graph import Graph, Node, Slot, Value
-from normkit.fold.ir.nodes import Add, BatchNorm, NormAffine, Scale
+from normkit.fold.ir.nodes import Add, BatchNorm, NormAffine, Quantized, Scale
 from normkit.fold.ir.written_out import as_norm_affine
 
 __all__ = ["PARAMETERS", "OnnxGraph", "OnnxNorm", "joined", "measuring"]
@@ -59,12 +59,14 @@ class OnnxGraph:
         values: By their ONNX names.
         norms: The norms.
         slots: By (position of the node, which of its inputs).
+        quantized: The weights made of integers, by their slots.
     """
 
     graph: Graph = field(default_factory=Graph)
     values: dict[str, Value] = field(default_factory=dict)
     norms: list[OnnxNorm] = field(default_factory=list)
     slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
+    quantized: dict[Slot, Quantized] = field(default_factory=dict)
 
 
 def joined(

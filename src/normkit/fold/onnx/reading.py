@@ -22,6 +22,7 @@ from normkit.fold.ir.graph import Node, Slot, Value, slots_of
 from normkit.fold.ir.nodes import BatchNorm, Opaque, Parameter
 from normkit.fold.onnx.evaluate import evaluator
 from normkit.fold.onnx.files import graphs_in
+from normkit.fold.onnx.integers import ROUNDS, quantized
 from normkit.fold.onnx.norms import OnnxGraph, OnnxNorm, joined, measuring
 
 __all__ = [
@@ -119,9 +120,14 @@ class Operator:
         if vector:
             tensor = tensor.reshape(-1).expand(vector).clone()
         slot = self.slot(index, name, tensor)
-        if source in self.reader.quantized:
-            slot.locked = "is computed from quantized numbers"
         node = Parameter(f"'{slot.name}'", slot=slot)
+        if source in self.reader.quantized and name != "bias":
+            # A bias becomes a float: it is added to a sum that no integer holds.
+            integers = quantized(self.reader.makers.get(source), self.found, node)
+            if integers is None or name != "weight":
+                slot.locked = "is computed from quantized numbers"
+            else:
+                node = self.reader.result.quantized[slot] = integers
         value = Value(tuple(tensor.shape), node, roots=(slot,))
         node.outputs = [value]
         return value
@@ -189,6 +195,7 @@ class _Reader:
         self.defaults: set[str] = set()
         self.from_shapes: set[str] = set()
         self.quantized: set[str] = set()
+        self.makers: dict[str, onnx.NodeProto] = {}
         self.groups = 0
 
     def read(self) -> OnnxGraph:
@@ -232,6 +239,7 @@ class _Reader:
         elif node.op_type not in _RANDOM and not inner and not inner_graphs(node):
             if all(name in self.fixed for name in read):
                 self.fixed.update(node.output)
+                self.makers.update((name, node) for name in node.output)
                 if node.op_type.startswith("Dequantize") or any(
                     name in self.quantized for name in read
                 ):
@@ -252,6 +260,7 @@ class _Reader:
             made = [n for n in read if n not in self.fixed]
             if self.defaults & set(read):
                 label += f", of which {DEFAULTS}"
+            label += f", which {ROUNDS[name]}" if name in ROUNDS else ""
             lowered = Opaque(label, [self.value(name) for name in made])
         lowered.position = position
         lowered.outputs = [self.value(name) for name in node.output if name]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from normkit.fold.ir.graph import Slot
 from normkit.fold.ir.nodes import BatchNorm, NormAffine
+from normkit.fold.onnx.integers import rescale
 from normkit.fold.onnx.norms import PARAMETERS, OnnxGraph, OnnxNorm
 from normkit.fold.search.plan import Norm, Plan
 
@@ -30,6 +31,12 @@ def rewritten(model: onnx.ModelProto, read: OnnxGraph, plan: Plan) -> onnx.Model
     graph = edited.graph
     nodes = list(graph)
     names = _Names(edited)
+
+    def weight(wish: str, array: np.ndarray) -> ir.Value:
+        return _initializer(
+            graph, wish, array, ir.DataType.from_numpy(array.dtype), names
+        )
+
     new: dict[Slot, Tensor] = {}
     for _, solution in plan.steps:
         new |= solution.edits
@@ -37,7 +44,13 @@ def rewritten(model: onnx.ModelProto, read: OnnxGraph, plan: Plan) -> onnx.Model
     gone = {position for norm, _ in steps for position in _positions(norm)}
     entries = {norm.path: _entry(nodes, read, norm) for norm, _ in steps}
     for (position, index), slot in read.slots.items():
-        if slot in new and position not in gone:
+        if slot not in new or position in gone:
+            continue
+        if slot in read.quantized:
+            held = read.quantized[slot]
+            node = nodes[position]
+            rescale(graph, node, index, held, new[slot], weight, names.fresh)
+        else:
             _set_input(graph, nodes[position], index, new[slot], names)
     for norm, solution in plan.steps:
         if _parameters(norm):
@@ -185,6 +198,9 @@ def _dtype(value: ir.Value) -> ir.DataType:
         held = ir.convenience.get_const_tensor(value)
         if held is not None:
             return held.dtype
+    if maker is not None and maker.op_type == "DequantizeLinear":
+        scale = maker.inputs[1]
+        return ir.DataType.FLOAT if scale is None else _dtype(scale)
     if (
         maker is not None
         and maker.op_type in _KEEP_TYPE
@@ -238,6 +254,9 @@ def _bypass(graph: ir.Graph, own: list[ir.Node], source: ir.Value) -> None:
         instead.name, instead.type, instead.shape = name, kind, shape
 
 
+_OF_CONSTANTS = ("Constant", "Identity", "QuantizeLinear", "DequantizeLinear")
+
+
 def _remove_unused(graph: ir.Graph) -> None:
     """Remove constants and initializers that nothing reads any more."""
     kept = {*graph.inputs, *graph.outputs}
@@ -245,7 +264,7 @@ def _remove_unused(graph: ir.Graph) -> None:
     while changed:
         changed = False
         for node in list(graph):
-            if node.op_type not in ("Constant", "Identity") or node.domain not in (
+            if node.op_type not in _OF_CONSTANTS or node.domain not in (
                 "",
                 "ai.onnx",
             ):

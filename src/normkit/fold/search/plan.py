@@ -1,8 +1,8 @@
 """The plan of a fold: which batch norms are removed, and in which way.
 
 One planner for every front end. A front end finds the batch norms (`Norm`), refuses
-solutions that hold in the graph and not in its model (`validate`), and compares the
-folded network with the original (`check`). The planner tries the ways in turn, each
+solutions that hold in the graph and not in its model (`validate_edits`), and compares
+the folded network with the original (`check`). The planner tries the ways in turn, each
 fold based on the ones before it, and leaves out every fold that the check rejects.
 """
 
@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from normkit.fold.ir.gauge import Gauge
 from normkit.fold.ir.graph import Gauges, Graph, Node, Refusal, Slot
 from normkit.fold.ir.nodes import BatchNorm, NormAffine
 from normkit.fold.search.centered import Centered, center
+from normkit.fold.search.equalize import Equalized, equalize_all
 from normkit.fold.search.norm_weights import NORM_WAYS, explained, solve_norm_weights
 from normkit.fold.search.parallel_branch import solve_parallel_branch
 from normkit.fold.search.solve import PARTIAL_WAYS, WAYS, Solution, solve
@@ -52,6 +55,8 @@ class Plan:
         differences: The measured difference of each batch norm.
         max_difference: The measured difference at the outputs.
         centered: Streams whose layer norms become RMS norms, after the steps.
+        equalized: The linear maps whose channels were to be equalized, or were not.
+        equalizing: The edits of all that were, after the steps.
         as_rms: For each layer norm that was asked for, "" or why it stays one.
     """
 
@@ -62,7 +67,14 @@ class Plan:
     differences: dict[str, float] = field(default_factory=dict)
     max_difference: float = 0.0
     centered: list[Centered] = field(default_factory=list)
+    equalized: list[Equalized] = field(default_factory=list)
+    equalizing: dict[Slot, Tensor] = field(default_factory=dict)
     as_rms: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing was changed."""
+        return not (self.solutions or self.centered or self.equalizing)
 
 
 class Planner:
@@ -73,6 +85,7 @@ class Planner:
         norms: Its norms.
         slots: Every slot that holds a parameter.
         layer_to_rms: Turn layer norms into RMS norms where the writers permit it.
+        equalize: Make the ranges of channels alike, after the folds.
     """
 
     def __init__(
@@ -82,10 +95,13 @@ class Planner:
         slots: list[Slot],
         *,
         layer_to_rms: bool = False,
+        equalize: bool = False,
     ) -> None:
         self.graph = graph
         self.layer_to_rms = layer_to_rms
         self.not_centered = ""
+        self.equalize = equalize
+        self.not_equalized = ""
         self.norms = norms
         self.slots = slots
         self._original = {slot: slot.tensor for slot in slots}
@@ -93,7 +109,7 @@ class Planner:
         self._changed: dict[Node, int] = {}
         self._refused: dict[tuple[str, str], tuple[int, frozenset[Node]]] = {}
 
-    def validate(self, norm: Norm, solution: Solution) -> None:
+    def validate_edits(self, solution: Solution) -> None:
         """Raise `Refusal` if the algebra permits `solution` and the model does not."""
 
     def validate_branches(self, nodes: list[Node]) -> None:
@@ -151,9 +167,21 @@ class Planner:
                 is_left = norm.path not in plan.solutions
                 known = explained(_calls(norm)[0]) if is_left else ""
                 plan.reasons[norm.path] = known or reasons["weight and bias"]
+        if self.equalize:
+            self._equalize(plan)
         if self.layer_to_rms:
             self._center(plan, measuring)
         return plan
+
+    def _equalize(self, plan: Plan) -> None:
+        """Make the ranges of channels alike, wherever a positive scale passes."""
+        plan.equalized, solutions = equalize_all(self.graph, self.validate_edits)
+        for solution in solutions:
+            for slot in solution.edits:
+                if slot.tensor is not None:
+                    plan.equalizing[slot] = slot.tensor
+            for value, gauge in solution.gauges.items():
+                plan.gauges[value] = plan.gauges.of(value).then(gauge)
 
     def _center(self, plan: Plan, norms: list[Norm]) -> None:
         """Center each stream that only layer norms without a bias read."""
@@ -188,12 +216,19 @@ class Planner:
         unproven = self.prepare(plan)
         undone = dict.fromkeys(plan.solutions, unproven) if unproven else {}
         if undone:
+            self.equalize = False
             plan = self.plan(set())
             plan.reasons |= undone
-        while plan.solutions or plan.centered:
+        while not plan.is_empty:
             culprit, why = self.check(plan)
             if not why:
                 break
+            if plan.equalizing:
+                self.equalize = False
+                plan = self.plan(set(allowed) - set(undone))
+                plan.reasons |= undone
+                self.not_equalized = f"equalization was undone: {why}"
+                continue
             if plan.centered:
                 self.layer_to_rms = False
                 plan = self.plan(set(allowed) - set(undone))
@@ -218,7 +253,7 @@ class Planner:
             return ""
         try:
             solution = solve(self.graph, nodes, "lift", as_if_positive=True)
-            self.validate(norm, solution)
+            self.validate_edits(solution)
         except Refusal:
             return ""
         return (
@@ -233,7 +268,7 @@ class Planner:
             return False  # Nothing that the refusal depends on has changed since.
         try:
             solution = self._solve(norm, way)
-            self.validate(norm, solution)
+            self.validate_edits(solution)
         except Refusal as refusal:
             refusals[way] = str(refusal)
             if refusal.visited is not None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from normkit.affine import Affine
 from normkit.fold.ir.gauge import Gauge
 from normkit.fold.ir.graph import Gauges, Graph, Node, Refusal, Slot, Value
-from normkit.fold.ir.nodes import BatchNorm, NormAffine
+from normkit.fold.ir.nodes import BatchNorm, Move, NormAffine
 from normkit.fold.search.aliasing import needs_copy
 
 __all__ = ["PARTIAL_WAYS", "WAYS", "Search", "Solution", "solve"]
@@ -278,7 +278,9 @@ class Search:
             self.visits += 1
             if self.visits > _MAX_VISITS:
                 raise Refusal("the search took too many steps")
-            node = todo.pop(0)
+            # Joins and cuts last: they cost most, and never refuse what others permit.
+            node = next((n for n in todo if not _is_costly(n)), todo[0])
+            todo.remove(node)
             self.visited.add(node)
             alternatives = node.propagate(gauges)
             for alternative in alternatives[:-1]:
@@ -327,6 +329,10 @@ class Search:
         return edits, {
             node for nodes_asking in askers.values() for node in nodes_asking
         }
+
+
+def _is_costly(node: Node) -> bool:
+    return isinstance(node, Move) and node.replay is not None
 
 
 def _around(value: Value) -> list[Node]:

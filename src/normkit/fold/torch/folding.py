@@ -61,6 +61,7 @@ class Folding(Planner):
         kinds: str,
         *,
         layer_to_rms: bool,
+        equalize: bool,
     ) -> None:
         self.original, self.exact, self.own = original, exact, own
         self.trace: Trace = exact.trace
@@ -74,7 +75,11 @@ class Folding(Planner):
             self.calls.setdefault(call.path, []).append(call)
         norms: list[Norm] = [*self.modules.values()]
         slots = list(self.trace.slots.values())
-        super().__init__(self.trace.graph, norms, slots, layer_to_rms=layer_to_rms)
+        super().__init__(
+            *(self.trace.graph, norms, slots),
+            layer_to_rms=layer_to_rms,
+            equalize=equalize,
+        )
 
     def rewrites(self, plan: Plan) -> list[SetParameter | Replace | DropAffine | ToRMS]:
         """Return the edits of a copy of the model, in order."""
@@ -82,6 +87,7 @@ class Folding(Planner):
         for norm, solution in plan.steps:
             rewrites += [SetParameter.of(*edit) for edit in solution.edits.items()]
             rewrites += self.modules[norm.path].rewrites(solution)
+        rewrites += [SetParameter.of(*edit) for edit in plan.equalizing.items()]
         for stream in plan.centered:
             rewrites += [SetParameter.of(*edit) for edit in stream.edits.items()]
         for path in (path for path, why in plan.as_rms.items() if not why):
@@ -90,9 +96,9 @@ class Folding(Planner):
             rewrites.append(ToRMS(norm.module_path, norm.places))
         return rewrites
 
-    def validate(self, norm: Norm, solution: Solution) -> None:
+    def validate_edits(self, solution: Solution) -> None:
         """Refuse a fold around code that may branch, and one that would overflow."""
-        self.validate_branches([*solution.touched, *norm.nodes])
+        self.validate_branches([*solution.touched, *solution.norms])
         for slot, tensor in solution.edits.items():
             if SetParameter.of(slot, tensor).overflows_in(self.original):
                 raise Refusal(f"{slot.name} would overflow its dtype")
@@ -133,7 +139,7 @@ class Folding(Planner):
     def prepare(self, plan: Plan) -> str:
         """Record the original's outputs, and the values around each fold."""
         self.covered = "float64, on the example inputs"
-        if not plan.solutions:
+        if plan.is_empty:
             return ""
         self.covered += ", " + self.exact.add_inputs()
         self.near = {path: self._near(plan.solutions[path]) for path in plan.solutions}
@@ -265,7 +271,12 @@ class Folding(Planner):
             for norm in self.modules.values()
         ]
         return FoldLedger(
-            tuple(entries), plan.max_difference, self.covered, not_covered=_NOT_COVERED
+            tuple(entries),
+            plan.max_difference,
+            self.covered,
+            not_covered=_NOT_COVERED,
+            equalized=tuple(plan.equalized),
+            notice=self.not_equalized,
         )
 
 

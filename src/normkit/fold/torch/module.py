@@ -41,6 +41,7 @@ def fold(
     norms: Literal["batch", "all"] = "batch",
     layer_to_rms: bool = False,
     materialize: bool = False,
+    equalize: bool = False,
 ) -> tuple[nn.Module, FoldLedger]:
     """Remove each norm of `model` that can go, exactly, and say why others stay.
 
@@ -74,6 +75,11 @@ def fold(
             norm, spectral norm and other parametrizations, pruning masks) as they are
             now, so that norms can go into them; the folded model has no
             parametrization left.
+        equalize: After the folds, make the ranges of the channels of each weight alike
+            by positive scales that neighbours take back, for a quantizer with one
+            scale per weight (cross-layer equalization). The ledger has a line for each
+            linear map, with the bits that its channel of the least range loses, before
+            and after, or why no scale passes.
 
     Returns:
         The folded model, and the `FoldLedger` with an entry for each batch norm.
@@ -132,7 +138,9 @@ def fold(
     except Exception as error:
         return model, _nothing_provable(model, args, kwargs, error)
     own = _in_own_dtype(source, args, kwargs, norms)
-    folding = Folding(source, exact, own, norms, layer_to_rms=layer_to_rms)
+    folding = Folding(
+        *(source, exact, own, norms), layer_to_rms=layer_to_rms, equalize=equalize
+    )
     plan = folding.proven_plan()
     ledger = folding.ledger(plan)
     del exact, own, folding.own

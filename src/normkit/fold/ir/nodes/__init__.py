@@ -9,6 +9,7 @@ from normkit.fold.ir.nodes.matmul import MatMul
 from normkit.fold.ir.nodes.move import Move
 from normkit.fold.ir.nodes.norm_affine import NormAffine
 from normkit.fold.ir.nodes.parameters import Parameter
+from normkit.fold.ir.nodes.quantized import Quantized
 from normkit.fold.ir.nodes.rules import Opaque
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "NormAffine",
     "Opaque",
     "Parameter",
+    "Quantized",
     "Quotient",
     "Rows",
     "Scale",
