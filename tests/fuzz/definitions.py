@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import normkit
 import oracles
-from fuzz.cases import OtherCase
+from fuzz.cases import OF_STATISTICS, OtherCase
 from fuzz.tensors import DTYPES
 
 Tensors = dict[str, Tensor]
@@ -230,12 +230,11 @@ def _with_state(case: OtherCase) -> Made:
             batch = given["x"].detach()
             wanted = oracles.running_after(mean, var, [batch], 0.1)
         for found, truth in zip(after[:2], wanted, strict=True):
-            # Stored in float32 once: an eps of the value, and of the spread in a mean.
+            # As in `layers`; of the value, and of the spread in a mean.
             size = max(1.0, float(truth.abs().max()), float(wanted[1].max()) ** 0.5)
             error = float((found.double() - truth).abs().max()) / size
-            assert error <= 4 * torch.finfo(torch.float32).eps, (
-                f"the state is off by {error:.2g}"
-            )
+            eps = torch.finfo(torch.float32).eps
+            assert error <= OF_STATISTICS * eps, f"the state is off by {error:.2g}"
         assert int(after.batches) == 3 + case.training
         return y
 
@@ -378,10 +377,10 @@ def _functional(case: OtherCase) -> Made:
                 size = max(1.0, float(truth.abs().max()), spread)
                 error = (found[holds].double() - truth.double()).abs().max()
                 error = float(error) / size
-                # Half an eps where it is stored, half of the value that was moved; the
-                # variance of float32 inputs errs by 3 more of float32's.
+                # As in `layers`; of halves, half an eps where it is stored, and half
+                # of the value that is moved.
                 eps = torch.finfo(dtype).eps
-                eps = max(eps, 4 * torch.finfo(torch.float32).eps)
+                eps = max(eps, OF_STATISTICS * torch.finfo(torch.float32).eps)
                 assert error <= eps, f"a buffer is off by {error:.2g}"
             for now, then, buffer in ((around, free[0], m), (beside, free[1], v)):
                 if way == "contiguous":

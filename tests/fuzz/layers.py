@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import normkit
-from fuzz.cases import BATCH, LayerCase, is_refused
+from fuzz.cases import BATCH, OF_STATISTICS, LayerCase, is_refused
 from fuzz.tensors import DTYPES, drawn, laid_out, mask_of
 from fuzz.truth import State, Truth, most, moved, truth
 from fuzz.ways import WAYS, Found, parts_of
@@ -18,17 +18,12 @@ from fuzz.ways import WAYS, Found, parts_of
 #   y         centre, x − centre, 1/std, two products, two sums: 7 halves; an activation
 #             errs by up to 4                                                      7.5
 #   residual  dy·act′: z as above, act′ like an activation, a product              8
-#   bias      Σ of those; a sum adds half an eps for each step of its tree: 16 of
-#             65,536 values                                                       16
-#   weight    Σ of those times (x − centre)·1/std: 2 eps and half a sum more     16
+#   bias      Σ of those, as `OF_STATISTICS` has it: 8 more                       16
+#   weight    Σ of those times (x − centre)·1/std                                  16
 #   x         three such terms, weight and 1/std: g, Σg/n and x̂·Σg·x̂/n; their
 #             roundings are independent                                           16
 # Of 1,200 cases the largest were 2.2 (y), 0.3, 1.4, 1.8 and 0.9.
 ROUNDINGS = {"y": 8, "again": 8, "x": 16, "residual": 8, "weight": 16, "bias": 16}
-# A running statistic is stored in float32: half an eps at each of up to three forwards,
-# half for the first values; a variance errs by 1.5 more, since x − mean is float32 and
-# squared. The largest of 1,500 cases was 2.5.
-OF_STATISTICS = 4
 # `less_memory("int8")` moves x − mean by half a step, 1/254 of its largest. It is read
 # three times: as x̂, in Σg·x̂, and in the slope of the activation. The largest of 600
 # cases was 0.8/254.

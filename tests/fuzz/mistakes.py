@@ -145,6 +145,19 @@ def renorm_clips_one_way_only(patch: Any) -> None:
 
 
 @mistake("others")
+def a_masked_recurrence_loses_a_share_of_its_gradient(patch: Any) -> None:
+    """Found where a step has no values left, too: there the truth was once NaN."""
+
+    def change(honest: Any, x: Tensor, *args: Any, mask: Any, **kwargs: Any) -> Any:
+        y, measured = honest(x, *args, mask=mask, **kwargs)
+        if mask is None or bool(mask.any(1).all()):
+            return y, measured
+        return 0.01 * y.detach() + 0.99 * y, measured
+
+    wrap(patch, "normkit.nn.recurrent.normalize", change)
+
+
+@mistake("others")
 def whitening_forgets_a_step(patch: Any) -> None:
     def change(honest: Any, sigma: Tensor, eps: float, steps: int) -> Any:
         return honest(sigma, eps, steps - 1)

@@ -167,7 +167,8 @@ def truth(
         z, size = z + leaves["residual"], size + leaves["residual"].detach().abs()
     y = ACTIVATE[case.activation](z)
     y = y.where(share > 0, torch.zeros_like(y))
-    found = Truth(y.detach(), most(size))
+    # The output itself is rounded, too: sigmoid(0) is 0.5.
+    found = Truth(y.detach(), max(most(size), most(y.detach().abs())))
     found.ratio = most((values * inv).detach().abs())
     upstream = dy.detach().double().where(share > 0, torch.zeros_like(y))
     names = list(leaves)
