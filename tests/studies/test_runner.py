@@ -111,11 +111,16 @@ def test_an_interrupt_while_workers_start_waits_for_their_end() -> None:
     # A thread that blocks nothing takes the signal in place of the caller's.
     other = threading.Thread(target=leave.wait)
     other.start()
-    try:
-        with pytest.raises(KeyboardInterrupt), runner._interrupts_held():
+
+    def start_workers() -> None:
+        with runner._interrupts_held():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
             reached.append("the end")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_workers()
         assert reached
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
@@ -128,7 +133,7 @@ def test_an_interrupt_while_workers_start_waits_for_their_end() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 1.5])
 def test_an_interrupt_at_any_time_ends_the_run(tmp_path: Path, seconds: float) -> None:
     words = ["study", "run", "S02", "--jobs", "2", "--out", str(tmp_path)]
-    # As a terminal leaves it: a shell starts what runs in the background without SIGINT.
+    # As a terminal leaves it: a shell starts programs in the background without SIGINT.
     code = "import signal, sys; from normkit_cli import main; "
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += "print(flush=True); "

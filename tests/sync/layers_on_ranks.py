@@ -225,11 +225,15 @@ def with_buffers(rank: int, dtypes: list[Any], parts: list[Tensor]) -> Any:
         counters = torch.ones(3, dtype=of_counter)
         layer.running_mean, layer.running_var = (m[3:6] for m in memory)
         layer.num_batches_tracked = counters[1]
-        refusal = ""
-        for _ in range(2):  # the second time the call is remembered
-            try:
-                layer(parts[rank])
-            except normkit.errors.DtypeError as error:
-                refusal = str(error)
-        found.append((refusal, *memory, counters))
+        # The second time the call is remembered.
+        refusals = {_refusal(layer, parts[rank]) for _ in range(2)}
+        found.append(("".join(refusals), *memory, counters))
     return found
+
+
+def _refusal(layer: torch.nn.Module, x: Tensor) -> str:
+    try:
+        layer(x)
+    except normkit.errors.DtypeError as error:
+        return str(error)
+    return ""
