@@ -190,4 +190,4 @@ def test_the_flag_that_fixes_open_weights_is_named_first(capsys, tmp_path):
     assert code == 0
     code, _, err = run(capsys, "fold", path, "--materialize")
     assert code == 2
-    assert "neither --layer-to-rms nor --materialize" in err
+    assert "takes no --layer-to-rms, --materialize, --equalize" in err

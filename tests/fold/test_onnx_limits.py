@@ -140,7 +140,7 @@ def test_a_product_that_would_take_hours_is_not_begun(monkeypatch):
     model = b.model(b.op("Shape", y), b.norm(b.conv(b.input())), ranks=[1, 4])
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
     with pytest.raises(FoldError, match=r"MatMul .* is not done within"):
-        normkit.fold_onnx(model, time_limit=5)
+        normkit.fold_onnx(model, time_limit=5, memory_limit=10)
 
 
 @pytest.mark.timeout(60)

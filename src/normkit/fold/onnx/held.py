@@ -41,7 +41,9 @@ def sampled_run(found: dict[str, Any], outputs: list[str]) -> SampledRun:
     samples = {}
     for name, array in found.items():
         if isinstance(array, np.ndarray) and array.dtype.kind == "f":
-            some = sampled(torch.from_numpy(np.asarray(array)))
+            # Data files are read-only, and torch warns of it.
+            whole = array if array.flags.writeable else array.copy()
+            some = sampled(torch.from_numpy(whole))
             if some is not None:
                 samples[name] = tuple(array.shape), some.clone()
     return SampledRun(samples, {name: found[name] for name in outputs})
