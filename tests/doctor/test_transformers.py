@@ -214,7 +214,7 @@ def test_the_stream_is_what_the_blocks_give(pre: bool) -> None:
 
 
 def test_small_branches_do_not_make_gradients_vanish() -> None:
-    model = Encoding(4, pre=False)
+    model: Any = Encoding(4, pre=False)
     with torch.no_grad():
         for layer in model.layers:
             layer.hidden.weight *= 0.05
