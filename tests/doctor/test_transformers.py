@@ -213,13 +213,27 @@ def test_the_stream_is_what_the_blocks_give(pre: bool) -> None:
     assert all(math.isfinite(b.gradient[0]) for b in blocks)
 
 
+def _through(layers: Any, x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
 def test_small_branches_do_not_make_gradients_vanish() -> None:
-    model = Encoding(4, pre=False)
+    model: Any = Encoding(4, pre=False)
     with torch.no_grad():
         for layer in model.layers:
+            layer.attention.out_proj.weight *= 0.05
             layer.hidden.weight *= 0.05
             layer.out.weight *= 0.05
-    found = diagnose(model, batches()[:4], LOSS)
+    draw = torch.Generator().manual_seed(0)
+    tokens = [(torch.randn(64, 8, 32, generator=draw), y) for _, y in batches()[:4]]
+
+    def forward(net: Any, batch: Any) -> Tensor:
+        # As behind an embedding of words, which is no layer with a response.
+        return net.head(_through(net.layers, batch[0]).mean(1))
+
+    found = diagnose(model, tokens, LOSS, forward=forward)
     assert "D24" not in found.named
     (reading,) = [f for f in found.readings if f.id == "D24"]
     assert reading.value > 0.1

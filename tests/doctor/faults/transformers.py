@@ -135,14 +135,16 @@ def full_rate_at_once(net: str, is_bad: bool) -> Program:
     """Eight blocks with post-norm, and the full rate from the first step on."""
     model = Encoding(8, pre=False)
     optimizer = torch.optim.Adam(model.parameters(), 6e-3)
-    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=60)
+    # It lowers the rate as soon as it is made.
+    warm = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1.0 if is_bad else 0.02, total_iters=60
+    )
     with watch(model, optimizer) as seen:
         for x, y in batches(32)[:25]:
             optimizer.zero_grad()
             LOSS(model(x), y).backward()
             optimizer.step()
-            if not is_bad:
-                warm.step()
+            warm.step()
     return Program(watched=tuple(seen.readings()), at=frozenset({"layers.0"}))
 
 
@@ -157,7 +159,7 @@ def one_wild_step(net: str, is_bad: bool) -> Program:
     with watch(model, optimizer, every=1) as seen:
         for step, (x, y) in enumerate(itertools.islice(itertools.cycle(batches()), 90)):
             loss = LOSS(model(x), y)
-            seen.log(loss=float(loss))
+            seen.log(loss=loss.item())
             optimizer.zero_grad()
             loss.backward()
             wild = is_bad and 70 <= step < 76

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from normkit.doctor.channel_statistics import ChannelStatistics
+from normkit.doctor.checks.thresholds import MIN_SAMPLES
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.examine import examine
 from normkit.doctor.examination.working_copy import open_working_copy
@@ -36,6 +37,7 @@ from normkit.doctor.measurements import (
     mean_over_samples,
     standard_error,
 )
+from normkit.modeling.batch import num_samples
 from normkit.results import Result
 
 __all__ = ["Confirmation", "confirm", "repairable"]
@@ -44,7 +46,8 @@ __all__ = ["Confirmation", "confirm", "repairable"]
 MIN_METRIC_GAIN, MIN_LOSS_GAIN = 0.01, 0.1
 # The parts that the batches are split into; each is held out once.
 FOLDS = 10
-# Fewer batches held out give no standard error to rely on: the batches are split.
+# Fewer batches held out, or samples in them, give no standard error to rely on: the
+# batches of the diagnosis are split.
 MIN_HELD_OUT = 4
 # Faults that eval mode does not show: the same check runs again.
 EXAMINED_AGAIN = ("D06", "D07", "D16", "D34")
@@ -134,7 +137,7 @@ def confirm(
             continue
         if id_ in _OF_STATISTICS:
             repair = as_in_training  # a momentum has no effect in eval mode
-        if len(case.held_out) >= MIN_HELD_OUT:
+        if _is_enough(case.held_out):
             if repair not in done:
                 done[repair] = _on_others(case, statistics, group, repair)
             outcome[id_] = done[repair]
@@ -148,6 +151,11 @@ def confirm(
         outcome[id_] = done[repair]
     ids = dict.fromkeys(f.id for f in alarms if f.id in outcome)
     return [replace(outcome[id_], id=id_) for id_ in ids]
+
+
+def _is_enough(held_out: list[Any]) -> bool:
+    samples = sum(map(num_samples, held_out))
+    return len(held_out) >= MIN_HELD_OUT and samples >= MIN_SAMPLES
 
 
 def _on_others(
