@@ -21,7 +21,7 @@ from normkit.studies.registry import all_studies
 from normkit.studies.runner import draw_record, record_path
 from normkit.studies.study import Study
 from normkit.studies.verdict import (
-    PARTLY,
+    MIXED,
     SUPPORTED,
     UNSEEN,
     WORDS,
@@ -55,7 +55,7 @@ def overall(claim: str, records: dict[str, Record]) -> tuple[str, list[Verdict]]
     """
     said = [v for r in records.values() for v in r.verdicts if v.claim == claim]
     if not said:
-        return (UNSEEN if CLAIMS[claim].note else ""), []
+        return "", []
     return combine([v.word for v in said]), said
 
 
@@ -153,7 +153,7 @@ def _deciding(word: str, parts: list[Part]) -> list[Part]:
     first: dict[str, Part] = {}
     for part in parts:
         first.setdefault(part.word, part)
-    return [part for kind, part in first.items() if word in (kind, PARTLY, UNSEEN)]
+    return [part for kind, part in first.items() if word in (kind, MIXED, UNSEEN)]
 
 
 def _held_against(part: Part) -> str:
