@@ -24,7 +24,7 @@ from normkit.report.charts import legend, summary
 from normkit.report.drawing import draw
 from normkit.report.page import format_value
 from normkit.studies import CLAIMS, Record
-from normkit.studies.report import deciding_numbers, overall, read_records
+from normkit.studies.summary import deciding_numbers, overall, read_records, spelled
 
 DOCS = Path(__file__).parents[1]
 

@@ -91,7 +91,7 @@ def median_interval(values: Sequence[Number]) -> Interval:
         seeds=len(pairs),
         coverage=coverage,
         median_high=_median(highs),
-        bounded=sum(low != high for low, high in pairs),
+        bounded=sum(bool(low != high) for low, high in pairs),
     )
 
 

@@ -407,8 +407,8 @@ STUDY = Study(
     "for sigmoids than for ReLU. C33: plain sigmoid nets of gain ≤ 1 stay below 50 %, "
     "60 % of the batch-norm cells work. C35: at each arm's best rate one gain more "
     "works. C48: own rates gain less than half as much log loss with batch norm, "
-    "judged where they gain 0.05 without. C56: an interaction of rate and batch norm of "
-    "5 points.",
+    "judged where they gain 0.05 without. C56: an interaction of rate and batch norm "
+    "of 5 points.",
     claims=("C20", "C21", "C32", "C33", "C35", "C48", "C56"),
     minutes=3,
     scales={

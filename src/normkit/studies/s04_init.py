@@ -487,7 +487,7 @@ STUDY = Study(
         ),
         "cpu": Scale(
             10,
-            {"units": 2048, "deep_units": 512, "batch": 64, "steps": 160, "width": 24},
+            {"units": 4096, "deep_units": 512, "batch": 64, "steps": 160, "width": 24},
         ),
         "gpu": Scale(
             10,
