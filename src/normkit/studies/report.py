@@ -172,8 +172,8 @@ def _changes(records: dict[str, Record]) -> str:
     rest = " and ".join(f"{split[w]} {w}" for w in (MIXED, SMALLER) if split[w])
     return (
         f"The studies were refereed. **{len(found)} of {len(BEFORE)} claims changed "
-        f"their verdict**: {named}. Of those that stay, {sum(split.values())} that were "
-        f"“partly” now say how: {rest}.\n"
+        f"their verdict**: {named}. Of those that stay, {sum(split.values())} that "
+        f"were “partly” now say how: {rest}.\n"
     )
 
 
@@ -310,8 +310,8 @@ def _part_cells(part: Part) -> str:
 def _wrong(records: dict[str, Record]) -> str:
     lines = [
         "# Corrections\n",
-        "What the articles state and what is so. Each rests on a part of a verdict that "
-        "is refuted, or is a slip of wording.\n",
+        "What the articles state and what is so. Each rests on a part of a verdict "
+        "that is refuted, or is a slip of wording.\n",
         "| source | stated | found | evidence |",
         "| --- | --- | --- | --- |",
     ]

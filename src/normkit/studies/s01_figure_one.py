@@ -404,8 +404,16 @@ STUDY = Study(
     "it up?",
     prediction="Without batch norm inputs drift and saturate; with it they stay, and "
     "training is much faster.",
-    seen="",
-    meaning="",
+    seen="The band is where the middle 70 % of the inputs of one hidden unit lie, its "
+    "line the median; drift is how far that line moves, in widths of the last band. "
+    "Without batch norm the band starts narrow, wanders and widens; with it it stays. "
+    "Accuracy rises earlier with batch norm, and the lead is largest for modest "
+    "targets.",
+    meaning="While both nets learn the same, the inputs of a batch-normalized unit "
+    "hardly move and those of a plain unit do. That is what “covariate shift” names; "
+    "that it is the cause of slowness does not follow (S02). How many times faster "
+    "depends on the accuracy that is asked for, so a single factor says little. Weight "
+    "and bias, though they could, do not bring the drift back.",
     arms=(
         "plain",
         "batch norm",

@@ -459,8 +459,14 @@ STUDY = Study(
     question="What do initial weights do to signals and gradients, and which train?",
     prediction="Small weights let both vanish, larger ones saturate, Xavier keeps the "
     "variance, Kaiming does so for ReLU; bad starts do not train.",
-    seen="",
-    meaning="",
+    seen="Left: with small weights (0.01) the activations shrink layer by layer, with "
+    "large ones (0.05) they stay near ±1, with Xavier's they fall slowly; crosses are "
+    "the theory. Middle: how much of a gradient is left after so many layers. Right: "
+    "accuracy at three depths; batch norm was trained to 20 layers.",
+    meaning="The product of n·Var[w] over the layers decides. Below 1 signals and "
+    "gradients vanish, and the more layers the less is left: six layers still train, "
+    "twenty do not. Above 1 units saturate, yet gradients grow on their way back. "
+    "Neither start trains at 20 layers without batch norm.",
     arms=(
         "std 0.01, 0.05, Xavier, Kaiming",
         "tanh, ReLU, linear",

@@ -252,8 +252,11 @@ STUDY = Study(
     title="distributions",
     question="What does normalizing do to the distribution of a unit's input?",
     prediction="It becomes standard normal; a saturated sigmoid gets its slope back.",
-    seen="",
-    meaning="",
+    seen="Left: a skewed law is moved and scaled by normalizing, and as skewed as "
+    "before. Right: the sigmoid has its slope where N(0, 1) lies, and almost none "
+    "where N(−6, 1) does.",
+    meaning="Normalizing sets mean and variance and nothing else. Whether a law is "
+    "normal is not its business.",
     arms=("an exponential law", "normal laws", "ReLU and sigmoid of a normal law"),
     metric="Mean, variance, skewness and kurtosis before and after; shares of a normal "
     "law; the mean slope of the sigmoid.",

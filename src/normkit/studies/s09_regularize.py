@@ -194,8 +194,10 @@ STUDY = Study(
     question="Does batch norm raise accuracy, and does it make dropout unnecessary?",
     prediction="Higher accuracy than without, as much as with dropout; dropout adds "
     "nothing to it.",
-    seen="",
-    meaning="",
+    seen="Each dot is a seed. Left at each arm's best rate, right at one rate for all.",
+    meaning="On a thousand images and few steps part of the lead of batch norm is that "
+    "it learns faster, which a best rate does not take away. LRN is local response "
+    "normalization, the layer that batch norm replaced.",
     arms=tuple(_ARMS),
     metric="Test accuracy of a small CNN on few training images, each arm at the best "
     "of five rates by validation and all at one rate. LRN is local response "
@@ -210,7 +212,7 @@ STUDY = Study(
             2, {"data": "digits", "train_images": 300, "steps": 30, "width": 8}
         ),
         "cpu": Scale(
-            10, {"data": "mnist", "train_images": 1000, "steps": 150, "width": 6}
+            10, {"data": "mnist", "train_images": 1000, "steps": 90, "width": 6}
         ),
         "gpu": Scale(
             10, {"data": "cifar10", "train_images": 0, "steps": 8000, "width": 64}

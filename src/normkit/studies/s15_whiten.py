@@ -299,8 +299,13 @@ STUDY = Study(
     question="What do standardized and whitened inputs bring, and what do they cost?",
     prediction="Standardized inputs need fewer steps; whitening costs several times "
     "more than batch norm, and a detached mean lets parameters run away.",
-    seen="",
-    meaning="",
+    seen="Left: steps to 92 % by scale of the input; the dotted line is the end of the "
+    "run, which raw pixels reach without arriving. Right: the time of whitening grows "
+    "far faster with the number of features than that of batch norm.",
+    meaning="Standardized inputs are the cheap part of whitening, and most of the "
+    "gain. Whitening keeps what it transforms, as a linear map of it, and costs tens "
+    "of times as much. Done outside the gradient it lets parameters run away while the "
+    "loss stands still.",
     arms=(*_SCALINGS, *_LAYERS),
     metric="Steps of a ReLU net to 92 % on the digits, best of twelve rates by "
     "validation; time of a forward over the number of features; the bias of "

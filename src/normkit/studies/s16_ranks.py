@@ -154,8 +154,10 @@ STUDY = Study(
     title="one image per device",
     question="Does batch norm over devices equal batch norm of the whole batch?",
     prediction="Synchronized it does, outputs and gradients; alone it is far off.",
-    seen="",
-    meaning="",
+    seen="Synchronized, two processes with an image each give outputs and gradients of "
+    "one process with both, to rounding.",
+    meaning="Statistics over devices are the statistics of the whole batch. Whether a "
+    "task needs them is S11.",
     arms=("statistics merged over processes", "each process alone"),
     metric="Relative error of outputs and gradients against a single process.",
     criterion="C65: 1e-5 synchronized, more than 0.1 alone.",

@@ -196,14 +196,18 @@ STUDY = Study(
     question="What happens at a learning rate that is too large?",
     prediction="Activations explode, most in the last layers, and not with batch norm; "
     "large rates that work end in bad minima.",
-    seen="",
-    meaning="",
+    seen="Growth of a layer's output within five steps: nothing happens up to a rate, "
+    "then it is beyond all bounds, deep layers first. With batch norm it is not.",
+    meaning="A rate that is too large breaks a plain net at once, by an explosion or "
+    "by silence: in some seeds all units of a layer die instead. Batch norm works at "
+    "rates ten times larger. Whether a large rate that works leaves a worse minimum "
+    "differs from seed to seed.",
     arms=(*_ARMS, "ten rates", "then a small one"),
-    metric="Growth of each layer's linear output over five steps; training loss of ReLU "
-    "nets on the digits at each rate, and after as many steps more at a small rate.",
+    metric="Growth of each layer's linear output over five steps; training loss of "
+    "ReLU nets on the digits at each rate, and after as many steps more at a small rate.",
     criterion="C85: at the first rate that fails the plain net's output grows ×10, the "
-    "last layer three times as much as the first; with batch norm at most ×10. C73: the "
-    "loss stays 1.2 times higher than at the small rate alone.",
+    "last layer three times as much as the first; with batch norm at most ×10. C73: "
+    "the loss stays 1.2 times higher than at the small rate alone.",
     claims=("C73", "C85"),
     minutes=1,
     scales={
