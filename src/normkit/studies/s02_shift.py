@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from normkit.studies.figure import band, bars_by_group
+from normkit.studies.figure import bars_by_group, color
 from normkit.studies.interval import Number
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.selection import Pick, edges, pick
@@ -302,7 +302,7 @@ def evaluate(results: list[Result]) -> list[Verdict]:
 
 
 def draw(figure: Figure, results: list[Result]) -> None:
-    """Draw the shift over the run, and the steps to the target."""
+    """Draw the shift over the loss, and the steps to the target."""
     axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     acts = ("sigmoid", "relu")
     picks = {
@@ -313,13 +313,18 @@ def draw(figure: Figure, results: list[Result]) -> None:
     for ax, act in zip(axes[:2], acts, strict=True):
         for i, arm in enumerate(_ARMS):
             name = f"{act} {arm}"
-            rows = [
-                [max(sum(look) / len(look), 1e-6) for look in r["shift"][name][rate]]
+            rate = picks[name]
+            looks = [
+                (loss, sum(look) / len(look))
                 for r in results
-                for rate in (picks[name],)
+                for loss, look in zip(
+                    r["loss"][name][rate], r["shift"][name][rate], strict=True
+                )
+                if _LOSSES[0] <= loss <= _LOSSES[1]
             ]
-            band(ax, results[0]["at"], rows, label=arm, index=i)
-        ax.set(title=f"Shift of gradients, {act}", yscale="log", xlabel="step")
+            ax.plot(*zip(*looks, strict=True), ".", color=color(i), label=arm, ms=4)
+        ax.set(title=f"Shift of gradients, {act}", yscale="log")
+        ax.set(xlabel="training loss", xlim=_LOSSES[::-1])
     axes[0].legend(fontsize=6.5)
     axes[0].set_ylabel(f"‖G′ − G‖ / ‖G‖, steps of {100 * _STEP:g} %")
     limit = results[0]["steps"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.nn import BatchNorm1d, LayerNorm
-from normkit.studies.figure import band, points
+from normkit.studies.figure import bars_by_group, points
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, frozen
@@ -275,15 +275,13 @@ def draw(figure: Figure, results: list[Result]) -> None:
     rows = [_evaluated_loss(results, kind)[1] for kind in _NORMS]
     points(left, list(_NORMS), rows, indices=(1, 0, 7))
     left.set(title="Test loss of a small transformer", ylabel="nats per letter")
-    for i, kind in enumerate(("batch norm", "layer norm")):
-        columns = [_evaluated_mixed(results, s, kind)[1] for s in ("1", "1000")]
-        curves = [list(row) for row in zip(*columns, strict=True)]
-        band(right, (0, 1), curves, label=kind, index=i)
-    right.set_xticks((0, 1), ["all of scale 1", "half of scale 1000"])
-    right.set(
-        title="Features of mixed scale", ylabel="test accuracy, %", xlim=(-0.2, 1.2)
-    )
-    right.legend()
+    groups = {
+        kind: [_evaluated_mixed(results, s, kind)[1] for s in ("1", "1000")]
+        for kind in ("batch norm", "layer norm")
+    }
+    bars_by_group(right, ("all of scale 1", "half of scale 1000"), groups)
+    right.set(title="Features of mixed scale", ylabel="test accuracy, %")
+    right.legend(loc="lower left")
 
 
 STUDY = Study(

@@ -242,7 +242,8 @@ def draw(figure: Figure, results: list[Result]) -> None:
         [r["gamma"]["all test"][k] for r in results] for k in range(len(_GAMMA_DECAYS))
     ]
     points(right, names, rows, indices=(0, *[1] * len(_GAMMA_DECAYS)))
-    right.set(title="Test accuracy: batch, or all images and decay of γ", ylabel="%")
+    right.set(title="Test accuracy by decay of γ", ylabel="%")
+    right.tick_params(axis="x", labelsize=5.5)
 
 
 STUDY = Study(

@@ -197,7 +197,7 @@ STUDY = Study(
     prediction="Activations explode, most in the last layers, and not with batch norm; "
     "large rates that work end in bad minima.",
     seen="Growth of a layer's output within five steps: nothing happens up to a rate, "
-    "then it is beyond all bounds, deep layers first. With batch norm it is not.",
+    "then it is beyond all bounds. With batch norm it is not.",
     meaning="A rate that is too large breaks a plain net at once, by an explosion or "
     "by silence: in some seeds all units of a layer die instead. Batch norm works at "
     "rates ten times larger. Whether a large rate that works leaves a worse minimum "
