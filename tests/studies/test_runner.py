@@ -131,7 +131,10 @@ def test_an_interrupt_while_workers_start_waits_for_their_end() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 1.5])
 def test_an_interrupt_at_any_time_ends_the_run(tmp_path: Path, seconds: float) -> None:
     words = ["study", "run", "S02", "--jobs", "2", "--out", str(tmp_path)]
-    code = "import sys; from normkit_cli import main; print(flush=True); "
+    # As a terminal leaves it: a shell starts what runs in the background without SIGINT.
+    code = "import signal, sys; from normkit_cli import main; "
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "print(flush=True); "
     code += f"sys.exit(main({words!r}))"
     program = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -152,6 +155,7 @@ def test_an_interrupt_at_any_time_ends_the_run(tmp_path: Path, seconds: float) -
     finally:
         if program.poll() is None:
             os.killpg(program.pid, signal.SIGKILL)
+            program.communicate()
     assert program.returncode == 130
     assert told.strip() == "normkit: stopped"
 
