@@ -204,7 +204,8 @@ STUDY = Study(
     "differs from seed to seed.",
     arms=(*_ARMS, "ten rates", "then a small one"),
     metric="Growth of each layer's linear output over five steps; training loss of "
-    "ReLU nets on the digits at each rate, and after as many steps more at a small rate.",
+    "ReLU nets on the digits at each rate, and after as many steps more at a small "
+    "rate.",
     criterion="C85: at the first rate that fails the plain net's output grows ×10, the "
     "last layer three times as much as the first; with batch norm at most ×10. C73: "
     "the loss stays 1.2 times higher than at the small rate alone.",
