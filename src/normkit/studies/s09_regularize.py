@@ -204,7 +204,7 @@ STUDY = Study(
     "normalization behind each batch norm.",
     criterion="C19: 0.3 points above plain, not below dropout, which adds at most "
     "0.3. C57: also a gap of training and test accuracy smaller by 0.3. C72: LRN adds "
-    "at most 0.3. (1 point in place of 0.3 on the digits.)",
+    "at most 0.3. On the digits 1 point in place of 0.3.",
     claims=("C19", "C57", "C72"),
     minutes=5,
     scales={

@@ -230,9 +230,8 @@ STUDY = Study(
     seen="Full lines are batch norm, dashed plain nets, on colour images; ×5 and ×30 "
     "are multiples of the plain net's best rate. Right: where each arm ends.",
     meaning="At the plain net's best rate batch norm needs fewer steps, and five times "
-    "that rate, which breaks the plain net, works. Thirty times does not: with a "
-    "momentum of 0 and so few steps this small net has no use for it. The sigmoid net "
-    "trains only with batch norm.",
+    "that rate, which breaks the plain net, works. Thirty times that rate does not, in "
+    "so few steps. The sigmoid net trains only with batch norm.",
     arms=tuple(_ARMS),
     metric="Test accuracy of a small CNN over steps of plain SGD; the base rate is the "
     "plain net's best of five on validation.",

@@ -210,7 +210,8 @@ STUDY = Study(
     "rate for that batch.",
     meaning="On small images a batch of one still has many values per channel, and "
     "batch norm trains with them. That images of one class a batch, or larger nets, "
-    "lose more is known from the literature; at this size it does not show.",
+    "lose more is known from the literature; at this size it does not show, but for a "
+    "few points at one image.",
     arms=(*_NORMS, "batches of 1, 2 and 32"),
     metric="Test accuracy of a small CNN on the digits after equally many images, at "
     "the best of four or five rates by validation for each norm and batch size.",
