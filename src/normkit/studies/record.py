@@ -168,13 +168,13 @@ def code_key(study: Study, scale: str) -> str:
 
 def _of_this_package(source: str) -> list[str]:
     prefix = "normkit.studies."
-    return [
-        node.module.removeprefix(prefix)
+    modules = [
+        node.module or ""
         for node in ast.parse(source).body
         if isinstance(node, ast.ImportFrom)
-        and (node.module or "").startswith(prefix)
-        and (node.module or "").removeprefix(prefix) not in _SILENT
     ]
+    names = [m.removeprefix(prefix) for m in modules if m.startswith(prefix)]
+    return [name for name in names if name not in _SILENT]
 
 
 def _measuring(source: str) -> list[str]:

@@ -195,12 +195,11 @@ def evaluate(results: list[Result]) -> list[Verdict]:
 
     def steps(act: str, slow: str, fast: str) -> list[Number]:
         names = f"{act} {slow}", f"{act} {fast}"
-        return [
-            steps_ratio(
-                *(r["reached"][n][1 + picks[n].index] for n in names), r["steps"]
-            )
-            for r in results
-        ]
+        found = []
+        for r in results:
+            a, b = (r["reached"][n][1 + picks[n].index] for n in names)
+            found.append(steps_ratio(a, b, r["steps"]))
+        return found
 
     def edge(act: str, *arms: str) -> str:
         return edges(
