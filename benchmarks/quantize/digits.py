@@ -7,7 +7,7 @@ A CNN on scikit-learn's digits (on CIFAR-10 where NORMKIT_DATA has it) is traine
 float and then with fake quantization (torchao, pt2e); its statistics are measured again
 by `normkit.calibrate`, and both are converted to int8. Each seed is one split of the
 data, one start and one order of batches for all rows: differences are paired. The page
-has medians over the seeds and bootstrap 95 % intervals. Needs
+has medians over the seeds and order-statistic intervals. Needs
 `pip install 'normkit[quant,demo]'`; a seed takes about a minute on a busy core.
 """
 
@@ -30,7 +30,7 @@ from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 import normkit
 from normkit.studies.data import Images
-from normkit.studies.interval import bootstrap
+from normkit.studies.interval import median_interval
 from normkit.studies.study import Trial
 from normkit.studies.training import cnn, train
 
@@ -133,21 +133,22 @@ def page(results: list[dict[str, Any]]) -> str:
             f"fake quantization in batches of {BATCH}, then int8 (torchao, pt2e, x86 "
             "quantizer: weights per channel, activations per tensor). Statistics are "
             "measured again by `normkit.calibrate` on one epoch. Test accuracy in "
-            f"percent: median over {seeds} paired seeds and bootstrap 95 % interval.",
+            f"percent: median over {seeds} paired seeds and order-statistic interval.",
             "",
             "| | accuracy, % |",
             "| --- | --- |",
-            *(f"| {row} | {bootstrap(column(row))} |" for row in ROWS),
+            *(f"| {row} | {median_interval(column(row))} |" for row in ROWS),
             "",
             "| difference, paired | points |",
             "| --- | --- |",
             *(
-                f"| {text} | {bootstrap(gain(before, after))} |"
+                f"| {text} | {median_interval(gain(before, after))} |"
                 for text, before, after in GAINS
             ),
             "",
             "How far the statistics moved, the most of the three layers: d_mean "
-            f"{bootstrap(column('d_mean'))}, d_var {bootstrap(column('d_var'))} "
+            f"{median_interval(column('d_mean'))}, d_var "
+            f"{median_interval(column('d_var'))} "
             "(a healthy network in training stays below 0.25 and 0.35).",
             "",
         ]
