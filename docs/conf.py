@@ -36,7 +36,7 @@ intersphinx_mapping: dict[str, tuple[str, None]] = {}
 
 # Pages that are written for a repository's own viewer, without a list of those below.
 pages_below = {
-    "claims/README": ["S*", "corrections"],
+    "claims/README": ["S*", "corrections", "reproduce"],
     "benchmarks/index": ["gpu"],
     "integrations/README": ["*"],
 }

@@ -33,7 +33,7 @@ import normkit
 from normkit.bench.marks import written
 from normkit.errors import ArgumentError
 from normkit.studies.data import Images
-from normkit.studies.interval import order_statistics
+from normkit.studies.interval import median_interval
 from normkit.studies.study import Trial
 from normkit.studies.training import accuracy, cnn, train
 
@@ -176,7 +176,7 @@ def block(results: list[dict[str, Any]]) -> str:
     rule = "| --- |" + " --- |" * len(by_data)
 
     def row(name: str, values: Any) -> str:
-        cells = (str(order_statistics(values(found))) for found in by_data.values())
+        cells = (str(median_interval(values(found))) for found in by_data.values())
         return f"| {name} | {' | '.join(cells)} |"
 
     rows = [row(name, lambda found, n=name: [r[n] for r in found]) for name in ROWS]

@@ -24,7 +24,8 @@ from normkit.report.charts import legend, summary
 from normkit.report.drawing import draw
 from normkit.report.page import format_value
 from normkit.studies import CLAIMS, Record
-from normkit.studies.report import deciding_numbers, overall, read_records
+from normkit.studies.literature import of
+from normkit.studies.summary import deciding_numbers, overall, read_records, spelled
 
 DOCS = Path(__file__).parents[1]
 
@@ -67,11 +68,14 @@ def _claim(id_: str) -> str:
         f"::::{{container}} claim {word.replace(' ', '-')}",
         f"**{id_}** {_text(claim.text)}",
         "",
-        f"[{word}]{{.verdict}} {_text(deciding_numbers(word, said) or claim.note)}",
+        f"[{_text(spelled(word, said))}]{{.verdict}} "
+        f"{_text(deciding_numbers(word, said))}",
     ]
     where = [f"{{py:obj}}`{name}`" for name in CODE.get(id_, ())]
     tested = [f"[{study}](../claims/{study}.md)" for study in studies]
     last = []
+    literature, differs = of(id_)
+    last.append(_text(f"Literature: {literature} {differs}".rstrip()))
     if where:
         last.append(f"In code: {', '.join(where)}.")
     if tested:

@@ -140,7 +140,7 @@ def _table(record: Record) -> Table:
         box=None,
         pad_edge=False,
     )
-    for heading in ("claim", "verdict", "measured", "median [95 %]", "predicted"):
+    for heading in ("claim", "verdict", "measured", "median [interval]", "predicted"):
         table.add_column(heading)
     for said in record.verdicts:
         for i, part in enumerate(said.parts):

@@ -8,7 +8,7 @@ from normkit_cli import main
 def test_the_list_names_every_study(capsys) -> None:
     assert main(["study", "list"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"S{i:02}" in printed for i in range(1, 21))
+    assert all(f"S{i:02}" in printed for i in range(1, 25))
 
 
 def test_a_run_prints_verdicts_and_a_report_follows(tmp_path: Path, capsys) -> None:
@@ -21,7 +21,7 @@ def test_a_run_prints_verdicts_and_a_report_follows(tmp_path: Path, capsys) -> N
     assert main(["study", "report", "--no-figures", "--out", out]) == 0
     front = (tmp_path / "README.md").read_text()
     assert "| C22 |" in front
-    assert "not run" in front
+    assert "not tested" in front
     page = (tmp_path / "S17.md").read_text()
     assert "normkit study run S17 --quick" in page
     assert (tmp_path / "corrections.md").read_text().startswith("<!-- Written by")

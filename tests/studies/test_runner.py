@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from normkit.errors import ArgumentError
+from normkit.studies import record as recording
 from normkit.studies import registry, runner
 from normkit.studies.record import (
     Record,
@@ -56,6 +57,8 @@ FAKE = Study(
     title="fake",
     question="?",
     prediction="!",
+    seen="a dot",
+    meaning="nothing",
     arms=("one",),
     metric="mean",
     criterion="0.4",
@@ -229,6 +232,24 @@ def test_the_key_does_not_change_with_words(
     worded = plain.replace(":\n", ':\n    """Measure it."""  # a word\n', 1)
     assert key("study_worded", worded) == first
     assert key("study_other", plain.replace("1.0", "2.0")) != first
+
+
+def test_the_key_changes_with_a_file_that_the_study_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = registry.all_studies()[1]  # S02 imports the replicas
+    key = recording.code_key(study, "quick")
+    # The files are read under the folder of the module: of another, with a change.
+    there = Path(recording.__file__).parent
+    for path in there.glob("*.py"):
+        (tmp_path / path.name).write_text(path.read_text())
+    monkeypatch.setattr(recording, "__file__", str(tmp_path / "record.py"))
+    assert recording.code_key(study, "quick") == key
+    (tmp_path / "figure.py").write_text("A = 1")
+    assert recording.code_key(study, "quick") == key
+    with (tmp_path / "replicas.py").open("a") as file:
+        file.write("\nB = 2\n")
+    assert recording.code_key(study, "quick") != key
 
 
 @pytest.mark.parametrize(

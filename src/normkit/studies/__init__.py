@@ -7,7 +7,7 @@ the files `sNN_….py`; `all_studies` lists them, `find` returns one by its id.
 """
 
 from normkit.studies.claims import CLAIMS, Claim
-from normkit.studies.interval import Interval, bootstrap
+from normkit.studies.interval import Interval, median_interval
 from normkit.studies.record import Record
 from normkit.studies.registry import all_studies, find
 from normkit.studies.report import write_report
@@ -26,9 +26,9 @@ __all__ = [
     "Trial",
     "Verdict",
     "all_studies",
-    "bootstrap",
     "data_folder",
     "find",
+    "median_interval",
     "run",
     "write_report",
 ]

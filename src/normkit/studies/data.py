@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,19 +21,21 @@ from normkit.errors import DependencyError
 
 __all__ = ["Images", "Text", "load_images", "load_text"]
 
-# Of the 1,797 digits; a fixed number keeps accuracies of all studies comparable.
-_TEST_DIGITS = 500
+# Of the 1,797 digits; fixed numbers keep accuracies of all studies comparable.
+_TEST_DIGITS, _VALIDATION_DIGITS = 500, 300
 
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images in [0, 1], split into training and test.
+    """Labelled images in [0, 1], split into training, validation and test.
 
     Attributes:
         name: Name of the data set.
         digest: SHA-256 of the raw pixels and labels, before splitting.
         x_train: `(N, C, H, W)`, float32.
         y_train: `(N,)`, int64.
+        x_val: As `x_train`; rates are chosen on these.
+        y_val: As `y_train`.
         x_test: As `x_train`.
         y_test: As `y_train`.
     """
@@ -41,26 +44,29 @@ class Images:
     digest: str
     x_train: Tensor
     y_train: Tensor
+    x_val: Tensor
+    y_val: Tensor
     x_test: Tensor
     y_test: Tensor
 
     def to(self, device: str) -> Images:
         """Return the same images on `device`."""
-        names = ("x_train", "y_train", "x_test", "y_test")
+        names = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
         return replace(self, **{n: getattr(self, n).to(device) for n in names})
+
+    def map(self, convert: Callable[[Tensor], Tensor]) -> Images:
+        """Return the images with their pixels converted, the labels kept."""
+        names = ("x_train", "x_val", "x_test")
+        return replace(self, **{n: convert(getattr(self, n)) for n in names})
 
     def flat(self) -> Images:
         """Return the same images as vectors, `(N, C·H·W)`."""
-        return replace(
-            self, x_train=self.x_train.flatten(1), x_test=self.x_test.flatten(1)
-        )
+        return self.map(lambda x: x.flatten(1))
 
     def standardized(self) -> Images:
         """Shift and scale by one mean and one standard deviation for all pixels."""
         mean, std = self.x_train.mean(), self.x_train.std()
-        return replace(
-            self, x_train=(self.x_train - mean) / std, x_test=(self.x_test - mean) / std
-        )
+        return self.map(lambda x: (x - mean) / std)
 
     @property
     def classes(self) -> int:
@@ -85,23 +91,55 @@ class Images:
 
 
 def load_images(
-    name: str, root: Path | None, generator: torch.Generator, *, train: int = 0
+    name: str,
+    root: Path | None,
+    generator: torch.Generator,
+    *,
+    train: int = 0,
+    val: int = 0,
+    test: int = 0,
 ) -> Images:
-    """Load the images called `name`, or the digits when `root` does not have them."""
+    """Load the images called `name`, or the digits when `root` does not have them.
+
+    `generator` draws the split of training and validation images, and which test
+    images of a set with more than `test` are used; 0 keeps all of a part.
+    """
     found = None
     if name != "digits" and root is not None:
         found = next(iter(sorted(Path(root).glob(f"{name}*.npz"))), None)
-    images = _read_npz(name, found) if found else _split_digits(generator)
-    if train and train < len(images.y_train):
-        keep = torch.randperm(len(images.y_train), generator=generator)[:train]
-        images = replace(
-            images, x_train=images.x_train[keep], y_train=images.y_train[keep]
-        )
-    return images
+    if found:
+        digest, x, y, x_test, y_test = _read_npz(found)
+        shown = _drawn(len(y_test), test, generator)
+        x_test, y_test, top = x_test[shown], y_test[shown], 255
+        order = torch.randperm(len(y), generator=generator)
+        cut = len(y) // 10
+    else:
+        name = "digits"
+        pixels, y, digest = _digits()
+        order = torch.randperm(len(y), generator=generator)
+        last, order = order[-_TEST_DIGITS:], order[:-_TEST_DIGITS]
+        x, x_test, y_test = pixels, pixels[last], y[last]
+        cut, top = _VALIDATION_DIGITS, 16
+    held, kept = order[:cut], order[cut:]
+    held, kept = held[: val or None], kept[: train or None]
+    parts = ((x[kept], y[kept]), (x[held], y[held]), (x_test, y_test))
+    tensors = [t for pixels, labels in parts for t in (_pixels(pixels, top), labels)]
+    return Images(name, digest, *tensors)
+
+
+def _drawn(count: int, wanted: int, generator: torch.Generator) -> Tensor:
+    order = torch.randperm(count, generator=generator)
+    return order[:wanted] if 0 < wanted < count else torch.arange(count)
+
+
+def _pixels(x: Tensor, top: int) -> Tensor:
+    """Return `(N, C, H, W)` in [0, 1] of `(N, H, W)` or `(N, H, W, C)` in [0, top]."""
+    stacked = x[:, None] if x.dim() == 3 else x.movedim(-1, 1)
+    return stacked.float().div(top).contiguous()
 
 
 @functools.cache
-def _digits() -> tuple[np.ndarray, np.ndarray, str]:
+def _digits() -> tuple[Tensor, Tensor, str]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as missing:
@@ -110,33 +148,17 @@ def _digits() -> tuple[np.ndarray, np.ndarray, str]:
             "pip install 'normkit[demo]'"
         ) from missing
     x, y = load_digits(return_X_y=True)
-    return x, y, _digest(x, y)
-
-
-def _split_digits(generator: torch.Generator) -> Images:
-    x, y, digest = _digits()
-    order = torch.randperm(len(y), generator=generator)
-    pixels = torch.from_numpy(x).float().div(16).view(-1, 1, 8, 8)[order]
-    labels = torch.from_numpy(y).long()[order]
-    cut = len(y) - _TEST_DIGITS
-    return Images(
-        *("digits", digest, pixels[:cut], labels[:cut], pixels[cut:], labels[cut:])
-    )
+    pixels = torch.from_numpy(x).float().view(-1, 8, 8)
+    return pixels, torch.from_numpy(y).long(), _digest(x, y)
 
 
 @functools.lru_cache(maxsize=2)
-def _read_npz(name: str, path: Path) -> Images:
+def _read_npz(path: Path) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:
+    """Read digest, bytes and labels for training, and both for the test."""
     with np.load(path) as stored:
         arrays = [stored[k] for k in ("x_train", "y_train", "x_test", "y_test")]
-    tensors = []
-    for array in arrays:
-        if array.ndim == 1:
-            tensors.append(torch.from_numpy(array.astype(np.int64)))
-        else:
-            pixels = torch.from_numpy(array).float().div(255)
-            stacked = pixels[:, None] if array.ndim == 3 else pixels.movedim(-1, 1)
-            tensors.append(stacked.contiguous())
-    return Images(name, _digest(*arrays), *tensors)
+    x, y, x_test, y_test = map(torch.from_numpy, arrays)
+    return _digest(*arrays), x, y.long(), x_test, y_test.long()
 
 
 @dataclass(frozen=True)

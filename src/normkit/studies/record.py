@@ -27,7 +27,15 @@ from normkit.studies.interval import Interval
 from normkit.studies.study import Study
 from normkit.studies.verdict import Part, Verdict
 
-__all__ = ["Record", "environment", "read_json", "run_key", "write_json"]
+__all__ = [
+    "Record",
+    "code_key",
+    "environment",
+    "is_current",
+    "read_json",
+    "run_key",
+    "write_json",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,6 +46,7 @@ class Record(Result):
         study: Id of the study.
         scale: `quick`, `cpu` or `gpu`.
         key: Digest of the inputs of the run; see `run_key`.
+        code: Digest of the settings and the code alone; see `code_key`.
         settings: Settings of the scale.
         data: SHA-256 by name of data set.
         environment: Versions, processor, threads.
@@ -50,6 +59,7 @@ class Record(Result):
     study: str
     scale: str
     key: str
+    code: str
     settings: Mapping[str, Any]
     data: Mapping[str, str]
     environment: Mapping[str, Any]
@@ -98,7 +108,7 @@ class Record(Result):
                 v["claim"],
                 v["word"],
                 tuple(
-                    Part(p["text"], Interval(**p["interval"]), p["wanted"], p["word"])
+                    Part(**{**p, "interval": Interval(**p["interval"])})
                     for p in v["parts"]
                 ),
                 v["note"],
@@ -113,27 +123,67 @@ def _in_words(part: Part) -> str:
     return f"{part.text}: {part.interval}{predicted}"
 
 
-# Incremented when the format of a trial's results changes: old seeds are not reused.
-_FORMAT = 2
+# Incremented when the format of a record changes: old ones are not read.
+_FORMAT = 3
+
+# What every trial uses without measuring, and changes in which move no number.
+_SILENT = ("figure", "verdict", "selection", "interval")
+
+
+def is_current(path: Path, study: Study) -> bool:
+    """Return whether the record at `path` comes from the present code of `study`."""
+    raw = read_json(path)
+    return "code" in raw and raw["code"] == code_key(study, raw["scale"])
 
 
 def run_key(study: Study, scale: str, data: Path | None) -> str:
     """Return a digest of the inputs of a run: settings, code and data.
 
     A finished seed is only reused under the same key, so a changed study starts again.
-    The rule and the figure do not count: they are applied to stored results. Nor do
-    comments and docstrings.
     """
+    files = sorted(path.name for path in data.iterdir()) if data else []
+    return _digest([code_key(study, scale), files])
+
+
+def code_key(study: Study, scale: str) -> str:
+    """Return a digest of the settings and of the code that measures.
+
+    That is the file of the study and those of this package that it imports. The rule
+    and the figure do not count: they are applied to stored results. Nor do comments
+    and docstrings.
+    """
+    settings = dict(study.scales[scale].settings)
     module = inspect.getmodule(study.measure)
     source = inspect.getsource(module or study.measure)
-    kept = [
-        ast.unparse(node)
-        for node in _without_docstrings(source).body
-        if not is_afterwards(node)
+    found = {"": _measuring(source)}
+    waiting = [source]
+    while waiting:
+        for name in _of_this_package(waiting.pop()):
+            if name not in found:
+                text = (Path(__file__).parent / f"{name}.py").read_text("utf-8")
+                found[name] = _measuring(text)
+                waiting.append(text)
+    return _digest([_FORMAT, study.id, scale, settings, found])
+
+
+def _of_this_package(source: str) -> list[str]:
+    prefix = "normkit.studies."
+    modules = [
+        node.module or ""
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ImportFrom)
     ]
-    files = sorted(path.name for path in data.iterdir()) if data else []
-    settings = dict(study.scales[scale].settings)
-    text = json.dumps([_FORMAT, study.id, scale, settings, files, kept], sort_keys=True)
+    names = [m.removeprefix(prefix) for m in modules if m.startswith(prefix)]
+    return [name for name in names if name not in _SILENT]
+
+
+def _measuring(source: str) -> list[str]:
+    body = _without_docstrings(source).body
+    return [ast.unparse(node) for node in body if not is_afterwards(node)]
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -151,7 +201,8 @@ def is_afterwards(node: ast.stmt) -> bool:
     if isinstance(node, ast.FunctionDef):
         return node.name.lstrip("_").startswith(("evaluate", "draw"))
     if isinstance(node, ast.ImportFrom):
-        return node.module in ("normkit.studies.figure", "normkit.studies.verdict")
+        last = (node.module or "").rpartition(".")[2]
+        return (node.module or "").startswith("normkit.studies") and last in _SILENT
     return isinstance(node, ast.Assign) and ast.unparse(node).startswith("STUDY")
 
 

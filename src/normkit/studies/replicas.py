@@ -109,6 +109,7 @@ class Replicas:
                 zeros = torch.zeros(self.count, 1, after, device=device)
                 self.running.append((zeros, torch.ones_like(zeros)))
         self.training = True
+        self._held: Tensor | None = None
         self.last_losses = torch.full((self.count,), math.nan)
         self._noise = torch.Generator(device).manual_seed(
             int(torch.randint(2**31, (), generator=generator))
@@ -133,6 +134,8 @@ class Replicas:
             taps: List that receives the input of each activation, `(K, batch, width)`.
             inputs: `taps` receives the output of each linear map instead.
         """
+        if self._held is not None:
+            self._noise.set_state(self._held)
         h = x.expand(self.count, *x.shape)
         last = len(self.weights) - 1
         act = ACTIVATIONS[self.recipe.activation]
@@ -215,6 +218,15 @@ class Replicas:
             ):
                 mean.copy_(old_mean)
                 var.copy_(old_var)
+
+    @contextlib.contextmanager
+    def held_noise(self) -> Iterator[None]:
+        """Draw the same noise of the recipe at every call within the block."""
+        self._held = self._noise.get_state()
+        try:
+            yield
+        finally:
+            self._held = None
 
     def _normalize(self, h: Tensor, layer: int) -> Tensor:
         recipe = self.recipe

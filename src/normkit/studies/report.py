@@ -1,62 +1,65 @@
 """The pages of the studies, made from the records: claims, studies, corrections.
 
     README.md        every claim with its verdict, and how each was reached
-    Sxx.md           one study: question, prediction, rule, numbers, figure
+    Sxx.md           one study: question, what is seen, what it means, rule, numbers
     corrections.md   what the sources state wrongly, with the evidence
+    reproduce.md     the commands, and what they cost
 
 All of it is generated. The rules are applied to the stored results, so the pages agree
-with the code.
+with the code. A record of other code than the present counts for nothing: its study is
+shown as stale.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 from normkit.errors import ArgumentError
-from normkit.studies.claims import CLAIMS, CORRECTIONS, Claim
+from normkit.studies.before import BEFORE
+from normkit.studies.claims import (
+    ALGEBRA,
+    ARTICLES,
+    CITED,
+    CLAIMS,
+    CORRECTIONS,
+    RUN,
+    Claim,
+)
+from normkit.studies.interval import coverage_of
+from normkit.studies.literature import REFERENCES, of
 from normkit.studies.record import Record
 from normkit.studies.registry import all_studies
 from normkit.studies.runner import draw_record, record_path
 from normkit.studies.study import Study
+from normkit.studies.summary import (
+    changed,
+    deciding_numbers,
+    overall,
+    read_records,
+    shared,
+    spelled,
+)
 from normkit.studies.verdict import (
-    PARTLY,
-    SUPPORTED,
-    UNSEEN,
+    MIXED,
+    REFUTED,
+    SMALLER,
+    UNTESTED,
     WORDS,
     Part,
-    Verdict,
-    combine,
 )
 
-__all__ = ["deciding_numbers", "overall", "read_records", "write_report"]
+__all__ = ["write_report"]
 
 _NOTICE = "<!-- Written by `normkit study report`; do not edit. -->\n"
 
 
-def read_records(out: Path) -> dict[str, Record]:
-    """Read the records under `out` by study id, and evaluate their verdicts again."""
-    found = {}
-    for study in all_studies():
-        path = record_path(out, study.id)
-        if path.exists():
-            record = Record.read(path)
-            found[study.id] = replace(
-                record, verdicts=tuple(study.evaluate(record.results))
-            )
-    return found
-
-
-def overall(claim: str, records: dict[str, Record]) -> tuple[str, list[Verdict]]:
-    """Return the overall word for `claim`, and the part of each study.
-
-    The word is empty while no study of the claim has run.
-    """
-    said = [v for r in records.values() for v in r.verdicts if v.claim == claim]
-    if not said:
-        return (UNSEEN if CLAIMS[claim].note else ""), []
-    return combine([v.word for v in said]), said
+def _stale(out: Path, records: dict[str, Record]) -> list[str]:
+    return [
+        study.id
+        for study in all_studies()
+        if study.id not in records and record_path(out, study.id).exists()
+    ]
 
 
 def write_report(out: Path, *, figures: bool = True) -> list[Path]:
@@ -70,18 +73,25 @@ def write_report(out: Path, *, figures: bool = True) -> list[Path]:
         ArgumentError: There is no record.
     """
     records = read_records(out)
-    if not records:
+    stale = _stale(out, records)
+    if not records and not stale:
         raise ArgumentError(
             f"there are no records under {str(out)!r}; "
             "make some with: normkit study run --all"
         )
     studies = {study.id: study for study in all_studies()}
-    pages = {"README.md": _front(records, studies), "corrections.md": _wrong(records)}
+    pages = {
+        "README.md": _front(records, studies, stale),
+        "corrections.md": _wrong(records),
+        "reproduce.md": _reproduce(records, studies),
+    }
     for study_id, record in records.items():
         pages[f"{study_id}.md"] = _page(studies[study_id], record)
         record.write(record_path(out, study_id))
         if figures:
             draw_record(studies[study_id], record, out)
+    for study_id in stale:
+        pages[f"{study_id}.md"] = _stale_page(studies[study_id])
     written = []
     for name, text in pages.items():
         path = out / name
@@ -90,29 +100,46 @@ def write_report(out: Path, *, figures: bool = True) -> list[Path]:
     return written
 
 
-def _front(records: dict[str, Record], studies: dict[str, Study]) -> str:
-    words = Counter(overall(claim, records)[0] or "not run" for claim in CLAIMS)
-    order = [*WORDS, "not run"]
-    tally = ", ".join(f"{words[w]} {w}" for w in order if words[w])
-    minutes = sum(record.cpu_seconds for record in records.values()) / 60
+def _front(
+    records: dict[str, Record], studies: dict[str, Study], stale: list[str]
+) -> str:
+    judged = {claim: overall(claim, records)[0] for claim in CLAIMS}
     lines = [
         "# What is said about batch normalization, tested\n",
-        f"{len(CLAIMS)} claims from five introductory articles (A0 to A4), each held "
-        f"against a rule written before the run: {tally}.\n",
-        "A number is the median over paired seeds with its bootstrap 95 % interval. "
-        "*Partly* means that the effect is there and smaller than predicted, or that "
-        "some parts of the claim hold; *not seen* that these small networks cannot "
-        "tell. What the sources state wrongly: [corrections](corrections.md).\n",
-        f"All records: `normkit study run --all --cpu`, {minutes:.0f} minutes of one "
-        f"core: {minutes / 2:.0f} minutes on two. One study: `normkit study run S01`."
-        "\n",
-        "## Claims\n",
-        "| | claim | source | verdict | deciding numbers (predicted) | studies |",
-        "| --- | --- | --- | --- | --- | --- |",
+        _changes(records),
+        f"{len(CLAIMS)} claims: 82 of five introductory articles (A0 to A4) and 5 of "
+        "papers that came later (P1 to P5), each held against a rule written before "
+        "the run. [Corrections](corrections.md) lists what the articles state wrongly, "
+        "[reproduce](reproduce.md) how to run all of it.\n",
+        _tally(records),
+        *_method(records),
     ]
-    lines += [_claim_row(claim, records) for claim in CLAIMS.values()]
+    if stale:
+        names = ", ".join(f"[{s}]({s}.md)" for s in stale)
+        lines.append(
+            f"**Stale**: the code of {names} is newer than their records, which count "
+            "for nothing until they are run again.\n"
+        )
+    titles = {
+        RUN: "Experiments",
+        ALGEBRA: "Identities: definitions and algebra, whose numbers are checked",
+        CITED: "Cited",
+    }
+    for kind, title in titles.items():
+        lines += [
+            f"## {title}\n",
+            "| | claim | source | literature | verdict here | deciding numbers | "
+            "why they differ | studies |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            _claim_row(claim, records, judged[claim.id])
+            for claim in CLAIMS.values()
+            if claim.kind == kind
+        ]
+        lines.append("")
     lines += [
-        "\n## Studies\n",
+        "## Studies\n",
         "| | study | question | seeds | minutes | data |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -123,69 +150,137 @@ def _front(records: dict[str, Record], studies: dict[str, Study]) -> str:
             f"| [{study_id}]({study_id}.md) | {study.title} | {study.question} | "
             f"{len(record.results)} | {record.cpu_seconds / 60:.1f} | {data} |"
         )
+    lines += ["\n## Sources\n"]
+    lines += [f"- {key}: {about}" for key, about in ARTICLES.items()]
+    lines += [
+        "\nThe claims are paraphrases. The articles' own wording, titles and authors "
+        "are not quoted: their text is not part of this repository.\n",
+        "## Literature\n",
+    ]
+    lines += [f"- {key}: {text}" for key, text in REFERENCES.items()]
     return "\n".join(lines) + "\n"
 
 
-def _claim_row(claim: Claim, records: dict[str, Record]) -> str:
-    word, said = overall(claim.id, records)
-    by = [r.study for r in records.values() for v in r.verdicts if v.claim == claim.id]
-    links = " ".join(f"[{study}]({study}.md)" for study in by)
-    numbers = deciding_numbers(word, said) or claim.note
+def _changes(records: dict[str, Record]) -> str:
+    found = changed(records)
+    named = "; ".join(f"{c} {old} → {new}" for c, (old, new) in found.items())
+    split = Counter(
+        overall(claim, records)[0]
+        for claim, old in BEFORE.items()
+        if old == "partly" and claim not in found
+    )
+    rest = " and ".join(f"{split[w]} {w}" for w in (MIXED, SMALLER) if split[w])
     return (
-        f"| {claim.id} | {claim.text} | {claim.sources} | {_bold(word)} | "
-        f"{_cell(numbers)} | {links} |"
+        f"The studies were refereed. **{len(found)} of {len(BEFORE)} claims changed "
+        f"their verdict**: {named}. Of those that stay, {sum(split.values())} that "
+        f"were “partly” now say how: {rest}.\n"
     )
 
 
-def deciding_numbers(word: str, said: list[Verdict]) -> str:
-    """Return the measured numbers that led to `word`, with what was predicted.
+def _tally(records: dict[str, Record]) -> str:
+    resting = shared(records)
+    sentences = []
+    for kind, name in ((RUN, "experiments"), (ALGEBRA, "identities")):
+        words = Counter(
+            overall(claim.id, records)[0]
+            for claim in CLAIMS.values()
+            if claim.kind == kind and claim.id not in resting
+        )
+        count = ", ".join(f"{words[w]} {w}" for w in WORDS if words[w])
+        sentences.append(f"{words.total()} {name}: {count}.")
+    if resting:
+        named = ", ".join(f"{c} on {by}" for c, by in resting.items())
+        sentences.append(
+            f"Not counted, because their numbers are those of another claim: {named}."
+        )
+    return " ".join(sentences) + "\n"
 
-    Args:
-        word: The overall word of a claim.
-        said: Its verdicts, both as `overall` returns them.
-    """
-    parts = [part for verdict in said for part in verdict.parts if part.word]
-    return "; ".join(map(_held_against, _deciding(word, parts)))
+
+def _method(records: dict[str, Record]) -> list[str]:
+    parts = {
+        (record.study, part.text): part
+        for record in records.values()
+        for verdict in record.verdicts
+        if CLAIMS[verdict.claim].kind == RUN
+        for part in verdict.parts
+        if part.word and part.word != UNTESTED
+    }
+    unjudged = {
+        (record.study, part.text)
+        for record in records.values()
+        for verdict in record.verdicts
+        for part in verdict.parts
+        if part.word == UNTESTED
+    }
+    chance = sum(1 - part.interval.coverage for part in parts.values())
+    coverage = coverage_of(10)[1]
+    return [
+        "A number is the median over paired seeds, with an interval of order "
+        f"statistics: of 10 seeds from the second smallest to the second largest, "
+        f"which holds the true median with {100 * coverage:.1f} % whatever the "
+        "distribution. The interval that is shown is the one that is judged. “≥” and "
+        "“bounds” mean that a run ended, or a grid, before the number was reached. "
+        "Learning rates are "
+        "chosen on validation images, one per arm; where the best is at the edge of "
+        "its grid the number is shown and not judged.\n",
+        "*Smaller than stated*: the effect is there, below the bound. *Mixed*: some "
+        "parts of the claim hold and others do not; the verdict says which. *Not seen "
+        "here*: these small networks cannot tell. *Not tested*: no run judges it.\n",
+        f"**Many tests at once.** {len(parts)} parts of experiments are judged, each "
+        "number once. Were every true value exactly at the border of no effect, about "
+        f"{chance:.1f} of them would fall on one side by chance. {len(unjudged)} more "
+        "parts are shown and not judged.\n",
+    ]
 
 
-def _deciding(word: str, parts: list[Part]) -> list[Part]:
-    """Return the first part with the word; of a mixed verdict, one of each kind."""
-    first: dict[str, Part] = {}
-    for part in parts:
-        first.setdefault(part.word, part)
-    return [part for kind, part in first.items() if word in (kind, PARTLY, UNSEEN)]
-
-
-def _held_against(part: Part) -> str:
-    wanted = part.wanted.partition(" (")[0]
-    return f"{part.text}: {part.interval}, {part.word} ({wanted})"
+def _claim_row(claim: Claim, records: dict[str, Record], word: str) -> str:
+    _, said = overall(claim.id, records)
+    by = [r.study for r in records.values() for v in r.verdicts if v.claim == claim.id]
+    links = " ".join(f"[{study}]({study}.md)" for study in dict.fromkeys(by))
+    literature, differs = of(claim.id)
+    text = spelled(word, said)
+    head, _, rest = text.partition(": ")
+    verdict = f"**{head}**" + (f": {rest}" if rest else "")
+    return (
+        f"| {claim.id} | {claim.text} | {claim.sources} | {literature} | "
+        f"{_cell(verdict)} | {_cell(deciding_numbers(word, said))} | {differs} | "
+        f"{links} |"
+    )
 
 
 def _page(study: Study, record: Record) -> str:
     ran = record.environment
     data = ", ".join(f"{k} (SHA-256 {v[:12]}…)" for k, v in record.data.items())
+    coverage = coverage_of(len(record.results))[1]
     lines = [
         f"# {study.id}: {study.title}\n",
         f"{study.question}\n",
+        f"![{study.title}](figures/{study.id}.png)\n",
+        f"**What you see.** {study.seen}\n",
+        f"**What it means.** {study.meaning}\n",
         f"**Predicted.** {study.prediction}\n",
         f"**Arms.** {'; '.join(study.arms)}.\n",
         f"**Measured.** {study.metric}\n",
         f"**Rule.** {study.criterion}\n",
-        f"![{study.title}](figures/{study.id}.png)\n",
         f"[The figure as SVG](figures/{study.id}.svg), "
         f"[the record](records/{study.id}.json); "
         f"again: `normkit study run {study.id} --{record.scale}`\n",
-        "| claim | verdict | measured | median [95 % interval] | predicted | |",
+        f"| claim | verdict | measured | median [{100 * coverage:.1f} % interval] | "
+        "predicted | |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for said in record.verdicts:
         head = f"{said.claim}. {CLAIMS[said.claim].text}"
-        rows = said.parts or (None,)
-        for i, part in enumerate(rows):
-            start = f"| {head} | {_bold(said.word)} |" if i == 0 else "| | |"
+        for i, part in enumerate(said.parts):
+            start = f"| {head} | **{said.word}** |" if i == 0 else "| | |"
             lines.append(start + _part_cells(part))
-    notes = [f"- {v.claim}: {v.note}" for v in record.verdicts if v.note]
-    lines += ["", *notes] if notes else []
+    lines.append("")
+    lines += [f"- {v.claim}: {v.note}" for v in record.verdicts if v.note]
+    lines.append("\n**Literature.**\n")
+    for said in record.verdicts:
+        found, differs = of(said.claim)
+        word = spelled(said.word, [said])
+        lines.append(f"- {said.claim}: {found} Here: {word}. {differs}".rstrip())
     lines.append(
         f"\n{len(record.results)} seeds, {record.cpu_seconds:.0f} s of one thread of "
         f"{ran['processor'] if ran['device'] == 'cpu' else ran['device']}; "
@@ -195,9 +290,17 @@ def _page(study: Study, record: Record) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _part_cells(part: Part | None) -> str:
-    if part is None:
-        return " | | | |"
+def _stale_page(study: Study) -> str:
+    return (
+        f"# {study.id}: {study.title}\n\n{study.question}\n\n"
+        f"**Stale.** The code that measures is newer than "
+        f"[the record](records/{study.id}.json), which counts for nothing until it is "
+        f"run again: `normkit study run {study.id}`\n\n"
+        f"**Predicted.** {study.prediction}\n\n**Rule.** {study.criterion}\n"
+    )
+
+
+def _part_cells(part: Part) -> str:
     return (
         f" {_cell(part.text)} | {part.interval} | {part.wanted} | "
         f"{part.word or 'reported'} |"
@@ -207,14 +310,15 @@ def _part_cells(part: Part | None) -> str:
 def _wrong(records: dict[str, Record]) -> str:
     lines = [
         "# Corrections\n",
-        "What the articles state and what is so. The evidence is the verdict of the "
-        "claim, with the study that measured it.\n",
+        "What the articles state and what is so. Each rests on a part of a verdict "
+        "that is refuted, or is a slip of wording.\n",
         "| source | stated | found | evidence |",
         "| --- | --- | --- | --- |",
     ]
     for one in CORRECTIONS:
-        words = {overall(claim, records)[0] for claim in one.claims}
-        if one.is_measured and words == {SUPPORTED}:
+        said = [v for claim in one.claims for v in overall(claim, records)[1]]
+        refuted = any(p.word == REFUTED for v in said for p in v.parts)
+        if one.is_measured and not refuted:
             continue
         evidence = []
         for claim in one.claims:
@@ -226,15 +330,52 @@ def _wrong(records: dict[str, Record]) -> str:
                 if v.claim == claim
             ]
             links = " ".join(f"[{study}]({study}.md)" for study in by)
-            evidence.append(f"{claim} {word or 'not run'} {links}".strip())
-        lines.append(
-            f"| {one.source} | {one.stated} | {one.found} | {'; '.join(evidence)} |"
-        )
+            evidence.append(f"{claim} {word} {links}".strip())
+        basis = "; ".join(evidence) if one.is_measured else "a slip"
+        lines.append(f"| {one.source} | {one.stated} | {one.found} | {basis} |")
     return "\n".join(lines) + "\n"
 
 
-def _bold(word: str) -> str:
-    return f"**{word}**" if word else "not run"
+def _reproduce(records: dict[str, Record], studies: dict[str, Study]) -> str:
+    minutes = sum(record.cpu_seconds for record in records.values()) / 60
+    lines = [
+        "# Reproduce\n",
+        "```console",
+        "$ pip install 'normkit[demo,report]'",
+        "$ export NORMKIT_DATA=DATA",
+        "$ normkit study run --all --cpu --out claims",
+        "$ normkit study report --out claims",
+        "```\n",
+        "The first command runs every study, one seed to a core; interrupted, it goes "
+        " on with the seeds that are missing. The second writes these pages. DATA "
+        "is a folder with `mnist.npz`, `cifar10*.npz` (`x_train`, `y_train`, `x_test`, "
+        "`y_test`) and a text of more than 100,000 letters, `.txt`. Without it the "
+        "digits of scikit-learn take their place, the record says so, and the bounds "
+        "that 500 test digits cannot carry are wider.\n",
+        f"Here all studies took {minutes:.0f} minutes of processor time: "
+        f"{minutes / 2:.0f} minutes on two cores, of a budget of 60.\n",
+        "| study | seeds | minutes of one core | settings at `--cpu` |",
+        "| --- | --- | --- | --- |",
+    ]
+    for study_id, record in records.items():
+        settings = ", ".join(f"{k} {v}" for k, v in record.settings.items())
+        lines.append(
+            f"| [{study_id}]({study_id}.md) | {len(record.results)} | "
+            f"{record.cpu_seconds / 60:.1f} | {settings} |"
+        )
+    lines += [
+        "\n## On a CUDA device\n",
+        "`normkit study run S01 S02 S03 S19 S21 S23 --gpu` runs the headline claims "
+        "at a larger scale. These settings have not been run: the records here are of "
+        "`--cpu`.\n",
+        "| study | seeds | settings at `--gpu` |",
+        "| --- | --- | --- |",
+    ]
+    for study_id in ("S01", "S02", "S03", "S19", "S21", "S23"):
+        scale = studies[study_id].scales["gpu"]
+        settings = ", ".join(f"{k} {v}" for k, v in scale.settings.items())
+        lines.append(f"| {study_id} | {scale.seeds} | {settings} |")
+    return "\n".join(lines) + "\n"
 
 
 def _cell(text: str) -> str:

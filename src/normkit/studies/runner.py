@@ -29,7 +29,9 @@ from normkit.studies import registry
 from normkit.studies.figure import save
 from normkit.studies.record import (
     Record,
+    code_key,
     environment,
+    is_current,
     read_json,
     run_key,
     write_json,
@@ -234,7 +236,7 @@ class _Run:
     def finished(self) -> Record | None:
         """Return the record of an earlier run with the same key and number of seeds."""
         path = record_path(self.out, self.study.id)
-        if not path.exists():
+        if not path.exists() or not is_current(path, self.study):
             return None
         record = Record.read(path)
         same = record.key == self.key and len(record.results) == self.count
@@ -274,6 +276,7 @@ class _Run:
             study=self.study.id,
             scale=self.scale,
             key=self.key,
+            code=code_key(self.study, self.scale),
             settings=dict(self.study.scales[self.scale].settings),
             data=digests,
             environment=environment("cuda" if self.scale == "gpu" else "cpu"),

@@ -48,15 +48,26 @@ class Trial:
         """Return a fresh CPU generator, distinct for each `stream` of a seed."""
         return torch.Generator().manual_seed(7919 * (self.seed + 1) + stream)
 
-    def images(self, name: str = "digits", *, train: int = 0) -> Images:
+    def images(
+        self, name: str = "digits", *, train: int = 0, val: int = 0, test: int = 0
+    ) -> Images:
         """Return the images called `name`, split for this seed, on the trial's device.
 
         Args:
             name: `"digits"`, `"mnist"` or `"cifar10"`. Digits replace a data set that
                 the data folder does not have; the record says which was used.
             train: Keep this many training images; 0 keeps all.
+            val: Keep this many validation images.
+            test: Keep this many test images.
         """
-        images = load_images(name, self.data_root, self.generator(101), train=train)
+        images = load_images(
+            name,
+            self.data_root,
+            self.generator(101),
+            train=train,
+            val=val,
+            test=test,
+        )
         self.digests[images.name] = images.digest
         return images.to(self.device)
 
@@ -82,10 +93,12 @@ class Study:
     """Definition of a study.
 
     Attributes:
-        id: `S01` to `S20`.
+        id: `S01`, `S02`, …
         title: Name in tables and figures.
         question: The question, one sentence.
         prediction: Prediction of the claims, written before the first run.
+        seen: What the figure shows, in plain words.
+        meaning: What follows from it, and what does not.
         arms: The arms that are compared.
         metric: The measurement in each arm.
         criterion: The rule from the metric to the verdicts, in words.
@@ -101,6 +114,8 @@ class Study:
     title: str
     question: str
     prediction: str
+    seen: str
+    meaning: str
     arms: tuple[str, ...]
     metric: str
     criterion: str

@@ -1,43 +1,53 @@
-"""Verdicts: from measured intervals to one of four words, by a rule set beforehand.
+"""Verdicts: from measured intervals to one of six words, by a rule set beforehand.
 
-    supported               the whole interval meets the predicted bound
-    partly                  the effect is there, smaller than predicted
-    not seen at this scale  the interval cannot tell the effect from none
-    refuted                 the whole interval lies on the other side of no effect
+    supported           the whole interval meets the stated bound
+    smaller than stated the effect is there, and the interval does not reach the bound
+    mixed               some parts of the claim hold, others do not
+    not seen here       the interval cannot tell the effect from none
+    refuted             the whole interval lies on the other side of no effect
+    not tested          no run can judge it here, or its rate was at the grid's edge
 
-A claim with several parts is supported or refuted when all of them are, partly when
-some part is, and otherwise not seen.
+Parts that hold beside parts that are refuted or not seen make a claim mixed, and the
+verdict says which. Refuted parts beside unseen ones leave it refuted, for those parts.
+The interval that is judged is the one that is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from normkit.studies.interval import Interval, bootstrap
+from normkit.studies.interval import Interval, Number, median_interval
 
 __all__ = [
-    "PARTLY",
+    "MIXED",
     "REFUTED",
+    "SMALLER",
     "SUPPORTED",
     "UNSEEN",
+    "UNTESTED",
     "WORDS",
     "Part",
     "Verdict",
     "at_least",
     "at_most",
+    "combine",
     "minus",
     "over",
     "reported",
+    "steps_ratio",
+    "unless",
     "verdict",
     "within",
 ]
 
 SUPPORTED = "supported"
-PARTLY = "partly"
-UNSEEN = "not seen at this scale"
+SMALLER = "smaller than stated"
+MIXED = "mixed"
+UNSEEN = "not seen here"
 REFUTED = "refuted"
-WORDS = (SUPPORTED, PARTLY, UNSEEN, REFUTED)
+UNTESTED = "not tested"
+WORDS = (SUPPORTED, SMALLER, MIXED, UNSEEN, REFUTED, UNTESTED)
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,15 @@ class Part:
         interval: Its median and interval over the seeds.
         wanted: The prediction, e.g. `"≥ 5 (refuted below 1)"`; empty when the number
             is only reported.
-        word: One of the four words; empty when the number is only reported.
+        word: One of the words; empty when the number is only reported.
+        about: The part of the claim in a few words: "sigmoid" in "fails for sigmoid".
     """
 
     text: str
     interval: Interval
     wanted: str = ""
     word: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,39 +81,43 @@ class Verdict:
 
 
 def at_least(
-    text: str, values: Sequence[float], bound: float, *, none: float | None = None
+    text: str,
+    values: Sequence[Number],
+    bound: float,
+    *,
+    none: float | None = None,
+    about: str = "",
 ) -> Part:
     """Predict that the quantity is `bound` or more.
 
     Args:
         text: The quantity.
-        values: One number per seed.
+        values: One number per seed, or the bounds of one.
         bound: The least value that supports the claim.
         none: The value that means no effect, below `bound`: 0 for a difference, 1 for a
-            ratio. Without it there is no "partly": `bound` itself is the border.
+            ratio. Without it nothing is "smaller": `bound` itself is the border.
+        about: The part of the claim.
 
     Example:
         >>> at_least("ratio", [6.0, 7.0, 9.0], 5, none=1).word
         'supported'
         >>> at_least("ratio", [2.0, 3.0, 9.0], 5, none=1).word
-        'partly'
+        'smaller than stated'
     """
-    interval = bootstrap(values)
+    interval = median_interval(values)
     border = bound if none is None else none
     wanted = f"≥ {bound:g}" + ("" if none is None else f" (refuted below {none:g})")
-    if interval.low >= bound:
-        word = SUPPORTED
-    elif interval.high < border:
-        word = REFUTED
-    elif interval.low > border:
-        word = PARTLY
-    else:
-        word = UNSEEN
-    return Part(text, interval, wanted, word)
+    word = _word(interval.low, interval.high, bound, border)
+    return Part(text, interval, wanted, word, about)
 
 
 def at_most(
-    text: str, values: Sequence[float], bound: float, *, none: float | None = None
+    text: str,
+    values: Sequence[Number],
+    bound: float,
+    *,
+    none: float | None = None,
+    about: str = "",
 ) -> Part:
     """Predict that the quantity is `bound` or less; `at_least` mirrored.
 
@@ -111,16 +127,26 @@ def at_most(
         >>> at_most("error", [0.1, 0.2], 1e-6).word
         'refuted'
     """
-    mirrored = at_least(
-        text, [-v for v in values], -bound, none=None if none is None else -none
-    )
+    interval = median_interval(values)
+    border = bound if none is None else none
     wanted = f"≤ {bound:g}" + ("" if none is None else f" (refuted above {none:g})")
-    return Part(text, bootstrap(values), wanted, mirrored.word)
+    word = _word(-interval.high, -interval.low, -bound, -border)
+    return Part(text, interval, wanted, word, about)
 
 
-def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
+def _word(low: float, high: float, bound: float, border: float) -> str:
+    if low >= bound:
+        return SUPPORTED
+    if high < border:
+        return REFUTED
+    return SMALLER if low > border else UNSEEN
+
+
+def within(
+    text: str, values: Sequence[Number], low: float, high: float, *, about: str = ""
+) -> Part:
     """Predict that the quantity lies between `low` and `high`."""
-    interval = bootstrap(values)
+    interval = median_interval(values)
     if low <= interval.low and interval.high <= high:
         word = SUPPORTED
     elif interval.high < low or interval.low > high:
@@ -128,12 +154,19 @@ def within(text: str, values: Sequence[float], low: float, high: float) -> Part:
     else:
         word = UNSEEN
     wanted = f"{low:g} … {high:g}" if low < high else f"= {low:g}"
-    return Part(text, interval, wanted, word)
+    return Part(text, interval, wanted, word, about)
 
 
-def reported(text: str, values: Sequence[float]) -> Part:
+def reported(text: str, values: Sequence[Number]) -> Part:
     """Report a number with the verdict, outside its rule."""
-    return Part(text, bootstrap(values))
+    return Part(text, median_interval(values))
+
+
+def unless(part: Part, reason: str) -> Part:
+    """Leave `part` unjudged for `reason`; an empty reason keeps its word."""
+    if not reason:
+        return part
+    return replace(part, wanted=f"{part.wanted}; {reason}", word=UNTESTED)
 
 
 def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
@@ -146,13 +179,47 @@ def over(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x / y for x, y in zip(a, b, strict=True)]
 
 
+def steps_ratio(slow: float, fast: float, end: float) -> Number:
+    """Return how many times the steps of `fast` the run `slow` took.
+
+    Args:
+        slow: Steps to the target; inf when it was not reached within `end`.
+        fast: The same of the other arm.
+        end: Length of the run.
+
+    Returns:
+        The ratio, or its bounds where an arm did not arrive.
+
+    Example:
+        >>> steps_ratio(float("inf"), 50, 200)
+        (4.0, inf)
+    """
+    low = min(slow, end) / fast if fast < float("inf") else 0.0
+    high = slow / min(fast, end) if slow < float("inf") else float("inf")
+    return low if low == high else (low, high)
+
+
 def verdict(claim: str, *parts: Part, note: str = "") -> Verdict:
     """Combine the parts of `claim`; parts without a word do not count."""
     return Verdict(claim, combine([p.word for p in parts if p.word]), parts, note)
 
 
 def combine(words: Sequence[str]) -> str:
-    """Combine several words: unanimous, or partly when some part holds, or not seen."""
-    if len(set(words)) == 1:
-        return words[0]
-    return PARTLY if {SUPPORTED, PARTLY} & set(words) else UNSEEN
+    """Combine the words of several parts to that of the claim.
+
+    Example:
+        >>> combine(["supported", "refuted"])
+        'mixed'
+        >>> combine(["refuted", "not seen here"])
+        'refuted'
+    """
+    found = set(words) - {UNTESTED}
+    if not found:
+        return UNTESTED
+    if len(found) == 1:
+        return found.pop()
+    if found <= {SUPPORTED, SMALLER}:
+        return SMALLER
+    if found == {REFUTED, UNSEEN}:
+        return REFUTED
+    return MIXED
