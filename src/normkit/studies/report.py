@@ -109,7 +109,8 @@ def _front(
         _changes(records),
         f"{len(CLAIMS)} claims: 82 of five introductory articles (A0 to A4) and 5 of "
         "papers that came later (P1 to P5), each held against a rule written before "
-        "the run. [Corrections](corrections.md) lists what the articles state wrongly, "
+        "the run of its record; pilots of a seed or two had set rates, steps and "
+        "sizes. [Corrections](corrections.md) lists what the articles state wrongly, "
         "[reproduce](reproduce.md) how to run all of it.\n",
         _tally(records),
         *_method(records),

@@ -466,7 +466,8 @@ STUDY = Study(
     meaning="The product of n·Var[w] over the layers decides. Below 1 signals and "
     "gradients vanish, and the more layers the less is left: six layers still train, "
     "twenty do not. Above 1 units saturate, yet gradients grow on their way back. "
-    "Neither start trains at 20 layers without batch norm.",
+    "Neither start trains at 20 layers without batch norm. With 2048 units, in a "
+    "first record, the error of C42 was 0.009 to 0.072 and not surely within 0.05.",
     arms=(
         "std 0.01, 0.05, Xavier, Kaiming",
         "tanh, ReLU, linear",
