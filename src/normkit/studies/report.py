@@ -347,7 +347,7 @@ def _reproduce(records: dict[str, Record], studies: dict[str, Study]) -> str:
         "$ normkit study run --all --cpu --out claims",
         "$ normkit study report --out claims",
         "```\n",
-        "The first command runs every study, one seed to a core; interrupted, it goes "
+        "The first command runs every study, one seed to a core; interrupted, it goes"
         " on with the seeds that are missing. The second writes these pages. DATA "
         "is a folder with `mnist.npz`, `cifar10*.npz` (`x_train`, `y_train`, `x_test`, "
         "`y_test`) and a text of more than 100,000 letters, `.txt`. Without it the "
