@@ -49,10 +49,10 @@ def every_reader_of_integers_gets_the_new_scale(patch: pytest.MonkeyPatch) -> No
 )
 def a_quantizer_of_activations_only_moves_them(patch: pytest.MonkeyPatch) -> None:
     from normkit.fold.ir.nodes import Move
-    from normkit.fold.onnx import operators
+    from normkit.fold.onnx import folding
 
     rule = lambda op: Move(op.label, [op.value(0)])  # noqa: E731
-    patch.setitem(operators.RULES, "DequantizeLinear", rule)
+    patch.setitem(folding._RULES, "DequantizeLinear", rule)
 
 
 @fault(
