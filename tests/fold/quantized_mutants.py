@@ -49,10 +49,12 @@ def every_reader_of_integers_gets_the_new_scale(patch: pytest.MonkeyPatch) -> No
 )
 def a_quantizer_of_activations_only_moves_them(patch: pytest.MonkeyPatch) -> None:
     from normkit.fold.ir.nodes import Move
-    from normkit.fold.onnx import folding
+    from normkit.fold.onnx import folding, reading
 
+    patch.setattr(reading, "_is_float", lambda array: True)
     rule = lambda op: Move(op.label, [op.value(0)])  # noqa: E731
-    patch.setitem(folding._RULES, "DequantizeLinear", rule)
+    for name in ("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear"):
+        patch.setitem(folding._RULES, name, rule)
 
 
 @fault(
