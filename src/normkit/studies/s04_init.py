@@ -425,7 +425,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
             band(axes[1], passed, rows, index=i)
     axes[0].set(title="Std of activations (×: theory)", xlabel="layer", yscale="log")
     axes[1].set(
-        title="Gradient left of the last input's", xlabel="layers passed", yscale="log"
+        title="Share of the gradient left", xlabel="layers passed", yscale="log"
     )
     for i, start in enumerate(_GAINS):
         for norm, marker in (("plain", "o"), ("batch", "^")):
