@@ -1,6 +1,7 @@
 """What the CPU backend refuses, and that it shares torch's threads with everybody."""
 
 import logging
+import struct
 import subprocess
 import sys
 import threading
@@ -204,6 +205,16 @@ _, status = os.waitpid(child, 0)
 assert os.waitstatus_to_exitcode(status) == 0
 assert torch.equal(F.batch_norm(x, None, None, training=True), y)
 """)
+
+
+@pytest.mark.parametrize("name", ["_FLAGS", "FIXED", "RANKS"])
+def test_a_library_of_other_sources_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not isinstance(native._load(), str)
+    newer = native._FLAGS + 256 if name == "_FLAGS" else struct.Struct("=16q2d")
+    monkeypatch.setattr(native, name, newer)
+    assert "built from other sources" in str(native._load())
 
 
 @needs_library

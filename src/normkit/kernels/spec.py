@@ -14,7 +14,7 @@ __all__ = ["Operands", "Running", "Saved", "Spec"]
 _NONE = Epilogue()
 
 Operands = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""What a forward reads: x, weight, bias, residual, mask."""
+"""Tensors that a forward reads: x, weight, bias, residual, mask."""
 Saved = tuple[
     Tensor,
     Tensor | None,
@@ -24,8 +24,11 @@ Saved = tuple[
     Tensor | None,
     tuple[Tensor, ...],
 ]
-"""What a backward reads besides dy: the operands of the forward; the gate, which is the
-output of a relu, positive where it was open; the statistics that the forward kept."""
+"""Tensors that a backward reads besides dy.
+
+The operands of the forward; the gate, which is the output of a relu, positive where it
+was open; the statistics that the forward kept.
+"""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the literature says on each claim, beside the verdict here."""
+"""Verdict of the literature on each claim, beside the one here."""
 
 # ruff: noqa: E501  tables of sentences, one a line
 

@@ -1,4 +1,4 @@
-"""What the verdicts of all studies add up to, claim by claim."""
+"""Verdicts of all studies together, claim by claim."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ SHARP = 0.99
 
 @dataclass(frozen=True)
 class Logits:
-    """What a softmax takes, shape `(…, queries, keys)`; masked ones are -inf."""
+    """Logits that a softmax takes, shape `(…, queries, keys)`; masked ones are -inf."""
 
     values: Tensor
 

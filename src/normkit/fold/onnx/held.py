@@ -1,4 +1,4 @@
-"""What is kept of a run: samples and shapes, so that memory holds one run at a time."""
+"""Samples and shapes of a run, kept so that memory holds one run at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHORT = 4096
 
 @dataclass(frozen=True)
 class SampledRun:
-    """What is compared of a run.
+    """Values of a run that are compared.
 
     Attributes:
         samples: (shape, some elements) of each float value, by name.
