@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import normkit
 from normkit.report.charts import Chart, Lines
+from normkit.studies.initial_signals import DEPTH, STARTS
 from normkit.studies.replicas import ACTIVATIONS
-from normkit.studies.s04_init import DEPTH, STARTS
 from normkit.studies.stack import StackPass, propagate
 
 __all__ = ["densities", "layouts", "population", "sigmoid_slope", "six_layers"]

@@ -1,10 +1,40 @@
-"""`peers`: what torch's own layer fails is not required of ours, but is printed."""
+"""`route`: a test once on each route. `peers`: what torch's own layer fails, too."""
 
+import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import normkit
 
 LISTED = "torch itself fails"
+
+
+class Watched(TorchDispatchMode):
+    """Changes nothing; under a mode every call is the formula in torch's operations."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+# The routes of functional/README.md that a plain tensor on one rank can take.
+ROUTES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "kernels": contextlib.nullcontext,
+    "reference": lambda: normkit.backend("reference"),
+    "deterministic": normkit.deterministic,
+    "formula": Watched,
+}
+
+
+@pytest.fixture(params=ROUTES)
+def route(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on each route of a call: what a layer promises holds on all."""
+    with ROUTES[request.param]():
+        yield request.param
 
 
 class Peers:

@@ -6,14 +6,21 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from normkit.studies.data import Images
 from normkit.studies.figure import band, color
 from normkit.studies.interval import Number
-from normkit.studies.replicas import Recipe, Replicas
 from normkit.studies.selection import edges, pick
-from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.study import Result, Scale, Study
+from normkit.studies.training_curves import (
+    FROM,
+    GRID,
+    MIDDLE,
+    RATES,
+    SETTLED,
+    TARGETS,
+    TO,
+    measure,
+)
 from normkit.studies.verdict import (
     Part,
     Verdict,
@@ -28,133 +35,6 @@ from normkit.studies.verdict import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Rate 0 is the zero baseline: what moves there is no effect of training.
-_RATES = (0.0, 0.1, 0.5, 2.0, 5.0, 10.0)
-_GRID = _RATES[1:]
-_MIDDLE = 2  # index of the rate of the bands
-_LEVELS = (0.15, 0.5, 0.85)
-_TARGETS = (0.8, 0.85, 0.9, 0.925, 0.95)
-# Inputs before this step reflect the start rather than training.
-_SETTLED = 100
-# Distributions are compared while each arm learns the same: between these accuracies.
-_FROM, _TO = 0.5, 0.85
-
-
-def measure(
-    trial: Trial, *, data: str, steps: int, batch: int, looks: int, hidden: int
-) -> Result:
-    """Train three-layer sigmoid nets with and without batch norm at several rates."""
-    images = trial.images(data, train=20_000, val=1000, test=1000).flat()
-    features = images.x_train.shape[1]
-    widths = (features, hidden, hidden, hidden, images.classes)
-    batches = images.batches(batch, steps, trial.generator(1))
-    at = sorted({0, _SETTLED, *_spaced(steps, looks)})
-    result: Result = {"data": images.name, "steps": at, "batch": batch, "arms": {}}
-    arms = (
-        ("plain", Recipe(widths, "sigmoid"), _RATES),
-        ("batch norm", Recipe(widths, "sigmoid", "batch"), _RATES),
-        (
-            "no weight and bias",
-            Recipe(widths, "sigmoid", "batch", affine=False),
-            (0.0, _RATES[_MIDDLE]),
-        ),
-    )
-    for arm, recipe, rates in arms:
-        nets = Replicas(
-            recipe,
-            torch.full((len(rates),), 0.1),
-            trial.generator(2),
-            device=trial.device,
-        )
-        result["arms"][arm] = _train(nets, images, batches, set(at), rates)
-    return result
-
-
-def _spaced(steps: int, looks: int) -> list[int]:
-    """Return the evaluation steps: dense at first, where accuracy moves fast."""
-    return [round(steps * (i / looks) ** 2) for i in range(1, looks + 1)]
-
-
-def _train(
-    nets: Replicas,
-    images: Images,
-    batches: Tensor,
-    at: set[int],
-    rates: tuple[float, ...],
-) -> dict[str, list]:
-    """Train the nets of one arm; curves `[look][rate]` or `[look][rate][level]`."""
-    each = torch.tensor(rates, device=images.x_train.device)
-    known = images.x_train[:1000]
-    levels = torch.tensor(_LEVELS, device=known.device)
-    seen: dict[str, list] = {
-        key: [] for key in ("accuracy", "validation", "bands", "saturated")
-    }
-    every, ratios = [], []
-    for step in range(len(batches) + 1):
-        if step in at:
-            # Moving averages lag, and a curve of them would, too.
-            with nets.population(known):
-                seen["accuracy"].append(nets.accuracy(images.x_test, images.y_test))
-                seen["validation"].append(nets.accuracy(images.x_val, images.y_val))
-                taps: list[Tensor] = []
-                with torch.no_grad():
-                    nets(images.x_test, taps)
-            last = taps[-1]
-            quantiles = last.quantile(levels, dim=1)  # (level, net, unit)
-            seen["bands"].append(quantiles[:, :, 0].T.tolist())
-            every.append(quantiles.permute(1, 2, 0).cpu())
-            slope = torch.sigmoid(last) * (1 - torch.sigmoid(last))
-            # Below a fifth of the largest slope, 1/4.
-            seen["saturated"].append((slope < 0.05).float().mean((1, 2)).tolist())
-        if step == len(batches):
-            break
-        rows = batches[step]
-        grads = nets.step(images.x_train[rows], images.y_train[rows], each)
-        if step < 20:
-            sizes = [g.flatten(1).norm(dim=1) for g in grads[: len(nets.weights)]]
-            ratios.append((sizes[0] / sizes[-1]).tolist())
-    every = torch.stack(every)  # (look, net, unit, level)
-    start = sorted(at).index(_SETTLED)
-    seen["drift"] = [_drift(every[start:, net]) for net in range(len(rates))]
-    windows = [
-        _window([row[net] for row in seen["validation"]]) for net in range(len(rates))
-    ]
-    seen["window"] = [list(w) for w in windows]
-    seen["window_drift"] = [
-        _drift(every[first : last + 1, net])
-        for net, (first, last) in enumerate(windows)
-    ]
-    width = every[..., 2] - every[..., 0]
-    seen["window_growth"] = [
-        (width[last, net] / width[first, net]).median().item()
-        for net, (first, last) in enumerate(windows)
-    ]
-    seen["first_to_last"] = torch.tensor(ratios).median(0).values.tolist()
-    return seen
-
-
-def _drift(quantiles: Tensor) -> float:
-    """Return how far the median input moves, in widths of its last band.
-
-    `quantiles`: `(look, unit, level)`; the median over the units.
-    """
-    moved = quantiles[..., 1].amax(0) - quantiles[..., 1].amin(0)
-    width = quantiles[-1, :, 2] - quantiles[-1, :, 0]
-    return (moved / width).median().item()
-
-
-def _window(accuracies: list[float]) -> tuple[int, int]:
-    """Return the looks at which accuracy first reaches `_FROM` and `_TO`.
-
-    The last look where it does not.
-    """
-    last = len(accuracies) - 1
-    found = [
-        next((i for i, a in enumerate(accuracies) if a >= level), last)
-        for level in (_FROM, _TO)
-    ]
-    return found[0], found[1]
 
 
 def _first_step(
@@ -178,11 +58,11 @@ def _evaluated_rates(
             [
                 [
                     -_first_step(r, arm, 1 + i, target, "validation")
-                    for i in range(len(_GRID))
+                    for i in range(len(GRID))
                 ]
                 for r in results
             ],
-            _GRID,
+            GRID,
         )
         for arm in ("plain", "batch norm")
     }
@@ -207,7 +87,7 @@ def _evaluated_speed(
 def evaluate(results: list[Result]) -> list[Verdict]:
     """Apply the rule to the results of all seeds."""
 
-    def of(arm: str, key: str, rate: int = _MIDDLE) -> list[float]:
+    def of(arm: str, key: str, rate: int = MIDDLE) -> list[float]:
         return [r["arms"][arm][key][rate] for r in results]
 
     def filled(rate: int) -> list[float]:
@@ -215,7 +95,7 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         found = []
         for r in results:
             shares = r["arms"]["plain"]["saturated"]
-            start = r["steps"].index(_SETTLED)
+            start = r["steps"].index(SETTLED)
             found.append(100 * (shares[-1][rate] - shares[start][rate]))
         return found
 
@@ -225,10 +105,10 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     plain, batch, bare = "plain", "batch norm", "no weight and bias"
     is_mnist = results[0]["data"] == "mnist"
     wanted = {0.8: 5.0, 0.9: 1.3} if is_mnist else {0.95: 8.0}
-    same = {plain: _MIDDLE, batch: _MIDDLE}
+    same = {plain: MIDDLE, batch: MIDDLE}
     best: list[Part] = []
     rest: list[Part] = []
-    for target in sorted({*_TARGETS, *wanted}):
+    for target in sorted({*TARGETS, *wanted}):
         chosen, reason = _evaluated_rates(results, target)
         speed = _evaluated_speed(results, target, chosen)
         text = f"steps to {100 * target:g} %, plain / batch norm, best rate each"
@@ -239,7 +119,7 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         best.append(unless(at_least(text, speed, bound, none=1, about=about), reason))
     at_one = [
         at_least(
-            f"steps to {100 * t:g} %, both at rate {_RATES[_MIDDLE]:g}",
+            f"steps to {100 * t:g} %, both at rate {RATES[MIDDLE]:g}",
             _evaluated_speed(results, t, same),
             bound,
             none=1,
@@ -253,11 +133,11 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     behind = [
         arm
         for arm in (plain, batch)
-        if any(r["arms"][arm]["validation"][-1][_MIDDLE] < _TO for r in results)
+        if any(r["arms"][arm]["validation"][-1][MIDDLE] < TO for r in results)
     ]
-    apart = f"not judged: {' and '.join(behind)} ends below {100 * _TO:g} %"
+    apart = f"not judged: {' and '.join(behind)} ends below {100 * TO:g} %"
     apart = apart if behind else ""
-    span = f"from {100 * _FROM:g} to {100 * _TO:g} % accuracy"
+    span = f"from {100 * FROM:g} to {100 * TO:g} % accuracy"
     return [
         verdict(
             "C1",
@@ -306,8 +186,8 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         verdict(
             "C5",
             at_least(
-                f"growth of the saturated share from step {_SETTLED}, plain, points",
-                filled(_MIDDLE),
+                f"growth of the saturated share from step {SETTLED}, plain, points",
+                filled(MIDDLE),
                 5,
                 none=0,
                 about="drift into saturation",
@@ -320,7 +200,7 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 about="vanishing gradients",
             ),
             reported("growth of the saturated share at rate 0, points", filled(0)),
-            reported("the same at rate 2, points", filled(_MIDDLE + 1)),
+            reported("the same at rate 2, points", filled(MIDDLE + 1)),
             reported("‖dW1‖/‖dW4‖ with batch norm", of(batch, "first_to_last")),
         ),
         verdict(
@@ -361,10 +241,10 @@ def draw(figure: Figure, results: list[Result]) -> None:
     axes[2].sharey(axes[1])
     steps = results[0]["steps"]
     for i, arm in enumerate(("plain", "batch norm")):
-        rows = [[a[_MIDDLE] for a in r["arms"][arm]["accuracy"]] for r in results]
+        rows = [[a[MIDDLE] for a in r["arms"][arm]["accuracy"]] for r in results]
         band(axes[0], steps, rows, label=arm, index=i)
         bands = torch.tensor(
-            [[look[_MIDDLE] for look in r["arms"][arm]["bands"]] for r in results[:1]]
+            [[look[MIDDLE] for look in r["arms"][arm]["bands"]] for r in results[:1]]
         )[0]
         for level in range(3):
             axes[1 + i].plot(
@@ -380,7 +260,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     axes[0].legend(loc="lower right")
     axes[1].set_ylabel("a unit's 15, 50, 85 %")
     targets = [0.5 + 0.01 * i for i in range(47)]
-    same = {"plain": _MIDDLE, "batch norm": _MIDDLE}
+    same = {"plain": MIDDLE, "batch norm": MIDDLE}
     for i, name in enumerate(("best rates", "same rate")):
         columns = []
         for t in targets:

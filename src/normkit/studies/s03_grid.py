@@ -6,13 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from normkit.studies.data import Images
 from normkit.studies.interval import Number, median_interval
-from normkit.studies.replicas import Recipe, Replicas, stds_for
+from normkit.studies.rate_grid import GAINED, GAINS, HIGH, LOW, RATES, WORKS, measure
 from normkit.studies.selection import Pick, edges, pick
-from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.study import Result, Scale, Study
 from normkit.studies.verdict import (
     Part,
     Verdict,
@@ -27,112 +25,18 @@ from normkit.studies.verdict import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-_GAINS = (0.1, 0.3, 1.0, 3.0, 10.0)
-_ARMS = (("sigmoid", ""), ("sigmoid", "batch"), ("relu", ""), ("relu", "batch"))
-_WORKS = 0.9
-# What own rates must gain in log loss for a need of them to be there.
-_GAINED = 0.05
-_LOW, _HIGH = 0.1, 3.0  # the two rates of the interaction term
-
-
-def measure(
-    trial: Trial,
-    *,
-    steps: int,
-    hidden: tuple[int, ...],
-    layer_draws: int,
-) -> Result:
-    """Measure accuracy on the digits for every rate × gain × activation × norm."""
-    images = trial.images("digits").flat().standardized()
-    widths = (images.x_train.shape[1], *hidden, images.classes)
-    batches = images.batches(60, steps, trial.generator(1))
-    rates = torch.tensor(_RATES).repeat_interleave(len(_GAINS)).to(trial.device)
-    per_gain = torch.stack([stds_for(widths, gain) for gain in _GAINS])
-    grids: dict[str, dict[str, list]] = {"test": {}, "validation": {}}
-    for activation, norm in _ARMS:
-        nets = Replicas(
-            Recipe(widths, activation, norm),
-            per_gain.repeat(len(_RATES), 1),
-            trial.generator(2),
-            device=trial.device,
-        )
-        for rows in batches:
-            nets.step(images.x_train[rows], images.y_train[rows], rates)
-        with nets.population(images.x_train):
-            hits = {
-                "test": nets.accuracy(images.x_test, images.y_test),
-                "validation": nets.accuracy(images.x_val, images.y_val),
-            }
-        for split, found in hits.items():
-            table = torch.tensor(found).view(len(_RATES), len(_GAINS))
-            grids[split][f"{activation}, {norm or 'plain'}"] = table.tolist()
-    own_rates = {
-        norm or "plain": _own_rates(trial, images, norm, batches, layer_draws)
-        for norm in ("", "batch")
-    }
-    return {"grids": grids, "own_rates": own_rates}
-
-
-def _own_rates(
-    trial: Trial, images: Images, norm: str, batches: Tensor, draws: int
-) -> dict[str, float]:
-    """Return test losses of a ReLU net: one rate, one finely tuned, one per layer.
-
-    First a grid of one rate for all layers. Around its best rate, by a factor of up to
-    ten, as many nets with one rate again, and as many with a rate per layer: what the
-    second search gains with one rate is the zero baseline of the third. All are chosen
-    on validation. Gain √2, at which the plain net trains, too.
-    """
-    widths = (images.x_train.shape[1], 48, 48, 48, images.classes)
-    layers = len(widths) - 1
-    spread = torch.rand(draws, layers, generator=trial.generator(4)) * 2 - 1
-
-    def losses(rates: Tensor) -> tuple[float, float, Tensor]:
-        """Return the best net's losses of validation and test, and its rates."""
-        nets = Replicas(
-            Recipe(widths, "relu", norm),
-            stds_for(widths, math.sqrt(2)).expand(draws, -1),
-            trial.generator(3),
-            device=trial.device,
-        )
-        for rows in batches:
-            nets.step(
-                images.x_train[rows], images.y_train[rows], rates.to(trial.device)
-            )
-        with nets.population(images.x_train), torch.no_grad():
-            nets.training = False
-            known = nets.losses(images.x_val, images.y_val).nan_to_num(math.inf)
-            test = nets.losses(images.x_test, images.y_test)
-        best = int(known.argmin())
-        return known[best].item(), test[best].item(), rates[best]
-
-    grid = torch.logspace(-2, 1, draws)
-    first = losses(grid)
-    around = first[2] * 10**spread
-    second = losses(around[:, 0].contiguous())
-    third = losses(around)
-    single = min(first, second, key=lambda found: found[0])
-    own = min(first, third, key=lambda found: found[0])
-    return {
-        "rate": first[2].item(),
-        "first": first[1],
-        "single": single[1],
-        "own": own[1],
-    }
-
 
 def _evaluated_rate(results: list[Result], arm: str) -> Pick:
     """Return the rate at which most gains work on validation."""
     return pick(
         [
             [
-                float(sum(a >= _WORKS for a in row))
+                float(sum(a >= WORKS for a in row))
                 for row in r["grids"]["validation"][arm]
             ]
             for r in results
         ],
-        _RATES,
+        RATES,
     )
 
 
@@ -144,14 +48,14 @@ def _evaluated_gain(results: list[Result], arm: str) -> int:
         for r in results:
             works = [
                 rate
-                for rate, row in zip(_RATES, r["grids"]["validation"][arm], strict=True)
-                if row[gain] >= _WORKS
+                for rate, row in zip(RATES, r["grids"]["validation"][arm], strict=True)
+                if row[gain] >= WORKS
             ]
-            highest += math.log(max(works, default=_RATES[0] / 10))
+            highest += math.log(max(works, default=RATES[0] / 10))
             count += len(works)
         return highest, count
 
-    return max(range(len(_GAINS)), key=rank)
+    return max(range(len(GAINS)), key=rank)
 
 
 def evaluate(results: list[Result]) -> list[Verdict]:
@@ -162,8 +66,8 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         """Return the percentage of cells that work."""
         return [
             100
-            * sum(a >= _WORKS for row in grid[arm] for a in row)
-            / (len(_RATES) * len(_GAINS))
+            * sum(a >= WORKS for row in grid[arm] for a in row)
+            / (len(RATES) * len(GAINS))
             for grid in grids
         ]
 
@@ -174,13 +78,13 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         """
         works = [
             rate
-            for rate, row in zip(_RATES, grid[arm], strict=True)
-            if row[gain] >= _WORKS
+            for rate, row in zip(RATES, grid[arm], strict=True)
+            if row[gain] >= WORKS
         ]
         if not works:
-            return 0.0, _RATES[0]
+            return 0.0, RATES[0]
         top = max(works)
-        return top, math.inf if top == _RATES[-1] else top
+        return top, math.inf if top == RATES[-1] else top
 
     def times_higher(act: str) -> list[Number]:
         arms = f"{act}, batch", f"{act}, plain"
@@ -201,7 +105,7 @@ def evaluate(results: list[Result]) -> list[Verdict]:
 
     def cell(grid: Result, arm: str, rate: float) -> float:
         gain = _evaluated_gain(results, arm)
-        return 100 * grid[arm][_RATES.index(rate)][gain]
+        return 100 * grid[arm][RATES.index(rate)][gain]
 
     def gained(act: str) -> list[float]:
         return minus(share(f"{act}, batch"), share(f"{act}, plain"))
@@ -228,12 +132,12 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         arms = f"{act}, batch", f"{act}, plain"
         rates = [_evaluated_rate(results, arm) for arm in arms]
         counts = [
-            [float(sum(a >= _WORKS for a in grid[arm][rate.index])) for grid in grids]
+            [float(sum(a >= WORKS for a in grid[arm][rate.index])) for grid in grids]
             for arm, rate in zip(arms, rates, strict=True)
         ]
         return unless(
             at_least(
-                f"gains of {len(_GAINS)} that work at the best rate, {act}, "
+                f"gains of {len(GAINS)} that work at the best rate, {act}, "
                 "batch norm − plain",
                 minus(*counts),
                 1,
@@ -246,12 +150,12 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     def reinforce(act: str) -> Part:
         full, plain = f"{act}, batch", f"{act}, plain"
         return at_least(
-            f"interaction of batch norm and rate {_LOW:g} → {_HIGH:g}, {act}, points",
+            f"interaction of batch norm and rate {LOW:g} → {HIGH:g}, {act}, points",
             [
-                cell(g, full, _HIGH)
-                - cell(g, full, _LOW)
-                - cell(g, plain, _HIGH)
-                + cell(g, plain, _LOW)
+                cell(g, full, HIGH)
+                - cell(g, full, LOW)
+                - cell(g, plain, HIGH)
+                + cell(g, plain, LOW)
                 for g in grids
             ],
             5,
@@ -259,23 +163,23 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             about=act,
         )
 
-    small = [i for i, g in enumerate(_GAINS) if g <= 1]
+    small = [i for i, g in enumerate(GAINS) if g <= 1]
     best_plain = []
     for r in results:
         known = r["grids"]["validation"]["sigmoid, plain"]
-        cells = [(k, i) for k in range(len(_RATES)) for i in small]
+        cells = [(k, i) for k in range(len(RATES)) for i in small]
         k, i = max(cells, key=lambda at, known=known: known[at[0]][at[1]])
         best_plain.append(100 * r["grids"]["test"]["sigmoid, plain"][k][i])
     batch_cells = [
         100
-        * sum(row[i] >= _WORKS for row in grid["sigmoid, batch"] for i in small)
-        / (len(small) * len(_RATES))
+        * sum(row[i] >= WORKS for row in grid["sigmoid, batch"] for i in small)
+        / (len(small) * len(RATES))
         for grid in grids
     ]
     shares = [reported(f"share of cells ≥ 90 %, {arm}", share(arm)) for arm in grids[0]]
     censored = [
         reported(
-            f"none of {len(_RATES)} rates works, {act}, plain, % of seeds",
+            f"none of {len(RATES)} rates works, {act}, plain, % of seeds",
             none_works(f"{act}, plain"),
         )
         for act in ("sigmoid", "relu")
@@ -295,7 +199,7 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         0,
     )
     nothing = "not judged: the plain net gains nothing from own rates"
-    reason = "" if gains_of_plain.low >= _GAINED else nothing
+    reason = "" if gains_of_plain.low >= GAINED else nothing
     return [
         verdict(
             "C20",
@@ -369,13 +273,13 @@ def draw(figure: Figure, results: list[Result]) -> None:
         if ax is axes[-1]:
             figure.colorbar(heat, ax=axes, label="test accuracy, %", shrink=0.9)
         ax.set_title(arm.replace("batch", "BN"))
-        ax.set_xticks(range(len(_GAINS)), [f"{g:g}" for g in _GAINS])
+        ax.set_xticks(range(len(GAINS)), [f"{g:g}" for g in GAINS])
         ax.set_xlabel("gain √(n·Var[w])")
         ax.grid(visible=False)
         for y, row in enumerate(table.tolist()):
             for x, value in enumerate(row):
                 shade = "black" if value > 0.6 else "white"
-                weight = "bold" if value >= _WORKS else "normal"
+                weight = "bold" if value >= WORKS else "normal"
                 ax.text(
                     x,
                     y,
@@ -386,7 +290,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
                     fontsize=6.5,
                     fontweight=weight,
                 )
-    axes[0].set_yticks(range(len(_RATES)), [f"{r:g}" for r in _RATES])
+    axes[0].set_yticks(range(len(RATES)), [f"{r:g}" for r in RATES])
     axes[0].set_ylabel("learning rate")
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-import torch
-
-from normkit.init import variance_recursion
-from normkit.studies.data import Images
 from normkit.studies.figure import band, color
-from normkit.studies.replicas import ACTIVATIONS, Recipe, Replicas, stds_for
+from normkit.studies.initial_signals import DEPTH, DEPTHS, GAINS, RATES, STARTS, measure
 from normkit.studies.selection import Pick, edges, pick
-from normkit.studies.stack import propagate
-from normkit.studies.study import Result, Scale, Study, Trial
+from normkit.studies.study import Result, Scale, Study
 from normkit.studies.verdict import (
     Part,
     Verdict,
@@ -30,129 +24,9 @@ from normkit.studies.verdict import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Name, activation, standard deviation of the weights times the root of the fan.
-STARTS = (
-    ("tanh 0.01", "tanh", 0.01 * 64),
-    ("tanh 0.05", "tanh", 0.05 * 64),
-    ("tanh Xavier", "tanh", 1.0),
-    ("linear Xavier", "identity", 1.0),
-    ("relu Xavier", "relu", 1.0),
-    ("relu Kaiming", "relu", math.sqrt(2)),
-)
-# Of n·Var[w] above 1; not in the figure.
-_LARGE = (("linear 0.05", "identity", 0.05 * 64), ("relu 0.05", "relu", 0.05 * 64))
-DEPTH = 6
-_RATES = (0.01, 0.1, 0.3, 1.0, 3.0)
-# The gains of a std of 0.01 and 0.05 at 4096 units, and Xavier's.
-_GAINS = {"0.01": 0.64, "0.05": 3.2, "Xavier": 1.0}
-_DEPTHS = (6, 20, 50)
-
-
-def measure(
-    trial: Trial, *, units: int, deep_units: int, batch: int, steps: int, width: int
-) -> Result:
-    """Measure spread per layer forward and backward; accuracy by depth and start."""
-    images = trial.images("digits").flat().standardized()
-    return {
-        "stack": _spread(trial, units, batch, DEPTH, (*STARTS, *_LARGE)),
-        "deep": _spread(trial, deep_units, batch, _DEPTHS[-1], STARTS[:3]),
-        "trained": {
-            f"{depth} {norm or 'plain'}": _trained(
-                trial, images, depth, width, norm, steps
-            )
-            for depth in _DEPTHS
-            for norm in ("", "batch")
-            if not norm or depth < _DEPTHS[-1]
-        },
-        "symmetry": _symmetry(trial, images, steps=min(steps, 100)),
-    }
-
-
-def _spread(
-    trial: Trial,
-    units: int,
-    batch: int,
-    depth: int,
-    starts: tuple[tuple[str, str, float], ...],
-) -> dict[str, dict]:
-    """Run the same normal weights at each scale, forward and back."""
-    generator = trial.generator(1)
-    x = torch.randn(batch, units, generator=generator).to(trial.device)
-    draws = [
-        torch.randn(units, units, generator=generator)
-        .div_(math.sqrt(units))
-        .to(trial.device)
-        for _ in range(depth)
-    ]
-    cotangent = torch.randn(batch, units, generator=generator).to(trial.device)
-    found = {}
-    for name, activation, gain in starts:
-        act = ACTIVATIONS[activation]
-        passed = propagate(x, draws, act, cotangent, gain=gain)
-        outputs = passed.outputs
-        key = "linear" if activation == "identity" else activation
-        theory = variance_recursion([gain**2] * depth, key)
-        found[name] = {
-            "std": [h.std().item() for h in outputs],
-            "rms": [h.square().mean().sqrt().item() for h in outputs],
-            "theory": [math.sqrt(signal.after) for signal in theory],
-            "saturated": [(h.abs() > 0.99).float().mean().item() for h in outputs],
-            "slope": (1 - outputs[-1].square()).mean().item(),
-            "mean_over_std": (outputs[-1].mean() / outputs[-1].std()).item(),
-            "weight_grads": passed.weight_grads,
-            "input_grads": [g.std().item() for g in passed.input_grads],
-        }
-    return found
-
-
-def _trained(
-    trial: Trial, images: Images, depth: int, width: int, norm: str, steps: int
-) -> dict[str, dict[str, list[float]]]:
-    """Return the accuracies of each start at each rate, tanh."""
-    widths = (images.x_train.shape[1], *[width] * depth, images.classes)
-    stds = torch.stack([stds_for(widths, gain) for gain in _GAINS.values()])
-    nets = Replicas(
-        Recipe(widths, "tanh", norm),
-        stds.repeat_interleave(len(_RATES), 0),
-        trial.generator(2),
-        device=trial.device,
-    )
-    rates = torch.tensor(_RATES).repeat(len(_GAINS)).to(trial.device)
-    for rows in images.batches(60, steps, trial.generator(3)):
-        nets.step(images.x_train[rows], images.y_train[rows], rates)
-    tables = {}
-    with nets.population(images.x_train):
-        for split, x, y in (
-            ("test", images.x_test, images.y_test),
-            ("validation", images.x_val, images.y_val),
-        ):
-            table = torch.tensor(nets.accuracy(x, y)).view(len(_GAINS), len(_RATES))
-            tables[split] = (100 * table).tolist()
-    return {
-        split: dict(zip(_GAINS, rows, strict=True)) for split, rows in tables.items()
-    }
-
-
-def _symmetry(trial: Trial, images: Images, *, steps: int) -> dict[str, float]:
-    """Measure how far training separates the units of a layer of constant weights."""
-    widths = (images.x_train.shape[1], 32, 32, images.classes)
-    nets = Replicas(
-        Recipe(widths, "tanh"), torch.ones(2), trial.generator(), device=trial.device
-    )
-    with torch.no_grad():
-        for weight in nets.weights:
-            weight.copy_(torch.tensor([0.05, 0.0]).view(2, 1, 1).expand_as(weight))
-        zero = nets(images.x_train[:100])[1].abs().max().item()
-    rates = torch.full((2,), 0.1, device=trial.device)
-    for rows in images.batches(60, steps, trial.generator(3)):
-        nets.step(images.x_train[rows], images.y_train[rows], rates)
-    apart = max((w - w[:, :, :1]).abs().max().item() for w in nets.weights[:-1])
-    hits = nets.accuracy(images.x_test, images.y_test)
-    return {"apart": apart, "zero_output": zero, "constant": hits[0], "zeros": hits[1]}
-
 
 def _evaluated_pick(results: list[Result], arm: str, start: str) -> Pick:
-    return pick([r["trained"][arm]["validation"][start] for r in results], _RATES)
+    return pick([r["trained"][arm]["validation"][start] for r in results], RATES)
 
 
 def _evaluated_accuracy(results: list[Result], arm: str, start: str) -> list[float]:
@@ -211,11 +85,11 @@ def evaluate(results: list[Result]) -> list[Verdict]:
 
     def lost(start: str, norm: str = "plain") -> list[float]:
         return minus(
-            *(_evaluated_accuracy(results, f"{d} {norm}", start) for d in _DEPTHS[:2])
+            *(_evaluated_accuracy(results, f"{d} {norm}", start) for d in DEPTHS[:2])
         )
 
     def deep_reason(start: str) -> str:
-        return edges(plain=_evaluated_pick(results, f"{_DEPTHS[0]} plain", start))
+        return edges(plain=_evaluated_pick(results, f"{DEPTHS[0]} plain", start))
 
     against = [
         [v for s in r["stack"].values() for v in over(s["rms"], s["theory"])]
@@ -291,9 +165,9 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 none=0.5,
                 about="activations",
             ),
-            *(input_part("0.01", depth) for depth in _DEPTHS),
+            *(input_part("0.01", depth) for depth in DEPTHS),
             weight_part("0.01"),
-            *(accuracy_part("0.01", depth) for depth in _DEPTHS),
+            *(accuracy_part("0.01", depth) for depth in DEPTHS),
         ),
         verdict(
             "C40",
@@ -311,9 +185,9 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 none=0.5,
                 about="local gradients",
             ),
-            *(input_part("0.05", depth) for depth in _DEPTHS),
+            *(input_part("0.05", depth) for depth in DEPTHS),
             weight_part("0.05"),
-            *(accuracy_part("0.05", depth) for depth in _DEPTHS),
+            *(accuracy_part("0.05", depth) for depth in DEPTHS),
         ),
         verdict(
             "C41",
@@ -427,11 +301,11 @@ def draw(figure: Figure, results: list[Result]) -> None:
     axes[1].set(
         title="Share of the gradient left", xlabel="layers passed", yscale="log"
     )
-    for i, start in enumerate(_GAINS):
+    for i, start in enumerate(GAINS):
         for norm, marker in (("plain", "o"), ("batch", "^")):
             rows = [
                 _evaluated_accuracy(results, f"{depth} {norm}", start)
-                for depth in (_DEPTHS if norm == "plain" else _DEPTHS[:-1])
+                for depth in (DEPTHS if norm == "plain" else DEPTHS[:-1])
             ]
             places = [
                 k + (i - 1) * 0.2 + 0.08 * (norm == "batch") for k in range(len(rows))
@@ -449,7 +323,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
         ylabel="%",
         ylim=(0, 102),
     )
-    axes[2].set_xticks(range(3), [str(d) for d in _DEPTHS])
+    axes[2].set_xticks(range(3), [str(d) for d in DEPTHS])
     figure.legend(loc="outside lower center", ncols=4, columnspacing=1)
 
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from normkit.calibrate import calibrate
-from normkit.nn import BatchNorm2d, GroupNorm
-from normkit.studies.data import Images
+from normkit.studies.batch_mixing import (
+    GHOST_RATES,
+    GHOSTS,
+    NORMS,
+    ORDERS,
+    RATES,
+    measure,
+)
 from normkit.studies.figure import band, bars_by_group
 from normkit.studies.selection import Pick, edges, pick
-from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.training import accuracy, cnn, train
+from normkit.studies.study import Result, Scale, Study
 from normkit.studies.verdict import (
     Part,
     Verdict,
@@ -36,192 +35,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch norm": BatchNorm2d,
-    "group norm": lambda channels: GroupNorm(min(8, channels // 2), channels),
-}
-_ORDERS = ("shuffled", "buffer of 200", "one class a batch")
-_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-_GHOST_RATES = _RATES[2:]
-_GHOSTS = (4, 16, 32, 128)
-
-
-def measure(
-    trial: Trial, *, data: str, width: int, mix_epochs: int, noise_draws: int
-) -> Result:
-    """Measure order of the data, ghost batches, and the noise of the statistics."""
-    images = trial.images("digits").standardized()
-    return {
-        "orders": _orders(trial, images, width, mix_epochs),
-        "ghosts": _ghosts(trial, data, width, mix_epochs),
-        "noise": _noise(trial, images, width, noise_draws),
-        "direction": _direction(trial, images, width),
-    }
-
-
-def _fit(
-    trial: Trial,
-    images: Images,
-    batches: Tensor,
-    norm: Callable[[int], nn.Module],
-    width: int,
-    rate: float,
-) -> nn.Module:
-    torch.manual_seed(trial.seed)
-    model = cnn(images.classes, norm, width=width)
-    train(model, images, batches, rate)
-    return model
-
-
-def _seen(model: nn.Module, images: Images) -> dict[str, float]:
-    return {
-        "train": 100 * accuracy(model, images.x_train, images.y_train),
-        "validation": 100 * accuracy(model, images.x_val, images.y_val),
-        "test": 100 * accuracy(model, images.x_test, images.y_test),
-    }
-
-
-def _orders(trial: Trial, images: Images, width: int, epochs: int) -> dict[str, list]:
-    """Measure accuracies at each rate after training on data in three orders."""
-    generator = trial.generator(5)
-    found: dict[str, list] = {}
-    for order in _ORDERS:
-        batches = torch.cat(
-            [_epoch(order, images.y_train, 64, generator) for _ in range(epochs)]
-        )
-        for arm, norm in _NORMS.items():
-            name, exact = f"{order}, {arm}", f"{order}, {arm}, exact statistics"
-            found[name] = []
-            for rate in _RATES:
-                model = _fit(trial, images, batches, norm, width, rate)
-                found[name].append(_seen(model, images))
-                if arm == "batch norm":
-                    calibrate(model, [images.x_train])
-                    found.setdefault(exact, []).append(_seen(model, images))
-    return found
-
-
-def _epoch(order: str, labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Return one epoch of batches, `(batches, size)`, in the order asked for."""
-    count = len(labels)
-    whole = count // size * size
-    if order == "shuffled":
-        return torch.randperm(count, generator=generator)[:whole].view(-1, size)
-    shuffled = torch.randperm(count, generator=generator)
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    if order == "buffer of 200":
-        kept = by_class[_through_buffer(count, 200, generator)]
-        return kept[:whole].view(-1, size)
-    rows = []
-    for label in labels.unique():
-        mine = by_class[labels[by_class] == label]
-        rows.append(mine[: len(mine) // size * size].view(-1, size))
-    batches = torch.cat(rows)
-    return batches[torch.randperm(len(batches), generator=generator)]
-
-
-def _through_buffer(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Return positions in the order that a shuffle buffer of `size` yields them."""
-    buffer = list(range(size))
-    out = []
-    for position in range(size, count + size):
-        pick = int(torch.randint(len(buffer), (), generator=generator))
-        out.append(buffer[pick])
-        if position < count:
-            buffer[pick] = position
-        else:
-            buffer.pop(pick)
-    return torch.tensor(out)
-
-
-def _ghosts(trial: Trial, data: str, width: int, epochs: int) -> dict[str, list]:
-    """Measure accuracies on few images by ghost batch, at one SGD batch."""
-    few = trial.images(data, train=256, val=1000, test=4000).standardized()
-    if few.x_train.shape[-1] > 16:  # 14 × 14 pixels of MNIST are enough, and fast
-        few = few.map(lambda x: F.avg_pool2d(x, 2))
-    batches = few.batches(128, 10 * epochs, trial.generator(6))
-    found: dict[str, list] = {"data": [few.name]}
-    for size in _GHOSTS:
-        found[str(size)] = []
-        for rate in _GHOST_RATES:
-            model = _fit(
-                trial,
-                few,
-                batches,
-                lambda c, s=size: BatchNorm2d(c, ghost_size=s),
-                width,
-                rate,
-            )
-            calibrate(model, [few.x_train])
-            found[str(size)].append(_seen(model, few))
-    return found
-
-
-@torch.no_grad()
-def _noise(
-    trial: Trial, images: Images, width: int, draws: int
-) -> dict[str, list[float]]:
-    """Measure how much four fixed samples' logits vary with the rest of their batch."""
-    batches = images.batches(64, 40, trial.generator(7))
-    with torch.enable_grad():
-        model = _fit(trial, images, batches, BatchNorm2d, width, 0.05).train()
-    generator = trial.generator(8)
-    sizes, spread = (8, 16, 32, 64, 128), []
-    for size in sizes:
-        answers = []
-        for _ in range(draws):
-            mates = torch.randint(len(images.y_train), (size - 1,), generator=generator)
-            answers.append(
-                torch.stack(
-                    [
-                        model(
-                            torch.cat([images.x_test[i : i + 1], images.x_train[mates]])
-                        )[0]
-                        for i in range(4)
-                    ]
-                )
-            )
-        spread.append(torch.stack(answers).std(0).mean().item())
-    return {"sizes": list(sizes), "spread": spread}
-
-
-def _direction(trial: Trial, images: Images, width: int) -> dict[str, list[float]]:
-    """Return a batch gradient's cosine with the full one, and samples per second.
-
-    The model has no norm layer, so that the gradient of a batch is a mean over samples.
-    """
-    torch.manual_seed(trial.seed)
-    model = cnn(images.classes, None, width=width)
-    parameters = list(model.parameters())
-
-    def gradient(rows: Tensor) -> Tensor:
-        loss = F.cross_entropy(model(images.x_train[rows]), images.y_train[rows])
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
-
-    everything = gradient(torch.arange(len(images.y_train)))
-    generator = trial.generator(9)
-    sizes, cosines, rates = (1, 4, 16, 64), [], []
-    for size in sizes:
-        found = []
-        start = time.process_time()
-        for _ in range(12):
-            rows = torch.randint(len(images.y_train), (size,), generator=generator)
-            found.append(F.cosine_similarity(gradient(rows), everything, dim=0))
-        rates.append(12 * size / (time.process_time() - start))
-        cosines.append(torch.stack(found).mean().item())
-    return {"sizes": list(sizes), "cosine": cosines, "samples_per_second": rates}
-
-
 def _evaluated_order(results: list[Result], name: str) -> tuple[Pick, list[float]]:
     """Return the best rate on validation, and the test accuracies there."""
     rows = [r["orders"][name] for r in results]
-    best = pick([[one["validation"] for one in row] for row in rows], _RATES)
+    best = pick([[one["validation"] for one in row] for row in rows], RATES)
     return best, [row[best.index]["test"] for row in rows]
 
 
 def _evaluated_ghost(results: list[Result], size: int) -> tuple[Pick, Result]:
     rows = [r["ghosts"][str(size)] for r in results]
-    best = pick([[one["validation"] for one in row] for row in rows], _GHOST_RATES)
+    best = pick([[one["validation"] for one in row] for row in rows], GHOST_RATES)
     splits = ("train", "test")
     return best, {s: [row[best.index][s] for row in rows] for s in splits}
 
@@ -269,7 +92,7 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             f"{order}, {arm}, %", _evaluated_order(results, f"{order}, {arm}")[1]
         )
 
-    ghosts = {size: _evaluated_ghost(results, size) for size in _GHOSTS}
+    ghosts = {size: _evaluated_ghost(results, size) for size in GHOSTS}
     # 0.3 points are 12 of 4000 test images, and one and a half of 500 digits.
     least = 1.0 if results[0]["ghosts"]["data"] == ["digits"] else 0.3
 
@@ -329,9 +152,9 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         ),
         verdict(
             "C50",
-            *(suffers(order) for order in _ORDERS[1:]),
-            *(suffers_more(order) for order in _ORDERS[1:]),
-            *(at(order, arm) for order in _ORDERS[1:] for arm in (*_NORMS, exact)),
+            *(suffers(order) for order in ORDERS[1:]),
+            *(suffers_more(order) for order in ORDERS[1:]),
+            *(at(order, arm) for order in ORDERS[1:] for arm in (*NORMS, exact)),
         ),
         verdict(
             "C63",
@@ -372,7 +195,7 @@ def draw(figure: Figure, results: list[Result]) -> None:
     exact = "batch norm, exact statistics"
     arms = ("batch norm", exact, "group norm")
     rows = {
-        arm: [_evaluated_order(results, f"{o}, {arm}")[1] for o in _ORDERS]
+        arm: [_evaluated_order(results, f"{o}, {arm}")[1] for o in ORDERS]
         for arm in arms
     }
     names = ["shuffled", "buffer\nof 200", "one class\na batch"]
@@ -381,14 +204,14 @@ def draw(figure: Figure, results: list[Result]) -> None:
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3
     )
-    ghosts = {size: _evaluated_ghost(results, size)[1] for size in _GHOSTS}
+    ghosts = {size: _evaluated_ghost(results, size)[1] for size in GHOSTS}
     for i, split in enumerate(("train", "test")):
         curves = [
-            [ghosts[size][split][k] for size in _GHOSTS] for k in range(len(results))
+            [ghosts[size][split][k] for size in GHOSTS] for k in range(len(results))
         ]
-        band(axes[1], _GHOSTS, curves, label=split, index=i)
+        band(axes[1], GHOSTS, curves, label=split, index=i)
     axes[1].set(title="Accuracy by ghost batch", xscale="log", ylabel="%")
-    axes[1].set_xticks(_GHOSTS, [str(s) for s in _GHOSTS])
+    axes[1].set_xticks(GHOSTS, [str(s) for s in GHOSTS])
     axes[1].minorticks_off()
     axes[1].legend()
     noise = results[0]["noise"]["sizes"]
@@ -414,7 +237,7 @@ STUDY = Study(
     "at one sample at a time, no less: most of it is not batch norm's. Tuned, batch "
     "norm behind a buffer is ahead. The noise is there, as large as calculated; that "
     "it regularizes these nets is not seen.",
-    arms=(*_NORMS, *_ORDERS, "ghost batches of 4 to 128"),
+    arms=(*NORMS, *ORDERS, "ghost batches of 4 to 128"),
     metric="Test accuracy of a small CNN at its best rate by validation, on shuffled "
     "data, on data sorted by class behind a shuffle buffer of 200, and in batches of "
     "one class each in random order; spread of an output over batch-mates; cosine of a "

@@ -19,6 +19,7 @@ template <class T> class Runs : protected Layout<T> {
         blocks_((call.O + segments_ - 1) / segments_ * pieces_) {}
 
   void forward() const {
+    if (call_.has(kGiven) && call_.M == 1) return write_in_order();
     each_statistic([&](const Place& at, int64_t threads) {
       if (!call_.has(kGiven)) measure(at, threads);
       if (!e_.y) return;
@@ -217,12 +218,36 @@ template <class T> class Runs : protected Layout<T> {
       Map<C> map = map_of(at, 0);
       each_sub_run<true>(at, block, [&](int64_t first, int64_t n, int64_t m) NK_BODY {
         if (call_.M > 1) map = map_of(at, m);
-        const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
-        this->streamed(e_.streams, e_.y + first, n, [&](int64_t i, auto lanes) NK_BODY {
-          V z = fused(e_.template centered<K>(first + i, lanes, hi), a, shift);
-          z = e_.template finish<K>(z, first + i, lanes);
-          e_.put(e_.y + first + i, z, lanes);
-        });
+        write_run<K>(map, first, n);
+      });
+    });
+  }
+  template <int K>
+  NK_INLINE void write_run(const Map<C>& map, int64_t first, int64_t n) const {
+    const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
+    this->streamed(e_.streams, e_.y + first, n, [&](int64_t i, auto lanes) NK_BODY {
+      V z = fused(e_.template centered<K>(first + i, lanes, hi), a, shift);
+      z = e_.template finish<K>(z, first + i, lanes);
+      e_.put(e_.y + first + i, z, lanes);
+    });
+  }
+  // Given statistics: no value is read twice, so the runs are taken as they lie in memory.
+  void write_in_order() const {
+    const int64_t n = call_.statistics(), runs = n * call_.O, G = call_.G;
+    const Scratch<Map<C>> maps(n);
+    for (int64_t stat = 0; stat < n; ++stat) maps[stat] = map_of(place_of(stat), 0);
+    const int64_t tasks = (runs + segments_ - 1) / segments_ * pieces_;
+    e_.with_forward_kind([&](auto tag) {
+      constexpr int K = decltype(tag)::kind;
+      parallel_for(tasks, call_.threads, [&](int64_t task) {
+        const int64_t first = task / pieces_ * segments_, low = task % pieces_ * kBlock;
+        const int64_t last = std::min(runs, first + segments_);
+        const int64_t length = std::min(kBlock, length_ - low);
+        int64_t g = first % G, item = first / (G * call_.O);
+        for (int64_t run = first; run < last; ++run) {
+          write_run<K>(maps[item * G + g], run * length_ + low, length);
+          if (++g == G) g = 0, item = (run + 1) / (G * call_.O);
+        }
       });
     });
   }
