@@ -234,3 +234,27 @@ one = list(DataLoader(Normalized(), batch_size=2))
 two = list(DataLoader(Normalized(), batch_size=2, num_workers=2))
 assert all(torch.equal(a, b) for a, b in zip(one, two))
 """)
+
+
+# A chunk of runs that ends within a sample, one that holds some samples, a run of two
+# chunks, and what two threads share.
+@needs_library
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(7, 5, 47, 97), (40, 3, 33, 11), (3, 5, 200, 201)])
+def test_given_statistics_are_applied_in_the_order_of_memory(
+    shape: tuple[int, ...], threads: int
+) -> None:
+    x, channels = torch.randn(shape), shape[1]
+    mean, weight, bias = (torch.randn(channels) for _ in range(3))
+    var = torch.rand(channels) + 0.5
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with normkit.backend("cpu"):
+            y = F.batch_norm(x, mean, var, weight, bias)
+    finally:
+        torch.set_num_threads(before)
+    column = (1, channels, 1, 1)
+    inverse = (var.double() + 1e-5).rsqrt() * weight.double()
+    wanted = (x.double() - mean.view(column)) * inverse.view(column) + bias.view(column)
+    assert ((y - wanted).abs() <= 2e-6 * wanted.abs().clamp(min=1)).all()

@@ -244,6 +244,7 @@ template <class T> class Runs : protected Layout<T> {
         const int64_t last = std::min(runs, first + segments_);
         const int64_t length = std::min(kBlock, length_ - low);
         int64_t g = first % G, item = first / (G * call_.O);
+        if (planted("every_chunk_of_runs_begins_anew")) g = 0;
         for (int64_t run = first; run < last; ++run) {
           write_run<K>(maps[item * G + g], run * length_ + low, length);
           if (++g == G) g = 0, item = (run + 1) / (G * call_.O);
