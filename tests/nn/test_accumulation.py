@@ -18,6 +18,9 @@ from normkit.nn import (
     backward_as_whole,
 )
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 
 def test_torch_46516_one_update_for_all_parts_of_a_step() -> None:
     x = 3 + 2 * torch.randn(23, 4, 5, dtype=torch.float64)

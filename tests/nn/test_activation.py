@@ -12,6 +12,9 @@ import normkit
 from normkit.errors import ArgumentError, ShapeError
 from normkit.kernels.epilogue import ACTIVATIONS, activate
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 
 def drawn(**options: Any) -> normkit.nn.BatchNorm2d:
     layer = normkit.nn.BatchNorm2d(5, **options)

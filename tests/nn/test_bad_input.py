@@ -13,6 +13,9 @@ from torch import nn
 import normkit.nn
 from normkit.errors import NormkitError
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 X = torch.randn(4, 3, 5, 5)
 
 # name: constructor arguments, input, words of the message, does torch raise

@@ -10,6 +10,9 @@ import normkit.nn
 import oracles
 from strategies import FILLS, filled
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 RANKS = [1, 2, 3]
 SHAPES = {0: (17, 5), 1: (6, 5, 7), 2: (6, 5, 4, 3), 3: (4, 5, 2, 3, 4)}
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -324,6 +327,10 @@ def test_two_forwards_before_one_backward_are_allowed() -> None:
     assert int(layer.num_batches_tracked) == 2
 
 
+# torch does not nest forward mode.
+@pytest.mark.parametrize(
+    "route", ["kernels", "reference", "fixed order"], indirect=True
+)
 @pytest.mark.parametrize("transform", ["grad", "jacrev", "jacfwd", "hessian"])
 def test_func_transforms_work_in_training_and_update_once(transform: str) -> None:
     """torch#85533: torch.nn refuses here."""

@@ -10,6 +10,9 @@ import normkit.nn
 import oracles
 from normkit.errors import ArgumentError
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 SHAPES = {1: (6, 3, 5), 2: (6, 3, 4, 5), 3: (6, 3, 2, 3, 4)}
 ranks = pytest.mark.parametrize("rank", [1, 2, 3])
 AT_ONCE = {"renorm_from": 0, "d_max_at": 0, "r_max_at": 0}
@@ -48,6 +51,10 @@ def test_outputs_and_gradients_are_those_of_the_definition(rank: int) -> None:
         assert float((a - b).abs().max() / b.abs().max()) < 1e-5
 
 
+# torch does not nest forward mode.
+@pytest.mark.parametrize(
+    "route", ["kernels", "reference", "fixed order"], indirect=True
+)
 def test_gradcheck_where_every_bound_holds() -> None:
     """Clipped, r and d are constants for finite differences too."""
     layer = layer_of(1, r_max=1.01, d_max=0.01).double()

@@ -11,6 +11,9 @@ import normkit
 import normkit.nn
 from normkit.errors import ArgumentError, ShapeError
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 C = 3
 # name, sizes without channels, channel_dim; the twin takes channels at `usual`.
 CASES = [
@@ -98,6 +101,7 @@ class Copies(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("route", ["kernels"], indirect=True)
 @each_case
 def test_nothing_is_permuted_and_the_output_lies_as_the_input(
     name: str, sizes, dim: int, usual: int

@@ -10,6 +10,9 @@ import normkit
 from normkit.errors import ArgumentError
 from normkit.nn import BatchNorm1d, BatchNorm2d, DomainBatchNorm, use_domain
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 OFFSETS = {"day": 5.0, "night": -3.0}
 
 

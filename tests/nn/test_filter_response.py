@@ -10,6 +10,9 @@ import normkit.nn
 import oracles
 from normkit.errors import ArgumentError, ShapeError
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 SHAPES = [(4, 3, 7), (4, 3, 5, 4), (4, 3, 2, 3, 4)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 learning = pytest.mark.parametrize("learnable_eps", [False, True])

@@ -7,6 +7,9 @@ from torch import nn
 from normkit.errors import ArgumentError
 from normkit.nn import BatchNorm2d, FrozenBatchNorm, InstanceNorm1d, parameter_groups
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 
 def test_torch_86590_a_freeze_survives_train() -> None:
     layer = BatchNorm2d(3)

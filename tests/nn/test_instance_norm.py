@@ -11,6 +11,9 @@ from torch.utils.checkpoint import checkpoint
 import normkit.nn
 import oracles
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 SHAPES = {1: (4, 3, 7), 2: (4, 3, 5, 4), 3: (4, 3, 2, 3, 4)}
 ranks = pytest.mark.parametrize("rank", [1, 2, 3])
 

@@ -13,6 +13,9 @@ from normkit.errors import ArgumentError, ShapeError
 from normkit.functional.ghost import ghost_sizes
 from normkit.nn import BatchNorm1d, BatchNorm2d
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 
 @pytest.mark.parametrize("samples", [1, 3, 4, 7, 8, 11, 12, 13, 40])
 def test_tabnet_243_ghosts_take_any_remainder(samples: int) -> None:
@@ -181,6 +184,7 @@ def test_options_are_shown_and_survive_a_copy() -> None:
     assert "ghost" not in repr(BatchNorm2d(3))
 
 
+@pytest.mark.parametrize("route", ["kernels"], indirect=True)
 def test_ghosts_compile_for_batches_of_several_sizes() -> None:
     """The second size of a batch makes its size a symbol."""
     layer, eager = (BatchNorm2d(6, ghost_size=2) for _ in range(2))

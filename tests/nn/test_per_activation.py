@@ -10,6 +10,9 @@ import normkit.nn
 import oracles
 from normkit.errors import ArgumentError, ShapeError
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 SHAPES = [(3,), (3, 4), (3, 4, 5), (3, 2, 3, 4)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 

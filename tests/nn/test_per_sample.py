@@ -10,6 +10,9 @@ import normkit.nn
 import oracles
 from strategies import FILLS, filled
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 
 def with_random_affine(layer: nn.Module) -> nn.Module:
     with torch.no_grad():

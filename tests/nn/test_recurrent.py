@@ -11,6 +11,9 @@ import normkit.nn
 import oracles
 from normkit.errors import ArgumentError, ShapeError
 
+# What is promised holds on every route.
+pytestmark = pytest.mark.usefixtures("route")
+
 T, N, C, H = 6, 5, 3, 4
 
 
