@@ -97,3 +97,13 @@ def test_it_is_not_tried_where_the_kernels_are_faster_or_more_exact(
     for _ in range(2):
         norm(x.requires_grad_(), w, b)
     assert not taken
+
+
+def test_a_bias_without_a_weight_has_a_gradient(taken: Taken) -> None:
+    """The backward of torch's group norm raises there: the weight has no device."""
+    x, b = torch.randn(8, 64, requires_grad=True), torch.randn(64, requires_grad=True)
+    y = group_norm(x, 2, None, b)
+    dx, db = torch.autograd.grad(y.square().sum(), [x, b])
+    assert not taken
+    torch.testing.assert_close(db, 2 * y.detach().sum(0))
+    assert dx.isfinite().all()

@@ -183,8 +183,8 @@ def truth(
     found.sizes = {
         "x": spread * most(pull) * max(1.0, most(hats)),
         "residual": most(pull),
-        "weight": _summed(case, pull * hats, vectors.get("weight")),
-        "bias": _summed(case, pull, vectors.get("bias")),
+        "weight": summed(case, pull * hats, vectors.get("weight")),
+        "bias": summed(case, pull, vectors.get("bias")),
     }
     if case.activation in ("relu", "leaky_relu") and z.numel():
         live = z.detach().abs()[share > 0]
@@ -237,7 +237,7 @@ def most(t: Tensor) -> float:
     return float(t.max()) if t.numel() else 0.0
 
 
-def _summed(case: LayerCase, terms: Tensor, vector: Tensor | None) -> Tensor | float:
+def summed(case: LayerCase, terms: Tensor, vector: Tensor | None) -> Tensor | float:
     if vector is None:
         return 0.0
     if case.kind == "PerActivationBatchNorm":

@@ -29,12 +29,10 @@ def test_each_route_is_another(route: str, monkeypatch: pytest.MonkeyPatch) -> N
         (reference, "pairwise_sum", "pairwise sums"),
         (engine.differentiable, "normalize", "the formula"),
     ):
+        honest = getattr(owner, name)
 
         def noting(
-            *given: Any,
-            honest: Any = getattr(owner, name),
-            called: str = called,
-            **named: Any,
+            *given: Any, honest: Any = honest, called: str = called, **named: Any
         ) -> Any:
             taken.add(called)
             return honest(*given, **named)

@@ -99,9 +99,10 @@ def tried_first(
     operator: Operator,
     kernels: NativeCall,
     x: Tensor,
-    vectors: tuple[Tensor | None, ...],
+    vectors: tuple[Tensor | None, Tensor | None],
 ) -> NativeCall | AtenCall:
     """Return a call that tries torch's operator first, or `kernels` if faster."""
+    weight, bias = vectors
     values = x.numel()
     statistics = torch.Size(kernels.spec.kept(x.shape)).numel()
     if (
@@ -112,6 +113,8 @@ def tried_first(
         and x.is_contiguous()
         and 0 < kernels.spec.eps < 1
         and all(v is None or v.dtype is torch.float32 for v in vectors)
+        # The backward of torch's group norm reads the device of a weight beside a bias.
+        and (bias is None or weight is not None)
         and asked_for() is None
     ):
         return AtenCall(kernels, operator)
