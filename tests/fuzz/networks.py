@@ -255,8 +255,10 @@ def _check_convert(case: NetworkCase) -> None:
 def _assert_one_reader(net: Network, fused: dict[str, str], about: str) -> None:
     """A layer waits where one activation, or one sum before it, reads its output."""
     steps = net.steps
-    # A step that nothing reads is no reader. The last two are outputs.
+    # A step that nothing reads is no reader. The last two are outputs; what a step in
+    # place made is also read by the name of what it changed.
     used = {len(steps) - 1, len(steps) - 2}
+    used |= {k for k, step in enumerate(steps) if step[0] in IN_PLACE}
     for number in reversed(range(len(steps))):
         if used & set(readers(steps, number)):
             used.add(number)
