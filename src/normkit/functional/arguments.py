@@ -21,7 +21,13 @@ __all__ = [
 
 
 def check_floating(x: Tensor, name: str) -> None:
-    """Require floating-point values."""
+    """Require floating-point values, in sequences of one length."""
+    if x.is_nested:
+        raise ArgumentError(
+            f"{name} takes statistics over positions and has no rule for a nested "
+            "tensor; pad it (torch.nested.to_padded_tensor) and pass mask= for the "
+            "padding"
+        )
     if not x.dtype.is_floating_point:
         raise DtypeError(
             f"{name} needs floating-point values, got {x.dtype} (it is not implemented "

@@ -24,6 +24,7 @@ from normkit.functional.aten import (
 )
 from normkit.functional.autograd import run
 from normkit.functional.engine import execute
+from normkit.functional.nested import on_values
 from normkit.functional.signature import find, signature
 from normkit.functional.sum_norm import sum_norm
 from normkit.kernels.spec import Spec
@@ -111,6 +112,11 @@ def layer_norm(
             mask=mask,
         )
     sizes = tuple(normalized_shape)
+    if input.is_nested:
+        return on_values(
+            *("layer_norm", input, sizes, mask),
+            lambda x: layer_norm(x, sizes, weight, bias, eps),
+        )
     spec = _trailing("layer_norm", input, sizes, weight, bias, eps)
 
     def operator(x: Tensor, w: Tensor | None, b: Tensor | None) -> Saved:
@@ -180,6 +186,11 @@ def rms_norm(
             *("rms_norm", input, residual, normalized_shape, weight, None, eps, mask)
         )
     tensors = (input, weight, mask)
+    if input.is_nested:  # whose class would take any function of this name for torch's
+        return on_values(
+            *("rms_norm", input, tuple(normalized_shape), mask),
+            lambda x: rms_norm(x, normalized_shape, weight, eps),
+        )
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
             *(rms_norm, tensors, input, normalized_shape, weight),
@@ -335,7 +346,7 @@ def _of_sum(
         assert eps is not None
         return layer_norm(total, sizes, weight, bias, eps, mask=mask)
 
-    if mask is not None or x.is_complex():
+    if mask is not None or x.is_complex() or x.is_nested:
         total = x + residual
         return norm(total), total
     used = _eps_of(x, eps)

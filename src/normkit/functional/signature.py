@@ -69,7 +69,10 @@ def signature(
         ):
             return None
         of_bias = bias.dtype, bias.shape
-    shape = x.shape
+    try:
+        shape, strides = x.shape, x.stride()
+    except RuntimeError:  # a sparse layout, or a nested tensor
+        return None
     if residual is not None and (
         type(residual) not in PLAIN
         or not (residual.is_cpu if on_cpu else residual.get_device() == device)
@@ -82,10 +85,6 @@ def signature(
         or not (mask.is_cpu if on_cpu else mask.get_device() == device)
         or mask.dtype is not torch.bool
     ):
-        return None
-    try:
-        strides = x.stride()
-    except RuntimeError:  # a sparse layout
         return None
     return (
         *(operation, shape, strides, x.dtype, of_weight, of_bias),
