@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.testing._internal import common_nn
 from torch.testing._internal.common_modules import (
     ModuleErrorEnum,
     ModuleInfo,
     ModuleInput,
     module_db,
 )
-from torch.testing._internal.common_nn import get_new_module_tests, module_tests
 from torch.testing._internal.common_utils import noncontiguous_like
 
 import normkit.nn
@@ -344,9 +344,15 @@ def test_forward_mode_and_vmap_and_stateless_calls_work(
     compare_samples(peers, info, training, check)
 
 
+def _new_module_tests() -> list[dict]:
+    """A list in torch 2.6, a function in 2.13."""
+    given = getattr(common_nn, "get_new_module_tests", None)
+    return given() if given else common_nn.new_module_tests
+
+
 OLDER = [
     case
-    for case in (*module_tests, *get_new_module_tests())
+    for case in (*common_nn.module_tests, *_new_module_tests())
     if hasattr(normkit.nn, case.get("module_name", ""))
 ]
 
