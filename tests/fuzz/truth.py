@@ -180,10 +180,16 @@ def truth(
     bend = max(1.0, found.size_y) if case.activation != "none" else 1.0
     pull = upstream.abs() * bend
     spread = most((inv * gain).detach().abs())
+    # Any sum of n values in float64 errs by n roundings, which x̂ has in units of its
+    # spread; kept bytes move x̂ by a part of the largest one of its statistic.
+    reach = torch.full_like(hats, most(hats)) if case.keeps_bytes else hats
+    n = share.sum(dims(case)).max() if share.numel() else 0
+    roundings = n * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    reach = reach + roundings * found.ratio / 16
     found.sizes = {
         "x": spread * most(pull) * max(1.0, most(hats)),
         "residual": most(pull),
-        "weight": summed(case, pull * hats, vectors.get("weight")),
+        "weight": summed(case, pull * reach, vectors.get("weight")),
         "bias": summed(case, pull, vectors.get("bias")),
     }
     if case.activation in ("relu", "leaky_relu") and z.numel():

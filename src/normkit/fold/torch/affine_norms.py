@@ -36,6 +36,7 @@ class AffineNorm:
         nodes: Its calls; none if it did not run.
         refusal: Reason why it must stay; empty if weight and bias may go.
         places: Each (path of the parent, name) under which the model holds it.
+        is_lent: Whether it runs with other weights than it holds.
     """
 
     path: str
@@ -44,6 +45,7 @@ class AffineNorm:
     nodes: list[NormAffine]
     refusal: str = ""
     places: tuple[tuple[str, str], ...] = ()
+    is_lent: bool = False
 
     @property
     def kind(self) -> str:
@@ -67,6 +69,8 @@ class AffineNorm:
     @property
     def drops_affine(self) -> bool:
         """True if None in the place of weight and bias is the same norm without."""
+        if self.is_lent:  # what is dropped could not be lent
+            return False
         own = {f"{self.module_path}.{name}" for name in ("weight", "bias")}
         is_known = isinstance(self.module, _WITHOUT_AFFINE)
         return is_known and {slot.name for slot in self.slots()} <= own
@@ -146,6 +150,7 @@ def affine_norms(trace: Trace) -> list[AffineNorm]:
                 name = slots[0].name if slots else f"{path} (computed weight)"
             norm = AffineNorm(name, module, path, nodes)
             norm.places = tuple(places.get(module, ()))
+            norm.is_lent = any(trace.call_of[node].is_lent for node in nodes)
             norm.refusal = _reason_against(norm)
             found.append(norm)
         has_weight = getattr(module, "weight", None) is not None

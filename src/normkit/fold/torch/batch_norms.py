@@ -145,6 +145,12 @@ def _in_module(
     """Return the batch norms among the `calls` of one module."""
     nodes = [node for node, _ in calls]
     norm = NormModule(path, calls[0][1].module, nodes, places=tuple(places))
+    if any(call.is_lent for _, call in calls):
+        norm.refusal = (
+            "it runs with other weights than it holds (functional_call), which would "
+            "be given to whatever takes its place"
+        )
+        return [norm]
     bodies = [_body(trace, node, call) for node, call in calls]
     if all(body == bodies[0] for body in bodies) and isinstance(bodies[0], Rest):
         norm.rest = bodies[0]

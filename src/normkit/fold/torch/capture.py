@@ -36,7 +36,7 @@ from normkit.fold.torch.op_names import (
     sized_by_values,
 )
 from normkit.fold.torch.tensors import TensorTable, share_memory
-from normkit.fold.torch.trace import ModuleCall, TorchFunction, Trace
+from normkit.fold.torch.trace import ModuleCall, TorchFunction, Trace, identities
 from normkit.modeling.pytree import map_tensors, tensors_in
 
 __all__ = ["capture"]
@@ -97,6 +97,7 @@ class _Reader(TorchFunctionMode):
         # Integers chosen by the model's floats (topk), and what is true of those.
         self.numbers: set[Value] = set()
         self.paths = {module: path for path, module in model.named_modules()}
+        self.held = {each: identities(each) for each in self.paths}
         self.tensors = TensorTable(
             model, self.graph, lambda: self.call.module, self._append
         )
@@ -162,6 +163,7 @@ class _Reader(TorchFunctionMode):
         else:
             call = ModuleCall(module, self.paths[module], self.call)
             self.call.children.append(call)
+            call.is_lent = identities(module) != self.held[module]
         call.inputs = [self.tensors.read(t) for t in tensors_in((args, kwargs))]
         is_hooked = module in self.hooked and self.call is not call
         if is_hooked and len(self.call.nodes) > self.arrived_at:

@@ -10,7 +10,7 @@ from torch import nn
 
 from normkit.fold.ir.graph import Graph, Node, Slot, Value
 
-__all__ = ["ModuleCall", "TorchFunction", "Trace"]
+__all__ = ["ModuleCall", "TorchFunction", "Trace", "identities"]
 
 
 @dataclass(eq=False)
@@ -25,6 +25,8 @@ class ModuleCall:
         outputs: The tensors that it returned.
         nodes: The operations of its own forward, without those of its children.
         children: The calls made by its forward, in order.
+        is_lent: Whether it ran with other parameters or buffers than it holds, as
+            `torch.func.functional_call` runs it.
         returned_at: Number of its nodes when its forward returned; hooks made others.
         branches_on: What its own forward may branch on, e.g. the values of tensors;
             empty if nothing is known.
@@ -39,6 +41,7 @@ class ModuleCall:
     outputs: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     children: list[ModuleCall] = field(default_factory=list)
+    is_lent: bool = False
     returned_at: int = 0
     branches_on: str = ""
     routes_on: str = ""
@@ -85,3 +88,8 @@ class Trace:
     result: Any
     functions: dict[Node, TorchFunction]
     tied: dict[Slot, tuple[Slot, ...]]
+
+
+def identities(module: nn.Module) -> list[int]:
+    """Return those of the parameters and buffers that a module holds itself."""
+    return [id(t) for t in (*module._parameters.values(), *module._buffers.values())]
