@@ -215,3 +215,12 @@ def test_a_negative_size_of_an_input_is_an_error_that_says_so():
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     with pytest.raises(FoldError, match="'x' has a dimension of size -1"):
         normkit.fold_onnx(model)
+
+
+def test_a_size_of_0_does_not_hide_one_that_is_too_large():
+    b = wide()
+    model = b.model(b.stop(b.norm(b.conv(b.input()))))
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    dims[0].dim_value, dims[2].dim_value = 0, 2**62
+    with pytest.raises(FoldError, match="the inputs"):
+        normkit.fold_onnx(model)

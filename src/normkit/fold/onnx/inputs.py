@@ -98,7 +98,9 @@ def _drawn(wanted: list[Any], size: int, seed: int) -> dict[str, Any]:
             else:
                 known = named.setdefault(dim.dim_param, size if i else 2)
                 shape.append(known)
-    check_count(sum(map(math.prod, shapes.values())), "the inputs")
+    # A size of 0 does not make up for the others: numpy multiplies these, too.
+    sizes = (math.prod(max(n, 1) for n in shape) for shape in shapes.values())
+    check_count(sum(sizes), "the inputs")
     inputs = {}
     for value in wanted:
         kind, shape = value.type.tensor_type, shapes[value.name]
