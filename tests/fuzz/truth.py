@@ -183,7 +183,7 @@ def truth(
     # Any sum of n values in float64 errs by n roundings, which x̂ has in units of its
     # spread; kept bytes move x̂ by a part of the largest one of its statistic.
     reach = torch.full_like(hats, most(hats)) if case.keeps_bytes else hats
-    n = share.sum(dims(case)).max() if share.numel() else 0
+    n = grouped(case, share).sum(dims(case)).max() if share.numel() else 0
     roundings = n * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     reach = reach + roundings * found.ratio / 16
     found.sizes = {
