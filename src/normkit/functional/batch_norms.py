@@ -116,7 +116,7 @@ def batch_norm(
         )
         key = signature(options, input, weight, bias, residual, mask)
         if running is not None:
-            key = with_running(key, running_mean, running_var, *running[3:5])
+            key = with_running(key, running_mean, running_var, batches, skipped)
         call = find(key)
         if call is not None:
             return run(call, input, weight, bias, residual, mask, running)

@@ -178,7 +178,7 @@ class _OnShards(torch.autograd.Function):
 def local_running(running: Running | None) -> Running | None:
     """Return running statistics in this rank's memory."""
     if running is None or not any(
-        isinstance(t, Tensor) and is_dtensor(t) for t in running[:5]
+        isinstance(t, Tensor) and is_dtensor(t) for t in running
     ):
         return running
     from torch.distributed.tensor import Partial

@@ -33,6 +33,24 @@ __all__ = [
 class _LazyLayer(_LazyNormBase):
     """Check the first input, with or without a batch dimension, then materialize."""
 
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        # torch's layer takes None, and its annotation does not.
+        rate: Any = momentum
+        super().__init__(eps, rate, affine, track_running_stats, device, dtype)
+        # Older torch has no `bias` argument, so it is removed afterwards.
+        if not bias:
+            self.register_parameter("bias", None)
+
     def initialize_parameters(  # type: ignore[override]
         self,
         input: Tensor,  # noqa: A002
@@ -67,12 +85,8 @@ class _LazyBatchNorm(_LazyLayer):
         bias: bool = True,
         process_group: Any = None,
     ) -> None:
-        # Older torch has no `bias` argument.
-        extra: dict[str, Any] = {} if bias else {"bias": False}
-        # torch's layer takes None, and its annotation does not.
-        rate: Any = momentum
         super().__init__(
-            *(eps, rate, affine, track_running_stats, device, dtype), **extra
+            *(eps, momentum, affine, track_running_stats, device, dtype), bias=bias
         )
         if process_group is not None:
             self.process_group = process_group

@@ -42,6 +42,7 @@ class RunningStateLayer(_NormBase):
 
     shapes: ClassVar[Mapping[int, str]] = {}
     """Input shapes of the layer, by number of dimensions."""
+    _ranks: ClassVar[tuple[int, ...]] = ()
     siblings: ClassVar[Mapping[int, str]] = {}
     """Layer for an input of another number of dimensions."""
     is_frozen: bool = False
@@ -49,6 +50,11 @@ class RunningStateLayer(_NormBase):
     _mode_to_return_to: bool = True
     channel_dim: int = 1
     """Dimension of the channels in a batch."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # The compiler of torch 2.6 reads no dict of a class.
+        cls._ranks = tuple(cls.shapes)
 
     def __init__(
         self,
@@ -152,7 +158,7 @@ class RunningStateLayer(_NormBase):
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
         """Check the number of dimensions; subclasses may override this torch hook."""
-        if input.dim() in self.shapes:
+        if input.dim() in self._ranks:
             return
         name = type(self).__name__
         takes = " or ".join(self.shapes.values())
