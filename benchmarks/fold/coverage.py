@@ -226,7 +226,9 @@ batch norm.
 - **Before relu, upon a stream, with signs that differ** (resnetv2, xception41p): two
   batch norms of one channel need relu(x + a) and relu(−x + b), and no stored α·x + β
   gives both. Without negative weights they go. Before max pooling the same: −x is not
-  carried by it.
+  carried by it. A channel stored twice, as x and as −x, or relu(−z) = relu(z) − z
+  would be exact, but takes wider tensors or more operations than the norm has: a fold
+  keeps both.
 - **After local attention** (halonet): the windows are padded with zeros that the
   softmax counts, so its weights on real values do not sum to 1 at the border. A sum
   stays.
@@ -268,7 +270,8 @@ def page(records: list[dict[str, Any]]) -> str:
         "",
         f"Without negative weights {_positive(easy)} of the {_left(easy)} left in the",
         "second row go, too: those that normalize a residual stream before a relu. The",
-        "others stay for the reasons below, so that no more can go from these models.",
+        "others stay for the reasons below, so that no more can go from these models:",
+        f"{_bound(easy)} is the bound of the second row, whatever the signs.",
         "The last row was drawn up after it was seen which models keep some.",
         "",
         _states(records),
@@ -316,6 +319,13 @@ def _positive(records: list[dict[str, Any]]) -> int:
         for record in records
         if record.get("folded_if_positive") is not None
     )
+
+
+def _bound(records: list[dict[str, Any]]) -> str:
+    """Return the share that goes if all that signs keep goes, too."""
+    norms = sum(record["norms"] for record in records)
+    gone = sum(record["folded"] for record in records) + _positive(records)
+    return f"{100 * gone / norms:.2f} %"
 
 
 def _total(name: str, records: list[dict[str, Any]]) -> str:
