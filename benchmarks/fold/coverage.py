@@ -2,14 +2,14 @@
 
     python benchmarks/fold/coverage.py run results.jsonl [NAME ...]
     python benchmarks/fold/coverage.py positive results.jsonl [NAME ...]
-    python benchmarks/fold/coverage.py table results.jsonl families.jsonl > PAGE
+    python benchmarks/fold/coverage.py table RESULTS FAMILIES COST > PAGE
 
 `run` measures each model whose line was not made by the present code (`code`: the last
 commit of the fold and of what it stands on), those that keep a batch norm first, and
 writes a line as soon as it is measured, so it can be stopped and started again.
 `positive` measures once more, without negative weights, those that keep a batch norm.
 Each model runs on one thread in a process of its own, with a limit of processor time.
-`families.py` makes families.jsonl; PAGE is docs/fold_coverage.md.
+`families.py` and `cost.py` make the other two records; PAGE is docs/fold_coverage.md.
 """
 
 from __future__ import annotations
@@ -350,7 +350,12 @@ if __name__ == "__main__":
     elif what == "positive":
         run_positive(Path(rest[0]), rest[1:])
     elif what == "table":
-        from families import section
+        import cost
+        import families
 
-        both = [page(_records(Path(rest[0]))), section(_records(Path(rest[1])))]
-        print("\n".join(both))
+        parts = [
+            page(_records(Path(rest[0]))),
+            families.section(_records(Path(rest[1]))),
+            cost.section(Path(rest[2])),
+        ]
+        print("\n".join(parts))
