@@ -79,7 +79,7 @@ def section(path: Path) -> str:
         [
             "## What a fold costs",
             "",
-            "Processor time of `fold` on one thread, the least of three, with the proof;",
+            "Processor time of `fold`, proof included, on one thread, least of three;",
             "models of torchvision in float32, one image of 64×64.",
             "",
             "| model | batch norms | gone | s | ms per batch norm | one forward in "
