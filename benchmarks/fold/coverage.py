@@ -270,8 +270,8 @@ def page(records: list[dict[str, Any]]) -> str:
         "",
         f"Without negative weights {_positive(easy)} of the {_left(easy)} left in the",
         "second row go, too: those that normalize a residual stream before a relu. The",
-        "others stay for the reasons below, so that no more can go from these models:",
-        f"{_bound(easy)} is the bound of the second row, whatever the signs.",
+        "others stay for the reasons below, so that no more can go from these models",
+        f"{_bound(easy)}.",
         "The last row was drawn up after it was seen which models keep some.",
         "",
         _states(records),
@@ -325,7 +325,14 @@ def _bound(records: list[dict[str, Any]]) -> str:
     """Return the share that goes if all that signs keep goes, too."""
     norms = sum(record["norms"] for record in records)
     gone = sum(record["folded"] for record in records) + _positive(records)
-    return f"{100 * gone / norms:.2f} %"
+    unknown = [
+        record["name"]
+        for record in records
+        if record["left"] and record.get("folded_if_positive") is None
+    ]
+    if unknown:
+        return f"(not measured: {', '.join(sorted(unknown))})"
+    return f"than {100 * gone / norms:.2f} %, whatever the signs"
 
 
 def _total(name: str, records: list[dict[str, Any]]) -> str:
