@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from zoo import prepare_torchvision
 
 __all__ = ["FAMILIES", "Family", "measure", "section"]
 
@@ -56,6 +57,7 @@ class Family:
 
     def build(self) -> nn.Module:
         """Return the model, with random weights, that returns one tensor."""
+        prepare_torchvision()
         import transformers
 
         config = getattr(transformers, self.config)(**self.settings)

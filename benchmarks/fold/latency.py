@@ -3,12 +3,13 @@
     python benchmarks/fold/latency.py docs/fold_latency.md
     python benchmarks/fold/latency.py docs/fold_latency.md --seconds 3000
 
-The original and the folded model run in turn, so that a busy machine hits both alike;
-the table holds the ratio of the least times, above 1 where the folded model is faster,
-and the page tells how loaded the machine was. The files are the original as torch
-exports it, and what `fold_onnx` makes of that; both runtimes rewrite graphs themselves,
-batch norms included. Ends within seven minutes on two quiet cores; no measurement is
-begun after `--seconds`. A runtime that is not installed is left out.
+The original and the folded model run in turn on one thread, and processor time is
+measured, not the clock: other work on the machine does not lengthen it but by the
+caches that it shares. The table holds the ratio of the least and, in brackets, of the
+median times, above 1 where the folded model is faster. The files are the original as
+torch exports it, and what `fold_onnx` makes of that; both runtimes rewrite graphs
+themselves, batch norms included. Ends within seven minutes on two quiet cores; no
+measurement is begun after `--seconds`. A runtime that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -41,18 +43,21 @@ _SIZE = 96
 Run = Callable[[torch.Tensor], Any]
 
 
-def ratio(original: Run, folded: Run, x: torch.Tensor, rounds: int) -> float:
-    """Least time of `original` over that of `folded`, measured in turn."""
+def ratio(original: Run, folded: Run, x: torch.Tensor, rounds: int) -> str:
+    """Time of `original` over that of `folded`, run in turn: least and median."""
     times: tuple[list[float], list[float]] = ([], [])
     for run in (original, folded):
         run(x)
         run(x)
     for _ in range(rounds):
         for run, kept in zip((original, folded), times, strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             run(x)
-            kept.append(time.perf_counter() - start)
-    return min(times[0]) / min(times[1])
+            kept.append(time.process_time() - start)
+    least, median = (
+        found(times[0]) / found(times[1]) for found in (min, statistics.median)
+    )
+    return f"{least:.2f}× ({median:.2f})"
 
 
 def eager(model: nn.Module, file: Path) -> Run:
@@ -131,7 +136,7 @@ def measure(names: tuple[str, ...], out: Path, seconds: float) -> None:
                     if time.monotonic() - started < seconds:
                         x = torch.randn(batch, 3, _SIZE, _SIZE)
                         runs = [ENGINES[engine](*each) for each in pair]
-                        found = f"{ratio(runs[0], runs[1], x, rounds):.2f}×"
+                        found = ratio(runs[0], runs[1], x, rounds)
                     cells[name][f"{engine}, {batch}"] = found
                 print(name, cells[name], flush=True)
                 loads.append(os.getloadavg()[0])
@@ -165,12 +170,6 @@ def page(
     threads = torch.get_num_threads()
     machine = f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
     cores = os.cpu_count() or 1
-    quiet = (
-        "the machine was quiet"
-        if max(loads) < cores + 1
-        else "other work ran beside it: differences below a tenth tell nothing, and a "
-        "quiet run is to replace this one"
-    )
     columns = ["folded", *(f"{e}, {b}" for e in engines for b, _ in BATCHES)]
     versions = [f"torch {torch.__version__}"] + [
         f"{name} {__import__(name).__version__.split('-')[0]}"
@@ -182,11 +181,11 @@ def page(
             "<!-- Written by `python benchmarks/fold/latency.py`; do not edit. -->",
             "# What folding saves at inference",
             "",
-            "Time of the original over time of the folded model, for one image and for",
-            f"sixteen of {_SIZE}×{_SIZE}, the least of runs in turn; "
-            f"{', '.join(versions)} on a CPU",
+            "Processor time of the original over that of the folded model, for one",
+            f"image and for sixteen of {_SIZE}×{_SIZE}: the least of runs in turn, and",
+            f"in brackets their medians; {', '.join(versions)} on a CPU",
             f"({machine}). Above 1 the folded is faster. Load average "
-            f"{min(loads):.1f} to {max(loads):.1f} on {cores} cores: {quiet}.",
+            f"{min(loads):.1f} to {max(loads):.1f} on {cores} cores.",
             "onnxruntime and OpenVINO run the ONNX file as torch exports it and the "
             "file that `fold_onnx` makes of it; both fold batch norms themselves when "
             "they load a file.",
@@ -204,6 +203,7 @@ def page(
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*", metavar="MODEL")

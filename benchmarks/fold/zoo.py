@@ -185,7 +185,7 @@ def _torchvision() -> Iterator[Case]:
         )
     clip = torch.randn(1, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0))
     clip_of_16 = torch.randn(
-        1, 3, 16, 96, 96, generator=torch.Generator().manual_seed(0)
+        1, 3, 16, 224, 224, generator=torch.Generator().manual_seed(0)
     )
     for name in video.split():
         yield Case(

@@ -178,8 +178,11 @@ def _fold_target(
     target = read_target(text, checkpoint)
     inputs = target.example_inputs
     if inputs is None:
-        target.needs("loader")
-        assert target.loader is not None
+        if target.loader is None:
+            raise TargetError(
+                "the target gave no example_inputs and no loader; let the factory "
+                'return {"model": model, "example_inputs": x}, or a loader as well'
+            )
         batch = next(iter(target.loader), None)
         if batch is None:
             raise TargetError("the target's loader gave no batch; give example_inputs")

@@ -98,8 +98,15 @@ def command(
 
 
 def _read(text: str, checkpoint: Path | None) -> str | Target:
+    from normkit.errors import ArgumentError
     from normkit_cli.target import read_target
 
+    if text.endswith(".pt2"):
+        raise ArgumentError(
+            f"{text} is an exported program, which is not read here, since loading it "
+            "may run code; in Python: "
+            f"normkit.verify(a, torch.export.load({text!r}), example_inputs)"
+        )
     return text if text.endswith(".onnx") else read_target(text, checkpoint)
 
 

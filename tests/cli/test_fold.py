@@ -26,6 +26,9 @@ def rows():
     nn.init.normal_(net[1].weight)
     return {"model": net, "example_inputs": torch.randn(2, 6)}
 
+def bare():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
 def computed():
     conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
     net = nn.Sequential(conv, nn.BatchNorm2d(4))
@@ -191,3 +194,9 @@ def test_the_flag_that_fixes_open_weights_is_named_first(capsys, tmp_path):
     code, _, err = run(capsys, "fold", path, "--materialize")
     assert code == 2
     assert "takes no --layer-to-rms, --materialize, --equalize" in err
+
+
+def test_a_target_without_inputs_is_told_to_give_some(capsys, factory):
+    code, _, err = run(capsys, "fold", f"{factory}:bare")
+    assert code == 2
+    assert "no example_inputs and no loader" in err

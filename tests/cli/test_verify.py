@@ -88,3 +88,10 @@ def test_a_file_of_the_model_is_the_model(factory: str, tmp_path: Path) -> None:
     assert main(["verify", f"{factory}:make", str(out)]) == 0
     assert main(["verify", f"{factory}:changed", str(out)]) == 1
     assert main(["verify", str(out), str(out)]) == 0
+
+
+def test_an_exported_program_is_an_error_with_the_way_in_python(
+    factory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", f"{factory}:make", "folded.pt2"]) == 2
+    assert "torch.export.load('folded.pt2')" in capsys.readouterr().err

@@ -9,6 +9,7 @@ parent (test_onnx_mutations.py) sees a crash as a process that ends early.
 import contextlib
 import json
 import random
+import resource
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from fold.test_onnx import Build
 OPERATORS = ("Conv", "Relu", "Add", "Reshape", "Concat", "Loop", "If", "MatMul", "Tile")
 HUGE = (2**31 - 1, 2**40, 10**9, 10**6)
 MEMORY_LIMIT = 1.0  # GB
+MOST_SECONDS = 40  # of the processor, for one file; then the process is killed
 ODD = (0, -1, -(2**31), 3, 7, *HUGE)
 
 
@@ -267,6 +269,8 @@ def main() -> None:
         Path("/proc/self/clear_refs").write_text("5")
         # Of the processor: others may use it, too. One thread.
         began = time.process_time()
+        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (int(began) + MOST_SECONDS, most))
         try:
             normkit.fold_onnx(
                 path, folder / "out.onnx", time_limit=4, memory_limit=MEMORY_LIMIT

@@ -302,7 +302,7 @@ def test_a_weight_that_is_computed_can_be_stored(wrap, inplace):
     x = normal(*IMAGE)
     expected, other = net(x), copy.deepcopy(net)
     _, ledger = normkit.fold(net, x)
-    assert ledger.notice.startswith("1 modules compute a weight")
+    assert ledger.notice.startswith("1 module computes a weight")
     assert "materialize=True (--materialize)" in ledger.to_text().splitlines()[0]
     folded, ledger = normkit.fold(net, x, materialize=True, inplace=inplace)
     assert len(ledger.folded) == 1, ledger

@@ -22,11 +22,10 @@ def needs_copy(graph: Graph, norms: list[BatchNorm]) -> bool:
     by_group = graph.by_alias_group
     for norm in norms:
         families = [_family(by_group, v) for v in (norm.inputs[0], norm.outputs[0])]
-        for position, group in graph.writes:
-            for own, other in (families, families[::-1]):
-                if group not in {value.alias_group for value in own}:
-                    continue
-                readers = [n for value in other for n in value.readers if n is not norm]
+        for own, other in (families, families[::-1]):
+            groups = {value.alias_group for value in own}
+            readers = [n for value in other for n in value.readers if n is not norm]
+            for position in (at for at, group in graph.writes if group in groups):
                 if any(node.position > position for node in readers):
                     return True
                 if any(value.pinned for value in other):

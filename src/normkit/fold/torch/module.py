@@ -156,10 +156,13 @@ def fold(
 
 
 def _computed(paths: list[str]) -> str:
+    is_one = len(paths) == 1
+    who = "1 module computes" if is_one else f"{len(paths)} modules compute"
     return (
-        f"{len(paths)} modules compute a weight in each forward (weight norm, spectral "
-        f"norm, pruning), such as '{paths[0]}', into which nothing goes; to store "
-        "these weights as they are now, pass materialize=True (--materialize)"
+        f"{who} a weight in each forward (weight norm, spectral norm, pruning), "
+        f"{'' if is_one else 'such as '}'{paths[0]}', and nothing goes into that "
+        "weight; to store such weights as they are now, pass materialize=True "
+        "(--materialize)"
     )
 
 

@@ -50,7 +50,8 @@ class SetParameter:
         """Return True if a number is not finite in the dtype there, or a NaN."""
         module = model.get_submodule(self.path)
         model_on = like(module, self.name)
-        return not float(self.tensor.abs().amax()) <= torch.finfo(model_on.dtype).max
+        low, high = map(float, self.tensor.aminmax())
+        return not max(-low, high) <= torch.finfo(model_on.dtype).max
 
 
 def like(module: nn.Module, name: str) -> Tensor:
