@@ -7,6 +7,7 @@ takes statistics over positions has no rule for them (`arguments.check_floating`
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ def on_values(
             f"{ragged} has a length for each sequence; it cannot be one of the last "
             f"{len(sizes)}, which share a statistic"
         )
+    packed: Any = x  # torch's stubs know nothing of its parts
     return torch.nested.nested_tensor_from_jagged(
-        norm(x.values()), x.offsets(), x.lengths(), jagged_dim=ragged
+        norm(packed.values()), packed.offsets(), packed.lengths(), jagged_dim=ragged
     )
