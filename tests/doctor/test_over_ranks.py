@@ -42,8 +42,8 @@ def test_a_fix_that_helps_on_one_rank_is_told_on_all(three_ranks: Ranks) -> None
 def test_a_watch_over_ranks_names_the_rank(three_ranks: Ranks) -> None:
     found = three_ranks.run(on_ranks.watched)
     ((_, where, evidence, ranks),) = [f for f in found[0][0] if f[0] == "D08"]
-    assert (where, ranks) == ("1", [1])
-    assert evidence.startswith("in eval mode in 7 of 12 observed training steps")
+    assert (where, ranks) == ("the model", [1])
+    assert evidence.startswith("7 optimizer steps with the whole model in eval mode")
     assert evidence.endswith("(rank 1; on 1 of 3 ranks)")
     assert all(other[0] == found[0][0] for other in found)
     assert ["D08" in [f[0] for f in alone] for _, alone in found] == [
