@@ -83,6 +83,15 @@ def every_group_is_the_world(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(batch_norm_layer, "ranks_of", lambda _: dist.group.WORLD)
 
 
+@fault(caught_by=_ONE_PROCESS)
+def running_statistics_over_ranks_stay(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        "normkit.kernels.cpu.parts.NativeParts.update",
+        lambda real, parts, running, statistics: None,
+    )
+
+
 _SHORT_WAY = "tests/sync/test_short_way.py::"
 
 
