@@ -199,7 +199,7 @@ class _Merged:
             if mean is not None and layer.merges_later and layer.is_over_ranks():
                 key = ranks_of(layer).group, mean.device
                 together.setdefault(key, []).append(layer)
-        for (group, device), members in together.items():
+        for (_, device), members in together.items():
             parts = [
                 self.merged[layer] if layer in self.merged else _none_of(layer)
                 for layer in members
@@ -210,7 +210,9 @@ class _Merged:
             ours = torch.stack(skipped).to(torch.float64)
             flags = Moments(torch.ones_like(none), ours, torch.zeros_like(ours))
             eps = [*(layer.eps for layer in members), math.inf]
-            *merged, total = merge_all_over([*parts, flags], group, eps=eps)
+            # The first layer's ranks, for its name in an error.
+            ranks = ranks_of(members[0])
+            *merged, total = merge_all_over([*parts, flags], ranks, eps=eps)
             for layer, part in zip(members, merged, strict=True):
                 self.merged[layer] = part
             sums = (total.mean * total.count).round().long()
