@@ -22,8 +22,8 @@ def test_the_page_holds_the_model() -> None:
 
 def test_the_page_holds_a_measurement() -> None:
     kept = between(PAGE.read_text(), "normkit bench ranks")
-    # The two lines of the head; four rows each, and four of a ResNet-50 for 1 and 2.
-    assert kept.count("\n") + 1 == 2 + 4 * (4 + 2)
+    # The two lines of the head; five rows each, and five of a ResNet-50 for 1 and 2.
+    assert kept.count("\n") + 1 == 2 + 5 * (4 + 2)
 
 
 def test_a_resnet50_has_53_batch_norms() -> None:
@@ -65,8 +65,9 @@ def test_two_processes_are_measured() -> None:
     )
     assert rows["plain × 53"].collectives == 0
     assert rows["messages"].sent == rows["sync"].sent
+    assert rows["unsent"].collectives == rows["unsent × 53"].collectives == 0
     assert all(row.cpu > 0 and row.wall > 0 for row in found.rows)
-    assert found.to_text().count("\n") == 1 + 2 * 4
+    assert found.to_text().count("\n") == 1 + 2 * 5
     beyond = found.beyond_plain(2, "sync × 53")
     assert beyond == whole.cpu - rows["plain × 53"].cpu
     assert found.beyond_plain(2, "messages") == rows["messages"].cpu

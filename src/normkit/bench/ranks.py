@@ -7,6 +7,7 @@ Every rank is a process with one thread. In each of them take turns
     torch      a plain emulation of the collectives of torch.nn.SyncBatchNorm, which
                refuses a CPU: an all_gather forward, an all_reduce backward
     messages   the two all_reduces of "sync" and nothing else: what gloo takes
+    unsent     "sync" without its messages: what the layer itself takes
 
 forward and backward; up to two processes also the 53 layers of a ResNet-50, on inputs
 so small that only what a call costs is seen. gloo shows what the processor does and how
@@ -56,7 +57,8 @@ class MeasuredRow:
 
     Attributes:
         ranks: Number of processes.
-        layer: "plain", "sync", "torch" or "messages", with " × 53" for a ResNet-50's.
+        layer: "plain", "sync", "torch", "messages" or "unsent", with " × 53" for a
+            ResNet-50's.
         cpu: Milliseconds of processor time, all threads; the least of many turns, as
             other work on the machine only adds to it.
         wall: Milliseconds on the clock, the median turn.
@@ -271,11 +273,22 @@ def _cases(
         for message in messages:
             dist.all_reduce(message)
 
+    sync, real = step_of(SyncBatchNorm), dist.all_reduce
+
+    def unsent() -> None:
+        # By hand: mock.patch would take as long as a small layer.
+        vars(dist)["all_reduce"] = lambda *_, **__: None
+        try:
+            sync()
+        finally:
+            vars(dist)["all_reduce"] = real
+
     steps = {
         "plain": step_of(BatchNorm2d),
-        "sync": step_of(SyncBatchNorm),
+        "sync": sync,
         "torch": step_of(Gathered),
         "messages": send,
+        "unsent": unsent,
     }
     return {f"{name}{suffix}": (step, turn) for name, step in steps.items()}
 
