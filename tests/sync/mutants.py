@@ -155,3 +155,17 @@ def ghosts_send_a_message_a_layer(patch: pytest.MonkeyPatch) -> None:
     from normkit.nn import accumulation
 
     patch.setattr(accumulation._Merged, "merges_ghosts", False)
+
+
+@fault(
+    caught_by="tests/sync/test_faults.py::"
+    "test_a_rank_in_another_mode_or_gone_is_an_error_with_the_layers_name[mode]"
+)
+def an_error_of_the_backend_names_no_layer(patch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    def plainly(real, x, ranks, action="forward"):
+        dist.all_reduce(x, group=ranks.group)
+        return x
+
+    wrap(patch, "normkit.functional.ranks_call.all_reduce_", plainly)
