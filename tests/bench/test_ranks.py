@@ -22,7 +22,8 @@ def test_the_page_holds_the_model() -> None:
 
 def test_the_page_holds_a_measurement() -> None:
     kept = between(PAGE.read_text(), "normkit bench ranks")
-    assert kept.count("\n") == 1 + 3 * 4
+    # The two lines of the head; five rows each, and five of a ResNet-50 for 1 and 2.
+    assert kept.count("\n") + 1 == 2 + 5 * (4 + 2)
 
 
 def test_a_resnet50_has_53_batch_norms() -> None:
@@ -44,6 +45,9 @@ def test_our_messages_do_not_grow_with_the_ranks_and_torchs_do() -> None:
     assert rows[4096].torch_received > 1000 * rows[2].torch_received
     assert rows[4096].torch > 10 * rows[4096].normkit
     assert rows[4096].within_nodes == rows[8].within_nodes == rows[8].normkit
+    for row in rows.values():
+        assert row.siblings <= row.normkit
+        assert row.ghosts_at_once <= row.ghosts <= row.normkit
     for small, large in itertools.pairwise(RANKS):
         assert rows[small].normkit <= rows[large].normkit
 
@@ -54,8 +58,19 @@ def test_two_processes_are_measured() -> None:
     assert (rows["plain"].collectives, rows["plain"].sent) == (0, 0)
     assert (rows["sync"].collectives, rows["sync"].sent) == (2, 8 * (4 * 8 + 1))
     assert (rows["torch"].collectives, rows["torch"].sent) == (2, 4 * (4 * 8 + 1))
+    whole = rows["sync × 53"]
+    assert (whole.collectives, rows["messages × 53"].collectives) == (106, 106)
+    assert (
+        whole.sent == rows["messages × 53"].sent == 8 * sum(4 * c + 1 for c in RESNET50)
+    )
+    assert rows["plain × 53"].collectives == 0
+    assert rows["messages"].sent == rows["sync"].sent
+    assert rows["unsent"].collectives == rows["unsent × 53"].collectives == 0
     assert all(row.cpu > 0 and row.wall > 0 for row in found.rows)
-    assert found.to_text().count("\n") == 4
+    assert found.to_text().count("\n") == 1 + 2 * 5
+    beyond = found.beyond_plain(2, "sync × 53")
+    assert beyond == whole.cpu - rows["plain × 53"].cpu
+    assert found.beyond_plain(2, "messages") == rows["messages"].cpu
 
 
 def test_a_page_without_the_marks_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,26 @@ def make():
     for (x,) in DataLoader(data, 32):
         model(x)
     return {"model": model, "loader": DataLoader(data, 32, sampler=sampler)}
+
+
+def make_training():
+    made, rank = make(), dist.get_rank()
+    model = made["model"]
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train(steps):
+        model.train()
+        for step in range(steps):
+            if step == 5 and rank == 1:
+                if os.environ.get("FAULT") == "2":
+                    raise OSError("the network of one rank is gone")
+                model.eval()
+            parallel(torch.randn(16, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return {**made, "optimizer": optimizer, "train": train}
 """
 
 
@@ -76,3 +96,25 @@ def test_a_process_that_fails_ends_the_others_with_its_rank(
     assert done.returncode != 0
     assert "normkit: rank 1 of 2: make() of target.py raised OSError" in done.stderr
     assert "the disk of one rank is gone" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_training_is_watched_on_all_processes(folder: Path) -> None:
+    words = "-m normkit_cli doctor target.py:make_training --steps 12"
+    done = torchrun(folder, *words.split())
+    told = "7 optimizer steps with the whole model in eval mode"
+    assert done.stdout.count(told) == 1, done.stderr[-2000:]
+    assert "(rank 1; on 1 of 2 ranks)" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_on_one_process_ends_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for its gradients, without an end of their own."""
+    monkeypatch.setenv("FAULT", "2")
+    words = "-m normkit_cli doctor target.py:make_training --steps 12"
+    done = torchrun(folder, *words.split())
+    assert done.returncode != 0
+    told = "normkit: rank 1 of 2: the network of one rank is gone"
+    assert told in done.stderr

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "ranks.md"
 _BLOCK = r"```python\n# (\w+)\.py: torchrun [^\n]*\n(.*?)```"
 RECIPES: dict[str, str] = dict(re.findall(_BLOCK, PAGE.read_text(), re.DOTALL))
+
+
+PACKAGES = ("accelerate", "timm", "lightning")
 
 
 def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -31,12 +35,16 @@ def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_guide_has_recipes() -> None:
-    assert set(RECIPES) == {"ddp", "fsdp", "tensor_parallel", "nodes"}
+    plain = {"ddp", "fsdp", "tensor_parallel", "nodes", "titan", "pipeline", "ghosts"}
+    assert set(RECIPES) == {*plain, *(f"with_{package}" for package in PACKAGES)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_recipe_runs(tmp_path: Path, name: str) -> None:
+    kind, _, package = name.partition("_")
+    if kind == "with" and find_spec(package) is None:
+        pytest.skip(f"needs {package}")
     (tmp_path / f"{name}.py").write_text(RECIPES[name])
     done = torchrun(tmp_path, f"{name}.py")
     assert done.returncode == 0, done.stderr[-2000:]

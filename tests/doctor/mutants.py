@@ -288,3 +288,33 @@ def repairs_are_confirmed_on_the_batches_of_the_diagnosis(
     from normkit.doctor.fixes import confirm
 
     patch.setattr(confirm, "MIN_HELD_OUT", 1 << 30)
+
+
+_OVER_RANKS = "tests/doctor/test_over_ranks.py::"
+
+
+@fault(caught_by=_OVER_RANKS + "test_a_watch_over_ranks_names_the_rank")
+def a_watch_reads_its_own_rank(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        "normkit.doctor.watch.merged_over",
+        lambda _, examine, group, merge: examine(),
+    )
+
+
+@fault(caught_by=_OVER_RANKS + "test_a_loop_over_ranks_is_watched_on_all")
+def each_rank_keeps_what_training_adds(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        "normkit.doctor.diagnosis.merged_over",
+        lambda _, examine, group, merge: examine(),
+    )
+
+
+@fault(caught_by=_OVER_RANKS + "test_a_fix_that_helps_on_one_rank_is_told_on_all")
+def the_first_rank_confirms_for_all(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        "normkit.doctor.diagnosis.merge_confirmations",
+        lambda _, by_rank: by_rank[0],
+    )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.testing import AotEagerAndRecordGraphs
+from torch.distributed import _functional_collectives
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import (
     DTensor,
@@ -114,18 +117,67 @@ def sequence_parallel(rank: int, x: Tensor, dy: Tensor, compiles: bool) -> Any:
     model = nn.Sequential(built("layer"), built("rms"))
     plan = {"0": SequenceParallel(), "1": SequenceParallel()}
     parallelize_module(model, mesh, plan)
-    run: Any = model
-    if compiles:
-        torch._dynamo.reset()
-        run = torch.compile(model, backend="aot_eager", fullgraph=True)
     x = distribute_tensor(x, mesh, [Shard(1)]).requires_grad_()
-    y = run(x)
-    y.backward(distribute_tensor(dy, mesh, [Shard(1)]))
+    dy = distribute_tensor(dy, mesh, [Shard(1)])
+    y, taken = _stepped(model, x, dy, compiles)
     return (
         _whole(y).detach(),
         _whole(x.grad),
         [_whole(p.grad) for p in model.parameters()],
+        taken,
     )
+
+
+def _stepped(
+    model: nn.Module, x: Tensor, dy: Tensor, compiles: bool
+) -> tuple[Tensor, list[str]]:
+    """Forward and backward; the output, and the collectives that they took."""
+    if compiles:
+        torch._dynamo.reset()
+        backend = AotEagerAndRecordGraphs()
+        y = torch.compile(model, backend=backend, fullgraph=True)(x)
+        y.backward(dy)
+        nodes = [
+            str(node.target)
+            for graph in (*backend.fw_graphs, *backend.bw_graphs)
+            for node in graph.graph.nodes
+        ]
+        assert nodes
+        return y, [
+            name for name in nodes if "c10d" in name and "wait_tensor" not in name
+        ]
+    taken: list[str] = []
+
+    def counted(place: Any, name: str) -> Any:
+        real = getattr(place, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            taken.append(name)
+            return real(*args, **options)
+
+        return mock.patch.object(place, name, call)
+
+    names = ("all_gather_tensor", "reduce_scatter_tensor", "all_to_all_single")
+    with ExitStack() as stack:
+        # c10d's and, for a redistribution of DTensors, the functional ones. No mode
+        # counts them: under one the layers run other operations.
+        stack.enter_context(counted(dist, "all_reduce"))
+        stack.enter_context(counted(dist, "all_gather"))
+        for name in ("all_reduce", *names):
+            stack.enter_context(counted(_functional_collectives, name))
+        y = model(x)
+        y.backward(dy)
+    return y, taken
+
+
+def compiled_batch(rank: int, x: Tensor, dy: Tensor) -> Any:
+    """A batch norm of a batch that is sharded, compiled."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layer = distribute_module(built("batch"), mesh)
+    x = distribute_tensor(x, mesh, [Shard(0)]).requires_grad_()
+    y, taken = _stepped(layer, x, distribute_tensor(dy, mesh, [Shard(0)]), True)
+    grads = [_whole(p.grad) for p in layer.parameters()]
+    return _whole(y).detach(), _whole(x.grad), grads, taken
 
 
 def over_dp_and_tp(rank: int, x: Tensor, dy: Tensor) -> Any:
@@ -144,11 +196,11 @@ def over_dp_and_tp(rank: int, x: Tensor, dy: Tensor) -> Any:
     mine = x.chunk(2)[mesh["dp"].get_local_rank()]
     own = distribute_tensor(mine, mesh["tp"], [Shard(1)]).requires_grad_()
     dys = dy.chunk(2)[mesh["dp"].get_local_rank()]
-    y = layer(own)
-    y.backward(distribute_tensor(dys, mesh["tp"], [Shard(1)]))
+    dys = distribute_tensor(dys, mesh["tp"], [Shard(1)])
+    y, taken = _stepped(layer, own, dys, False)
     return (
         *(_whole(y).detach(), _whole(own.grad)),
-        *(_whole(layer.running_mean), _whole(layer.running_var)),
+        *(_whole(layer.running_mean), _whole(layer.running_var), taken),
     )
 
 

@@ -71,6 +71,21 @@ def unchecked(rank: int) -> Any:
     return "" if rank == 1 else _error(lambda: net(torch.randn(6, 4)))
 
 
+def unchecked_difference(rank: int, fault: str) -> Any:
+    """Rank 1 is in eval mode, or leaves after the forward; it comes to no more sums."""
+    group = dist.new_group(timeout=timedelta(seconds=SECONDS))
+    net = model(group)
+    if fault == "mode":
+        net.train(rank != 1)
+
+    def run() -> None:
+        y = net(torch.randn(6, 4))
+        if fault == "mode" or rank != 1:
+            y.square().sum().backward()
+
+    return _error(run)
+
+
 def mixed_silently(rank: int) -> Any:
     """Two equal layers in another order on one rank, as torch would do it, too."""
     a, b = SyncBatchNorm(4, momentum=1.0), SyncBatchNorm(4, momentum=1.0)

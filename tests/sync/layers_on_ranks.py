@@ -196,6 +196,33 @@ def accumulated(
     return layer.running_mean, layer.running_var, layer.num_batches_tracked
 
 
+def ghosts_at_once(rank: int, state: dict[str, Tensor], parts: list[Tensor]) -> Any:
+    """Three layers with ghosts, the last one called on rank 0 alone; and no message."""
+    group = first(2)
+    if rank >= 2:
+        return None
+    model = nn.ModuleList(built(state, group, ghost_size=2) for _ in range(3))
+    sizes: list[int] = []
+    real = dist.all_reduce
+
+    def counted(x: Tensor, *args: Any, **options: Any) -> Any:
+        sizes.append(x.numel())
+        return real(x, *args, **options)
+
+    x = parts[rank]
+    with (
+        mock.patch.object(dist, "all_reduce", counted),
+        normkit.nn.accumulate(model),
+    ):
+        model[0](x)
+        model[1](x + 1e6)
+        model[1](x[:0] + torch.nan if rank else x * torch.nan)
+        if rank == 0:
+            model[2](x)
+        inside = len(sizes)
+    return inside, sizes, [list(layer.buffers()) for layer in model]
+
+
 def as_whole(
     rank: int, state: dict[str, Tensor], parts: list[Tensor], dy: list[Tensor]
 ) -> Any:

@@ -78,9 +78,18 @@ def ranks_average_their_means_whatever_their_counts(patch: pytest.MonkeyPatch) -
 def every_group_is_the_world(patch: pytest.MonkeyPatch) -> None:
     import torch.distributed as dist
 
-    from normkit.nn import batch_statistics
+    from normkit.nn import batch_norm_layer
 
-    patch.setattr(batch_statistics, "ranks_of", lambda _: dist.group.WORLD)
+    patch.setattr(batch_norm_layer, "ranks_of", lambda _: dist.group.WORLD)
+
+
+@fault(caught_by=_ONE_PROCESS)
+def running_statistics_over_ranks_stay(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        "normkit.kernels.cpu.parts.NativeParts.update",
+        lambda real, parts, running, statistics: None,
+    )
 
 
 _SHORT_WAY = "tests/sync/test_short_way.py::"
@@ -109,13 +118,13 @@ def sums_of_ranks_forget_the_weight(patch: pytest.MonkeyPatch) -> None:
 def a_rank_outside_runs_alone(patch: pytest.MonkeyPatch) -> None:
     from normkit.errors import ArgumentError
 
-    def broken(real, group=None):
+    def broken(real, layer):
         try:
-            return real(group)
+            return real(layer)
         except ArgumentError:
             return False
 
-    wrap(patch, "normkit.nn.batch_statistics.is_group", broken)
+    wrap(patch, "normkit.nn.batch_statistics.is_over_ranks", broken)
 
 
 @fault(
@@ -127,3 +136,36 @@ def a_rank_that_is_done_repeats_its_last_batch(patch: pytest.MonkeyPatch) -> Non
 
     # The package has the function of that name.
     patch.setattr(sys.modules["normkit.sync.join"], "empty_of", lambda batch: batch)
+
+
+_GHOSTS = "tests/sync/test_sync_batch_norm.py::test_ghosts_of_a_step_are_merged_in_one_message"
+
+
+@fault(caught_by=_GHOSTS)
+def ghosts_of_a_step_stay_on_their_rank(patch: pytest.MonkeyPatch) -> None:
+    wrap(
+        patch,
+        "normkit.nn.accumulation._Merged.merge_ghosts",
+        lambda real, pool, layers: None,
+    )
+
+
+@fault(caught_by=_GHOSTS)
+def ghosts_send_a_message_a_layer(patch: pytest.MonkeyPatch) -> None:
+    from normkit.nn import accumulation
+
+    patch.setattr(accumulation._Merged, "merges_ghosts", False)
+
+
+@fault(
+    caught_by="tests/sync/test_faults.py::"
+    "test_a_rank_in_another_mode_or_gone_is_an_error_with_the_layers_name[mode]"
+)
+def an_error_of_the_backend_names_no_layer(patch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    def plainly(real, x, ranks, action="forward"):
+        dist.all_reduce(x, group=ranks.group)
+        return x
+
+    wrap(patch, "normkit.functional.ranks_call.all_reduce_", plainly)

@@ -90,10 +90,25 @@ def test_sequence_parallel(two_ranks: Ranks, compiles: bool) -> None:
     y = rms(layer(whole))
     y.backward(dy)
     truth = [p.grad for p in (*layer.parameters(), *rms.parameters())]
-    for output, dx, grads in found:
+    for output, dx, grads, taken in found:
         torch.testing.assert_close(output, y.detach())
         torch.testing.assert_close(dx, whole.grad)
         torch.testing.assert_close(grads, truth)
+        assert taken == []
+
+
+def test_a_compiled_batch_norm_takes_two_collectives(two_ranks: Ranks) -> None:
+    x = torch.randn(6, 6, 4, dtype=torch.float64) + 2
+    dy = torch.randn_like(x)
+    found = two_ranks.run(on_ranks.compiled_batch, x, dy)
+    layer, whole = on_ranks.built("batch"), x.clone().requires_grad_()
+    y = layer(whole)
+    y.backward(dy)
+    for output, dx, grads, taken in found:
+        torch.testing.assert_close(output, y.detach())
+        torch.testing.assert_close(dx, whole.grad)
+        torch.testing.assert_close(grads, [p.grad for p in layer.parameters()])
+        assert len(taken) == 2
 
 
 def test_batches_over_dp_with_channels_over_tp(four_ranks: Ranks) -> None:
@@ -105,7 +120,8 @@ def test_batches_over_dp_with_channels_over_tp(four_ranks: Ranks) -> None:
     y = layer(whole)
     y.backward(dy)
     close = {"rtol": 1e-9, "atol": 1e-9}
-    for rank, (output, dx, mean, var) in enumerate(found):
+    for rank, (output, dx, mean, var, taken) in enumerate(found):
+        assert taken == ["all_reduce"] * 2
         mine = rank // 2
         torch.testing.assert_close(output, y.detach().chunk(2)[mine], **close)
         torch.testing.assert_close(dx, whole.grad.chunk(2)[mine], **close)

@@ -55,6 +55,21 @@ def test_a_rank_that_does_not_come_is_an_error_with_the_layers_name(
         assert "NORMKIT_CHECK_RANKS=1" in error
 
 
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [("mode", "the forward of '0.1'"), ("backward", "the backward of '2.0'")],
+    ids=["mode", "gone"],
+)
+def test_a_rank_in_another_mode_or_gone_is_an_error_with_the_layers_name(
+    three_ranks: Ranks, fault: str, named: str
+) -> None:
+    """Within the timeout of the group, 3 s, without `check_ranks`."""
+    told = three_ranks.run(on_ranks.unchecked_difference, fault)
+    assert told[1] == ""
+    for error in (told[0], told[2]):
+        assert error.startswith(f"{named} (SyncBatchNorm, 4 channels) did not get")
+
+
 def test_uneven_numbers_of_batches_train_as_one_process(three_ranks: Ranks) -> None:
     """DistributedDataParallel's own join() aborts with synchronized layers."""
     counts = (3, 0, 1)

@@ -145,6 +145,28 @@ def test_ghosts_stay_on_their_rank_and_the_population_is_everyones(
         assert_close(result["running_mean"], wanted, 1e-12)
 
 
+def test_ghosts_of_a_step_are_merged_in_one_message(four_ranks: Ranks) -> None:
+    """Two here: a mean of 1e6 standard deviations asks for the sums again."""
+    parts = parts_of((6, 9), (4, 5), torch.float64)
+    state = state_of(4, torch.float64)
+    found = four_ranks.run(layers_on_ranks.ghosts_at_once, state, parts * 2)
+    for inside, sizes, (usual, far, on_one) in found[:2]:
+        assert inside == 0
+        assert sizes == [3 * (3 * 4) + 1 + 2 * 3] * 2
+        for x, (mean, var, batches, skipped), times, bad in (
+            (torch.cat(parts), usual, 1, 0),
+            (torch.cat(parts) + 1e6, far, 1, 1),
+            (parts[0], on_one, 1, 0),
+        ):
+            _, of_x, spread = oracles.statistics(x, (0, 2), None)
+            n = x.numel() / 4
+            wanted = 0.9 * state["running_mean"] + 0.1 * of_x.flatten()
+            assert_close(mean, wanted, 1e-12)
+            wanted = 0.9 * state["running_var"] + 0.1 * spread.flatten() / (n - 1)
+            assert_close(var, wanted, 1e-8)
+            assert (int(batches), int(skipped)) == (3 + times, bad)
+
+
 def test_a_nan_on_one_rank_moves_no_ranks_statistics(four_ranks: Ranks) -> None:
     """pytorch#88474, over ranks: all of them agree that the batch is skipped."""
     parts = parts_of((4, 4), (4,), torch.float64)

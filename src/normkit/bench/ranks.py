@@ -6,9 +6,12 @@ Every rank is a process with one thread. In each of them take turns
     sync       normkit's SyncBatchNorm
     torch      a plain emulation of the collectives of torch.nn.SyncBatchNorm, which
                refuses a CPU: an all_gather forward, an all_reduce backward
+    messages   the two all_reduces of "sync" and nothing else: what gloo takes
+    unsent     "sync" without its messages: what the layer itself takes
 
-forward and backward. gloo shows what the processor does and how many bytes are sent. It
-does not show what NCCL's latencies are, nor launches on a GPU.
+forward and backward; up to two processes also the 53 layers of a ResNet-50, on inputs
+so small that only what a call costs is seen. gloo shows what the processor does and how
+many bytes are sent. It does not show what NCCL's latencies are, nor launches on a GPU.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from normkit.bench.ranks_model import RESNET50
 from normkit.errors import RanksError
 from normkit.nn import BatchNorm2d, SyncBatchNorm
 from normkit.results import Result
@@ -53,7 +57,8 @@ class MeasuredRow:
 
     Attributes:
         ranks: Number of processes.
-        layer: "plain", "sync" or "torch".
+        layer: "plain", "sync", "torch", "messages" or "unsent", with " × 53" for a
+            ResNet-50's.
         cpu: Milliseconds of processor time, all threads; the least of many turns, as
             other work on the machine only adds to it.
         wall: Milliseconds on the clock, the median turn.
@@ -86,7 +91,9 @@ class Measured(Result):
     def beyond_plain(self, ranks: int, layer: str) -> float:
         """Return the milliseconds of processor time of a layer beyond plain's."""
         cpu = {r.layer: r.cpu for r in self.rows if r.ranks == ranks}
-        return cpu[layer] - cpu["plain"]
+        name, times, number = layer.partition(" × ")
+        # Messages alone are all beyond it.
+        return cpu[layer] - (0 if name == "messages" else cpu[f"plain{times}{number}"])
 
     def to_rows(self) -> list[dict[str, object]]:
         """Return one row per number of ranks and layer."""
@@ -98,10 +105,10 @@ class Measured(Result):
             [
                 f"one layer on {'×'.join(map(str, self.shape))}, forward and backward, "
                 "per rank; gloo, one thread",
-                f"{'ranks':>6} {'layer':>6} {'cpu ms':>8} {'beyond plain':>13} "
+                f"{'ranks':>6} {'layer':>13} {'cpu ms':>8} {'beyond plain':>13} "
                 f"{'wall ms':>8} {'collectives':>12} {'sent B':>8} {'received B':>11}",
                 *(
-                    f"{r.ranks:6d} {r.layer:>6} {r.cpu:8.3f} "
+                    f"{r.ranks:6d} {r.layer:>13} {r.cpu:8.3f} "
                     f"{self.beyond_plain(r.ranks, r.layer):13.3f} {r.wall:8.3f} "
                     f"{r.collectives:12d} {r.sent:8d} {r.received:11d}"
                     for r in self.rows
@@ -212,41 +219,79 @@ def _work(
 
 
 def _measured(seconds: float, shape: tuple[int, ...]) -> dict[str, tuple[Any, ...]]:
-    layers: dict[str, nn.Module] = {
-        "plain": BatchNorm2d(shape[1]),
-        "sync": SyncBatchNorm(shape[1]),
-        "torch": Gathered(shape[1]),
-    }
-    x, dy = torch.randn(shape, requires_grad=True), torch.randn(shape)
-
-    def step(layer: nn.Module) -> None:
-        layer(x).backward(dy)
-        layer.zero_grad()
-        x.grad = None
-
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in layers}
-    counted = {
-        name: _counted(lambda at=layer: step(at)) for name, layer in layers.items()
-    }
+    cases = _cases([shape], "", _TURN)
+    if dist.get_world_size() <= 2:
+        layers = [(2, channels, 2, 2) for channels in RESNET50]
+        cases |= _cases(layers, f" × {len(layers)}", 1)
+    counted = {name: _counted(step) for name, (step, _) in cases.items()}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     # The number of turns has to be the same on every rank.
     once = time.perf_counter()
-    for layer in layers.values():
-        for _ in range(_TURN):
-            step(layer)
+    for step, turn in cases.values():
+        for _ in range(turn):
+            step()
     turns = torch.tensor(seconds / max(time.perf_counter() - once, 1e-6))
     dist.all_reduce(turns, dist.ReduceOp.MIN)
     for _ in range(max(5, int(turns))):
-        for name, layer in layers.items():
+        for name, (step, turn) in cases.items():
             dist.barrier()
             cpu, wall = time.process_time(), time.perf_counter()
-            for _ in range(_TURN):
-                step(layer)
+            for _ in range(turn):
+                step()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            taken[name].append((cpu / _TURN, wall / _TURN))
+            taken[name].append((cpu / turn, wall / turn))
     return {
         name: (min(t[0] for t in turns), median(t[1] for t in turns), *counted[name])
         for name, turns in taken.items()
     }
+
+
+def _cases(
+    shapes: list[tuple[int, ...]], suffix: str, turn: int
+) -> dict[str, tuple[Callable[[], None], int]]:
+    """Return a step of layers on these shapes, by name, and its calls in a turn."""
+    inputs = [(torch.randn(s, requires_grad=True), torch.randn(s)) for s in shapes]
+
+    def step_of(kind: Callable[[int], nn.Module]) -> Callable[[], None]:
+        layers = [kind(shape[1]) for shape in shapes]
+
+        def step() -> None:
+            for layer, (x, dy) in zip(layers, inputs, strict=True):
+                layer(x).backward(dy)
+                layer.zero_grad()
+                x.grad = None
+
+        return step
+
+    messages = [
+        torch.zeros(size, dtype=torch.float64)
+        for shape in shapes
+        for size in (2 * shape[1] + 1, 2 * shape[1])
+    ]
+
+    def send() -> None:
+        for message in messages:
+            dist.all_reduce(message)
+
+    sync, real = step_of(SyncBatchNorm), dist.all_reduce
+    c10d: Any = dist
+
+    def unsent() -> None:
+        # By hand: mock.patch would take as long as a small layer.
+        c10d.all_reduce = lambda *_, **__: None
+        try:
+            sync()
+        finally:
+            c10d.all_reduce = real
+
+    steps = {
+        "plain": step_of(BatchNorm2d),
+        "sync": sync,
+        "torch": step_of(Gathered),
+        "messages": send,
+        "unsent": unsent,
+    }
+    return {f"{name}{suffix}": (step, turn) for name, step in steps.items()}
 
 
 def _counted(step: Callable[[], None]) -> tuple[int, int, int]:

@@ -23,6 +23,7 @@ __all__ = ["RANKS", "RESNET50", "Modelled", "ModelledRow", "model"]
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 PER_NODE = 8
+_FEW = (8, 64, 512, 4096)  # of the second table
 
 # Microseconds: base; a step within a node, by NVLink; a step over the network.
 _TREE_LL = (4.4, 0.52, 5.0)
@@ -36,16 +37,22 @@ _LL_BANDWIDTH = (87_700.0, 22_500.0, 19_000.0)
 _SIMPLE_BANDWIDTH = (235_000.0, 200_000.0)
 
 
-def _resnet50() -> tuple[int, ...]:
-    """Channels of the 53 batch norms of a ResNet-50, in order."""
+def _resnet50(*, joined: bool = False) -> tuple[int, ...]:
+    """Return the channels of the 53 batch norms of a ResNet-50, in order.
+
+    With `joined`, those of its messages if siblings shared one: the last norm of a
+    block and the one on its shortcut, in the 4 blocks that have it.
+    """
     channels = [64]
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(blocks):
-            channels += [width, width, 4 * width] + [4 * width] * (block == 0)
+            ends = [4 * width] * (2 if block == 0 else 1)
+            channels += [width, width, *([sum(ends)] if joined else ends)]
     return tuple(channels)
 
 
 RESNET50 = _resnet50()
+_JOINED = _resnet50(joined=True)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,9 @@ class ModelledRow:
         within_nodes: normkit's, with groups that stay within a node.
         received: Megabytes that a rank receives from normkit's messages.
         torch_received: Likewise, torch's.
+        siblings: Milliseconds as `normkit`, if sibling layers shared a message.
+        ghosts: As `normkit` with ghost batches: running statistics alone are sent.
+        ghosts_at_once: Likewise, in one message a step, of `nn.accumulate`.
     """
 
     ranks: int
@@ -67,6 +77,9 @@ class ModelledRow:
     within_nodes: float
     received: float
     torch_received: float
+    siblings: float
+    ghosts: float
+    ghosts_at_once: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,18 +120,33 @@ class Modelled(Result):
             "receives, MB | torch receives, MB |\n"
             "| ---: | ---: | ---: | ---: | ---: | ---: |\n"
         )
-        return head + "".join(
+        messages = "".join(
             f"| {r.ranks:,} | {r.normkit:.1f} | {r.torch:.1f} | {r.within_nodes:.1f} | "
             f"{r.received:.2f} | {r.torch_received:.2f} |\n"
             for r in self.rows
         )
+        other = (
+            "\n| ranks | a message a layer, ms | siblings in one, ms | ghosts, a "
+            "message a layer, ms | ghosts, one a step, ms |\n"
+            "| ---: | ---: | ---: | ---: | ---: |\n"
+        )
+        fewer = "".join(
+            f"| {r.ranks:,} | {r.normkit:.2f} | {r.siblings:.2f} | {r.ghosts:.2f} | "
+            f"{r.ghosts_at_once:.2f} |\n"
+            for r in self.rows
+            if r.ranks in _FEW
+        )
+        return head + messages + other + fewer
 
 
-def model(channels: tuple[int, ...] = RESNET50) -> Modelled:
+def model(
+    channels: tuple[int, ...] = RESNET50, joined: tuple[int, ...] = _JOINED
+) -> Modelled:
     """Return the modelled cost of one training step.
 
     Args:
         channels: Channels of each synchronized layer.
+        joined: Channels of each message, if sibling layers shared one.
     """
     rows: list[ModelledRow] = []
     for ranks in RANKS:
@@ -126,21 +154,31 @@ def model(channels: tuple[int, ...] = RESNET50) -> Modelled:
         ours = nodes = theirs = received = gathered = 0.0
         for c in channels:
             forward, backward = 8 * (2 * c + 1), 8 * 2 * c
-            ours += _all_reduce(ranks, forward) + _all_reduce(ranks, backward)
-            nodes += _all_reduce(local, forward) + _all_reduce(local, backward)
+            ours += _both_ways(ranks, c)
+            nodes += _both_ways(local, c)
             theirs += _all_gather(ranks, forward // 2) + _all_reduce(
                 ranks, backward // 2
             )
             if ranks > 1:
                 received += forward + backward
                 gathered += (ranks - 1) * forward / 2 + backward / 2
+        siblings = sum(_both_ways(ranks, c) for c in joined)
+        ghosts = sum(_all_reduce(ranks, 8 * (2 * c + 1)) for c in channels)
+        at_once = _all_reduce(ranks, 8 * (3 * sum(channels) + 2 * len(channels) + 1))
         rows.append(
             ModelledRow(
                 *(ranks, ours / 1e3, theirs / 1e3, nodes / 1e3),
                 *(received / 1e6, gathered / 1e6),
+                *(siblings / 1e3, ghosts / 1e3, at_once / 1e3),
             )
         )
     return Modelled(len(channels), tuple(rows))
+
+
+def _both_ways(ranks: int, channels: int) -> float:
+    """Return the microseconds of the messages of normkit's layer."""
+    forward, backward = 8 * (2 * channels + 1), 8 * 2 * channels
+    return _all_reduce(ranks, forward) + _all_reduce(ranks, backward)
 
 
 def _all_reduce(ranks: int, size: float) -> float:

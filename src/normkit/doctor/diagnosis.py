@@ -20,7 +20,12 @@ from normkit.doctor.fixes.confirm import Confirmation, confirm, repairable
 from normkit.doctor.fixes.repairs import REPAIRS, RepairResult
 from normkit.doctor.fixes.trial_training import train_copy, watch_own_loop
 from normkit.doctor.measurements import Statistics
-from normkit.doctor.over_ranks import merge_readings, together
+from normkit.doctor.over_ranks import (
+    merge_confirmations,
+    merge_readings,
+    merged_over,
+    together,
+)
 from normkit.doctor.pages import diagnosis_page
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
@@ -44,6 +49,8 @@ class Diagnosis(Result):
         case: The model and its batches.
         confirmations: The effect of each repair on a copy; empty before `confirm`.
         gap: The train/eval gap by cause and layer; None before `explain`.
+        process_group: The ranks whose findings these are, which then call `confirm`
+            and `train` together; None for one process.
     """
 
     readings: list[Finding]
@@ -51,6 +58,7 @@ class Diagnosis(Result):
     case: Case | None = field(default=None, repr=False)
     confirmations: tuple[Confirmation, ...] = ()
     gap: GapExplanation | None = None
+    process_group: Group = field(default=None, repr=False)
 
     @property
     def findings(self) -> list[Finding]:
@@ -102,7 +110,9 @@ class Diagnosis(Result):
 
         Returns:
             A new diagnosis with `confirmations`, in which a warning whose repair helps
-            has become an error. Findings without a repair are unchanged.
+            has become an error. Findings without a repair are unchanged. Over ranks
+            each tries the repairs on its own batches; the effect told is that on a rank
+            where it helps, if there is one.
 
         Raises:
             ArgumentError: The diagnosis holds no case, or was made without a loss.
@@ -112,8 +122,10 @@ class Diagnosis(Result):
                 "confirm needs the model, its batches and a loss; make the diagnosis "
                 "by normkit.diagnose(model, loader, loss_fn)"
             )
-        confirmations = confirm(
-            self.case, self.statistics, ranked(self.readings), checks.CHECKS
+        case, found = self.case, ranked(self.readings)
+        confirmations = merged_over(
+            lambda: confirm(case, self.statistics, found, checks.CHECKS),
+            *(self.process_group, merge_confirmations),
         )
         helps = {c.id for c in confirmations if c.helps}
         readings = [
@@ -178,12 +190,16 @@ class Diagnosis(Result):
             raise ArgumentError(f"steps={steps} trains nothing; give 1 or more")
         if self.case is None:
             raise ArgumentError("train needs the model, and the diagnosis holds none")
-        optimizer = None if optimizer is None else unwrapped_optimizer(optimizer)
+        case = self.case
+        inner = None if optimizer is None else unwrapped_optimizer(optimizer)
         if train is not None:
-            found = watch_own_loop(self.case, train, optimizer, steps)
-        elif optimizer is not None:
-            with alone():
-                found = train_copy(self.case, optimizer, steps)
+            # Not within `merged_over`: in a loop over ranks the others wait for this
+            # one, so that its error has to end the process.
+            own = watch_own_loop(case, train, inner, steps)
+            found = merged_over(lambda: own, self.process_group, merge_readings)
+        elif inner is not None:
+            trial = alone()(lambda: train_copy(case, inner, steps))
+            found = merged_over(trial, self.process_group, merge_readings)
         else:
             raise ArgumentError("train needs an optimizer, or train= for your own loop")
         judged = {f.id for f in self.readings if f.severity != "not_judged"}
@@ -230,7 +246,8 @@ class Diagnosis(Result):
         groups = repairable(ranked(self.readings), self.statistics)
         confirmations, missing = self.confirmations, "a loss_fn is needed to confirm it"
         if groups and self.case is not None and self.statistics.evaluation is not None:
-            confirmations = confirmations or self.confirm().confirmations
+            own = replace(self, process_group=None)
+            confirmations = confirmations or own.confirm().confirmations
             missing = "its repair is that of the other findings"
             if len(self.case.batches) < 2:
                 missing = "two batches are needed to confirm it"
@@ -441,4 +458,5 @@ def diagnose(
     if process_group is None:
         return examined()
     own, by_rank = together(examined, process_group)
-    return replace(own, readings=merge_readings(by_rank))
+    readings = merge_readings(by_rank)
+    return replace(own, readings=readings, process_group=process_group)

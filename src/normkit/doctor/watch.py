@@ -27,6 +27,7 @@ from torch import nn
 from normkit.doctor import checks
 from normkit.doctor.finding import Finding, by_cause, plain
 from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
+from normkit.doctor.over_ranks import merge_readings, merged_over
 from normkit.doctor.pages import watch_page
 from normkit.doctor.probes.entries import CalledInEval, Entries
 from normkit.doctor.probes.hook import Hook
@@ -52,6 +53,7 @@ from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
 from normkit.modeling.norm_types import is_batch_norm
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
+from normkit.sync.groups import Group
 
 __all__ = ["SERIES", "Watch", "watch"]
 
@@ -275,8 +277,25 @@ class Watch(Result):
             attention=self._parts.attention(),
         )
 
-    def readings(self) -> list[Finding]:
-        """Return the result of every check, `clear` and `not_judged` included."""
+    def readings(self, process_group: Group = None) -> list[Finding]:
+        """Return the result of every check, `clear` and `not_judged` included.
+
+        Args:
+            process_group: The ranks that train together; all must call, and all get
+                for each check and layer the result of the rank where it is worst. None
+                is this rank alone.
+        """
+        return merged_over(self._readings, process_group, merge_readings)
+
+    def findings(self, process_group: Group = None) -> list[Finding]:
+        """Return errors, warnings and infos so far, one per cause.
+
+        Args:
+            process_group: As in `readings`.
+        """
+        return by_cause(self.readings(process_group))
+
+    def _readings(self) -> list[Finding]:
         self._finish_step()
         if self._has_ended and not (self._entries.was_called or self._is_compiled):
             raise ArgumentError(
@@ -292,10 +311,6 @@ class Watch(Result):
                 )
             return [Finding("watch", "watch", "", "not_judged", evidence=reason)]
         return checks.run(self.statistics())
-
-    def findings(self) -> list[Finding]:
-        """Return errors, warnings and infos so far, one per cause."""
-        return by_cause(self.readings())
 
     def to_text(self) -> str:
         """Return the number of observed steps, and the findings after the block."""

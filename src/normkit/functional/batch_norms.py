@@ -21,6 +21,7 @@ from normkit.functional.signature import find, signature, with_running
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
+from normkit.sync.groups import Ranks, is_group, process_group_of
 from normkit.torch_state import is_in_backward
 
 __all__ = ["batch_norm", "instance_norm"]
@@ -44,6 +45,7 @@ def batch_norm(
     activation: str = "none",
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    process_group: Any = None,
 ) -> Tensor:
     """Normalize each channel over the batch and all positions.
 
@@ -76,14 +78,19 @@ def batch_norm(
             `"silu"`, `"gelu"` (by erf), `"sigmoid"` or `"tanh"`.
         negative_slope: Slope of leaky_relu below 0.
         residual: Added before the activation, of the shape of `input`.
+        process_group: The ranks that take their statistics together when `training`,
+            as in `sync.merge_over`; each calls forward and backward, also without
+            samples. None is this rank alone.
 
     Returns:
         The normalized values, shape, dtype and layout of `input`.
 
     Raises:
-        ArgumentError: One value per channel in training, a non-finite or negative
-            eps (or 0 in training), one running statistic without the other,
-            `momentum=None` without a counter.
+        ArgumentError: One value per channel in training without other ranks, a
+            non-finite or negative eps (or 0 in training), one running statistic without
+            the other, `momentum=None` without a counter, a process_group that names no
+            group or one that this rank is not in.
+        RanksError: The sums of all ranks did not come.
         ShapeError: A vector that does not have C elements; no running statistics
             when not training.
         DtypeError: `input` or a running statistic is not floating point; a counter is
@@ -108,11 +115,16 @@ def batch_norm(
         running = Running(
             running_mean, running_var, rate, batches, skipped, skips_nonfinite
         )
+    group = None
+    if process_group is not None and training:
+        group = process_group
+        if type(group) is not Ranks:
+            group = process_group_of(group) if is_group(group) else None
     key = None
     if momentum is None or type(momentum) in (float, int):
         options = (
             *("batch_norm", channel_dim, training, eps, momentum, on_nonfinite),
-            *(activation, negative_slope),
+            *(activation, negative_slope, group),
         )
         key = signature(options, input, weight, bias, residual, mask)
         if running is not None:
@@ -135,6 +147,7 @@ def batch_norm(
             "activation": activation,
             "negative_slope": negative_slope,
             "residual": residual,
+            "process_group": process_group,
         }
         return handle_torch_function(
             *(batch_norm, tensors, input, running_mean, running_var, weight, bias),
@@ -178,7 +191,8 @@ def batch_norm(
     if not training:
         check_constants("batch_norm", running_mean, running_var)
     dims = tuple(d for d in range(input.dim()) if d != dim)
-    if training and channels and input.numel() == channels:
+    # Over ranks the count is that of all of them.
+    if training and channels and input.numel() == channels and group is None:
         raise ArgumentError(
             "batch_norm needs more than one value per channel to train "
             f"(expected more than 1 value per channel when training), got shape "
@@ -192,6 +206,7 @@ def batch_norm(
         given=not training,
         activation=activation,
         slope=negative_slope,
+        group=group,
         vector=tuple(shape),
     )
     return execute(spec, input, weight, bias, residual, mask, running, key=key)

@@ -104,7 +104,7 @@ def execute(
             if type(first) is AtenCall:
                 return first.run(x, weight, bias)
         else:
-            call = ranks_call_for(spec, operands)
+            call = ranks_call_for(spec, operands, running)
             if call is not None and key is not None:
                 remember(key, call)
     if call is None and mask is None:

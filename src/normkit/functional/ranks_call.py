@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normkit.functional.ema import update
 from normkit.functional.passes import Passes
 from normkit.kernels.cpu.packing import laid_like
 from normkit.kernels.cpu.parts import NativeParts, parts_for
@@ -53,7 +52,7 @@ class RanksCall:
         y = parts.apply(operands, statistics)
         kept = (statistics,)
         if running is not None:
-            update(running, self.moments(kept))
+            parts.update(running, statistics)
         return y, kept
 
     def backward(
@@ -109,10 +108,12 @@ class RanksCall:
         return Moments(count.view(torch.int64), mean, m2)
 
 
-def ranks_call_for(spec: Spec, operands: Operands) -> RanksCall | None:
+def ranks_call_for(
+    spec: Spec, operands: Operands, running: Running | None = None
+) -> RanksCall | None:
     """Return the call of this signature; None where the kernels cannot run it."""
     if spec.group is None:
         return None
-    parts = parts_for(spec, operands)
+    parts = parts_for(spec, operands, running)
     kept = spec.kept(operands[0].shape)
     return None if parts is None else RanksCall(spec, parts, kept)

@@ -10,7 +10,8 @@ normalized by its own statistics, and the running ones are updated several times
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from normkit.masks import broadcast_mask
 from normkit.moments import Moments, deviations, statistics_dtype
 from normkit.nn.batch_statistics import BatchStatisticsLayer, Observer
 from normkit.nn.layer_ranks import ranks_of
-from normkit.sync import merge_over, sum_over
+from normkit.sync import merge_all_over, merge_over, sum_over
 
 __all__ = ["accumulate", "backward_as_whole"]
 
@@ -47,7 +48,9 @@ def accumulate(model: nn.Module) -> Generator[None]:
 
     Numerics:
         The merge of the small batches' Moments is that of the large batch. A batch
-        with a NaN or Inf is left out. After an exception nothing is updated.
+        with a NaN or Inf is left out. After an exception nothing is updated. Layers
+        with ghost batches over ranks send one message for all of them, at the end of
+        the block, which every rank has to reach.
 
     Example:
         >>> from normkit.nn import BatchNorm1d
@@ -62,11 +65,14 @@ def accumulate(model: nn.Module) -> Generator[None]:
         >>> int(layer.num_batches_tracked)
         1
     """
-    pool = _Merged()
-    with _observed(_layers(model), pool):
+    pool, layers = _Merged(), _layers(model)
+    with _observed(layers, pool):
         yield
+    pool.merge_ghosts(layers.values())
     for layer, merged in pool.merged.items():
         layer.update_running(merged)
+        if layer.skipped is not None:
+            layer.skipped.add_(pool.skipped[layer])
 
 
 def backward_as_whole(
@@ -158,8 +164,11 @@ def backward_as_whole(
 class _Merged:
     """Merged statistics of the small batches of each layer."""
 
+    merges_ghosts = True
+
     def __init__(self) -> None:
         self.merged: dict[BatchStatisticsLayer, Moments] = {}
+        self.skipped: dict[BatchStatisticsLayer, Tensor] = {}
 
     def normalize(
         self, layer: BatchStatisticsLayer, x: Tensor, mask: Tensor | None
@@ -169,8 +178,7 @@ class _Merged:
     def take(self, layer: BatchStatisticsLayer, measured: Moments) -> None:
         is_finite = measured.mean.isfinite().all() & measured.m2.isfinite().all()
         count = measured.count * is_finite
-        if layer.skipped is not None:
-            layer.skipped.add_(~is_finite)
+        self.skipped[layer] = self.skipped.get(layer, 0) + (~is_finite).long()
         zero = torch.zeros_like(measured.mean)
         part = Moments(
             count.expand(measured.mean.shape).flatten(),
@@ -179,6 +187,42 @@ class _Merged:
         )
         before = self.merged.get(layer)
         self.merged[layer] = part if before is None else before.merge(part)
+
+    def merge_ghosts(self, layers: Iterable[BatchStatisticsLayer]) -> None:
+        """Merge over ranks what layers with ghost batches took; one message.
+
+        In the order of the model, called or not: ranks may differ in what they call.
+        """
+        together: dict[Any, list[BatchStatisticsLayer]] = {}
+        for layer in layers:
+            mean = layer.running_mean
+            if mean is not None and layer.merges_later and layer.is_over_ranks():
+                key = ranks_of(layer).group, mean.device
+                together.setdefault(key, []).append(layer)
+        for (_, device), members in together.items():
+            parts = [
+                self.merged[layer] if layer in self.merged else _none_of(layer)
+                for layer in members
+            ]
+            none = torch.zeros((), dtype=torch.int64, device=device)
+            skipped = [self.skipped.get(layer, none) for layer in members]
+            # One value a rank, so that its mean times the ranks is their sum.
+            ours = torch.stack(skipped).to(torch.float64)
+            flags = Moments(torch.ones_like(none), ours, torch.zeros_like(ours))
+            eps = [*(layer.eps for layer in members), math.inf]
+            # The first layer's ranks, for its name in an error.
+            ranks = ranks_of(members[0])
+            *merged, total = merge_all_over([*parts, flags], ranks, eps=eps)
+            for layer, part in zip(members, merged, strict=True):
+                self.merged[layer] = part
+            sums = (total.mean * total.count).round().long()
+            self.skipped.update(zip(members, sums, strict=True))
+
+
+def _none_of(layer: BatchStatisticsLayer) -> Moments:
+    assert layer.running_mean is not None
+    zeros = torch.zeros_like(layer.running_mean, dtype=torch.float64)
+    return Moments(zeros.long(), zeros, zeros)
 
 
 class _Measured(BaseException):
@@ -191,6 +235,8 @@ class _LargeBatch:
     Each call k of a forward has a statistic (mean, var) of the whole batch, measured
     with those of earlier calls, and a gradient `grads[k]` = d(loss)/d(mean, var).
     """
+
+    merges_ghosts = False
 
     def __init__(self) -> None:
         self.calls: list[BatchStatisticsLayer] = []

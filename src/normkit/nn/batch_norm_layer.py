@@ -33,10 +33,13 @@ from normkit.nn.parameters import learned
 from normkit.nn.running_state import check_momentum
 from normkit.nn.tracing import is_recorded, is_recorded_as_torch, recorded_call
 from normkit.sync.agreement import agree, is_checking
+from normkit.sync.groups import Ranks
 from normkit.torch_state import (
+    PLAIN,
     has_transforms,
     is_compiling,
     is_in_backward,
+    is_observed,
 )
 
 __all__ = ["BatchNormLayer"]
@@ -144,12 +147,16 @@ class BatchNormLayer(BatchStatisticsLayer):
         uses_batch = training or (mean is None and var is None)
         if updates:
             check_momentum(self, self.momentum)
-        if uses_batch and self._has_extras():
-            compute = self._forward_with_extras
-            return self._keeping(lambda: compute(input, mask, residual, updates))
+        ranks = None
+        if uses_batch:
+            over_ranks = self.is_over_ranks()
+            if self._has_extras() or (over_ranks and not _is_simple(input)):
+                compute = self._forward_with_extras
+                return self._keeping(lambda: compute(input, mask, residual, updates))
+            ranks = ranks_of(self) if over_ranks else None
         if is_checking() and not uses_batch and self.is_over_ranks():
             agree(ranks_of(self), "eval forward")
-        if self.defers and mask is None and residual is None:
+        if self.defers and mask is None and residual is None and ranks is None:
             y = defer(self, input, uses_batch, updates)
             if y is not None:
                 return y
@@ -157,18 +164,18 @@ class BatchNormLayer(BatchStatisticsLayer):
             return self._keeping(
                 lambda: self._plainly(
                     *(input, mask, residual, uses_batch, updates),
-                    *(self.activation, self.negative_slope),
+                    *(self.activation, self.negative_slope, ranks),
                 )
             )
         return self._plainly(
             *(input, mask, residual, uses_batch, updates),
-            *(self.activation, self.negative_slope),
+            *(self.activation, self.negative_slope, ranks),
         )
 
     def _is_recorded_as_torch(self, x: Tensor, mask: Tensor | None) -> bool:
         """Return whether a tracer observes a call that torch's batch norm can do."""
         uses_batch = self.training or self.running_mean is None
-        if uses_batch and self._has_extras():
+        if uses_batch and (self._has_extras() or self.is_over_ranks()):
             return False
         updates = self.training and self.track_running_stats
         return is_recorded_as_torch(self, x, mask, updates=updates)
@@ -182,6 +189,7 @@ class BatchNormLayer(BatchStatisticsLayer):
         updates: bool,
         activation: str,
         slope: float,
+        ranks: Ranks | None = None,
     ) -> Tensor:
         """Normalize by the batch as a whole, or by the running statistics."""
         buffers = self._buffers
@@ -203,6 +211,7 @@ class BatchNormLayer(BatchStatisticsLayer):
             activation=activation,
             negative_slope=slope,
             residual=residual,
+            process_group=ranks,
         )
 
     def _keeping(self, compute: Callable[[], Tensor]) -> Tensor:
@@ -260,3 +269,8 @@ class BatchNormLayer(BatchStatisticsLayer):
                     f"{name} got {key}={value!r}; it must be one of "
                     f"{', '.join(map(repr, known))}"
                 )
+
+
+def _is_simple(x: Tensor) -> bool:
+    """Return whether x holds its values, and no mode or tracer sees the operations."""
+    return type(x) in PLAIN and not is_observed()

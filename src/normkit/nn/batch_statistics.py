@@ -24,14 +24,14 @@ from normkit.functional.ghost import normalize_ghosts
 from normkit.kernels.epilogue import Epilogue, activate
 from normkit.masks import broadcast_mask, zero_where
 from normkit.moments import Moments, statistics_dtype
-from normkit.nn.layer_ranks import ranks_of
+from normkit.nn.layer_ranks import is_over_ranks, ranks_of
 from normkit.nn.opaque_clone import opaque_clone
 from normkit.nn.running_state import (
     RunningStateLayer,
     check_not_recomputed,
     is_recomputing,
 )
-from normkit.sync import is_group, merge_over
+from normkit.sync import merge_over
 from normkit.torch_state import is_jit_tracing
 
 __all__ = ["ESTIMATORS", "SMALL_BATCH_POLICIES", "BatchStatisticsLayer", "Observer"]
@@ -53,11 +53,17 @@ class Observer(Protocol):
         """Take the statistics of a batch that would update the running ones."""
         ...
 
+    @property
+    def merges_ghosts(self) -> bool:
+        """True to take each rank's own statistics, where ghost batches allow it."""
+        ...
+
 
 class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchNorm):
     """Base that chooses a batch norm's statistics; use the classes named for the rank.
 
-    A subclass's forward asks `_has_extras`, and calls `_forward_with_extras` if so.
+    A subclass's forward asks `_has_extras` and `is_over_ranks`, and calls
+    `_forward_with_extras` if so.
     """
 
     process_group: Any = None
@@ -93,7 +99,12 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
 
     def is_over_ranks(self) -> bool:
         """Return whether the statistics of a batch are those of several ranks."""
-        return self.is_synchronized and is_group(self.process_group)
+        return self.is_synchronized and is_over_ranks(self)
+
+    @property
+    def merges_later(self) -> bool:
+        """True when only the running statistics need those of other ranks."""
+        return self.ghost_size is not None and self.on_small_batch == "raise"
 
     def update_running(self, measured: Moments) -> None:
         """Update the running statistics by those of a batch, once.
@@ -124,9 +135,9 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         return share.clamp(max=1.0)
 
     def _has_extras(self) -> bool:
+        """Return whether the statistics are not simply those of the batch."""
         return (
             self.ghost_size is not None
-            or self.is_over_ranks()
             or self.on_small_batch != "raise"
             or self.debias
             or self.estimator != "unbiased"
@@ -224,7 +235,8 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
             mask=mask,
             epilogue=epilogue,
         )
-        if over_ranks:
+        later = self._observer is not None and self._observer.merges_ghosts
+        if over_ranks and not (later and self.merges_later):
             measured = merge_over(measured, group, eps=self.eps)
         return y, measured
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch.distributed as dist
 from torch import nn
 
 from normkit.nn.qualified_name import qualified_name
-from normkit.sync.groups import Ranks, process_group_of
+from normkit.sync.groups import Ranks, is_alone, is_group, process_group_of
 from normkit.torch_state import is_compiling
 
-__all__ = ["ranks_of", "with_group_name"]
+__all__ = ["is_over_ranks", "ranks_of", "with_group_name"]
 
-# Not on the layers: a copy, a pickle or another class would have to leave it behind.
-_known: WeakKeyDictionary[nn.Module, Ranks] = WeakKeyDictionary()
+# The process_group of a layer, the default group at that time, and what they mean. Not
+# on the layers: a copy, a pickle or another class would have to leave it behind.
+_known: WeakKeyDictionary[nn.Module, tuple[Any, Any, Ranks]] = WeakKeyDictionary()
 
 
 def with_group_name(state: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +30,13 @@ def with_group_name(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def is_over_ranks(layer: nn.Module) -> bool:
+    """Return whether `layer.process_group` has other ranks, as `is_group` does."""
+    if is_alone() or is_compiling():
+        return is_group(layer.process_group)
+    return ranks_of(layer).size > 1
+
+
 def ranks_of(layer: nn.Module) -> Any:
     """Return the ranks of `layer.process_group`, with the layer's name for errors.
 
@@ -35,20 +45,30 @@ def ranks_of(layer: nn.Module) -> Any:
     Raises:
         ArgumentError: It names no group, or one that this rank is not in.
     """
-    group = process_group_of(layer.process_group)
+    asked_for = layer.process_group
     if is_compiling():
-        return group
-    known = _known.get(layer)
-    if known is None or known.group is not group:
-        itself = weakref.ref(layer)
+        return process_group_of(asked_for)
+    known, world = _known.get(layer), dist.group.WORLD
+    # Looked up once: which group a mesh means, and whether this rank is in it.
+    if known is None or known[0] is not asked_for or known[1] is not world:
+        group = process_group_of(asked_for)
+        if known is None or known[2].group is not group:
+            ranks = Ranks(group, _name_of(layer))
+        else:
+            ranks = known[2]
+        known = _known[layer] = asked_for, world, ranks
+    return known[2]
 
-        def name() -> str:
-            found = itself()
-            if found is None:
-                return "a layer that is gone"
-            channels = getattr(found, "num_features", None)
-            told = qualified_name(found)
-            return told if channels is None else f"{told[:-1]}, {channels} channels)"
 
-        known = _known[layer] = Ranks(group, name)
-    return known
+def _name_of(layer: nn.Module) -> Callable[[], str]:
+    itself = weakref.ref(layer)
+
+    def name() -> str:
+        found = itself()
+        if found is None:
+            return "a layer that is gone"
+        channels = getattr(found, "num_features", None)
+        told = qualified_name(found)
+        return told if channels is None else f"{told[:-1]}, {channels} channels)"
+
+    return name

@@ -19,6 +19,7 @@ __all__ = [
     "Group",
     "Ranks",
     "alone",
+    "is_alone",
     "is_group",
     "is_running",
     "process_group_of",
@@ -37,18 +38,24 @@ class Ranks:
 
     Attributes:
         group: Their process group.
+        size: Their number.
         name: Returns the name of the layer; called when there is something to say.
     """
 
-    __slots__ = ("__weakref__", "group", "name")
+    __slots__ = ("__weakref__", "group", "name", "size")
 
     def __init__(self, group: Any, name: Callable[[], str]) -> None:
-        self.group, self.name = group, name
+        self.group, self.size, self.name = group, dist.get_world_size(group), name
 
 
 def is_running() -> bool:
     """Return whether torch.distributed has a default process group."""
     return dist.is_available() and dist.is_initialized()
+
+
+def is_alone() -> bool:
+    """Return whether statistics are of this rank: `alone`, or no torch.distributed."""
+    return bool(_alone) or not is_running()
 
 
 _alone: list[None] = []
@@ -78,7 +85,7 @@ def is_group(process_group: Group = None) -> bool:
     Raises:
         ArgumentError: It names no group, or one that this rank is not in.
     """
-    if _alone or not is_running():
+    if is_alone():
         return False
     return dist.get_world_size(process_group_of(process_group)) > 1
 

@@ -66,17 +66,8 @@ def merge_over(
         True
     """
     pivots = None if pivot is None else [pivot]
-    (merged,) = merge_all_over([moments], process_group, pivots=pivots)
-    if eps is None or merged is moments or not merged.mean.is_cpu or is_observed():
-        return merged
-    offset = merged.mean.detach() if pivot is None else merged.mean.detach() - pivot
-    var = merged.m2.detach() / merged.count.to(merged.m2.dtype).clamp(min=1e-30)
-    # Every rank holds the same bytes, so that all of them take this branch or none.
-    is_far = (offset.square() > _FAR * (var + eps)) & offset.isfinite()
-    if not bool(is_far.any()):
-        return merged
-    around = torch.nan_to_num(merged.mean.detach(), posinf=0.0, neginf=0.0)
-    return merge_all_over([moments], process_group, pivots=[around])[0]
+    precise = None if eps is None else [eps]
+    return merge_all_over([moments], process_group, pivots=pivots, eps=precise)[0]
 
 
 def merge_all_over(
@@ -84,6 +75,7 @@ def merge_all_over(
     process_group: Group = None,
     *,
     pivots: Sequence[Tensor] | None = None,
+    eps: Sequence[float] | None = None,
 ) -> list[Moments]:
     """Merge many Moments at once, as `merge_over` does, in one collective.
 
@@ -91,6 +83,8 @@ def merge_all_over(
         parts: This rank's statistics, in the same order and shapes on every rank.
         process_group: As in `merge_over`.
         pivots: One pivot per part, the same on every rank.
+        eps: One for each part, as in `merge_over`; where any mean lies too far, the
+            sums of all parts are taken again.
 
     Raises:
         ArgumentError: There are not as many pivots as parts.
@@ -105,6 +99,28 @@ def merge_all_over(
             f"merge_all_over got {len(pivots)} pivots for {len(parts)} Moments; "
             "pass one for each"
         )
+    merged = _merged(parts, pivots, process_group)
+    if eps is None or is_observed() or not all(m.mean.is_cpu for m in merged):
+        return merged
+    # Every rank holds the same bytes, so that all of them take this branch or none.
+    found = list(zip(merged, pivots, eps, strict=True))
+    if not any(_lies_far(*each) for each in found):
+        return merged
+    around = [torch.nan_to_num(m.mean.detach(), posinf=0.0, neginf=0.0) for m in merged]
+    return _merged(parts, around, process_group)
+
+
+def _lies_far(merged: Moments, pivot: Tensor, eps: float) -> bool:
+    """Return whether var + eps has lost digits around the pivot."""
+    offset = merged.mean.detach() - pivot
+    var = merged.m2.detach() / merged.count.to(merged.m2.dtype).clamp(min=1e-30)
+    is_far = (offset.square() > _FAR * (var + eps)) & offset.isfinite()
+    return bool(is_far.any())
+
+
+def _merged(
+    parts: Sequence[Moments], pivots: Sequence[Tensor], process_group: Group
+) -> list[Moments]:
     sums: list[Tensor] = []
     for part, pivot in zip(parts, pivots, strict=True):
         count = part.count.to(torch.float64)

@@ -19,10 +19,13 @@ from torch import Tensor
 from normkit.kernels.cpu.call import sizes_of
 from normkit.kernels.cpu.loading import (
     CENTERED,
+    EQUAL_SHARES,
     FIXED,
     GIVEN,
     POINTERS,
     RANKS,
+    SKIP_NONFINITE,
+    UPDATE,
     WEIGHTED,
     check,
     library,
@@ -34,11 +37,13 @@ from normkit.kernels.cpu.packing import (
     laid_like,
     threads_for,
 )
-from normkit.kernels.spec import Operands, Saved, Spec
+from normkit.kernels.spec import Operands, Running, Saved, Spec
+from normkit.torch_state import increment_version
 
 __all__ = ["NativeParts", "parts_for"]
 
-_pack, _pack_ranks, _empty_like = POINTERS.pack, RANKS.pack, torch.empty_like
+_pack, _pack_ranks, _pack_update = POINTERS.pack, RANKS.pack, UPDATE.pack
+_empty_like = torch.empty_like
 
 
 class NativeParts:
@@ -47,6 +52,7 @@ class NativeParts:
     __slots__ = (
         *("_library", "_measure", "_apply", "_reduce", "_size", "_values", "_eps"),
         *("_counts", "_is_masked", "_local", "_statistics", "_message", "_sums"),
+        "_codes",
     )
 
     def __init__(
@@ -69,6 +75,7 @@ class NativeParts:
             )
             for flags in (CENTERED, CENTERED | GIVEN, CENTERED | GIVEN | WEIGHTED)
         )
+        self._codes = dtypes[3:]
         batch, over, groups, sub_runs, inner, *_ = sizes
         size = self._size = batch * groups
         self._values, self._eps = over * sub_runs * inner, spec.eps
@@ -117,6 +124,26 @@ class NativeParts:
             )
         )
         return found, bool(is_far)
+
+    def update(self, running: Running, statistics: Tensor) -> None:
+        """Update running statistics, of the signature, by those of the batch."""
+        mean, var, rate, batches, skipped, skips_nonfinite = running
+        row, first = 8 * self._size, statistics.data_ptr()
+        flags = 1 | (SKIP_NONFINITE if skips_nonfinite else 0)
+        self._library.normkit_move_running(
+            _pack_update(
+                *(self._size, *self._codes),
+                flags | (EQUAL_SHARES if rate is None else 0),
+                0.0 if rate is None else float(rate),
+                *(first, first + 2 * row, first + 3 * row),
+                0 if mean is None else mean.data_ptr(),
+                0 if var is None else var.data_ptr(),
+                0 if batches is None else batches.data_ptr(),
+                0 if skipped is None else skipped.data_ptr(),
+            )
+        )
+        # Autograd has to notice, as with any change in place.
+        increment_version(tuple(t for t in running[:2] if t is not None))
 
     def apply(self, operands: Operands, statistics: Tensor) -> Tensor:
         """Return act((x − mean)·inv_std·weight + bias + residual)."""
@@ -228,11 +255,13 @@ class NativeParts:
             check(status)
 
 
-def parts_for(spec: Spec, operands: Operands) -> NativeParts | None:
+def parts_for(
+    spec: Spec, operands: Operands, running: Running | None = None
+) -> NativeParts | None:
     """Return the parts of this signature; None where the kernels cannot run it."""
     if not spec.centered or spec.given:
         return None
-    found = sizes_of(spec, operands, None)
+    found = sizes_of(spec, operands, running)
     if found is None:
         return None
     sizes, dtypes = found
