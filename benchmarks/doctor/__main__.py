@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import architectures
 import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
+import other_bugs  # noqa: F401 - so does this one
 import overhead
 import torch
 from bugs import BUGS, Bug, Run

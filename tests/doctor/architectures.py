@@ -109,8 +109,10 @@ def alarms(name: str, start: str) -> list[Finding]:
         with watch(model, optimizer) as seen:
             for step in range(STEPS):
                 optimizer.zero_grad()
-                _loss(case, model, batches[step % len(batches)]).backward()
+                loss = _loss(case, model, batches[step % len(batches)])
+                loss.backward()
                 optimizer.step()
+                seen.log(loss=loss.item())
     return [f for f in [*found, *seen.readings()] if f.is_alarm]
 
 

@@ -112,16 +112,23 @@ class NormStatistics:
     def is_new(self) -> bool:
         """True where nothing suggests that the layer was ever trained.
 
-        A scale of 0 is the start of a residual branch. torch counts a batch before it
-        fails on it.
+        Scales of one value are a start, such as 0 in a residual branch; training makes
+        them differ. torch counts a batch before it fails on it.
         """
         weight, bias = self.weight, self.bias
         return (
             (self.tracked or 0) <= 1
             and self.has_default_buffers
-            and (weight is None or bool((weight == 1).all() or (weight == 0).all()))
+            and (weight is None or _is_a_start(weight))
             and (bias is None or bool((bias == 0).all()))
         )
+
+
+def _is_a_start(scale: Tensor) -> bool:
+    """Return True for scales of one value; a single scale must be 1 or 0."""
+    if scale.numel() == 1:
+        return float(scale) in (0.0, 1.0)
+    return bool((scale == scale.flatten()[0]).all())
 
 
 @dataclass(frozen=True)
