@@ -320,6 +320,12 @@ class OutputStatistics:
         operations: Those between the output and the loss, such as "NllLoss".
         most_chosen: Share of the samples whose largest score is that of the class
             chosen most often; None without scores.
+        softmax_dim: The dimension of the softmax that gives the output; None where
+            none does.
+        unregistered: Parameters that the output depends on and that the model does not
+            own, as those of layers in a plain list.
+        broadcast: The shapes of output and targets, where they hold as many values and
+            a loss that takes them as they are would compare each with all the others.
     """
 
     spread: float
@@ -332,6 +338,9 @@ class OutputStatistics:
     activation: str = ""
     operations: frozenset[str] = frozenset()
     most_chosen: float | None = None
+    softmax_dim: int | None = None
+    unregistered: tuple[str, ...] = ()
+    broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -410,6 +419,12 @@ class Statistics:
     def of_role(self, role: Role) -> list[LayerStatistics]:
         """Return the layers of one role, in order of execution."""
         return [layer for layer in self.layers if layer.role == role]
+
+    @property
+    def is_before_branches(self) -> bool:
+        """True where a branch starts at a scale of zero, before any training."""
+        is_new = all(norm.is_new for _, norm in self.norms)
+        return is_new and any(layer.has_zero_scale for layer in self.of_role("norm"))
 
     @property
     def norms(self) -> list[tuple[LayerStatistics, NormStatistics]]:

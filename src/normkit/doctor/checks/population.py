@@ -332,7 +332,7 @@ def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
             continue
         is_high, is_low = momentum >= MOMENTUM_HIGH, momentum <= MOMENTUM_LOW
         threshold = MOMENTUM_LOW if is_low else MOMENTUM_HIGH
-        measured = distance(norm)
+        measured = None if norm.is_new else distance(norm)
         severity: Severity = "clear"
         off: Severity = "clear"
         reason = ""
