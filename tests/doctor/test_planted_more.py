@@ -543,7 +543,8 @@ def test_d34_a_start_that_is_far_worse_than_guessing() -> None:
     ]
     with torch.no_grad():
         model[-1].weight *= 40
-    assert worst(examined(model).readings, "D34") == "warning"
+    # It costs the first steps, and nothing is lost before them.
+    assert worst(examined(model).readings, "D34") == "info"
 
 
 def test_a_gradient_that_vanishes_is_no_gradient_that_explodes() -> None:

@@ -155,7 +155,8 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         f"{response[-1]:.3g} at {names[-1]} and {response[0]:.3g} here, a factor "
         f"of {_slope(response[::-1]):.2f} per layer"
     )
-    jumps = _jumps(response)
+    # Every layer of a transformer lies in a branch, and a cross-attention in two.
+    jumps = _jumps(response) if statistics.attention else {}
     if severity == "warning" and ratio * math.prod(jumps.values()) > GRADIENT_WARNING:
         severity = "info"
         places = " and ".join(

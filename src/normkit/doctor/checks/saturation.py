@@ -159,7 +159,9 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
     for layer, norm in statistics.norms:
         if norm.in_training is None or norm.eps <= 0:
             continue
-        var = norm.in_training.pooled.var
+        # Inside the batches, which is what the layer divides by.
+        seen = norm.in_training
+        var = seen.within / seen.pooled.count
         is_faint = (var <= norm.eps) & (var <= FAINT * var.mean().clamp(min=norm.eps))
         share = float((is_faint & (norm.eps < 1)).double().mean())
         severity, threshold = above(share, warning=CONSTANT_SHARE)

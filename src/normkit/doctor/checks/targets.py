@@ -123,7 +123,8 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
         )
     loss = statistics.evaluation
     least = min(loss.batch_loss, default=0.0) if loss is not None else 0.0
-    is_nll = bool(NLL & out.operations) and "LogSoftmax" not in out.operations
+    # A loss may take the logarithm itself.
+    is_nll = bool(NLL & out.operations) and not {"Log", "LogSoftmax"} & out.operations
     if is_nll and (out.sums_to_one or least < 0):
         yield _D34(
             "",
