@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 
 from doctor.models import batches, norms, trained
-from normkit.doctor import Diagnosis, diagnose, explain_gap, watch
+from normkit.doctor import Diagnosis, Finding, diagnose, explain_gap, watch
+from normkit.doctor.finding import Severity, ranked
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -85,3 +86,21 @@ def test_results_show_themselves_shortly(found: Diagnosis) -> None:
     assert seen.history["steps"] == [0, 1, 2]
     assert None not in seen.history["layers"]["1"]["gradient_norm"]
     json.loads(seen.to_json())
+
+
+def test_what_the_data_does_to_the_signals_comes_behind_the_data() -> None:
+    def reading(id_: str, severity: Severity, value: float = 2.0) -> Finding:
+        return Finding(id_, "", "", severity, value, 1.0)
+
+    def order(*found: Finding) -> list[str]:
+        return [f.id for f in ranked(found)]
+
+    dead, mean = reading("D21", "error"), reading("D28", "warning")
+    assert order(dead, mean) == ["D28", "D21"]
+    assert order(reading("D17", "error"), reading("D28", "error")) == ["D28", "D17"]
+    # An error that the inputs do not explain stays before them.
+    assert order(mean, reading("D08", "error")) == ["D08", "D28"]
+    large, small = reading("D27", "warning"), reading("D27", "warning", 0.5)
+    assert order(dead, large) == ["D27", "D21"]
+    assert order(dead, small) == ["D21", "D27"]
+    assert order(dead, reading("D28", "info")) == ["D21", "D28"]

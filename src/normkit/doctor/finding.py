@@ -28,14 +28,20 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 # explains the other comes first.
 CAUSES_FIRST = (
     # Causes that no other finding explains,
-    *("D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33", "D29"),
-    *("D16", "D28", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
+    *("D28", "D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33"),
+    *("D29", "D16", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
     *("D38", "D37", "D36", "D35"),
     # their consequences in the statistics and in the signals,
     *("D01", "D18", "D21", "D20", "D22", "D23", "D24", "D25", "D27"),
     # and the symptoms that the user sees.
     *("D02", "D39", "D14", "D19", "D10"),
 )
+
+
+# What the data and the steps do to a network shows in its signals, and may be worse
+# there than at its origin: a warning of these explains an error of those.
+ORIGINS = frozenset(["D13", "D27", "D28"])
+SIGNALS = frozenset(["D18", "D20", "D21", "D22", "D23", "D24", "D25"])
 
 
 @dataclass(frozen=True)
@@ -110,11 +116,31 @@ class Finding:
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """Return errors, warnings and infos: by severity, causes before consequences."""
-    return sorted(
-        (finding for finding in findings if finding.is_reported),
-        key=lambda f: (SEVERITIES.index(f.severity), _order(f)),
-    )
+    """Return errors, warnings and infos: by severity, causes before consequences.
+
+    A warning of the data or of the steps has the rank of what it does to the signals.
+    """
+    kept = [finding for finding in findings if finding.is_reported]
+    worst = min((_level(f) for f in kept if f.id in SIGNALS), default=len(SEVERITIES))
+
+    def rank(finding: Finding) -> tuple[int, int]:
+        level, order = _level(finding), _order(finding)
+        if _is_origin(finding) and worst < level:
+            level, order = worst, -1
+        return level, order
+
+    return sorted(kept, key=rank)
+
+
+def _level(finding: Finding) -> int:
+    return SEVERITIES.index(finding.severity)
+
+
+def _is_origin(finding: Finding) -> bool:
+    """Return True for a warning that explains signals; steps do where too large."""
+    if finding.severity != "warning" or finding.id not in ORIGINS:
+        return False
+    return finding.id != "D27" or finding.value > finding.threshold
 
 
 def _order(finding: Finding) -> int:

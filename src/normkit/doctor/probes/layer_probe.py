@@ -10,6 +10,7 @@ from normkit.doctor.measurements import Role
 from normkit.doctor.probes.roles import slope_limits
 from normkit.doctor.probes.tensor_statistics import (
     RunningHistogram,
+    alive_units,
     band_of,
     dim_within,
     norm_of,
@@ -185,8 +186,7 @@ class LayerProbe:
         unit_dim = dim_within(y, unit_dim)
         self.units = y.shape[unit_dim] if y.dim() else 1
         if self.role == "activation" and y.dim() > 1:
-            others = tuple(d for d in range(y.dim()) if d != unit_dim)
-            alive = (y != 0).any(dim=others) if others else y != 0
+            alive = alive_units(y, unit_dim)
             if self.alive is None or self.alive.shape != alive.shape:
                 self.alive = alive
             else:
