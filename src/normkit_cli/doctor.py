@@ -94,7 +94,8 @@ def command(
     if not is_first:
         return 0
     if report is not None:
-        diagnosis.to_html(report)
+        given = [target] if checkpoint is None else [target, str(checkpoint)]
+        diagnosis.to_html(report, source=" ".join(given))
     if as_json:
         print(diagnosis.to_json())
     else:

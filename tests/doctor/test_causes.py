@@ -24,7 +24,7 @@ def test_one_cause_in_four_layers_is_one_finding_with_its_layers(
     assert sorted(ids) == sorted(set(ids))
     first = found.findings[0]
     assert (first.id, first.layers) == ("D04", tuple(norms(trained("mlp"))))
-    assert first.where == "1 and 3 more layers"
+    assert first.where == "layer 1 and 3 more layers"
     assert len([f for f in found.readings if f.id == "D04"]) == 4
     written = json.loads(found.to_json())["findings"]
     assert written[0]["layers"] == list(first.layers)
@@ -51,7 +51,7 @@ def test_the_first_lines_say_what_it_costs_where_and_what_to_do(
     summary, cost, cause, fix, *_ = found.to_text().split("\n")
     assert "errors" in summary
     assert "in eval mode" in cost
-    assert "D04 momentum_convention in 1 and 3 more layers" in cause
+    assert "D04 momentum_convention in layer 1 and 3 more layers" in cause
     assert fix.startswith("fix        set momentum=0.1")
 
 
@@ -61,7 +61,7 @@ def test_the_first_card_of_the_page_is_the_verdict(found: Diagnosis) -> None:
     assert told.startswith("on a copy  D04: its fix helps; metric 0.")
     card = confirmed.to_html().split("<article")[1].split("</article>")[0]
     assert "What is wrong: momentum convention" in card
-    assert "in 1 and 3 more layers" in card
+    assert "in layer 1 and 3 more layers" in card
     assert "in eval mode" in card
     assert "its fix helps; metric 0." in card
     assert "set momentum=0.1" in card

@@ -124,7 +124,7 @@ def test_text_names_check_layer_value_and_fix() -> None:
     text = diagnose(trained("mlp", 20, momentum=0.001), batches(), LOSS).to_text()
     assert "errors" in text.splitlines()[0]
     assert "first D04 momentum_convention" in text.splitlines()[0]
-    assert "D04 momentum_convention  1 and 3 more layers: momentum 0.001" in text
+    assert "D04 momentum_convention  layer 1 and 3 more layers: momentum 0.001" in text
     assert "fix: set momentum=0.1" in text
 
 

@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import date
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -286,6 +288,20 @@ class Diagnosis(Result):
         tried = [c.to_text() for c in self.confirmations if c.id == first.id]
         return facts + [("on a copy", text) for text in tried[:1]]
 
+    def _made(self, source: str) -> str:
+        """Return the model, its data, the date and the versions in one sentence."""
+        seen = [source] if source else []
+        if self.case is not None:
+            batches = counted(self.statistics.batches, "batch", plural="batches")
+            size = counted(self.case.batch_size, "sample")
+            seen.append(
+                f"{type(self.case.model).__name__}, {batches} of {size}, seed "
+                f"{self.case.seed}"
+            )
+        today = date.today().isoformat()
+        seen.append(f"{today}, normkit {version('normkit')}, torch {torch.__version__}")
+        return "; ".join(seen) + "."
+
     def to_rows(self) -> list[dict[str, object]]:
         """Return one row per cause, for tables in notebooks."""
         return [
@@ -343,12 +359,20 @@ class Diagnosis(Result):
             allow_nan=False,
         )
 
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return the diagnosis as one HTML page, written to `path` if given."""
+    def to_html(
+        self, path: str | os.PathLike[str] | None = None, *, source: str = ""
+    ) -> str:
+        """Return the diagnosis as one HTML page, written to `path` if given.
+
+        Args:
+            path: Where to write the page.
+            source: Where the model came from, such as a target and a checkpoint.
+        """
         page = diagnosis_page(
             *(self.summary(), self.readings, self.statistics, self.confirmations),
             gap=self.gap,
             verdict=self._verdict(),
+            made=self._made(source),
         )
         if path is not None:
             page.write(path)

@@ -90,7 +90,9 @@ class Finding:
         """The layer's name, or "the model", and the number of other layers."""
         others = len(self.layers) - 1
         more = f" and {others} more layer{'s' * (others > 1)}" if others > 0 else ""
-        return (self.layer or "the model") + more
+        # "2 and 4 more layers" reads as a number of layers.
+        name = f"layer {self.layer}" if self.layer.isdigit() else self.layer
+        return (name or "the model") + more
 
     def to_text(self) -> str:
         """Return the finding as one or two lines."""
