@@ -17,7 +17,25 @@ from more_bugs import changed, with_end
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__: list[str] = []
+__all__ = ["FIRST_SIGHT"]
+
+# The alarms of the doctor, in order, when it saw these programs for the first time. The
+# overflow was another program then: sums beyond 65504, with a twin that alarmed (D24).
+FIRST_SIGHT: dict[str, tuple[str, ...]] = {
+    "labels_shuffled_apart_from_their_images": ("D34",),
+    "loss_summed_over_the_batch": ("D21", "D24", "D34"),
+    "overflow_in_half_precision": ("D25", "D34"),
+    "decay_on_the_scales_of_norms": ("D14",),
+    "deep_post_norm_without_a_warm_up": ("D38",),
+    "constants_for_255_on_pixels_from_0_to_1": ("D21", "D28", "D34"),
+    "loss_of_a_detached_output": ("D24", "D27"),
+    "share_to_keep_given_as_share_to_drop": ("D11", "D21", "D34"),
+    "answers_and_targets_of_two_shapes": ("D34",),
+    "layers_in_a_plain_list": (),
+    "softmax_over_the_batch": (),
+    "missing_values_in_the_data": ("D17", "D28", "D25", "D34", "D27"),
+    "batch_norm_behind_the_last_layer": (),
+}
 
 
 def trained(
