@@ -103,4 +103,6 @@ def test_what_the_data_does_to_the_signals_comes_behind_the_data() -> None:
     large, small = reading("D27", "warning"), reading("D27", "warning", 0.5)
     assert order(dead, large) == ["D27", "D21"]
     assert order(dead, small) == ["D21", "D27"]
+    # A cause that is an error by itself stays before the steps.
+    assert order(dead, large, reading("D34", "error")) == ["D34", "D27", "D21"]
     assert order(dead, reading("D28", "info")) == ["D21", "D28"]

@@ -128,7 +128,7 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
     def rank(finding: Finding) -> tuple[int, int]:
         level, order = _level(finding), _order(finding)
         if _is_origin(finding) and worst < level:
-            level, order = worst, -1
+            level, order = worst, min(order, CAUSES_FIRST.index("D01"))
         return level, order
 
     return sorted(kept, key=rank)
