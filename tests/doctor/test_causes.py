@@ -7,7 +7,7 @@ from torch import nn
 
 from doctor.models import batches, norms, trained
 from normkit.doctor import Diagnosis, Finding, diagnose, explain_gap, watch
-from normkit.doctor.finding import Severity, ranked
+from normkit.doctor.finding import Severity, by_cause, ranked
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -29,7 +29,14 @@ def test_one_cause_in_four_layers_is_one_finding_with_its_layers(
     written = json.loads(found.to_json())["findings"]
     assert written[0]["layers"] == list(first.layers)
     assert len(written) == len(found.findings)
-    assert f"{len(found.errors)} errors" in found.summary()
+    # The others follow from it, and are counted as what they are.
+    assert {f.follows for f in found.errors} == {"", "D04"}
+    assert [f.id for f in found.errors if not f.follows] == ["D04"]
+    assert found.summary().startswith("1 error")
+    consequences = [f for f in found.findings if f.follows]
+    assert f"with {len(consequences)} consequences" in found.summary()
+    assert {f["follows"] for f in written if f["severity"] == "error"} == {"", "D04"}
+    assert "(follows from D04)" in found.to_text()
     # One each, after that of the verdict.
     cards = found.to_html().count('<article class="card error">')
     assert cards == 1 + len(found.errors)
@@ -49,7 +56,7 @@ def test_the_first_lines_say_what_it_costs_where_and_what_to_do(
     found: Diagnosis,
 ) -> None:
     summary, cost, cause, fix, *_ = found.to_text().split("\n")
-    assert "errors" in summary
+    assert "1 error" in summary
     assert "in eval mode" in cost
     assert "D04 momentum_convention in layer 1 and 3 more layers" in cause
     assert fix.startswith("fix        set momentum=0.1")
@@ -106,3 +113,19 @@ def test_what_the_data_does_to_the_signals_comes_behind_the_data() -> None:
     # A cause that is an error by itself stays before the steps.
     assert order(dead, large, reading("D34", "error")) == ["D34", "D27", "D21"]
     assert order(dead, reading("D28", "info")) == ["D21", "D28"]
+
+
+def test_a_consequence_lies_in_the_layers_of_its_cause() -> None:
+    def reading(id_: str, layer: str, severity: Severity = "error") -> Finding:
+        return Finding(id_, "", layer, severity, fix=id_)
+
+    def told(*found: Finding) -> dict[str, str]:
+        return {f.id: f.follows for f in by_cause(found)}
+
+    assert told(reading("D04", "a"), reading("D01", "a")) == {"D04": "", "D01": "D04"}
+    assert told(reading("D04", "a"), reading("D01", "b")) == {"D04": "", "D01": ""}
+    chain = told(reading("D04", "a"), reading("D01", "a"), reading("D02", ""))
+    assert chain == {"D04": "", "D01": "D04", "D02": "D04"}
+    # An information explains no alarm.
+    assert told(reading("D04", "a", "info"), reading("D01", "a"))["D01"] == ""
+    assert told(reading("D08", ""), reading("D02", ""))["D02"] == ""

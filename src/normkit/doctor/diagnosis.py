@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -56,9 +57,10 @@ class Diagnosis(Result):
 
     @property
     def findings(self) -> list[Finding]:
-        """Errors, warnings and infos, one per cause with all its layers.
+        """Errors, warnings and infos, one per check and fix with all its layers.
 
-        The most severe come first, causes before their consequences.
+        The most severe come first, causes before their consequences, which name them
+        in `follows`.
         """
         return by_cause(self.readings)
 
@@ -257,17 +259,16 @@ class Diagnosis(Result):
         if not self.findings:
             rest = f"; {len(self.not_judged)} not judged" if self.not_judged else ""
             return f"Nothing found in {seen}{rest}."
+        causes = Counter(f.severity for f in self.findings if not f.follows)
         counts = [
-            f"{len(group)} {word}{'' if len(group) == 1 else 's'}"
-            for word, group in (
-                ("error", self.errors),
-                ("warning", self.warnings),
-                ("info", [f for f in self.findings if f.severity == "info"]),
-            )
-            if group
+            counted(causes[word], word)
+            for word in ("error", "warning", "info")
+            if causes[word]
         ]
         first = self.findings[0]
-        return f"{', '.join(counts)} in {seen}; first {first.id} {first.name}."
+        what_follows = sum(bool(f.follows) for f in self.findings)
+        more = f", with {counted(what_follows, 'consequence')}" if what_follows else ""
+        return f"{', '.join(counts)} in {seen}{more}; first {first.id} {first.name}."
 
     def verdict(self) -> str:
         """Return the outcome, its cost, the first cause and its fix, one line each."""
@@ -336,9 +337,10 @@ class Diagnosis(Result):
         An object with `schema`, `summary`, `named` (ids, in order), `samples`,
         `batches`, and the lists `findings`, `not_judged` and `clear`. Each entry of a
         list has `id`, `name`, `layer`, `layers` (all with the same cause), `severity`,
-        `value`, `threshold`, `evidence`, `fix` and `details`. The list `confirmations`
-        has `id`, `measure`, `before`, `after`, `error`, `helps`, `harms` and
-        `improves`. `gap` is null before `explain`.
+        `follows` (id of the finding that explains it, or ""), `value`, `threshold`,
+        `evidence`, `fix` and `details`. The list `confirmations` has `id`, `measure`,
+        `before`, `after`, `error`, `helps`, `harms` and `improves`. `gap` is null
+        before `explain`.
         A number that is not finite is a string ("nan", "inf"). docs/guide/doctor.md
         has the schema; `normkit.doctor.schema.DIAGNOSIS` is the same for a validator.
         """

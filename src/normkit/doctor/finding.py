@@ -44,6 +44,17 @@ ORIGINS = frozenset(["D13", "D27", "D28"])
 SIGNALS = frozenset(["D18", "D20", "D21", "D22", "D23", "D24", "D25"])
 
 
+# What else a cause makes wrong, in its own layers or in the model as a whole.
+_AVERAGES = frozenset(["D01", "D02", "D03"])
+CONSEQUENCES: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("D04", "D09", "D17", "D31", "D32"), _AVERAGES),
+    "D03": frozenset(["D01", "D02"]),
+    **dict.fromkeys(("D01", "D11", "D12", "D33"), frozenset(["D02"])),
+    **dict.fromkeys(("D13", "D27"), SIGNALS),
+    "D28": SIGNALS | {"D17"},
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """The result of one check on one layer.
@@ -62,6 +73,8 @@ class Finding:
             it ranks behind the causes of its severity.
         layers: All layers with the same cause, `layer` first; empty in a result of one
             check on one layer.
+        follows: Id of the finding that explains it; empty for a cause, and in a result
+            of one check on one layer.
     """
 
     id: str
@@ -74,6 +87,7 @@ class Finding:
     fix: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
+    follows: str = ""
 
     @property
     def is_reported(self) -> bool:
@@ -97,6 +111,8 @@ class Finding:
     def to_text(self) -> str:
         """Return the finding as one or two lines."""
         head = f"{self.severity:10s} {self.id} {self.name}  {self.where}"
+        if self.follows:
+            head += f" (follows from {self.follows})"
         if self.severity in ("clear", "not_judged"):
             return f"{head}: {self.evidence}"
         return f"{head}: {self.evidence}\n{'':10s} fix: {self.fix}"
@@ -109,6 +125,7 @@ class Finding:
             "layer": self.layer,
             "layers": [name for name in self.layers or (self.layer,) if name],
             "severity": self.severity,
+            "follows": self.follows,
             "value": plain(self.value),
             "threshold": plain(self.threshold),
             "evidence": self.evidence,
@@ -152,8 +169,27 @@ def _order(finding: Finding) -> int:
 
 
 def by_cause(readings: Iterable[Finding]) -> list[Finding]:
-    """Return one finding per cause, with all its layers, in the order of `ranked`."""
-    return grouped(ranked(readings))
+    """Return one finding per check and fix, with all its layers, in order of `ranked`.
+
+    Alarms that an alarm before them explains say so in `follows`.
+    """
+    found: list[Finding] = []
+    for finding in grouped(ranked(readings)):
+        causes = (cause for cause in found if _explains(cause, finding))
+        cause = next(causes, None)
+        if cause is not None:
+            finding = replace(finding, follows=cause.follows or cause.id)
+        found.append(finding)
+    return found
+
+
+def _explains(cause: Finding, finding: Finding) -> bool:
+    if not (cause.is_alarm and finding.is_alarm):
+        return False
+    if finding.id not in CONSEQUENCES.get(cause.id, ()):
+        return False
+    is_of_model = "" in (cause.layer, finding.layer)
+    return is_of_model or set(finding.layers) <= set(cause.layers)
 
 
 def grouped(findings: Iterable[Finding]) -> list[Finding]:

@@ -125,7 +125,11 @@ def finding_cards(findings: Iterable[Finding]) -> Cards:
                 text=finding.evidence,
                 severity=_SIGN[finding.severity],
                 where=finding.where,
-                facts=[("value", finding.value), ("threshold", finding.threshold)],
+                facts=[
+                    ("value", finding.value),
+                    ("threshold", finding.threshold),
+                    *([("follows from", finding.follows)] if finding.follows else []),
+                ],
                 fix=finding.fix,
             )
             for finding in findings
@@ -154,8 +158,8 @@ def _first_cause(verdict: dict[str, str], readings: list[Finding]) -> Iterable[B
 
 
 def _outcome(findings: list[Finding], readings: list[Finding]) -> Iterable[Block]:
-    """Yield the number of causes, one card per cause, and a table of all layers."""
-    counts = Counter(f.severity for f in findings)
+    """Yield the number of causes, a card per finding, and a table of all layers."""
+    counts = Counter(f.severity for f in findings if not f.follows)
     others = Counter(f.severity for f in readings)
     yield Numbers(
         [
