@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from doctor.models import moments_of
 from normkit.doctor import Statistics, checks, diagnose
 from normkit.doctor.checks.flow import BATCH_NORM_GROWTH
+from normkit.doctor.examination.start import has_moved
 from normkit.doctor.measurements import LayerStatistics, NormStatistics
 from normkit.doctor.transformer_statistics import AttentionStatistics, GainStatistics
 from normkit.moments import Moments
@@ -203,3 +204,21 @@ def test_d04_asks_whether_something_reads_the_statistics(momentum: float) -> Non
     assert new.is_new
     assert severity(fresh, "D04") == ("warning" if is_high else "info")
     assert math.isclose(checks.run(fresh, ["D04"])[0].value, momentum)
+
+
+def test_scales_that_are_drawn_are_no_sign_of_training() -> None:
+    """RepVGG draws them; running statistics that moved are a sign."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    assert not has_moved(model)
+    nn.init.normal_(model[1].weight, 1, 0.1)
+    assert not has_moved(model)
+    for _ in range(3):
+        model(torch.randn(16, 8))
+    assert has_moved(model)
+
+
+def test_d18_of_a_fresh_network_is_told_and_not_warned_of() -> None:
+    constant = of_norm([1.0, 1.0, 0.0])
+    assert severity(replace(constant, has_moved=False), "D18") == "info"
+    assert severity(replace(constant, has_moved=True), "D18") == "warning"

@@ -152,8 +152,8 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
     """Check D18: channels without variance, which batch norm amplifies by 1/√eps.
 
     From eps = 1 on nothing is amplified; D16 reports so large an eps. Constant columns
-    of the data before the first layer are no fault of the network; nor are channels
-    that get their input from branches which start at a scale of zero.
+    of the data before the first layer are no fault of the network; nor are channels of
+    a fresh one, whose inputs start at a scale of zero, or below zero before a ReLU.
     """
     first = next(iter(statistics.layers), None)
     for layer, norm in statistics.norms:
@@ -165,7 +165,7 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
         is_faint = (var <= norm.eps) & (var <= FAINT * var.mean().clamp(min=norm.eps))
         share = float((is_faint & (norm.eps < 1)).double().mean())
         severity, threshold = above(share, warning=CONSTANT_SHARE)
-        if severity == "warning" and (layer is first or statistics.is_before_branches):
+        if severity == "warning" and (layer is first or statistics.has_moved is False):
             severity = "info"
         yield _D18(
             layer.name,
