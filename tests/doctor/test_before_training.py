@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doctor.models import moments_of
-from normkit.doctor import Statistics, checks, diagnose
+from normkit.doctor import Statistics, checks, diagnose, watch
 from normkit.doctor.checks.flow import BATCH_NORM_GROWTH
 from normkit.doctor.examination.start import has_moved
 from normkit.doctor.measurements import LayerStatistics, NormStatistics
@@ -222,3 +222,21 @@ def test_d18_of_a_fresh_network_is_told_and_not_warned_of() -> None:
     constant = of_norm([1.0, 1.0, 0.0])
     assert severity(replace(constant, has_moved=False), "D18") == "info"
     assert severity(replace(constant, has_moved=True), "D18") == "warning"
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, "not_judged"), (3, "clear")])
+def test_d27_leaves_out_a_factor_that_a_norm_removes(size: int, expected: str) -> None:
+    """A depthwise convolution of one pixel before a batch norm, as in FastViT."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(8, 8, size, padding=size // 2, groups=8, bias=False)
+    model = nn.Sequential(first, nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
+    with watch(model, optimizer) as seen:
+        for _ in range(20):
+            optimizer.zero_grad()
+            x, y = 9 * torch.randn(16, 8, 4, 4), torch.randint(3, (16,))
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    found = {f.layer: f.severity for f in seen.readings() if f.id == "D27"}
+    assert found.get("0", "not_judged") == expected
+    assert found["3"] == "clear"

@@ -173,6 +173,8 @@ class LayerStatistics:
             `dead_samples` samples; None where that has no meaning.
         fed_by: The layer whose unchanged output is this one's input; "" for none.
         is_normalized: A norm took its output, or a view of it, as its input.
+        is_factor: Its weight is one number per output, as in a depthwise convolution
+            of one pixel.
         beside: The first of the layers with weights that were called one after another
             on this one's input, as query, key and value; "" for none.
         had_gradients: It was called with gradients enabled; None when not observed.
@@ -201,6 +203,7 @@ class LayerStatistics:
     dead_samples: int = 0
     fed_by: str = ""
     is_normalized: bool = False
+    is_factor: bool = False
     beside: str = ""
     had_gradients: bool | None = None
     has_zero_scale: bool = False

@@ -100,6 +100,13 @@ class LayerProbe:
         return weight is not None and not weight.is_meta and not bool(weight.any())
 
     @property
+    def is_factor(self) -> bool:
+        """True for a weight of one number per output."""
+        weight = self.module._parameters.get("weight")
+        is_matrix = self.role == "weight" and weight is not None and weight.dim() > 1
+        return is_matrix and weight is not None and weight.numel() == len(weight)
+
+    @property
     def gains(self) -> GainStatistics | None:
         """The scales of a norm; None for other layers and without scales."""
         held = self.module._parameters
