@@ -161,9 +161,13 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
             "find the first layer whose output is not finite, and check its input",
         )
     elif not out.spread > CONSTANT * out.scale:
+        # ResMLP and gMLP start their last layer at zero; its first step ends that.
+        is_start = statistics.has_moved is False and any(
+            layer.is_output and layer.has_zero_scale for layer in statistics.layers
+        )
         yield _D34(
             "",
-            "warning",
+            "info" if is_start else "warning",
             out.spread,
             CONSTANT * out.scale,
             "the output is the same for every input",
