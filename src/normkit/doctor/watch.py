@@ -73,9 +73,9 @@ def watch(
         optimizer: Its optimizer, to record how far each step moves each weight.
         every: Observe every n-th training step; by default each of the first 20, and
             then every tenth (`cost` says what that adds; docs/doctor-score.md has it
-            for two small networks over 400 steps). A step is one call of the model in training mode
-            with gradients enabled, or of each of its parts where they are called one
-            by one.
+            for two small networks over 400 steps). A step is one call of the model in
+            training mode with gradients enabled, or of each of its parts where they
+            are called one by one.
         unit: The unit (feature or channel) of each layer whose input's {15, 50, 85}
             percentiles are recorded; counted from the end when negative.
 
