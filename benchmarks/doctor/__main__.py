@@ -2,10 +2,11 @@
 
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor healthy` the healthy
 programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
-benchmarks/doctor architectures` fresh networks of the libraries that are installed, and
-`python benchmarks/doctor overhead` measures the time. Each writes its part of
-record.json, and docs/doctor-score.md from the whole; with names behind `architectures`
-only those are run, and take the place of their earlier runs.
+benchmarks/doctor architectures` fresh networks of the libraries that are installed,
+`python benchmarks/doctor overhead` measures the time, and `python benchmarks/doctor
+shrinking` what signals that shrink cost. Each writes its part of record.json, and
+docs/doctor-score.md from the whole; with names behind `architectures` only those are
+run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -29,7 +30,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import architectures
 import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
+import other_bugs
 import overhead
+import shrinking
 import torch
 from bugs import BUGS, Bug, Run
 
@@ -128,6 +131,8 @@ def page(record: dict[str, Any]) -> str:
         parts += ["", *healthy.lines(record["healthy"])]
     if "overhead" in record:
         parts += ["", *overhead.lines(record["overhead"])]
+    if "shrinking" in record:
+        parts += ["", *shrinking.lines(record["shrinking"])]
     if "architectures" in record:
         parts += ["", *architectures.lines(record["architectures"])]
     return "\n".join(parts) + "\n"
@@ -144,6 +149,8 @@ def _bugs(scores: list[Score], machine: str) -> list[str]:
         "",
         "Each program was written after a public thread; which check should name it",
         "was written down before the doctor saw it; no threshold was chosen to suit.",
+        f"The last {len(other_bugs.FIRST_SIGHT)} led to changes of the doctor;",
+        f"at first sight it saw {_seen(other_bugs.FIRST_SIGHT)}.",
         "",
         "| | |",
         "| --- | --- |",
@@ -187,6 +194,8 @@ def main() -> None:
         _write(healthy=healthy.measured())
     elif sys.argv[1:] == ["overhead"]:
         _write(overhead=overhead.measured())
+    elif sys.argv[1:] == ["shrinking"]:
+        _write(shrinking=shrinking.measured())
     elif sys.argv[1:2] == ["architectures"]:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         before = record.get("architectures")
@@ -200,6 +209,13 @@ def main() -> None:
         machine = f"torch {torch.__version__}, Python {platform.python_version()}, CPU"
         _write(bugs=[asdict(score) for score in done], machine=machine)
     print(PAGE)
+
+
+def _seen(first: dict[str, tuple[str, ...]]) -> str:
+    """Return how many programs had an alarm, and how many the right one first."""
+    wanted = {bug.name: bug.expected for bug in BUGS}
+    right = sum(bool(a) and a[0] in wanted[name] for name, a in first.items())
+    return f"{sum(map(bool, first.values()))} of them, {right} by the right check first"
 
 
 def _write(**parts: Any) -> None:

@@ -94,7 +94,8 @@ def command(
     if not is_first:
         return 0
     if report is not None:
-        diagnosis.to_html(report)
+        given = [target] if checkpoint is None else [target, str(checkpoint)]
+        diagnosis.to_html(report, source=" ".join(given))
     if as_json:
         print(diagnosis.to_json())
     else:
@@ -150,7 +151,7 @@ def _show(diagnosis: Diagnosis, console: Console) -> None:
     for finding in diagnosis.findings:
         table.add_row(
             Text(finding.severity, _COLOUR[finding.severity]),
-            Text(f"{finding.id} {finding.name}"),
+            Text(f"{'  ' * bool(finding.follows)}{finding.id} {finding.name}"),
             Text(printable(finding.where)),
             f"{finding.value:.3g}",
             f"{finding.threshold:.3g}",
@@ -158,7 +159,8 @@ def _show(diagnosis: Diagnosis, console: Console) -> None:
     console.print(table)
     console.print()
     for finding in diagnosis.findings:
-        line = f"{finding.id}: {finding.evidence}\n  fix: {finding.fix}"
+        follows = f" (follows from {finding.follows})" if finding.follows else ""
+        line = f"{finding.id}{follows}: {finding.evidence}\n  fix: {finding.fix}"
         console.print(printable(line), markup=False)
     for confirmation in diagnosis.confirmations:
         console.print(confirmation.to_text(), markup=False)

@@ -23,7 +23,7 @@ STARTS = ("fresh", "initialize")
 BATCH, BATCHES, STEPS = 16, 8, 20
 # Pixels; those that make less than one position of 32 of them get 64.
 SMALL, LARGE = 32, 64
-NEED_LARGE = {"alexnet", "squeezenet1_1", "swin_t"}
+NEED_LARGE = {"alexnet", "squeezenet1_1", "swin_t", "ghostnetv2_100"}
 
 # A third are timm's own models for tests; of other files mostly the smallest.
 TIMM = """
@@ -109,8 +109,10 @@ def alarms(name: str, start: str) -> list[Finding]:
         with watch(model, optimizer) as seen:
             for step in range(STEPS):
                 optimizer.zero_grad()
-                _loss(case, model, batches[step % len(batches)]).backward()
+                loss = _loss(case, model, batches[step % len(batches)])
+                loss.backward()
                 optimizer.step()
+                seen.log(loss=loss.item())
     return [f for f in [*found, *seen.readings()] if f.is_alarm]
 
 
@@ -154,7 +156,8 @@ def _timm() -> Iterator[tuple[str, Architecture]]:
 
     for name in TIMM.split():
         if timm.is_model(name):
-            size = LARGE if has_positions(name) else SMALL
+            is_large = has_positions(name) or name in NEED_LARGE
+            size = LARGE if is_large else SMALL
             pictures = functools.partial(images, size)
             yield name, Architecture(functools.partial(build, name), pictures)
 

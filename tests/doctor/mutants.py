@@ -318,3 +318,97 @@ def the_first_rank_confirms_for_all(patch: pytest.MonkeyPatch) -> None:
         "normkit.doctor.diagnosis.merge_confirmations",
         lambda _, by_rank: by_rank[0],
     )
+
+
+@fault(
+    caught_by="tests/doctor/test_before_training.py::"
+    "test_d25_leaves_to_batch_norm_what_batch_norm_does"
+)
+def d25_counts_what_batch_norm_does(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import flow
+
+    patch.setattr(flow, "BATCH_NORM_GROWTH", 1.0)
+
+
+@fault(
+    caught_by="tests/doctor/test_before_training.py::"
+    "test_d24_tells_the_depth_from_single_places"
+)
+def d24_takes_every_step_for_a_single_place(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import flow
+
+    patch.setattr(flow, "JUMP", 1.0)
+    patch.setattr(flow, "MAX_JUMPS", 100)
+
+
+@fault(
+    caught_by="tests/doctor/test_before_training.py::"
+    "test_d18_compares_a_channel_with_the_others"
+)
+def d18_compares_channels_with_eps_alone(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "FAINT", 1e9)
+
+
+@fault(
+    caught_by="tests/doctor/test_before_training.py::"
+    "test_d04_asks_whether_something_reads_the_statistics"
+)
+def d04_judges_a_setting_by_itself(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "_too_early", lambda statistics, norm: "")
+
+
+@fault(
+    caught_by="tests/doctor/test_pairing.py::"
+    "test_a_loss_that_brings_both_to_one_shape_is_no_fault"
+)
+def two_shapes_are_a_fault_by_themselves(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import targets
+
+    patch.setattr(targets, "SAME", 1e9)
+
+
+@fault(
+    caught_by="tests/doctor/test_pairing.py::test_a_softmax_over_the_samples_is_told"
+)
+def a_negative_dimension_of_a_softmax_is_read_as_it_is_stored(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.examination import answers
+
+    real = answers.softmax_dim
+
+    def stored(y):
+        return None if getattr(y.grad_fn, "_saved_dim", 0) > 9 else real(y)
+
+    patch.setattr(answers, "softmax_dim", stored)
+
+
+@fault(
+    caught_by="tests/doctor/test_pairing.py::"
+    "test_layers_that_the_model_does_not_own_are_told"
+)
+def hidden_layers_count_whether_used_or_not(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import unregistered
+
+    def every_parameter(y):
+        import gc
+
+        import torch
+
+        return [o for o in gc.get_objects() if isinstance(o, torch.nn.Parameter)]
+
+    patch.setattr(unregistered, "leaves_of", every_parameter)
+
+
+@fault(
+    caught_by="tests/doctor/test_causes.py::"
+    "test_what_the_data_does_to_the_signals_comes_behind_the_data"
+)
+def findings_are_sorted_by_severity_alone(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor import finding
+
+    patch.setattr(finding, "ORIGINS", frozenset())

@@ -32,6 +32,20 @@ def test_a_fresh_network_raises_no_alarm(name: str, start: str) -> None:
     assert [f.to_text() for f in alarms(name, start)] == []
 
 
+@pytest.mark.slow
+def test_no_other_architecture_of_the_installed_libraries_raises_an_alarm() -> None:
+    """An hour; benchmarks/doctor has the record."""
+    names = [name for name in cases() if name not in SOME]
+    if not names:
+        pytest.skip("none of the libraries is installed")
+    told = {
+        (name, start): [f.to_text() for f in alarms(name, start)]
+        for name in names
+        for start in STARTS
+    }
+    assert {run: found for run, found in told.items() if found} == {}
+
+
 def test_what_the_suite_runs_is_in_the_list_of_all() -> None:
     here = [name for name in SOME if find_spec(name.partition("/")[0])]
     assert set(here) <= set(cases())

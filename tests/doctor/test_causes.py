@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 
 from doctor.models import batches, norms, trained
-from normkit.doctor import Diagnosis, diagnose, explain_gap, watch
+from normkit.doctor import Diagnosis, Finding, diagnose, explain_gap, watch
+from normkit.doctor.finding import Severity, by_cause, ranked
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -23,12 +24,19 @@ def test_one_cause_in_four_layers_is_one_finding_with_its_layers(
     assert sorted(ids) == sorted(set(ids))
     first = found.findings[0]
     assert (first.id, first.layers) == ("D04", tuple(norms(trained("mlp"))))
-    assert first.where == "1 and 3 more layers"
+    assert first.where == "layer 1 and 3 more layers"
     assert len([f for f in found.readings if f.id == "D04"]) == 4
     written = json.loads(found.to_json())["findings"]
     assert written[0]["layers"] == list(first.layers)
     assert len(written) == len(found.findings)
-    assert f"{len(found.errors)} errors" in found.summary()
+    # The others follow from it, and are counted as what they are.
+    assert {f.follows for f in found.errors} == {"", "D04"}
+    assert [f.id for f in found.errors if not f.follows] == ["D04"]
+    assert found.summary().startswith("1 error")
+    consequences = [f for f in found.findings if f.follows]
+    assert f"with {len(consequences)} consequences" in found.summary()
+    assert {f["follows"] for f in written if f["severity"] == "error"} == {"", "D04"}
+    assert "(follows from D04)" in found.to_text()
     # One each, after that of the verdict.
     cards = found.to_html().count('<article class="card error">')
     assert cards == 1 + len(found.errors)
@@ -48,9 +56,9 @@ def test_the_first_lines_say_what_it_costs_where_and_what_to_do(
     found: Diagnosis,
 ) -> None:
     summary, cost, cause, fix, *_ = found.to_text().split("\n")
-    assert "errors" in summary
+    assert "1 error" in summary
     assert "in eval mode" in cost
-    assert "D04 momentum_convention in 1 and 3 more layers" in cause
+    assert "D04 momentum_convention in layer 1 and 3 more layers" in cause
     assert fix.startswith("fix        set momentum=0.1")
 
 
@@ -60,7 +68,7 @@ def test_the_first_card_of_the_page_is_the_verdict(found: Diagnosis) -> None:
     assert told.startswith("on a copy  D04: its fix helps; metric 0.")
     card = confirmed.to_html().split("<article")[1].split("</article>")[0]
     assert "What is wrong: momentum convention" in card
-    assert "in 1 and 3 more layers" in card
+    assert "in layer 1 and 3 more layers" in card
     assert "in eval mode" in card
     assert "its fix helps; metric 0." in card
     assert "set momentum=0.1" in card
@@ -85,3 +93,39 @@ def test_results_show_themselves_shortly(found: Diagnosis) -> None:
     assert seen.history["steps"] == [0, 1, 2]
     assert None not in seen.history["layers"]["1"]["gradient_norm"]
     json.loads(seen.to_json())
+
+
+def test_what_the_data_does_to_the_signals_comes_behind_the_data() -> None:
+    def reading(id_: str, severity: Severity, value: float = 2.0) -> Finding:
+        return Finding(id_, "", "", severity, value, 1.0)
+
+    def order(*found: Finding) -> list[str]:
+        return [f.id for f in ranked(found)]
+
+    dead, mean = reading("D21", "error"), reading("D28", "warning")
+    assert order(dead, mean) == ["D28", "D21"]
+    assert order(reading("D17", "error"), reading("D28", "error")) == ["D28", "D17"]
+    # An error that the inputs do not explain stays before them.
+    assert order(mean, reading("D08", "error")) == ["D08", "D28"]
+    large, small = reading("D27", "warning"), reading("D27", "warning", 0.5)
+    assert order(dead, large) == ["D27", "D21"]
+    assert order(dead, small) == ["D21", "D27"]
+    # A cause that is an error by itself stays before the steps.
+    assert order(dead, large, reading("D34", "error")) == ["D34", "D27", "D21"]
+    assert order(dead, reading("D28", "info")) == ["D21", "D28"]
+
+
+def test_a_consequence_lies_in_the_layers_of_its_cause() -> None:
+    def reading(id_: str, layer: str, severity: Severity = "error") -> Finding:
+        return Finding(id_, "", layer, severity, fix=id_)
+
+    def told(*found: Finding) -> dict[str, str]:
+        return {f.id: f.follows for f in by_cause(found)}
+
+    assert told(reading("D04", "a"), reading("D01", "a")) == {"D04": "", "D01": "D04"}
+    assert told(reading("D04", "a"), reading("D01", "b")) == {"D04": "", "D01": ""}
+    chain = told(reading("D04", "a"), reading("D01", "a"), reading("D02", ""))
+    assert chain == {"D04": "", "D01": "D04", "D02": "D04"}
+    # An information explains no alarm.
+    assert told(reading("D04", "a", "info"), reading("D01", "a"))["D01"] == ""
+    assert told(reading("D08", ""), reading("D02", ""))["D02"] == ""

@@ -114,7 +114,7 @@ def test_json_is_strict_and_complete() -> None:
         assert (
             keys | {"fix", "details"}
             <= entry.keys()
-            <= keys | {*("fix", "details", "layers", "improves")}
+            <= keys | {*("fix", "details", "layers", "follows")}
         )
     layers = {k for e in found["findings"] if e["id"] == "D01" for k in e["layers"]}
     assert layers == set(norms(model))
@@ -122,9 +122,9 @@ def test_json_is_strict_and_complete() -> None:
 
 def test_text_names_check_layer_value_and_fix() -> None:
     text = diagnose(trained("mlp", 20, momentum=0.001), batches(), LOSS).to_text()
-    assert "errors" in text.splitlines()[0]
+    assert "1 error" in text.splitlines()[0]
     assert "first D04 momentum_convention" in text.splitlines()[0]
-    assert "D04 momentum_convention  1 and 3 more layers: momentum 0.001" in text
+    assert "D04 momentum_convention  layer 1 and 3 more layers: momentum 0.001" in text
     assert "fix: set momentum=0.1" in text
 
 

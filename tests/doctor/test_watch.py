@@ -1,6 +1,7 @@
 import copy
 import gc
 import io
+import math
 import pickle
 import random
 from pathlib import Path
@@ -444,3 +445,17 @@ def test_frozen_layers_are_not_said_to_stand_still() -> None:
     layers = seen.history["layers"]
     assert set(layers["0"]["update_ratio"]) == {None}
     assert None not in list(layers.values())[-1]["update_ratio"]
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (5, 6, 3), (5, 6, 2, 3), (5, 2, 3, 6)])
+def test_a_unit_is_alive_where_one_of_its_values_is_not_zero(shape: tuple) -> None:
+    from normkit.doctor.probes.tensor_statistics import alive_units
+
+    draw = torch.Generator().manual_seed(0)
+    for unit_dim in range(len(shape)):
+        y = torch.rand(shape, generator=draw) * torch.randint(-1, 2, shape)
+        y = torch.where(torch.rand(shape, generator=draw) < 0.8, 0.0, y)
+        y.flatten()[0] = math.nan
+        others = tuple(dim for dim in range(y.dim()) if dim != unit_dim)
+        expected = (y != 0).any(dim=others) if others else y != 0
+        assert torch.equal(alive_units(y, unit_dim), expected)

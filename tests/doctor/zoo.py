@@ -78,6 +78,7 @@ def run(name: str, seed: int) -> tuple[list[Finding], list[Finding], float]:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                seen.log(loss=loss.item())
             it.model.eval()
             with torch.no_grad():
                 for batch in it.data(99)[:2]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import date
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -62,9 +65,10 @@ class Diagnosis(Result):
 
     @property
     def findings(self) -> list[Finding]:
-        """Errors, warnings and infos, one per cause with all its layers.
+        """Errors, warnings and infos, one per check and fix with all its layers.
 
-        The most severe come first, causes before their consequences.
+        The most severe come first, causes before their consequences, which name them
+        in `follows`.
         """
         return by_cause(self.readings)
 
@@ -272,17 +276,16 @@ class Diagnosis(Result):
         if not self.findings:
             rest = f"; {len(self.not_judged)} not judged" if self.not_judged else ""
             return f"Nothing found in {seen}{rest}."
+        causes = Counter(f.severity for f in self.findings if not f.follows)
         counts = [
-            f"{len(group)} {word}{'' if len(group) == 1 else 's'}"
-            for word, group in (
-                ("error", self.errors),
-                ("warning", self.warnings),
-                ("info", [f for f in self.findings if f.severity == "info"]),
-            )
-            if group
+            counted(causes[word], word)
+            for word in ("error", "warning", "info")
+            if causes[word]
         ]
         first = self.findings[0]
-        return f"{', '.join(counts)} in {seen}; first {first.id} {first.name}."
+        what_follows = sum(bool(f.follows) for f in self.findings)
+        more = f", with {counted(what_follows, 'consequence')}" if what_follows else ""
+        return f"{', '.join(counts)} in {seen}{more}; first {first.id} {first.name}."
 
     def verdict(self) -> str:
         """Return the outcome, its cost, the first cause and its fix, one line each."""
@@ -302,6 +305,20 @@ class Diagnosis(Result):
         ]
         tried = [c.to_text() for c in self.confirmations if c.id == first.id]
         return facts + [("on a copy", text) for text in tried[:1]]
+
+    def _made(self, source: str) -> str:
+        """Return the model, its data, the date and the versions in one sentence."""
+        seen = [source] if source else []
+        if self.case is not None:
+            batches = counted(self.statistics.batches, "batch", plural="batches")
+            size = counted(self.case.batch_size, "sample")
+            seen.append(
+                f"{type(self.case.model).__name__}, {batches} of {size}, seed "
+                f"{self.case.seed}"
+            )
+        today = date.today().isoformat()
+        seen.append(f"{today}, normkit {version('normkit')}, torch {torch.__version__}")
+        return "; ".join(seen) + "."
 
     def to_rows(self) -> list[dict[str, object]]:
         """Return one row per cause, for tables in notebooks."""
@@ -337,9 +354,10 @@ class Diagnosis(Result):
         An object with `schema`, `summary`, `named` (ids, in order), `samples`,
         `batches`, and the lists `findings`, `not_judged` and `clear`. Each entry of a
         list has `id`, `name`, `layer`, `layers` (all with the same cause), `severity`,
-        `value`, `threshold`, `evidence`, `fix` and `details`. The list `confirmations`
-        has `id`, `measure`, `before`, `after`, `error`, `helps`, `harms` and
-        `improves`. `gap` is null before `explain`.
+        `follows` (id of the finding that explains it, or ""), `value`, `threshold`,
+        `evidence`, `fix` and `details`. The list `confirmations` has `id`, `measure`,
+        `before`, `after`, `error`, `helps`, `harms` and `improves`. `gap` is null
+        before `explain`.
         A number that is not finite is a string ("nan", "inf"). docs/guide/doctor.md
         has the schema; `normkit.doctor.schema.DIAGNOSIS` is the same for a validator.
         """
@@ -360,12 +378,20 @@ class Diagnosis(Result):
             allow_nan=False,
         )
 
-    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return the diagnosis as one HTML page, written to `path` if given."""
+    def to_html(
+        self, path: str | os.PathLike[str] | None = None, *, source: str = ""
+    ) -> str:
+        """Return the diagnosis as one HTML page, written to `path` if given.
+
+        Args:
+            path: Where to write the page.
+            source: Where the model came from, such as a target and a checkpoint.
+        """
         page = diagnosis_page(
             *(self.summary(), self.readings, self.statistics, self.confirmations),
             gap=self.gap,
             verdict=self._verdict(),
+            made=self._made(source),
         )
         if path is not None:
             page.write(path)

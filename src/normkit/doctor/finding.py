@@ -28,14 +28,31 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 # explains the other comes first.
 CAUSES_FIRST = (
     # Causes that no other finding explains,
-    *("D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33", "D29"),
-    *("D16", "D28", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
+    *("D28", "D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33"),
+    *("D29", "D16", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
     *("D38", "D37", "D36", "D35"),
     # their consequences in the statistics and in the signals,
     *("D01", "D18", "D21", "D20", "D22", "D23", "D24", "D25", "D27"),
     # and the symptoms that the user sees.
     *("D02", "D39", "D14", "D19", "D10"),
 )
+
+
+# What the data and the steps do to a network shows in its signals, and may be worse
+# there than at its origin: a warning of these explains an error of those.
+ORIGINS = frozenset(["D13", "D27", "D28"])
+SIGNALS = frozenset(["D18", "D20", "D21", "D22", "D23", "D24", "D25"])
+
+
+# What else a cause makes wrong, in its own layers or in the model as a whole.
+_AVERAGES = frozenset(["D01", "D02", "D03"])
+CONSEQUENCES: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("D04", "D09", "D17", "D31", "D32"), _AVERAGES),
+    "D03": frozenset(["D01", "D02"]),
+    **dict.fromkeys(("D01", "D11", "D12", "D33"), frozenset(["D02"])),
+    **dict.fromkeys(("D13", "D27"), SIGNALS),
+    "D28": SIGNALS | {"D17"},
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,8 @@ class Finding:
             it ranks behind the causes of its severity.
         layers: All layers with the same cause, `layer` first; empty in a result of one
             check on one layer.
+        follows: Id of the finding that explains it; empty for a cause, and in a result
+            of one check on one layer.
     """
 
     id: str
@@ -68,6 +87,7 @@ class Finding:
     fix: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
+    follows: str = ""
 
     @property
     def is_reported(self) -> bool:
@@ -84,11 +104,15 @@ class Finding:
         """The layer's name, or "the model", and the number of other layers."""
         others = len(self.layers) - 1
         more = f" and {others} more layer{'s' * (others > 1)}" if others > 0 else ""
-        return (self.layer or "the model") + more
+        # "2 and 4 more layers" reads as a number of layers.
+        name = f"layer {self.layer}" if self.layer.isdigit() else self.layer
+        return (name or "the model") + more
 
     def to_text(self) -> str:
         """Return the finding as one or two lines."""
         head = f"{self.severity:10s} {self.id} {self.name}  {self.where}"
+        if self.follows:
+            head += f" (follows from {self.follows})"
         if self.severity in ("clear", "not_judged"):
             return f"{head}: {self.evidence}"
         return f"{head}: {self.evidence}\n{'':10s} fix: {self.fix}"
@@ -101,6 +125,7 @@ class Finding:
             "layer": self.layer,
             "layers": [name for name in self.layers or (self.layer,) if name],
             "severity": self.severity,
+            "follows": self.follows,
             "value": plain(self.value),
             "threshold": plain(self.threshold),
             "evidence": self.evidence,
@@ -110,11 +135,31 @@ class Finding:
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """Return errors, warnings and infos: by severity, causes before consequences."""
-    return sorted(
-        (finding for finding in findings if finding.is_reported),
-        key=lambda f: (SEVERITIES.index(f.severity), _order(f)),
-    )
+    """Return errors, warnings and infos: by severity, causes before consequences.
+
+    A warning of the data or of the steps has the rank of what it does to the signals.
+    """
+    kept = [finding for finding in findings if finding.is_reported]
+    worst = min((_level(f) for f in kept if f.id in SIGNALS), default=len(SEVERITIES))
+
+    def rank(finding: Finding) -> tuple[int, int]:
+        level, order = _level(finding), _order(finding)
+        if _is_origin(finding) and worst < level:
+            level, order = worst, min(order, CAUSES_FIRST.index("D01"))
+        return level, order
+
+    return sorted(kept, key=rank)
+
+
+def _level(finding: Finding) -> int:
+    return SEVERITIES.index(finding.severity)
+
+
+def _is_origin(finding: Finding) -> bool:
+    """Return True for a warning that explains signals; steps do where too large."""
+    if finding.severity != "warning" or finding.id not in ORIGINS:
+        return False
+    return finding.id != "D27" or finding.value > finding.threshold
 
 
 def _order(finding: Finding) -> int:
@@ -124,8 +169,27 @@ def _order(finding: Finding) -> int:
 
 
 def by_cause(readings: Iterable[Finding]) -> list[Finding]:
-    """Return one finding per cause, with all its layers, in the order of `ranked`."""
-    return grouped(ranked(readings))
+    """Return one finding per check and fix, with all its layers, in order of `ranked`.
+
+    Alarms that an alarm before them explains say so in `follows`.
+    """
+    found: list[Finding] = []
+    for finding in grouped(ranked(readings)):
+        causes = (cause for cause in found if _explains(cause, finding))
+        cause = next(causes, None)
+        if cause is not None:
+            finding = replace(finding, follows=cause.follows or cause.id)
+        found.append(finding)
+    return found
+
+
+def _explains(cause: Finding, finding: Finding) -> bool:
+    if not (cause.is_alarm and finding.is_alarm):
+        return False
+    if finding.id not in CONSEQUENCES.get(cause.id, ()):
+        return False
+    is_of_model = "" in (cause.layer, finding.layer)
+    return is_of_model or set(finding.layers) <= set(cause.layers)
 
 
 def grouped(findings: Iterable[Finding]) -> list[Finding]:

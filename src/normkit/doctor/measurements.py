@@ -112,16 +112,23 @@ class NormStatistics:
     def is_new(self) -> bool:
         """True where nothing suggests that the layer was ever trained.
 
-        A scale of 0 is the start of a residual branch. torch counts a batch before it
-        fails on it.
+        Scales of one value are a start, such as 0 in a residual branch; training makes
+        them differ. torch counts a batch before it fails on it.
         """
         weight, bias = self.weight, self.bias
         return (
             (self.tracked or 0) <= 1
             and self.has_default_buffers
-            and (weight is None or bool((weight == 1).all() or (weight == 0).all()))
+            and (weight is None or _is_a_start(weight))
             and (bias is None or bool((bias == 0).all()))
         )
+
+
+def _is_a_start(scale: Tensor) -> bool:
+    """Return True for scales of one value; a single scale must be 1 or 0."""
+    if scale.numel() == 1:
+        return float(scale) in (0.0, 1.0)
+    return bool((scale == scale.flatten()[0]).all())
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,8 @@ class LayerStatistics:
             `dead_samples` samples; None where that has no meaning.
         fed_by: The layer whose unchanged output is this one's input; "" for none.
         is_normalized: A norm took its output, or a view of it, as its input.
+        is_factor: Its weight is one number per output, as in a depthwise convolution
+            of one pixel.
         beside: The first of the layers with weights that were called one after another
             on this one's input, as query, key and value; "" for none.
         had_gradients: It was called with gradients enabled; None when not observed.
@@ -194,6 +203,7 @@ class LayerStatistics:
     dead_samples: int = 0
     fed_by: str = ""
     is_normalized: bool = False
+    is_factor: bool = False
     beside: str = ""
     had_gradients: bool | None = None
     has_zero_scale: bool = False
@@ -313,6 +323,12 @@ class OutputStatistics:
         operations: Those between the output and the loss, such as "NllLoss".
         most_chosen: Share of the samples whose largest score is that of the class
             chosen most often; None without scores.
+        softmax_dim: The dimension of the softmax that gives the output; None where
+            none does.
+        unregistered: Parameters that the output depends on and that the model does not
+            own, as those of layers in a plain list.
+        broadcast: The shapes of output and targets, where they hold as many values and
+            a loss that takes them as they are would compare each with all the others.
     """
 
     spread: float
@@ -325,6 +341,9 @@ class OutputStatistics:
     activation: str = ""
     operations: frozenset[str] = frozenset()
     most_chosen: float | None = None
+    softmax_dim: int | None = None
+    unregistered: tuple[str, ...] = ()
+    broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -403,6 +422,12 @@ class Statistics:
     def of_role(self, role: Role) -> list[LayerStatistics]:
         """Return the layers of one role, in order of execution."""
         return [layer for layer in self.layers if layer.role == role]
+
+    @property
+    def is_before_branches(self) -> bool:
+        """True where a branch starts at a scale of zero, before any training."""
+        is_new = all(norm.is_new for _, norm in self.norms)
+        return is_new and any(layer.has_zero_scale for layer in self.of_role("norm"))
 
     @property
     def norms(self) -> list[tuple[LayerStatistics, NormStatistics]]:

@@ -56,6 +56,7 @@ def diagnosis_page(
     confirmations: Sequence[Confirmation] = (),
     gap: GapExplanation | None = None,
     verdict: Sequence[tuple[str, str]] = (),
+    made: str = "",
 ) -> Page:
     """Return the page of a diagnosis.
 
@@ -66,10 +67,11 @@ def diagnosis_page(
         confirmations: The effect of each repair on a copy.
         gap: The train/eval gap by cause and layer.
         verdict: Facts of the first cause: "cost", "cause", "fix", "on a copy".
+        made: What was examined, when, and by which versions, in one sentence.
     """
     return Page(
         title="Diagnosis",
-        lead=summary,
+        lead=f"{summary} {made}".strip(),
         blocks=[
             *_first_cause(dict(verdict), readings),
             *_outcome(by_cause(readings), readings),
@@ -116,25 +118,23 @@ def watch_page(
 
 def finding_cards(findings: Iterable[Finding]) -> Cards:
     """Return one card per finding, with the number of its layers."""
-    cards = []
-    for finding in findings:
-        facts: list[tuple[str, Any]] = [
-            ("value", finding.value),
-            ("threshold", finding.threshold),
-        ]
-        if len(finding.layers) > 1:
-            facts.append(("layers", len(finding.layers)))
-        cards.append(
+    return Cards(
+        [
             Card(
                 title=f"{finding.id} {finding.name.replace('_', ' ')}",
                 text=finding.evidence,
                 severity=_SIGN[finding.severity],
-                where=finding.layer or "the model",
-                facts=facts,
+                where=finding.where,
+                facts=[
+                    ("value", finding.value),
+                    ("threshold", finding.threshold),
+                    *([("follows from", finding.follows)] if finding.follows else []),
+                ],
                 fix=finding.fix,
             )
-        )
-    return Cards(cards)
+            for finding in findings
+        ]
+    )
 
 
 def _first_cause(verdict: dict[str, str], readings: list[Finding]) -> Iterable[Block]:
@@ -158,8 +158,8 @@ def _first_cause(verdict: dict[str, str], readings: list[Finding]) -> Iterable[B
 
 
 def _outcome(findings: list[Finding], readings: list[Finding]) -> Iterable[Block]:
-    """Yield the number of causes, one card per cause, and a table of all layers."""
-    counts = Counter(f.severity for f in findings)
+    """Yield the number of causes, a card per finding, and a table of all layers."""
+    counts = Counter(f.severity for f in findings if not f.follows)
     others = Counter(f.severity for f in readings)
     yield Numbers(
         [

@@ -32,6 +32,7 @@ _FINDING = _record(
     layer=_TEXT,
     layers=_list(_TEXT),
     severity={"enum": ["error", "warning", "info", "clear", "not_judged"]},
+    follows=_TEXT,
     value=_NUMBER,
     threshold=_NUMBER,
     evidence=_TEXT,

@@ -74,10 +74,10 @@ def watch(
         model: The model, or a module whose parts are called in the training loop.
         optimizer: Its optimizer, to record how far each step moves each weight.
         every: Observe every n-th training step; by default each of the first 20, and
-            then every tenth, which costs at most a tenth of the time of a run of 400
-            steps or more (`cost`). A step is one call of the model in training mode
-            with gradients enabled, or of each of its parts where they are called one
-            by one.
+            then every tenth (`cost` says what that adds; docs/doctor-score.md has it
+            for two small networks over 400 steps). A step is one call of the model in
+            training mode with gradients enabled, or of each of its parts where they
+            are called one by one.
         unit: The unit (feature or channel) of each layer whose input's {15, 50, 85}
             percentiles are recorded; counted from the end when negative.
 

@@ -128,7 +128,9 @@ def batch_norm(
         )
         key = signature(options, input, weight, bias, residual, mask)
         if running is not None:
-            key = with_running(key, running_mean, running_var, batches, skipped)
+            # Name by name: the compiler of torch 2.6 cuts no named tuple.
+            counters = running.batches, running.skipped
+            key = with_running(key, running_mean, running_var, *counters)
         call = find(key)
         if call is not None:
             return run(call, input, weight, bias, residual, mask, running)

@@ -133,8 +133,11 @@ def rescaled(net: str, act: type, gain: float) -> nn.Module:
     without={"residual": _SKIPS, "transformer": _SKIPS, "gru": _ONE_TREND},
 )
 def small_weights(net: str, is_bad: bool) -> Program:
-    """Weights a third of what keeps a signal, layer after layer."""
-    model = rescaled(net, nn.Tanh, 0.3 if is_bad else 1.0)
+    """Weights a fifth of what keeps a signal, layer after layer.
+
+    At a third the convolutions still learn: 0.23 after 150 steps, and 0.07 at 1.
+    """
+    model = rescaled(net, nn.Tanh, 0.2 if is_bad else 1.0)
     return Program(model, data(), at=names_of(model, nn.Tanh))
 
 

@@ -21,7 +21,7 @@ from functools import partial
 
 from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.checks.weights import largest_step
-from normkit.doctor.finding import Finding
+from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import LayerStatistics, Statistics
 from normkit.doctor.transformer_statistics import streams
 
@@ -43,6 +43,13 @@ GRADIENT_WARNING, GRADIENT_ERROR = 0.02, 1e-4
 # the next, as in TheDeepChecker.
 GRADIENT_HIGH = 100.0
 GROWTH, WINDOW = 2.0, 5
+# A batch norm behind a ReLU makes gradients grow towards the input by this factor, at
+# any scale of the weights: √(π/(π−1)), Yang et al., "A Mean Field Theory of Batch
+# Normalization", ICLR 2019. Fresh MobileNet, MNASNet and ShuffleNet have 1.11.
+BATCH_NORM_GROWTH = (math.pi / (math.pi - 1)) ** 0.5
+# Steps between neighbouring layers that are places and no trend: where a branch starts
+# small, as from the encoder of a new Bart to its decoder (75).
+JUMP, MAX_JUMPS = 10.0, 2
 # ‖Δw‖/‖w‖ below which a layer never moved: a million steps to change by its own size.
 STILL = 1e-6
 RECENT = 5
@@ -71,6 +78,8 @@ def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
         if severity == "warning" and _arrives(statistics):
             severity = "info"
             evidence += "; the gradients arrive at the first layers nevertheless (D24)"
+        severity, reason = _before_its_branches(statistics, severity)
+        evidence += reason
         yield _D22(layers[-1].name, severity, ratio, threshold, evidence, _START)
 
 
@@ -141,17 +150,39 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         return
     ratio = response[0] / response[-1]
     severity, threshold = below(ratio, warning=GRADIENT_WARNING, error=GRADIENT_ERROR)
+    evidence = (
+        f"the response of the loss to a relative change of the outputs is "
+        f"{response[-1]:.3g} at {names[-1]} and {response[0]:.3g} here, a factor "
+        f"of {_slope(response[::-1]):.2f} per layer"
+    )
+    # Every layer of a transformer lies in a branch, and a cross-attention in two.
+    jumps = _jumps(response) if statistics.attention else {}
+    if severity == "warning" and ratio * math.prod(jumps.values()) > GRADIENT_WARNING:
+        severity = "info"
+        places = " and ".join(
+            f"{step:.3g}-fold behind {names[i]}" for i, step in jumps.items()
+        )
+        evidence += f"; most of it at single places ({places}), not over the depth"
     yield _D24(
         names[0],
         severity,
         ratio,
         threshold,
-        f"the response of the loss to a relative change of the outputs is "
-        f"{response[-1]:.3g} at {names[-1]} and {response[0]:.3g} here, a factor "
-        f"of {_slope(response[::-1]):.2f} per layer",
+        evidence,
         _START,
         {"layers": names, "response": response},
     )
+
+
+def _jumps(response: Sequence[float]) -> dict[int, float]:
+    """Return the largest steps of JUMP or more, by the layer before them."""
+    steps = {
+        index: after / before if before > 0 else 0.0
+        for index, (before, after) in enumerate(itertools.pairwise(response))
+    }
+    found = {index: step for index, step in steps.items() if step >= JUMP}
+    largest = sorted(found, key=lambda index: -found[index])[:MAX_JUMPS]
+    return {index: found[index] for index in sorted(largest)}
 
 
 def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
@@ -172,18 +203,46 @@ def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
         names, response = found
         ratio = response[0] / response[-1] if response[-1] > 0 else math.nan
         if math.isfinite(ratio):
-            severity, threshold = above(ratio, warning=math.inf, error=GRADIENT_HIGH)
+            severity, evidence = _growth_over_depth(statistics, ratio)
             yield _D25(
                 names[0],
                 severity,
                 ratio,
-                GRADIENT_HIGH if threshold == math.inf else threshold,
+                GRADIENT_HIGH,
                 f"the response of the loss to a relative change of the outputs is "
-                f"{response[0]:.3g} here and {response[-1]:.3g} at {names[-1]}",
+                f"{response[0]:.3g} here and {response[-1]:.3g} at {names[-1]}"
+                + evidence,
                 _CALM,
             )
     if statistics.while_training:
         yield from _growth(statistics)
+
+
+def _growth_over_depth(statistics: Statistics, ratio: float) -> tuple[Severity, str]:
+    """Return the severity of gradients that grow by `ratio`, and a clause on it."""
+    severity, _ = above(ratio, warning=math.inf, error=GRADIENT_HIGH)
+    layers = sum(not norm.frozen for _, norm in statistics.norms)
+    own = BATCH_NORM_GROWTH**layers
+    if severity == "error" and ratio <= GRADIENT_HIGH * own:
+        return "info", (
+            f", {ratio ** (1 / layers):.2f}-fold per batch norm; batch norm itself "
+            f"makes it up to {BATCH_NORM_GROWTH:.2f}, and removes the scale of the "
+            "weights"
+        )
+    return _before_its_branches(statistics, severity)
+
+
+def _before_its_branches(
+    statistics: Statistics, severity: Severity
+) -> tuple[Severity, str]:
+    """Return "info" in place of an alarm where branches have not begun to count.
+
+    A norm that starts at a scale of zero hides its branch, and with it whatever the
+    shortcuts leave out: those of a RegNet read one pixel of 32 by 32.
+    """
+    if severity not in ("warning", "error") or not statistics.is_before_branches:
+        return severity, ""
+    return "info", "; branches that start at a scale of zero carry nothing yet"
 
 
 def _growth(statistics: Statistics) -> Iterator[Finding]:

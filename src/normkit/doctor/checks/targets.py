@@ -43,6 +43,9 @@ OUTSIDE = 0.1
 COMPARING = frozenset({"MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Sub"})
 BINARY = frozenset({"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"})
 NLL = frozenset({"NllLoss", "NllLoss2D"})
+# Relative difference of two losses that are one sum in another order: float32 rounds at
+# 6e-8, and a batch of hundreds leaves ten times that.
+SAME = 1e-5
 # Ones per row above which a softmax, whose row sums to one, cannot be right.
 LABELS = 1.01
 
@@ -76,6 +79,7 @@ def targets(statistics: Statistics) -> Iterator[Finding]:
     if out is None:
         return
     yield from _output(statistics, out)
+    yield from _pairing(statistics, out)
     if found is not None:
         yield from _values(found, out)
         if statistics.samples >= MIN_SAMPLES:
@@ -119,7 +123,8 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
         )
     loss = statistics.evaluation
     least = min(loss.batch_loss, default=0.0) if loss is not None else 0.0
-    is_nll = bool(NLL & out.operations) and "LogSoftmax" not in out.operations
+    # A loss may take the logarithm itself.
+    is_nll = bool(NLL & out.operations) and not {"Log", "LogSoftmax"} & out.operations
     if is_nll and (out.sums_to_one or least < 0):
         yield _D34(
             "",
@@ -139,6 +144,38 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
             f"kl_div is {least:.3g}, and a divergence is never negative",
             "give kl_div log-probabilities first and probabilities second",
         )
+
+
+def _pairing(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
+    """Check that each answer is compared with the target of its own sample."""
+    if out.softmax_dim == 0 and NLL & out.operations:
+        yield _D34(
+            "",
+            "error",
+            0.0,
+            1.0,
+            "the output is a softmax over dimension 0, the samples of a batch, and the "
+            "classes lie along dimension 1",
+            "take the softmax over dimension 1, or give cross_entropy the logits",
+        )
+    loss = statistics.evaluation
+    if out.broadcast is None or loss is None or not loss.shuffled_loss:
+        return
+    # A loss that brings them to one shape by itself tells the samples apart.
+    pairs = zip(loss.shuffled_loss, loss.batch_loss, strict=True)
+    if not all(abs(other - own) <= SAME * abs(own) for other, own in pairs):
+        return
+    answers, wanted = out.broadcast
+    yield _D34(
+        "",
+        "error",
+        0.0,
+        SAME,
+        f"the output has the shape {answers} and the targets {wanted}: the loss "
+        "compares each answer with every target, and is the same when each is given to "
+        "another sample",
+        "give both one shape: targets.view_as(output)",
+    )
 
 
 def _values(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]:

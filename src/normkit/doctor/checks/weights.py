@@ -128,6 +128,8 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             continue
         if layer.had_gradients is False:
             continue  # it runs under no_grad, and is not meant to move
+        if layer.is_factor and layer.is_normalized:
+            continue  # the norm removes the factor: its gradient is rounding
         ratios = layer.weight.update_ratio
         if len(ratios) < MIN_UPDATES:
             reason = f"{len(ratios)} observed updates are too few"

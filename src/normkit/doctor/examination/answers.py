@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from normkit.doctor.channel_statistics import ChannelStatistics
-from normkit.doctor.examination.graph import last_operation, operations_between
+from normkit.doctor.examination.graph import (
+    last_operation,
+    operations_between,
+    softmax_dim,
+)
+from normkit.doctor.examination.unregistered import unregistered
 from normkit.doctor.measurements import OutputStatistics, TargetStatistics
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.moments import Moments, moments
@@ -48,6 +53,9 @@ class Answers:
         self._sums_to_one = True
         self._activation = ""
         self._operations: frozenset[str] = frozenset()
+        self._softmax_dim: int | None = None
+        self._unregistered: list[str] = []
+        self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._values: list[Moments] = []
@@ -69,17 +77,21 @@ class Answers:
         if not isinstance(targets, Tensor) or not targets.numel() or targets.is_meta:
             return
         t = targets.detach()
+        if y is not None and _broadcast(y.shape, t.shape):
+            self._shapes = tuple(y.shape), tuple(t.shape)
         if t.dtype == torch.int64:
             self._add_labels(y, t)
         elif t.is_floating_point():
             self._add_values(y, t)
 
-    def add_graph(self, output: Any, loss: Tensor) -> None:
-        """Record the operations around the output, once."""
+    def add_graph(self, model: nn.Module, output: Any, loss: Tensor) -> None:
+        """Record the operations around the output of `model`, once."""
         y = first_tensor(output)
         if y is not None and not self._activation:
             self._activation = last_operation(y)
             self._operations = operations_between(loss, y)
+            self._softmax_dim = softmax_dim(y)
+            self._unregistered = unregistered(model, y)
 
     def add_shuffled(
         self, loss_fn: Callable[..., Any], output: Any, target: Any
@@ -127,6 +139,9 @@ class Answers:
             activation=self._activation,
             operations=self._operations,
             most_chosen=_most_frequent(self._chosen),
+            softmax_dim=self._softmax_dim,
+            unregistered=tuple(self._unregistered),
+            broadcast=self._shapes,
         )
 
     def targets(self) -> TargetStatistics | None:
@@ -194,6 +209,15 @@ def label_beyond(
     units, labels = y.shape[1], targets[targets != ignored]
     beyond = labels[(labels < 0) | (labels >= units)]
     return (int(beyond[0]), units) if beyond.numel() else None
+
+
+def _broadcast(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Return True for as many values that torch compares each with all the others."""
+    try:
+        both = torch.broadcast_shapes(tuple(one), tuple(other))
+    except RuntimeError:
+        return False
+    return math.prod(one) == math.prod(other) < math.prod(both)
 
 
 def channels_of(x: Tensor) -> ChannelStatistics:

@@ -256,6 +256,7 @@ class ForwardPass:
                 dead_samples=layer.samples,
                 fed_by=layer.fed_by,
                 is_normalized=layer.is_normalized,
+                is_factor=layer.probe.is_factor,
                 beside=layer.beside,
                 had_gradients=layer.probe.had_gradients,
                 has_zero_scale=layer.probe.has_zero_scale,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["last_operation", "operations_between"]
+__all__ = ["last_operation", "leaves_of", "operations_between", "softmax_dim"]
 
 # Operations that leave the values as they are.
 _VIEWS = frozenset(
@@ -35,6 +35,32 @@ def last_operation(output: Tensor) -> str:
     while node is not None and _name(node) in _VIEWS:
         node = next(iter(_parents(node)), None)
     return "" if node is None else _name(node)
+
+
+def softmax_dim(output: Tensor) -> int | None:
+    """Return the dimension of the softmax that gives the values of `output`.
+
+    None where no softmax does, or where a view lies between.
+    """
+    node: Any = output.grad_fn
+    if node is None or _name(node) not in ("Softmax", "LogSoftmax"):
+        return None
+    # A negative one is read as an unsigned number.
+    dim = int(node._saved_dim)
+    return dim if dim < output.dim() else dim - (1 << 64) + output.dim()
+
+
+def leaves_of(output: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors that require gradients and from which `output` is made."""
+    seen, waiting = set(), [output.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        waiting += _parents(node)
 
 
 def operations_between(loss: Tensor, output: Tensor) -> frozenset[str]:

@@ -2,7 +2,8 @@
 
 torch draws the bias of a linear layer or convolution from ±1/√(inputs of a unit), and
 most other schemes start biases, scales and shifts at one value. A bias beyond that, or
-scales that differ, are the trace of an optimizer.
+scales that differ, are the trace of an optimizer. Not so where every batch norm has the
+statistics of its start: RepVGG draws its scales, and training would have moved them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.modeling.norm_types import is_norm
 
 __all__ = ["has_moved"]
@@ -20,6 +22,9 @@ __all__ = ["has_moved"]
 @torch.no_grad()
 def has_moved(model: nn.Module) -> bool:
     """Return True where weights cannot be those of a start; False where they can."""
+    norms = [n for n in norm_statistics(model).values() if not n.frozen]
+    if norms and all((n.tracked or 0) <= 1 and n.has_default_buffers for n in norms):
+        return False
     return any(map(_has_moved, model.modules()))
 
 

@@ -10,6 +10,7 @@ from normkit.doctor.measurements import Role
 from normkit.doctor.probes.roles import slope_limits
 from normkit.doctor.probes.tensor_statistics import (
     RunningHistogram,
+    alive_units,
     band_of,
     dim_within,
     norm_of,
@@ -99,6 +100,13 @@ class LayerProbe:
         return weight is not None and not weight.is_meta and not bool(weight.any())
 
     @property
+    def is_factor(self) -> bool:
+        """True for a weight of one number per output."""
+        weight = self.module._parameters.get("weight")
+        is_matrix = self.role == "weight" and weight is not None and weight.dim() > 1
+        return is_matrix and weight is not None and weight.numel() == len(weight)
+
+    @property
     def gains(self) -> GainStatistics | None:
         """The scales of a norm; None for other layers and without scales."""
         held = self.module._parameters
@@ -185,8 +193,7 @@ class LayerProbe:
         unit_dim = dim_within(y, unit_dim)
         self.units = y.shape[unit_dim] if y.dim() else 1
         if self.role == "activation" and y.dim() > 1:
-            others = tuple(d for d in range(y.dim()) if d != unit_dim)
-            alive = (y != 0).any(dim=others) if others else y != 0
+            alive = alive_units(y, unit_dim)
             if self.alive is None or self.alive.shape != alive.shape:
                 self.alive = alive
             else:

@@ -146,6 +146,7 @@ def layer_of(
         dead_at_start=window.dead_at_start,
         fed_by=probe.fed_by,
         is_normalized=probe.is_normalized,
+        is_factor=probe.is_factor,
         beside=probe.beside,
         had_gradients=probe.had_gradients,
         has_zero_scale=probe.has_zero_scale,
