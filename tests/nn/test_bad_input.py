@@ -107,6 +107,9 @@ CASES: dict[str, tuple[str, tuple, dict, torch.Tensor, tuple[str, ...], bool]] =
 }
 
 
+IS_PINNED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+
+
 def raised_by(namespace: object, case: str) -> BaseException | None:
     name, arguments, kwargs, x, _, _ = CASES[case]
     name, _, mode = name.partition(".")
@@ -124,7 +127,8 @@ def test_a_bad_input_is_named_with_the_type_of_torch(case: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of mixed dtypes, then raises
         theirs = raised_by(nn, case)
-    assert (theirs is not None) == torch_raises
+    if IS_PINNED:  # older ones take more
+        assert (theirs is not None) == torch_raises
     ours = raised_by(normkit.nn, case)
     assert isinstance(ours, NormkitError)
     if theirs is not None:

@@ -183,8 +183,7 @@ def batch_norm(
     for name, vector in named:
         if vector is not None and vector.numel() != channels:
             check_length(name, vector, channels)
-    shape = [1] * input.dim()
-    shape[dim] = channels
+    shape = [channels if d == dim else 1 for d in range(input.dim())]
     if not training and (running_mean is None or running_var is None):
         raise ShapeError(
             "batch_norm needs running_mean and running_var when training=False, "

@@ -250,9 +250,8 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         return dims, weight, bias
 
     def _shaped(self, vector: Tensor, x: Tensor) -> Tensor:
-        shape = [1] * x.dim()
-        shape[self.channel_dim] = vector.numel()
-        return vector.view(shape)
+        dim = self.channel_dim % x.dim()
+        return vector.view([-1 if d == dim else 1 for d in range(x.dim())])
 
     def _unless_small(
         self, x: Tensor, y: Tensor, measured: Moments, mask: Tensor | None

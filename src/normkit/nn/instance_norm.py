@@ -67,7 +67,7 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
                 return super().forward(input)
         self._check_input_dim(input)
         self._check_features(input)
-        if input.dim() == self._get_no_batch_dim():
+        if input.dim() == self._ranks[0]:
             one = None if mask is None else mask.expand(input.shape).unsqueeze(0)
             return self._normalized(input.unsqueeze(0), one).squeeze(0)
         return self._normalized(input, mask)
@@ -108,7 +108,7 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
         )
 
     def _check_features(self, input: Tensor) -> None:  # noqa: A002
-        is_sample = input.dim() == self._get_no_batch_dim()
+        is_sample = input.dim() == self._ranks[0]
         dim = self.channel_dim % (input.dim() + is_sample) - is_sample
         if input.shape[dim] == self.num_features:
             return

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _LazyNormBase
+from torch.nn.parameter import UninitializedParameter
 
 from normkit.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normkit.nn.batch_norm_layer import BatchNormLayer
@@ -62,7 +63,15 @@ class _LazyLayer(_LazyNormBase):
         self._check_input_dim(input)
         unbatched = getattr(self, "_get_no_batch_dim", lambda: None)()
         batch = input.unsqueeze(0) if input.dim() == unbatched else input
+        weight: Any = self.weight  # torch's stubs make it no Parameter
+        is_borrowed = self.bias is None and isinstance(weight, UninitializedParameter)
+        if is_borrowed:  # torch 2.6 materializes one in any case
+            settings: Any = {"device": weight.device, "dtype": weight.dtype}
+            bias: Any = UninitializedParameter(**settings)
+            self.register_parameter("bias", bias)
         super().initialize_parameters(batch)
+        if is_borrowed:
+            self.register_parameter("bias", None)
         # torch leaves 0 when a checkpoint has materialized the parameters, and when
         # there are none.
         per_channel = (self.weight, self.running_mean)
