@@ -210,3 +210,20 @@ def test_halves_are_rounded_once_under_a_policy_and_an_activation(
         assert y.dtype == dtype
         allowed = 0.51 * torch.finfo(dtype).eps * wanted.abs() + 1e-6
         assert ((y.double() - wanted).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("policy", ["running", "renorm"])
+def test_one_half_is_rounded_once_under_a_policy(
+    policy: str, dtype: torch.dtype
+) -> None:
+    """The shift, its product with the weight and the sum are three chances to round."""
+    layer = BatchNorm1d(500, on_small_batch=policy)
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2)
+        layer.bias.normal_()
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(1, 500).to(dtype)
+    wanted = exact(x.double())
+    allowed = 0.51 * torch.finfo(dtype).eps * wanted.abs() + 1e-6
+    assert ((layer(x).double() - wanted).abs() <= allowed).all()

@@ -271,8 +271,10 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
             check_constants(type(self).__name__, self.running_mean, self.running_var)
             other = standardize(x, mean, var, weight, bias, self.eps)
         else:
-            # One value is its own mean: batch renorm reduces to its shift d.
-            d = standardize(x.detach(), mean, var, None, None, self.eps).clamp(-5, 5)
+            # One value is its own mean: batch renorm reduces to its shift d. Halves
+            # are rounded at the end alone.
+            wide = x.detach().to(statistics_dtype(x.dtype))
+            d = standardize(wide, mean, var, None, None, self.eps).clamp(-5, 5)
             other = d if weight is None else d * weight.to(d.dtype)
             other = other if bias is None else other + bias.to(other.dtype)
         if hidden is not None:
