@@ -175,3 +175,19 @@ def test_an_input_without_samples_has_an_empty_output() -> None:
     with normkit.deterministic():
         for layer in layers:
             assert layer.double()(x).shape == x.shape
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid"])
+def test_a_residual_that_is_negated_lazily_keeps_a_sample_its_bits(
+    activation: str,
+) -> None:
+    """torch's activations round the rest of a vector in another way than its whole."""
+    layer = normkit.nn.BatchNorm1d(16, activation=activation).eval()
+    x, residual = torch.randn(2, 2, 16, 33).unbind()
+    residual = torch._neg_view(residual)
+    with normkit.deterministic(), torch.no_grad():
+        whole = layer(x, residual=residual)
+        for k in range(2):
+            one = slice(k, k + 1)
+            alone = layer(x[one].clone(), residual=residual[one].resolve_neg())
+            assert torch.equal(whole[one], alone)

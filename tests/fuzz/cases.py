@@ -86,6 +86,8 @@ class LayerCase(Short):
     def keeps_bytes(self) -> bool:
         """True when a recorded forward rounds its input to bytes."""
         replaceable = self.activation != "none" and not self.residual
+        # A policy looks at the values between the norm and its activation.
+        replaceable = replaceable and self.on_small_batch == "raise"
         return self.memory == "int8" and self.mask == "none" and not replaceable
 
     @property

@@ -180,6 +180,8 @@ def truth(
     bend = max(1.0, found.size_y) if case.activation != "none" else 1.0
     pull = upstream.abs() * bend
     spread = most((inv * gain).detach().abs())
+    # A mean errs by some roundings of its spread, which x̂ has wherever it is small.
+    hats = hats.clamp(min=1 / 4)
     # Any sum of n values in float64 errs by n roundings, which x̂ has in units of its
     # spread; kept bytes move x̂ by a part of the largest one of its statistic.
     reach = torch.full_like(hats, most(hats)) if case.keeps_bytes else hats

@@ -93,6 +93,7 @@ def execute(
         # Copies where they are views; autograd records the copy.
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
+        residual = None if residual is None else residual.resolve_neg()
         operands = x, weight, bias, residual, mask
         call = call_for(spec, operands, running)
         if call is not None:
