@@ -181,7 +181,7 @@ def test_an_input_without_samples_has_an_empty_output() -> None:
 def test_a_residual_that_is_negated_lazily_keeps_a_sample_its_bits(
     activation: str,
 ) -> None:
-    """torch's activations round the rest of a vector in another way than its whole."""
+    """Torch's activations round the rest of a vector in another way than its whole."""
     layer = normkit.nn.BatchNorm1d(16, activation=activation).eval()
     x, residual = torch.randn(2, 2, 16, 33).unbind()
     residual = torch._neg_view(residual)
