@@ -107,3 +107,17 @@ def test_a_bias_without_a_weight_has_a_gradient(taken: Taken) -> None:
     assert not taken
     torch.testing.assert_close(db, 2 * y.detach().sum(0))
     assert dx.isfinite().all()
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1024, 512), (4096, 64), (8192, 64)])
+def test_the_bias_gradient_of_equal_numbers_does_not_drift(
+    rows: int, width: int
+) -> None:
+    """A loss that is a mean sends one number everywhere; a plain sum of it drifts."""
+    x = torch.randn(rows, width, requires_grad=True)
+    w, b = (torch.ones(width, requires_grad=True) for _ in range(2))
+    for value in (0.1, 1 / 3, 0.7123):
+        dy = torch.full((rows, width), value)
+        (db,) = torch.autograd.grad(layer(x, w, b), [b], dy)
+        wanted = rows * dy[0].double()
+        assert ((db - wanted).abs() <= 5e-6 * wanted).all()

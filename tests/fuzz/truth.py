@@ -93,7 +93,12 @@ def moments(
     """Count, mean and Σ share·(x − mean)², dims kept; 0 where nothing counts."""
     count = share.sum(over, keepdim=True)
     n = count.where(count > 0, torch.ones_like(count))
-    mean = (share * x).sum(over, keepdim=True) / n
+    # Around one of the values: the sum of equal numbers drifts.
+    first = x
+    for d in over:
+        first = first.narrow(d, 0, 1) if first.shape[d] else first
+    first = first.detach() if all(x.shape) else torch.zeros_like(n)
+    mean = first + (share * (x - first)).sum(over, keepdim=True) / n
     mean = mean if centered else torch.zeros_like(mean)
     return count, mean, (share * (x - mean).square()).sum(over, keepdim=True)
 

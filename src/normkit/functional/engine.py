@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from normkit.errors import ShapeError
@@ -61,6 +62,8 @@ def execute(
         key: Signature under which the call is cached.
         aten: torch's operator for the same call, see `aten.tried_first`.
     """
+    if spec.given and mask is not None and mask.dtype is not torch.bool:
+        mask = mask > 0  # weights count in statistics alone
     if type(x) not in PLAIN and is_dtensor(x):
         y = on_shards(
             *(execute, spec, x, weight, bias, residual, mask, running),
