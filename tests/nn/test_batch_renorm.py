@@ -1,5 +1,6 @@
 """Batch renorm: the paper's algorithm, its schedule, and eval mode of batch norm."""
 
+import copy
 import math
 
 import pytest
@@ -187,3 +188,19 @@ def test_bounds_are_as_precise_as_a_float64_input() -> None:
     y = layer.double()(x)
     wanted = 1.2 * (x - 20) / (x.var(0, correction=0) + layer.eps).sqrt() + 0.3
     torch.testing.assert_close(y, wanted, rtol=1e-13, atol=1e-13)
+
+
+def test_the_gradient_of_a_half_weight_is_rounded_once() -> None:
+    """It is a sum over r and one over d, which nearly cancel here."""
+    halves = layer_of(1, r_max=3.0, d_max=5.0)
+    halves.running_mean.fill_(-4)
+    halves.train().to(torch.bfloat16)
+    exact = copy.deepcopy(halves).double()
+    for name in ("running_mean", "running_var"):
+        getattr(exact, name).copy_(getattr(halves, name))
+    x = torch.randn(64, 3, 4).to(torch.bfloat16)
+    dy = (1 + 0.1 * torch.randn(64, 3, 4)).to(torch.bfloat16)
+    (found,) = torch.autograd.grad(halves(x), [halves.weight], dy)
+    (wanted,) = torch.autograd.grad(exact(x.double()), [exact.weight], dy.double())
+    allowed = 0.51 * torch.finfo(torch.bfloat16).eps * wanted.abs() + 1e-3
+    assert ((found.double() - wanted).abs() <= allowed).all()

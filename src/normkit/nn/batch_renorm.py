@@ -130,8 +130,9 @@ class BatchRenormLayer(BatchNormLayer):
         channel_dim = self.channel_dim % input.dim()
         dims = tuple(d for d in range(input.dim()) if d != channel_dim)
         r, d = self._correction(measure(input, dims, mask))
-        weight = r if self.weight is None else r * self.weight
-        bias = d if self.weight is None else d * self.weight
+        # Widened once: the gradients of both products are added, then rounded.
+        gain = None if self.weight is None else self.weight.to(r.dtype)
+        weight, bias = (r, d) if gain is None else (r * gain, d * gain)
         return batch_norm(
             *(input, self.running_mean, self.running_var),
             *(weight, bias if self.bias is None else bias + self.bias, True),
