@@ -199,8 +199,10 @@ def test_the_gradient_of_a_half_weight_is_rounded_once() -> None:
     for name in ("running_mean", "running_var"):
         getattr(exact, name).copy_(getattr(halves, name))
     x = torch.randn(64, 3, 4).to(torch.bfloat16)
-    dy = (1 + 0.1 * torch.randn(64, 3, 4)).to(torch.bfloat16)
+    centred = x.double() - x.double().mean((0, 2), keepdim=True)
+    # r is about 1 and d is 4.
+    dy = (1 - 4 * centred / centred.std((0, 2), keepdim=True)).to(torch.bfloat16)
     (found,) = torch.autograd.grad(halves(x), [halves.weight], dy)
     (wanted,) = torch.autograd.grad(exact(x.double()), [exact.weight], dy.double())
-    allowed = 0.51 * torch.finfo(torch.bfloat16).eps * wanted.abs() + 1e-3
+    allowed = 0.51 * torch.finfo(torch.bfloat16).eps * wanted.abs() + 1e-2
     assert ((found.double() - wanted).abs() <= allowed).all()
