@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from normkit.errors import ShapeError
@@ -62,7 +61,7 @@ def execute(
         key: Signature under which the call is cached.
         aten: torch's operator for the same call, see `aten.tried_first`.
     """
-    if spec.given and mask is not None and mask.dtype is not torch.bool:
+    if spec.given and mask is not None and mask.is_floating_point():
         mask = mask > 0  # weights count in statistics alone
     if type(x) not in PLAIN and is_dtensor(x):
         y = on_shards(
