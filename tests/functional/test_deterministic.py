@@ -191,3 +191,16 @@ def test_a_residual_that_is_negated_lazily_keeps_a_sample_its_bits(
             one = slice(k, k + 1)
             alone = layer(x[one].clone(), residual=residual[one].resolve_neg())
             assert torch.equal(whole[one], alone)
+
+
+def test_weights_of_a_mask_select_alone_where_statistics_are_given() -> None:
+    """In eval a sample keeps its bits under weights, as under a mask of bools."""
+    layer = normkit.nn.BatchNorm1d(2, activation="silu").double().eval()
+    x = torch.randn(2, 2, 6, dtype=torch.float64)
+    weights = torch.rand(2, 1, 6, dtype=torch.float64).mul(2).sub(0.5).clamp(min=0)
+    with normkit.deterministic(), torch.no_grad():
+        whole = layer(x, mask=weights)
+        assert torch.equal(whole, layer(x, mask=weights > 0))
+        for k in range(2):
+            one = slice(k, k + 1)
+            assert torch.equal(whole[one], layer(x[one].clone(), mask=weights[one]))
