@@ -193,14 +193,19 @@ def test_a_residual_that_is_negated_lazily_keeps_a_sample_its_bits(
             assert torch.equal(whole[one], alone)
 
 
-def test_weights_of_a_mask_select_alone_where_statistics_are_given() -> None:
+@pytest.mark.parametrize("activation", ["silu", "gelu", "tanh"])
+def test_weights_of_a_mask_select_alone_where_statistics_are_given(
+    activation: str,
+) -> None:
     """In eval a sample keeps its bits under weights, as under a mask of bools."""
-    layer = normkit.nn.BatchNorm1d(2, activation="silu").double().eval()
-    x = torch.randn(2, 2, 6, dtype=torch.float64)
-    weights = torch.rand(2, 1, 6, dtype=torch.float64).mul(2).sub(0.5).clamp(min=0)
-    with normkit.deterministic(), torch.no_grad():
-        whole = layer(x, mask=weights)
-        assert torch.equal(whole, layer(x, mask=weights > 0))
-        for k in range(2):
-            one = slice(k, k + 1)
-            assert torch.equal(whole[one], layer(x[one].clone(), mask=weights[one]))
+    layer = normkit.nn.BatchNorm1d(3, activation=activation).eval()
+    for length in range(1, 20):
+        x = torch.randn(3, 3, length)
+        weights = torch.rand(3, 1, length).mul(2).sub(0.5).clamp(min=0)
+        with normkit.deterministic(), torch.no_grad():
+            whole = layer(x, mask=weights)
+            assert torch.equal(whole, layer(x, mask=weights > 0))
+            for k in range(3):
+                one = slice(k, k + 1)
+                alone = layer(x[one].clone(), mask=weights[one])
+                assert torch.equal(whole[one], alone)
