@@ -118,9 +118,11 @@ def test_the_bias_gradient_of_equal_numbers_does_not_drift(
     w, b = (torch.ones(width, requires_grad=True) for _ in range(2))
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # more threads, shorter sums
-    for value in (0.1, 1 / 3, 0.7123):
-        dy = torch.full((rows, width), value)
-        (db,) = torch.autograd.grad(layer(x, w, b), [b], dy)
-        wanted = rows * dy[0].double()
-        assert ((db - wanted).abs() <= 6e-6 * wanted).all()
-    torch.set_num_threads(before)
+    try:
+        for value in (0.1, 1 / 3, 0.7123):
+            dy = torch.full((rows, width), value)
+            (db,) = torch.autograd.grad(layer(x, w, b), [b], dy)
+            wanted = rows * dy[0].double()
+            assert ((db - wanted).abs() <= 6e-6 * wanted).all()
+    finally:
+        torch.set_num_threads(before)
