@@ -200,3 +200,26 @@ def test_instance_norm_warns_of_features_that_it_does_not_use() -> None:
             UserWarning, match="size at dim=1 does not match num_features"
         ):
             layer(X)
+
+
+@pytest.mark.parametrize("hidden", [-1e9, -float("inf")], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        normkit.nn.BatchNorm2d(3),
+        normkit.nn.FrozenBatchNorm(3),
+        normkit.nn.InstanceNorm2d(3, track_running_stats=True),
+        normkit.nn.GroupNorm(3, 3),
+        normkit.nn.LayerNorm(5),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_an_additive_mask_is_refused_in_both_modes(
+    layer: nn.Module, training: bool, hidden: float
+) -> None:
+    """It is 0 where a value counts, so taken for weights it would hide the rest."""
+    mask = torch.zeros(4, 1, 1, 5)
+    mask[..., 3:] = hidden
+    with pytest.raises(ValueError, match="pass mask == 0"):
+        layer.train(training)(X, mask=mask)

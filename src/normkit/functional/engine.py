@@ -62,7 +62,8 @@ def execute(
         aten: torch's operator for the same call, see `aten.tried_first`.
     """
     if spec.given and mask is not None and mask.is_floating_point():
-        mask = mask > 0  # weights count in statistics alone
+        # Weights count in statistics alone. An additive mask is refused on the way.
+        mask = broadcast_mask(mask, x) > 0
     if type(x) not in PLAIN and is_dtensor(x):
         y = on_shards(
             *(execute, spec, x, weight, bias, residual, mask, running),

@@ -51,8 +51,8 @@ class RunningStateLayer(_NormBase):
     channel_dim: int = 1
     """Dimension of the channels in a batch."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
         # The compiler of torch 2.6 reads no dict of a class.
         cls._ranks = tuple(cls.shapes)
 
