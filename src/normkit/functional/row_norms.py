@@ -71,7 +71,8 @@ def layer_norm(
         y = (x − mean)/√(var + eps)·weight + bias
 
     Args:
-        input: Values, shape `(*, *normalized_shape)`, any floating dtype.
+        input: Values, shape `(*, *normalized_shape)`, any floating dtype; nested
+            tensors as well, whose sequences are normalized as alone.
         normalized_shape: The sizes of the dimensions that share a statistic.
         weight: Factor per element, of `normalized_shape`.
         bias: Summand per element, of `normalized_shape`.
@@ -87,6 +88,7 @@ def layer_norm(
     Raises:
         ShapeError: `input` does not end in `normalized_shape`, or `weight`, `bias` or
             `residual` has another shape.
+        ArgumentError: A nested tensor came with a mask.
         DtypeError: `input` is not floating point.
 
     References:
@@ -161,7 +163,7 @@ def rms_norm(
 
     Args:
         input: Values, shape `(*, *normalized_shape)`, any floating dtype; complex ones
-            are left to torch.
+            are left to torch. Nested tensors as in `layer_norm`.
         normalized_shape: The sizes of the dimensions that share a statistic.
         weight: Factor per element, of `normalized_shape`.
         eps: Added to the mean square, inside the root; None takes the machine
