@@ -267,6 +267,22 @@ def test_int8_gradients_are_off_by_the_rounding_and_no_more(
     assert torch.equal(rounded[3], exact[3])
 
 
+def test_int8_leaves_the_slope_of_leaky_relu_alone() -> None:
+    """Bytes would move z over 0, and dy by a factor of 100: the input is kept whole."""
+    x, residual, dy = torch.randn(3, 8, 8, 16, 16).unbind()
+
+    def grads() -> tuple[torch.Tensor, ...]:
+        inputs = [t.clone().requires_grad_() for t in (x, residual)]
+        epilogue = Epilogue("leaky_relu", residual=inputs[1])
+        y, _ = normalize(inputs[0], DIMS, epilogue=epilogue)
+        return torch.autograd.grad(y, inputs, dy)
+
+    exact = grads()
+    with less_memory("int8"):
+        rounded = grads()
+    assert all(map(torch.equal, rounded, exact))
+
+
 def test_int8_carries_a_nan_to_the_gradient() -> None:
     x = torch.randn(4, 2, 3, 3)
     x[1, 0, 0, 0] = torch.nan

@@ -85,10 +85,12 @@ class LayerCase(Short):
     @property
     def keeps_bytes(self) -> bool:
         """True when a recorded forward rounds its input to bytes."""
-        replaceable = self.activation != "none" and not self.residual
+        is_exact = self.activation == "leaky_relu" or (
+            self.activation != "none" and not self.residual
+        )
         # A policy looks at the values between the norm and its activation.
-        replaceable = replaceable and self.on_small_batch == "raise"
-        return self.memory == "int8" and self.mask == "none" and not replaceable
+        is_exact = is_exact and self.on_small_batch == "raise"
+        return self.memory == "int8" and self.mask == "none" and not is_exact
 
     @property
     def uses_batch(self) -> bool:

@@ -58,7 +58,8 @@ class BatchNorm1d(BatchNormLayer, torch.nn.BatchNorm1d):
         memory: Memory for the backward, see `less_memory`. None: everything is kept.
             "recompute": the output is recomputed from the input. "int8": in addition
             the input is kept as one byte per value where a residual is added or no
-            activation follows; approximate, and without a second derivative.
+            activation follows, unless that is leaky_relu; approximate, and without a
+            second derivative.
 
     Raises:
         ArgumentError: At construction: momentum outside [0, 1], an unknown policy or

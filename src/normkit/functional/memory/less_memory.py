@@ -28,7 +28,8 @@ class less_memory:  # noqa: N801  a context manager, named as the verb it is
         mode: `"recompute"`: exact, about 4 bytes of extra traffic per value.
             `"int8"`: also rounds the inputs of normalizations with a residual, or with
             no activation, to a byte; gradients are approximate, and second derivatives
-            through such a layer raise.
+            through such a layer raise. Where leaky_relu follows, the input stays whole:
+            its slope jumps at 0.
 
     Raises:
         ArgumentError: `mode` is neither of the two.
