@@ -158,8 +158,11 @@ def truth(
     hat, inv = standardized(case, values, share, state)
     hat = small_batch(case, values, hat, share, state)
     z = hat
-    # Of a constant, x − mean is a rounding and not 0.
-    hats = hat.detach().abs().clamp(min=1 / 64)
+    # Of a constant, x − mean is a rounding and not 0. The formula in float32 has the
+    # mean as hi + lo: hi errs by an eps of the mean, and lo by roundings of that error.
+    ratio = most((values * inv).detach().abs())
+    hats = hat.detach().abs()
+    hats = hats.clamp(min=max(1 / 64, ratio * torch.finfo(torch.float32).eps))
     size = hats
     gain = torch.ones((), dtype=torch.float64)
     if "weight" in leaves:
@@ -174,7 +177,7 @@ def truth(
     y = y.where(share > 0, torch.zeros_like(y))
     # The output itself is rounded, too: sigmoid(0) is 0.5.
     found = Truth(y.detach(), max(most(size), most(y.detach().abs())))
-    found.ratio = most((values * inv).detach().abs())
+    found.ratio = ratio
     upstream = dy.detach().double().where(share > 0, torch.zeros_like(y))
     names = list(leaves)
     grads = torch.autograd.grad(
