@@ -38,6 +38,22 @@ def test_a_pause_follows_a_turn_that_waited(monkeypatch: pytest.MonkeyPatch) -> 
     assert not pauses
 
 
+def test_a_call_does_not_pay_for_the_contestant_before_it() -> None:
+    """As an allocator does that another contestant has left without pages."""
+    last: list[str] = []
+
+    def contestant(name: str) -> None:
+        if last[-1:] != [name]:
+            time.sleep(0.01)
+        last[:] = [name]
+        time.sleep(0.001)
+
+    calls = {name: lambda name=name: contestant(name) for name in ("a", "b")}
+    found = in_turns(calls, 0.1)
+    assert all(0.001 <= timing.wall < 0.005 for timing in found.values())
+    assert all(timing.wall_median < 0.005 for timing in found.values())
+
+
 def test_the_system_counts_or_nothing_does(monkeypatch: pytest.MonkeyPatch) -> None:
     before = timing._waited()
     time.sleep(0.01)
