@@ -78,6 +78,8 @@ READ_IN_EVAL = {
 IN_PLACE = ("relu in place", "residual in place")
 ACTIVATIONS = ("relu", "relu in place", "relu function", "silu", "gelu")
 SUMS = ("add", "residual in place", "only in eval")
+# Sums of the second operand alone: the first is changed before.
+SUMS_OF_SECOND = ("turn", "add in place")
 # Calls of a layer with other weights, as `functional_call` makes them.
 BORROWED = "batch norm with other weights"
 LAYER_OF = {BORROWED: "batch norm"}
@@ -270,7 +272,10 @@ def _assert_one_reader(net: Network, fused: dict[str, str], about: str) -> None:
             continue
         kinds = [steps[k][0] for k in of]
         assert len(of) == 1, f"{path} is read by {kinds}\n{about}"
-        assert kinds[0] in (*ACTIVATIONS, *SUMS), f"{path}: {kinds}\n{about}"
+        first, second = operands(steps[of[0]], of[0] + 1)
+        is_second = second == calls[0] + 1 and first != second
+        sums = (*SUMS, *SUMS_OF_SECOND) if is_second else SUMS
+        assert kinds[0] in (*ACTIVATIONS, *sums), f"{path}: {kinds}\n{about}"
 
 
 def _assert_alike(net: nn.Module, ours: nn.Module, x: Tensor, about: str) -> None:
