@@ -90,7 +90,9 @@ class LayerCase(Short):
         )
         # A policy looks at the values between the norm and its activation.
         is_exact = is_exact and self.on_small_batch == "raise"
-        return self.memory == "int8" and self.mask == "none" and not is_exact
+        # Channels of one value go by the running statistics, after the mask.
+        is_masked = self.mask != "none" and self.on_small_batch != "running"
+        return self.memory == "int8" and not (is_masked or is_exact)
 
     @property
     def uses_batch(self) -> bool:
