@@ -388,11 +388,7 @@ class _Tracked:
     """Batches that show a progress bar each time they are iterated."""
 
     def __init__(self, batches: Iterable[Any], max_batches: int | None) -> None:
-        self.batches = batches
-        length = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
-        self.total = min(
-            (n for n in (length, max_batches) if n is not None), default=None
-        )
+        self.batches, self.most = batches, max_batches
 
     def __iter__(self) -> Iterator[Any]:
-        return tracked(self.batches, "calibrate", self.total)
+        return tracked(self.batches, "calibrate", self.most)

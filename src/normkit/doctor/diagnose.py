@@ -33,6 +33,7 @@ def diagnose(
     checks_to_run: Iterable[str] | None = None,
     seed: int = 0,
     process_group: Group = None,
+    progress: bool = False,
 ) -> Diagnosis:
     """Find what is wrong with the normalization of a model, by name and layer.
 
@@ -62,6 +63,7 @@ def diagnose(
             and layer that of the rank where it is worst. None examines this rank's
             batches, with synchronized layers on this rank alone, so that one rank may
             call.
+        progress: Show a progress bar.
 
     Returns:
         The `Diagnosis`, with `findings`, `not_judged` and `clear`.
@@ -99,8 +101,9 @@ def diagnose(
                 gradient_batches=gradient_batches,
                 seed=seed,
                 keeps_some=True,
+                progress=progress,
             )
-            statistics = examine(case)
+            statistics = examine(case, progress=progress)
         return Diagnosis(checks.run(statistics, checks_to_run), statistics, case)
 
     if process_group is None:

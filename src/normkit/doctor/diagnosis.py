@@ -24,7 +24,11 @@ from normkit.doctor.explain_gap import GapExplanation, explain_case
 from normkit.doctor.finding import Finding, by_cause, grouped, ranked
 from normkit.doctor.fixes.confirm import Confirmation, confirm, repairable
 from normkit.doctor.fixes.repairs import REPAIRS, RepairResult
-from normkit.doctor.fixes.trial_training import train_copy, watch_own_loop
+from normkit.doctor.fixes.trial_training import (
+    train_copy,
+    watch_own_loop,
+    with_training,
+)
 from normkit.doctor.measurements import Statistics
 from normkit.doctor.over_ranks import merge_confirmations, merge_readings, merged_over
 from normkit.doctor.pages import diagnosis_page
@@ -100,7 +104,7 @@ class Diagnosis(Result):
         return not self.named
 
     @alone()
-    def confirm(self) -> Diagnosis:
+    def confirm(self, *, progress: bool = False) -> Diagnosis:
         """Try the repair of each alarm on a copy, and measure its effect.
 
         Faulty running statistics are replaced by those of the examination, and eval
@@ -108,6 +112,9 @@ class Diagnosis(Result):
         each tenth of the batches with the statistics of the others. Faults that eval
         mode does not show are examined again. Fixes that need training (other layers,
         other weights, another loop) are named in `fix` and not tried.
+
+        Args:
+            progress: Show a progress bar.
 
         Returns:
             A new diagnosis with `confirmations`, in which a warning whose repair helps
@@ -118,14 +125,11 @@ class Diagnosis(Result):
         Raises:
             ArgumentError: The diagnosis holds no case, or was made without a loss.
         """
-        if self.case is None or self.statistics.evaluation is None:
-            raise ArgumentError(
-                "confirm needs the model, its batches and a loss; make the diagnosis "
-                "by normkit.diagnose(model, loader, loss_fn)"
-            )
-        case, found = self.case, ranked(self.readings)
+        case, found = self._case_with_loss("confirm"), ranked(self.readings)
         confirmations = merged_over(
-            lambda: confirm(case, self.statistics, found, checks.CHECKS),
+            lambda: confirm(
+                *(case, self.statistics, found, checks.CHECKS), progress=progress
+            ),
             *(self.process_group, merge_confirmations),
         )
         helps = {c.id for c in confirmations if c.helps}
@@ -138,11 +142,14 @@ class Diagnosis(Result):
         return replace(self, readings=readings, confirmations=tuple(confirmations))
 
     @alone()
-    def explain(self) -> Diagnosis:
+    def explain(self, *, progress: bool = False) -> Diagnosis:
         """Split the train/eval gap over causes and layers, as `explain_gap` does.
 
         This takes at most seven more passes over the batches. Without a metric the gap
         is that of the negative loss, so a positive part is a loss of eval mode.
+
+        Args:
+            progress: Show a progress bar.
 
         Returns:
             The same diagnosis with `gap`.
@@ -150,24 +157,29 @@ class Diagnosis(Result):
         Raises:
             ArgumentError: The diagnosis holds no case, or was made without a loss.
         """
-        if self.case is None or self.statistics.evaluation is None:
-            raise ArgumentError(
-                "explain needs the model, its batches and a loss; make the diagnosis "
-                "by normkit.diagnose(model, loader, loss_fn)"
-            )
-        case = self.case
-        loss_fn = case.loss_fn
-        if not self.statistics.evaluation.batch_metric and loss_fn is not None:
+        case = self._case_with_loss("explain")
+        loss_fn, found = case.loss_fn, self.statistics.evaluation
+        if found is not None and not found.batch_metric and loss_fn is not None:
             case = replace(
                 case, metric=lambda out, targets: -float(loss_fn(out, targets))
             )
-        return replace(self, gap=explain_case(case, self.statistics))
+        return replace(self, gap=explain_case(case, self.statistics, progress=progress))
+
+    def _case_with_loss(self, verb: str) -> Case:
+        if self.case is None or self.statistics.evaluation is None:
+            raise ArgumentError(
+                f"{verb} needs the model, its batches and a loss; make the diagnosis "
+                "by normkit.diagnose(model, loader, loss_fn)"
+            )
+        return self.case
 
     def train(
         self,
         steps: int,
         optimizer: torch.optim.Optimizer | None = None,
         train: Callable[[int], Any] | None = None,
+        *,
+        progress: bool = False,
     ) -> Diagnosis:
         """Watch some steps of training, for the checks that need weights that move.
 
@@ -178,6 +190,7 @@ class Diagnosis(Result):
             train: `train(steps)`, the program's own loop on the examined model. Model
                 and optimizer are restored afterwards. D08, D09 and D15 judge this loop
                 and are not judged without it.
+            progress: Show a progress bar; with `train` there is none.
 
         Returns:
             A new diagnosis with the results that training adds: of checks that were
@@ -199,26 +212,15 @@ class Diagnosis(Result):
             own = watch_own_loop(case, train, inner, steps)
             found = merged_over(lambda: own, self.process_group, merge_readings)
         elif inner is not None:
-            trial = alone()(lambda: train_copy(case, inner, steps))
+            trial = alone()(lambda: train_copy(case, inner, steps, progress=progress))
             found = merged_over(trial, self.process_group, merge_readings)
         else:
             raise ArgumentError("train needs an optimizer, or train= for your own loop")
-        judged = {f.id for f in self.readings if f.severity != "not_judged"}
-        added = [
-            f
-            for f in found
-            if f.id not in judged or (f.id in ("D24", "D25") and f.is_alarm)
-        ]
-        replaced = {f.id for f in added}
-        kept = [
-            f
-            for f in self.readings
-            if f.severity != "not_judged" or f.id not in replaced
-        ]
-        readings = sorted([*kept, *added], key=lambda f: f.id)
-        return replace(self, readings=readings)
+        return replace(self, readings=with_training(self.readings, found))
 
-    def repair(self, model: nn.Module | None = None) -> RepairResult:
+    def repair(
+        self, model: nn.Module | None = None, *, progress: bool = False
+    ) -> RepairResult:
         """Apply the repairs that improve the model, in place; decline the others.
 
         Each repair is first confirmed on a copy, as `confirm` does, on batches held
@@ -234,6 +236,7 @@ class Diagnosis(Result):
 
         Args:
             model: The model; the one that was examined by default.
+            progress: Show a progress bar.
 
         Returns:
             The ids of the checks whose repairs were applied, in the order of `named`;
@@ -248,7 +251,8 @@ class Diagnosis(Result):
         confirmations, missing = self.confirmations, "a loss_fn is needed to confirm it"
         if groups and self.case is not None and self.statistics.evaluation is not None:
             own = replace(self, process_group=None)
-            confirmations = confirmations or own.confirm().confirmations
+            if not confirmations:
+                confirmations = own.confirm(progress=progress).confirmations
             missing = "its repair is that of the other findings"
             if len(self.case.batches) < 2:
                 missing = "two batches are needed to confirm it"

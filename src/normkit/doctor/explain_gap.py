@@ -158,18 +158,20 @@ def explain_gap(
     def opened(batches: Iterable[Any]) -> Case:
         return open_case(
             model, batches, forward=forward, targets=targets, metric=metric,
-            max_batches=max_batches, seed=seed, verb="explain_gap",
+            max_batches=max_batches, seed=seed, verb="explain_gap", progress=progress,
         )  # fmt: skip
 
     case = opened(loader)
     # The examination measures the metric in both modes when it is a loss.
-    examined = examine(replace(case, loss_fn=_as_loss(case), gradient_batches=0))
+    examined = examine(
+        replace(case, loss_fn=_as_loss(case), gradient_batches=0), progress=progress
+    )
     sources = shards if shards is not None else [train_loader]
     others = [opened(source) for source in sources if source is not None]
     return explain_case(
         case,
         examined,
-        [(other, examine(other)) for other in others],
+        [(other, examine(other, progress=progress)) for other in others],
         reference=reference,
         progress=progress,
     )

@@ -32,6 +32,7 @@ def fold_onnx(
     time_limit: float = 60.0,
     memory_limit: float = 4.0,
     norms: Literal["batch", "all"] = "batch",
+    progress: bool = False,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     """Remove each batch norm of an ONNX model that can go; say why others stay.
 
@@ -57,6 +58,7 @@ def fold_onnx(
             RMS, group and instance norms into the layers that read them, as `fold`
             does: of LayerNormalization, RMSNormalization, SkipLayerNormalization, and
             of the same written out.
+        progress: Show a progress bar.
 
     Returns:
         The folded model and the `FoldLedger`.
@@ -91,4 +93,5 @@ def fold_onnx(
         norms,
         time_limit=time_limit,
         memory_limit=memory_limit,
+        progress=progress,
     )
