@@ -23,6 +23,7 @@ from normkit.doctor.layer_statistics import (
 )
 from normkit.doctor.transformer_statistics import AttentionStatistics, BlockStatistics
 from normkit.moments import Moments
+from normkit.results import Result, counted
 
 __all__ = [
     "DataStatistics",
@@ -196,8 +197,8 @@ class TrainingStatistics:
     steps: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Statistics:
+@dataclass(frozen=True, repr=False)
+class Statistics(Result):
     """All measurements of one model.
 
     Attributes:
@@ -235,6 +236,32 @@ class Statistics:
     single_value: str | None = None
     blocks: tuple[BlockStatistics, ...] = ()
     attention: tuple[AttentionStatistics, ...] = ()
+
+    def to_text(self) -> str:
+        """Return the size of the data, then the layers, one per line."""
+        seen = (
+            f"{counted(len(self.layers), 'layer')}, {counted(self.samples, 'sample')} "
+            f"in {counted(self.batches, 'batch', plural='batches')}"
+        )
+        lines = [
+            f"{layer.where}  {layer.kind}, {counted(layer.units, 'unit')}, output of "
+            f"rms {layer.output_rms:.3g}"
+            for layer in self.layers
+        ]
+        return "\n".join([seen, *lines])
+
+    def to_rows(self) -> list[dict[str, object]]:
+        """Return one row per layer."""
+        return [
+            {
+                "layer": layer.where,
+                "kind": layer.kind,
+                "role": layer.role,
+                "units": layer.units,
+                "output rms": layer.output_rms,
+            }
+            for layer in self.layers
+        ]
 
     def of_role(self, role: Role) -> list[LayerStatistics]:
         """Return the layers of one role, in order of execution."""

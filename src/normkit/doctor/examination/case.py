@@ -63,8 +63,8 @@ class Case:
             them.
     """
 
-    model: nn.Module
-    batches: list[Any]
+    model: nn.Module = field(repr=False)
+    batches: list[Any] = field(repr=False)
     loss_fn: Callable[[Any, Any], Tensor] | None
     forward: Forward
     targets: Targets
@@ -74,7 +74,7 @@ class Case:
     batch_size: int = 0
     last: int | None = None
     is_averaged: bool = False
-    held_out: list[Any] = field(default_factory=list)
+    held_out: list[Any] = field(default_factory=list, repr=False)
 
 
 def open_case(
