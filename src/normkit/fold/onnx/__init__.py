@@ -79,19 +79,14 @@ def fold_onnx(
     """
     try:
         from normkit.fold.onnx.folding import fold_model
+        from normkit.fold.onnx.limits import limits_of_runs
     except ImportError as error:
         raise DependencyError(
             f"fold_onnx needs onnx, onnx-ir and onnxruntime ({error}); "
             "pip install 'normkit[onnx]'"
         ) from error
-    return fold_model(
-        model,
-        out,
-        example_inputs,
-        inputs,
-        fixed_weights,
-        norms,
-        time_limit=time_limit,
-        memory_limit=memory_limit,
-        progress=progress,
-    )
+    with limits_of_runs(time_limit, memory_limit):
+        return fold_model(
+            *(model, out, example_inputs, inputs, fixed_weights, norms),
+            progress=progress,
+        )

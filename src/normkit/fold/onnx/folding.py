@@ -16,7 +16,7 @@ from normkit.errors import ArgumentError
 from normkit.fold.equivalence import TOLERANCE, difference, gap_under
 from normkit.fold.ir.graph import Refusal
 from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
-from normkit.fold.onnx import files, limits, norm_operators, operators, runtime
+from normkit.fold.onnx import files, norm_operators, operators, runtime
 from normkit.fold.onnx.evaluate import run_once, tensors_among, to_float64
 from normkit.fold.onnx.held import SampledRun, sampled_run, without_contents
 from normkit.fold.onnx.inputs import drawn_inputs, redrawn
@@ -48,39 +48,11 @@ def fold_model(
     fixed_weights: bool | None,
     norms: str,
     *,
-    time_limit: float,
-    memory_limit: float,
     progress: bool,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
-    """Fold; see `normkit.fold_onnx`."""
-    if not time_limit > 0:
-        raise ArgumentError(f"time_limit must be above 0 seconds, got {time_limit}")
-    if not memory_limit > 0:
-        raise ArgumentError(f"memory_limit must be above 0 GB, got {memory_limit}")
+    """Fold, within the limits that are set; see `normkit.fold_onnx`."""
     if norms not in ("batch", "all"):
         raise ArgumentError(f'norms must be "batch" or "all", got {norms!r}')
-    time = limits.seconds.set(time_limit)
-    memory = limits.elements.set(memory_limit * 1e9 / 8)
-    try:
-        return _fold_model(
-            *(model, out, example_inputs, inputs, fixed_weights, norms),
-            progress=progress,
-        )
-    finally:
-        limits.seconds.reset(time)
-        limits.elements.reset(memory)
-
-
-def _fold_model(
-    model: str | PathLike[str] | onnx.ModelProto,
-    out: str | PathLike[str] | None,
-    example_inputs: dict[str, Any] | None,
-    inputs: int,
-    fixed_weights: bool | None,
-    norms: str,
-    *,
-    progress: bool,
-) -> tuple[onnx.ModelProto, FoldLedger]:
     read = loaded(model, fixed_weights)
     original, proto = read.original, read.model
     opset, is_old = read.opset, read.is_old
