@@ -39,7 +39,7 @@ from normkit.nn.batch_norm_layer import BatchNormLayer
 __all__ = ["convert"]
 
 
-_MOST_GROUPS = 32
+_MAX_GROUPS = 32
 
 
 def convert(
@@ -48,7 +48,7 @@ def convert(
     to: str,
     process_group: Any = None,
     ghost_size: int | None = None,
-    num_groups: int = _MOST_GROUPS,
+    num_groups: int = _MAX_GROUPS,
     batches: Iterable[Any] | None = None,
     forward: Forward | None = None,
     strict: bool = True,
@@ -217,7 +217,7 @@ def _check_arguments(
         )
     if batches is not None and not to.startswith("group"):
         raise ArgumentError(f"batches= belongs to to='group', got to={to!r}")
-    if num_groups != _MOST_GROUPS and not to.startswith("group"):
+    if num_groups != _MAX_GROUPS and not to.startswith("group"):
         raise ArgumentError(
             f"num_groups={num_groups} belongs to to='group', got to={to!r}"
         )
