@@ -56,13 +56,14 @@ def convert(
     memory: Mode | None = None,
     call: Forward | None = None,
 ) -> ConversionReport:
-    """Change the normalizations of `model` for others, in place.
+    """Replace the normalizations of `model` by others, in place.
 
     Each layer stays the same object: parameters, buffers, hooks, modes, shared places
     in the model and the optimizer's state are kept. A user's subclass keeps its
-    behaviour if its forward calls `super().forward()`. To `"normkit"` also go layer,
-    RMS and group norms whose forward is written out, in any class named a norm: each
-    is tried on random values, and known by what it computes. Others are refused.
+    behaviour if its forward calls `super().forward()`. `to="normkit"` also replaces
+    layer, RMS and group norms whose forward is written out, in any class whose name
+    says that it is a norm: each is run on random values, and recognized by what it
+    computes. Others are refused.
 
     Args:
         model: The model, or one layer.
