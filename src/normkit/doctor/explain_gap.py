@@ -140,10 +140,10 @@ def explain_gap(
         "padding" is what is lost because the running statistics include padding and
         those of the batches do not, or the reverse, or another share of it. It is
         measured where layers are called with `mask=`, or where sequences `(N, C, L)`
-        end in constant positions; elsewhere the part is absent. Padding that enters both in
-        the same way causes no gap. Running statistics are attributed to one rank, or
-        to the other way of counting padding, where their distance to it is less than
-        half the distance between the two. Those further away are stale.
+        end in constant positions; elsewhere the part is absent. Padding that enters
+        both in the same way causes no gap. Running statistics are attributed to one
+        rank, or to the other way of counting padding, where their distance to it is
+        less than half the distance between the two. Those further away are stale.
 
         Layers that are in eval mode while the model trains are the same in both modes
         and have no part.
