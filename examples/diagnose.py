@@ -1,4 +1,4 @@
-"""A network that is right in training and wrong in eval: find the cause, mend it.
+"""A network that is right in training and wrong in eval: find the cause and fix it.
 
 python examples/diagnose.py
 """
@@ -61,9 +61,9 @@ def main() -> dict[str, object]:
     repaired = diagnosis.repair()
     print(repaired, "\n")
 
-    mended = accuracy(model, images[test], labels[test])
-    print(f"accuracy in eval {mended:.1%}")
-    return {"broken": broken, "mended": mended, "repaired": list(repaired)}
+    fixed = accuracy(model, images[test], labels[test])
+    print(f"accuracy in eval {fixed:.1%}")
+    return {"broken": broken, "fixed": fixed, "repaired": list(repaired)}
 
 
 if __name__ == "__main__":

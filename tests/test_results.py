@@ -7,6 +7,8 @@ from torch import nn
 
 import normkit
 from normkit.results import Result
+from normkit.studies.record import Record
+from normkit.studies.verdict import Verdict
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,6 +42,59 @@ def test_names_and_text_cannot_break_the_page() -> None:
 
 def test_without_rows_a_notebook_gets_the_text() -> None:
     assert Layers(())._repr_html_() == "<pre>0 layers</pre>"
+
+
+def _results() -> dict[str, Result]:
+    torch.manual_seed(0)
+    x = 5 + 3 * torch.randn(20, 32, 4)
+    batches = [(batch, (batch[:, 0] > 5).long()) for batch in x]
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.001), nn.ReLU(), nn.Linear(8, 2)
+    )
+    for batch in x:
+        model(batch)
+    loss_fn = nn.functional.cross_entropy
+    found = normkit.diagnose(model, batches, loss_fn).confirm()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with normkit.watch(model, optimizer) as watched, normkit.saved_memory() as saved:
+        for batch, targets in batches:
+            optimizer.zero_grad()
+            loss_fn(model(batch), targets).backward()
+            optimizer.step()
+    return {
+        "Diagnosis": found,
+        "Confirmation": found.confirmations[0],
+        "Statistics": found.statistics,
+        "GapExplanation": normkit.explain_gap(model, batches),
+        "Watch": watched,
+        "SavedMemory": saved,
+        "RepairResult": found.repair(),
+        "CalibrationReport": normkit.calibrate(model, list(x)),
+        "InitReport": normkit.initialize(model, example_inputs=x[0]),
+        "FoldLedger": normkit.fold(model.eval(), x[0])[1],
+        "Equivalence": normkit.verify(model, model, x[0]),
+        "Mixing": normkit.batches.mixing(list(x)),
+        "Record": Record(
+            *("S01", "quick", "", "", {}, {}, {}, 3.0, 2.0),
+            verdicts=(Verdict("the loss falls", "holds", (), ""),),
+            results=[{"losses": [1.0] * 10_000}] * 10,
+        ),
+    }
+
+
+def test_every_result_is_short_in_a_shell_and_shown_in_a_notebook() -> None:
+    for name, result in _results().items():
+        assert isinstance(result, Result), name
+        assert str(result) == repr(result) == result.to_text(), name
+        assert 0 < len(repr(result)) < 4000, name
+        assert result._repr_html_().startswith(("<table>", "<pre>")), name
+
+
+def test_the_examined_data_are_not_printed() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    found = normkit.diagnose(model, [torch.randn(32, 4)] * 3)
+    assert "tensor(" not in repr(found.case)
+    assert len(repr(found.case)) < 1000
 
 
 def test_the_reports_of_the_verbs_show_themselves() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -43,13 +43,19 @@ def progress_bar(
 
 def tracked(
     values: Iterable[T], task: str, total: int | None = None, *, shown: bool = True
-) -> Iterator[T]:
-    """Yield `values` under a progress bar; `total` is their length where they have one.
+) -> Generator[T]:
+    """Yield `values` under a progress bar, which ends when the iteration does.
 
-    The bar is gone when the iteration ends, breaks off or raises.
+    Args:
+        values: What to iterate over.
+        task: What is done, in a word or two.
+        total: The most values that are taken; by default their length, where they
+            have one.
+        shown: False shows nothing.
     """
-    if total is None and hasattr(values, "__len__"):
-        total = len(values)  # type: ignore[arg-type]
+    if shown and hasattr(values, "__len__"):
+        length = len(values)  # type: ignore[arg-type]
+        total = length if total is None else min(length, total)
     with progress_bar(task, total, shown=shown) as advance:
         for value in values:
             yield value

@@ -9,7 +9,8 @@ of torch needs changes here alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "is_wrapped",
     "keeps_graph",
     "local_part",
+    "number_of_threads",
     "process_group_by_name",
     "unwrapped_apply",
     "without_function_modes",
@@ -166,3 +168,14 @@ def unwrapped_apply(function: type[torch.autograd.Function]) -> Callable[..., An
     The caller has checked already.
     """
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+
+@contextmanager
+def number_of_threads(count: int) -> Generator[None]:
+    """Compute with `count` threads inside the block; the number before is restored."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

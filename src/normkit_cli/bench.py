@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import typer
 
@@ -12,6 +12,29 @@ from normkit_cli.arguments import check_file
 app = typer.Typer(
     help="Measure accuracy and speed of normkit against torch.nn.", no_args_is_help=True
 )
+
+_Json = Annotated[
+    Path | None, typer.Option(help="Also write all numbers to this file.")
+]
+_Page = Annotated[
+    Path | None,
+    typer.Option(help="Write the table into this page, between its two marks."),
+]
+_Threads = Annotated[
+    list[int] | None,
+    typer.Option(min=1, help="Number of threads; repeatable. By default 1 and 2."),
+]
+
+
+class _Measured(Protocol):
+    def to_json(self) -> str: ...
+
+
+def _give(found: _Measured, text: str, json: Path | None) -> None:
+    """Print the text of a measurement, and write its numbers to the file if any."""
+    if json is not None:
+        json.write_text(found.to_json() + "\n", encoding="utf-8")
+    print(text)
 
 
 @app.command(
@@ -22,10 +45,7 @@ def _numerics(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of a table.")
     ] = False,
-    write: Annotated[
-        Path | None,
-        typer.Option(help="Write the table into this page, between its two marks."),
-    ] = None,
+    write: _Page = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Show the largest error of every layer against float64, by layout and dtype.
@@ -61,9 +81,7 @@ def _speed(
         float | None,
         typer.Option(min=0.1, help="Minutes in all: 8, or 0.6 with --quick."),
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Also write all numbers to this file.")
-    ] = None,
+    json: _Json = None,
     threads: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 1,
     compile: Annotated[  # noqa: A002  the option's name
         bool, typer.Option("--compile", help="Also measure torch.compile in six cases.")
@@ -85,9 +103,7 @@ def _speed(
         threads=threads,
         with_compile=compile,
     )
-    if json is not None:
-        json.write_text(found.to_json() + "\n", encoding="utf-8")
-    print(found.to_text())
+    _give(found, found.to_text(), json)
 
 
 @app.command(
@@ -98,13 +114,8 @@ def _steps(
     budget: Annotated[
         float, typer.Option(min=0.1, help="Minutes for each number of threads.")
     ] = 4.0,
-    threads: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Number of threads; repeatable. By default 1 and 2."),
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Also write all numbers to this file.")
-    ] = None,
+    threads: _Threads = None,
+    json: _Json = None,
 ) -> None:
     """Time training steps of ResNets against torch.nn, and count what they keep.
 
@@ -117,9 +128,7 @@ def _steps(
     check_file("--json", json)
     counts = threads or [1, 2]
     found = steps(threads=counts, budget=60 * budget * len(counts))
-    if json is not None:
-        json.write_text(found.to_json() + "\n", encoding="utf-8")
-    print(found.to_markdown())
+    _give(found, found.to_markdown(), json)
 
 
 @app.command(
@@ -128,9 +137,7 @@ def _steps(
 )
 def _small(
     budget: Annotated[float, typer.Option(min=0.01, help="Minutes in all.")] = 1.5,
-    json: Annotated[
-        Path | None, typer.Option(help="Also write all numbers to this file.")
-    ] = None,
+    json: _Json = None,
 ) -> None:
     """Time layers on small inputs: the difference to torch.nn in microseconds.
 
@@ -142,9 +149,7 @@ def _small(
 
     check_file("--json", json)
     found = small(budget=60 * budget)
-    if json is not None:
-        json.write_text(found.to_json() + "\n", encoding="utf-8")
-    print(found.to_text())
+    _give(found, found.to_text(), json)
 
 
 @app.command(
@@ -161,10 +166,7 @@ def _calls(
             min=0.01, help="Minutes for each number of threads: 8, or 0.5 with --quick."
         ),
     ] = None,
-    threads: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Number of threads; repeatable. By default 1 and 2."),
-    ] = None,
+    threads: _Threads = None,
     peers: Annotated[
         bool,
         typer.Option(
@@ -178,9 +180,7 @@ def _calls(
             "passes differ.",
         ),
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Also write all numbers to this file.")
-    ] = None,
+    json: _Json = None,
 ) -> None:
     """Time calls against torch.nn, over 4 thousand to 6.4 million values.
 
@@ -214,9 +214,7 @@ def _calls(
             )
         record = Calls.from_json(resume.read_text(encoding="utf-8"))
         found = resumed(record, budget=60 * minutes * len(record.threads))
-    if json is not None:
-        json.write_text(found.to_json() + "\n", encoding="utf-8")
-    print(to_text(found))
+    _give(found, to_text(found), json)
 
 
 @app.command(
@@ -237,10 +235,7 @@ def _ranks(
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Time for each number of processes.")
     ] = 5.0,
-    write: Annotated[
-        Path | None,
-        typer.Option(help="Write the table into this page, between its two marks."),
-    ] = None,
+    write: _Page = None,
 ) -> None:
     """Show the cost of synchronized batch norm over ranks, ours and torch's.
 

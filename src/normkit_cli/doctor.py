@@ -87,10 +87,11 @@ def command(
         found.needs("model", "loader")
         if steps is not None and found.train is None:
             found.needs("loss_fn", "optimizer")
-        diagnosis = _diagnosed(found, batches, steps, seed)
-        repaired = diagnosis.repair() if fix else None
+        progress = sys.stderr.isatty() and not as_json and is_first
+        diagnosis = _diagnosed(found, batches, steps, seed, progress=progress)
+        repaired = diagnosis.repair(progress=progress) if fix else None
         if repaired:
-            diagnosis = _diagnosed(found, batches, steps, seed)
+            diagnosis = _diagnosed(found, batches, steps, seed, progress=progress)
     if not is_first:
         return 0
     if report is not None:
@@ -115,7 +116,9 @@ def command(
     return 1 if diagnosis.errors else 0
 
 
-def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Diagnosis:
+def _diagnosed(
+    target: Target, batches: int, steps: int | None, seed: int, *, progress: bool
+) -> Diagnosis:
     from normkit.doctor import diagnose
     from normkit_cli.ranks import all_ranks
 
@@ -130,11 +133,14 @@ def _diagnosed(target: Target, batches: int, steps: int | None, seed: int) -> Di
         max_batches=batches,
         seed=seed,
         process_group=all_ranks(),
+        progress=progress,
     )
     if diagnosis.named and diagnosis.statistics.evaluation is not None:
-        diagnosis = diagnosis.confirm()
+        diagnosis = diagnosis.confirm(progress=progress)
     if steps is not None:
-        diagnosis = diagnosis.train(steps, target.optimizer, target.train)
+        diagnosis = diagnosis.train(
+            steps, target.optimizer, target.train, progress=progress
+        )
     return diagnosis
 
 

@@ -110,6 +110,7 @@ def command(
     from normkit.fold import fold_onnx
 
     check_file("-o", out)
+    progress = sys.stderr.isatty() and not as_json
     if target.endswith(".onnx"):
         if checkpoint is not None:
             raise ArgumentError(
@@ -129,6 +130,7 @@ def command(
             time_limit=time_limit,
             memory_limit=memory_limit,
             norms=_norms(norms),
+            progress=progress,
         )
     else:
         ledger = _fold_target(
@@ -139,6 +141,7 @@ def command(
             layer_to_rms=layer_to_rms,
             materialize=materialize,
             equalize=equalize,
+            progress=progress,
         )
     if as_json:
         print(ledger.to_json())

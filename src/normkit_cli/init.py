@@ -67,6 +67,7 @@ def command(
         example_inputs=inputs,
         forward=forward,
         generator=source,
+        progress=sys.stderr.isatty() and not as_json,
     )
     if as_json:
         print(report.to_json())

@@ -88,7 +88,8 @@ def command(
         side.model.eval() if isinstance(side, Target) else side
         for side in (left, right)
     )
-    verdict = normkit.verify(one, two, inputs, tolerance=tolerance)
+    progress = sys.stderr.isatty() and not as_json
+    verdict = normkit.verify(one, two, inputs, tolerance=tolerance, progress=progress)
     print(verdict.to_json() if as_json else printable(verdict.to_text()))
     if report is not None:
         verdict.to_html(report)

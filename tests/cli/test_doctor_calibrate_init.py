@@ -117,6 +117,20 @@ def test_doctor_repairs_what_it_can_and_then_passes(
     assert "D01" not in {f["id"] for f in found}
 
 
+@pytest.mark.parametrize("json_alone", [False, True])
+@pytest.mark.parametrize(
+    ("command", "task"), [("doctor", "examine"), ("fold", "search")]
+)
+def test_a_terminal_sees_the_progress_unless_json_is_asked_for(
+    capsys, monkeypatch, place: str, command: str, task: str, json_alone: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    words = (command, f"{place}:stale", *["--json"] * json_alone)
+    _, out, err = run(capsys, *words)
+    assert (task in err) is not json_alone
+    assert task not in out
+
+
 def test_doctor_says_that_repairs_are_lost_without_out(capsys, place: str) -> None:
     code, out, _ = run(capsys, "doctor", f"{place}:stale", "--fix")
     assert code == 0

@@ -13,21 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import normkit
-
-_LIBRARIES: list[torch.library.Library] = []
+import torchvision_operators
 
 
 def library(name: str) -> Any:
     """Import a library that may be absent."""
     if find_spec(name.partition(".")[0]) is None:
         pytest.skip(f"{name.partition('.')[0]} is not installed")
-    if find_spec("torchvision") is not None and not _LIBRARIES:
-        # Its wheel has no compiled part for a CPU build of torch.
-        _LIBRARIES.append(torch.library.Library("torchvision", "FRAGMENT"))
-        for name_of in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name_of):
-                signature = "(Tensor dets, Tensor scores, float threshold) -> Tensor"
-                _LIBRARIES[0].define(name_of + signature)
+    torchvision_operators.declare()
     return importlib.import_module(name)
 
 

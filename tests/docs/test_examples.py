@@ -33,7 +33,7 @@ def test_a_notebook_is_kept_without_outputs(notebook: Path) -> None:
 # What each script's `main` must find.
 FINDINGS = {
     "diagnose": lambda found: (
-        found["mended"] > found["broken"] + 0.1 and "D04" in found["repaired"]
+        found["fixed"] > found["broken"] + 0.1 and "D04" in found["repaired"]
     ),
     "ship_a_cnn": lambda found: (
         found["norms"] == 0 and found["off"] < 1e-4 and found["accuracy"] > 0.9

@@ -174,16 +174,16 @@ def test_the_trace_knows_producers_readers_and_callers():
     torch.testing.assert_close(trace.result, net(x))
 
 
-def test_a_nest_is_walked_and_rebuilt():
-    nest = {"a": [torch.ones(2), ("b", Batch(torch.zeros(1), "c"))], "d": None}
-    assert [t.numel() for t in tensors_in(nest)] == [2, 1]
-    doubled = map_tensors(nest, lambda t: t + 1)
+def test_a_tree_of_tensors_is_walked_and_rebuilt():
+    tree = {"a": [torch.ones(2), ("b", Batch(torch.zeros(1), "c"))], "d": None}
+    assert [t.numel() for t in tensors_in(tree)] == [2, 1]
+    doubled = map_tensors(tree, lambda t: t + 1)
     assert doubled["a"][1][1].image.item() == 1
     assert doubled["a"][1][1].name == "c"
-    assert nest["a"][1][1].image.item() == 0
+    assert tree["a"][1][1].image.item() == 0
 
 
-def test_a_nest_that_contains_itself_ends():
-    nest = [torch.ones(1)]
-    nest.append(nest)
-    assert len(list(tensors_in(nest))) == 1
+def test_a_tree_that_contains_itself_ends():
+    tree = [torch.ones(1)]
+    tree.append(tree)
+    assert len(list(tensors_in(tree))) == 1

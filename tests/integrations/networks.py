@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-FEATURES, CLASSES = 6, 3
+import torchvision_operators
 
-_LIBRARIES: list[torch.library.Library] = []
+FEATURES, CLASSES = 6, 3
 
 
 def library(name: str) -> Any:
@@ -22,13 +22,7 @@ def library(name: str) -> Any:
             f"{package} is not installed: pip install 'normkit[integrations]'",
             allow_module_level=True,
         )
-    if find_spec("torchvision") is not None and not _LIBRARIES:
-        # Its wheel has no compiled part for a CPU build of torch.
-        _LIBRARIES.append(torch.library.Library("torchvision", "FRAGMENT"))
-        for name_of in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name_of):
-                signature = "(Tensor dets, Tensor scores, float threshold) -> Tensor"
-                _LIBRARIES[0].define(name_of + signature)
+    torchvision_operators.declare()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of their own code
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""The GPU kernels without a GPU: Triton's interpreter, with its defects mended.
+"""The GPU kernels without a GPU: Triton's interpreter, with its defects fixed.
 
 A pytest plugin for a process of its own (`-p kernels.interpreted`), because Triton
 decides at import whether it interprets. It makes the GPU backend take CPU tensors and

@@ -89,5 +89,5 @@ def test_keras_7057_and_pytorch_4741_eval_is_worse_than_train_and_why() -> None:
     assert "momentum" in found.to_text()
     right = (model.eval()(x).argmax(1) == y).float().mean().item()
     normkit.calibrate(model, [b[0] for b in batches])
-    mended = (model(x).argmax(1) == y).float().mean().item()
-    assert mended > max(0.9, right)
+    fixed = (model(x).argmax(1) == y).float().mean().item()
+    assert fixed > max(0.9, right)

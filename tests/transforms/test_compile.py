@@ -5,9 +5,7 @@ residual, and every buffer after two steps.
 """
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 import normkit
 import normkit.nn as n
+from transforms.compiling import fresh_compiler
 
 C = 4
 NOW: dict[str, Any] = {"renorm_from": 0, "d_max_at": 0, "r_max_at": 0}
@@ -109,17 +108,6 @@ def built(build: Build, shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
         for p in layer.parameters():
             p.add_(0.3 * torch.randn(p.shape))
     return layer.double(), (2 + torch.randn(shape)).double()
-
-
-@contextmanager
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        # Of torch's own making: it warns about its own deprecated parts.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-    torch._dynamo.reset()
 
 
 def steps(run: Any, layer: nn.Module, x: Tensor, given: dict[str, Any]) -> list[Any]:

@@ -1,9 +1,7 @@
 """Every layer under torch.compile, export, autocast and torch.func."""
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 import normkit.functional
 import normkit.nn as n
 from normkit.errors import DerivativeError
+from transforms.compiling import fresh_compiler
 
 C = 4
 NOW = {"renorm_from": 0, "d_max_at": 0, "r_max_at": 0}
@@ -57,17 +56,6 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
         for p in layer.parameters():
             p.add_(0.3 * torch.randn(p.shape))
     return layer, 2 + torch.randn(shape)
-
-
-@contextmanager
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        # Of torch's own making: it warns about its own deprecated parts.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-    torch._dynamo.reset()
 
 
 def outcome(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:

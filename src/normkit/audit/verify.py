@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ from normkit.fold.equivalence import TOLERANCE
 from normkit.fold.onnx.rejection import RejectedModelError
 from normkit.fold.torch.harness import perturbed, resized
 from normkit.modeling.batch import check_model
+from normkit.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -38,6 +40,7 @@ def verify(
     example_inputs: Any = None,
     *,
     tolerance: float | None = None,
+    progress: bool = False,
 ) -> Equivalence:
     """Compare two models: are they the same function, and where do they part.
 
@@ -56,6 +59,7 @@ def verify(
             that counts as rounding. By default 20 times what moving every weight of
             `a` by up to half a unit in its last place does, and at least 1e-7; 1e-2
             if one of the models does not run in float64.
+        progress: Show a progress bar.
 
     Returns:
         The `Equivalence`, true if they agree on all inputs. If not, `parting` gives
@@ -97,12 +101,26 @@ def verify(
     inputs = example_inputs
     if inputs is None:
         inputs = _drawn(left, right)
+    with progress_bar("verify", 4, shown=progress) as advance:
+        return _verdict(left, right, inputs, tolerance, advance)
+
+
+def _verdict(
+    left: TorchSide | OnnxSide,
+    right: TorchSide | OnnxSide,
+    inputs: Any,
+    tolerance: float | None,
+    advance: Callable[[], None],
+) -> Equivalence:
+    """Run and compare both sides; call `advance` after each of the four stages."""
     precision, base, failure = _first_runs(left, right, inputs)
+    advance()
     in_float64 = precision == "float64"
     if failure:
         limit = TOLERANCE if tolerance is None else tolerance
         return _unequal(failure, limit)
     limit, first_limits = _limits(left, inputs, base[0], in_float64, tolerance)
+    advance()
     runs = [("the example inputs", *base)]
     problems: list[Comparison] = []
     for name, other in _more_inputs(inputs):
@@ -119,6 +137,7 @@ def verify(
         runs.append((name, one, two))
         if "size" in name:
             break
+    advance()
     compared = [Comparison(name, _apart(one, two)) for name, one, two in runs]
     largest = max(each.difference for each in compared)
     wrong = next(
@@ -132,6 +151,7 @@ def verify(
             limits = [max([limit, *limits])] * len(one.steps)
         parting = _parted(one, two, limit, limits)
     notes, runtime_failure = _in_runtime(left, right, inputs)
+    advance()
     _, first, second = runs[0]
     return Equivalence(
         equal=wrong is None and not runtime_failure,

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -35,7 +34,7 @@ from normkit.bench.call_cases import (
 from normkit.bench.call_cost import call_cost
 from normkit.bench.calls import MODES, CallCell, Calls, is_calm
 from normkit.bench.peers import PEERS, Given, Peer
-from normkit.bench.timing import Timing, in_turns
+from normkit.bench.timing import Timing, in_turns, seeded
 from normkit.environment import environment
 from normkit.errors import ArgumentError
 
@@ -72,8 +71,7 @@ def calls(
     """
     peers = [peer for peer in PEERS if with_peers and peer.version() is not None]
     absent = [peer.name for peer in PEERS if with_peers and peer not in peers]
-    with _seeded():
-        torch.set_num_threads(1)
+    with seeded(threads=1):
         cost = call_cost(min(_COST_BUDGET, 0.1 * budget))
         found = Calls(
             _unmeasured(cases, threads),
@@ -111,19 +109,8 @@ def resumed(record: Calls, *, budget: float) -> Calls:
             f"the record has {fact} {there!r}, here it is {now!r}; passes of both "
             "cannot be mixed: measure a new record"
         )
-    with _seeded():
+    with seeded(threads=1):
         return _measured(record, budget)
-
-
-@contextmanager
-def _seeded() -> Generator[None]:
-    threads = torch.get_num_threads()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _unmeasured(

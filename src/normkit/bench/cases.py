@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +128,7 @@ def inputs_of(case: SpeedCase) -> list[Tensor]:
 
 def ours(case: SpeedCase) -> Callable[..., Tensor]:
     """Return a call of normkit's layer."""
-    f, width = normkit.functional, case.shape[-1:]
+    f = normkit.functional
     activation = "none" if case.follows == "none" else "relu"
     if case.layer == "batch":
         mean, var = torch.zeros(case.shape[1]), torch.ones(case.shape[1])
@@ -142,18 +143,11 @@ def ours(case: SpeedCase) -> Callable[..., Tensor]:
             )
 
         return batch
-    if case.layer == "group":
-        return lambda x, weight, bias: f.group_norm(x, 32, weight, bias)
-    if case.layer == "instance":
-        return lambda x, weight, bias: f.instance_norm(x, weight=weight, bias=bias)
-    if case.layer == "layer":
-        return lambda x, weight, bias: f.layer_norm(x, width, weight, bias)
-    return lambda x, weight: f.rms_norm(x, width, weight)
+    return _called(f, case)
 
 
 def theirs(case: SpeedCase) -> Callable[..., Tensor]:
     """Return a call of torch's layer."""
-    width = case.shape[-1:]
     if case.layer == "batch":
         mean, var = torch.zeros(case.shape[1]), torch.ones(case.shape[1])
 
@@ -167,10 +161,16 @@ def theirs(case: SpeedCase) -> Callable[..., Tensor]:
             return y if case.follows == "none" else F.relu_(y)
 
         return batch
+    return _called(F, case)
+
+
+def _called(f: Any, case: SpeedCase) -> Callable[..., Tensor]:
+    """Return a call of the norms that `f`, torch's module or ours, has alike."""
+    width = case.shape[-1:]
     if case.layer == "group":
-        return lambda x, weight, bias: F.group_norm(x, 32, weight, bias)
+        return lambda x, weight, bias: f.group_norm(x, 32, weight, bias)
     if case.layer == "instance":
-        return lambda x, weight, bias: F.instance_norm(x, weight=weight, bias=bias)
+        return lambda x, weight, bias: f.instance_norm(x, weight=weight, bias=bias)
     if case.layer == "layer":
-        return lambda x, weight, bias: F.layer_norm(x, width, weight, bias)
-    return lambda x, weight: F.rms_norm(x, width, weight)
+        return lambda x, weight, bias: f.layer_norm(x, width, weight, bias)
+    return lambda x, weight: f.rms_norm(x, width, weight)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import normkit
-from normkit.bench.timing import Timing, in_turns
+from normkit.bench.timing import Timing, in_turns, seeded
 from normkit.environment import environment
 
 __all__ = ["MODES", "SMALL_CASES", "Small", "SmallCase", "SmallCell", "small"]
@@ -187,21 +187,15 @@ def small(cases: tuple[SmallCase, ...] = SMALL_CASES, *, budget: float = 90.0) -
         budget: Seconds for everything, shared evenly; a cell takes at least three
             turns.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     end, left = time.perf_counter() + budget, len(cases) * len(MODES)
     cells: list[SmallCell] = []
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for case in cases:
-                for mode in MODES:
-                    share = max(end - time.perf_counter(), 0) / left
-                    cells.append(_measured(case, mode, share))
-                    left -= 1
+    with seeded(threads=1):
+        for case in cases:
+            for mode in MODES:
+                share = max(end - time.perf_counter(), 0) / left
+                cells.append(_measured(case, mode, share))
+                left -= 1
         found = json.loads(environment().to_json())
-    finally:
-        torch.set_num_threads(threads)
     return Small(tuple(cells), found)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from normkit.bench.cases import CASES, COMPILED, SpeedCase, inputs_of, ours, theirs
-from normkit.bench.timing import Timing, in_turns
+from normkit.bench.timing import Timing, in_turns, seeded
 from normkit.environment import environment
 
 __all__ = ["Cell", "Speed", "speed"]
@@ -177,22 +177,16 @@ def speed(
         threads: Number of threads of torch and the kernels; restored afterwards.
         with_compile: Also measure torch.compile, in the few cases of `COMPILED`.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     end = time.perf_counter() + budget
     shares = 2 * len(cases)
     cells: list[Cell] = []
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for case in cases:
-                is_compiled = with_compile and case in COMPILED
-                for cell in _measured(case, end, shares, is_compiled):
-                    cells.append(cell)
-                    shares -= 1
+    with seeded(threads):
+        for case in cases:
+            is_compiled = with_compile and case in COMPILED
+            for cell in _measured(case, end, shares, is_compiled):
+                cells.append(cell)
+                shares -= 1
         found = json.loads(environment().to_json())
-    finally:
-        torch.set_num_threads(before)
     return Speed(tuple(cells), found)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import normkit
-from normkit.bench.timing import Timing, in_turns
+from normkit.bench.timing import Timing, in_turns, seeded
 from normkit.environment import environment
 from normkit.functional.memory.less_memory import less_memory
 from normkit.functional.memory.saved_memory import saved_memory
@@ -145,21 +145,16 @@ def steps(
         budget: Seconds for everything; a contestant has at least three turns, so that a
             slow machine may need more.
     """
-    before = torch.get_num_threads()
     end = time.perf_counter() + budget
     measured: list[Step] = []
     plan = [(count, case) for count in threads for case in cases]
     costs = [_cost(case) for _, case in plan]
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for number, (count, case) in enumerate(plan):
-                torch.set_num_threads(count)
-                share = costs[number] / sum(costs[number:])
-                seconds = max(end - time.perf_counter(), 0) * share
-                measured += _measured(case, count, seconds)
-    finally:
-        torch.set_num_threads(before)
+    with seeded(threads=1):
+        for number, (count, case) in enumerate(plan):
+            torch.set_num_threads(count)
+            share = costs[number] / sum(costs[number:])
+            seconds = max(end - time.perf_counter(), 0) * share
+            measured += _measured(case, count, seconds)
     return Steps(tuple(measured), json.loads(environment().to_json()))
 
 

@@ -21,12 +21,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-__all__ = ["MAX_WAITING", "Timing", "Turn", "in_turns", "undisturbed"]
+import torch
+
+from normkit.torch_state import number_of_threads
+
+__all__ = ["MAX_WAITING", "Timing", "Turn", "in_turns", "seeded", "undisturbed"]
 
 # Waiting time of all threads over the time of a turn. Up to this share a turn counts;
 # where fewer than three do, the quarter with the least waiting counts.
@@ -140,3 +145,11 @@ def _waited() -> float:
 
 
 _TASKS = "/proc/self/task"
+
+
+@contextmanager
+def seeded(threads: int) -> Generator[None]:
+    """Set torch's seed to 0 and the number of threads; restore both after the block."""
+    with number_of_threads(threads), torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

@@ -119,7 +119,7 @@ def calibrate(
             same bytes, those of the whole. Required when torch.distributed runs on more
             than one rank: a group, or `"local"` to use this rank's data alone.
         metric: `metric(model)`, measured in eval mode before and after: new statistics
-            are not better for certain where the data are not those of training.
+            are not always better where the data are not those of training.
         progress: Show a progress bar.
 
     Returns:
@@ -139,8 +139,8 @@ def calibrate(
         offset cancels nothing. Where the model simulates quantization, that stays on,
         and its observers record nothing. `num_batches_tracked` becomes the number of
         batches.
-        All generators of random numbers (torch, Python, NumPy) are given back as they
-        were, so are training flags, hooks and every other buffer.
+        All random states (torch, Python, NumPy) are restored, as are training flags,
+        hooks and every other buffer.
 
     Example:
         >>> from torch import nn
@@ -388,11 +388,7 @@ class _Tracked:
     """Batches that show a progress bar each time they are iterated."""
 
     def __init__(self, batches: Iterable[Any], max_batches: int | None) -> None:
-        self.batches = batches
-        length = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
-        self.total = min(
-            (n for n in (length, max_batches) if n is not None), default=None
-        )
+        self.batches, self.most = batches, max_batches
 
     def __iter__(self) -> Iterator[Any]:
-        return tracked(self.batches, "calibrate", self.total)
+        return tracked(self.batches, "calibrate", self.most)

@@ -39,7 +39,7 @@ from normkit.nn.batch_norm_layer import BatchNormLayer
 __all__ = ["convert"]
 
 
-_MOST_GROUPS = 32
+_MAX_GROUPS = 32
 
 
 def convert(
@@ -48,7 +48,7 @@ def convert(
     to: str,
     process_group: Any = None,
     ghost_size: int | None = None,
-    num_groups: int = _MOST_GROUPS,
+    num_groups: int = _MAX_GROUPS,
     batches: Iterable[Any] | None = None,
     forward: Forward | None = None,
     strict: bool = True,
@@ -56,13 +56,14 @@ def convert(
     memory: Mode | None = None,
     call: Forward | None = None,
 ) -> ConversionReport:
-    """Change the normalizations of `model` for others, in place.
+    """Replace the normalizations of `model` by others, in place.
 
     Each layer stays the same object: parameters, buffers, hooks, modes, shared places
     in the model and the optimizer's state are kept. A user's subclass keeps its
-    behaviour if its forward calls `super().forward()`. To `"normkit"` also go layer,
-    RMS and group norms whose forward is written out, in any class named a norm: each
-    is tried on random values, and known by what it computes. Others are refused.
+    behaviour if its forward calls `super().forward()`. `to="normkit"` also replaces
+    layer, RMS and group norms whose forward is written out, in any class whose name
+    says that it is a norm: each is run on random values, and recognized by what it
+    computes. Others are refused.
 
     Args:
         model: The model, or one layer.
@@ -217,7 +218,7 @@ def _check_arguments(
         )
     if batches is not None and not to.startswith("group"):
         raise ArgumentError(f"batches= belongs to to='group', got to={to!r}")
-    if num_groups != _MOST_GROUPS and not to.startswith("group"):
+    if num_groups != _MAX_GROUPS and not to.startswith("group"):
         raise ArgumentError(
             f"num_groups={num_groups} belongs to to='group', got to={to!r}"
         )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
-
-import torch
 
 from normkit.demo.digits import load_digits
 from normkit.demo.folding import WARM_UP, fold_away
@@ -17,6 +14,7 @@ from normkit.demo.training import train_networks
 from normkit.demo.watching import look_back
 from normkit.environment import environment
 from normkit.errors import ArgumentError
+from normkit.torch_state import number_of_threads
 
 __all__ = ["run_demo"]
 
@@ -61,7 +59,9 @@ def run_demo(
     training = 2 * length.sigmoid_steps + 2 * length.cnn_steps
     ticks = _Ticks(training + WARM_UP + length.rounds, on_progress)
     start = time.perf_counter()
-    with _one_thread():
+    # Networks this small lose more by synchronization than a second thread gains, and
+    # sums that do not depend on the number of threads repeat on another machine.
+    with number_of_threads(1):
         digits = load_digits(seed)
         ticks.begin("training without and with batch norm")
         trained = train_networks(
@@ -88,21 +88,6 @@ def run_demo(
             repair=repaired,
             fold=folded,
         )
-
-
-@contextmanager
-def _one_thread() -> Generator[None]:
-    """Compute with one thread inside the block.
-
-    Networks this small lose more by synchronization than a second thread gains, and
-    sums that do not depend on the number of threads repeat on another machine.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Ticks:

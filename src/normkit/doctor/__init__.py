@@ -5,7 +5,8 @@ trains. Both measure with probes that merge Moments, and pass a `Statistics` to 
 checks, which are pure functions.
 """
 
-from normkit.doctor.diagnosis import Diagnosis, diagnose
+from normkit.doctor.diagnose import diagnose
+from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.explain_gap import GapExplanation, GapPart, explain_gap
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics

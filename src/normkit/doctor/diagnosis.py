@@ -1,43 +1,44 @@
-"""Run the checks on a model; show the findings, confirm and repair them."""
+"""The findings on one model: read, confirm, explain, repair and show them.
+
+`diagnose.py` makes the value; what is done with it starts here and is carried out in
+`fixes/` (copies and repairs), `explain_gap.py` and `pages.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normkit.doctor import checks
-from normkit.doctor.examination.case import Case, open_case
-from normkit.doctor.examination.examine import examine
+from normkit.doctor.examination.case import Case
 from normkit.doctor.explain_gap import GapExplanation, explain_case
 from normkit.doctor.finding import Finding, by_cause, grouped, ranked
 from normkit.doctor.fixes.confirm import Confirmation, confirm, repairable
 from normkit.doctor.fixes.repairs import REPAIRS, RepairResult
-from normkit.doctor.fixes.trial_training import train_copy, watch_own_loop
-from normkit.doctor.measurements import Statistics
-from normkit.doctor.over_ranks import (
-    merge_confirmations,
-    merge_readings,
-    merged_over,
-    together,
+from normkit.doctor.fixes.trial_training import (
+    train_copy,
+    watch_own_loop,
+    with_training,
 )
+from normkit.doctor.measurements import Statistics
+from normkit.doctor.over_ranks import merge_confirmations, merge_readings, merged_over
 from normkit.doctor.pages import diagnosis_page
 from normkit.errors import ArgumentError
-from normkit.modeling.batch import Forward, Targets
 from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
 from normkit.sync import alone
 from normkit.sync.groups import Group
 
-__all__ = ["SCHEMA", "Diagnosis", "diagnose"]
+__all__ = ["SCHEMA", "Diagnosis"]
 
 SCHEMA = "normkit.diagnosis/1"
 
@@ -103,7 +104,7 @@ class Diagnosis(Result):
         return not self.named
 
     @alone()
-    def confirm(self) -> Diagnosis:
+    def confirm(self, *, progress: bool = False) -> Diagnosis:
         """Try the repair of each alarm on a copy, and measure its effect.
 
         Faulty running statistics are replaced by those of the examination, and eval
@@ -111,6 +112,9 @@ class Diagnosis(Result):
         each tenth of the batches with the statistics of the others. Faults that eval
         mode does not show are examined again. Fixes that need training (other layers,
         other weights, another loop) are named in `fix` and not tried.
+
+        Args:
+            progress: Show a progress bar.
 
         Returns:
             A new diagnosis with `confirmations`, in which a warning whose repair helps
@@ -121,14 +125,11 @@ class Diagnosis(Result):
         Raises:
             ArgumentError: The diagnosis holds no case, or was made without a loss.
         """
-        if self.case is None or self.statistics.evaluation is None:
-            raise ArgumentError(
-                "confirm needs the model, its batches and a loss; make the diagnosis "
-                "by normkit.diagnose(model, loader, loss_fn)"
-            )
-        case, found = self.case, ranked(self.readings)
+        case, found = self._case_with_loss("confirm"), ranked(self.readings)
         confirmations = merged_over(
-            lambda: confirm(case, self.statistics, found, checks.CHECKS),
+            lambda: confirm(
+                *(case, self.statistics, found, checks.CHECKS), progress=progress
+            ),
             *(self.process_group, merge_confirmations),
         )
         helps = {c.id for c in confirmations if c.helps}
@@ -141,11 +142,14 @@ class Diagnosis(Result):
         return replace(self, readings=readings, confirmations=tuple(confirmations))
 
     @alone()
-    def explain(self) -> Diagnosis:
+    def explain(self, *, progress: bool = False) -> Diagnosis:
         """Split the train/eval gap over causes and layers, as `explain_gap` does.
 
         This takes at most seven more passes over the batches. Without a metric the gap
         is that of the negative loss, so a positive part is a loss of eval mode.
+
+        Args:
+            progress: Show a progress bar.
 
         Returns:
             The same diagnosis with `gap`.
@@ -153,24 +157,29 @@ class Diagnosis(Result):
         Raises:
             ArgumentError: The diagnosis holds no case, or was made without a loss.
         """
-        if self.case is None or self.statistics.evaluation is None:
-            raise ArgumentError(
-                "explain needs the model, its batches and a loss; make the diagnosis "
-                "by normkit.diagnose(model, loader, loss_fn)"
-            )
-        case = self.case
-        loss_fn = case.loss_fn
-        if not self.statistics.evaluation.batch_metric and loss_fn is not None:
+        case = self._case_with_loss("explain")
+        loss_fn, found = case.loss_fn, self.statistics.evaluation
+        if found is not None and not found.batch_metric and loss_fn is not None:
             case = replace(
                 case, metric=lambda out, targets: -float(loss_fn(out, targets))
             )
-        return replace(self, gap=explain_case(case, self.statistics))
+        return replace(self, gap=explain_case(case, self.statistics, progress=progress))
+
+    def _case_with_loss(self, verb: str) -> Case:
+        if self.case is None or self.statistics.evaluation is None:
+            raise ArgumentError(
+                f"{verb} needs the model, its batches and a loss; make the diagnosis "
+                "by normkit.diagnose(model, loader, loss_fn)"
+            )
+        return self.case
 
     def train(
         self,
         steps: int,
         optimizer: torch.optim.Optimizer | None = None,
         train: Callable[[int], Any] | None = None,
+        *,
+        progress: bool = False,
     ) -> Diagnosis:
         """Watch some steps of training, for the checks that need weights that move.
 
@@ -181,6 +190,7 @@ class Diagnosis(Result):
             train: `train(steps)`, the program's own loop on the examined model. Model
                 and optimizer are restored afterwards. D08, D09 and D15 judge this loop
                 and are not judged without it.
+            progress: Show a progress bar; with `train` there is none.
 
         Returns:
             A new diagnosis with the results that training adds: of checks that were
@@ -202,26 +212,15 @@ class Diagnosis(Result):
             own = watch_own_loop(case, train, inner, steps)
             found = merged_over(lambda: own, self.process_group, merge_readings)
         elif inner is not None:
-            trial = alone()(lambda: train_copy(case, inner, steps))
+            trial = alone()(lambda: train_copy(case, inner, steps, progress=progress))
             found = merged_over(trial, self.process_group, merge_readings)
         else:
             raise ArgumentError("train needs an optimizer, or train= for your own loop")
-        judged = {f.id for f in self.readings if f.severity != "not_judged"}
-        added = [
-            f
-            for f in found
-            if f.id not in judged or (f.id in ("D24", "D25") and f.is_alarm)
-        ]
-        replaced = {f.id for f in added}
-        kept = [
-            f
-            for f in self.readings
-            if f.severity != "not_judged" or f.id not in replaced
-        ]
-        readings = sorted([*kept, *added], key=lambda f: f.id)
-        return replace(self, readings=readings)
+        return replace(self, readings=with_training(self.readings, found))
 
-    def repair(self, model: nn.Module | None = None) -> RepairResult:
+    def repair(
+        self, model: nn.Module | None = None, *, progress: bool = False
+    ) -> RepairResult:
         """Apply the repairs that improve the model, in place; decline the others.
 
         Each repair is first confirmed on a copy, as `confirm` does, on batches held
@@ -237,6 +236,7 @@ class Diagnosis(Result):
 
         Args:
             model: The model; the one that was examined by default.
+            progress: Show a progress bar.
 
         Returns:
             The ids of the checks whose repairs were applied, in the order of `named`;
@@ -251,7 +251,8 @@ class Diagnosis(Result):
         confirmations, missing = self.confirmations, "a loss_fn is needed to confirm it"
         if groups and self.case is not None and self.statistics.evaluation is not None:
             own = replace(self, process_group=None)
-            confirmations = confirmations or own.confirm().confirmations
+            if not confirmations:
+                confirmations = own.confirm(progress=progress).confirmations
             missing = "its repair is that of the other findings"
             if len(self.case.batches) < 2:
                 missing = "two batches are needed to confirm it"
@@ -396,93 +397,3 @@ class Diagnosis(Result):
         if path is not None:
             page.write(path)
         return page.to_html()
-
-
-def diagnose(
-    model: nn.Module,
-    loader: Iterable[Any],
-    loss_fn: Callable[[Any, Any], Tensor] | None = None,
-    *,
-    forward: Forward | None = None,
-    targets: Targets | None = None,
-    metric: Callable[[Any, Any], float] | None = None,
-    max_batches: int = 50,
-    gradient_batches: int = 8,
-    checks_to_run: Iterable[str] | None = None,
-    seed: int = 0,
-    process_group: Group = None,
-) -> Diagnosis:
-    """Find what is wrong with the normalization of a model, by name and layer.
-
-    The same batches go through the model three times with the weights held still: as
-    in training, with batch statistics and dropout off, and in eval mode. The checks
-    then read the measurements of each layer.
-
-    Args:
-        model: Any module. The model and all random states are restored bit for bit;
-            the passes run on a copy when it can be copied.
-        loader: Batches as in training, in the size and order of training:
-            `(inputs, targets)`, inputs a tensor, a tuple of positional arguments or a
-            mapping of named ones.
-        loss_fn: `loss_fn(output, targets)`, one number.
-        forward: `forward(model, batch)` gives the output, for any other batch.
-        targets: `targets(batch)` gives the targets; by default the second item of the
-            batch, or the batch itself where it has none.
-        metric: `metric(output, targets)`, higher is better. For scores `(N, K)` and
-            integer targets `(N,)` it is the accuracy unless given.
-        max_batches: The most batches to examine. Up to ten that follow are drawn too,
-            and held out for `confirm` and `repair`.
-        gradient_batches: Number of batches on which gradients are computed.
-        checks_to_run: Ids of the checks, such as `["D01"]`; all by default.
-        seed: Random seed; the same model, batches and seed give the same diagnosis.
-        process_group: The ranks that each hold a part of the data; all must call. Each
-            examines its own batches, and all get the findings of all: for each check
-            and layer that of the rank where it is worst. None examines this rank's
-            batches, with synchronized layers on this rank alone, so that one rank may
-            call.
-
-    Returns:
-        The `Diagnosis`, with `findings`, `not_judged` and `clear`.
-
-    Raises:
-        ArgumentError: The loader gives nothing, `loss_fn` gives more than one number,
-            or a check does not exist.
-        RanksError: Another rank of `process_group` failed; with its error.
-
-    Example:
-        >>> import torch, normkit
-        >>> _ = torch.manual_seed(0)
-        >>> model = torch.nn.Sequential(
-        ...     torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8, momentum=0.001))
-        >>> x = 5 + 3 * torch.randn(40, 32, 4)
-        >>> for batch in x:
-        ...     _ = model(batch)
-        >>> found = diagnose(model, list(x))
-        >>> found.named
-        ['D04', 'D01', 'D03']
-        >>> found.findings[0].layer
-        '1'
-    """
-
-    def examined() -> Diagnosis:
-        with alone():
-            case = open_case(
-                model,
-                loader,
-                loss_fn,
-                forward=forward,
-                targets=targets,
-                metric=metric,
-                max_batches=max_batches,
-                gradient_batches=gradient_batches,
-                seed=seed,
-                keeps_some=True,
-            )
-            statistics = examine(case)
-        return Diagnosis(checks.run(statistics, checks_to_run), statistics, case)
-
-    if process_group is None:
-        return examined()
-    own, by_rank = together(examined, process_group)
-    readings = merge_readings(by_rank)
-    return replace(own, readings=readings, process_group=process_group)

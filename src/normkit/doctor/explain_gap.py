@@ -108,19 +108,19 @@ def explain_gap(
             for scores `(N, K)` and integer targets `(N,)` unless given.
         train_loader: Batches of the training data, where `loader` gives other data:
             the effect of the difference is then the part "domain shift".
-        shards: The training data of each rank, in place of `train_loader`: the loss
-            because the running statistics are those of one rank, which saw only its
-            shard, is then the part "one rank's statistics".
+        shards: The training data of each rank, in place of `train_loader`. What is
+            lost because the running statistics are those of one rank, which saw only
+            its shard, is then the part "one rank's statistics".
         reference: Statistics that frozen layers should have, as a state dict or a
-            model with the same names: the loss because they kept changing is then the
-            part "un-frozen statistics". It covers the layers in it whose weight and
+            model with the same names. What is lost because they kept changing is then
+            the part "un-frozen statistics". It covers the layers in it whose weight and
             bias require no gradients, or, where there is none, all layers in it.
         forward: `forward(model, batch)` gives the output, for any other batch.
         targets: `targets(batch)` gives the targets; by default the second item of the
             batch, or the batch itself where it has none.
         max_batches: The most batches to draw from a loader.
         seed: Random seed.
-        progress: Show a progress bar, on stderr.
+        progress: Show a progress bar.
 
     Returns:
         The `GapExplanation`, from at most 10 passes over the batches (and those over
@@ -137,13 +137,13 @@ def explain_gap(
         should be read together with it. Of many layers those whose statistics are
         farthest off are measured alone, and the others together in one pass.
 
-        "padding" is the loss because the running statistics include padding and those
-        of the batches do not, or the reverse, or another share of it. It is measured
-        where layers are called with `mask=`, or where sequences `(N, C, L)` end in
-        constant positions; elsewhere the part is absent. Padding that enters both in
-        the same way causes no gap. Running statistics are attributed to one rank, or
-        to the other way of counting padding, where their distance to it is less than
-        half the distance between the two. Those further away are stale.
+        "padding" is what is lost because the running statistics include padding and
+        those of the batches do not, or the reverse, or another share of it. It is
+        measured where layers are called with `mask=`, or where sequences `(N, C, L)`
+        end in constant positions; elsewhere the part is absent. Padding that enters
+        both in the same way causes no gap. Running statistics are attributed to one
+        rank, or to the other way of counting padding, where their distance to it is
+        less than half the distance between the two. Those further away are stale.
 
         Layers that are in eval mode while the model trains are the same in both modes
         and have no part.
@@ -158,18 +158,20 @@ def explain_gap(
     def opened(batches: Iterable[Any]) -> Case:
         return open_case(
             model, batches, forward=forward, targets=targets, metric=metric,
-            max_batches=max_batches, seed=seed, verb="explain_gap",
+            max_batches=max_batches, seed=seed, verb="explain_gap", progress=progress,
         )  # fmt: skip
 
     case = opened(loader)
     # The examination measures the metric in both modes when it is a loss.
-    examined = examine(replace(case, loss_fn=_as_loss(case), gradient_batches=0))
+    examined = examine(
+        replace(case, loss_fn=_as_loss(case), gradient_batches=0), progress=progress
+    )
     sources = shards if shards is not None else [train_loader]
     others = [opened(source) for source in sources if source is not None]
     return explain_case(
         case,
         examined,
-        [(other, examine(other)) for other in others],
+        [(other, examine(other, progress=progress)) for other in others],
         reference=reference,
         progress=progress,
     )

@@ -24,10 +24,6 @@ from normkit.progress import tracked
 __all__ = ["unit_variance_"]
 
 
-class _Enough(BaseException):
-    """Leaves a forward once the layer has been measured."""
-
-
 def unit_variance_(
     model: nn.Module,
     maps: Sequence[LinearMap],

@@ -37,7 +37,7 @@ Batch = TypeVar("Batch")
 
 @contextmanager
 def accumulate(model: nn.Module) -> Generator[None]:
-    """Update the running statistics once, by all batches of the block.
+    """Update the running statistics once, with the batches of the whole block.
 
     Args:
         model: Its batch norm layers are normkit's; those of torch are refused.

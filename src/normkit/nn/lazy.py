@@ -64,13 +64,13 @@ class _LazyLayer(_LazyNormBase):
         unbatched = getattr(self, "_get_no_batch_dim", lambda: None)()
         batch = input.unsqueeze(0) if input.dim() == unbatched else input
         weight: Any = self.weight  # torch's stubs make it no Parameter
-        is_borrowed = self.bias is None and isinstance(weight, UninitializedParameter)
-        if is_borrowed:  # torch 2.6 materializes one in any case
+        is_temporary = self.bias is None and isinstance(weight, UninitializedParameter)
+        if is_temporary:  # torch 2.6 materializes one in any case
             settings: Any = {"device": weight.device, "dtype": weight.dtype}
             bias: Any = UninitializedParameter(**settings)
             self.register_parameter("bias", bias)
         super().initialize_parameters(batch)
-        if is_borrowed:
+        if is_temporary:
             self.register_parameter("bias", None)
         # torch leaves 0 when a checkpoint has materialized the parameters, and when
         # there are none.

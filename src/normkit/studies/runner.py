@@ -37,6 +37,7 @@ from normkit.studies.record import (
     write_json,
 )
 from normkit.studies.study import SCALES, Study, Trial
+from normkit.torch_state import number_of_threads
 
 __all__ = ["data_folder", "draw_record", "record_path", "run"]
 
@@ -132,7 +133,7 @@ def measure(study_id: str, scale: str, seed: int, data: Path | None) -> dict[str
     device = "cuda" if scale == "gpu" else "cpu"
     trial = Trial(seed, data, device)
     start, spent = time.perf_counter(), time.process_time()
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with number_of_threads(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         result = study.measure(trial, **study.scales[scale].settings)
     return {
@@ -200,16 +201,6 @@ def _interrupts_held() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
         if held:
             signal.raise_signal(signal.SIGINT)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

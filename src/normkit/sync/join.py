@@ -26,8 +26,9 @@ def join(
 
     A rank that runs out gets batches without samples, so that each rank calls forward
     and backward equally often: synchronized layers, DistributedDataParallel and FSDP
-    wait for nobody. An empty batch adds nothing to a sum of losses; take sums, and
-    divide by the number of samples of all ranks. A mean over no samples is NaN.
+    never wait for a missing rank. An empty batch adds nothing to a sum of losses; take
+    sums, and divide by the number of samples of all ranks. A mean over no samples is
+    NaN.
 
     Args:
         batches: This rank's batches; there may be none.

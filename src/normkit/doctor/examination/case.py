@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from normkit.modeling.batch import (
 from normkit.modeling.graph_norms import graph_model, with_norm_modules
 from normkit.modeling.snapshot import preserved, preserved_random
 from normkit.modeling.unwrap import is_average, unwrapped
+from normkit.progress import tracked
 
 __all__ = [
     "Case",
@@ -61,8 +63,8 @@ class Case:
             them.
     """
 
-    model: nn.Module
-    batches: list[Any]
+    model: nn.Module = field(repr=False)
+    batches: list[Any] = field(repr=False)
     loss_fn: Callable[[Any, Any], Tensor] | None
     forward: Forward
     targets: Targets
@@ -72,7 +74,7 @@ class Case:
     batch_size: int = 0
     last: int | None = None
     is_averaged: bool = False
-    held_out: list[Any] = field(default_factory=list)
+    held_out: list[Any] = field(default_factory=list, repr=False)
 
 
 def open_case(
@@ -88,11 +90,12 @@ def open_case(
     seed: int = 0,
     verb: str = "diagnose",
     keeps_some: bool = False,
+    progress: bool = False,
 ) -> Case:
     """Draw the batches of all passes, with all random states restored.
 
     The arguments are those of `diagnose`, or of the function that `verb` names;
-    `keeps_some` draws batches to hold out as well.
+    `keeps_some` draws batches to hold out as well, `progress` shows a bar over all.
 
     Raises:
         ArgumentError: The loader gives nothing, `max_batches` is below 1, or an
@@ -109,10 +112,15 @@ def open_case(
     has_average = is_average(model)
     model = with_norm_modules(unwrapped(model))
     holders = [loader, getattr(loader, "sampler", None)]
-    with preserved_random(model, seed=seed, others=holders):
-        drawn = iter(loader)
+    kept = HELD_OUT if keeps_some else 0
+    with (
+        preserved_random(model, seed=seed, others=holders),
+        contextlib.closing(
+            tracked(loader, "read batches", max_batches + kept, shown=progress)
+        ) as drawn,
+    ):
         batches = list(itertools.islice(drawn, max_batches))
-        held_out = list(itertools.islice(drawn, HELD_OUT if keeps_some else 0))
+        held_out = list(itertools.islice(drawn, kept))
         is_all = len(batches) < max_batches
     if not batches:
         raise ArgumentError(

@@ -21,22 +21,28 @@ from normkit.doctor.channel_statistics import MIN_EFFECTIVE_BATCHES
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.forward_pass import ForwardPass
 from normkit.doctor.examination.start import has_moved
-from normkit.doctor.examination.working_copy import SingleValueError, open_working_copy
+from normkit.doctor.examination.working_copy import (
+    SingleValueError,
+    WorkingCopy,
+    open_working_copy,
+)
 from normkit.doctor.measurements import DataStatistics, Evaluation, Statistics
 from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.doctor.probes.tensor_statistics import MAX_COUNTED
+from normkit.progress import progress_bar
 
 __all__ = ["examine"]
 
 
-def examine(case: Case) -> Statistics:
+def examine(case: Case, *, progress: bool = False) -> Statistics:
     """Measure everything that the checks read on the case's model.
 
     Where a batch norm has one value per channel and cannot be trained, only that layer
-    is reported, in `single_value`.
+    is reported, in `single_value`. `progress` shows a bar over the batches of all
+    passes.
     """
     try:
-        return _examine(case)
+        return _examine(case, progress=progress)
     except SingleValueError as error:
         samples = case.batch_size * len(case.batches)
         return Statistics(
@@ -44,23 +50,9 @@ def examine(case: Case) -> Statistics:
         )
 
 
-def _examine(case: Case) -> Statistics:
+def _examine(case: Case, *, progress: bool) -> Statistics:
     with open_working_copy(case) as working:
-        training = None
-        if working.has_batch_norms:
-            with torch.no_grad():
-                training = working.run("batch_norms", evaluate=False)
-        working.use_batch_statistics()
-        batch = running = working.run(
-            "layers", gradients=case.loss_fn is not None, counted=MAX_COUNTED
-        )
-        training = training or batch
-        if working.has_batch_norms:
-            working.use_running_statistics()
-            with torch.no_grad():
-                # Below so many batches nothing is read from their inputs.
-                is_enough = len(case.batches) >= MIN_EFFECTIVE_BATCHES
-                running = working.run("batch_norms" if is_enough else "calls")
+        training, batch, running = _passes(case, working, progress=progress)
         norms = {
             name: replace(
                 norm,
@@ -97,6 +89,30 @@ def _examine(case: Case) -> Statistics:
         blocks=batch.parts.blocks(),
         attention=batch.parts.attention(),
     )
+
+
+def _passes(
+    case: Case, working: WorkingCopy, *, progress: bool
+) -> tuple[ForwardPass, ForwardPass, ForwardPass]:
+    """Return the passes in training, under batch and under running statistics."""
+    number = (3 if working.has_batch_norms else 1) * len(case.batches)
+    with progress_bar("examine", number, shown=progress) as working.advance:
+        training = None
+        if working.has_batch_norms:
+            with torch.no_grad():
+                training = working.run("batch_norms", evaluate=False)
+        working.use_batch_statistics()
+        batch = working.run(
+            "layers", gradients=case.loss_fn is not None, counted=MAX_COUNTED
+        )
+        if training is None:
+            return batch, batch, batch
+        working.use_running_statistics()
+        with torch.no_grad():
+            # Below so many batches nothing is read from their inputs.
+            is_enough = len(case.batches) >= MIN_EFFECTIVE_BATCHES
+            running = working.run("batch_norms" if is_enough else "calls")
+    return training, batch, running
 
 
 def _world_size() -> int:

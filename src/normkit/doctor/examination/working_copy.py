@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -85,6 +85,7 @@ class WorkingCopy:
         model: The copy; in training mode at first.
         frozen: The batch norms that are kept frozen on purpose, by dotted name.
         has_batch_norms: Its modes differ in more than dropout.
+        advance: Called after each batch, to move a progress bar.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class WorkingCopy:
         self._before = before
         self.device = device_of(model)
         self.has_batch_norms = any(map(is_batch_norm, model.modules()))
+        self.advance: Callable[[], None] = lambda: None
 
     def use_batch_statistics(self) -> None:
         """Switch to eval mode and the original buffers, batch norms to training."""
@@ -150,6 +152,7 @@ class WorkingCopy:
                 if probes is not None:
                     result.add_probes(probes)
                     probes.reset()
+                self.advance()
         if result.answers.beyond is not None:
             result.losses.clear()  # of some batches there is none
         is_called = result.seen or result.parts.attention()

@@ -38,6 +38,7 @@ from normkit.doctor.measurements import (
     standard_error,
 )
 from normkit.modeling.batch import num_samples
+from normkit.progress import tracked
 from normkit.results import Result
 
 __all__ = ["Confirmation", "confirm", "repairable"]
@@ -115,8 +116,13 @@ def confirm(
     statistics: Statistics,
     findings: Iterable[Finding],
     checks: Mapping[str, Check],
+    *,
+    progress: bool = False,
 ) -> list[Confirmation]:
-    """Try the repair of each check with an alarm, each on its own copy."""
+    """Try the repair of each check with an alarm, each on its own copy.
+
+    `progress` shows a bar over the repairs.
+    """
     if statistics.evaluation is None:
         return []
     alarms = [f for f in findings if f.is_alarm]
@@ -129,7 +135,7 @@ def confirm(
     seen: list[Statistics] = []
     done: dict[Repair, Confirmation] = {}
     outcome = {}
-    for id_, group in groups.items():
+    for id_, group in tracked(groups.items(), "confirm", shown=progress):
         repair = REPAIRS[id_]
         if id_ in EXAMINED_AGAIN:
             check = checks[id_]

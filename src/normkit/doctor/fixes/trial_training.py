@@ -23,20 +23,25 @@ from normkit.doctor.watch import Watch, watch
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import device_of, to_device
 from normkit.modeling.snapshot import Snapshot, preserved_random
+from normkit.progress import tracked
 
-__all__ = ["train_copy", "watch_own_loop"]
+__all__ = ["train_copy", "watch_own_loop", "with_training"]
 
 # The most steps to observe; the others run without probes.
 MAX_OBSERVED = 50
 
 
 def train_copy(
-    case: Case, optimizer: torch.optim.Optimizer, steps: int
+    case: Case,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    progress: bool = False,
 ) -> list[Finding]:
     """Train a copy of the model and of its optimizer: one batch, one update.
 
     The copy is in training mode. Checks of the program's own loop (D08, D09, D15) are
-    not judged.
+    not judged. `progress` shows a bar over the steps.
 
     Raises:
         ArgumentError: There is no loss, the optimizer has other parameters than the
@@ -65,7 +70,8 @@ def train_copy(
         if not model.training:
             model.train()
         with watch(model, twin, every=_every(steps)) as watched, torch.enable_grad():
-            for batch in itertools.islice(itertools.cycle(case.batches), steps):
+            batches = itertools.islice(itertools.cycle(case.batches), steps)
+            for batch in tracked(batches, "train", steps, shown=progress):
                 batch = to_device(batch, device)
                 twin.zero_grad()
                 loss_fn(case.forward(model, batch), case.targets(batch)).backward()
@@ -91,6 +97,22 @@ def watch_own_loop(
         with watch(case.model, optimizer, every=_every(steps)) as watched:
             train(steps)
         return _readings(watched, is_trial=False)
+
+
+def with_training(readings: list[Finding], found: list[Finding]) -> list[Finding]:
+    """Return `readings` with what training adds, in the order of the checks.
+
+    That is what was not judged without training, and alarms of gradients (D24, D25).
+    """
+    judged = {f.id for f in readings if f.severity != "not_judged"}
+    added = [
+        f
+        for f in found
+        if f.id not in judged or (f.id in ("D24", "D25") and f.is_alarm)
+    ]
+    replaced = {f.id for f in added}
+    kept = [f for f in readings if f.severity != "not_judged" or f.id not in replaced]
+    return sorted([*kept, *added], key=lambda f: f.id)
 
 
 def _every(steps: int) -> int:

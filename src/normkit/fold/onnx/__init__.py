@@ -32,6 +32,7 @@ def fold_onnx(
     time_limit: float = 60.0,
     memory_limit: float = 4.0,
     norms: Literal["batch", "all"] = "batch",
+    progress: bool = False,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
     """Remove each batch norm of an ONNX model that can go; say why others stay.
 
@@ -57,6 +58,7 @@ def fold_onnx(
             RMS, group and instance norms into the layers that read them, as `fold`
             does: of LayerNormalization, RMSNormalization, SkipLayerNormalization, and
             of the same written out.
+        progress: Show a progress bar.
 
     Returns:
         The folded model and the `FoldLedger`.
@@ -77,18 +79,14 @@ def fold_onnx(
     """
     try:
         from normkit.fold.onnx.folding import fold_model
+        from normkit.fold.onnx.limits import limits_of_runs
     except ImportError as error:
         raise DependencyError(
             f"fold_onnx needs onnx, onnx-ir and onnxruntime ({error}); "
             "pip install 'normkit[onnx]'"
         ) from error
-    return fold_model(
-        model,
-        out,
-        example_inputs,
-        inputs,
-        fixed_weights,
-        norms,
-        time_limit=time_limit,
-        memory_limit=memory_limit,
-    )
+    with limits_of_runs(time_limit, memory_limit):
+        return fold_model(
+            *(model, out, example_inputs, inputs, fixed_weights, norms),
+            progress=progress,
+        )

@@ -195,6 +195,19 @@ class BatchNormalization(op_run.OpRun):
         return (scale * (x - mean) / np.sqrt(var + eps) + bias,)
 
 
+def _normalized(
+    x: Any, axes: tuple[int, ...], eps: float, weight: Any, bias: Any, *, centers: bool
+) -> tuple[Any, Any, Any]:
+    """Return the layer or RMS norm of x over `axes`, the mean and 1/√(var + eps)."""
+    mean = x.mean(axes, keepdims=True)
+    if not centers:
+        mean = np.zeros_like(mean)
+    var = ((x - mean) ** 2).mean(axes, keepdims=True)
+    inv_std = 1 / np.sqrt(var + eps)
+    y = (x - mean) * inv_std * weight
+    return y if bias is None else y + bias, mean, inv_std
+
+
 class _RowNorm(op_run.OpRun):
     """Layer or RMS norm; the reference refuses statistics in float64."""
 
@@ -205,11 +218,8 @@ class _RowNorm(op_run.OpRun):
         axis, eps = settings.get("axis"), settings.get("epsilon")
         first = (-1 if axis is None else axis) % x.ndim
         axes = tuple(range(first, x.ndim))
-        mean = x.mean(axes, keepdims=True) if self.centers else np.zeros_like(x)
-        var = ((x - mean) ** 2).mean(axes, keepdims=True)
-        inv_std = 1 / np.sqrt(var + (1e-5 if eps is None else eps))
-        y = (x - mean) * inv_std * weight
-        made = (y if bias is None else y + bias, mean, inv_std)
+        eps = 1e-5 if eps is None else eps
+        made = _normalized(x, axes, eps, weight, bias, centers=self.centers)
         return made[: len(self.onnx_node.output)]
 
 
@@ -262,12 +272,9 @@ class _SkipNorm(op_run.OpRun):
         bias = more[0] if self.centers and more else None
         summand = more[-1] if len(more) == (2 if self.centers else 1) else None
         total = x + skip + (0 if summand is None else summand)
-        mean = total.mean(-1, keepdims=True) if self.centers else 0.0
-        var = ((total - mean) ** 2).mean(-1, keepdims=True)
-        inv_std = 1 / np.sqrt(var + held.get("epsilon", 1e-12))
-        y = (total - mean) * inv_std * weight + (0 if bias is None else bias)
-        made = (y, mean + 0 * inv_std, inv_std, total)
-        return made[: len(node.output)]
+        eps = held.get("epsilon", 1e-12)
+        made = _normalized(total, (-1,), eps, weight, bias, centers=self.centers)
+        return (*made, total)[: len(node.output)]
 
 
 class SkipLayerNormalization(_SkipNorm):

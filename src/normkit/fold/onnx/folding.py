@@ -16,7 +16,7 @@ from normkit.errors import ArgumentError
 from normkit.fold.equivalence import TOLERANCE, difference, gap_under
 from normkit.fold.ir.graph import Refusal
 from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
-from normkit.fold.onnx import files, limits, norm_operators, operators, runtime
+from normkit.fold.onnx import files, norm_operators, operators, runtime
 from normkit.fold.onnx.evaluate import run_once, tensors_among, to_float64
 from normkit.fold.onnx.held import SampledRun, sampled_run, without_contents
 from normkit.fold.onnx.inputs import drawn_inputs, redrawn
@@ -27,6 +27,7 @@ from normkit.fold.onnx.subgraphs import fold_inside, has_norms_inside, left_insi
 from normkit.fold.onnx.writing import rewritten
 from normkit.fold.search.plan import Norm, Plan, Planner
 from normkit.fold.search.solve import Solution
+from normkit.progress import progress_bar
 
 __all__ = ["fold_model"]
 
@@ -47,39 +48,19 @@ def fold_model(
     fixed_weights: bool | None,
     norms: str,
     *,
-    time_limit: float,
-    memory_limit: float,
+    progress: bool,
 ) -> tuple[onnx.ModelProto, FoldLedger]:
-    """Fold; see `normkit.fold_onnx`."""
-    if not time_limit > 0:
-        raise ArgumentError(f"time_limit must be above 0 seconds, got {time_limit}")
-    if not memory_limit > 0:
-        raise ArgumentError(f"memory_limit must be above 0 GB, got {memory_limit}")
+    """Fold, within the limits that are set; see `normkit.fold_onnx`."""
     if norms not in ("batch", "all"):
         raise ArgumentError(f'norms must be "batch" or "all", got {norms!r}')
-    time = limits.seconds.set(time_limit)
-    memory = limits.elements.set(memory_limit * 1e9 / 8)
-    try:
-        return _fold_model(model, out, example_inputs, inputs, fixed_weights, norms)
-    finally:
-        limits.seconds.reset(time)
-        limits.elements.reset(memory)
-
-
-def _fold_model(
-    model: str | PathLike[str] | onnx.ModelProto,
-    out: str | PathLike[str] | None,
-    example_inputs: dict[str, Any] | None,
-    inputs: int,
-    fixed_weights: bool | None,
-    norms: str,
-) -> tuple[onnx.ModelProto, FoldLedger]:
     read = loaded(model, fixed_weights)
     original, proto = read.original, read.model
     opset, is_old = read.opset, read.is_old
     wide = to_float64(proto)
     given = drawn_inputs(wide, example_inputs, max(inputs, 1))
-    result = _fold_graph(proto, given, opset, norms, inside=not is_old)
+    result = _fold_graph(
+        *(proto, given, opset, norms), inside=not is_old, progress=progress
+    )
     if has_norms_inside(proto) and not is_old:
         truth = tensors_among(run_once(wide, given[0]), _outputs(wide))
         found = tensors_among(result.expected, _outputs(wide))
@@ -132,19 +113,26 @@ class _OnnxFolding(Planner):
         given: list[dict[str, Any]],
         opset: int,
         kinds: str,
+        *,
+        progress: bool,
     ) -> None:
         self.model, self.wide, self.given = model, wide, given
         self.outputs = _outputs(wide)
-        # One run at a time is held whole.
-        first = run_once(wide, given[0])
-        self.expected = [sampled_run(first, self.outputs)]
-        first = without_contents(first, wide)
-        self.read: OnnxGraph = read_graph(wide, first, _RULES, opset, kinds)
-        self.expected += [self._run(wide, each) for each in given[1:]]
+        with progress_bar("run", len(given), shown=progress) as advance:
+            # One run at a time is held whole.
+            first = run_once(wide, given[0])
+            self.expected = [sampled_run(first, self.outputs)]
+            first = without_contents(first, wide)
+            self.read: OnnxGraph = read_graph(wide, first, _RULES, opset, kinds)
+            advance()
+            for each in given[1:]:
+                self.expected.append(self._run(wide, each))
+                advance()
         self.known = {norm.path: norm for norm in self.read.norms}
         self.types = _types(model)
         norms: list[Norm] = list(self.read.norms)
-        super().__init__(self.read.graph, norms, list(self.read.slots.values()))
+        slots = list(self.read.slots.values())
+        super().__init__(self.read.graph, norms, slots, progress=progress)
 
     def validate_edits(self, solution: Solution) -> None:
         """Refuse edits that are not finite in the type of the weight."""
@@ -235,8 +223,12 @@ def _fold_graph(
     norms: str,
     *,
     inside: bool,
+    progress: bool = False,
 ) -> _Folded:
-    """Fold the inner graphs first, each as a model of its own, then the outer one."""
+    """Fold the inner graphs first, each as a model of its own, then the outer one.
+
+    `progress` shows bars for the outer one.
+    """
     entries: list[FoldEntry] = []
     largest = 0.0
     if not inside:
@@ -253,7 +245,9 @@ def _fold_graph(
 
         found = run_once(to_float64(model), given[0])
         model, entries, largest = fold_inside(model, found, alone)
-    folding = _OnnxFolding(model, to_float64(model), given, opset, norms)
+    folding = _OnnxFolding(
+        *(model, to_float64(model), given, opset, norms), progress=progress
+    )
     plan = folding.proven_plan()
     return _Folded(
         rewritten(model, folding.read, plan) if plan.steps else model,

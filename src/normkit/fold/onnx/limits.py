@@ -21,7 +21,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from normkit.errors import FoldError
+from normkit.errors import ArgumentError, FoldError
 
 __all__ = [
     "BoundedEvaluator",
@@ -29,6 +29,7 @@ __all__ = [
     "check_count",
     "elements",
     "limited",
+    "limits_of_runs",
     "seconds",
 ]
 
@@ -53,6 +54,22 @@ _usage: ContextVar[_Usage | None] = ContextVar("_usage", default=None)
 
 class TimeLimitError(FoldError):
     """A run took longer than the time limit."""
+
+
+@contextlib.contextmanager
+def limits_of_runs(time_limit: float, memory_limit: float) -> Iterator[None]:
+    """Limit each run inside to so many seconds and gigabytes of values in float64."""
+    if not time_limit > 0:
+        raise ArgumentError(f"time_limit must be above 0 seconds, got {time_limit}")
+    if not memory_limit > 0:
+        raise ArgumentError(f"memory_limit must be above 0 GB, got {memory_limit}")
+    old_time = seconds.set(time_limit)
+    old_memory = elements.set(memory_limit * 1e9 / 8)
+    try:
+        yield
+    finally:
+        seconds.reset(old_time)
+        elements.reset(old_memory)
 
 
 @contextlib.contextmanager

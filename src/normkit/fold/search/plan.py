@@ -8,7 +8,7 @@ fold based on the ones before it, and leaves out every fold that the check rejec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from normkit.fold.search.equalize import Equalized, equalize_all
 from normkit.fold.search.norm_weights import NORM_WAYS, explained, solve_norm_weights
 from normkit.fold.search.parallel_branch import solve_parallel_branch
 from normkit.fold.search.solve import PARTIAL_WAYS, WAYS, Solution, solve
+from normkit.progress import progress_bar
 
 __all__ = ["Norm", "Plan", "Planner"]
 
@@ -86,6 +87,7 @@ class Planner:
         slots: Every slot that holds a parameter.
         layer_to_rms: Turn layer norms into RMS norms where the writers permit it.
         equalize: Make the ranges of channels alike, after the folds.
+        progress: Show progress bars of the search and of the proof.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class Planner:
         *,
         layer_to_rms: bool = False,
         equalize: bool = False,
+        progress: bool = False,
     ) -> None:
         self.graph = graph
+        self.progress = progress
         self.layer_to_rms = layer_to_rms
         self.not_centered = ""
         self.equalize = equalize
@@ -126,8 +130,13 @@ class Planner:
         """Return (the wrong norm if it is known, the error if there is one)."""
         raise NotImplementedError
 
-    def plan(self, allowed: set[str]) -> Plan:
-        """Return every fold that the algebra permits for the norms `allowed`."""
+    def plan(
+        self, allowed: set[str], advance: Callable[[], None] = lambda: None
+    ) -> Plan:
+        """Return every fold that the algebra permits for the norms `allowed`.
+
+        `advance` is called once for each norm of the graph.
+        """
         for slot in self.slots:
             slot.tensor = self._original.get(slot)
         plan = Plan()
@@ -140,6 +149,8 @@ class Planner:
                 plan.reasons[norm.path] = norm.refusal
             elif norm.path in allowed:
                 pending.append(norm)
+                continue
+            advance()
         measuring = [norm for norm in pending if _calls(norm)]
         pending = [norm for norm in pending if not _calls(norm)]
         refused: dict[str, dict[str, str]] = {norm.path: {} for norm in pending}
@@ -151,12 +162,14 @@ class Planner:
                     if self._try(plan, norm, way, refused[norm.path]):
                         pending.remove(norm)
                         found = True
+                        advance()
         for norm in pending:
             reason = _reason(refused[norm.path])
             plan.reasons[norm.path] = self._signs(norm, refused[norm.path]) or reason
             for way in PARTIAL_WAYS:
                 if self._try(plan, norm, way, {}):
                     break
+            advance()
         # Batch norms first: they may go into the weight of a norm, which then goes on.
         for norm in measuring:
             reasons: dict[str, str] = {}
@@ -167,6 +180,7 @@ class Planner:
                 is_left = norm.path not in plan.solutions
                 known = explained(_calls(norm)[0]) if is_left else ""
                 plan.reasons[norm.path] = known or reasons["weight and bias"]
+            advance()
         if self.equalize:
             self._equalize(plan)
         if self.layer_to_rms:
@@ -212,8 +226,16 @@ class Planner:
     def proven_plan(self) -> Plan:
         """Return the folds that remain when every rejected one is left out."""
         allowed = [norm.path for norm in self.norms]
-        plan = self.plan(set(allowed))
-        unproven = self.prepare(plan)
+        with progress_bar("search", len(allowed), shown=self.progress) as advance:
+            plan = self.plan(set(allowed), advance)
+        with progress_bar("prove", 2, shown=self.progress) as advance:
+            unproven = self.prepare(plan)
+            advance()
+            plan = self._proven(plan, allowed, unproven)
+            advance()
+        return plan
+
+    def _proven(self, plan: Plan, allowed: list[str], unproven: str) -> Plan:
         undone = dict.fromkeys(plan.solutions, unproven) if unproven else {}
         if undone:
             self.equalize = False

@@ -58,14 +58,14 @@ def _grouped(
     return made if bias is None else made + bias
 
 
-def _widened(nest: Any) -> Any:
-    if isinstance(nest, torch.dtype):
-        return torch.float64 if nest in REDUCED else nest
-    if type(nest) is tuple:
-        return tuple(_widened(part) for part in nest)
-    if type(nest) is dict:
-        return {key: _widened(part) for key, part in nest.items()}
-    return nest
+def _widened(tree: Any) -> Any:
+    if isinstance(tree, torch.dtype):
+        return torch.float64 if tree in REDUCED else tree
+    if type(tree) is tuple:
+        return tuple(_widened(part) for part in tree)
+    if type(tree) is dict:
+        return {key: _widened(part) for key, part in tree.items()}
+    return tree
 
 
 def to_float64(model: nn.Module) -> nn.Module:

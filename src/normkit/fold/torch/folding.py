@@ -62,6 +62,7 @@ class Folding(Planner):
         *,
         layer_to_rms: bool,
         equalize: bool,
+        progress: bool,
     ) -> None:
         self.original, self.exact, self.own = original, exact, own
         self.trace: Trace = exact.trace
@@ -79,6 +80,7 @@ class Folding(Planner):
             *(self.trace.graph, norms, slots),
             layer_to_rms=layer_to_rms,
             equalize=equalize,
+            progress=progress,
         )
 
     def rewrites(self, plan: Plan) -> list[SetParameter | Replace | DropAffine | ToRMS]:

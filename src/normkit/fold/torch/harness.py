@@ -133,8 +133,8 @@ class Run:
     seen: dict[str, list[Sample]]
 
 
-def perturbed(nest: Any, seed: int) -> Any:
-    """Return random tensors that look like those of `nest`.
+def perturbed(tree: Any, seed: int) -> Any:
+    """Return random tensors that look like those of `tree`.
 
     Floats get noise of their own spread; integers and bools are shuffled, since they
     are often numbers of rows in a table.
@@ -152,11 +152,11 @@ def perturbed(nest: Any, seed: int) -> Any:
         order = torch.randperm(tensor.numel(), generator=draw).to(tensor.device)
         return tensor.reshape(-1)[order].reshape(tensor.shape)
 
-    return map_tensors(nest, change)
+    return map_tensors(tree, change)
 
 
-def resized(nest: Any, *, spatial: bool) -> Any:
-    """Return the tensors of `nest` with another batch and, if asked, spatial size.
+def resized(tree: Any, *, spatial: bool) -> Any:
+    """Return the tensors of `tree` with another batch and, if asked, spatial size.
 
     The batch size is that of the first tensor; images and volumes, (N, C, H, W) and
     (N, C, D, H, W), become smaller by 32 where they stay at 32 or above.
@@ -165,7 +165,7 @@ def resized(nest: Any, *, spatial: bool) -> Any:
         >>> resized(torch.ones(4, 3, 64, 24), spatial=True).shape
         torch.Size([3, 3, 32, 48])
     """
-    sizes = [t.shape[0] for t in tensors_in(nest) if t.dim()]
+    sizes = [t.shape[0] for t in tensors_in(tree) if t.dim()]
     batch = sizes[0] if sizes else 0
 
     def change(tensor: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def resized(nest: Any, *, spatial: bool) -> Any:
                 tensor = _repeated(tensor, dim, other)
         return tensor
 
-    return map_tensors(nest, change)
+    return map_tensors(tree, change)
 
 
 def _repeated(tensor: Tensor, dim: int, size: int) -> Tensor:

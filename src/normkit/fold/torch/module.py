@@ -26,6 +26,7 @@ from normkit.fold.torch.harness import Harness
 from normkit.fold.torch.materialized import computed_weights
 from normkit.fold.torch.materialized import materialize as store_computed
 from normkit.modeling.pytree import tensors_in
+from normkit.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -42,6 +43,7 @@ def fold(
     layer_to_rms: bool = False,
     materialize: bool = False,
     equalize: bool = False,
+    progress: bool = False,
 ) -> tuple[nn.Module, FoldLedger]:
     """Remove each norm of `model` that can go, exactly, and say why others stay.
 
@@ -80,6 +82,7 @@ def fold(
             scale per weight (cross-layer equalization). The ledger has a line for each
             linear map, with the bits that its channel of the least range loses, before
             and after, or why no scale passes.
+        progress: Show a progress bar.
 
     Returns:
         The folded model, and the `FoldLedger` with an entry for each batch norm.
@@ -131,15 +134,21 @@ def fold(
     if materialize and kept:
         source = copied(model)
         store_computed(source)
-    try:
-        exact = Harness(copied(source), args, kwargs, in_float64=True, norms=norms)
-    except FoldError:
-        raise
-    except Exception as error:
-        return model, _nothing_provable(model, args, kwargs, error)
-    own = _in_own_dtype(source, args, kwargs, norms)
+    with progress_bar("trace", 2, shown=progress) as advance:
+        try:
+            exact = Harness(copied(source), args, kwargs, in_float64=True, norms=norms)
+        except FoldError:
+            raise
+        except Exception as error:
+            return model, _nothing_provable(model, args, kwargs, error)
+        advance()
+        own = _in_own_dtype(source, args, kwargs, norms)
+        advance()
     folding = Folding(
-        *(source, exact, own, norms), layer_to_rms=layer_to_rms, equalize=equalize
+        *(source, exact, own, norms),
+        layer_to_rms=layer_to_rms,
+        equalize=equalize,
+        progress=progress,
     )
     plan = folding.proven_plan()
     ledger = folding.ledger(plan)

@@ -51,16 +51,16 @@ class TensorTable:
                 self.slots[module, name] = slot
                 self.holders.setdefault(id(tensor), []).append((module, name))
 
-    def register_inputs(self, nest: Any) -> None:
+    def register_inputs(self, tree: Any) -> None:
         """Register the tensors of the arguments."""
-        for tensor in tensors_in(nest):
+        for tensor in tensors_in(tree):
             value = self.register(tensor, Value(tuple(tensor.shape)))
             value.pinned = "is given by the caller"
             self.graph.inputs.append(value)
 
-    def register_outputs(self, nest: Any, paths: dict[nn.Module, str]) -> None:
+    def register_outputs(self, tree: Any, paths: dict[nn.Module, str]) -> None:
         """Pin the tensors that are returned or kept: by a hook, by a module."""
-        for tensor in tensors_in(nest):
+        for tensor in tensors_in(tree):
             value = self.read(tensor)
             value.pinned = value.pinned or "is returned by the model"
             picked = value.picked_from

@@ -22,7 +22,7 @@ __all__ = ["less_memory"]
 
 
 class less_memory:  # noqa: N801  a context manager, named as the verb it is
-    """Keep less for the backward of everything that runs in the block.
+    """Save fewer activations for the backward, in everything that runs in the block.
 
     Args:
         mode: `"recompute"`: exact, about 4 bytes of extra traffic per value.

@@ -18,7 +18,7 @@ from normkit.fold.ir.graph import (
     Value,
 )
 from normkit.fold.ir.nodes.parameters import edit_value, read
-from normkit.fold.ir.nodes.rules import agree, stored_direction, unchanged
+from normkit.fold.ir.nodes.rules import agree, carry, stored_direction, unchanged
 
 __all__ = ["Add", "Gate", "Quotient", "Scale"]
 
@@ -305,15 +305,8 @@ class Quotient(Node):
         x, divisor, y = *self.inputs, self.outputs[0]
         if gauges.changed(divisor):
             raise Refusal(f"{self.label} divides by {divisor.name}")
-        known = gauges.of(x if x in gauges else y)
-        if known.has_shift:
+        if gauges.of(x if x in gauges else y).has_shift:
             raise Refusal(f"{self.label} lets a scale through, not a shift")
         wanted = unchanged(divisor)
-        if x in gauges:
-            wanted[y] = known.map(lambda t: with_rank(t, len(y.shape)))
-        else:
-            fitted = fit(known, x.shape)
-            if fitted is None:
-                raise Refusal(f"{self.label} broadcasts its input")
-            wanted[x] = fitted
+        carry(self, x, y, wanted, gauges)
         return agree(self, wanted, gauges)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from normkit.fold.ir.gauge import fit, with_rank
 from normkit.fold.ir.graph import (
     NOTHING_MORE,
     Alternative,
@@ -17,7 +16,7 @@ from normkit.fold.ir.graph import (
     Value,
 )
 from normkit.fold.ir.nodes.move import Move
-from normkit.fold.ir.nodes.rules import Opaque, agree, unchanged
+from normkit.fold.ir.nodes.rules import Opaque, agree, carry, unchanged
 
 __all__ = ["MatMul", "matmul"]
 
@@ -52,13 +51,7 @@ class MatMul(Node):
             raise Refusal(f"{self.label} weighs rows by factors that do not sum to 1")
         if gauge.rank + self.contracted_dim in gauge.depends_on:
             raise Refusal(f"{self.label} combines elements that are mapped differently")
-        if v in gauges:
-            wanted[y] = gauge.map(lambda t: with_rank(t, len(y.shape)))
-        else:
-            fitted = fit(gauge, v.shape)
-            if fitted is None:
-                raise Refusal(f"{self.label} broadcasts {v.name}")
-            wanted[v] = fitted
+        carry(self, v, y, wanted, gauges)
         return agree(self, wanted, gauges)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from normkit.affine import Affine
-from normkit.fold.ir.gauge import Gauge
+from normkit.fold.ir.gauge import Gauge, fit, with_rank
 from normkit.fold.ir.graph import (
     NOTHING_MORE,
     Alternative,
@@ -18,6 +18,7 @@ from normkit.fold.ir.graph import (
 __all__ = [
     "Opaque",
     "agree",
+    "carry",
     "copy_gauge",
     "needs_channels_only",
     "stored_direction",
@@ -71,6 +72,21 @@ def copy_gauge(node: Node, gauges: Gauges) -> list[Alternative]:
     if y in gauges:
         return agree(node, {x: gauges[y]}, gauges)
     return NOTHING_MORE
+
+
+def carry(node: Node, x: Value, y: Value, wanted: Alternative, gauges: Gauges) -> None:
+    """Add to `wanted` the gauge of x for y, or that of y for x.
+
+    Raises:
+        Refusal: x is broadcast to y along a dimension in which the gauge changes.
+    """
+    if x in gauges:
+        wanted[y] = gauges[x].map(lambda t: with_rank(t, len(y.shape)))
+        return
+    fitted = fit(gauges.of(y), x.shape)
+    if fitted is None:
+        raise Refusal(f"{node.label} broadcasts {x.name}")
+    wanted[x] = fitted
 
 
 def unchanged(*values: Value) -> Alternative:

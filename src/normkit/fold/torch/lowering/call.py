@@ -87,19 +87,19 @@ class TorchCall:
         position = {value: i for i, value in enumerate(moved)}
 
         def replay(tensors: list[Tensor]) -> list[Tensor]:
-            def filled(nest: Any) -> Any:
-                if isinstance(nest, Value):
-                    if nest in position:
-                        return tensors[position[nest]]
-                    if nest.constant is None:
-                        return torch.zeros(nest.shape)  # Only its shape is read.
-                    return nest.constant.cpu()
-                if isinstance(nest, tuple | list):
-                    parts = [filled(part) for part in nest]
-                    return parts if isinstance(nest, list) else tuple(parts)
-                if isinstance(nest, dict):
-                    return {key: filled(part) for key, part in nest.items()}
-                return nest
+            def filled(tree: Any) -> Any:
+                if isinstance(tree, Value):
+                    if tree in position:
+                        return tensors[position[tree]]
+                    if tree.constant is None:
+                        return torch.zeros(tree.shape)  # Only its shape is read.
+                    return tree.constant.cpu()
+                if isinstance(tree, tuple | list):
+                    parts = [filled(part) for part in tree]
+                    return parts if isinstance(tree, list) else tuple(parts)
+                if isinstance(tree, dict):
+                    return {key: filled(part) for key, part in tree.items()}
+                return tree
 
             return list(tensors_in(func(*filled(args), **filled(kwargs))))
 
@@ -144,13 +144,13 @@ def is_fixed(weight: Any, bias: Any = None) -> bool:
     )
 
 
-def values_in(nest: Any) -> list[Value]:
+def values_in(tree: Any) -> list[Value]:
     """Return each value in nested arguments, once."""
-    if isinstance(nest, Value):
-        return [nest]
+    if isinstance(tree, Value):
+        return [tree]
     found: list[Value] = []
-    if isinstance(nest, tuple | list):
-        found = [value for part in nest for value in values_in(part)]
-    elif isinstance(nest, dict):
-        found = [value for part in nest.values() for value in values_in(part)]
+    if isinstance(tree, tuple | list):
+        found = [value for part in tree for value in values_in(part)]
+    elif isinstance(tree, dict):
+        found = [value for part in tree.values() for value in values_in(part)]
     return list(dict.fromkeys(found))

@@ -1,0 +1,198 @@
+"""The measurements of one layer: its values, its weight, its running statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from normkit.doctor.channel_statistics import ChannelStatistics, Histogram, Padding
+from normkit.doctor.transformer_statistics import GainStatistics
+from normkit.moments import Moments
+
+__all__ = ["LayerStatistics", "NormStatistics", "Role", "WeightStatistics"]
+
+Role = Literal["weight", "norm", "activation", "recurrent", "other"]
+
+
+@dataclass(frozen=True)
+class NormStatistics:
+    """A normalization layer that keeps running statistics.
+
+    Attributes:
+        momentum: Rate of the running average; None for the cumulative average.
+        eps: Added to the variance.
+        tracked: Batches that entered the running statistics; None when unknown.
+        frozen: The layer is in eval mode on purpose, so its statistics are not stale.
+        running_mean: Shape `(C,)`, float64.
+        running_var: Shape `(C,)`, float64.
+        in_training: Inputs under batch statistics, all other modules in training mode.
+        without_dropout: Inputs under batch statistics, all other modules in eval mode.
+        in_eval: Inputs in eval mode.
+        weight: The learned scale, shape `(C,)`, float64; None without.
+        bias: The learned shift; None without.
+        is_trainable: Some of its own parameters require gradients.
+        dtype: Name of the dtype of the running statistics, such as "float32".
+        calls: The channel statistics of each call within a forward, in order.
+        padding: Set where inputs `(N, C, L)` have constant ends.
+        had_mask: The layer was called with `mask=`.
+        eval_steps: Observed training steps with the layer in eval mode.
+        train_steps: Observed training steps with the layer in training mode.
+        takes_one_value: The layer accepts one value per channel (`on_small_batch`).
+        is_read_in_eval: A call of the model in eval mode ran the layer; None when no
+            such call was observed.
+    """
+
+    momentum: float | None
+    eps: float
+    tracked: int | None
+    frozen: bool
+    running_mean: Tensor
+    running_var: Tensor
+    in_training: ChannelStatistics | None = None
+    without_dropout: ChannelStatistics | None = None
+    in_eval: ChannelStatistics | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    is_trainable: bool = True
+    dtype: str = "float32"
+    calls: tuple[ChannelStatistics, ...] = ()
+    padding: Padding | None = None
+    had_mask: bool = False
+    eval_steps: int = 0
+    train_steps: int = 0
+    takes_one_value: bool = False
+    is_read_in_eval: bool | None = None
+
+    @property
+    def has_default_buffers(self) -> bool:
+        """True where the running statistics are mean 0 and variance 1."""
+        zero, one = (self.running_mean == 0).all(), (self.running_var == 1).all()
+        return bool(zero and one)
+
+    @property
+    def is_new(self) -> bool:
+        """True where nothing suggests that the layer was ever trained.
+
+        Scales of one value are a start, such as 0 in a residual branch; training makes
+        them differ. torch counts a batch before it fails on it.
+        """
+        weight, bias = self.weight, self.bias
+        return (
+            (self.tracked or 0) <= 1
+            and self.has_default_buffers
+            and (weight is None or _is_a_start(weight))
+            and (bias is None or bool((bias == 0).all()))
+        )
+
+
+def _is_a_start(scale: Tensor) -> bool:
+    """Return True for scales of one value; a single scale must be 1 or 0."""
+    if scale.numel() == 1:
+        return float(scale) in (0.0, 1.0)
+    return bool((scale == scale.flatten()[0]).all())
+
+
+@dataclass(frozen=True)
+class WeightStatistics:
+    """A layer's weight, its gradient and its last updates.
+
+    Attributes:
+        norm: ‖w‖.
+        gradient_norm: ‖dL/dw‖ per batch, in order; empty when not measured.
+        update_ratio: ‖Δw‖ / ‖w‖ per optimizer step, in order; empty when not measured.
+        bias_gradient_norm: ‖dL/db‖ per batch; empty when not measured or without bias.
+        equal_rows: Share of rows equal to another row; 0 for one output unit.
+        equal_gradients: Share of rows equal to another row in weight and gradient;
+            None when no gradient was measured.
+    """
+
+    norm: float
+    gradient_norm: tuple[float, ...] = ()
+    update_ratio: tuple[float, ...] = ()
+    bias_gradient_norm: tuple[float, ...] = ()
+    equal_rows: float = 0.0
+    equal_gradients: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One layer, in the order of execution.
+
+    Attributes:
+        name: Dotted name.
+        kind: Name of its class.
+        role: "weight", "norm", "activation", "recurrent" or "other".
+        is_output: Its output is the model's output.
+        samples: Number of samples.
+        units: Features or channels of the output.
+        input: Moments of all input values, scalars.
+        output: Moments of all output values, scalars.
+        gradient_norm: ‖dL/d output‖ per batch, in order; empty when not measured.
+        saturated: Share of values where the slope is below 5 % of its maximum,
+            per observation, in order; empty where saturation has no meaning.
+        dead: Share of units whose output was zero on every one of the last
+            `dead_samples` samples; None where that has no meaning.
+        fed_by: The layer whose unchanged output is this one's input; "" for none.
+        is_normalized: A norm took its output, or a view of it, as its input.
+        is_factor: Its weight is one number per output, as in a depthwise convolution
+            of one pixel.
+        beside: The first of the layers with weights that were called one after another
+            on this one's input, as query, key and value; "" for none.
+        had_gradients: It was called with gradients enabled; None when not observed.
+        has_zero_scale: Its weight is zero, as at the start of a residual branch.
+        dead_at_start: `dead` on the first observed batch of a training; None where that
+            was not observed.
+        features: Inputs and outputs of a linear layer.
+        norm: Set for layers that keep running statistics.
+        weight: Set for layers with a weight matrix.
+        before: Histogram of a normalization's inputs; None where not counted.
+        after: Histogram of its outputs.
+        gains: The scales of a norm; None without.
+    """
+
+    name: str
+    kind: str
+    role: Role
+    is_output: bool = False
+    samples: int = 0
+    units: int = 1
+    input: Moments | None = None
+    output: Moments | None = None
+    gradient_norm: tuple[float, ...] = ()
+    saturated: tuple[float, ...] = ()
+    dead: float | None = None
+    dead_samples: int = 0
+    fed_by: str = ""
+    is_normalized: bool = False
+    is_factor: bool = False
+    beside: str = ""
+    had_gradients: bool | None = None
+    has_zero_scale: bool = False
+    dead_at_start: float | None = None
+    features: tuple[int, int] | None = None
+    norm: NormStatistics | None = None
+    weight: WeightStatistics | None = None
+    before: Histogram | None = None
+    after: Histogram | None = None
+    gains: GainStatistics | None = None
+
+    @property
+    def positions(self) -> float:
+        """Output values per sample and unit; 0 when not measured."""
+        if self.output is None or not self.samples:
+            return 0.0
+        return float(self.output.count) / self.samples / self.units
+
+    @property
+    def where(self) -> str:
+        """The layer's name, or "(model)" for a model that is one layer."""
+        return self.name or "(model)"
+
+    @property
+    def output_rms(self) -> float:
+        """Root mean square of the outputs; nan when not measured."""
+        if self.output is None:
+            return float("nan")
+        return float(self.output.mean_square.sqrt())
