@@ -191,7 +191,8 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if sys.argv[1:] == ["healthy"]:
-        _write(healthy=healthy.measured())
+        for found in healthy.measured():
+            _write(healthy=found)
     elif sys.argv[1:] == ["overhead"]:
         _write(overhead=overhead.measured())
     elif sys.argv[1:] == ["shrinking"]:

@@ -66,11 +66,11 @@ def hooks_are_left_behind(patch: pytest.MonkeyPatch) -> None:
 def a_probe_draws_a_random_number(patch: pytest.MonkeyPatch) -> None:
     import torch
 
-    def band(real, x, unit_dim, unit):
+    def values(real, x, unit_dim, unit):
         torch.rand(1)
         return real(x, unit_dim, unit)
 
-    wrap(patch, "normkit.doctor.probes.layer_probe.band_of", band)
+    wrap(patch, "normkit.doctor.probes.layer_probe.unit_values", values)
 
 
 @fault(

@@ -410,7 +410,11 @@ class Watch(Result):
         self._updates.open()
         for name, modes in self._modes.items():
             modes[self._probes.layers[name].module.training] += 1
+        # Values are counted in one of the steps that a layer is judged by: a fifth of
+        # the time of all probes.
+        self._probes.counted = 0
         if len(self._observed) % RECENT == 0:
+            self._probes.counted = MAX_COUNTED
             for probe in self._probes.layers.values():
                 probe.before = probe.after = None
 
@@ -419,9 +423,7 @@ class Watch(Result):
         """Turn the measurements of the last observed step into numbers."""
         if self._open_step is None:
             return
-        measured = {
-            name: numbers_of(probe) for name, probe in self._probes.layers.items()
-        }
+        measured = numbers_of(self._probes.layers)
         for (name, key), value in self._updates.numbers.items():
             measured[name][key] = value
         values = iter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from normkit.doctor.measurements import (
     WeightStatistics,
 )
 from normkit.doctor.probes.layer_probe import LayerProbe
-from normkit.doctor.probes.tensor_statistics import histogram_of
+from normkit.doctor.probes.tensor_statistics import bands_of, histogram_of
 from normkit.moments import Moments
 
 __all__ = [
@@ -45,16 +45,27 @@ SERIES = (
 )
 
 
-def numbers_of(probe: LayerProbe) -> dict[str, Tensor]:
-    """Return the measurements of one probe as one-value tensors on its device."""
+def numbers_of(probes: Mapping[str, LayerProbe]) -> dict[str, dict[str, Tensor]]:
+    """Return the measurements of each probe as one-value tensors on its device."""
+    found = {name: _numbers_of(probe) for name, probe in probes.items()}
+    values = {
+        name: probe.unit_values
+        for name, probe in probes.items()
+        if probe.unit_values is not None
+    }
+    for name, band in zip(values, bands_of([*values.values()]), strict=True):
+        of_layer = found[name]
+        of_layer["low"], of_layer["middle"], of_layer["high"] = band.unbind()
+    return found
+
+
+def _numbers_of(probe: LayerProbe) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for side, measured in (("input", probe.input), ("output", probe.output)):
         if measured is not None:
             found[f"{side}.count"] = measured.count
             found[f"{side}.mean"] = measured.mean
             found[f"{side}.m2"] = measured.m2
-    if probe.band is not None:
-        found["low"], found["middle"], found["high"] = probe.band.unbind()
     if probe.saturated_share is not None:
         found["saturated"] = probe.saturated_share
     if probe.alive is not None:
