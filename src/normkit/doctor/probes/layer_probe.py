@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -105,6 +107,12 @@ class LayerProbe:
         weight = self.module._parameters.get("weight")
         is_matrix = self.role == "weight" and weight is not None and weight.dim() > 1
         return is_matrix and weight is not None and weight.numel() == len(weight)
+
+    @property
+    def usual_norm(self) -> float:
+        """‖w‖ of a weight whose entries have variance 1/fan_in; nan without weight."""
+        weight = self.module._parameters.get("weight")
+        return math.nan if weight is None or not weight.dim() else len(weight) ** 0.5
 
     @property
     def gains(self) -> GainStatistics | None:

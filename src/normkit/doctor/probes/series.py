@@ -134,12 +134,14 @@ def layer_of(
         window: Which of its units were active.
         norm: Its running statistics, where it keeps some.
     """
-    weight, size = None, series["weight_norm"][-1]
-    if size is not None:
+    weight, sizes = None, present(series["weight_norm"])
+    if sizes:
         weight = WeightStatistics(
-            norm=size,
+            norm=sizes[-1],
             gradient_norm=present(series["weight_gradient_norm"]),
             update_ratio=present(series["update_ratio"]),
+            norm_at_start=sizes[0],
+            usual_norm=probe.usual_norm,
         )
     return LayerStatistics(
         name=probe.name,
