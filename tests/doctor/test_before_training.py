@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from doctor.models import moments_of
 from normkit.doctor import Statistics, checks, diagnose, watch
-from normkit.doctor.checks.flow import BATCH_NORM_GROWTH
+from normkit.doctor.checks.gradients import BATCH_NORM_GROWTH
 from normkit.doctor.examination.start import has_moved
 from normkit.doctor.measurements import LayerStatistics, NormStatistics
 from normkit.doctor.transformer_statistics import AttentionStatistics, GainStatistics
