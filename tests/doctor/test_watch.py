@@ -237,8 +237,8 @@ def test_an_observed_step_has_its_own_gradient_and_update() -> None:
             gradients.append(model[3].weight.grad.norm().item())
             optimizer.step()
             expected.append(((model[3].weight - old).norm() / old.norm()).item())
-            assert not seen._updates._old
-            assert not seen._updates._handles
+            assert not seen._recorder._updates._old
+            assert not seen._recorder._updates._handles
     layer = seen.history["layers"]["3"]
     assert layer["update_ratio"] == pytest.approx(expected[::3], rel=1e-4)
     assert layer["weight_gradient_norm"] == pytest.approx(gradients[::3], rel=1e-4)

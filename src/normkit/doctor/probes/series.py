@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,17 +45,16 @@ SERIES = (
 )
 
 
-def numbers_of(probes: Mapping[str, LayerProbe]) -> dict[str, dict[str, Tensor]]:
+def numbers_of(probes: Sequence[LayerProbe]) -> list[dict[str, Tensor]]:
     """Return the measurements of each probe as one-value tensors on its device."""
-    found = {name: _numbers_of(probe) for name, probe in probes.items()}
+    found = [_numbers_of(probe) for probe in probes]
     values = {
-        name: probe.unit_values
-        for name, probe in probes.items()
+        i: probe.unit_values
+        for i, probe in enumerate(probes)
         if probe.unit_values is not None
     }
-    for name, band in zip(values, bands_of([*values.values()]), strict=True):
-        of_layer = found[name]
-        of_layer["low"], of_layer["middle"], of_layer["high"] = band.unbind()
+    for i, band in zip(values, bands_of([*values.values()]), strict=True):
+        found[i]["low"], found[i]["middle"], found[i]["high"] = band.unbind()
     return found
 
 
