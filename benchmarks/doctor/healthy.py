@@ -24,6 +24,7 @@ __all__ = ["lines", "measured"]
 
 SEEDS = (0, 1)
 LEAP = ("ratio", "deviations", "gained")
+NO_LIMIT = 1e9
 
 
 def measured(
@@ -58,7 +59,7 @@ def measured(
         for f in watched:
             if f.id == "D39" and "ratio" in f.details:
                 # JSON has no infinity: there was no spread, or no gain.
-                leaps[key] = [min(f.details[part], 1e9) for part in LEAP]
+                leaps[key] = [min(f.details[part], NO_LIMIT) for part in LEAP]
         print(key, f"{loss:.3g}", runs[key], gains.get(key), leaps.get(key), flush=True)
         yield {"runs": runs, "gains": gains, "leaps": leaps}
 
@@ -105,12 +106,16 @@ def _reached(gains: dict[str, float], leaps: dict[str, list[float]]) -> list[str
     }
     leap = max(near, key=lambda name: near[name])
     ratio, deviations, gained = leaps[leap]
+    above = "and training had gained nothing"
+    if gained < NO_LIMIT:
+        above = f"{gained:.2f} of what training had gained"
     return [
         f"The largest share of one gain (D37, {len(gains)} runs with such a norm) is "
         f"{gains[gain]:.3f}, of {gain.replace('_', ' ')}; a warning begins at "
         f"{GAIN_SHARE}.",
-        f"The leap of the loss nearest to a spike (D39, {len(leaps)} runs) is that of "
+        f"The leap of the loss nearest to a spike (D39, {len(leaps)} runs; the others "
+        "are older than this record of leaps and gains) is that of "
         f"{leap.replace('_', ' ')}: {ratio:.2f} times the median before it, "
-        f"{deviations:.3g} deviations, {gained:.2f} of what training had gained; a "
-        f"spike is above {RATIO:g}, {DEVIATIONS:g} and {GAINED:g} of all three.",
+        f"{deviations:.3g} deviations, {above}; a spike is above {RATIO:g}, "
+        f"{DEVIATIONS:g} and {GAINED:g} of all three.",
     ]
