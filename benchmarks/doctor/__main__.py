@@ -5,8 +5,8 @@ programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
 benchmarks/doctor architectures` fresh networks of the libraries that are installed,
 `python benchmarks/doctor overhead` measures the time, and `python benchmarks/doctor
 shrinking` what signals that shrink cost. Each writes its part of record.json, and
-docs/doctor-score.md from the whole; with names behind `architectures` only those are
-run, and take the place of their earlier runs.
+docs/doctor-score.md from the whole; with names behind `architectures`, `healthy` or
+`overhead` only those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -190,10 +190,13 @@ def main() -> None:
     """Run one part, and write the record and the page."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    if sys.argv[1:] == ["healthy"]:
-        _write(healthy=healthy.measured())
-    elif sys.argv[1:] == ["overhead"]:
-        _write(overhead=overhead.measured())
+    if sys.argv[1:2] == ["healthy"]:
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        for found in healthy.measured(sys.argv[2:], record.get("healthy")):
+            _write(healthy=found)
+    elif sys.argv[1:2] == ["overhead"]:
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        _write(overhead=overhead.measured(sys.argv[2:], record.get("overhead")))
     elif sys.argv[1:] == ["shrinking"]:
         _write(shrinking=shrinking.measured())
     elif sys.argv[1:2] == ["architectures"]:

@@ -8,6 +8,7 @@ and backward in training mode over the batches that it reads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -91,6 +92,7 @@ def watching(every: int | None) -> dict[str, list[float]]:
             for _ in range(BLOCKS)
         ]
         ratios[name] = [with_it / without for with_it, without in pairs]
+        print(name, ratios[name], flush=True)
     return ratios
 
 
@@ -134,12 +136,20 @@ def diagnosing() -> dict[str, list[float]]:
     return ratios
 
 
-def measured() -> dict[str, Any]:
-    """Measure all of it."""
+PARTS: dict[str, Callable[[], dict[str, list[float]]]] = {
+    "diagnose": diagnosing,
+    "watch": functools.partial(watching, None),
+    "watch every step": functools.partial(watching, 1),
+}
+
+
+def measured(wanted: list[str], before: dict[str, Any] | None) -> dict[str, Any]:
+    """Measure the parts of these names, or all; others are kept from `before`."""
+    kept = before if wanted and before else {}
     return {
-        "diagnose": diagnosing(),
-        "watch": watching(None),
-        "watch every step": watching(1),
+        name: measure() if not wanted or name in wanted else kept[name]
+        for name, measure in PARTS.items()
+        if not wanted or name in wanted or name in kept
     }
 
 

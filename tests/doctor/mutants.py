@@ -31,10 +31,10 @@ def d01_judges_whatever_it_gets(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by="tests/doctor/test_checks.py::test_d22_compares_last_and_first")
 def d22_compares_first_and_last_the_wrong_way_round(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import flow
+    from normkit.doctor.checks import signals
 
-    real = flow.below
-    patch.setattr(flow, "below", lambda value, **k: real(1 / (value or 1e-9), **k))
+    real = signals.below
+    patch.setattr(signals, "below", lambda value, **k: real(1 / (value or 1e-9), **k))
 
 
 @fault(
@@ -66,11 +66,11 @@ def hooks_are_left_behind(patch: pytest.MonkeyPatch) -> None:
 def a_probe_draws_a_random_number(patch: pytest.MonkeyPatch) -> None:
     import torch
 
-    def band(real, x, unit_dim, unit):
+    def values(real, x, unit_dim, unit):
         torch.rand(1)
         return real(x, unit_dim, unit)
 
-    wrap(patch, "normkit.doctor.probes.layer_probe.band_of", band)
+    wrap(patch, "normkit.doctor.probes.layer_probe.unit_values", values)
 
 
 @fault(
@@ -245,9 +245,9 @@ def attention_stays_replaced(patch: pytest.MonkeyPatch) -> None:
     "test_small_branches_do_not_make_gradients_vanish"
 )
 def d24_judges_branches_by_themselves(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import flow
+    from normkit.doctor.checks import gradients
 
-    patch.setattr(flow, "streams", lambda blocks: [])
+    patch.setattr(gradients, "streams", lambda blocks: [])
 
 
 @fault(
@@ -325,9 +325,9 @@ def the_first_rank_confirms_for_all(patch: pytest.MonkeyPatch) -> None:
     "test_d25_leaves_to_batch_norm_what_batch_norm_does"
 )
 def d25_counts_what_batch_norm_does(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import flow
+    from normkit.doctor.checks import gradients
 
-    patch.setattr(flow, "BATCH_NORM_GROWTH", 1.0)
+    patch.setattr(gradients, "BATCH_NORM_GROWTH", 1.0)
 
 
 @fault(
@@ -335,10 +335,10 @@ def d25_counts_what_batch_norm_does(patch: pytest.MonkeyPatch) -> None:
     "test_d24_tells_the_depth_from_single_places"
 )
 def d24_takes_every_step_for_a_single_place(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import flow
+    from normkit.doctor.checks import gradients
 
-    patch.setattr(flow, "JUMP", 1.0)
-    patch.setattr(flow, "MAX_JUMPS", 100)
+    patch.setattr(gradients, "JUMP", 1.0)
+    patch.setattr(gradients, "MAX_JUMPS", 100)
 
 
 @fault(

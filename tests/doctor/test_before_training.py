@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from doctor.models import moments_of
 from normkit.doctor import Statistics, checks, diagnose, watch
-from normkit.doctor.checks.flow import BATCH_NORM_GROWTH
+from normkit.doctor.checks.gradients import BATCH_NORM_GROWTH
 from normkit.doctor.examination.start import has_moved
 from normkit.doctor.measurements import LayerStatistics, NormStatistics
 from normkit.doctor.transformer_statistics import AttentionStatistics, GainStatistics
@@ -240,3 +240,39 @@ def test_d27_leaves_out_a_factor_that_a_norm_removes(size: int, expected: str) -
     found = {f.layer: f.severity for f in seen.readings() if f.id == "D27"}
     assert found.get("0", "not_judged") == expected
     assert found["3"] == "clear"
+
+
+class SpatialGate(nn.Module):
+    """The gate of gMLP: a map of the positions that starts at almost zero, around 1."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(positions, positions)
+        nn.init.normal_(self.proj.weight, std=1e-6)
+        nn.init.ones_(self.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = x.chunk(2, -1)
+        return u * self.proj(v.mT).mT
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.01, "clear"), (100.0, "warning")])
+def test_d27_measures_a_weight_that_starts_near_zero_by_its_usual_size(
+    rate: float, expected: str
+) -> None:
+    """Its n-th step is 1/n of it, or 1/√n, at any rate."""
+    torch.manual_seed(0)
+    mix = [nn.Linear(8, 32), nn.GELU(), SpatialGate(16), nn.Linear(16, 8)]
+    model = nn.Sequential(*mix, nn.Flatten(), nn.Linear(128, 3))
+    optimizer = torch.optim.SGD(model[2].parameters(), rate)
+    with watch(model, optimizer) as seen:
+        for _ in range(20):
+            x, y = torch.randn(32, 16, 8), torch.randint(3, (32,))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    (found,) = [f for f in seen.readings() if f.id == "D27" and f.layer == "2.proj"]
+    weight = next(s.weight for s in seen.statistics().layers if s.name == "2.proj")
+    assert weight is not None
+    assert sorted(weight.update_ratio)[10] > 0.1
+    assert found.severity == expected

@@ -225,3 +225,24 @@ def test_batches_of_one_class_say_nothing_of_what_was_learned() -> None:
     parts = list(zip(x[order].split(64), y[order].split(64), strict=True))
     found = diagnose(model, parts, nn.CrossEntropyLoss())
     assert "learned nothing" not in found.to_text()
+
+
+@pytest.mark.parametrize("reads_targets", [True, False])
+def test_d34_a_loss_without_targets_has_no_pairs_to_learn(reads_targets: bool) -> None:
+    """As of a generator whose critic sees its output alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU())
+    model.append(nn.Linear(16, 1))
+    data = [(torch.randn(64, 8), torch.randn(64, 1)) for _ in range(8)]
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        kept = targets if reads_targets else 0.5
+        return (output - kept).square().mean()
+
+    nn.init.normal_(model[1].weight, 1, 0.1)  # as after a training
+    for x, _ in 4 * data:
+        model(x)
+    found = [f for f in diagnose(model, data, loss).readings if f.id == "D34"]
+    told = any("learned nothing" in f.evidence for f in found if f.is_alarm)
+    assert told == reads_targets
+    assert any("any pairing" in f.evidence for f in found) != reads_targets

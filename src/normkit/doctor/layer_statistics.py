@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,6 +107,9 @@ class WeightStatistics:
         equal_rows: Share of rows equal to another row; 0 for one output unit.
         equal_gradients: Share of rows equal to another row in weight and gradient;
             None when no gradient was measured.
+        norm_at_start: ‖w‖ in the first observed step; nan when not watched.
+        usual_norm: ‖w‖ of a weight whose entries have variance 1/fan_in; nan when not
+            watched.
     """
 
     norm: float
@@ -114,6 +118,8 @@ class WeightStatistics:
     bias_gradient_norm: tuple[float, ...] = ()
     equal_rows: float = 0.0
     equal_gradients: float | None = None
+    norm_at_start: float = math.nan
+    usual_norm: float = math.nan
 
 
 @dataclass(frozen=True)

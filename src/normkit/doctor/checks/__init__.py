@@ -4,9 +4,9 @@ Each takes a `Statistics` and yields a `Finding` for every layer it checks: an e
 warning, an info, `clear` with the value, or `not_judged` with the reason. Grouped by
 subject: `population` (running statistics against the inputs), `buffers` (values and
 precision of the running statistics), `batches` (size and mixing of the batches),
-`modes` (training and eval mode), `weights`, `saturation`, `flow` (signals and gradients
-over the depth), `basics` (input, output, order of the layers), `transformers` (residual
-stream, attention, gains, post-norm), `spikes` (the loss over the steps).
+`modes` (training and eval mode), `weights`, `saturation`, `signals` and `gradients`
+(over the depth), `basics` (input, output, order of the layers), `transformers`
+(residual stream, attention, gains, post-norm), `spikes` (the loss over the steps).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from normkit.doctor.checks import (
     basics,
     batches,
     buffers,
-    flow,
+    gradients,
     modes,
     population,
     saturation,
+    signals,
     spikes,
     transformers,
     weights,
@@ -40,10 +41,11 @@ CHECKS: dict[str, Check] = dict(
             basics,
             batches,
             buffers,
-            flow,
+            gradients,
             modes,
             population,
             saturation,
+            signals,
             spikes,
             transformers,
             weights,

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.targets import SAME
 from normkit.doctor.checks.thresholds import too_few
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import Statistics, standard_error
@@ -21,6 +22,9 @@ __all__ = ["has_learned", "progress"]
 # Share of the shuffled loss below which a gain is none, and above which a network has
 # learned. Digits: at most .004 at a learning rate of zero, .9 at 90 % accuracy.
 NO_GAIN, LEARNED = 0.02, 0.5
+# Spread of the answers, as a share of their size, from which a loss that compares them
+# with their targets cannot be the same for any pairing.
+VARIES = 1e-3
 
 _D34 = partial(Finding, "D34", "basics")
 
@@ -60,6 +64,15 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
         yield _D34("", "not_judged", gain, NO_GAIN, reason)
         return
     data, out = statistics.evaluation, statistics.output
+    if out is not None and data is not None and out.spread > VARIES * out.scale:
+        pairs = zip(data.shuffled_loss, data.batch_loss, strict=True)
+        if all(abs(other - own) <= SAME * abs(own) for other, own in pairs):
+            reason = (
+                "the loss is the same for any pairing of answers and targets, as that "
+                "of a generator whose critic sees no target"
+            )
+            yield _D34("", "not_judged", gain, NO_GAIN, reason)
+            return
     loss = math.nan if data is None else data.mean(data.batch_loss)
     share = None if out is None else out.most_chosen
     same = "" if share is None else f"; {share:.0%} of its answers are one class"

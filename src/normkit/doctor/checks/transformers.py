@@ -38,7 +38,9 @@ WINDOW, DOUBLED, GROWN = 5, 2.0, 10.0
 LOGIT_WARNING, LOGIT_ERROR = 100.0, 1e4
 # With such logits: most queries read one key, and pass no gradient to the rest.
 SHARP = 0.5
-# Share of all squared gains that is one channel's; of 16 channels or more.
+# Share of all squared gains that is one channel's; of 16 channels or more. Healthy
+# programs reach 0.12, a group norm over 16 channels, the others 0.04
+# (docs/doctor-score.md); one gain a hundred times the other 31 has 0.997.
 GAIN_SHARE, MIN_CHANNELS = 0.5, 16
 # How far the rms of the output may be from that of gains and shifts: channels that vary
 # less than others carry less.

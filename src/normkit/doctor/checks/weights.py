@@ -29,6 +29,10 @@ EQUAL_ROWS = 0.5
 # to 1e-1, torchmortem 1e-5 to 1e-1.
 UPDATE_LOW, UPDATE_HIGH = 1e-5, 1e-1
 MIN_UPDATES = 20
+# ‖w‖ at the start over that of entries with variance 1/fan_in, below which a weight has
+# no size of its own: its n-th step is 1/n of it at any learning rate. Zeros have 0, the
+# gates of gMLP (std 1e-6) 4e-6; torch's own start has 0.58, GPT-2's smallest 0.05.
+NO_SIZE = 0.01
 # Updates whose median is one reading, and its growth over a run that shows a start.
 RECENT, STARTING = 5, 2.0
 
@@ -135,7 +139,12 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             reason = f"{len(ratios)} observed updates are too few"
             yield _D27(layer.name, "not_judged", evidence=reason)
             continue
-        ratio = numbers.median(ratios[len(ratios) // 10 :])
+        ratio, size = numbers.median(ratios[len(ratios) // 10 :]), "its size"
+        usual = layer.weight.usual_norm
+        is_grown = layer.weight.norm_at_start < NO_SIZE * usual
+        if ratio > UPDATE_HIGH and is_grown and layer.weight.norm < usual:
+            ratio *= layer.weight.norm / usual
+            size = "the usual size of such a weight, which began near zero"
         severity, threshold = above(ratio, warning=UPDATE_HIGH)
         # Steps that shrink as the loss does have arrived, or were made to; steps that
         # grow are those of a branch that starts with a scale of zero.
@@ -150,7 +159,7 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             severity,
             ratio,
             threshold,
-            f"a step changes the weight by {ratio:.1e} of its size (median)",
+            f"a step changes the weight by {ratio:.1e} of {size} (median)",
             "lower the learning rate"
             if ratio > UPDATE_HIGH
             else "raise the learning rate, or check that gradients reach this layer",

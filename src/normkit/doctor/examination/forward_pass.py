@@ -123,7 +123,7 @@ class ForwardPass:
             for p in probes.in_order
             if p.input is not None or p.calls or not is_measured
         ]
-        numbers = [numbers_of(probe) for probe in called]
+        numbers = numbers_of(called)
         values = iter(to_floats([v for each in numbers for v in each.values()]))
         for probe, each in zip(called, numbers, strict=True):
             layer = self.seen.setdefault(probe.name, _Layer(probe.kind, probe))

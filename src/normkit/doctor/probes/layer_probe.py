@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,9 @@ from normkit.doctor.probes.roles import slope_limits
 from normkit.doctor.probes.tensor_statistics import (
     RunningHistogram,
     alive_units,
-    band_of,
     dim_within,
     norm_of,
+    unit_values,
 )
 from normkit.doctor.transformer_statistics import GainStatistics
 from normkit.errors import ArgumentError
@@ -50,7 +52,7 @@ class LayerProbe:
         is_normalized: A norm took its output, or a view of it, as its input.
         beside: Name of the layer that was called before on the same input.
         fed_by: Name of the layer whose unchanged output was this one's input.
-        band: The {15, 50, 85} percentiles of one unit's input, where requested.
+        unit_values: Values of one unit of the last input, where requested.
         samples: Number of samples.
         before: Histogram of all inputs, where requested; `reset` keeps it.
         after: Histogram of all outputs.
@@ -86,7 +88,7 @@ class LayerProbe:
         self.fed_by = ""
         self.is_normalized = False
         self.beside = ""
-        self.band: Tensor | None = None
+        self.unit_values: Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -105,6 +107,12 @@ class LayerProbe:
         weight = self.module._parameters.get("weight")
         is_matrix = self.role == "weight" and weight is not None and weight.dim() > 1
         return is_matrix and weight is not None and weight.numel() == len(weight)
+
+    @property
+    def usual_norm(self) -> float:
+        """‖w‖ of a weight whose entries have variance 1/fan_in; nan without weight."""
+        weight = self.module._parameters.get("weight")
+        return math.nan if weight is None or not weight.dim() else len(weight) ** 0.5
 
     @property
     def gains(self) -> GainStatistics | None:
@@ -148,7 +156,7 @@ class LayerProbe:
             saturated = x.numel() - ((x >= low) & (x <= high)).sum()
             self.saturated = _added(self.saturated, saturated)
         if unit is not None:
-            self.band = band_of(x, unit_dim, unit)
+            self.unit_values = unit_values(x, unit_dim, unit)
 
     def add_channels(self, x: Tensor, mask: Tensor | None, samples: int = 0) -> None:
         """Add one input channel by channel, as a batch norm normalizes it.

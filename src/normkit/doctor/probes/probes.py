@@ -212,7 +212,6 @@ class Probes:
             last.probe.is_output |= y is not None and (result is y or result._base is y)
         self._last = self._last_input = None
 
-    @torch.no_grad()
     def _before(self, probe: LayerProbe, args: Any, kwargs: Any) -> None:
         x = first_tensor(args)
         x = first_tensor(kwargs) if x is None else x
@@ -226,7 +225,7 @@ class Probes:
             if probe.role == "norm":
                 probe.takes_sum |= is_sum(x) or kwargs.get("residual") is not None
             overall = self._known_overall(probe, x)
-            x = x.detach()
+            x = x.detach()  # nothing below enters a graph
             if is_batch_norm(probe.module):
                 self._unit_dim = getattr(probe.module, "channel_dim", 1)
                 if self.channels and x.dim() > 1:
@@ -273,13 +272,14 @@ class Probes:
             y.register_hook(Hook(lambda g: self._add_gradient(probe, g)))
         if not self.inside:
             return
-        with self._lock, torch.no_grad():
+        with self._lock:
             self._unit_dim = unit_dim_after(probe.module, self._unit_dim)
-            overall = overall_of(y.detach())
-            probe.add_output(y.detach(), overall, self._unit_dim)
+            values = y.detach()
+            overall = overall_of(values)
+            probe.add_output(values, overall, self._unit_dim)
             if self.counted and probe.role == "norm":
-                y_ = y.detach()
-                probe.after = add_to_histogram(probe.after, y_, overall, self.counted)
+                after = add_to_histogram(probe.after, values, overall, self.counted)
+                probe.after = after
             self._last = _Output(probe, weakref.ref(y), version_of(y), overall)
 
     def _is_norm_of_sum(self, y: Tensor) -> bool:
@@ -289,7 +289,6 @@ class Probes:
     def _last_layer(self) -> str:
         return "" if self._last is None else self._last.probe.name
 
-    @torch.no_grad()
     def _add_gradient(self, probe: LayerProbe, gradient: Tensor) -> None:
         if gradient.numel() and not is_traced(gradient):
             with self._lock:

@@ -13,7 +13,7 @@ from normkit.doctor.measurements import (
     WeightStatistics,
 )
 from normkit.doctor.probes.layer_probe import LayerProbe
-from normkit.doctor.probes.tensor_statistics import histogram_of
+from normkit.doctor.probes.tensor_statistics import bands_of, histogram_of
 from normkit.moments import Moments
 
 __all__ = [
@@ -45,16 +45,26 @@ SERIES = (
 )
 
 
-def numbers_of(probe: LayerProbe) -> dict[str, Tensor]:
-    """Return the measurements of one probe as one-value tensors on its device."""
+def numbers_of(probes: Sequence[LayerProbe]) -> list[dict[str, Tensor]]:
+    """Return the measurements of each probe as one-value tensors on its device."""
+    found = [_numbers_of(probe) for probe in probes]
+    values = {
+        i: probe.unit_values
+        for i, probe in enumerate(probes)
+        if probe.unit_values is not None
+    }
+    for i, band in zip(values, bands_of([*values.values()]), strict=True):
+        found[i]["low"], found[i]["middle"], found[i]["high"] = band.unbind()
+    return found
+
+
+def _numbers_of(probe: LayerProbe) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for side, measured in (("input", probe.input), ("output", probe.output)):
         if measured is not None:
             found[f"{side}.count"] = measured.count
             found[f"{side}.mean"] = measured.mean
             found[f"{side}.m2"] = measured.m2
-    if probe.band is not None:
-        found["low"], found["middle"], found["high"] = probe.band.unbind()
     if probe.saturated_share is not None:
         found["saturated"] = probe.saturated_share
     if probe.alive is not None:
@@ -123,12 +133,14 @@ def layer_of(
         window: Which of its units were active.
         norm: Its running statistics, where it keeps some.
     """
-    weight, size = None, series["weight_norm"][-1]
-    if size is not None:
+    weight, sizes = None, present(series["weight_norm"])
+    if sizes:
         weight = WeightStatistics(
-            norm=size,
+            norm=sizes[-1],
             gradient_norm=present(series["weight_gradient_norm"]),
             update_ratio=present(series["update_ratio"]),
+            norm_at_start=sizes[0],
+            usual_norm=probe.usual_norm,
         )
     return LayerStatistics(
         name=probe.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ __all__ = [
     "RunningHistogram",
     "add_to_histogram",
     "alive_units",
-    "band_of",
+    "bands_of",
     "dim_within",
     "first_tensor",
     "histogram_of",
@@ -28,11 +28,13 @@ __all__ = [
     "is_traced",
     "norm_of",
     "overall_of",
+    "unit_values",
     "version_of",
 ]
 
-# A percentile needs no more values than this; more are thinned evenly.
-MAX_BAND_VALUES = 4096
+# A percentile needs no more values than this; more are thinned evenly. Of 1,024 normal
+# values the median has a standard error of 0.04 standard deviations, and 15 % of 0.05.
+MAX_BAND_VALUES = 1024
 BAND = (0.15, 0.50, 0.85)
 # Bins of a histogram, its half width in standard deviations of the first batch, and
 # the values of a batch that a diagnosis counts; more are thinned evenly.
@@ -110,17 +112,31 @@ def version_of(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
-def band_of(x: Tensor, unit_dim: int, unit: int) -> Tensor:
-    """Return the {15, 50, 85} percentiles of one unit over samples and positions."""
+def unit_values(x: Tensor, unit_dim: int, unit: int) -> Tensor:
+    """Return a copy of the values of one unit, thinned to about `MAX_BAND_VALUES`."""
     dim = dim_within(x, unit_dim)
     values = x.select(dim, unit % x.shape[dim]).flatten()
-    values = _thinned(values, MAX_BAND_VALUES)
-    # Linear between neighbours, as in torch.quantile; 5 times faster on a batch.
-    values = values.float().sort().values
-    below, step = _places(values.numel(), values.device)
-    edges = values[below]
-    # A value that is not finite has no percentile: NaN instead.
-    return torch.lerp(edges[0], edges[1], step) + 0 * (values[-1] - values[0])
+    return _thinned(values, MAX_BAND_VALUES).to(torch.float32, copy=True)
+
+
+def bands_of(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return the {15, 50, 85} percentiles of each of several flat tensors.
+
+    Tensors of one length and device are sorted together.
+    """
+    bands: list[Tensor] = [torch.empty(0)] * len(values)
+    for kind in {(v.numel(), v.device) for v in values}:
+        here = [i for i, v in enumerate(values) if (v.numel(), v.device) == kind]
+        ordered = torch.stack([values[i] for i in here]).sort().values
+        below, step = _places(*kind)
+        # Linear between neighbours, as in torch.quantile.
+        edges = ordered[:, below]
+        found = torch.lerp(edges[:, 0], edges[:, 1], step)
+        # A value that is not finite has no percentile: NaN instead.
+        found = found + 0 * (ordered[:, -1:] - ordered[:, :1])
+        for i, band in zip(here, found.unbind(), strict=True):
+            bands[i] = band
+    return bands
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,11 @@ class Updates:
         self._awaits_update = False
         self._remove_hooks()
         for name, old in self._old.items():
-            change = self._weights[name].detach() - old
-            self.numbers[name, "update_ratio"] = norm_of(change) / norm_of(old)
+            change = norm_of(self._weights[name].detach() - old)
+            # The weight was measured as the step began, and has changed since only by
+            # this update.
+            before = self.numbers[name, "weight_norm"]
+            self.numbers[name, "update_ratio"] = change / before
         self._old.clear()
 
     def close(self) -> None:

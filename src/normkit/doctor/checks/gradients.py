@@ -1,13 +1,11 @@
-"""Checks of signals and gradients over the depth: D22 to D25.
+"""Checks of gradients over the depth and over the training: D24 and D25.
 
-A signal that changes by the same factor g in every layer has changed by g^depth at the
-end. So the checks judge the trend over the depth, not two neighbouring layers: over
-layers of one kind, the rms of their outputs h, and backward
+Backward, what is held against the depth is
 
     response = ‖dL/dh‖ · rms(h)
 
-the change of the loss for a relative change of h. dL/dh alone depends on the scale of
-h, which a following batch norm removes.
+the change of the loss for a relative change of the outputs h of a layer. dL/dh alone
+depends on the scale of h, which a following batch norm removes.
 """
 
 from __future__ import annotations
@@ -27,17 +25,16 @@ from normkit.doctor.transformer_statistics import streams
 
 __all__ = [
     "CHECKS",
-    "activations_explode",
-    "activations_vanish",
+    "MIN_LAYERS",
+    "START",
+    "arrives",
+    "before_its_branches",
     "gradients_explode",
     "gradients_vanish",
+    "slope",
 ]
 
 MIN_LAYERS = 4
-# Last layer against first. tanh: .09 at n·Var[w] = .41, .47 at Xavier's; ReLU: .17 at
-# Xavier's, .97 at Kaiming's.
-VANISH_WARNING, VANISH_ERROR = 0.2, 0.02
-EXPLODE_WARNING, EXPLODE_ERROR = 10.0, 100.0
 GRADIENT_WARNING, GRADIENT_ERROR = 0.02, 1e-4
 # First layer against last, as in torchmortem; and growth from one window of steps to
 # the next, as in TheDeepChecker.
@@ -54,70 +51,20 @@ JUMP, MAX_JUMPS = 10.0, 2
 STILL = 1e-6
 RECENT = 5
 
-_NOT_FINITE = "the outputs are not finite from the first layer on (D28, D34)"
-
-_D22 = partial(Finding, "D22", "activations_vanish")
-_D23 = partial(Finding, "D23", "activations_explode")
 _D24 = partial(Finding, "D24", "gradients_vanish")
 _D25 = partial(Finding, "D25", "gradients_explode")
 
-
-def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
-    """Check D22: the outputs shrink from layer to layer."""
-    for kind, layers in _stacks(statistics).items():
-        if len(layers) < MIN_LAYERS:
-            reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
-            yield _D22(layers[-1].name, "not_judged", evidence=reason)
-            continue
-        if not math.isfinite(layers[0].output_rms):
-            yield _D22(layers[0].name, "not_judged", evidence=_NOT_FINITE)
-            continue
-        ratio = _trend(layers)
-        severity, threshold = below(ratio, warning=VANISH_WARNING, error=VANISH_ERROR)
-        evidence = _evidence(layers)
-        if severity == "warning" and _arrives(statistics):
-            severity = "info"
-            evidence += "; the gradients arrive at the first layers nevertheless (D24)"
-        severity, reason = _before_its_branches(statistics, severity)
-        evidence += reason
-        yield _D22(layers[-1].name, severity, ratio, threshold, evidence, _START)
+_CALM = (
+    "lower the learning rate, clip the gradients, put batch norm between the layers, "
+    "or start from normkit.initialize(model, example_inputs=inputs)"
+)
+START = (
+    "start from normkit.initialize(model, example_inputs=inputs), put batch norm "
+    "between the layers, or add skip connections"
+)
 
 
-def activations_explode(statistics: Statistics) -> Iterator[Finding]:
-    """Check D23: the outputs grow from layer to layer."""
-    for kind, layers in _stacks(statistics).items():
-        if len(layers) < MIN_LAYERS:
-            reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
-            yield _D23(layers[-1].name, "not_judged", evidence=reason)
-            continue
-        if not math.isfinite(layers[0].output_rms):
-            yield _D23(layers[0].name, "not_judged", evidence=_NOT_FINITE)
-            continue
-        ratio = _trend(layers)
-        if math.isnan(ratio) and all(s.output_rms == 0 for s in layers):
-            continue  # all outputs are zero: D22 reports it
-        severity, threshold = above(ratio, warning=EXPLODE_WARNING, error=EXPLODE_ERROR)
-        yield _D23(
-            layers[-1].name, severity, ratio, threshold, _evidence(layers), _START
-        )
-
-
-def _trend(layers: Sequence[LayerStatistics]) -> float:
-    """Return the rms of the last output over the first; nan when the first is 0."""
-    first, last = layers[0].output_rms, layers[-1].output_rms
-    return last / first if first > 0 else math.nan
-
-
-def _evidence(layers: Sequence[LayerStatistics]) -> str:
-    rms = [layer.output_rms for layer in layers]
-    return (
-        f"the rms of the outputs goes from {rms[0]:.3g} at {layers[0].name} to "
-        f"{rms[-1]:.3g} here, a factor of {_slope(rms):.2f} per layer of kind "
-        f"{layers[0].kind}"
-    )
-
-
-def _arrives(statistics: Statistics) -> bool:
+def arrives(statistics: Statistics) -> bool:
     """Return True where the loss responds to the first layers as to the last.
 
     Signals that shrink less than 50-fold are then no fault: AlexNet's own start shrinks
@@ -153,7 +100,7 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
     evidence = (
         f"the response of the loss to a relative change of the outputs is "
         f"{response[-1]:.3g} at {names[-1]} and {response[0]:.3g} here, a factor "
-        f"of {_slope(response[::-1]):.2f} per layer"
+        f"of {slope(response[::-1]):.2f} per layer"
     )
     # Every layer of a transformer lies in a branch, and a cross-attention in two.
     jumps = _jumps(response) if statistics.attention else {}
@@ -169,7 +116,7 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         ratio,
         threshold,
         evidence,
-        _START,
+        START,
         {"layers": names, "response": response},
     )
 
@@ -229,10 +176,10 @@ def _growth_over_depth(statistics: Statistics, ratio: float) -> tuple[Severity, 
             f"makes it up to {BATCH_NORM_GROWTH:.2f}, and removes the scale of the "
             "weights"
         )
-    return _before_its_branches(statistics, severity)
+    return before_its_branches(statistics, severity)
 
 
-def _before_its_branches(
+def before_its_branches(
     statistics: Statistics, severity: Severity
 ) -> tuple[Severity, str]:
     """Return "info" in place of an alarm where branches have not begun to count.
@@ -357,41 +304,12 @@ def _check_still(statistics: Statistics) -> Iterator[Finding]:
         STILL,
         f"{len(still)} of {len(updates)} layers change by less than {STILL:g} of their "
         "weight in a step",
-        _START + ", or raise the learning rate",
+        START + ", or raise the learning rate",
         {"update_ratio": updates},
     )
 
 
-_CALM = (
-    "lower the learning rate, clip the gradients, put batch norm between the layers, "
-    "or start from normkit.initialize(model, example_inputs=inputs)"
-)
-_START = (
-    "start from normkit.initialize(model, example_inputs=inputs), put batch norm "
-    "between the layers, or add skip connections"
-)
-
-
-def _stacks(statistics: Statistics) -> dict[str, list[LayerStatistics]]:
-    """Return layers by kind: the activations, or the weights where there are none.
-
-    The output layer is left out: its scale is set by the loss. So are weights whose
-    output a norm takes, which removes its scale, and side branches such as the gates of
-    squeeze and excitation: layers on one position per sample, with layers on many
-    positions after them.
-    """
-    stacks: dict[str, list[LayerStatistics]] = {}
-    seen = [s for s in statistics.layers if s.output is not None and not s.is_output]
-    last_wide = max((i for i, s in enumerate(seen) if s.positions > 1), default=-1)
-    seen = [s for i, s in enumerate(seen) if i >= last_wide or s.positions > 1]
-    hidden = [s for s in seen if s.role == "activation"]
-    plain = [s for s in seen if s.role == "weight" and not s.is_normalized]
-    for layer in hidden or plain:
-        stacks.setdefault(layer.kind, []).append(layer)
-    return stacks
-
-
-def _slope(values: Sequence[float]) -> float:
+def slope(values: Sequence[float]) -> float:
     """Return the factor per step of a log-linear fit; nan when a value is 0."""
     if any(not (v > 0 and math.isfinite(v)) for v in values):
         return math.nan
@@ -400,9 +318,4 @@ def _slope(values: Sequence[float]) -> float:
     )
 
 
-CHECKS = {
-    "D22": activations_vanish,
-    "D23": activations_explode,
-    "D24": gradients_vanish,
-    "D25": gradients_explode,
-}
+CHECKS = {"D24": gradients_vanish, "D25": gradients_explode}

@@ -1,0 +1,279 @@
+"""The measurements of a training, taken by hooks step by step.
+
+Between observed steps two small hooks on the model run and two that count the
+optimizer's steps. On an observed step every layer is probed; the measurements become
+plain numbers at the next one, with one transfer from the device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
+from normkit.doctor.probes.entries import CalledInEval, Entries
+from normkit.doctor.probes.hook import Hook
+from normkit.doctor.probes.loop import Loop
+from normkit.doctor.probes.norm_statistics import norm_statistics
+from normkit.doctor.probes.parts import Parts
+from normkit.doctor.probes.probes import Probes
+from normkit.doctor.probes.schedule import Schedule
+from normkit.doctor.probes.series import (
+    RECENT,
+    SERIES,
+    Window,
+    layer_of,
+    numbers_of,
+    to_floats,
+    with_spread,
+)
+from normkit.doctor.probes.updates import Updates
+from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
+from normkit.modeling.norm_types import is_batch_norm
+from normkit.modeling.unwrap import unwrapped
+
+__all__ = ["Recorder"]
+
+# Values per call that a histogram counts.
+MAX_COUNTED = 4096
+
+
+class Recorder:
+    """Measurements of every layer, between `attach` and `detach`.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer; None for none.
+        schedule: The steps to observe.
+        unit: The unit of each layer whose percentiles are measured.
+
+    Attributes:
+        steps: Number of training steps so far, observed or not.
+        observed: The steps that were observed.
+        loop: The calls of the model and of the optimizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        schedule: Schedule,
+        unit: int,
+    ) -> None:
+        self.model = unwrapped(model)
+        # Layers of a graph are modules until the block ends; their last statistics.
+        self._as_modules = ExitStack()
+        self._norms_at_end: dict[str, NormStatistics] | None = None
+        self._as_modules.enter_context(norms_as_modules(self.model))
+        self.optimizer = optimizer
+        self._schedule = schedule
+        self.unit = unit
+        self.steps = 0
+        self._probes = Probes(self.model, unit=unit, counted=MAX_COUNTED)
+        self._updates = Updates(self._probes.layers.values())
+        self.observed: list[int] = []
+        self._series: dict[str, dict[str, list[float | None]]] = {}
+        self._logged: dict[str, list[tuple[int, float]]] = {}
+        self._open_step: int | None = None
+        self._handles: list[Any] = []
+        self._entries = Entries(self.model, self._before_forward)
+        self._step_modules: set[nn.Module] = set()  # called in the current step
+        # Numbers of the last observed steps of each layer, for the checks.
+        self._recent: dict[str, deque[dict[str, float]]] = {}
+        self._windows = {name: Window() for name in self._probes.layers}
+        self._modes = {
+            name: [0, 0]
+            for name, probe in self._probes.layers.items()
+            if is_batch_norm(probe.module)
+        }
+        self.loop = Loop()
+        self._parts = Parts()
+        self._evaluation = CalledInEval(
+            {name: self._probes.layers[name].module for name in self._modes}
+        )
+
+    @property
+    def was_called(self) -> bool:
+        """True after a call of a module of the model."""
+        return self._entries.was_called
+
+    def attach(self) -> None:
+        """Register the hooks."""
+        self._entries.attach()
+        if self.optimizer is not None:
+            before = Hook(lambda *_: self._updates.before())
+            after = Hook(self._after_update)
+            self._handles.append(self.optimizer.register_step_pre_hook(before))
+            self._handles.append(self.optimizer.register_step_post_hook(after))
+
+    def detach(self) -> None:
+        """Remove the hooks; the measurements stay."""
+        self._probes.detach()
+        self._entries.detach()
+        self._updates.close()
+        self._evaluation.detach()
+        if any(isinstance(m, GraphBatchNorm) for m in self.model.modules()):
+            self._norms_at_end = norm_statistics(self.model)
+        self._as_modules.close()
+        while self._handles:
+            self._handles.pop().remove()
+
+    def log(self, **values: float) -> None:
+        """Record numbers of the training loop at this step."""
+        for name, value in values.items():
+            self._logged.setdefault(name, []).append((self.steps - 1, float(value)))
+
+    def history(self) -> dict[str, Any]:
+        """Return the whole record, as plain data."""
+        self.finish_step()
+        return {
+            "steps": list(self.observed),
+            "unit": self.unit,
+            "layers": {
+                probe.name: {
+                    "kind": probe.kind,
+                    "role": probe.role,
+                    **{
+                        name: list(values)
+                        for name, values in self._series[probe.name].items()
+                    },
+                }
+                for probe in self._probes.in_order
+                if probe.name in self._series
+            },
+            **self._parts.history(),
+            "logged": {
+                name: [[step, value] for step, value in values]
+                for name, values in self._logged.items()
+            },
+        }
+
+    def statistics(self) -> Statistics:
+        """Return the measurements, as the checks read them."""
+        self.finish_step()
+        # In eval mode in every observed step: on purpose, or reported by D08.
+        frozen = {
+            n for n, (evals, trains) in self._modes.items() if evals > trains == 0
+        }
+        norms = self._norms_at_end or norm_statistics(self.model)
+        norms = {
+            name: replace(norm, frozen=norm.frozen or name in frozen)
+            for name, norm in norms.items()
+        }
+        layers = []
+        for probe in self._probes.in_order:
+            if probe.name not in self._recent:
+                continue
+            norm = norms.get(probe.name)
+            if norm is not None:
+                in_eval, in_training = self._modes[probe.name]
+                norm = replace(
+                    norm,
+                    eval_steps=in_eval,
+                    train_steps=in_training,
+                    is_read_in_eval=self._evaluation.ran(probe.name),
+                )
+            series, recent = self._series[probe.name], self._recent[probe.name]
+            window = self._windows[probe.name]
+            layers.append(layer_of(probe, series, recent, window, norm))
+        if not self.observed:
+            # Called, but never to be trained: only the settings are known.
+            layers = [
+                LayerStatistics(name, self._probes.layers[name].kind, "norm", norm=norm)
+                for name, norm in norms.items()
+            ]
+        return Statistics(
+            tuple(layers),
+            samples=max((layer.samples for layer in layers), default=0),
+            batches=len(self.observed),
+            while_training=True,
+            training=replace(
+                self.loop.statistics(self.model, self.optimizer),
+                losses=tuple(self._logged.get("loss", ())),
+                steps=tuple(self.observed),
+            ),
+            blocks=self._parts.blocks(),
+            attention=self._parts.attention(),
+        )
+
+    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        is_training = module.training and torch.is_grad_enabled()
+        if is_training and self._step_modules and module not in self._step_modules:
+            # Another part of the model is called in the same step.
+            self._step_modules.add(module)
+            if self._open_step == self.steps - 1:
+                self._probes.enter_module(module, args, kwargs)
+            return
+        # The layers' hooks stay registered through backward, where activation
+        # checkpointing calls the layers again. Backward is over now; a second call
+        # before the first backward belongs to the same step.
+        self._probes.detach()
+        self._updates.called_again()
+        self.loop.add_call(module, args, kwargs, is_grad=torch.is_grad_enabled())
+        if not is_training:
+            if not module.training:
+                self._evaluation.attach(module)
+            return
+        self._evaluation.detach()
+        self._step_modules = {module}
+        is_observed = self._schedule.is_observed(self.steps)
+        self._schedule.begin(is_observed=is_observed)
+        if is_observed:
+            self.finish_step()
+            self._begin_step()
+            self._probes.enter_module(module, args, kwargs)
+        self.steps += 1
+
+    @torch.no_grad()
+    def _begin_step(self) -> None:
+        self._probes.reset()
+        self._open_step = self.steps
+        self._updates.open()
+        for name, modes in self._modes.items():
+            modes[self._probes.layers[name].module.training] += 1
+        # Values are counted in one of the steps that a layer is judged by: a fifth of
+        # the time of all probes.
+        self._probes.counted = 0
+        if len(self.observed) % RECENT == 0:
+            self._probes.counted = MAX_COUNTED
+            for probe in self._probes.layers.values():
+                probe.before = probe.after = None
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """Turn the measurements of the last observed step into numbers."""
+        if self._open_step is None:
+            return
+        layers = self._probes.layers
+        measured = dict(zip(layers, numbers_of([*layers.values()]), strict=True))
+        for (name, key), value in self._updates.numbers.items():
+            measured[name][key] = value
+        values = iter(
+            to_floats([v for each in measured.values() for v in each.values()])
+        )
+        self._parts.add(self._probes.blocks)
+        index = len(self.observed)
+        self.observed.append(self._open_step)
+        self._open_step = None
+        for name, probe in layers.items():
+            found = {key: next(values) for key in measured[name]}
+            found |= with_spread(found)
+            if "input.count" in found:
+                found["samples"] = probe.samples
+                self._recent.setdefault(name, deque(maxlen=RECENT)).append(found)
+                self._windows[name].add(probe)
+            series = self._series.setdefault(
+                name, {key: [None] * index for key in SERIES}
+            )
+            for key in SERIES:
+                series[key].append(found.get(key))
+
+    def _after_update(self, *_: Any) -> None:
+        self._step_modules = set()
+        self.loop.add_update()
+        self._updates.after()
