@@ -155,8 +155,8 @@ class Folding(Planner):
             dtypes = {t.dtype for t in tensors_in(self.own.trace.result)} & {*REDUCED}
             eps = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
             # Folded weights are rounded as well, and round the sums otherwise.
-            self.own_limit = 20 * (rounding + eps)
-            name = _listed(dtypes)
+            self.own_limit = max(20 * (rounding + eps), TOLERANCE)
+            name = _listed(dtypes) or "as called"
             self.covered += f"; {name} on the example inputs"
             if rounding > _MAX_ROUNDING and dtypes == {torch.float32}:
                 return (

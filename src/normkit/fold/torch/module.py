@@ -20,12 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from normkit.errors import ArgumentError, FoldError
 from normkit.fold.ledger import FoldEntry, FoldLedger
 from normkit.fold.torch.copying import copied
-from normkit.fold.torch.float64 import REDUCED
 from normkit.fold.torch.folding import Folding
 from normkit.fold.torch.harness import Harness
 from normkit.fold.torch.materialized import computed_weights
 from normkit.fold.torch.materialized import materialize as store_computed
-from normkit.modeling.pytree import tensors_in
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -137,7 +135,7 @@ def fold(
         raise
     except Exception as error:
         return model, _nothing_provable(model, args, kwargs, error)
-    own = _in_own_dtype(source, args, kwargs, norms)
+    own = _as_called(source, args, kwargs, norms)
     folding = Folding(
         *(source, exact, own, norms), layer_to_rms=layer_to_rms, equalize=equalize
     )
@@ -179,16 +177,14 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_inputs,), {}
 
 
-def _in_own_dtype(
+def _as_called(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], norms: str
 ) -> Harness | None:
-    """Return a copy of `model` that runs as it is; None if it is in float64 or fails.
+    """Return a copy of `model` that runs as it is; None if it fails.
 
-    Example inputs in float64 for a model in float32 are such a failure.
+    A model in float64 has one, too: what makes code compute in float64 also keeps torch
+    from its fused operators. Example inputs in float64 for a model in float32 fail.
     """
-    held = (*model.parameters(), *model.buffers(), *tensors_in((args, kwargs)))
-    if not any(tensor.dtype in REDUCED for tensor in held):
-        return None
     work = copied(model)
     with contextlib.suppress(Exception):
         return Harness(work, args, kwargs, in_float64=False, norms=norms)
