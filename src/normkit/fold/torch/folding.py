@@ -49,7 +49,7 @@ class Folding(Planner):
     Args:
         original: The model, which is not edited here.
         exact: Its copy in float64, traced.
-        own: Its copy in its own dtype, traced; None if there is none.
+        own: Its copy that runs as it is called, traced; None if there is none.
         kinds: "batch" or "all".
     """
 

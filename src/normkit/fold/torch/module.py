@@ -90,9 +90,9 @@ def fold(
         The algebra is in float64 and rounded once, to the dtype of each weight. Before
         anything is returned, the original and the folded model are compared: in
         float64 on `example_inputs`, on random inputs of the same shapes, and on random
-        inputs of another batch and spatial size if the model takes them; in the
-        model's own dtype on `example_inputs`. A fold that differs is undone, and its
-        entry gives the difference. Nothing else changes: no gradient, no random
+        inputs of another batch and spatial size if the model takes them; and as the
+        model is called, in its own dtype, on `example_inputs`. A fold that differs is
+        undone, and its entry gives the difference. Nothing else changes: no gradient, no random
         state, no hook, no training flag. The proof covers the branches of the code
         that these runs take: other arguments, a run with gradients, or another memory
         layout may take another one.
