@@ -92,10 +92,10 @@ def fold(
         float64 on `example_inputs`, on random inputs of the same shapes, and on random
         inputs of another batch and spatial size if the model takes them; and as the
         model is called, in its own dtype, on `example_inputs`. A fold that differs is
-        undone, and its entry gives the difference. Nothing else changes: no gradient, no random
-        state, no hook, no training flag. The proof covers the branches of the code
-        that these runs take: other arguments, a run with gradients, or another memory
-        layout may take another one.
+        undone, and its entry gives the difference. Nothing else changes: no gradient,
+        no random state, no hook, no training flag. The proof covers the branches of the
+        code that these runs take: other arguments, a run with gradients, or another
+        memory layout may take another one.
 
     Example:
         >>> net = torch.nn.Sequential(
