@@ -290,9 +290,10 @@ def _states(records: list[dict[str, Any]]) -> str:
     counts = Counter(record.get("code", "older code") for record in records)
     parts = [f"{count} by {code}" for code, count in counts.most_common()]
     return (
-        f"Measured: {', '.join(parts)}. That is a digest of the syntax trees, without\n"
-        "docstrings and comments, of all modules that a fold of a torch model runs;\n"
-        "`python benchmarks/fold/fold_digest.py` prints that of the present code."
+        f"Measured: {', '.join(parts)}. The code is a\n"
+        "digest of the syntax trees, without docstrings and comments, of all modules\n"
+        "that a fold of a torch model runs; `python benchmarks/fold/fold_digest.py`\n"
+        "prints that of the present code."
     )
 
 
