@@ -4,9 +4,9 @@
     python benchmarks/fold/coverage.py positive results.jsonl [NAME ...]
     python benchmarks/fold/coverage.py table RESULTS FAMILIES COST > PAGE
 
-`run` measures each model whose line was not made by the present code (`code`: the last
-commit of the fold and of what it stands on), those that keep a batch norm first, and
-writes a line as soon as it is measured, so it can be stopped and started again.
+`run` measures each model whose line was not made by the present code (`code`:
+`fold_digest.py`), those that keep a batch norm first, and writes a line as soon as it
+is measured, so it can be stopped and started again.
 `positive` measures once more, without negative weights, those that keep a batch norm.
 Each model runs on one thread in a process of its own, with a limit of processor time.
 `families.py` and `cost.py` make the other two records; PAGE is docs/fold_coverage.md.
@@ -15,12 +15,10 @@ Each model runs on one thread in a process of its own, with a limit of processor
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import multiprocessing
 import resource
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fold_digest import digest
 from zoo import case, cases, prepare_torchvision, randomise
 
 # Of processor time; the wall clock, which other work stretches, gets ten times that.
@@ -47,7 +46,7 @@ def measure(name: str, negative: float = 0.03) -> dict[str, Any]:
     from normkit.modeling.snapshot import preserved_random
 
     chosen = case(name)
-    record: dict[str, Any] = {"name": name, "code": code()}
+    record: dict[str, Any] = {"name": name, "code": digest()}
     torch.manual_seed(0)
     try:
         model = chosen.build().eval()
@@ -112,7 +111,7 @@ def run(path: Path, names: list[str]) -> None:
         stale = [
             each.name
             for each in cases()
-            if known.get(each.name, {}).get("code") != code()
+            if known.get(each.name, {}).get("code") != digest()
         ]
         names = sorted(stale, key=lambda name: not known.get(name, {}).get("left"))
     for name in names:
@@ -141,7 +140,7 @@ def _prepare() -> None:
     import normkit.fold  # noqa: F401
 
     torch.set_num_threads(1)
-    code()
+    digest()
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -156,21 +155,6 @@ def _write(path: Path, record: dict[str, Any]) -> None:
     print(record["name"], record.get("failed", shown), flush=True)
 
 
-@functools.cache
-def code() -> str:
-    """Return the last commit of the code that folds, with a plus if it was changed."""
-    where = ("src/normkit/fold", "src/normkit/modeling")
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments, "--", *where]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    return git("log", "-1", "--format=%h") + "+" * bool(git("status", "--porcelain"))
-
-
 def _apart(name: str, negative: float = 0.03) -> dict[str, Any]:
     """Run `measure` in a process of its own, with a limit of processor time."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -182,7 +166,7 @@ def _apart(name: str, negative: float = 0.03) -> dict[str, Any]:
     worker = _FORK.Process(target=work, daemon=True)
     worker.start()
     theirs.close()
-    failed = {"name": name, "code": code()}
+    failed = {"name": name, "code": digest()}
     late = failed | {"failed": f"took over {_LIMIT_SECONDS} s of processor time"}
     try:
         return ours.recv() if ours.poll(10 * _LIMIT_SECONDS) else late
@@ -304,8 +288,13 @@ def page(records: list[dict[str, Any]]) -> str:
 def _states(records: list[dict[str, Any]]) -> str:
     """Return which code measured how many of the models."""
     counts = Counter(record.get("code", "older code") for record in records)
-    parts = [f"{count} at {code}" for code, count in counts.most_common()]
-    return f"Measured, by the last commit of the fold: {', '.join(parts)}."
+    parts = [f"{count} by {code}" for code, count in counts.most_common()]
+    return (
+        f"Measured: {', '.join(parts)}. The code is a\n"
+        "digest of the syntax trees, without docstrings and comments, of all modules\n"
+        "that a fold of a torch model runs; `python benchmarks/fold/fold_digest.py`\n"
+        "prints that of the present code."
+    )
 
 
 def _left(records: list[dict[str, Any]]) -> int:

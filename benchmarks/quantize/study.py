@@ -33,7 +33,7 @@ import normkit
 from normkit.bench.marks import written
 from normkit.errors import ArgumentError
 from normkit.studies.data import Images
-from normkit.studies.interval import median_interval
+from normkit.studies.interval import coverage_of, median_interval
 from normkit.studies.study import Trial
 from normkit.studies.training import accuracy, cnn, train
 
@@ -189,11 +189,13 @@ def block(results: list[dict[str, Any]]) -> str:
         for name in ("d_mean", "d_var")
     ]
     points = [f"{100 / tests[data]:.2g}" for data in by_data]
+    holds = [f"{100 * coverage_of(len(found))[1]:.3g} %" for found in by_data.values()]
     return "\n".join(
         [
             f"| accuracy, % | {' | '.join(heads)} |",
             rule,
             *rows,
+            f"| an interval holds the median with | {' | '.join(holds)} |",
             "",
             f"| difference, paired, points | {' | '.join(heads)} |",
             rule,

@@ -7,6 +7,7 @@ import torch
 from torch import fx, nn
 
 import normkit
+from normkit.errors import ArgumentError
 
 
 def net() -> nn.Sequential:
@@ -123,3 +124,10 @@ def test_a_watched_graph_trains_as_it_would_and_is_measured() -> None:
         assert torch.equal(module.state_dict()[name], tensor), name
     norms = {x.name for x in seen.statistics().layers if x.norm is not None}
     assert norms == {"1", "4"}
+
+
+@pytest.mark.parametrize("verb", ["watch", "convert"])
+def test_an_exported_program_has_to_be_a_module_to_run(verb: str) -> None:
+    options = {"to": "frozen"} if verb == "convert" else {}
+    with pytest.raises(ArgumentError, match=r"take model = program\.module\(\)"):
+        getattr(normkit, verb)(program(training=True), **options)

@@ -205,6 +205,11 @@ def check_model(verb: str, model: Any, batches: Any = None) -> None:
                 f"{type(batches).__name__} for the batches; swap them: {verb}(model, "
                 "batches)"
             )
+        if type(model).__name__ == "ExportedProgram":
+            raise ArgumentError(
+                f"{verb} got an exported program, which does not run itself; take "
+                f"model = program.module(), and give {verb} that model"
+            )
         what = f"the class {model.__name__}" if isinstance(model, type) else type(model)
         raise ArgumentError(
             f"{verb} got {what} for the model; it must be a torch.nn.Module, an "

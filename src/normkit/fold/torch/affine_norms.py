@@ -1,7 +1,8 @@
 """Layer, group, instance and RMS norms of a torch model that lose weight and bias.
 
-The norm keeps its class. Classes of torch.nn get None for weight and bias, others a
-weight of 1 (0 where they use 1 + weight) and a bias of 0.
+The norm keeps its class. Classes of torch.nn get None for weight and bias, others, and
+those of a TransformerEncoderLayer, a weight of 1 (0 where they use 1 + weight) and a
+bias of 0.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ __all__ = ["AffineNorm", "DropAffine", "ToRMS", "affine_norms"]
 # Their forward hands weight and bias, None included, to a function of torch.
 _WITHOUT_AFFINE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _InstanceNorm)
 
+# Their forward hands weight and bias of their norms to one operator of torch, in eval
+# mode without gradients.
+_READERS = (nn.TransformerEncoderLayer,)
+
 
 @dataclass(eq=False)
 class AffineNorm:
@@ -37,6 +42,7 @@ class AffineNorm:
         refusal: Reason why it must stay; empty if weight and bias may go.
         places: Each (path of the parent, name) under which the model holds it.
         is_lent: Whether it runs with other weights than it holds.
+        is_read_outside: Whether the module that holds it reads its weight by name.
     """
 
     path: str
@@ -46,6 +52,7 @@ class AffineNorm:
     refusal: str = ""
     places: tuple[tuple[str, str], ...] = ()
     is_lent: bool = False
+    is_read_outside: bool = False
 
     @property
     def kind(self) -> str:
@@ -69,7 +76,8 @@ class AffineNorm:
     @property
     def drops_affine(self) -> bool:
         """True if None in the place of weight and bias is the same norm without."""
-        if self.is_lent:  # what is dropped could not be lent
+        # What is dropped could be neither lent nor read by the layer around it.
+        if self.is_lent or self.is_read_outside:
             return False
         own = {f"{self.module_path}.{name}" for name in ("weight", "bias")}
         is_known = isinstance(self.module, _WITHOUT_AFFINE)
@@ -151,6 +159,8 @@ def affine_norms(trace: Trace) -> list[AffineNorm]:
             norm = AffineNorm(name, module, path, nodes)
             norm.places = tuple(places.get(module, ()))
             norm.is_lent = any(trace.call_of[node].is_lent for node in nodes)
+            parents = [trace.root.module.get_submodule(p) for p, _ in norm.places]
+            norm.is_read_outside = any(isinstance(p, _READERS) for p in parents)
             norm.refusal = _reason_against(norm)
             found.append(norm)
         has_weight = getattr(module, "weight", None) is not None

@@ -49,7 +49,7 @@ class Folding(Planner):
     Args:
         original: The model, which is not edited here.
         exact: Its copy in float64, traced.
-        own: Its copy in its own dtype, traced; None if there is none.
+        own: Its copy that runs as it is called, traced; None if there is none.
         kinds: "batch" or "all".
     """
 
@@ -157,8 +157,8 @@ class Folding(Planner):
             dtypes = {t.dtype for t in tensors_in(self.own.trace.result)} & {*REDUCED}
             eps = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
             # Folded weights are rounded as well, and round the sums otherwise.
-            self.own_limit = 20 * (rounding + eps)
-            name = _listed(dtypes)
+            self.own_limit = max(20 * (rounding + eps), TOLERANCE)
+            name = _listed(dtypes) or "as called"
             self.covered += f"; {name} on the example inputs"
             if rounding > _MAX_ROUNDING and dtypes == {torch.float32}:
                 return (

@@ -20,12 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from normkit.errors import ArgumentError, FoldError
 from normkit.fold.ledger import FoldEntry, FoldLedger
 from normkit.fold.torch.copying import copied
-from normkit.fold.torch.float64 import REDUCED
 from normkit.fold.torch.folding import Folding
 from normkit.fold.torch.harness import Harness
 from normkit.fold.torch.materialized import computed_weights
 from normkit.fold.torch.materialized import materialize as store_computed
-from normkit.modeling.pytree import tensors_in
 from normkit.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -95,12 +93,12 @@ def fold(
         The algebra is in float64 and rounded once, to the dtype of each weight. Before
         anything is returned, the original and the folded model are compared: in
         float64 on `example_inputs`, on random inputs of the same shapes, and on random
-        inputs of another batch and spatial size if the model takes them; in the
-        model's own dtype on `example_inputs`. A fold that differs is undone, and its
-        entry gives the difference. Nothing else changes: no gradient, no random
-        state, no hook, no training flag. The proof covers the branches of the code
-        that these runs take: other arguments, a run with gradients, or another memory
-        layout may take another one.
+        inputs of another batch and spatial size if the model takes them; and as the
+        model is called, in its own dtype, on `example_inputs`. A fold that differs is
+        undone, and its entry gives the difference. Nothing else changes: no gradient,
+        no random state, no hook, no training flag. The proof covers the branches of the
+        code that these runs take: other arguments, a run with gradients, or another
+        memory layout may take another one.
 
     Example:
         >>> net = torch.nn.Sequential(
@@ -142,7 +140,7 @@ def fold(
         except Exception as error:
             return model, _nothing_provable(model, args, kwargs, error)
         advance()
-        own = _in_own_dtype(source, args, kwargs, norms)
+        own = _as_called(source, args, kwargs, norms)
         advance()
     folding = Folding(
         *(source, exact, own, norms),
@@ -188,16 +186,14 @@ def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_inputs,), {}
 
 
-def _in_own_dtype(
+def _as_called(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], norms: str
 ) -> Harness | None:
-    """Return a copy of `model` that runs as it is; None if it is in float64 or fails.
+    """Return a copy of `model` that runs as it is; None if it fails.
 
-    Example inputs in float64 for a model in float32 are such a failure.
+    A model in float64 has one, too: what makes code compute in float64 also keeps torch
+    from its fused operators. Example inputs in float64 for a model in float32 fail.
     """
-    held = (*model.parameters(), *model.buffers(), *tensors_in((args, kwargs)))
-    if not any(tensor.dtype in REDUCED for tensor in held):
-        return None
     work = copied(model)
     with contextlib.suppress(Exception):
         return Harness(work, args, kwargs, in_float64=False, norms=norms)

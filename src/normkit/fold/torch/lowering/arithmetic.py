@@ -9,7 +9,16 @@ from torch import Tensor
 
 from normkit.fold.algebra import MATMUL
 from normkit.fold.ir.graph import Node, Value
-from normkit.fold.ir.nodes import Add, Gate, Linear, MatMul, Opaque, Quotient, Scale
+from normkit.fold.ir.nodes import (
+    Add,
+    Experts,
+    Gate,
+    Linear,
+    MatMul,
+    Opaque,
+    Quotient,
+    Scale,
+)
 from normkit.fold.ir.nodes.matmul import matmul
 from normkit.fold.torch.lowering.call import TorchCall, is_fixed, lowers
 from normkit.fold.torch.lowering.weighted import experts
@@ -114,6 +123,11 @@ def _matmul(call: TorchCall) -> Node | None:
         return experts(call, right, left, input_dim=-2)
     if is_fixed(right) and not left.is_fixed and len(right.shape) == 2:
         return Linear(call.label, [left], weight=right, layout=MATMUL)
+    if is_fixed(right) and right.roots and not left.is_fixed:
+        # A stack of matrices, all of them used.
+        return Experts(
+            call.label, [left], weight=right, weight_dim=len(right.shape) - 2
+        )
     if left.is_fixed or right.is_fixed:
         return None
     return matmul(call.label, left, right)

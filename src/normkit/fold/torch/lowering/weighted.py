@@ -217,6 +217,44 @@ def _grouped(call: TorchCall) -> Node | None:
     return Experts(call.label, [x], weight=stack, weight_dim=1)
 
 
+@lowers("einsum")
+def _einsum(call: TorchCall) -> Node | None:
+    """Lower a product of x and a parameter that sums over one dimension of both."""
+    equation, *operands = call.args
+    if len(operands) == 1 and isinstance(operands[0], tuple | list):
+        operands = list(operands[0])
+    if not isinstance(equation, str) or "." in equation or "->" not in equation:
+        return None
+    terms, result = equation.replace(" ", "").split("->")
+    factors = sorted(zip(terms.split(","), operands, strict=False), key=_fixed_last)
+    if len(factors) != 2 or any(
+        len({*t}) < len(t) for t in (*terms.split(","), result)
+    ):
+        return None
+    (of_x, x), (of_weight, weight) = factors
+    summed = [letter for letter in of_x if letter in of_weight and letter not in result]
+    if x.is_fixed or not is_fixed(weight) or not weight.roots or len(summed) != 1:
+        return None
+    input_dim, weight_dim = of_x.index(summed[0]), of_weight.index(summed[0])
+    made = of_weight.replace(summed[0], "")
+    if len(made) == 1 and made not in of_x and made in result:
+        return Linear(
+            call.label,
+            [x],
+            weight=weight,
+            layout=LINEAR if weight_dim == 1 else MATMUL,
+            input_dim=input_dim,
+            output_dim=result.index(made),
+        )
+    return Experts(
+        call.label, [x], weight=weight, input_dim=input_dim, weight_dim=weight_dim
+    )
+
+
+def _fixed_last(factor: tuple[str, Value]) -> bool:
+    return factor[1].is_fixed
+
+
 def experts(
     call: TorchCall,
     x: Value,
