@@ -28,7 +28,9 @@ def command(
     checkpoint: Annotated[
         Path, typer.Option(help="File with the weights; only plain tensors are read.")
     ],
-    out: Annotated[Path, typer.Option(help="File to save to; may be the same.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="File to save to; may be the same.")
+    ],
     mode: Annotated[
         str, typer.Option(help="Estimator: exact, average or running.")
     ] = "exact",

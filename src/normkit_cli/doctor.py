@@ -44,7 +44,8 @@ def command(
         typer.Option("--fix", help="Repair what can be repaired, and diagnose again."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="With --fix: file for the repaired weights.")
+        Path | None,
+        typer.Option("-o", "--out", help="With --fix: file for the repaired weights."),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write the findings as one HTML page.")

@@ -39,7 +39,7 @@ def command(
     ] = False,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="File to save the weights to.")
+        Path | None, typer.Option("-o", "--out", help="File to save the weights to.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of text.")

@@ -1,6 +1,7 @@
 """What a user runs into: each ends before the work, with one line and a way out."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -105,9 +106,16 @@ def test_a_batch_by_names_that_the_model_lacks_shows_forward_and_targets(
 ) -> None:
     code, _, err = run(capsys, "doctor", f"{place}:named_batches")
     assert code == 2
+    assert "does not fit its forward, missing a required argument" in err
     assert "forward=lambda model, batch: model(batch['image'])" in err
     assert "targets=lambda batch: batch['label']" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["calibrate", "init", "doctor", "fold"])
+def test_a_command_that_writes_a_model_takes_o(capsys, command: str) -> None:
+    _, out, _ = run(capsys, command, "--help")
+    assert re.search(r"--out\S* +-o ", out)
 
 
 @pytest.mark.parametrize("words", [(), ("doctor",), ("fold",), ("study", "run")])

@@ -144,7 +144,9 @@ def _stepped(
         ]
         assert nodes
         return y, [
-            name for name in nodes if "c10d" in name and "wait_tensor" not in name
+            name
+            for name in nodes
+            if ("c10d" in name and "wait_tensor" not in name) or "over_ranks" in name
         ]
     taken: list[str] = []
 

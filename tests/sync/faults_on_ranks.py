@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from normkit.errors import RanksError
 from normkit.nn import SyncBatchNorm
@@ -84,6 +86,38 @@ def unchecked_difference(rank: int, fault: str) -> Any:
             y.square().sum().backward()
 
     return _error(run)
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def unlike_models(rank: int, sums: int, route: str) -> Any:
+    """The last layer has more channels on rank 1; `sums` sums are taken before it."""
+    group = dist.new_group(timeout=timedelta(seconds=20))
+    net = model(group, channels=4 + rank)
+    x = torch.randn(6, 4)
+    with torch.no_grad():
+        for _ in range(sums):
+            net[0](x)
+    empty = route == "empty" and rank == 0
+    # Under a mode, as in a compiled step, the sum is an operation of torch.
+    with Watching() if route == "mode" and rank == 1 else nullcontext():
+        return _error(lambda: net[2](torch.randn(0 if empty else 6, 4 + rank)))
+
+
+def unlike_dtypes(rank: int) -> Any:
+    """A float32 batch on rank 0, halves and doubles on the others."""
+    dtype = (torch.float32, torch.bfloat16, torch.float64)[rank]
+    layer = SyncBatchNorm(4, momentum=1.0)
+    torch.manual_seed(rank)
+    x = (torch.randn(6, 4) + rank).to(dtype).requires_grad_()
+    y = layer(x)
+    y.backward(torch.ones_like(y) * (rank + 1))
+    return x.detach(), y.detach(), x.grad, layer.running_mean, layer.running_var
 
 
 def mixed_silently(rank: int) -> Any:

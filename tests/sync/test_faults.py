@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -68,6 +70,47 @@ def test_a_rank_in_another_mode_or_gone_is_an_error_with_the_layers_name(
     assert told[1] == ""
     for error in (told[0], told[2]):
         assert error.startswith(f"{named} (SyncBatchNorm, 4 channels) did not get")
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[Ranks]:
+    """A pool of its own: where a check fails, gloo ends a worker."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+@pytest.mark.parametrize(
+    ("sums", "route"),
+    [(0, "eager"), (30, "eager"), (0, "mode"), (0, "empty")],
+)
+def test_models_that_differ_are_named_without_the_check(
+    two_ranks: Ranks, sums: int, route: str
+) -> None:
+    """Gloo ends rank 0 at a message of 11 numbers where it waits for 9."""
+    for told in two_ranks.run(on_ranks.unlike_models, sums, route):
+        assert "the ranks are not at the same layer" in told
+        first, second = told.split("rank 1: ")
+        assert "'2.0' (SyncBatchNorm, 4 channels), 9 numbers" in first
+        assert "11 numbers" in second
+        assert ("(SyncBatchNorm, 5 channels)" in second) is (route != "mode")
+
+
+def test_ranks_of_unlike_dtypes_share_their_statistics(three_ranks: Ranks) -> None:
+    found = three_ranks.run(on_ranks.unlike_dtypes)
+    whole = torch.cat([x.double() for x, *_ in found]).requires_grad_()
+    y = nn.functional.batch_norm(whole, None, None, training=True)
+    y.backward(torch.arange(1, 4).repeat_interleave(6)[:, None].expand(18, 4).double())
+    for rank, (x, output, dx, mean, var) in enumerate(found):
+        assert output.dtype == dx.dtype == x.dtype
+        rows = slice(6 * rank, 6 * rank + 6)
+        error = 1e-5 + 4 * torch.finfo(x.dtype).eps
+        torch.testing.assert_close(output.double(), y[rows], rtol=error, atol=error)
+        torch.testing.assert_close(
+            dx.double(), whole.grad[rows], rtol=error, atol=error
+        )
+        assert torch.equal(mean, found[0][3])
+        assert torch.equal(var, found[0][4])
 
 
 def test_uneven_numbers_of_batches_train_as_one_process(three_ranks: Ranks) -> None:

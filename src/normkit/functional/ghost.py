@@ -7,8 +7,6 @@ one. Ghost batches of one size are one call, so there are at most two calls.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -100,9 +98,11 @@ def normalize_ghosts(
             offset,
             eps,
             mask=None if valid is None else valid[start:stop].reshape(shape),
-            epilogue=replace(
-                epilogue,
-                residual=None if added is None else added[start:stop].reshape(shape),
+            # Not by dataclasses.replace, which torch 2.6 cannot compile.
+            epilogue=Epilogue(
+                epilogue.activation,
+                epilogue.slope,
+                None if added is None else added[start:stop].reshape(shape),
             ),
         )
         pieces.append(y.reshape(ghosts * size, *x.shape[1:]))

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Protocol, cast
 
 from torch import Tensor
@@ -117,8 +116,11 @@ def apply_given(
     if epilogue and compute != x.dtype:
         # Halves are rounded once, at the end.
         residual = epilogue.residual
-        wide = replace(
-            epilogue, residual=None if residual is None else residual.to(compute)
+        # Not by dataclasses.replace, which torch 2.6 cannot compile.
+        wide = Epilogue(
+            epilogue.activation,
+            epilogue.slope,
+            None if residual is None else residual.to(compute),
         )
         y = apply_given(kernels, x.to(compute), center, scale, weight, bias, wide)
         return y.to(x.dtype)

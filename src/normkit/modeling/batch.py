@@ -144,8 +144,8 @@ def _check_arguments(model: nn.Module, batch: Any, error: TypeError) -> None:
         given += [f"{name}={_described(value)}" for name, value in kwargs.items()]
         raise ArgumentError(
             f"{type(model).__name__} cannot be called on a batch that is "
-            f"{_described(batch)}: model({', '.join(given)}) has a {mismatch}; "
-            f"{_convention(batch)}"
+            f"{_described(batch)}: model({', '.join(given)}) does not fit "
+            f"its forward, {mismatch}; {_convention(batch)}"
         ) from error
 
 

@@ -3,6 +3,7 @@
 groups       which ranks: every way to name a group
 collective   the one collective there is: a sum over ranks, in float64
 merging      Moments of all ranks
+first_sums   a check that the first messages of a group are of one size
 agreement    a check that all ranks are at the same layer
 join         uneven numbers of batches
 """

@@ -52,17 +52,18 @@ def is_checking() -> bool:
     return bool(_blocks)
 
 
-def agree(ranks: Ranks, action: str) -> None:
+def agree(ranks: Ranks, action: str, message: str = "") -> None:
     """Require that all ranks are about to do the same.
 
     Args:
         ranks: The ranks, and the layer's name.
         action: What this rank does with the layer, in a few words.
+        message: What it is about to send for it.
 
     Raises:
         RanksError: They are not; the same on every rank.
     """
-    text = f"{action} of {ranks.name()}"
+    text = f"{action} of {ranks.name()}" + (message and f", {message}")
     size = dist.get_world_size(ranks.group)
     sent = text.encode()[-_BYTES:].ljust(_BYTES)
     mine = torch.frombuffer(bytearray(sent), dtype=torch.uint8)

@@ -1,7 +1,9 @@
 """The one collective of the layers: a sum over ranks, in float64.
 
 In eager mode it is c10d's own call, in place: a functional collective takes nine times
-its processor time. Compilers, which need values out of place, get the functional one.
+its processor time. Compilers, which need values out of place, get the functional one,
+and on a CPU an operation that makes c10d's call: a rank that compiles, or runs under a
+mode, takes part in the checks of those that do not.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from torch import Tensor
 
 from normkit.errors import RanksError
 from normkit.sync.agreement import agree, is_checking
+from normkit.sync.first_sums import differs_on_a_rank
 from normkit.sync.groups import Group, Ranks, is_running, process_group_of
 from normkit.torch_state import (
     has_forward_mode,
     has_mode_or_tracer,
     has_transforms,
     is_compiling,
+    process_group_by_name,
 )
 
 __all__ = ["all_reduce_", "sum_over"]
@@ -63,15 +67,22 @@ def all_reduce_(x: Tensor, ranks: Group, action: str = "forward") -> Tensor:
     Raises:
         RanksError: The collective failed, or timed out because a rank did not come.
     """
-    named = isinstance(ranks, Ranks)
-    if named and is_checking():
+    if not isinstance(ranks, Ranks):
+        ranks = Ranks(ranks, lambda: "a statistic")
+    if is_checking():
         agree(ranks, action)
     try:
-        dist.all_reduce(x, group=ranks.group if named else ranks)
+        if x.is_cpu and differs_on_a_rank(
+            x, ranks.group, is_backward=action == "backward"
+        ):
+            agree(ranks, action, f"{x.numel()} numbers")
+        dist.all_reduce(x, group=ranks.group)
+    except RanksError:
+        raise
     except RuntimeError as error:
-        layer = ranks.name() if named else "a statistic"
         raise RanksError(
-            f"the {action} of {layer} did not get the sums of all ranks: {error}. "
+            f"the {action} of {ranks.name()} did not get the sums of all ranks: "
+            f"{error}. "
             "Every rank must call forward and backward of every synchronized layer "
             "equally often, in the same order, mode and number of channels; see the "
             "other ranks' errors, or run with NORMKIT_CHECK_RANKS=1 to learn which "
@@ -114,7 +125,22 @@ def _all_reduce(x: Tensor, group: Group, action: str) -> Tensor:
     if not is_compiling() and not has_mode_or_tracer():
         return all_reduce_(x.detach().clone(), group, action)
     # Out of place, and traced whole.
+    plain = group.group if isinstance(group, Ranks) else group
+    if x.is_cpu:
+        return torch.ops.normkit.sum_over_ranks(x.detach(), plain.group_name, action)
     from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
-    plain = group.group if isinstance(group, Ranks) else group
     return wait_tensor(all_reduce(x.detach(), "sum", plain))
+
+
+def _sum_over_ranks(x: Tensor, group_name: str, action: str) -> Tensor:
+    return all_reduce_(x.clone(), process_group_by_name(group_name), action)
+
+
+_LIBRARY = torch.library.Library("normkit", "FRAGMENT")
+_LIBRARY.define(
+    "sum_over_ranks(Tensor x, str group_name, str action) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.impl("sum_over_ranks", _sum_over_ranks, "CPU")
+_LIBRARY.impl("sum_over_ranks", lambda x, *_: torch.empty_like(x), "Meta")
