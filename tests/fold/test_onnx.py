@@ -148,9 +148,14 @@ def check(model, *, left=()):
     return folded, ledger
 
 
-def in_runtime(model, feed):
+def in_runtime(model, feed, *, fused=True):
+    """Run a model in onnxruntime, by default with all that it fuses."""
+    options = onnxruntime.SessionOptions()
+    if not fused:
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = level
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     kinds = {value.name: types.get(value.type) for value in session.get_inputs()}

@@ -49,7 +49,11 @@ def folded(b: Integers, *outputs: str) -> tuple[ModelProto, ModelProto, FoldLedg
     """Fold, and compare in onnxruntime on an input that the fold did not see."""
     model = b.model(*outputs)
     new, ledger = normkit.fold_onnx(model)
-    (true,), (found,) = (in_runtime(each, {"x": INPUT}) for each in (model, new))
+    # Fused convolutions of bytes add pairs of products in 16 bits where a processor has
+    # no VNNI: the sums saturate, and differ by more than rounding between two scales.
+    (true,), (found,) = (
+        in_runtime(each, {"x": INPUT}, fused=False) for each in (model, new)
+    )
     assert np.abs(true - found).max() <= 1e-5 * max(np.abs(true).max(), 1)
     return model, new, ledger
 
