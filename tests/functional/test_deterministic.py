@@ -1,8 +1,5 @@
 """`normkit.deterministic()`: a sample alone is the sample in any batch, bit by bit."""
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +9,7 @@ import normkit.nn as n
 from normkit.kernels.cpu.loading import library, why_absent
 from normkit.kernels.deterministic import is_deterministic, pairwise_sum
 from normkit.kernels.epilogue import ACTIVATIONS
+from normkit.torch_state import number_of_threads
 
 C = 8
 LAYERS = {
@@ -48,16 +46,6 @@ def layer_of(name: str) -> tuple[nn.Module, Tensor]:
     return layer, 3 + torch.randn(40, *shape)
 
 
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def laid(x: Tensor, layout: str) -> Tensor:
     if layout == "channels-last":
         return x.contiguous(memory_format=torch.channels_last)
@@ -69,7 +57,7 @@ def differences(layer: nn.Module, x: Tensor, layout: str) -> list[tuple[int, ...
     """(batch, place, threads) at which sample 5 comes out differently."""
     found, wanted = [], layer(laid(x, layout))[5].clone()
     for count in (1, 2):
-        with threads(count):
+        with number_of_threads(count):
             for batch, at in (
                 (40, 5),
                 (1, 0),

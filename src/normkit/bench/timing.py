@@ -13,8 +13,8 @@ slept, and leaves such turns out. Linux counts the waiting; elsewhere every turn
 
 A turn begins with a call that does not count. What was freed last decides whether the
 allocator has pages for an output or asks the system for them, so that the first call
-pays for the contestant before it: a forward of batch norm over 400k values ran at 0.60
-of torch's speed when it came after torch, at 0.90 when torch came after it.
+pays for the contestant before it, always the same one: a forward of batch norm over
+400k values ran at 0.60 of torch's speed or at 0.90, by which of the two had begun.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from torch import Tensor
 
 __all__ = ["differs_on_a_rank"]
 
-# A step of a ResNet-50 takes 106. Each costs about what the sum itself does, 0.4 ms of
-# processor time: 0.1 s for a group, once.
+# A step of a ResNet-50 takes 106. Each costs what a message does, half of "messages" in
+# `normkit bench ranks`, once for a group.
 _SUMS = 256
 
 # Counted on every way that leads to a sum, so that ranks agree which of them is meant.

@@ -83,7 +83,7 @@ def loss_spike(statistics: Statistics) -> Iterator[Finding]:
 
 
 class _Leap(NamedTuple):
-    """How far a loss is above those before it.
+    """A loss against those before it.
 
     Attributes:
         ratio: It, over the median of those before.
