@@ -8,7 +8,7 @@
 #pragma once
 #include <numeric>
 
-#include "layout.hpp"
+#include "per_column.hpp"
 
 namespace normkit {
 namespace NK_ISA {
@@ -110,20 +110,12 @@ template <class T> class Columns : private Layout<T> {
       else body(call_.I, g * call_.I, g, in_period, Zero{}, Zero{});
     }
   }
-  // The columns of one row, again for the rows that are read with it.
-  void repeat(C* v) const {
-    for (int64_t j = per_item_; j < width_; ++j) v[j] = v[j - per_item_];
-  }
-
   // The map of each column.
-  struct Maps {
-    const Scratch<C> all;
-    C *const hi, *const a, *const shift;
+  enum { kHi, kA, kShift };
+  struct Maps : PerColumn<T, 3> {
     Maps(const Columns& owner, int64_t item)
-        : all(3 * owner.width_),
-          hi(all.data()),
-          a(hi + owner.width_),
-          shift(a + owner.width_) {
+        : PerColumn<T, 3>(owner.per_item_, owner.width_) {
+      C *const hi = (*this)[kHi], *const a = (*this)[kA], *const shift = (*this)[kShift];
       const int64_t first = item * owner.call_.G;
       const Scratch<double> center(owner.call_.G, 0);
       if (owner.call_.has(kCentered)) {
@@ -141,15 +133,15 @@ template <class T> class Columns : private Layout<T> {
           shift[column + i] = map.shift;
         }
       });
-      for (C* v : {hi, a, shift}) owner.repeat(v);
+      this->finish();
     }
   };
   // What dx adds for each column.
-  struct SlopeMaps {
-    const Scratch<C> all;
-    C *const b, *const c;
+  enum { kB, kC };
+  struct SlopeMaps : PerColumn<T, 2> {
     SlopeMaps(const Columns& owner, int64_t item, const Slope* slopes)
-        : all(2 * owner.width_), b(all.data()), c(b + owner.width_) {
+        : PerColumn<T, 2>(owner.per_item_, owner.width_) {
+      C *const b = (*this)[kB], *const c = (*this)[kC];
       for (int64_t g = 0, column = 0; g < owner.call_.G; ++g) {
         const SlopeMap<C> map(slopes[g], owner.center_of(item * owner.call_.G + g));
         for (int64_t i = 0; i < owner.call_.I; ++i, ++column) {
@@ -157,14 +149,13 @@ template <class T> class Columns : private Layout<T> {
           c[column] = map.c;
         }
       }
-      for (C* v : {b, c}) owner.repeat(v);
+      this->finish();
     }
   };
 
   NK_INLINE int64_t item_base(int64_t item) const { return item * call_.O * per_item_; }
   bool can_stream(const T* out, int64_t item) const {
-    constexpr int64_t vector = W * sizeof(T);
-    return e_.streams && width_ * sizeof(T) % vector == 0 &&
+    return e_.streams && width_ * sizeof(T) % kStreamed<T> == 0 &&
            before_aligned(out + item_base(item)) == 0;
   }
 
@@ -278,7 +269,7 @@ template <class T> class Columns : private Layout<T> {
       for (int64_t g = 0; g < G; ++g) {
         std::fill_n(per_column.data() + g * call_.I, call_.I, pilots[g]);
       }
-      repeat(per_column.data());
+      for (int64_t j = per_item_; j < width_; ++j) per_column[j] = per_column[j - per_item_];
       each_task<Order::kForwards>(threads, [&](int64_t block, int64_t tile) {
         if (e_.mask) sum_centered<kAny>(item, block, tile, per_column.data(), all);
         else sum_centered<kPlain>(item, block, tile, per_column.data(), all);
@@ -317,14 +308,14 @@ template <class T> class Columns : private Layout<T> {
     e.with_forward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
       each_group(item, block, tile, [&](int64_t at, auto together, int64_t n) NK_BODY {
-        each_vector<W>(n, [&](int64_t j, auto lanes) NK_BODY {
-          const V hi = e.get(maps.hi + low + j, lanes), a = e.get(maps.a + low + j, lanes),
-                  shift = e.get(maps.shift + low + j, lanes);
+        constexpr bool in_twos = Elements<T>::template in_twos<K>;
+        each_vector<W, in_twos>(n, [&](int64_t j, auto lanes) NK_BODY {
+          const auto hi = maps.get(kHi, low + j, lanes), a = maps.get(kA, low + j, lanes),
+                     shift = maps.get(kShift, low + j, lanes);
           for (int r = 0; r < decltype(together)::value; ++r) {
             const int64_t here = at + r * width_ + j;
-            V z = fused(e.template centered<K>(here, lanes, hi), a, shift);
-            z = e.template finish<K>(z, here, lanes);
-            e.put(e.y + here, z, lanes);
+            const auto z = fused(e.template centered<K>(here, lanes, hi), a, shift);
+            e.put(e.y + here, e.template finish<K>(z, here, lanes), lanes);
           }
         });
       });
@@ -340,10 +331,10 @@ template <class T> class Columns : private Layout<T> {
         constexpr int K = decltype(tag)::kind;
         sum_block(item, block, tile, all,
                   [&](int64_t at, int64_t j, auto lanes, V& u, V& d) NK_BODY {
-                    d = e_.template centered<K>(at, lanes, e_.get(maps.hi + j, lanes));
+                    d = e_.template centered<K>(at, lanes, maps.get(kHi, j, lanes));
                     u = e_.template gradient<K>(at, lanes, [&]() NK_BODY {
-                      return fused(d, e_.get(maps.a + j, lanes),
-                                   e_.get(maps.shift + j, lanes));
+                      return fused(d, maps.get(kA, j, lanes),
+                                   maps.get(kShift, j, lanes));
                     });
                     if (NK_RARE(e_.dresidual)) e_.keep(e_.dresidual + at, u, lanes);
                   });
@@ -391,19 +382,22 @@ template <class T> class Columns : private Layout<T> {
     e.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
       each_group(item, block, tile, [&](int64_t at, auto together, int64_t n) NK_BODY {
-        each_vector<W>(n, [&](int64_t j, auto lanes) NK_BODY {
-          const V hi = e.get(maps.hi + low + j, lanes), a = e.get(maps.a + low + j, lanes),
-                  b = e.get(slopes.b + low + j, lanes), c = e.get(slopes.c + low + j, lanes);
-          V shift{};
-          if constexpr (K != kPlain) shift = e.get(maps.shift + low + j, lanes);
+        constexpr bool in_twos = Elements<T>::template in_twos<K>;
+        each_vector<W, in_twos>(n, [&](int64_t j, auto lanes) NK_BODY {
+          const auto hi = maps.get(kHi, low + j, lanes), a = maps.get(kA, low + j, lanes),
+                     b = slopes.get(kB, low + j, lanes), c = slopes.get(kC, low + j, lanes);
+          auto shift = hi;  // not used by kPlain
+          if constexpr (K != kPlain) shift = maps.get(kShift, low + j, lanes);
           for (int r = 0; r < decltype(together)::value; ++r) {
             const int64_t here = at + r * width_ + j;
-            const V d = e.template centered<K>(here, lanes, hi);
-            V g = e.template gradient<K>(here, lanes,
-                                         [&]() NK_BODY { return fused(d, a, shift); });
+            const auto d = e.template centered<K>(here, lanes, hi);
+            auto g = e.template gradient<K>(here, lanes,
+                                            [&]() NK_BODY { return fused(d, a, shift); });
             if (NK_RARE(e.dresidual)) e.keep(e.dresidual + here, g, lanes);
             g = fused(g, a, fused(d, b, c));
-            if (K == kAny && e.mask) g = select(e.valid(here, lanes), g, V{});
+            if constexpr (K == kAny) {
+              if (e.mask) g = select(e.valid(here, lanes), g, V{});
+            }
             e.put(e.dx + here, g, lanes);
           }
         });

@@ -1,6 +1,7 @@
 // Operations on one vector of elements, the same in every layout.
 #pragma once
 #include "activation.hpp"
+#include "both.hpp"
 #include "call.hpp"
 #include "simd.hpp"
 
@@ -45,6 +46,10 @@ template <class T> struct Elements {
   }
   static NK_INLINE V get(const C* p, Full) { return load(p); }
   static NK_INLINE V get(const C* p, First f) { return load_first(p, f.n, V{}); }
+  template <class P, class Fill> static NK_INLINE Two get(const P* p, Both, Fill) {
+    return load_two(p);
+  }
+  static NK_INLINE Two get(const C* p, Both) { return load_two(p); }
   // Where outputs stream, whole vectors have to be aligned. The branch costs a cycle; as
   // a template parameter it doubled the library.
   NK_INLINE void put(T* p, V v, Full) const {
@@ -52,8 +57,13 @@ template <class T> struct Elements {
     else store(p, v);
   }
   NK_INLINE void put(T* p, V v, First f) const { store_first(p, f.n, v); }
+  NK_INLINE void put(T* p, Two v, Both) const {
+    if (NK_RARE(streams)) store_two<true>(p, v);
+    else store_two<false>(p, v);
+  }
   static NK_INLINE void keep(T* p, V v, Full) { store(p, v); }
   static NK_INLINE void keep(T* p, V v, First f) { store_first(p, f.n, v); }
+  static NK_INLINE void keep(T* p, Two v, Both) { store_two<false>(p, v); }
   NK_INLINE Mask<C> valid(int64_t at, Full) const {
     return load_mask<C>(mask ? mask + at : nullptr, W);
   }
@@ -62,8 +72,9 @@ template <class T> struct Elements {
   }
 
   // x − hi, 0 where masked, also for a masked NaN.
-  template <int K, class L> NK_INLINE V centered(int64_t at, L lanes, V hi) const {
-    V d = get(x + at, lanes, hi) - hi;
+  template <int K, class L, class H>
+  NK_INLINE auto centered(int64_t at, L lanes, H hi) const {
+    auto d = get(x + at, lanes, hi) - hi;
     if constexpr (K == kAny) {
       if (planted("what_is_masked_is_measured")) return d;
       if (mask) d = select(valid(at, lanes), d, V{});
@@ -72,16 +83,17 @@ template <class T> struct Elements {
   }
 
   // act(z [+ residual]), 0 where masked.
-  template <int K, class L> NK_INLINE V finish(V z, int64_t at, L lanes) const {
+  template <int K, class L, class Z>
+  NK_INLINE Z finish(Z z, int64_t at, L lanes) const {
     if (K == kReluOnly && planted("relu_swallows_a_nan")) z = select(z != z, V{}, z);
     if constexpr (K == kReluOnly) return select(z < V{}, V{}, z);
-    if (planted("the_residual_is_forgotten")) return activate(activation, z, slope);
+    [[maybe_unused]] const bool forgets = planted("the_residual_is_forgotten");
     if constexpr (K == kAdd) {
-      z += get(residual + at, lanes, V{});
+      if (!forgets) z = z + get(residual + at, lanes, V{});
       return select(z < floor, floor, z);
     }
     if constexpr (K == kAny) {
-      if (residual) z += get(residual + at, lanes, V{});
+      if (residual && !forgets) z += get(residual + at, lanes, V{});
       z = activate(activation, z, slope);
       if (mask) z = select(valid(at, lanes), z, V{});
     }
@@ -90,8 +102,8 @@ template <class T> struct Elements {
 
   // dy·act′, 0 where masked; z is used only where the kind recomputes it.
   template <int K, class L, class Z>
-  NK_INLINE V gradient(int64_t at, L lanes, const Z& z) const {
-    V g = get(dy + at, lanes, V{});
+  NK_INLINE auto gradient(int64_t at, L lanes, const Z& z) const {
+    auto g = get(dy + at, lanes, V{});
     if (planted("every_gate_is_open")) return g;
     if constexpr (K == kReluOnly) return select(z() <= V{}, V{}, g);
     if constexpr (K == kGated) {
@@ -110,6 +122,9 @@ template <class T> struct Elements {
     }
     return g;
   }
+
+  // Whether loops over elements of kind K take two vectors at once.
+  template <int K> static constexpr bool in_twos = comes_in_twos<T> && K != kAny;
 
   template <class Body> auto with_forward_kind(const Body& body) const {
     if constexpr (is_fast) {
@@ -138,17 +153,26 @@ template <class T> struct Elements {
   static constexpr bool is_fast = std::is_same_v<T, float> || std::is_same_v<T, bf16>;
 };
 
-// body(at, Full) for whole vectors of [0, n), then body(at, First) for the rest.
-template <int W, class Body> NK_INLINE void each_vector(int64_t n, const Body& body) {
+// body(at, Full) for whole vectors of [0, n), then body(at, First) for the rest; before
+// them body(at, Both), if InTwos.
+template <int W, bool InTwos = false, class Body>
+NK_INLINE void each_vector(int64_t n, const Body& body) {
   int64_t i = 0;
+  if constexpr (InTwos) {
+    for (; i + 2 * W <= n; i += 2 * W) body(i, Both{});
+  }
   for (; i + W <= n; i += W) body(i, Full{});
   if (planted("columns_drop_their_tail")) return;
   if (i < n) body(i, First{n - i});
 }
 
+// Bytes that are written past the caches at once.
+template <class T>
+constexpr uintptr_t kStreamed =
+    Lanes<compute_t<T>>::count * sizeof(T) * (comes_in_twos<T> ? 2 : 1);
 // Number of leading values before an address that can be streamed to.
 template <class T> NK_INLINE int64_t before_aligned(const T* p) {
-  constexpr uintptr_t width = Lanes<compute_t<T>>::count * sizeof(T);
+  constexpr uintptr_t width = kStreamed<T>;
   return (int64_t)((-reinterpret_cast<uintptr_t>(p) & (width - 1)) / sizeof(T));
 }
 

@@ -156,7 +156,7 @@ template <class T> class Groups : private Spans<T> {
     const int64_t n_;
   };
   // emit(i, lanes, lines) for the vectors of some runs, i from the first run's begin.
-  template <class Emit>
+  template <int K, class Emit>
   NK_INLINE void each_vector_of(int64_t runs, const RunMaps<C>& maps, bool streams,
                                 const T* out, const Emit& emit) const {
     Lines now;
@@ -171,9 +171,9 @@ template <class T> class Groups : private Spans<T> {
     }
     for (int64_t run = 0, at = 0; run < runs; ++run, at += size_) {
       now = maps[run];
-      this->streamed(streams, out + at, size_, [&](int64_t i, auto lanes) NK_BODY {
-        emit(at + i, lanes, now);
-      });
+      this->template streamed<Elements<T>::template in_twos<K>>(
+          streams, out + at, size_,
+          [&](int64_t i, auto lanes) NK_BODY { emit(at + i, lanes, now); });
     }
   }
 
@@ -186,11 +186,11 @@ template <class T> class Groups : private Spans<T> {
     e.streams = can_stream(y);
     e.with_forward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
-      each_vector_of(stats * runs_, at.of_runs, e.streams, y,
-                     [&](int64_t i, auto lanes, const Lines& lines) NK_BODY {
+      each_vector_of<K>(stats * runs_, at.of_runs, e.streams, y,
+                        [&](int64_t i, auto lanes, const Lines& lines) NK_BODY {
         this->fetch(e.x + base + i + ahead, nullptr);
-        const V d = e.template centered<K>(base + i, lanes, lines.hi);
-        const V z = fused(d, lines.a, lines.shift);
+        const auto d = e.template centered<K>(base + i, lanes, lines.hi);
+        const auto z = fused(d, lines.a, lines.shift);
         e.put(y + i, e.template finish<K>(z, base + i, lanes), lanes);
       });
     });
@@ -207,7 +207,8 @@ template <class T> class Groups : private Spans<T> {
     const Elements<T> e = e_;
     e.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
-      const auto term = [&](int64_t i, auto lanes, const Lines& lines, V& u, V& d) NK_BODY {
+      const auto term = [&](int64_t i, auto lanes, const Lines& lines, auto& u,
+                            auto& d) NK_BODY {
         this->fetch(e.dx + base + i);
         d = e.template centered<K>(base + i, lanes, lines.hi);
         u = e.template gradient<K>(base + i, lanes, [&]() NK_BODY {
@@ -216,10 +217,11 @@ template <class T> class Groups : private Spans<T> {
         if (NK_RARE(e.dresidual)) e.keep(e.dresidual + base + i, u, lanes);
       };
       if (walks_) return walk_sums(stats * runs_, maps, g, gx, term);
-      this->sum_runs(size_, g, gx, [&](const auto& add) NK_BODY {
+      constexpr bool in_twos = Elements<T>::template in_twos<K>;
+      this->template sum_runs<in_twos>(size_, g, gx, [&](const auto& add) NK_BODY {
         for (int64_t run = 0, low = 0; run < stats * runs_; ++run, low += size_) {
           const Lines lines = maps[run];
-          add(low, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+          add(low, [&](int64_t i, auto lanes, auto& u, auto& d) NK_BODY {
             term(low + i, lanes, lines, u, d);
           });
         }
@@ -294,18 +296,20 @@ template <class T> class Groups : private Spans<T> {
     e.streams = can_stream(dx);
     e.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
-      each_vector_of(stats * runs_, at.of_runs, e.streams, dx,
-                     [&](int64_t i, auto lanes, const Lines& lines) NK_BODY {
+      each_vector_of<K>(stats * runs_, at.of_runs, e.streams, dx,
+                        [&](int64_t i, auto lanes, const Lines& lines) NK_BODY {
         const int64_t here = base + i;
         this->fetch(e.x + here + ahead, e.dy + here + ahead);
-        const V d = e.template centered<K>(here, lanes, lines.hi);
-        V g = e.template gradient<K>(here, lanes, [&]() NK_BODY {
+        const auto d = e.template centered<K>(here, lanes, lines.hi);
+        auto g = e.template gradient<K>(here, lanes, [&]() NK_BODY {
           return fused(d, lines.a, lines.shift);
         });
         if (NK_RARE(e.dresidual)) e.keep(e.dresidual + here, g, lanes);
         g = fused(g, lines.a, fused(d, lines.b, lines.c));
-        if (NK_RARE(e.dsum)) g += e.get(e.dsum + here, lanes, V{});
-        if (K == kAny && e.mask) g = select(e.valid(here, lanes), g, V{});
+        if (NK_RARE(e.dsum)) g = g + e.get(e.dsum + here, lanes, V{});
+        if constexpr (K == kAny) {
+          if (e.mask) g = select(e.valid(here, lanes), g, V{});
+        }
         e.put(dx + i, g, lanes);
       });
     });

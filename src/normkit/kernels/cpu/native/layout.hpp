@@ -1,5 +1,7 @@
 // Base of the layouts of statistics: the call, its values, its learned vectors.
 #pragma once
+#include <algorithm>
+
 #include "elements.hpp"
 #include "learned.hpp"
 #include "pool.hpp"
@@ -48,15 +50,21 @@ template <class T> class Layout {
     return e;
   }
 
-  // body(i, lanes) over [0, n); where outputs stream, whole vectors are aligned.
-  template <class Body>
+  // body(i, lanes) over [0, n), two vectors at once if InTwos; where outputs stream, whole
+  // vectors are aligned.
+  template <bool InTwos, class Body>
   static NK_INLINE void streamed(bool streams, const T* out, int64_t n,
                                  const Body& body) {
-    int64_t i = 0, some = streams ? before_aligned(out) : 0;
-    if (some > n) some = n;
+    const int64_t before = streams ? before_aligned(out) : 0;
+    int64_t i = 0, some = std::min(before % W, n);
     for (;;) {
       if (some) body(i, First{some});
-      for (i += some; i + W <= n; i += W) body(i, Full{});
+      i += some;
+      if constexpr (InTwos) {
+        if (i < before && i + W <= n) body(i, Full{}), i += W;
+        for (; i + 2 * W <= n; i += 2 * W) body(i, Both{});
+      }
+      for (; i + W <= n; i += W) body(i, Full{});
       some = n - i;
       if (!some || planted("runs_drop_their_tail")) return;
     }

@@ -129,13 +129,14 @@ template <class T> class Rows : private Spans<T> {
         const int64_t at = (first + k) * length_;
         const C *w = w_ + first_entry(first + k), *z = z_ + first_entry(first + k);
         const V hi = splat(maps.hi[k]), a = splat(maps.a[k]), shift = splat(maps.shift[k]);
-        this->streamed(e_.streams, e_.y + at, length_, [&](int64_t i, auto lanes) NK_BODY {
-          this->fetch(e_.x + at + i + ahead, nullptr);
-          V v = fused(e_.template centered<K>(at + i, lanes, hi), a, shift);
-          v = fused(v, e_.get(w + i, lanes), e_.get(z + i, lanes));
-          v = e_.template finish<K>(v, at + i, lanes);
-          e_.put(e_.y + at + i, v, lanes);
-        });
+        constexpr bool in_twos = Elements<T>::template in_twos<K>;
+        this->template streamed<in_twos>(
+            e_.streams, e_.y + at, length_, [&](int64_t i, auto lanes) NK_BODY {
+              this->fetch(e_.x + at + i + ahead, nullptr);
+              auto v = fused(e_.template centered<K>(at + i, lanes, hi), a, shift);
+              v = fused(v, e_.get(w + i, lanes), e_.get(z + i, lanes));
+              e_.put(e_.y + at + i, e_.template finish<K>(v, at + i, lanes), lanes);
+            });
       }
     });
   }
@@ -162,15 +163,16 @@ template <class T> class Rows : private Spans<T> {
     T* kept = e_.dresidual;
     e_.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
-      this->sum_runs(length_, g, gx, [&](const auto& add) NK_BODY {
+      constexpr bool in_twos = Elements<T>::template in_twos<K>;
+      this->template sum_runs<in_twos>(length_, g, gx, [&](const auto& add) NK_BODY {
         for (int64_t k = 0; k < rows; ++k) {
           const int64_t at = (first + k) * length_;
           const C *w = w_ + first_entry(first + k), *z = z_ + first_entry(first + k);
           const V hi = splat(maps.hi[k]), a = splat(maps.a[k]), shift = splat(maps.shift[k]);
-          add(at, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+          add(at, [&](int64_t i, auto lanes, auto& u, auto& d) NK_BODY {
             this->fetch(e_.dx + at + i);
             d = e_.template centered<K>(at + i, lanes, hi);
-            const V wi = e_.get(w + i, lanes);
+            const auto wi = e_.get(w + i, lanes);
             u = e_.template gradient<K>(at + i, lanes, [&]() NK_BODY {
               return fused(fused(d, a, shift), wi, e_.get(z + i, lanes));
             });
@@ -223,28 +225,31 @@ template <class T> class Rows : private Spans<T> {
     }
     e.with_backward_kind([&](auto tag) {
       constexpr int K = decltype(tag)::kind;
-      each_vector<W>(length_, [&](int64_t j, auto lanes) NK_BODY {
-        const V wi = e.get(w + j, lanes);
-        V sum_g{}, sum_gx{};
+      constexpr bool in_twos = Elements<T>::template in_twos<K>;
+      each_vector<W, in_twos>(length_, [&](int64_t j, auto lanes) NK_BODY {
+        const auto wi = e.get(w + j, lanes);
+        std::decay_t<decltype(wi)> sum_g{}, sum_gx{};
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const int64_t at = base + r * length_ + j;
           this->fetch(e.x + at + ahead, e.dy + at + ahead);
-          const V d = e.template centered<K>(at, lanes, hi[r]);
-          const V x_hat = fused(d, a[r], shift[r]);
-          V g = e.template gradient<K>(at, lanes, [&]() NK_BODY {
+          const auto d = e.template centered<K>(at, lanes, hi[r]);
+          const auto x_hat = fused(d, a[r], shift[r]);
+          auto g = e.template gradient<K>(at, lanes, [&]() NK_BODY {
             return fused(x_hat, wi, e.get(z + j, lanes));
           });
           if (NK_RARE(e.dresidual)) e.keep(e.dresidual + at, g, lanes);
           if constexpr (Learns) {
-            sum_g += g;
+            sum_g = sum_g + g;
             sum_gx = fused(g, x_hat, sum_gx);
           }
           if (NK_RARE(!e.dx)) continue;
           if (planted("rows_forget_the_weight")) g = g / wi;
           g = fused(g * wi, a[r], fused(d, b[r], c[r]));
-          if (NK_RARE(e.dsum)) g += e.get(e.dsum + at, lanes, V{});
-          if (K == kAny && e.mask) g = select(e.valid(at, lanes), g, V{});
+          if (NK_RARE(e.dsum)) g = g + e.get(e.dsum + at, lanes, V{});
+          if constexpr (K == kAny) {
+            if (e.mask) g = select(e.valid(at, lanes), g, V{});
+          }
           e.put(e.dx + at, g, lanes);
         }
         if constexpr (Learns) {
@@ -255,13 +260,13 @@ template <class T> class Rows : private Spans<T> {
     });
   }
   static NK_INLINE void add_at(C* p, V v, Full) { store(p, load(p) + v); }
+  static NK_INLINE void add_at(C* p, Two v, Both) { store_two(p, load_two(p) + v); }
   static NK_INLINE void add_at(C* p, V v, First f) {
     store_first(p, f.n, load_first(p, f.n, V{}) + v);
   }
   // Whether every row of dx begins where a vector can be written past the caches.
   bool can_stream() const {
-    constexpr int64_t vector = W * sizeof(T);
-    return e_.streams && length_ * sizeof(T) % vector == 0 && before_aligned(e_.dx) == 0;
+    return e_.streams && length_ * sizeof(T) % kStreamed<T> == 0 && before_aligned(e_.dx) == 0;
   }
 
   void store_learned_sums(const double* learned, int64_t parts) const {

@@ -175,7 +175,8 @@ template <class T> class Runs : protected Layout<T> {
         });
         for (int64_t i = 0; i < n; ++i) sums.n += e_.mask[first + i] != 0;
       } else {
-        pair.add(n, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+        constexpr bool in_twos = Elements<T>::template in_twos<kPlain>;
+        pair.template add<in_twos>(n, [&](int64_t i, auto lanes, auto& u, auto& d) NK_BODY {
           u = d = e_.template centered<kPlain>(first + i, lanes, p);
         });
         sums.n += n;
@@ -225,11 +226,12 @@ template <class T> class Runs : protected Layout<T> {
   template <int K>
   NK_INLINE void write_run(const Map<C>& map, int64_t first, int64_t n) const {
     const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
-    this->streamed(e_.streams, e_.y + first, n, [&](int64_t i, auto lanes) NK_BODY {
-      V z = fused(e_.template centered<K>(first + i, lanes, hi), a, shift);
-      z = e_.template finish<K>(z, first + i, lanes);
-      e_.put(e_.y + first + i, z, lanes);
-    });
+    constexpr bool in_twos = Elements<T>::template in_twos<K>;
+    this->template streamed<in_twos>(
+        e_.streams, e_.y + first, n, [&](int64_t i, auto lanes) NK_BODY {
+          const auto z = fused(e_.template centered<K>(first + i, lanes, hi), a, shift);
+          e_.put(e_.y + first + i, e_.template finish<K>(z, first + i, lanes), lanes);
+        });
   }
   // Given statistics: no value is read twice, so the runs are taken as they lie in memory.
   void write_in_order() const {
@@ -288,7 +290,8 @@ template <class T> class Runs : protected Layout<T> {
                               int64_t n) const {
     const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
     T* kept = e_.dresidual;
-    pair.add(n, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+    constexpr bool in_twos = Elements<T>::template in_twos<K>;
+    pair.template add<in_twos>(n, [&](int64_t i, auto lanes, auto& u, auto& d) NK_BODY {
       d = e_.template centered<K>(first + i, lanes, hi);
       u = e_.template gradient<K>(first + i, lanes,
                                   [&]() NK_BODY { return fused(d, a, shift); });
@@ -313,15 +316,20 @@ template <class T> class Runs : protected Layout<T> {
       each_sub_run<true>(at, block, [&](int64_t first, int64_t n, int64_t m) NK_BODY {
         if (call_.M > 1) map = map_of(at, m);
         const V hi = splat(map.hi), a = splat(map.a), shift = splat(map.shift);
-        this->streamed(e.streams, e.dx + first, n, [&](int64_t i, auto lanes) NK_BODY {
-          const V d = e.template centered<K>(first + i, lanes, hi);
-          V g = e.template gradient<K>(first + i, lanes,
-                                       [&]() NK_BODY { return fused(d, a, shift); });
-          if (NK_RARE(e.dresidual)) e.keep(e.dresidual + first + i, g, lanes);
-          g = fused(g, a, fused(d, b, c));
-          if (K == kAny && e.mask) g = select(e.valid(first + i, lanes), g, V{});
-          e.put(e.dx + first + i, g, lanes);
-        });
+        constexpr bool in_twos = Elements<T>::template in_twos<K>;
+        this->template streamed<in_twos>(
+            e.streams, e.dx + first, n, [&](int64_t i, auto lanes) NK_BODY {
+              const auto d = e.template centered<K>(first + i, lanes, hi);
+              auto g = e.template gradient<K>(first + i, lanes, [&]() NK_BODY {
+                return fused(d, a, shift);
+              });
+              if (NK_RARE(e.dresidual)) e.keep(e.dresidual + first + i, g, lanes);
+              g = fused(g, a, fused(d, b, c));
+              if constexpr (K == kAny) {
+                if (e.mask) g = select(e.valid(first + i, lanes), g, V{});
+              }
+              e.put(e.dx + first + i, g, lanes);
+            });
       });
     });
   }

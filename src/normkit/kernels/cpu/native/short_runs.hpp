@@ -277,14 +277,15 @@ template <class T> class ShortRuns : private Runs<T> {
       constexpr int K = decltype(tag)::kind;
       for (int64_t o = end_of(part) - 1; o >= part * kRows; --o) {
         const int64_t at = row_at(tile, o);
-        this->streamed(e_.streams, e_.y + at, tile.columns, [&](int64_t j, auto lanes) NK_BODY {
-          __builtin_prefetch(e_.x + at + j + tile.ahead, 0, 2);
-          const V hi = e_.get(co.hi + j, lanes), a = e_.get(co.a + j, lanes);
-          const V d = e_.template centered<K>(at + j, lanes, hi);
-          V z = fused(d, a, e_.get(co.shift + j, lanes));
-          z = e_.template finish<K>(z, at + j, lanes);
-          e_.put(e_.y + at + j, z, lanes);
-        });
+        constexpr bool in_twos = Elements<T>::template in_twos<K>;
+        this->template streamed<in_twos>(
+            e_.streams, e_.y + at, tile.columns, [&](int64_t j, auto lanes) NK_BODY {
+              __builtin_prefetch(e_.x + at + j + tile.ahead, 0, 2);
+              const auto hi = e_.get(co.hi + j, lanes), a = e_.get(co.a + j, lanes);
+              const auto d = e_.template centered<K>(at + j, lanes, hi);
+              const auto z = fused(d, a, e_.get(co.shift + j, lanes));
+              e_.put(e_.y + at + j, e_.template finish<K>(z, at + j, lanes), lanes);
+            });
       }
     });
   }
@@ -343,19 +344,23 @@ template <class T> class ShortRuns : private Runs<T> {
       constexpr int K = decltype(tag)::kind;
       for (int64_t o = end_of(part) - 1; o >= part * kRows; --o) {
         const int64_t at = row_at(tile, o);
-        this->streamed(e.streams, e.dx + at, tile.columns, [&](int64_t j, auto lanes) NK_BODY {
-          __builtin_prefetch(e_.x + at + j + tile.ahead, 0, 2);
-          __builtin_prefetch(e_.dy + at + j + tile.ahead, 0, 2);
-          const V hi = e.get(co.hi + j, lanes), a = e.get(co.a + j, lanes);
-          const V d = e.template centered<K>(at + j, lanes, hi);
-          V g = e.template gradient<K>(at + j, lanes, [&]() NK_BODY {
-            return fused(d, a, e.get(co.shift + j, lanes));
-          });
-          if (NK_RARE(e.dresidual)) e.keep(e.dresidual + at + j, g, lanes);
-          g = fused(g, a, fused(d, e.get(co.b + j, lanes), e.get(co.c + j, lanes)));
-          if (K == kAny && e.mask) g = select(e.valid(at + j, lanes), g, V{});
-          e.put(e.dx + at + j, g, lanes);
-        });
+        constexpr bool in_twos = Elements<T>::template in_twos<K>;
+        this->template streamed<in_twos>(
+            e.streams, e.dx + at, tile.columns, [&](int64_t j, auto lanes) NK_BODY {
+              __builtin_prefetch(e_.x + at + j + tile.ahead, 0, 2);
+              __builtin_prefetch(e_.dy + at + j + tile.ahead, 0, 2);
+              const auto hi = e.get(co.hi + j, lanes), a = e.get(co.a + j, lanes);
+              const auto d = e.template centered<K>(at + j, lanes, hi);
+              auto g = e.template gradient<K>(at + j, lanes, [&]() NK_BODY {
+                return fused(d, a, e.get(co.shift + j, lanes));
+              });
+              if (NK_RARE(e.dresidual)) e.keep(e.dresidual + at + j, g, lanes);
+              g = fused(g, a, fused(d, e.get(co.b + j, lanes), e.get(co.c + j, lanes)));
+              if constexpr (K == kAny) {
+                if (e.mask) g = select(e.valid(at + j, lanes), g, V{});
+              }
+              e.put(e.dx + at + j, g, lanes);
+            });
       }
     });
   }

@@ -159,12 +159,14 @@ NK_INLINE vf widen_fp16(half_vu bits) {
 NK_INLINE vf load(const fp16* p) { return widen_fp16(load_bits(p)); }
 
 // Stores -----------------------------------------------------------------------------
-NK_INLINE half_vu narrow_bf16(vf v) {
+// The bits of the nearest bfloat16, in the low half of each lane.
+NK_INLINE vu rounded_bf16(vf v) {
   vu u = (vu)v;
-  if (planted("bfloat16_is_cut_off")) return narrow_bits(u >> 16);
+  if (planted("bfloat16_is_cut_off")) return u >> 16;
   vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return narrow_bits(select(v != v, vu{} + 0x7fc0u, rounded));
+  return select(v != v, vu{} + 0x7fc0u, rounded);
 }
+NK_INLINE half_vu narrow_bf16(vf v) { return narrow_bits(rounded_bf16(v)); }
 NK_INLINE half_vu narrow_fp16(vf v) {
 #if defined(__AVX512F__)
   return (half_vu)_mm512_cvtps_ph((__m512)v, 0);

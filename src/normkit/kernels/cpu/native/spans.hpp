@@ -69,7 +69,7 @@ template <class T> class Spans : protected Layout<T> {
   // at `at`, where term gives the factors of a vector as in PairSums; Σu and Σu·d of the
   // runs go to u and v. Short runs are cut where vectors of x are aligned: a vector that
   // crosses a line of the cache takes twice as long.
-  template <class EachRun>
+  template <bool InTwos, class EachRun>
   static NK_INLINE void sum_runs(int64_t n, double* u, double* v, const EachRun& each) {
     if (n <= kShort * W) {
       LaneSums<C> of_u(u), of_v(v);
@@ -85,7 +85,7 @@ template <class T> class Spans : protected Layout<T> {
       LaneSums<double> of_u(u), of_v(v);
       each([&](int64_t, const auto& term) NK_BODY {
         PairSums<C> pair;
-        pair.add(n, term);
+        pair.template add<InTwos>(n, term);
         vd some_u, some_v;
         pair.lanes(some_u, some_v);
         of_u.add(some_u);
@@ -246,7 +246,8 @@ template <class T> class Spans : protected Layout<T> {
       const int64_t at = (first + k) * length_;
       const V pilot = splat(pilots[k]);
       PairSums<C> pair;
-      pair.add(length_, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
+      constexpr bool in_twos = Elements<T>::template in_twos<K>;
+      pair.template add<in_twos>(length_, [&](int64_t i, auto lanes, auto& u, auto& d) NK_BODY {
         fetch(e_.y + at + i);
         u = d = e_.template centered<K>(at + i, lanes, pilot);
       });

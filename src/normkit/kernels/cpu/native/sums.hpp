@@ -2,6 +2,7 @@
 #pragma once
 #include <cstring>
 
+#include "both.hpp"
 #include "fault.hpp"
 #include "simd.hpp"
 
@@ -169,8 +170,10 @@ template <class C> class PairSums {
   using V = Vec<C>;
   static constexpr int W = Lanes<C>::count;
 
-  // term(at, lanes, u, d) gives the two factors of one vector; u is 0 beyond First.
-  template <class Term> NK_INLINE void add(int64_t n, const Term& term) {
+  // term(at, lanes, u, d) gives the two factors of one vector, or of two if InTwos; u is 0
+  // beyond First.
+  template <bool InTwos = false, class Term>
+  NK_INLINE void add(int64_t n, const Term& term) {
     V u0 = u_[0], u1 = u_[1], u2 = u_[2], u3 = u_[3];
     V v0 = v_[0], v1 = v_[1], v2 = v_[2], v3 = v_[3], u, d;
     int64_t i = 0;
@@ -179,10 +182,20 @@ template <class C> class PairSums {
       if (steps > room) steps = room;
       pending_ += steps;
       for (; steps > 0; --steps, i += 4 * W) {
-        term(i, Full{}, u, d); u0 += u; v0 = fused(u, d, v0);
-        term(i + W, Full{}, u, d); u1 += u; v1 = fused(u, d, v1);
-        term(i + 2 * W, Full{}, u, d); u2 += u; v2 = fused(u, d, v2);
-        term(i + 3 * W, Full{}, u, d); u3 += u; v3 = fused(u, d, v3);
+        if constexpr (InTwos) {
+          Two some_u, some_d;
+          term(i, Both{}, some_u, some_d);
+          u0 += some_u.low; v0 = fused(some_u.low, some_d.low, v0);
+          u1 += some_u.high; v1 = fused(some_u.high, some_d.high, v1);
+          term(i + 2 * W, Both{}, some_u, some_d);
+          u2 += some_u.low; v2 = fused(some_u.low, some_d.low, v2);
+          u3 += some_u.high; v3 = fused(some_u.high, some_d.high, v3);
+        } else {
+          term(i, Full{}, u, d); u0 += u; v0 = fused(u, d, v0);
+          term(i + W, Full{}, u, d); u1 += u; v1 = fused(u, d, v1);
+          term(i + 2 * W, Full{}, u, d); u2 += u; v2 = fused(u, d, v2);
+          term(i + 3 * W, Full{}, u, d); u3 += u; v3 = fused(u, d, v3);
+        }
       }
       if (pending_ >= kFlush) {
         flush(u0, u1, u2, u3, v0, v1, v2, v3);
