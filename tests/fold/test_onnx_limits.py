@@ -131,6 +131,15 @@ def test_a_short_loop_is_not():
     normkit.fold_onnx(looped([("Neg", ["state"], ["negated"])], trips=5))
 
 
+def test_the_inputs_of_a_run_count_beside_its_results():
+    b = wide()
+    model = b.model(b.stop(b.norm(b.conv(b.input((2, 4, 64, 64))))))
+    one = 2 * 4 * 64 * 64 * 8e-9  # GB in float64: of the input and of three results
+    normkit.fold_onnx(model, memory_limit=4.1 * one)
+    with pytest.raises(FoldError, match="larger memory_limit"):
+        normkit.fold_onnx(model, memory_limit=3.9 * one)
+
+
 def test_a_product_that_would_take_hours_is_not_begun(monkeypatch):
     b = wide()
     side = 2**14

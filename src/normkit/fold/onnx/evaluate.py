@@ -29,7 +29,7 @@ from onnx.reference.ops.op_dequantize_linear import (
 from onnx.reference.ops.op_max_pool import MaxPool as _MaxPool
 
 from normkit.fold.onnx.files import graphs_in, tensors_of
-from normkit.fold.onnx.limits import BoundedEvaluator, limited
+from normkit.fold.onnx.limits import BoundedEvaluator, check_count, limited
 
 __all__ = [
     "FLOATS",
@@ -112,6 +112,8 @@ def run_once(model: onnx.ModelProto, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return every named value of one run."""
     with np.errstate(all="ignore"), warnings.catch_warnings(), limited():
         warnings.simplefilter("ignore")
+        # They are there as long as the results.
+        check_count(sum(np.size(value) for value in inputs.values()), "the inputs")
         found = evaluator(model).run(None, inputs, intermediate=True)
     assert isinstance(found, dict)
     return {name: value for name, value in found.items() if name}
