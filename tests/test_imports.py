@@ -201,3 +201,56 @@ def test_the_front_door_loads_no_heavy_package() -> None:
 def test_there_are_no_drawers() -> None:
     drawers = {"utils.py", "helpers.py", "common.py", "misc.py"}
     assert not [p for p in FILES if p.name in drawers]
+
+
+# Private names of torch outside `torch_state.py`: a new version may move each of them.
+PRIVATE = {
+    "torch._ops.OpOverload",
+    "torch.distributed._functional_collectives",
+    "torch.nn.modules.batchnorm._BatchNorm",
+    "torch.nn.modules.batchnorm._LazyNormBase",
+    "torch.nn.modules.batchnorm._NormBase",
+    "torch.nn.modules.instancenorm._InstanceNorm",
+    "torch.ops.aten._unsafe_view",
+    "torch.utils._python_dispatch",
+    "torch.utils._pytree",
+}
+
+
+def private_names(source: str) -> set[str]:
+    """Return the private names of torch that a program reads, with their modules."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            module = node.module
+            is_private = any(is_own(part) for part in module.split("."))
+            names = [module if is_private else f"{module}.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        for name in names:
+            root, *rest = name.split(".")
+            is_path = all(part.isidentifier() for part in rest)
+            if root == "torch" and is_path and any(is_own(part) for part in rest):
+                found.add(name)
+    # `torch._ops` is a part of `torch._ops.OpOverload`.
+    return {n for n in found if not any(m.startswith(n + ".") for m in found)}
+
+
+def is_own(part: str) -> bool:
+    return part.startswith("_") and not part.startswith("__")
+
+
+def test_private_names_of_torch_stand_in_one_file_but_for_these() -> None:
+    assert private_names("import torch\nx = torch._C._tracer()\ntorch.nn.__name__") == {
+        "torch._C._tracer"
+    }
+    found = {
+        name
+        for path in FILES
+        if path.name != "torch_state.py"
+        for name in private_names(path.read_text())
+    }
+    assert found == PRIVATE

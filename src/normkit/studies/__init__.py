@@ -3,7 +3,9 @@
     study → trials (one per seed, arms paired) → record → verdicts → docs
 
 `run` measures and writes records; `write_report` writes their pages. The studies are
-the files `sNN_….py`; `all_studies` lists them, `find` returns one by its id.
+the files `sNN_….py`, each with the rule of its verdicts in `evaluate`, in the words of
+`verdict`; `all_studies` lists them, `find` returns one by its id, and
+`normkit study list` prints the question of each.
 """
 
 from normkit.studies.claims import CLAIMS, Claim

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from normkit.doctor.channel_statistics import Histogram
 from normkit.moments import Moments
+from normkit.torch_state import is_wrapped
 
 __all__ = [
     "MAX_COUNTED",
@@ -59,7 +59,7 @@ def dim_within(x: Tensor, dim: int) -> int:
 
 def is_traced(x: Tensor) -> bool:
     """Return True where x has no values to read (vmap, grad, meta)."""
-    return x.is_meta or is_functorch_wrapped_tensor(x)
+    return x.is_meta or is_wrapped(x)
 
 
 def is_sum(x: Tensor) -> bool:

@@ -5,4 +5,6 @@ block             context managers with hooks on saved tensors
 less_memory       the public block; `int8_activations` rounds tensors without a recipe
 saved_memory      count the bytes
 recomputable      an output that carries the block to the next layer
+
+A forward registers its recipe in `functional.autograd`, `run`.
 """

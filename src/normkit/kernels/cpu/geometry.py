@@ -9,6 +9,7 @@ m), or for each (g mod P, i):
     BN   NHWC     1   NHW  C    1    1        per run, P = C
     LN            1   1    R    1    K        per element, P = 1
     IN   NCHW     1   1    N·C  1    H·W      per run, P = C
+    IN   NHWC     N   H·W  C    1    1        per run, P = C
     GN   NCHW     1   1    N·G  C/G  H·W      per run, P = G
     GN   NHWC     N   H·W  G    1    C/G      per element, P = G
 """

@@ -5,6 +5,7 @@
 //
 //   batch norm   NCHW (1, N, C, 1, HW)     channels_last (1, NHW, C, 1, 1)
 //   layer norm   (1, 1, R, 1, K)           instance norm NCHW (1, 1, NC, 1, HW)
+//                                          channels_last (N, HW, C, 1, 1)
 //   group norm   NCHW (1, 1, NG, C/G, HW)  channels_last (N, HW, G, 1, C/G)
 //
 // The learned affine has one entry per (g mod P, m) when `affine` is PerRun and one per
