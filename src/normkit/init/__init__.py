@@ -5,9 +5,9 @@
 
 `fans` counts the terms that each layer sums, `variance_scaling` draws weights of a
 variance, `theory` predicts what they do to signals and gradients, `tracer` runs the
-model once, measures mean squares and records its `signal_graph`. `automatic` finds
-the scale of each layer from its neighbours (auto), `data_dependent` scales weights by the variance that a batch shows
-(lsuv), `run` is the transaction around all of it.
+model once, measures mean squares and records its `signal_graph`. `automatic` finds the
+scale of each layer from its neighbours (auto), `data_dependent` scales weights by the
+variance that a batch shows (lsuv), `run` is the transaction around all of it.
 """
 
 from normkit.init.fans import Fans, LinearMap, linear_maps
