@@ -37,7 +37,7 @@ class WhiteningBatchNorm(TrackedLayer):
 
     Args:
         num_features: Number of channels C.
-        num_groups: Groups that are whitened apart, a divisor of C. Batch norm is
+        num_groups: Groups that are whitened separately, a divisor of C. Batch norm is
             `num_groups=C`; smaller groups cost less and need smaller batches.
         eps: Added to the variances, on the diagonal of Σ.
         momentum: Share of the batch in the new running statistics, in [0, 1]; None
