@@ -17,7 +17,7 @@ HEAD = """\
 <!-- Written by `python docs/checks.py`; do not edit. -->
 # The doctor's checks
 
-Thresholds stand at the top of each file, in `src/normkit/doctor/checks`, each with the
+The thresholds are at the top of each file in `src/normkit/doctor/checks`, each with the
 measurement behind it. Every check has a planted fault and a healthy twin in
 tests/doctor/faults.
 

@@ -1,8 +1,8 @@
 """Batches by length, and a test of whether batches are well mixed.
 
 Batch norm assumes that every batch is a sample of the whole data. Batches sorted by
-class, source or length are not: `mixing` measures it. Sequences of about the same
-length waste little padding and leave few time steps with few sequences:
+class, source or length are not: `mixing` measures this. Batches of sequences of about
+the same length waste little padding and have few time steps with few sequences:
 `LengthBucketSampler` makes such batches, and keeps them mixed.
 """
 
@@ -72,7 +72,7 @@ class LengthBucketSampler(Sampler[list[int]]):
         self.drop_last, self.seed, self.epoch = drop_last, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; each iteration moves it on by one."""
+        """Set the epoch; each iteration advances it by one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Mixing(Result):
         ratio: Mean square between batches / mean square within them: 1 on average for
             shuffled data, at most the batch size; below 1 for stratified batches.
         chance: The ratio that 99 of 100 shuffles stay below.
-        p_value: Share of shuffles with a ratio as high.
+        p_value: Share of shuffles with a ratio at least as high.
         batches: Number of batches.
         samples: Number of samples, in all.
     """

@@ -113,7 +113,7 @@ class Moments:
     ) -> Moments:
         """Merge the sets that lie along `dim` of the statistics themselves.
 
-        Group norm is this: the moments of the channels of one group, merged.
+        Group norm uses it to merge the moments of the channels of one group.
 
         Args:
             dim: Dimension or dimensions of `mean` to merge over.

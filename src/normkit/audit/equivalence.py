@@ -30,7 +30,7 @@ class Equivalence(Result):
         failure: Why they cannot be compared although the first model runs; empty if
             they can.
         layers: The named values of the first model, on the first input.
-        notes: What else the runs told, such as what onnxruntime makes of a file.
+        notes: What else the runs showed, such as what onnxruntime makes of a file.
 
     Example:
         >>> verdict = Equivalence(True, 0.0, 1e-7, "float64", (Comparison("x", 0.0),))

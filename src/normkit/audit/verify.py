@@ -45,15 +45,15 @@ def verify(
     """Compare two models: are they the same function, and where do they part.
 
     Either may be a torch module, an exported program, or an ONNX model or file, so
-    this proves or refutes a fold, a fusion or an export of any tool. Both are run as
-    they are, in the mode that they are in; neither is changed.
+    this proves or refutes a fold, a fusion or an export of any tool. Both are run in
+    the mode that they are in; neither is changed.
 
     Args:
         a: The model that is right by definition; an ONNX model in memory is an
             `onnx.ModelProto`.
         b: The model in question.
-        example_inputs: Inputs as for `fold`: the arguments of the torch model, in
-            whose order (or by whose names) an ONNX model takes them. For two ONNX
+        example_inputs: Inputs as for `fold`: the arguments of the torch model. An ONNX
+            model takes them in the same order, or by the same names. For two ONNX
             models they may be left out; then they are random.
         tolerance: The largest difference of outputs, relative to the largest value,
             that counts as rounding. By default 20 times what moving every weight of

@@ -6,7 +6,7 @@ With n_b values in batch b, of mean μ_b and unbiased variance σ²_b,
     average   mean_b μ_b and mean_b σ²_b: every batch counts the same   (BN paper)
     running   r ← (1 − momentum)·r + momentum·batch, batch after batch  (torch)
 
-`exact` alone holds the variance between batch means, and weights a short batch by
+Only `exact` includes the variance between batch means and weights a short batch by
 its size. Standard errors take batches, not values, as independent.
 """
 

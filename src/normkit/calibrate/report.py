@@ -89,7 +89,7 @@ class CalibrationReport(Result):
         layers: The calibrated layers, in the order of the model.
         untouched: The reason for each normalization layer left alone, by name.
         skipped: Batches that were not finite, of this rank.
-        stopped: Whether the standard errors ended it before the data did.
+        stopped: Whether it stopped at `tolerance`, before the data ended.
         metric_before: The metric before, where one was given.
         metric_after: The metric after.
     """

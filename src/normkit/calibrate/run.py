@@ -85,14 +85,15 @@ def calibrate(
         mode: The estimator; with m the number of values per channel of a batch,
 
             - `"exact"`: merged moments of all values: a short batch counts by its size,
-              and the variance between batches is in. Unbiased, Σ(x − mean)²/(n − 1).
+              and the variance between batches is included. Unbiased,
+              Σ(x − mean)²/(n − 1).
             - `"average"`: the average over batches of their means and of their
               unbiased variances, batch variance · m/(m − 1), as in the BN paper. Every
               batch counts the same; the variance between batch means is left out.
-            - `"running"`: torch's moving average, once through the data, from the
-              statistics that are there: new = (1 − momentum)·old + momentum·batch. A
-              decay written α = 0.9 is momentum = 1 − α = 0.1. After n batches
-              (1 − momentum)ⁿ of the start is still in.
+            - `"running"`: torch's moving average, in one pass over the data, from the
+              present statistics: new = (1 − momentum)·old + momentum·batch. A decay
+              written α = 0.9 is momentum = 1 − α = 0.1. After n batches the initial
+              statistics still have the weight (1 − momentum)ⁿ.
 
             For instance norm a batch is an instance: `"exact"` averages over all
             instances, the others over the averages of the batches, as torch does.
@@ -101,23 +102,24 @@ def calibrate(
             new statistics, as they will in eval; one more pass per layer, each up to
             that layer, over `batches` that can be iterated again.
         forward: `forward(model, batch)`, for any other batch.
-        mask: `mask(batch)` gives which samples or positions count: bool or weights ≥ 0
-            (a weight of 2 is a value seen twice), of shape `(N,)` or `(N, *positions)`.
+        mask: `mask(batch)` returns which samples or positions count: bool or weights
+            ≥ 0 (a weight of 2 is a value seen twice), `(N,)` or `(N, *positions)`.
             A layer that the model calls with `mask=` uses that instead.
         layers: Dotted names, `*` for any part, of the layers to calibrate. None takes
             all but frozen ones: those in eval mode inside a model in training mode.
-        momentum: For `"running"`: instead of each layer's own. None there keeps the
-            layer's, and a layer's None is the average of all batches so far.
-        keep: Share of the old statistics to keep, 0 to 1, for adapting to few data.
+        momentum: For `"running"`: the momentum of every layer. None takes each layer's
+            own; a layer's own None averages all batches so far.
+        keep: Share of the old statistics to keep, 0 to 1, for adapting to little data.
         max_batches: Use no more than these.
         tolerance: Stop once the standard error of every layer is below this, as a
             distance `d_mean` and `d_var` of the report; after 8 batches at the
             earliest. It takes the order of the data as random.
-        on_nonfinite: A batch that brings a NaN or Inf to a layer: `"skip"` leaves it
-            out of all layers and names it in the report, `"raise"` undoes all.
+        on_nonfinite: For a batch that brings a NaN or Inf to a layer: `"skip"` leaves
+            it out of all layers and names it in the report, `"raise"` undoes all.
         process_group: The ranks that each hold a part of the data. All end with the
-            same bytes, those of the whole. Required when torch.distributed runs on more
-            than one rank: a group, or `"local"` to use this rank's data alone.
+            statistics of the whole, bit for bit the same. Required when
+            torch.distributed runs on more than one rank: a group, or `"local"` to use
+            this rank's data alone.
         metric: `metric(model)`, measured in eval mode before and after: new statistics
             are not always better where the data are not those of training.
         progress: Show a progress bar.
@@ -136,11 +138,10 @@ def calibrate(
 
     Numerics:
         Moments are taken around a pilot mean and merged in float64, so that a large
-        offset cancels nothing. Where the model simulates quantization, that stays on,
-        and its observers record nothing. `num_batches_tracked` becomes the number of
-        batches.
-        All random states (torch, Python, NumPy) are restored, as are training flags,
-        hooks and every other buffer.
+        offset causes no cancellation. Where the model simulates quantization, that
+        stays on, and its observers record nothing. `num_batches_tracked` becomes the
+        number of batches. All random states (torch, Python, NumPy) are restored, as are
+        training flags, hooks and every other buffer.
 
     Example:
         >>> from torch import nn

@@ -21,8 +21,8 @@ class Conversion:
         name: Its dotted name in the model.
         before: The name of its class before.
         after: The name of its class after.
-        explained: For group norm matched on data: the share of the variance of batch
-            norm's outputs that the new layer gives, the least over channels; else None.
+        explained: For group norm fitted to data: the share of the variance of batch
+            norm's outputs that the new layer explains, least over channels; else None.
     """
 
     name: str

@@ -70,8 +70,8 @@ def convert(
         to: `"sync"`: every batch norm becomes `SyncBatchNorm`. `"frozen"`:
             `FrozenBatchNorm`, until it is converted to another; a call in a graph of
             torch.fx or torch.export is set to eval mode. `"ghost"`: batch norm
-            with `ghost_size`. `"normkit"`, `"torch"`: the namesake in that library,
-            for layer, group, instance and RMS norm, too; a layer that was
+            with `ghost_size`. `"normkit"`, `"torch"`: the layer of the same name in
+            that library, also for layer, group, instance and RMS norm; a layer that was
             synchronized or frozen becomes what it was before. `"group"` (or
             `"group_norm"`): every batch norm becomes `GroupNorm`.
         process_group: For `"sync"`; as in `SyncBatchNorm`.
@@ -86,10 +86,10 @@ def convert(
         strict: Raise if a layer cannot be converted; otherwise leave it, and say so.
         example_inputs: For `"normkit"`: what to call the model with: a tuple of
             positional arguments, a dict of named ones, or the single argument. The
-            model is run twice in eval mode; each batch norm whose output only an
-            activation reads, or a sum and an activation, then computes together with
-            it: one pass over memory instead of two or three. No other module changes.
-            Without, layers are exchanged and nothing is fused.
+            model is run twice in eval mode; each batch norm whose output is read only
+            by an activation, or by a sum and an activation, is then computed together
+            with them: one pass over memory instead of two or three. No other module
+            changes. Without, layers are exchanged and nothing is fused.
         memory: For `"normkit"`: `memory=` of every batch norm, see `BatchNorm1d`.
         call: The former name of `forward`; deprecated.
 

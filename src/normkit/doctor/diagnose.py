@@ -48,9 +48,9 @@ def diagnose(
             `(inputs, targets)`, inputs a tensor, a tuple of positional arguments or a
             mapping of named ones.
         loss_fn: `loss_fn(output, targets)`, one number.
-        forward: `forward(model, batch)` gives the output, for any other batch.
-        targets: `targets(batch)` gives the targets; by default the second item of the
-            batch, or the batch itself where it has none.
+        forward: `forward(model, batch)` returns the output, for any other batch.
+        targets: `targets(batch)` returns the targets; by default the second item of the
+            batch, or the batch itself where there is none.
         metric: `metric(output, targets)`, higher is better. For scores `(N, K)` and
             integer targets `(N,)` it is the accuracy unless given.
         max_batches: The most batches to examine. Up to ten that follow are drawn too,
@@ -58,18 +58,18 @@ def diagnose(
         gradient_batches: Number of batches on which gradients are computed.
         checks_to_run: Ids of the checks, such as `["D01"]`; all by default.
         seed: Random seed; the same model, batches and seed give the same diagnosis.
-        process_group: The ranks that each hold a part of the data; all must call. Each
-            examines its own batches, and all get the findings of all: for each check
-            and layer that of the rank where it is worst. None examines this rank's
-            batches, with synchronized layers on this rank alone, so that one rank may
-            call.
+        process_group: The ranks that each hold a part of the data; all must call this
+            function. Each examines its own batches, and all get the same findings: for
+            each check and layer that of the rank where it is worst. None examines this
+            rank's batches, with synchronized layers on this rank alone, so that one
+            rank may call.
         progress: Show a progress bar.
 
     Returns:
         The `Diagnosis`, with `findings`, `not_judged` and `clear`.
 
     Raises:
-        ArgumentError: The loader gives nothing, `loss_fn` gives more than one number,
+        ArgumentError: The loader is empty, `loss_fn` returns more than one number,
             or a check does not exist.
         RanksError: Another rank of `process_group` failed; with its error.
 

@@ -119,8 +119,8 @@ class Diagnosis(Result):
         Returns:
             A new diagnosis with `confirmations`, in which a warning whose repair helps
             has become an error. Findings without a repair are unchanged. Over ranks
-            each tries the repairs on its own batches; the effect told is that on a rank
-            where it helps, if there is one.
+            each tries the repairs on its own batches; the effect reported is that on a
+            rank where it helps, if there is one.
 
         Raises:
             ArgumentError: The diagnosis holds no case, or was made without a loss.

@@ -115,9 +115,9 @@ def explain_gap(
             model with the same names. What is lost because they kept changing is then
             the part "un-frozen statistics". It covers the layers in it whose weight and
             bias require no gradients, or, where there is none, all layers in it.
-        forward: `forward(model, batch)` gives the output, for any other batch.
-        targets: `targets(batch)` gives the targets; by default the second item of the
-            batch, or the batch itself where it has none.
+        forward: `forward(model, batch)` returns the output, for any other batch.
+        targets: `targets(batch)` returns the targets; by default the second item of the
+            batch, or the batch itself where there is none.
         max_batches: The most batches to draw from a loader.
         seed: Random seed.
         progress: Show a progress bar.
@@ -127,7 +127,7 @@ def explain_gap(
         the training data, of masks and of a reference, where they are given).
 
     Raises:
-        ArgumentError: The loader gives nothing, there is no metric, `reference` holds
+        ArgumentError: The loader is empty, there is no metric, `reference` holds
             none of the layers, or `shards` is a single one or given with
             `train_loader`.
 

@@ -63,7 +63,7 @@ def batch_norm(
         training: Use the statistics of the batch.
         momentum: Share of the batch in the new running value, a float or a 0-d tensor
             (then nothing waits for the device); None gives every batch the same share.
-            As in torch, no bounds: the layers require [0, 1].
+            As in torch it is not checked; the layers require [0, 1].
         eps: Added to the variance, inside the root.
         mask: Which values count, bool or weights, broadcastable to `input`; outputs
             are 0 elsewhere.
@@ -79,7 +79,7 @@ def batch_norm(
         negative_slope: Slope of leaky_relu below 0.
         residual: Added before the activation, of the shape of `input`.
         process_group: The ranks that take their statistics together when `training`,
-            as in `sync.merge_over`; each calls forward and backward, also without
+            as in `sync.merge_over`; each must call forward and backward, even without
             samples. None is this rank alone.
 
     Returns:
@@ -90,7 +90,7 @@ def batch_norm(
             non-finite or negative eps (or 0 in training), one running statistic without
             the other, `momentum=None` without a counter, a process_group that names no
             group or one that this rank is not in.
-        RanksError: The sums of all ranks did not come.
+        RanksError: The sums of all ranks did not arrive.
         ShapeError: A vector that does not have C elements; no running statistics
             when not training.
         DtypeError: `input` or a running statistic is not floating point; a counter is

@@ -147,7 +147,7 @@ def normalize(
         centered: Subtract the mean; False divides by the root mean square.
         epilogue: A residual to add and an activation to apply, in the same pass.
         group: Ranks over which statistics are merged, as in `sync.merge_over`: every
-            rank must call forward and backward, also without values. The gradients of
+            rank must call forward and backward, even without values. The gradients of
             weight and bias are sums over this rank's values.
         vector: Shape of `weight` and `bias` against `x`, for vectors of as many values
             in one dimension; None as they are.

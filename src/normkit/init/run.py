@@ -67,9 +67,10 @@ def initialize(
 ) -> InitReport:
     """Draw the weights of every linear map of a model anew, in place.
 
-    Linear, convolutions, transposed convolutions, the projections of attention and each
-    gate of an RNN have the fans of what they compute; the report says n·Var[w] of each,
-    as meant and as drawn. Normalizations and embeddings are left alone.
+    The fans of linear layers, convolutions, transposed convolutions, the projections of
+    attention and each gate of an RNN are those of what they compute; the report gives
+    n·Var[w] of each, as intended and as drawn. Normalizations and embeddings are left
+    alone.
 
     Args:
         model: Any module.
@@ -97,7 +98,7 @@ def initialize(
         slope: Negative slope of a leaky ReLU.
         gain: Factor on the std; None takes that of `activation`.
         mode: For Kaiming: `"fan_in"` keeps the size of activations, `"fan_out"` that of
-            gradients, `"fan_avg"` something between.
+            gradients, `"fan_avg"` is between the two.
         distribution: `"normal"`, `"uniform"` or `"truncated_normal"`.
         std: For `"normal"`.
         value: For `"constant"`.
@@ -113,8 +114,8 @@ def initialize(
         An InitReport with a line per linear map.
 
     Raises:
-        ArgumentError: An argument that cannot be used. On any exception the model is as
-            it was.
+        ArgumentError: An argument that cannot be used. An exception of any kind leaves
+            the model unchanged.
 
     Example:
         >>> from torch import nn

@@ -34,10 +34,11 @@ def is_deterministic() -> bool:
 def deterministic() -> Generator[None]:
     """Make a sample's output in eval depend on the sample and the model alone.
 
-    Bitwise, within the block, for any other samples, place in the batch and number of
-    threads. The CPU kernels always are deterministic, at full speed. Where torch
-    operations run, sums are pairwise and take several times as long. The rest of a
-    model (convolutions, matrix products) is torch's, and may depend on the batch.
+    Within the block the output is bitwise the same whatever the other samples, the
+    place in the batch and the number of threads. The CPU kernels are always
+    deterministic, at full speed. Where torch operations run, sums are pairwise and take
+    several times as long. The rest of a model (convolutions, matrix products) is
+    torch's, and may depend on the batch.
 
     Example:
         >>> import normkit, torch

@@ -1,11 +1,11 @@
 """Drop-in layers: the arguments, state and errors of `torch.nn`, with better numbers.
 
-Each layer is a subclass of its `torch.nn` namesake, so `isinstance` holds and
-checkpoints are interchangeable. Differences from torch:
+Each layer that torch.nn has, except `SyncBatchNorm`, is a subclass of its namesake, so
+`isinstance` holds; checkpoints are interchangeable. Differences from torch:
 
-    statistics    exact at any |mean|/std, in every memory format
+    statistics    exact for |mean| up to 1e6·std, in every memory format
     NaN, Inf      reach the output, never the running statistics
-    mask=         which values count, on every forward
+    mask=         on every forward: which values count
 """
 
 from normkit.nn.accumulation import accumulate, backward_as_whole

@@ -50,7 +50,8 @@ class BatchNorm1d(BatchNormLayer, torch.nn.BatchNorm1d):
             statistics, unchanged. "renorm": the same, clipped to 5 standard
             deviations, without a gradient to the input; updates the running mean.
             "skip": the output is `bias`, the running statistics stay. Under a mask or
-            over ranks the device decides per channel, and "raise" gives `bias`.
+            over ranks this is decided per channel on the device, and "raise" gives
+            `bias`.
         activation: Activation in the same pass over memory: "relu", "leaky_relu",
             "silu", "gelu" (by erf), "sigmoid", "tanh" or "none". A `residual=` on
             forward is added before it.
@@ -74,7 +75,7 @@ class BatchNorm1d(BatchNormLayer, torch.nn.BatchNorm1d):
         but updates no running statistic and does not count in `num_batches_tracked`;
         neither does a batch without samples. `skipped` counts such batches. A forward
         that activation checkpointing repeats updates nothing a second time. Nothing
-        waits for the device, also with momentum=None.
+        waits for the device, even with momentum=None.
 
     Example:
         >>> layer = BatchNorm1d(2)

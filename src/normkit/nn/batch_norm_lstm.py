@@ -45,7 +45,7 @@ class BatchNormLSTM(nn.Module):
     Numerics:
         `weight_ih_l{k}` and `weight_hh_l{k}` are laid out as in torch, and so load
         from its checkpoints; one bias takes the place of its two. The two terms are
-        normalized apart, with a weight and no bias of their own.
+        normalized separately, each with a weight of its own and no bias.
 
     Example:
         >>> lstm = BatchNormLSTM(3, 5, max_steps=7)

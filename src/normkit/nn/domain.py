@@ -1,6 +1,6 @@
 """Statistics for each named domain of the data, one network for all.
 
-Domains are, for example, pictures by day, by night and from a simulator. Each is
+Domains are, for example, pictures taken by day, by night and in a simulator. Each is
 normalized by its own statistics; the affine map is shared or separate.
 """
 
@@ -37,7 +37,7 @@ class DomainBatchNorm(nn.Module):
         shared_affine: One `weight` and one `bias` for all domains; otherwise each
             learns its own.
         process_group: Take the statistics over these ranks, as `SyncBatchNorm` does;
-            None is as `layer` was made.
+            None keeps the ranks of `layer`.
 
     Raises:
         ArgumentError: A layer without running statistics; no domain, one twice, or a

@@ -1,4 +1,4 @@
-"""Frozen batch norm: running statistics and affine are constants."""
+"""Frozen batch norm: running statistics, weight and bias are constants."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
     Numerics:
         Statistics in float32 or better, whatever the input; a large common offset
-        cancels nothing.
+        causes no cancellation.
 
     Example:
         >>> LayerNorm(3, elementwise_affine=False)(torch.tensor([[1e4, 2e4, 3e4]]))

@@ -55,13 +55,14 @@ class SyncBatchNorm(BatchNormLayer):
         device: Device of parameters and buffers.
         dtype: Dtype of parameters and buffers.
         bias: Learn a bias when `affine`.
-        **extras: As in `BatchNorm1d`: ghost_size, estimator, debias, on_small_batch.
+        **extras: As in `BatchNorm1d`: ghost_size, estimator, debias, on_small_batch,
+            activation, negative_slope, memory, channel_dim.
 
     Raises:
         ArgumentError: In forward, an input of fewer than 2 dimensions; others as
             `BatchNorm1d`; a process_group that names no group, or one that this rank is
             not in. One value per channel is refused only without other ranks.
-        RanksError: The sums of all ranks did not come: a rank failed, or did not call
+        RanksError: The sums of all ranks did not arrive: a rank failed, or did not call
             this layer; with the layer's name.
 
     Numerics:
@@ -108,8 +109,8 @@ class SyncBatchNorm(BatchNormLayer):
         """Make every batch norm in `module` one of these, as torch's function does.
 
         The layers stay the same objects: hooks, optimizers and shared parameters keep
-        them, and so do an activation or a `memory=` mode that they have. Layers that a
-        user derived from a batch norm: `normkit.convert(module, to="sync")`.
+        them, and so do an activation or a `memory=` mode that they have. For layers
+        that a user derived from a batch norm: `normkit.convert(module, to="sync")`.
 
         Args:
             module: Any module; changed in place.

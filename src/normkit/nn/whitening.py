@@ -37,7 +37,7 @@ class WhiteningBatchNorm(TrackedLayer):
 
     Args:
         num_features: Number of channels C.
-        num_groups: Groups that are whitened apart, a divisor of C. Batch norm is
+        num_groups: Groups that are whitened separately, a divisor of C. Batch norm is
             `num_groups=C`; smaller groups cost less and need smaller batches.
         eps: Added to the variances, on the diagonal of Σ.
         momentum: Share of the batch in the new running statistics, in [0, 1]; None
@@ -73,6 +73,7 @@ class WhiteningBatchNorm(TrackedLayer):
         Inf updates no running statistic.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> x = torch.randn(512, 4) @ torch.randn(4, 4)
         >>> y = WhiteningBatchNorm(4)(x)
         >>> torch.allclose(y.T @ y / 512, torch.eye(4), atol=1e-3)

@@ -73,7 +73,7 @@ def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
 
 
 def nonfinite_statistics(statistics: Statistics) -> Iterator[Finding]:
-    """Check D17: running statistics that are NaN, infinite or of negative variance."""
+    """Check D17: NaN or infinite running statistics, or a negative variance."""
     for layer, norm in statistics.norms:
         bad = ~(norm.running_mean.isfinite() & norm.running_var.isfinite())
         bad |= norm.running_var < 0

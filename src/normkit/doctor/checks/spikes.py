@@ -28,7 +28,7 @@ _D39 = partial(Finding, "D39", "loss_spike")
 
 
 def loss_spike(statistics: Statistics) -> Iterator[Finding]:
-    """Check D39: a loss that leaps, and the layer that moved first."""
+    """Check D39: a spike of the loss, and the layer that changed first."""
     loop = statistics.training
     if loop is None:
         return

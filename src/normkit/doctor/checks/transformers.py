@@ -192,7 +192,7 @@ def gain_outliers(statistics: Statistics) -> Iterator[Finding]:
 
 
 def post_norm_without_warmup(statistics: Statistics) -> Iterator[Finding]:
-    """Check D38: a deep stack with norms behind its sums that begins at full rate.
+    """Check D38: a deep post-norm stack that starts at the full learning rate.
 
     At the start the gradients near its output are large (Xiong et al., 2020). The
     product is the change of the whole stack in one of the first steps.

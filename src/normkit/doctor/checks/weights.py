@@ -99,7 +99,7 @@ def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
 
 
 def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
-    """Check D26: units with equal weights and equal gradients stay equal for ever."""
+    """Check D26: units with equal weights and equal gradients, which stay equal."""
     for layer in statistics.of_role("weight"):
         weight = layer.weight
         if weight is None or layer.is_output:

@@ -65,7 +65,7 @@ class less_memory:  # noqa: N801  a context manager, named as the verb it is
     def during(
         cls, model: torch.nn.Module, mode: Mode = "recompute"
     ) -> list[RemovableHandle]:
-        """Enter the block in every forward of `model`; remove the handles to undo."""
+        """Enter the block in every forward of `model` until its handles are removed."""
         block = cls(mode)
 
         def before(module: torch.nn.Module, args: Any) -> None:
