@@ -163,6 +163,10 @@ def test_hooks_on_saved_tensors_see_what_a_sharded_layer_keeps(
         assert numbers == 2 * 2 * 3
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="to_local and from_local of torch 2.6 and 2.9 have no second derivative",
+)
 def test_second_derivatives_of_shards(two_ranks: Ranks) -> None:
     x, dy = torch.randn(2, 4, 8).double()
     found = two_ranks.run(on_ranks.second_derivative, x, dy)

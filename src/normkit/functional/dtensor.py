@@ -13,7 +13,6 @@ dimensions that statistics run over) runs as operations of DTensors.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -120,7 +119,7 @@ def plan_of(
             groups //= ranks
         shape = (local[0], groups, size, *local[2:])
         vector = (1, groups, size, *(1 for _ in local[2:]))
-        return replace(spec, group=group, shape=shape, vector=vector), cut
+        return _of_shard(spec, group, shape, vector, spec.statistic), cut
     kept = spec.vector
     if kept is not None:
         kept = tuple(1 if v == 1 else n for v, n in zip(kept, local, strict=True))
@@ -129,7 +128,20 @@ def plan_of(
         statistic = tuple(
             1 if v == 1 else n for v, n in zip(statistic, local, strict=True)
         )
-    return replace(spec, group=group, vector=kept, statistic=statistic), cut
+    return _of_shard(spec, group, shape, kept, statistic), cut
+
+
+def _of_shard(
+    spec: Spec,
+    group: Any,
+    shape: tuple[int, ...] | None,
+    vector: tuple[int, ...] | None,
+    statistic: tuple[int, ...] | None,
+) -> Spec:
+    # Not by dataclasses.replace, which torch 2.6 cannot compile.
+    options = (spec.dims, spec.eps, spec.centered, spec.given)
+    epilogue = (spec.activation, spec.slope)
+    return Spec(*options, *epilogue, group, shape, vector, statistic)
 
 
 def is_sharded(t: Any) -> bool:
