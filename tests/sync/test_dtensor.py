@@ -80,7 +80,17 @@ def test_ranks_with_channels_of_their_own_are_not_mixed(three_ranks: Ranks) -> N
         torch.testing.assert_close(var, layer.running_var)
 
 
-@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
+OLD_COMPILER = pytest.mark.skipif(
+    torch.__version__.startswith("2.6."),
+    reason="the compiler of torch 2.6 breaks the graph of a DTensor's layer",
+)
+
+
+@pytest.mark.parametrize(
+    "compiles",
+    [False, pytest.param(True, marks=OLD_COMPILER)],
+    ids=["eager", "compiled"],
+)
 def test_sequence_parallel(two_ranks: Ranks, compiles: bool) -> None:
     x = torch.randn(3, 4, 8, dtype=torch.float64)
     dy = torch.randn_like(x)
@@ -97,6 +107,7 @@ def test_sequence_parallel(two_ranks: Ranks, compiles: bool) -> None:
         assert taken == []
 
 
+@OLD_COMPILER
 def test_a_compiled_batch_norm_takes_two_collectives(two_ranks: Ranks) -> None:
     x = torch.randn(6, 6, 4, dtype=torch.float64) + 2
     dy = torch.randn_like(x)
