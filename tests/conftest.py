@@ -1,6 +1,7 @@
 """Seeding, markers and the planted faults of the sabotage suite."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +56,14 @@ def pytest_collection_modifyitems(
 def seeded() -> None:
     """Every test draws the same numbers, alone or in the suite."""
     torch.manual_seed(20150211)
+
+
+@pytest.fixture(autouse=True)
+def exports_are_counted_anew() -> Iterator[None]:
+    """Torch 2.6 exports one forward, such as Sequential's, 8 times and no more."""
+    yield
+    if "torch._dynamo" in sys.modules and not hasattr(torch.compiler, "is_exporting"):
+        torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

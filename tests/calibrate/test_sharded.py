@@ -117,6 +117,10 @@ def test_synchronized_layers_are_measured_by_the_batches_of_all_ranks(
             torch.testing.assert_close(buffers[name], found[0][name], rtol=0, atol=0)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."),
+    reason="torch 2.6 asks a CPU for streams in FSDP2",
+)
 def test_fsdp_with_unequal_numbers_of_batches_does_not_wait(three_ranks: Ranks) -> None:
     state, shards = start()
     found = three_ranks.run(on_ranks.under_fsdp, state, shards)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(ROOT / part) for part in ("src", "tests", "."))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
 needs_triton = pytest.mark.skipif(
-    find_spec("triton") is None, reason="triton is not installed"
+    find_spec("triton") is None
+    or tuple(map(int, version("triton").split(".")[:2])) < (3, 6),
+    reason="triton 3.6 or newer is not installed",
 )
 
 

@@ -104,7 +104,8 @@ def test_another_reader_of_the_variance_keeps_the_layers_own() -> None:
     model = Scaled().eval()
     model.bn.running_var.uniform_(2, 3)
     x = torch.randn(4, 3)
-    module = torch.export.export(model, (x,)).module()
+    # torch 2.6's default, strict, knows no buffer that is read from outside its layer.
+    module = torch.export.export(model, (x,), strict=False).module()
     wanted = module(x)
     with norms_as_modules(module):
         layer = module.get_submodule("bn")

@@ -206,21 +206,29 @@ def over_dp_and_tp(rank: int, x: Tensor, dy: Tensor) -> Any:
     )
 
 
-def seconds(rank: int, shape: tuple[int, ...], library: str) -> float:
-    """Processor time of a layer norm, forward and backward, sharded over rows."""
+def seconds(rank: int, shape: tuple[int, ...], turns: int) -> dict[str, float]:
+    """Processor time of a layer norm sharded over rows, forward and backward.
+
+    normkit's and torch's, sharded and on this rank's rows alone, in turns, so that all
+    meet the same load; the least of each.
+    """
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    made = normkit.nn if library == "normkit" else nn
-    layer = distribute_module(made.LayerNorm(shape[-1]), mesh)
-    x = distribute_tensor(torch.randn(shape), mesh, [Shard(0)]).requires_grad_()
-    dy = distribute_tensor(torch.randn(shape), mesh, [Shard(0)])
-    taken = []
-    for _ in range(40):
-        start = time.process_time()
-        layer(x).backward(dy)
-        taken.append(time.process_time() - start)
-        layer.zero_grad()
-        x.grad = None
-    return sorted(taken)[len(taken) // 2]
+    calls: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+    for name, made in (("normkit", normkit.nn), ("torch", nn)):
+        x, dy = (distribute_tensor(torch.randn(shape), mesh, [Shard(0)]) for _ in "xy")
+        layer = distribute_module(made.LayerNorm(shape[-1]), mesh)
+        calls[name] = layer, x.requires_grad_(), dy
+        own = x.to_local().detach().requires_grad_(), dy.to_local()
+        calls[f"{name}, alone"] = made.LayerNorm(shape[-1]), *own
+    least = dict.fromkeys(calls, float("inf"))
+    for _ in range(turns):
+        for name, (layer, x, dy) in calls.items():
+            start = time.process_time()
+            layer(x).backward(dy)
+            least[name] = min(least[name], time.process_time() - start)
+            layer.zero_grad()
+            x.grad = None
+    return least
 
 
 def second_derivative(rank: int, x: Tensor, dy: Tensor) -> Any:
@@ -234,3 +242,33 @@ def second_derivative(rank: int, x: Tensor, dy: Tensor) -> Any:
     (again,) = torch.autograd.grad(y, x, dy, create_graph=True)
     (twice,) = torch.autograd.grad(again, x, dy)
     return [_whole(t).detach() for t in (first, again, twice)]
+
+
+def batch_norm_differentiated_twice(rank: int, x: Tensor, dy: Tensor) -> Any:
+    """Running statistics after a backward that builds a graph."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layer = distribute_module(normkit.nn.BatchNorm1d(4).double(), mesh)
+    x = distribute_tensor(x, mesh, [Shard(0)]).requires_grad_()
+    y = layer(x)
+    dy = distribute_tensor(dy, mesh, [Shard(0)])
+    torch.autograd.grad(y, x, dy, create_graph=True)
+    mean, var = _whole(layer.running_mean), _whole(layer.running_var)
+    return mean, var, int(_whole(layer.num_batches_tracked))
+
+
+def kept_for_backward(rank: int) -> tuple[bool, int]:
+    """Whether hooks see x, and how many other numbers they see."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layer = distribute_module(normkit.nn.LayerNorm(8, bias=False), mesh)
+    x = distribute_tensor(torch.randn(4, 3, 8), mesh, [Shard(0)]).requires_grad_()
+    seen: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        seen.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    others = [t for t in seen if not isinstance(t, DTensor)]
+    x_is_seen = any(t.shape == x.shape for t in seen if isinstance(t, DTensor))
+    return x_is_seen, sum(t.numel() for t in others)

@@ -275,6 +275,10 @@ def test_a_copy_finds_its_group_again(four_ranks: Ranks) -> None:
         assert all(torch.equal(layer, twin) for twin in twins)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."),
+    reason="torch 2.6 asks a CPU for streams in FSDP2",
+)
 def test_torchtitan_674_buffers_are_float32_under_fsdp2(four_ranks: Ranks) -> None:
     results = four_ranks.run(layers_on_ranks.sharded)
     for y_dtype, running_mean, running_dtype in results:

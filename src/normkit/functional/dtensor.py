@@ -13,166 +13,35 @@ dimensions that statistics run over) runs as operations of DTensors.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from normkit.errors import ArgumentError
 from normkit.kernels.spec import Running, Spec
 from normkit.sync.groups import process_group_of
-from normkit.torch_state import (
-    PLAIN,
-    dtensor_like,
-    is_compiling,
-    is_observed,
-    keeps_graph,
-    local_part,
-)
+from normkit.torch_state import PLAIN, local_part
 
-__all__ = ["is_dtensor", "local_running", "on_shards"]
-
-Execute = Callable[..., Tensor]
+__all__ = [
+    "as_cut",
+    "is_dtensor",
+    "is_reduced",
+    "is_sharded",
+    "learned_part",
+    "lie_as_placed",
+    "local_running",
+    "placements_of",
+    "plan_of",
+    "shard_of",
+    "waited",
+]
 
 
 def is_dtensor(x: Tensor) -> bool:
     """Return whether `x` is a DTensor; loads nothing."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
-
-
-def on_shards(
-    execute: Execute,
-    spec: Spec,
-    x: Any,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    running: Running | None,
-    **options: Any,
-) -> Tensor | None:
-    """Run `execute` on the shards of this rank; None where no rule fits.
-
-    Args:
-        execute: `engine.execute`.
-        spec: Options of the forward, for the whole x.
-        x: A DTensor.
-        weight: A DTensor, or a tensor that is the same on every rank; or None.
-        bias: Likewise.
-        residual: A DTensor, or None.
-        mask: Likewise.
-        running: Statistics, plain or DTensors.
-        options: More arguments of `execute`.
-    """
-    sizes = tuple((_local(x) if is_compiling() else local_part(x)).shape)
-    plan = _plan(spec, x, sizes)
-    if plan is None:
-        return None
-    local_spec, cut = plan
-    statistics = local_running(running)
-    if running is not None and statistics is None:
-        return None
-    is_cut = any(d is not None and not _is_reduced(spec, d) for d in cut)
-    if is_cut and running is not None and not _is_sharded(running.mean):
-        return None  # a rank holds the running statistics of all channels
-    if spec.shape is not None:
-        options["aten"] = None  # it names the sizes of the whole
-
-    def run(
-        shard: Tensor, w: Tensor | None, b: Tensor | None, *others: Tensor | None
-    ) -> Tensor:
-        given = others or (None, None)
-        return execute(local_spec, shard, w, b, *given, statistics, **options)
-
-    placed = [_placements(v, x, cut, spec) for v in (weight, bias)]
-
-    def by_parts(*tensors: Any) -> Any:
-        source, *vectors = tensors
-        parts = [
-            None if v is None or p is None else _learned(v, x, *p)
-            for v, p in zip(vectors, placed, strict=True)
-        ]
-        others = [None if t is None else _as_cut(t, x) for t in (residual, mask)]
-        y = run(_local(source), *parts, *others)
-        return type(x).from_local(
-            y,
-            x.device_mesh,
-            x.placements,
-            run_check=False,
-            shape=x.shape,
-            stride=x.stride(),
-        )
-
-    is_short = residual is None and mask is None and not is_observed()
-    if is_short and _lie_as_placed(x, (weight, bias), placed):
-        return _OnShards.apply(x, weight, bias, run, by_parts, placed)
-    return by_parts(x, weight, bias)
-
-
-class _OnShards(torch.autograd.Function):
-    """One node of autograd for a call on shards, where `to_local` makes one a tensor.
-
-    The second derivative runs `by_parts`, which is made of DTensor's own functions.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Any,
-        weight: Any,
-        bias: Any,
-        run: Callable[..., Tensor],
-        by_parts: Callable[..., Any],
-        placed: list[Any],
-    ) -> Any:
-        tensors, wanted = (x, weight, bias), ctx.needs_input_grad[:3]
-        parts = [
-            None if t is None else local_part(t).detach().requires_grad_(wants)
-            for t, wants in zip(tensors, wanted, strict=True)
-        ]
-        with torch.set_grad_enabled(any(wanted)):
-            y = run(*parts)
-        ctx.save_for_backward(*tensors)
-        ctx.parts, ctx.y, ctx.by_parts = parts, y, by_parts
-        ctx.gradients = [None if p is None else p[1] for p in placed]
-        return dtensor_like(y.detach(), x, x.placements)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        (dy,) = grad_outputs
-        x, *vectors = ctx.saved_tensors
-        asked = [k for k in range(3) if ctx.needs_input_grad[k]]
-        if torch.is_grad_enabled():
-            tensors = [x, *vectors]
-            y = ctx.by_parts(*tensors)
-            found = torch.autograd.grad(
-                y, [tensors[k] for k in asked], dy, create_graph=True
-            )
-        else:
-            if dy.placements != x.placements:
-                dy = dy.redistribute(x.device_mesh, x.placements)
-            keeps = keeps_graph()
-            found = torch.autograd.grad(
-                ctx.y,
-                [ctx.parts[k] for k in asked],
-                local_part(dy),
-                retain_graph=keeps,
-            )
-            if not keeps:
-                ctx.y = ctx.parts = None
-            places = [x.placements, *ctx.gradients]
-            found = [
-                dtensor_like(g, (x, *vectors)[k], places[k])
-                for k, g in zip(asked, found, strict=True)
-            ]
-        grads: list[Any] = [None] * 6
-        for k, g in zip(asked, found, strict=True):
-            grads[k] = g
-        return tuple(grads)
 
 
 def local_running(running: Running | None) -> Running | None:
@@ -188,17 +57,22 @@ def local_running(running: Running | None) -> Running | None:
         if isinstance(value, Tensor) and is_dtensor(value):
             if any(isinstance(p, Partial) for p in value.placements):  # type: ignore[attr-defined]
                 return None
-            value = _local(value.detach())
+            value = shard_of(value.detach())
         found.append(value)
     return Running(*found)
 
 
-def _local(x: Any, gradients: tuple[Any, ...] | None = None) -> Tensor:
-    shard = x.to_local(grad_placements=gradients)
+def shard_of(x: Any, grad_placements: tuple[Any, ...] | None = None) -> Tensor:
+    """Return this rank's part of a DTensor, as autograd records it."""
+    return waited(x.to_local(grad_placements=grad_placements))
+
+
+def waited(shard: Any) -> Tensor:
+    """Return a tensor that a collective may not have filled yet, when it has."""
     return shard.wait() if hasattr(shard, "wait") else shard
 
 
-def _plan(
+def plan_of(
     spec: Spec, x: Any, local: tuple[int, ...]
 ) -> tuple[Spec, list[int | None]] | None:
     """Return the spec of a shard, and the dimension of x each mesh dimension cuts."""
@@ -210,7 +84,7 @@ def _plan(
             if placement.dim in (d for d in cut if d is not None):
                 return None
             cut.append(placement.dim)
-            if _is_reduced(spec, placement.dim):
+            if is_reduced(spec, placement.dim):
                 summed.append(dimension)
         elif isinstance(placement, Replicate):
             cut.append(None)
@@ -222,7 +96,7 @@ def _plan(
     for dimension, of in enumerate(cut):
         # Along a dimension that replicates x, or gives each rank channels of its own, a
         # rank has the whole batch.
-        is_whole = of is None or not _is_reduced(spec, of)
+        is_whole = of is None or not is_reduced(spec, of)
         if is_whole and group is not None and _is_same(group, mesh, dimension):
             group = None
     if summed and not spec.given:
@@ -245,7 +119,7 @@ def _plan(
             groups //= ranks
         shape = (local[0], groups, size, *local[2:])
         vector = (1, groups, size, *(1 for _ in local[2:]))
-        return replace(spec, group=group, shape=shape, vector=vector), cut
+        return _of_shard(spec, group, shape, vector, spec.statistic), cut
     kept = spec.vector
     if kept is not None:
         kept = tuple(1 if v == 1 else n for v, n in zip(kept, local, strict=True))
@@ -254,10 +128,24 @@ def _plan(
         statistic = tuple(
             1 if v == 1 else n for v, n in zip(statistic, local, strict=True)
         )
-    return replace(spec, group=group, vector=kept, statistic=statistic), cut
+    return _of_shard(spec, group, shape, kept, statistic), cut
 
 
-def _is_sharded(t: Any) -> bool:
+def _of_shard(
+    spec: Spec,
+    group: Any,
+    shape: tuple[int, ...] | None,
+    vector: tuple[int, ...] | None,
+    statistic: tuple[int, ...] | None,
+) -> Spec:
+    # Not by dataclasses.replace, which torch 2.6 cannot compile.
+    options = (spec.dims, spec.eps, spec.centered, spec.given)
+    epilogue = (spec.activation, spec.slope)
+    return Spec(*options, *epilogue, group, shape, vector, statistic)
+
+
+def is_sharded(t: Any) -> bool:
+    """Return whether ranks hold different parts of a tensor."""
     if t is None or not is_dtensor(t):
         return False
     return any(placement.is_shard() for placement in t.placements)
@@ -268,13 +156,14 @@ def _is_same(group: Any, mesh: Any, dimension: int) -> bool:
     return ranks(process_group_of(group)) == ranks(mesh.get_group(dimension))
 
 
-def _is_reduced(spec: Spec, dimension: int) -> bool:
+def is_reduced(spec: Spec, dimension: int) -> bool:
+    """Return whether statistics run over a dimension of x."""
     if spec.shape is None:
         return dimension in spec.dims
     return dimension > 1
 
 
-def _placements(
+def placements_of(
     vector: Tensor | None, x: Any, cut: list[int | None], spec: Spec
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
     """Return the placements of a learned vector, and those of its gradient."""
@@ -292,7 +181,7 @@ def _placements(
     return tuple(placements), tuple(gradients)
 
 
-def _lie_as_placed(x: Any, vectors: tuple[Any, ...], placed: list[Any]) -> bool:
+def lie_as_placed(x: Any, vectors: tuple[Any, ...], placed: list[Any]) -> bool:
     """Return whether every tensor lies where it is needed, and in plain memory."""
     tensors = [x]
     for vector, places in zip(vectors, placed, strict=True):
@@ -303,7 +192,7 @@ def _lie_as_placed(x: Any, vectors: tuple[Any, ...], placed: list[Any]) -> bool:
     return all(type(local_part(t)) in PLAIN for t in tensors)
 
 
-def _learned(
+def learned_part(
     vector: Any, x: Any, placements: tuple[Any, ...], gradients: tuple[Any, ...]
 ) -> Tensor:
     """Return this rank's part of weight or bias."""
@@ -315,7 +204,7 @@ def _learned(
         vector = DTensor.from_local(vector, mesh, whole, run_check=False)
     if tuple(vector.placements) != placements:
         vector = vector.redistribute(mesh, placements)
-    return _local(vector, gradients)
+    return shard_of(vector, gradients)
 
 
 def _place_in(vector: Any, x: Any, spec: Spec, dimension: int) -> int | None:
@@ -330,7 +219,8 @@ def _place_in(vector: Any, x: Any, spec: Spec, dimension: int) -> int | None:
     return 0 if vector.dim() == 1 else dimension - (x.dim() - vector.dim())
 
 
-def _as_cut(t: Any, x: Any) -> Tensor:
+def as_cut(t: Any, x: Any) -> Tensor:
+    """Return this rank's part of a residual or mask."""
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = x.device_mesh
@@ -339,4 +229,4 @@ def _as_cut(t: Any, x: Any) -> Tensor:
         t = DTensor.from_local(t.expand(x.shape), mesh, whole, run_check=False)
     if tuple(t.placements) != tuple(x.placements):
         t = t.redistribute(mesh, x.placements)
-    return _local(t)
+    return shard_of(t)

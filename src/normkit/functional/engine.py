@@ -13,17 +13,18 @@ from torch import Tensor
 from normkit.errors import ShapeError
 from normkit.functional import autograd, differentiable, gpu_operators
 from normkit.functional.aten import AtenCall, Operator, tried_first
-from normkit.functional.dtensor import is_dtensor, on_shards
+from normkit.functional.autograd import Call
+from normkit.functional.dtensor import is_dtensor
+from normkit.functional.dtensor_call import on_shards
 from normkit.functional.ema import update
 from normkit.functional.passes import Passes
-from normkit.functional.ranks_call import RanksCall, ranks_call_for
+from normkit.functional.ranks_call import ranks_call_for
 from normkit.functional.route import Route, route_of
 from normkit.functional.signature import find, remember, signature
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.gpu.call import GpuCall
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.spec import Operands, Running, Spec
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments, statistics_dtype
 from normkit.sync.groups import Ranks
@@ -66,7 +67,8 @@ def execute(
         mask = broadcast_mask(mask, x) > 0
     if type(x) not in PLAIN and is_dtensor(x):
         y = on_shards(
-            *(execute, spec, x, weight, bias, residual, mask, running),
+            *(execute, _call_of_shards, spec),
+            *(x, weight, bias, residual, mask, running),
             found=found,
             aten=aten,
         )
@@ -91,33 +93,43 @@ def execute(
         if found is not None:
             found.append(measured)
         return y
-    call: NativeCall | GpuCall | RanksCall | Passes | None = None
     if asked_for() in (None, "cpu") and type(x) in PLAIN:
         # Copies where they are views; autograd records the copy.
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
         residual = None if residual is None else residual.resolve_neg()
-        operands = x, weight, bias, residual, mask
+    operands = x, weight, bias, residual, mask
+    call = _kernels_for(spec, operands, running)
+    if type(call) is NativeCall and aten is not None:
+        first = tried_first(aten, call, x, (weight, bias))
+        if key is not None:
+            remember(key, first)
+        if type(first) is AtenCall:
+            return first.run(x, weight, bias)
+    elif key is not None and type(call) is not Passes:
+        remember(key, call)
+    return autograd.run(call, x, weight, bias, residual, mask, running, found)
+
+
+def _kernels_for(spec: Spec, operands: Operands, running: Running | None) -> Call:
+    """Return the call on the kernels that can run it, `Passes` if none has one."""
+    x, weight, bias, residual, mask = operands
+    call: Call | None = None
+    if asked_for() in (None, "cpu") and type(x) in PLAIN:
         call = call_for(spec, operands, running)
-        if call is not None:
-            first: NativeCall | AtenCall = call
-            if aten is not None:
-                first = tried_first(aten, call, x, (weight, bias))
-            if key is not None:
-                remember(key, first)
-            if type(first) is AtenCall:
-                return first.run(x, weight, bias)
-        else:
+        if call is None:
             call = ranks_call_for(spec, operands, running)
-            if call is not None and key is not None:
-                remember(key, call)
     if call is None and mask is None:
         call = gpu_operators.call_for(spec, x, weight, bias, residual, running)
-        if call is not None and key is not None:
-            remember(key, call)
-    if call is None:
-        call = Passes(spec)
-    return autograd.run(call, x, weight, bias, residual, mask, running, found)
+    return Passes(spec) if call is None else call
+
+
+def _call_of_shards(
+    spec: Spec, operands: Operands, running: Running | None
+) -> Call | None:
+    if route_of(spec, *operands, running) is not Route.KERNELS:
+        return None
+    return _kernels_for(spec, operands, running)
 
 
 def normalize(

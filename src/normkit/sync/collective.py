@@ -126,7 +126,7 @@ def _all_reduce(x: Tensor, group: Group, action: str) -> Tensor:
         return all_reduce_(x.detach().clone(), group, action)
     # Out of place, and traced whole.
     plain = group.group if isinstance(group, Ranks) else group
-    if x.is_cpu:
+    if x.device.type == "cpu":  # torch 2.6 compiles no `is_cpu` of a backward
         return torch.ops.normkit.sum_over_ranks(x.detach(), plain.group_name, action)
     from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
