@@ -8,7 +8,7 @@ layers of one kind, the rms of their outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from normkit.doctor.checks.gradients import (
@@ -29,21 +29,15 @@ __all__ = ["CHECKS", "activations_explode", "activations_vanish"]
 VANISH_WARNING, VANISH_ERROR = 0.2, 0.02
 EXPLODE_WARNING, EXPLODE_ERROR = 10.0, 100.0
 
-_NOT_FINITE = "the outputs are not finite from the first layer on (D28, D34)"
-
 _D22 = partial(Finding, "D22", "activations_vanish")
 _D23 = partial(Finding, "D23", "activations_explode")
 
 
 def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
     """Check D22: the outputs shrink from layer to layer."""
-    for kind, layers in _stacks(statistics).items():
-        if len(layers) < MIN_LAYERS:
-            reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
+    for layers in _stacks(statistics):
+        if reason := _too_few_or_not_finite(layers):
             yield _D22(layers[-1].name, "not_judged", evidence=reason)
-            continue
-        if not math.isfinite(layers[0].output_rms):
-            yield _D22(layers[0].name, "not_judged", evidence=_NOT_FINITE)
             continue
         ratio = _trend(layers)
         severity, threshold = below(ratio, warning=VANISH_WARNING, error=VANISH_ERROR)
@@ -58,13 +52,9 @@ def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
 
 def activations_explode(statistics: Statistics) -> Iterator[Finding]:
     """Check D23: the outputs grow from layer to layer."""
-    for kind, layers in _stacks(statistics).items():
-        if len(layers) < MIN_LAYERS:
-            reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
+    for layers in _stacks(statistics):
+        if reason := _too_few_or_not_finite(layers):
             yield _D23(layers[-1].name, "not_judged", evidence=reason)
-            continue
-        if not math.isfinite(layers[0].output_rms):
-            yield _D23(layers[0].name, "not_judged", evidence=_NOT_FINITE)
             continue
         ratio = _trend(layers)
         if math.isnan(ratio) and all(s.output_rms == 0 for s in layers):
@@ -73,6 +63,15 @@ def activations_explode(statistics: Statistics) -> Iterator[Finding]:
         yield _D23(
             layers[-1].name, severity, ratio, threshold, _evidence(layers), START
         )
+
+
+def _too_few_or_not_finite(layers: Sequence[LayerStatistics]) -> str:
+    """Return the reason why layers have no trend; "" when they have one."""
+    if len(layers) < MIN_LAYERS:
+        return f"{len(layers)} layers of kind {layers[0].kind} are too few for a trend"
+    if not all(math.isfinite(layer.output_rms) for layer in layers):
+        return "not all outputs are finite (D28, D34)"
+    return ""
 
 
 def _trend(layers: Sequence[LayerStatistics]) -> float:
@@ -90,8 +89,8 @@ def _evidence(layers: Sequence[LayerStatistics]) -> str:
     )
 
 
-def _stacks(statistics: Statistics) -> dict[str, list[LayerStatistics]]:
-    """Return layers by kind: the activations, or the weights where there are none.
+def _stacks(statistics: Statistics) -> Collection[Sequence[LayerStatistics]]:
+    """Return layers of one kind: the activations, or the weights where there are none.
 
     The output layer is left out: its scale is set by the loss. So are weights whose
     output a norm takes, which removes its scale, and side branches such as the gates of
@@ -106,7 +105,7 @@ def _stacks(statistics: Statistics) -> dict[str, list[LayerStatistics]]:
     plain = [s for s in seen if s.role == "weight" and not s.is_normalized]
     for layer in hidden or plain:
         stacks.setdefault(layer.kind, []).append(layer)
-    return stacks
+    return stacks.values()
 
 
 CHECKS = {"D22": activations_vanish, "D23": activations_explode}
