@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from doctor.models import batches, build
 from normkit.doctor import Diagnosis, Finding, diagnose, watch
 
 BATCHES = [
@@ -51,6 +52,14 @@ def test_the_layer_whose_weight_has_a_nan_is_the_one_cause(name: str) -> None:
     found = diagnose(model, BATCHES, F.cross_entropy)
     assert causes(found) == [("D34", name)]
     assert "its weight is not finite" in found.findings[0].evidence
+
+
+def test_attention_and_stream_behind_a_nan_are_consequences() -> None:
+    model = build("transformer")
+    with torch.no_grad():
+        model.blocks[0].hidden.weight[0, 0] = math.nan
+    found = diagnose(model, batches()[:24], F.cross_entropy)
+    assert causes(found) == [("D34", "blocks.0.hidden")]
 
 
 def test_what_lies_between_two_layers_is_named_by_the_layer_behind_it() -> None:

@@ -191,7 +191,7 @@ def _explains(cause: Finding, finding: Finding) -> bool:
     if not (cause.is_alarm and finding.is_alarm):
         return False
     if cause.details.get("is_not_finite", False):
-        return finding.id in NOT_FINITE
+        return finding.id in NOT_FINITE or not math.isfinite(finding.value)
     if finding.id not in CONSEQUENCES.get(cause.id, ()):
         return False
     is_of_model = "" in (cause.layer, finding.layer)
