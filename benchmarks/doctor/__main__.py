@@ -5,8 +5,8 @@ programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
 benchmarks/doctor architectures` fresh networks of the libraries that are installed,
 `python benchmarks/doctor overhead` measures the time, and `python benchmarks/doctor
 shrinking` what signals that shrink cost. Each writes its part of record.json, and
-docs/doctor-score.md from the whole; with names behind `architectures`, `healthy` or
-`overhead` only those are run, and take the place of their earlier runs.
+docs/doctor-score.md from the whole; with names behind `bugs`, `architectures`,
+`healthy` or `overhead` only those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -205,12 +205,16 @@ def main() -> None:
         for found in architectures.measured(sys.argv[2:], before):
             _write(architectures=found)
     else:
-        done = []
+        wanted = set(sys.argv[2:])
+        record = json.loads(RECORD.read_text()) if wanted else {}
+        done = {score["name"]: score for score in record.get("bugs", [])}
         for each in BUGS:
-            done.append(scored(each))
-            print(each.name, done[-1].alarms, done[-1].twin_alarms, flush=True)
+            if not wanted or each.name in wanted:
+                score = scored(each)
+                done[each.name] = asdict(score)
+                print(each.name, score.alarms, score.twin_alarms, flush=True)
         machine = f"torch {torch.__version__}, Python {platform.python_version()}, CPU"
-        _write(bugs=[asdict(score) for score in done], machine=machine)
+        _write(bugs=[*done.values()], machine=machine)
     print(PAGE)
 
 

@@ -34,15 +34,16 @@ def measured(
 
     Yields:
         The record of those examined so far, after each one: a run that is cut has a
-        record of its part. The small ones come first, then the libraries take turns.
+        record of its part. Those wanted come in their order; of all, the small ones
+        first, then the libraries take turns.
     """
     runs: dict[str, list[str]] = dict(before["runs"]) if wanted and before else {}
     every = list(cases())
-    names = [n for n in every if not wanted or any(part in n for part in wanted)]
-    groups = [[n for n in names if n.startswith(f"{lib}/")] for lib in LIBRARIES]
+    groups = [[n for n in every if n.startswith(f"{lib}/")] for lib in LIBRARIES]
     turns = [n for turn in zip_longest(*groups) for n in turn if n is not None]
     turns.sort(key=lambda name: not name.startswith(("timm/test_", "transformers/")))
-    for name in turns:
+    names = dict.fromkeys(n for part in wanted for n in turns if part in n)
+    for name in names if wanted else turns:
         for start in STARTS:
             run = f"{name} ({start})"
             try:

@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -204,6 +205,31 @@ def test_a_zero_is_left_out_of_a_logarithmic_chart() -> None:
     assert "no finite values" not in svg
     only_zeros = Lines({"a": ([0, 1], [0.0, 0.0])}, log_y=True)
     assert "no finite values" in drawing.draw(only_zeros, "x")
+
+
+@pytest.mark.parametrize("values", [[0.15, 0.3, 0.6], [0.15, 0.3, 2.0]])
+def test_a_logarithmic_axis_has_numbers_also_within_a_decade(values: list) -> None:
+    svg = drawing.draw(Lines({"a": ([0, 1, 2], values)}, x_label="", log_y=True), "x")
+    shown = re.findall(r"text-anchor: end[^>]*>([^<]+)<", svg)
+    assert [text for text in shown if text.strip()]
+
+
+def test_places_have_names_on_the_axis_and_under_the_pointer() -> None:
+    """A `<title>` needs no script; each point has one, and the ends are written."""
+    names = [f"stage.{i}.conv<&>\x00" for i in range(12)]
+    values = [1.0, math.nan, *range(2, 12)]
+    chart = Lines({"rms": (range(12), values)}, x_names=names)
+    root = ElementTree.fromstring(drawing.draw(chart, "p"))
+    titles = [e.text for e in root.iter("title")]
+    assert titles[0] == "stage.0.conv<&>\N{REPLACEMENT CHARACTER}: rms 1"
+    assert len(titles) == 11  # one value is no point
+    shown = [e.text or "" for e in root.iter("text")]
+    ends = [names[0], names[-1]]
+    for name in ends:
+        written = name.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+        assert "…" + written[-13:] in shown
+    assert "script" not in {e.tag for e in root.iter()}
+    assert 3 <= sum(text.startswith("…") for text in shown) <= 5
 
 
 def test_powers_of_ten_are_written_as_text() -> None:

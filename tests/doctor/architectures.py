@@ -21,9 +21,10 @@ from normkit.doctor import Finding, diagnose, watch
 
 STARTS = ("fresh", "initialize")
 BATCH, BATCHES, STEPS = 16, 8, 20
-# Pixels; those that make less than one position of 32 of them get 64.
+# Pixels; those that make less than one position of 32 of them get 64, and one whose
+# attention then has a single key, so that queries get no gradient.
 SMALL, LARGE = 32, 64
-NEED_LARGE = {"alexnet", "squeezenet1_1", "swin_t", "ghostnetv2_100"}
+NEED_LARGE = {"alexnet", "squeezenet1_1", "swin_t", "ghostnetv2_100", "pvt_v2_b0"}
 
 # A third are timm's own models for tests; of other files mostly the smallest.
 TIMM = """

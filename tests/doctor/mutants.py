@@ -412,3 +412,71 @@ def findings_are_sorted_by_severity_alone(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor import finding
 
     patch.setattr(finding, "ORIGINS", frozenset())
+
+
+@fault(
+    caught_by="tests/doctor/test_not_finite.py::"
+    "test_while_training_the_first_step_decides_and_not_the_first_layer"
+)
+def the_first_layer_with_a_nan_is_named_whatever_the_step(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.checks import not_finite
+
+    patch.setattr(not_finite, "min", lambda made, key: made[0], raising=False)
+
+
+@fault(
+    caught_by="tests/doctor/test_before_training.py::"
+    "test_a_branch_in_its_first_steps_is_no_trend_over_the_depth"
+)
+def a_branch_that_starts_small_counts_as_a_trend(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import signals
+
+    patch.setattr(signals, "_unscaled", lambda layer, scales: layer.output_rms)
+
+
+@fault(
+    caught_by="tests/doctor/test_known_causes.py::"
+    "test_d21_compares_with_the_start_and_asks_what_was_learned"
+)
+def dead_units_are_judged_by_their_share_alone(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    def judged(statistics, layer, dead):
+        limits = {"warning": saturation.DEAD_WARNING, "error": saturation.DEAD_ERROR}
+        severity, threshold = saturation.above(dead, **limits)
+        return dead, severity, threshold
+
+    patch.setattr(saturation, "_judged_dead", judged)
+
+
+@fault(
+    caught_by="tests/doctor/test_known_causes.py::"
+    "test_steps_that_shrink_as_a_training_arrives_are_no_fault"
+)
+def a_training_that_has_arrived_stands_still(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import gradients, weights
+
+    patch.setattr(weights, "largest_step", lambda ratios: ratios[-1])
+    patch.setattr(gradients, "largest_step", lambda ratios: ratios[-1])
+
+
+@fault(
+    caught_by="tests/doctor/test_known_causes.py::"
+    "test_a_batch_has_no_more_independent_values_than_values"
+)
+def independent_values_have_no_bound(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    patch.setattr(batches, "min", lambda found, _: found, raising=False)
+
+
+@fault(
+    caught_by="tests/demo/test_page.py::"
+    "test_places_have_names_on_the_axis_and_under_the_pointer"
+)
+def points_of_a_chart_have_no_names(patch: pytest.MonkeyPatch) -> None:
+    from normkit.report import drawing
+
+    patch.setattr(drawing, "_titles", lambda chart: {})

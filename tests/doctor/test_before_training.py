@@ -276,3 +276,51 @@ def test_d27_measures_a_weight_that_starts_near_zero_by_its_usual_size(
     assert weight is not None
     assert sorted(weight.update_ratio)[10] > 0.1
     assert found.severity == expected
+
+
+def behind_norms(*scales: float, outputs: tuple[float, ...] = ()) -> Statistics:
+    """Norms and their activations, whose outputs are the scales unless given."""
+    layers = []
+    for i, scale in enumerate(scales):
+        gains = GainStatistics(8, 0, scale, scale, 1 / 8, scale)
+        rms = outputs[i] if outputs else 0.7 * scale
+        layers += [
+            LayerStatistics(
+                f"bn{i}", "BatchNorm2d", "norm", output=moments_of(9, 0, 1), gains=gains
+            ),
+            LayerStatistics(
+                f"act{i}",
+                "ReLU",
+                "activation",
+                output=moments_of(9, 0, rms**2),
+                fed_by=f"bn{i}",
+            ),
+        ]
+    return Statistics(tuple(layers))
+
+
+@pytest.mark.parametrize(
+    ("statistics", "vanish", "explode"),
+    [
+        (behind_norms(1, 1, 1, 0.003), "clear", "clear"),
+        (behind_norms(0.003, 1, 1, 1), "clear", "clear"),
+        (behind_norms(1, 1, 1, 1, 0), "clear", "clear"),
+        (behind_norms(1, 1, 1, 1, outputs=(0.7, 0.2, 0.05, 0.01)), "error", "clear"),
+        (behind_norms(1, 10, 30, 200), "clear", "error"),
+    ],
+)
+def test_a_branch_in_its_first_steps_is_no_trend_over_the_depth(
+    statistics: Statistics, vanish: str, explode: str
+) -> None:
+    """Of timm's darknet17 the last activation has a scale of 0.003 after 20 steps."""
+    assert severity(statistics, "D22") == vanish
+    assert severity(statistics, "D23") == explode
+
+
+def test_a_norm_may_hold_its_activation() -> None:
+    found = behind_norms(1, 1, 1, 0.003)
+    layers = [
+        replace(s, name=f"bn{s.name[3:]}.act", fed_by="") if "act" in s.name else s
+        for s in found.layers
+    ]
+    assert severity(Statistics(tuple(layers)), "D22") == "clear"

@@ -395,3 +395,19 @@ def test_d01_holds_a_shared_layer_to_its_calls_one_by_one() -> None:
     assert [f.severity for f in checks.run(statistics, ["D33"])] == ["warning"]
     alone = replace(layer, norm=replace(shared, calls=()))
     assert [f.severity for f in checks.run(Statistics((alone,)), ["D01"])] == ["error"]
+
+
+def test_what_a_clear_reading_says_is_so() -> None:
+    scale = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    mean = torch.ones(2, dtype=torch.float64)
+    frozen = of_norm(weight=scale, is_trainable=False, running_mean=mean)
+    found = reading(frozen, "D07")
+    assert found.severity == "clear"
+    assert found.evidence == "no parameter of the model is trained"
+    found = reading(frozen, "D32")
+    assert found.severity == "clear"
+    assert "not mean 0 and variance 1" in found.evidence
+    assert "learned" not in found.evidence
+    lost = reading(of_norm(weight=scale), "D32")
+    assert "statistics are mean 0 and variance 1" in lost.evidence
+    assert lost.evidence.endswith("yet scale and shift are learned")

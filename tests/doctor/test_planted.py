@@ -60,9 +60,7 @@ def test_a_momentum_of_the_other_convention_is_named(net: str, seed: int) -> Non
     diagnosis = examined(trained(net, seed=seed, momentum=0.001))
     assert diagnosis.named[:2] == ["D04", "D01"]
     assert set(diagnosis.named) <= {"D01", "D02", "D03", "D04"}
-    assert {f.layer for f in diagnosis.errors if f.id == "D04"} == set(
-        norms(build(net))
-    )
+    assert diagnosis.findings[0].layers == tuple(norms(build(net)))
 
 
 def test_a_momentum_that_forgets_at_once_is_named() -> None:

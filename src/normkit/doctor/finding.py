@@ -53,6 +53,8 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("D13", "D27"), SIGNALS),
     "D28": SIGNALS | {"D17"},
 }
+# What a value that is not finite makes wrong, in all layers that it reaches.
+NOT_FINITE = SIGNALS | {"D02", "D17", "D27", "D29", "D39"}
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ def _is_origin(finding: Finding) -> bool:
 
 def _order(finding: Finding) -> int:
     """Return the place of a finding among those of its severity."""
+    if finding.details.get("is_not_finite", False):
+        return CAUSES_FIRST.index("D28")
     is_symptom = finding.details.get("is_symptom", False)
     return CAUSES_FIRST.index("D02" if is_symptom else finding.id)
 
@@ -186,6 +190,8 @@ def by_cause(readings: Iterable[Finding]) -> list[Finding]:
 def _explains(cause: Finding, finding: Finding) -> bool:
     if not (cause.is_alarm and finding.is_alarm):
         return False
+    if cause.details.get("is_not_finite", False):
+        return finding.id in NOT_FINITE or not math.isfinite(finding.value)
     if finding.id not in CONSEQUENCES.get(cause.id, ()):
         return False
     is_of_model = "" in (cause.layer, finding.layer)

@@ -12,7 +12,13 @@ from normkit.doctor.channel_statistics import ChannelStatistics, Histogram, Padd
 from normkit.doctor.transformer_statistics import GainStatistics
 from normkit.moments import Moments
 
-__all__ = ["LayerStatistics", "NormStatistics", "Role", "WeightStatistics"]
+__all__ = [
+    "LayerStatistics",
+    "NormStatistics",
+    "NotFinite",
+    "Role",
+    "WeightStatistics",
+]
 
 Role = Literal["weight", "norm", "activation", "recurrent", "other"]
 
@@ -123,6 +129,23 @@ class WeightStatistics:
 
 
 @dataclass(frozen=True)
+class NotFinite:
+    """The observation, counted from 0, in which values were first not finite.
+
+    A diagnosis, whose weights are held still, is one observation.
+
+    Attributes:
+        input: That of the inputs; None where all were finite.
+        output: That of the outputs.
+        weight: That of the weight.
+    """
+
+    input: int | None = None
+    output: int | None = None
+    weight: int | None = None
+
+
+@dataclass(frozen=True)
 class LayerStatistics:
     """One layer, in the order of execution.
 
@@ -156,6 +179,7 @@ class LayerStatistics:
         before: Histogram of a normalization's inputs; None where not counted.
         after: Histogram of its outputs.
         gains: The scales of a norm; None without.
+        not_finite: Where inputs, outputs and weight were first not finite.
     """
 
     name: str
@@ -183,6 +207,7 @@ class LayerStatistics:
     before: Histogram | None = None
     after: Histogram | None = None
     gains: GainStatistics | None = None
+    not_finite: NotFinite = NotFinite()
 
     @property
     def positions(self) -> float:

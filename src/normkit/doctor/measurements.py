@@ -18,6 +18,7 @@ from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.layer_statistics import (
     LayerStatistics,
     NormStatistics,
+    NotFinite,
     Role,
     WeightStatistics,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Evaluation",
     "LayerStatistics",
     "NormStatistics",
+    "NotFinite",
     "OutputStatistics",
     "Role",
     "Statistics",

@@ -305,7 +305,12 @@ def _signals(statistics: Statistics) -> Iterable[Block]:
         words += f", the norm of the gradient from {flow[-1]:.3g} back to {flow[0]:.3g}"
     yield Figure(
         "Signals and gradients over the depth",
-        Lines(series, x_label="weight layer", log_y=True),
+        Lines(
+            series,
+            x_label="weight layer",
+            log_y=True,
+            x_names=[layer.where for layer in layers],
+        ),
         alt=f"{words}.",
         caption=f"{words}.",
     )

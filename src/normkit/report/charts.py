@@ -73,6 +73,8 @@ class Lines:
             colours instead of distinct ones.
         y_range: Limits of the vertical axis.
         marks: Horizontal lines: name → value (a threshold, chance).
+        x_names: Name of each place 0, 1, … on the horizontal axis, such as a layer; the
+            pointer shows the name and the value of each point.
     """
 
     kind: ClassVar[str] = "lines"
@@ -83,6 +85,7 @@ class Lines:
     in_order: bool = False
     y_range: tuple[float, float] | None = None
     marks: Mapping[str, float] | None = None
+    x_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ __all__ = ["draw"]
 
 # Characters of a label that fit along the height.
 MAX_LABEL = 32
+# Characters of a name at a place of the horizontal axis, and of all of them: 400
+# pixels hold 55 of 11 pixels and the gaps between.
+MAX_TICK, MAX_TICKS_WIDTH = 14, 48
 # Points per line and per chart, to limit the size of the page; each bucket keeps its
 # extremes, so no spike is lost.
 MAX_POINTS, MAX_POINTS_IN_ALL = 160, 1600
@@ -74,7 +77,7 @@ def draw(chart: Chart, prefix: str) -> str:
         axes.set_ylabel(_label(chart.y_label), color=sentinel("ink", 1))
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
-    return inlined(text.getvalue(), prefix)
+    return inlined(text.getvalue(), prefix, _titles(chart))
 
 
 def _paint_bands(axes: Any, chart: Bands) -> None:
@@ -116,9 +119,64 @@ def _paint_lines(axes: Any, chart: Lines) -> None:
         )
         drawn += int(np.isfinite(y).sum())
         _count_steps(axes, x)
+        if chart.x_names:
+            _add_targets(axes, name, x, y)
+    if chart.log_y and drawn and not _holds_power_of_ten(*axes.get_ylim()):
+        axes.set_yscale("linear")
     for value in (chart.marks or {}).values():
         axes.axhline(value, color=sentinel("ink", 1), linewidth=1, dashes=(4, 3))
+    if chart.x_names:
+        places = _ticks(chart.x_names)
+        axes.set_xticks(places, [_tick(chart.x_names[i]) for i in places])
     _set_limits(axes, y_range=chart.y_range, empty=drawn == 0)
+
+
+def _add_targets(axes: Any, name: str, x: np.ndarray, y: np.ndarray) -> None:
+    """Add an invisible square for the pointer to each point of a line."""
+    for place, value in zip(x, y, strict=True):
+        if math.isfinite(value):
+            axes.plot(
+                *([place], [value]),
+                linestyle="",
+                marker="s",
+                markersize=10,
+                markeredgewidth=0,
+                color=sentinel("ink", 1),
+                alpha=0,
+                gid=_gid(name, place),
+            )
+
+
+def _gid(name: str, place: float) -> str:
+    return f"point {place:g} of {name}"
+
+
+def _titles(chart: Chart) -> dict[str, str]:
+    """Return what the pointer shows at each point of a chart with names of places."""
+    if not isinstance(chart, Lines) or not chart.x_names:
+        return {}
+    return {
+        _gid(name, place): _printable(
+            f"{chart.x_names[int(place)]}: {name} {value:.3g}"
+        )
+        for name, (places, values) in chart.series.items()
+        for place, value in zip(places, values, strict=True)
+    }
+
+
+def _ticks(names: Sequence[str]) -> list[int]:
+    """Return the places whose names fit on the axis: the ends, others between."""
+    width = min(MAX_TICK, max(map(len, names)))
+    count = min(len(names), max(MAX_TICKS_WIDTH // width, 2))
+    return sorted(
+        {round(i * (len(names) - 1) / max(count - 1, 1)) for i in range(count)}
+    )
+
+
+def _tick(name: str) -> str:
+    """Return the end of a name, which differs more than its beginning."""
+    seen = _printable(name)
+    return seen if len(seen) <= MAX_TICK else "…" + seen[1 - MAX_TICK :]
 
 
 def _paint_histograms(axes: Any, chart: Histograms) -> None:
@@ -150,6 +208,11 @@ def _count_steps(axes: Any, steps: np.ndarray) -> None:
     """Use integer ticks where all steps are integers."""
     if (steps % 1 == 0).all():
         axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _holds_power_of_ten(low: float, high: float) -> bool:
+    """Return False for a range in which a logarithmic axis would have no number."""
+    return math.ceil(math.log10(low)) <= math.floor(math.log10(high))
 
 
 def _power_of_ten(value: float) -> str:
@@ -232,7 +295,12 @@ def _thin(most: int, x: np.ndarray, *values: np.ndarray) -> np.ndarray:
     return np.array(sorted(kept))
 
 
+def _printable(text: str) -> str:
+    # Characters that XML cannot hold become U+FFFD.
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def _label(text: str) -> str:
-    # Characters that XML cannot hold become U+FFFD; long labels would hide the chart.
-    seen = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    # Long labels would hide the chart.
+    seen = _printable(text)
     return seen if len(seen) <= MAX_LABEL else seen[: MAX_LABEL - 1] + "…"

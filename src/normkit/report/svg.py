@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 
 __all__ = ["FONT", "HEIGHT", "WIDTH", "css_name", "inlined", "sentinel"]
 
@@ -34,15 +35,21 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FAMILY_OF = {code: family for family, code in FAMILIES.items()}
 
 
-def inlined(document: str, prefix: str) -> str:
-    """Convert matplotlib's SVG document to an element for an HTML page."""
+def inlined(document: str, prefix: str, titles: Mapping[str, str]) -> str:
+    """Convert matplotlib's SVG document to an element for an HTML page.
+
+    Args:
+        document: What matplotlib wrote.
+        prefix: Prefix of every id.
+        titles: Id of an element → what the pointer shows on it.
+    """
     root = ElementTree.fromstring(document)
     for parent in list(root.iter()):
         for child in list(parent):
             # The document's own style rule would apply to the whole page.
             if _bare(child.tag) in ("metadata", "style"):
                 parent.remove(child)
-    for element in root.iter():
+    for element in list(root.iter()):
         element.tag = _bare(element.tag)
         element.attrib = {
             _bare(name): _LONG_NUMBER.sub(_round, value)
@@ -55,6 +62,10 @@ def inlined(document: str, prefix: str) -> str:
             element.attrib["style"] = _FONT.sub("", style).strip()
         element.text = (element.text or "").strip() or None
         element.tail = None
+        if element.get("id") in titles:
+            title = ElementTree.Element("title")
+            title.text = titles[element.attrib["id"]]
+            element.insert(0, title)
     _rename_ids(root, prefix)
     root.attrib = {
         "viewBox": f"0 0 {WIDTH} {HEIGHT}",

@@ -93,7 +93,13 @@ def tiny_steps(net: str, is_bad: bool) -> Program:
     return Program(watched=seen.watched, at=names_of(model, weights_of(model)))
 
 
-@fault("D24", brings={"D27": "weights that stand still hardly change"})
+@fault(
+    "D24",
+    brings={
+        "D27": "weights that stand still hardly change",
+        "D34": "without gradients nothing is learned, and answers say nothing",
+    },
+)
 def no_gradient(net: str, is_bad: bool) -> Program:
     """Sigmoids in many layers; with few layers, or past them, steps of nothing."""
     if net in ("mlp", "cnn"):

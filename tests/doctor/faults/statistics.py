@@ -87,7 +87,8 @@ def averaged(net: str, is_bad: bool) -> Program:
             norm.running_mean += 2 * norm.running_var.sqrt()
     else:
         update_bn([x for x, _ in data()], mean)
-    return Program(mean, data(), at=frozenset(norms(mean)))
+    # Layers have the names of the model that is averaged.
+    return Program(mean, data(), at=frozenset(norms(model)))
 
 
 @fault("D32", brings={**OFF, "D03": "the count of batches is a buffer as well"})

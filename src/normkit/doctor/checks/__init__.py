@@ -5,8 +5,9 @@ warning, an info, `clear` with the value, or `not_judged` with the reason. Group
 subject: `population` (running statistics against the inputs), `buffers` (values and
 precision of the running statistics), `batches` (size and mixing of the batches),
 `modes` (training and eval mode), `weights`, `saturation`, `signals` and `gradients`
-(over the depth), `basics` (input, output, order of the layers), `transformers`
-(residual stream, attention, gains, post-norm), `spikes` (the loss over the steps).
+(over the depth), `basics` (input, output, order of the layers, with `targets`,
+`progress` and `not_finite`), `transformers` (residual stream, attention, gains,
+post-norm), `spikes` (the loss over the steps).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.progress import progress
 from normkit.doctor.checks.targets import is_cross_entropy, targets
 from normkit.doctor.checks.thresholds import MIN_SAMPLES, above, too_few
@@ -52,6 +53,7 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
             math.inf,
             "the inputs hold values that are not finite (NaN or infinite)",
             "find the samples that have them: torch.isfinite(inputs).all()",
+            {"is_not_finite": True},
         )
         return
     first = statistics.layers[0]
@@ -120,6 +122,7 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
 def basics(statistics: Statistics) -> Iterator[Finding]:
     """Check D34: output, loss and order of the layers."""
     yield from _linear_after_linear(statistics)
+    yield from not_finite(statistics)
     yield from targets(statistics)
     yield from progress(statistics)
     out, data = statistics.output, statistics.evaluation
@@ -151,16 +154,7 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     if reason := too_few(statistics.samples):
         yield _D34("", "not_judged", evidence=reason)
         return
-    if not math.isfinite(out.scale):
-        yield _D34(
-            "",
-            "warning",
-            out.scale,
-            math.inf,
-            "the output holds values that are not finite",
-            "find the first layer whose output is not finite, and check its input",
-        )
-    elif not out.spread > CONSTANT * out.scale:
+    if out.spread <= CONSTANT * out.scale:
         # ResMLP and gMLP start their last layer at zero; its first step ends that.
         is_start = statistics.has_moved is False and any(
             layer.is_output and layer.has_zero_scale for layer in statistics.layers

@@ -129,7 +129,9 @@ def default_buffers(statistics: Statistics) -> Iterator[Finding]:
             continue
         # Also when batches were counted: the statistics were reset, or the count was
         # loaded without them.
-        severity: Severity = "error" if norm.has_default_buffers else "clear"
+        is_default = norm.has_default_buffers
+        is_learned = is_default and norm.weight is not None
+        severity: Severity = "error" if is_default else "clear"
         if severity == "error" and weights_fit_statistics(statistics):
             severity = "info"  # trained in eval mode from the start
         yield _D32(
@@ -137,9 +139,9 @@ def default_buffers(statistics: Statistics) -> Iterator[Finding]:
             severity,
             float(norm.tracked or 0),
             1.0,
-            "the running statistics are mean 0 and variance 1, as in a new layer, "
-            f"after {norm.tracked or 0} counted batches"
-            + ("" if norm.weight is None else ", yet scale and shift are learned"),
+            f"the running statistics are {'' if is_default else 'not '}mean 0 and "
+            f"variance 1, as in a new layer, after {norm.tracked or 0} counted batches"
+            + (", yet scale and shift are learned" if is_learned else ""),
             "save and load the buffers with the weights (state_dict holds them), or "
             "normkit.calibrate(model, loader)",
             {"tracked": norm.tracked},

@@ -134,7 +134,8 @@ def _jumps(response: Sequence[float]) -> dict[int, float]:
 
 def gradients_explode(statistics: Statistics) -> Iterator[Finding]:
     """Check D25: gradients that grow towards the first layers, over time, or to inf."""
-    for layer in statistics.of_role("weight"):
+    # Backward, the last layer comes first: the one that is named.
+    for layer in reversed(statistics.of_role("weight")):
         norms = (
             *layer.gradient_norm,
             *(layer.weight.gradient_norm if layer.weight else ()),

@@ -49,6 +49,8 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
             if is_bad
             else "eval mode does not read its statistics"
             if has_no_gradient and is_training
+            else "no parameter of the model is trained"
+            if has_no_gradient
             else "weight and bias are trained",
             "keep the layer in eval mode, also after model.train(): "
             "normkit.convert(model, to='frozen') does",

@@ -8,8 +8,9 @@ layers of one kind, the rms of their outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from normkit.doctor.checks.gradients import (
     MIN_LAYERS,
@@ -29,21 +30,15 @@ __all__ = ["CHECKS", "activations_explode", "activations_vanish"]
 VANISH_WARNING, VANISH_ERROR = 0.2, 0.02
 EXPLODE_WARNING, EXPLODE_ERROR = 10.0, 100.0
 
-_NOT_FINITE = "the outputs are not finite from the first layer on (D28, D34)"
-
 _D22 = partial(Finding, "D22", "activations_vanish")
 _D23 = partial(Finding, "D23", "activations_explode")
 
 
 def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
     """Check D22: the outputs shrink from layer to layer."""
-    for kind, layers in _stacks(statistics).items():
-        if len(layers) < MIN_LAYERS:
-            reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
+    for layers in _stacks(statistics):
+        if reason := _too_few_or_not_finite(layers):
             yield _D22(layers[-1].name, "not_judged", evidence=reason)
-            continue
-        if not math.isfinite(layers[0].output_rms):
-            yield _D22(layers[0].name, "not_judged", evidence=_NOT_FINITE)
             continue
         ratio = _trend(layers)
         severity, threshold = below(ratio, warning=VANISH_WARNING, error=VANISH_ERROR)
@@ -58,16 +53,12 @@ def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
 
 def activations_explode(statistics: Statistics) -> Iterator[Finding]:
     """Check D23: the outputs grow from layer to layer."""
-    for kind, layers in _stacks(statistics).items():
-        if len(layers) < MIN_LAYERS:
-            reason = f"{len(layers)} layers of kind {kind} are too few for a trend"
+    for layers in _stacks(statistics):
+        if reason := _too_few_or_not_finite(layers):
             yield _D23(layers[-1].name, "not_judged", evidence=reason)
             continue
-        if not math.isfinite(layers[0].output_rms):
-            yield _D23(layers[0].name, "not_judged", evidence=_NOT_FINITE)
-            continue
         ratio = _trend(layers)
-        if math.isnan(ratio) and all(s.output_rms == 0 for s in layers):
+        if math.isnan(ratio) and all(s.rms == 0 for s in layers):
             continue  # all outputs are zero: D22 reports it
         severity, threshold = above(ratio, warning=EXPLODE_WARNING, error=EXPLODE_ERROR)
         yield _D23(
@@ -75,38 +66,78 @@ def activations_explode(statistics: Statistics) -> Iterator[Finding]:
         )
 
 
-def _trend(layers: Sequence[LayerStatistics]) -> float:
+class _Signal(NamedTuple):
+    """The output of a layer."""
+
+    name: str
+    kind: str
+    rms: float
+
+
+def _too_few_or_not_finite(layers: Sequence[_Signal]) -> str:
+    """Return the reason why layers have no trend; "" when they have one."""
+    if len(layers) < MIN_LAYERS:
+        return f"{len(layers)} layers of kind {layers[0].kind} are too few for a trend"
+    if not all(math.isfinite(layer.rms) for layer in layers):
+        return "not all outputs are finite (D28, D34)"
+    return ""
+
+
+def _trend(layers: Sequence[_Signal]) -> float:
     """Return the rms of the last output over the first; nan when the first is 0."""
-    first, last = layers[0].output_rms, layers[-1].output_rms
+    first, last = layers[0].rms, layers[-1].rms
     return last / first if first > 0 else math.nan
 
 
-def _evidence(layers: Sequence[LayerStatistics]) -> str:
-    rms = [layer.output_rms for layer in layers]
+def _evidence(layers: Sequence[_Signal]) -> str:
+    first, last = layers[0], layers[-1]
     return (
-        f"the rms of the outputs goes from {rms[0]:.3g} at {layers[0].name} to "
-        f"{rms[-1]:.3g} here, a factor of {slope(rms):.2f} per layer of kind "
-        f"{layers[0].kind}"
+        f"the rms of the outputs goes from {first.rms:.3g} at {first.name} to "
+        f"{last.rms:.3g} here, a factor of {slope([s.rms for s in layers]):.2f} per "
+        f"layer of kind {first.kind}"
     )
 
 
-def _stacks(statistics: Statistics) -> dict[str, list[LayerStatistics]]:
-    """Return layers by kind: the activations, or the weights where there are none.
+def _stacks(statistics: Statistics) -> Collection[Sequence[_Signal]]:
+    """Return layers of one kind: the activations, or the weights where there are none.
 
     The output layer is left out: its scale is set by the loss. So are weights whose
     output a norm takes, which removes its scale, and side branches such as the gates of
     squeeze and excitation: layers on one position per sample, with layers on many
     positions after them.
     """
-    stacks: dict[str, list[LayerStatistics]] = {}
+    stacks: dict[str, list[_Signal]] = {}
     seen = [s for s in statistics.layers if s.output is not None and not s.is_output]
     last_wide = max((i for i, s in enumerate(seen) if s.positions > 1), default=-1)
     seen = [s for i, s in enumerate(seen) if i >= last_wide or s.positions > 1]
     hidden = [s for s in seen if s.role == "activation"]
     plain = [s for s in seen if s.role == "weight" and not s.is_normalized]
+    scales = {s.name: s.gains.rms for s in seen if s.gains is not None}
     for layer in hidden or plain:
-        stacks.setdefault(layer.kind, []).append(layer)
-    return stacks
+        rms = _unscaled(layer, scales)
+        if rms is not None:
+            signal = _Signal(layer.name, layer.kind, rms)
+            stacks.setdefault(layer.kind, []).append(signal)
+    return stacks.values()
+
+
+def _unscaled(layer: LayerStatistics, scales: Mapping[str, float]) -> float | None:
+    """Return the rms of the outputs, over the scale of a norm directly before it.
+
+    A branch whose norm starts at a scale of zero has a small one for the first steps:
+    that is the branch, and no trend over the depth. None where it is zero still. A
+    scale above one is left, because it makes the signal larger.
+
+    Args:
+        layer: An activation, or a weight.
+        scales: The rms of gains and shifts, by the name of the norm. A norm may hold
+            the activation, as timm's do.
+    """
+    around = layer.name.rpartition(".")[0]
+    scale = scales.get(layer.fed_by, scales.get(around, 1.0))
+    if scale == 0:
+        return layer.output_rms or None
+    return layer.output_rms / min(scale, 1.0)
 
 
 CHECKS = {"D22": activations_vanish, "D23": activations_explode}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from normkit.doctor.channel_statistics import ChannelStatistics, Padding
 from normkit.doctor.examination.answers import Answers, channels_of
-from normkit.doctor.measurements import LayerStatistics, WeightStatistics
+from normkit.doctor.measurements import LayerStatistics, NotFinite, WeightStatistics
 from normkit.doctor.probes.layer_probe import LayerProbe, merged
 from normkit.doctor.probes.parts import Parts
 from normkit.doctor.probes.probes import Probes
@@ -264,9 +265,21 @@ class ForwardPass:
                 before=histogram_of(layer.probe.before),
                 after=histogram_of(layer.probe.after),
                 gains=layer.probe.gains,
+                not_finite=_not_finite(layer),
             )
             for name, layer in ordered
         ]
+
+
+def _not_finite(layer: _Layer) -> NotFinite:
+    """Return which of inputs, outputs and weight are not finite."""
+    sides = [layer.input.moments, layer.output.moments]
+    is_bad = [m is not None and not math.isfinite(float(m.mean + m.m2)) for m in sides]
+    if not any(is_bad):
+        return NotFinite()
+    weight = layer.probe.module._parameters.get("weight")
+    is_bad.append(weight is not None and not bool(weight.isfinite().all()))
+    return NotFinite(*(0 if bad else None for bad in is_bad))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from normkit.doctor.measurements import (
     LayerStatistics,
     NormStatistics,
+    NotFinite,
     WeightStatistics,
 )
 from normkit.doctor.probes.layer_probe import LayerProbe
@@ -43,6 +45,8 @@ SERIES = (
     *("low", "middle", "high", "saturated", "dead", "gradient_norm"),
     *("weight_norm", "weight_gradient_norm", "update_ratio"),
 )
+# Of these, what shows that an input, an output or a weight is not finite.
+NOT_FINITE = ("input_std", "output_rms", "weight_norm")
 
 
 def numbers_of(probes: Sequence[LayerProbe]) -> list[dict[str, Tensor]]:
@@ -167,7 +171,15 @@ def layer_of(
         before=histogram_of(probe.before),
         after=histogram_of(probe.after),
         gains=probe.gains,
+        not_finite=NotFinite(
+            *(_first_not_finite(series[key]) for key in NOT_FINITE),
+        ),
     )
+
+
+def _first_not_finite(series: list[float | None]) -> int | None:
+    bad = (i for i, x in enumerate(series) if x is not None and not math.isfinite(x))
+    return next(bad, None)
 
 
 class Window:
