@@ -297,6 +297,18 @@ def test_what_is_masked_is_never_looked_at(kernels, norm, activation) -> None:
     compare(got, expected, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm", OF_MANY_BLOCKS, ids=str)
+def test_values_under_a_mask_are_counted(kernels, norm, dtype) -> None:
+    x, dy = norm.draw(dtype, 1, 2.0), norm.draw(dtype, 2)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias = norm.vector(3, wide), norm.vector(4, wide)
+    g = torch.Generator().manual_seed(9)
+    mask = torch.rand(norm.shape, generator=g) > 0.03
+    args = (norm, x, dy, weight, bias, Epilogue(), mask)
+    compare(run(kernels, *args), oracle(*args), dtype)
+
+
 @pytest.mark.parametrize("norm", NORMS, ids=str)
 def test_a_statistic_without_any_value_is_left_alone(kernels, norm) -> None:
     x, dy = norm.draw(torch.float32, 1), norm.draw(torch.float32, 2)

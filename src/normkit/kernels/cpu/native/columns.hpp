@@ -263,7 +263,7 @@ template <class T> class Columns : private Layout<T> {
     double *s = call_.I == 1 ? u.data() : of_stats.data();
     double *q = call_.I == 1 ? v.data() : of_stats.data() + G;
     find_pilots(item, pilots.data());
-    if (e_.mask) count_valid(item, n.data());
+    if (e_.mask) count_columns(item, n.data());
     const Partials all(blocks_, width_);
     for (int attempt = 1;; ++attempt) {
       for (int64_t g = 0; g < G; ++g) {
@@ -291,12 +291,20 @@ template <class T> class Columns : private Layout<T> {
                 u = d = e_.template centered<K>(at, lanes, e_.get(pilots + j, lanes));
               });
   }
-  void count_valid(int64_t item, double* n) const {
+  // How many values of each statistic count; rows add up in bytes, which hold 255.
+  void count_columns(int64_t item, double* n) const {
     std::fill(n, n + call_.G, 0);
     const uint8_t* mask = e_.mask + item_base(item);
-    for (int64_t o = 0; o < call_.O; ++o) {
-      for (int64_t g = 0; g < call_.G; ++g) {
-        for (int64_t i = 0; i < call_.I; ++i) n[g] += *mask++ != 0;
+    const Scratch<uint8_t> scratch(per_item_);
+    uint8_t* const valid = scratch.data();
+    for (int64_t o = 0; o < call_.O;) {
+      std::fill_n(valid, per_item_, 0);
+      const int64_t end = std::min<int64_t>(o + 255, call_.O);
+      for (; o < end; ++o, mask += per_item_) {
+        for (int64_t j = 0; j < per_item_; ++j) valid[j] += mask[j] != 0;
+      }
+      for (int64_t g = 0, j = 0; g < call_.G; ++g) {
+        for (int64_t i = 0; i < call_.I; ++i) n[g] += valid[j++];
       }
     }
   }

@@ -146,17 +146,12 @@ template <class T> class Runs : protected Layout<T> {
           const int64_t here = first + p * (length / places);
           const int64_t some = length < W ? length : W;
           if (n >= 8 * W) return;
-          if (e_.mask) {
-            for (int64_t i = here; i < here + some; ++i) {
-              if (e_.mask[i]) sum += to_double(e_.x[i]), ++n;
-            }
-          } else {
-            Wide<C> wide;
-            if (some == W) wide.add(load(e_.x + here));
-            else wide.add(load_first(e_.x + here, some, V{}));
-            sum += wide.total();
-            n += some;
-          }
+          V v = some == W ? load(e_.x + here) : load_first(e_.x + here, some, V{});
+          if (e_.mask) v = select(load_mask<C>(e_.mask + here, some), v, V{});
+          Wide<C> wide;
+          wide.add(v);
+          sum += wide.total();
+          n += e_.mask ? count_valid(e_.mask + here, some) : some;
         }
       });
     }
@@ -173,7 +168,7 @@ template <class T> class Runs : protected Layout<T> {
         pair.add(n, [&](int64_t i, auto lanes, V& u, V& d) NK_BODY {
           u = d = e_.template centered<kAny>(first + i, lanes, p);
         });
-        for (int64_t i = 0; i < n; ++i) sums.n += e_.mask[first + i] != 0;
+        sums.n += count_valid(e_.mask + first, n);
       } else {
         constexpr bool in_twos = Elements<T>::template in_twos<kPlain>;
         pair.template add<in_twos>(n, [&](int64_t i, auto lanes, auto& u, auto& d) NK_BODY {

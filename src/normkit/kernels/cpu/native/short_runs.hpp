@@ -196,26 +196,20 @@ template <class T> class ShortRuns : private Runs<T> {
   void find_pilots(const Tile& tile, C* pilots) const {
     const int64_t picks = call_.O < 4 ? call_.O : 4, some = length_ < W ? length_ : W;
     for (int64_t k = 0; k < tile.stats; ++k) {
-      double sum = 0;
       int64_t n = picks * some;
       V vectors{};
       for (int64_t p = 0; p < picks; ++p) {
         const int64_t at = row_at(tile, p * call_.O / picks) + k * length_;
+        V v = some == W ? load(e_.x + at) : load_first(e_.x + at, some, V{});
         if (e_.mask) {
-          for (int64_t i = at; i < at + some; ++i) {
-            if (e_.mask[i]) sum += to_double(e_.x[i]);
-            else --n;
-          }
-        } else {
-          vectors += some == W ? load(e_.x + at) : load_first(e_.x + at, some, V{});
+          v = select(load_mask<C>(e_.mask + at, some), v, V{});
+          n -= some - count_valid(e_.mask + at, some);
         }
+        vectors += v;
       }
-      if (!e_.mask) {
-        Wide<C> wide;
-        wide.add(vectors);
-        sum = wide.total();
-      }
-      const C pilot = n ? (C)(sum / (double)n) : 0;
+      Wide<C> wide;
+      wide.add(vectors);
+      const C pilot = n ? (C)(wide.total() / (double)n) : 0;
       pilots[k] = std::isfinite(pilot) ? pilot : 0;
     }
   }
@@ -235,9 +229,7 @@ template <class T> class ShortRuns : private Runs<T> {
       for (int64_t o = part * kRows; o < end_of(part); ++o) {
         const uint8_t* mask = e_.mask + row_at(tile, o);
         for (int64_t k = 0; k < tile.stats; ++k, mask += length_) {
-          int64_t n = 0;
-          for (int64_t i = 0; i < length_; ++i) n += mask[i] != 0;
-          sums.n[k] += (double)n;
+          sums.n[k] += (double)count_valid(mask, length_);
         }
       }
     } else {

@@ -307,17 +307,51 @@ NK_INLINE void store_first(T* p, int64_t n, Vec<compute_t<T>> v) {
 #endif
 }
 
+// As many bytes as a vector has lanes, one in each lane. GCC 12 converts vectors of bytes
+// one by one: 50 instructions for 16.
+template <class C> NK_INLINE Mask<C> widen_bytes(const uint8_t* p) {
+  typename Lanes<C>::Bytes some;
+  std::memcpy(&some, p, sizeof some);
+#if NK_BYTES == 64
+  if constexpr (sizeof(C) == 4) return (vi)_mm512_cvtepu8_epi32((__m128i)some);
+  else return (vl)_mm512_cvtepu8_epi64(_mm_set_epi64x(0, (int64_t)some));
+#elif NK_BYTES == 32
+  if constexpr (sizeof(C) == 4) {
+    return (vi)_mm256_cvtepu8_epi32(_mm_set_epi64x(0, (int64_t)some));
+  } else {
+    return (vl)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128((int32_t)some));
+  }
+#else
+  return __builtin_convertvector(some, Mask<C>);
+#endif
+}
+
 // Which of n values count; a null mask counts all of them.
 template <class C> NK_INLINE Mask<C> load_mask(const uint8_t* p, int64_t n) {
   if (!p) return first_lanes<C>(n);
-  if (n == Lanes<C>::count) {
-    typename Lanes<C>::Bytes some;
-    std::memcpy(&some, p, sizeof some);
-    return __builtin_convertvector(some, Mask<C>) != Mask<C>{};
-  }
+  if (n == Lanes<C>::count) return widen_bytes<C>(p) != Mask<C>{};
   Mask<C> lanes{};
   for (int64_t k = 0; k < n; ++k) lanes[k] = p[k] ? -1 : 0;
   return lanes;
+}
+
+// How many of n values count.
+NK_INLINE int64_t count_valid(const uint8_t* mask, int64_t n) {
+  int64_t valid = 0, i = 0;
+#if NK_BYTES == 64
+  for (; i + 64 <= n; i += 64) {
+    const __m512i some = _mm512_loadu_si512(mask + i);
+    valid += __builtin_popcountll(_mm512_test_epi8_mask(some, some));
+  }
+#elif NK_BYTES == 32
+  for (; i + 32 <= n; i += 32) {
+    const __m256i some = _mm256_loadu_si256((const __m256i*)(mask + i));
+    const __m256i hidden = _mm256_cmpeq_epi8(some, _mm256_setzero_si256());
+    valid += 32 - __builtin_popcount((unsigned)_mm256_movemask_epi8(hidden));
+  }
+#endif
+  for (; i < n; ++i) valid += mask[i] != 0;
+  return valid;
 }
 
 // Scalars of any dtype -------------------------------------------------------------------

@@ -224,9 +224,7 @@ template <class T> class Spans : protected Layout<T> {
       for (int64_t k = 0; k < stats; ++k) {
         const int64_t at = (first + k) * length_;
         pilots[k] = masked_pilot(at);
-        int64_t n = 0;
-        for (int64_t i = at; i < at + length_; ++i) n += e_.mask[i] != 0;
-        sums.n[k] = (double)n;
+        sums.n[k] = (double)count_valid(e_.mask + at, length_);
       }
     } else {
       find_pilots(first, stats, pilots);
