@@ -9,8 +9,10 @@ A form changes one thing of the plain call in float32:
 
     relu, add+relu   batch norm, then the in-place operations of torchvision's networks:
                      `relu_(bn(x))`, `relu_(bn(x) + residual)`
-    bfloat16         the input; batch norm keeps its parameters in float32, as under
-                     autocast, the other layers theirs in bfloat16
+    bfloat16, float16, float64
+                     the input; in half precision batch norm keeps its parameters in
+                     float32, as under autocast, all other layers have theirs in the
+                     dtype of the input
     mask             some positions are padding: they have no part in the statistics,
                      and the output is 0 there
 
@@ -70,7 +72,12 @@ KINDS = (
     ("RMS", "rows"),
     ("instance", "NCHW"),
 )
-FORMS = ("plain", "relu", "add+relu", "bfloat16", "mask")
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+FORMS = ("plain", "relu", "add+relu", *DTYPES, "mask")
 
 _CLASSES = {
     "batch": "BatchNorm2d",
@@ -125,8 +132,7 @@ class CallCase:
         x = torch.randn(self.shape)
         if self.layout == "channels_last":
             x = x.contiguous(memory_format=torch.channels_last)
-        if self.form == "bfloat16":
-            x = x.to(torch.bfloat16)
+        x = x.to(DTYPES.get(self.form, torch.float32))
         found = {"x": x, "dy": torch.randn_like(x)}
         if self.form == "add+relu":
             found["residual"] = torch.randn_like(x)
@@ -158,9 +164,11 @@ class CallCase:
         theirs.load_state_dict(ours.state_dict())
         ours.train(training)
         theirs.train(training)
-        if self.form == "bfloat16" and self.layer != "batch":
-            return ours.to(torch.bfloat16), theirs.to(torch.bfloat16)
-        return ours, theirs
+        if self.form not in DTYPES or (
+            self.layer == "batch" and self.form != "float64"
+        ):
+            return ours, theirs
+        return ours.to(DTYPES[self.form]), theirs.to(DTYPES[self.form])
 
     def _made(self, of: Any, **follows: str) -> torch.nn.Module:
         if self.layer in ("layer", "RMS"):

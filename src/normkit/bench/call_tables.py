@@ -85,7 +85,7 @@ def to_markdown(found: Calls) -> str:
             _table(found, "plain", SIZES, _ratio),
         ),
         (
-            "The same for calls that do more, and in bfloat16:",
+            "The same for calls that do more, and in other dtypes:",
             _table(found, "", FEW_SIZES, _ratio),
         ),
         (
