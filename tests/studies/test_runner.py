@@ -256,6 +256,8 @@ def test_the_key_changes_with_a_file_that_the_study_imports(
     ("line", "counts"),
     [
         ("from normkit.studies.figure import bars", False),
+        ("from normkit.studies import verdict as rules", False),
+        ("from normkit.studies import training, verdict", True),
         ("from normkit.nn import BatchNorm2d", True),
         ("def _evaluated(x): ...", False),
         ("def draw(x): ...", False),

@@ -4,7 +4,7 @@ import math
 
 from normkit.studies import find, selection
 from normkit.studies.study import Trial
-from normkit.studies.verdict import SUPPORTED, UNTESTED, at_least, unless
+from normkit.studies.verdict import SUPPORTED, UNTESTED, at_least
 
 RATES = (0.1, 0.3, 1.0)
 
@@ -21,13 +21,12 @@ def test_a_run_that_diverged_loses_to_any_other() -> None:
 
 def test_a_rate_at_the_edge_of_its_grid_is_not_judged() -> None:
     chosen = selection.pick([[80.0, 90.0, 95.0]], RATES)
-    part = unless(at_least("x", [9.0], 5), selection.edges(plain=chosen))
+    part = at_least("x", [9.0], 5, unless=selection.edges({"plain": chosen}))
     assert part.word == UNTESTED
     assert "best rate 1 of plain is at the edge" in part.wanted
     inside = selection.pick([[80.0, 95.0, 90.0]], RATES)
-    assert unless(at_least("x", [9.0], 5), selection.edges(plain=inside)).word == (
-        SUPPORTED
-    )
+    reason = selection.edges({"plain": inside})
+    assert at_least("x", [9.0], 5, unless=reason).word == SUPPORTED
 
 
 def test_where_no_rate_works_none_is_at_the_edge() -> None:

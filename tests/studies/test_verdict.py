@@ -23,7 +23,6 @@ from normkit.studies.verdict import (
     over,
     reported,
     steps_ratio,
-    unless,
     verdict,
     within,
 )
@@ -79,7 +78,7 @@ def test_parts_combine_to_one_word(words, word) -> None:
         SMALLER: at_least("a", [3.0], 5, none=1),
         UNSEEN: at_least("a", [1.0], 5, none=1),
         REFUTED: at_least("a", [0.0], 5, none=1),
-        UNTESTED: unless(at_least("a", [0.0], 5, none=1), "not judged: why"),
+        UNTESTED: at_least("a", [0.0], 5, none=1, unless="not judged: why"),
     }
     said = verdict("C1", *(made[w] for w in words), reported("beside", [0.0]))
     assert said.word == word

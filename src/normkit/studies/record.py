@@ -167,14 +167,20 @@ def code_key(study: Study, scale: str) -> str:
 
 
 def _of_this_package(source: str) -> list[str]:
-    prefix = "normkit.studies."
-    modules = [
-        node.module or ""
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ImportFrom)
-    ]
-    names = [m.removeprefix(prefix) for m in modules if m.startswith(prefix)]
-    return [name for name in names if name not in _SILENT]
+    found = []
+    for node in ast.parse(source).body:
+        found += [name for name in _imported(node) if name not in _SILENT]
+    return found
+
+
+def _imported(node: ast.stmt) -> list[str]:
+    """Return the files of this package that an import reads."""
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    if node.module == "normkit.studies":  # its files, by `import …` from the package
+        return [alias.name for alias in node.names]
+    package, _, name = (node.module or "").rpartition(".")
+    return [name] if package == "normkit.studies" else []
 
 
 def _measuring(source: str) -> list[str]:
@@ -200,9 +206,9 @@ def is_afterwards(node: ast.stmt) -> bool:
     """Return whether this part of a study's file serves only its rule or its figure."""
     if isinstance(node, ast.FunctionDef):
         return node.name.lstrip("_").startswith(("evaluate", "draw"))
-    if isinstance(node, ast.ImportFrom):
-        last = (node.module or "").rpartition(".")[2]
-        return (node.module or "").startswith("normkit.studies") and last in _SILENT
+    imported = _imported(node)
+    if imported:
+        return set(imported) <= set(_SILENT)
     return isinstance(node, ast.Assign) and ast.unparse(node).startswith("STUDY")
 
 

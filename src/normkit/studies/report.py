@@ -16,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 from normkit.errors import ArgumentError
+from normkit.studies import summary
+from normkit.studies import verdict as rules
 from normkit.studies.before import BEFORE
 from normkit.studies.claims import (
     ALGEBRA,
@@ -32,22 +34,6 @@ from normkit.studies.record import Record
 from normkit.studies.registry import all_studies
 from normkit.studies.runner import draw_record, record_path
 from normkit.studies.study import Study
-from normkit.studies.summary import (
-    changed,
-    deciding_numbers,
-    overall,
-    read_records,
-    shared,
-    spelled,
-)
-from normkit.studies.verdict import (
-    MIXED,
-    REFUTED,
-    SMALLER,
-    UNTESTED,
-    WORDS,
-    Part,
-)
 
 __all__ = ["write_report"]
 
@@ -72,7 +58,7 @@ def write_report(out: Path, *, figures: bool = True) -> list[Path]:
     Raises:
         ArgumentError: There is no record.
     """
-    records = read_records(out)
+    records = summary.read_records(out)
     stale = _stale(out, records)
     if not records and not stale:
         raise ArgumentError(
@@ -103,7 +89,7 @@ def write_report(out: Path, *, figures: bool = True) -> list[Path]:
 def _front(
     records: dict[str, Record], studies: dict[str, Study], stale: list[str]
 ) -> str:
-    judged = {claim: overall(claim, records)[0] for claim in CLAIMS}
+    judged = {claim: summary.overall(claim, records)[0] for claim in CLAIMS}
     lines = [
         "# What is said about batch normalization, tested\n",
         _changes(records),
@@ -163,14 +149,16 @@ def _front(
 
 
 def _changes(records: dict[str, Record]) -> str:
-    found = changed(records)
+    found = summary.changed(records)
     named = "; ".join(f"{c} {old} → {new}" for c, (old, new) in found.items())
     split = Counter(
-        overall(claim, records)[0]
+        summary.overall(claim, records)[0]
         for claim, old in BEFORE.items()
         if old == "partly" and claim not in found
     )
-    rest = " and ".join(f"{split[w]} {w}" for w in (MIXED, SMALLER) if split[w])
+    rest = " and ".join(
+        f"{split[w]} {w}" for w in (rules.MIXED, rules.SMALLER) if split[w]
+    )
     return (
         f"The studies were refereed. **{len(found)} of {len(BEFORE)} claims changed "
         f"their verdict**: {named}. Of those that stay, {sum(split.values())} that "
@@ -179,15 +167,15 @@ def _changes(records: dict[str, Record]) -> str:
 
 
 def _tally(records: dict[str, Record]) -> str:
-    resting = shared(records)
+    resting = summary.shared(records)
     sentences = []
     for kind, name in ((RUN, "experiments"), (ALGEBRA, "identities")):
         words = Counter(
-            overall(claim.id, records)[0]
+            summary.overall(claim.id, records)[0]
             for claim in CLAIMS.values()
             if claim.kind == kind and claim.id not in resting
         )
-        count = ", ".join(f"{words[w]} {w}" for w in WORDS if words[w])
+        count = ", ".join(f"{words[w]} {w}" for w in rules.WORDS if words[w])
         sentences.append(f"{words.total()} {name}: {count}.")
     if resting:
         named = ", ".join(f"{c} on {by}" for c, by in resting.items())
@@ -204,14 +192,14 @@ def _method(records: dict[str, Record]) -> list[str]:
         for verdict in record.verdicts
         if CLAIMS[verdict.claim].kind == RUN
         for part in verdict.parts
-        if part.word and part.word != UNTESTED
+        if part.word and part.word != rules.UNTESTED
     }
     unjudged = {
         (record.study, part.text)
         for record in records.values()
         for verdict in record.verdicts
         for part in verdict.parts
-        if part.word == UNTESTED
+        if part.word == rules.UNTESTED
     }
     chance = sum(1 - part.interval.coverage for part in parts.values())
     coverage = coverage_of(10)[1]
@@ -235,16 +223,17 @@ def _method(records: dict[str, Record]) -> list[str]:
 
 
 def _claim_row(claim: Claim, records: dict[str, Record], word: str) -> str:
-    _, said = overall(claim.id, records)
+    _, said = summary.overall(claim.id, records)
     by = [r.study for r in records.values() for v in r.verdicts if v.claim == claim.id]
     links = " ".join(f"[{study}]({study}.md)" for study in dict.fromkeys(by))
     literature, differs = of(claim.id)
-    text = spelled(word, said)
+    text = summary.spelled(word, said)
     head, _, rest = text.partition(": ")
     verdict = f"**{head}**" + (f": {rest}" if rest else "")
+    numbers = summary.deciding_numbers(word, said)
     return (
         f"| {claim.id} | {claim.text} | {claim.sources} | {literature} | "
-        f"{_cell(verdict)} | {_cell(deciding_numbers(word, said))} | {differs} | "
+        f"{_cell(verdict)} | {_cell(numbers)} | {differs} | "
         f"{links} |"
     )
 
@@ -280,7 +269,7 @@ def _page(study: Study, record: Record) -> str:
     lines.append("\n**Literature.**\n")
     for said in record.verdicts:
         found, differs = of(said.claim)
-        word = spelled(said.word, [said])
+        word = summary.spelled(said.word, [said])
         lines.append(f"- {said.claim}: {found} Here: {word}. {differs}".rstrip())
     lines.append(
         f"\n{len(record.results)} seeds, {record.cpu_seconds:.0f} s of one thread of "
@@ -301,7 +290,7 @@ def _stale_page(study: Study) -> str:
     )
 
 
-def _part_cells(part: Part) -> str:
+def _part_cells(part: rules.Part) -> str:
     return (
         f" {_cell(part.text)} | {part.interval} | {part.wanted} | "
         f"{part.word or 'reported'} |"
@@ -317,13 +306,13 @@ def _wrong(records: dict[str, Record]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for one in CORRECTIONS:
-        said = [v for claim in one.claims for v in overall(claim, records)[1]]
-        refuted = any(p.word == REFUTED for v in said for p in v.parts)
+        said = [v for claim in one.claims for v in summary.overall(claim, records)[1]]
+        refuted = any(p.word == rules.REFUTED for v in said for p in v.parts)
         if one.is_measured and not refuted:
             continue
         evidence = []
         for claim in one.claims:
-            word, _ = overall(claim, records)
+            word, _ = summary.overall(claim, records)
             by = [
                 r.study
                 for r in records.values()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from normkit.studies import verdict as rules
 from normkit.studies.figure import band, color
 from normkit.studies.interval import Number
 from normkit.studies.selection import edges, pick
@@ -20,17 +21,6 @@ from normkit.studies.training_curves import (
     TARGETS,
     TO,
     measure,
-)
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    over,
-    reported,
-    steps_ratio,
-    unless,
-    verdict,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +57,7 @@ def _evaluated_rates(
         for arm in ("plain", "batch norm")
     }
     chosen = {arm: 1 + one.index for arm, one in picks.items()}
-    return chosen, edges(plain=picks["plain"], batch_norm=picks["batch norm"])
+    return chosen, edges(picks)
 
 
 def _evaluated_speed(
@@ -75,7 +65,7 @@ def _evaluated_speed(
 ) -> list[Number]:
     """Return the steps without over those with batch norm, or their bounds."""
     return [
-        steps_ratio(
+        rules.steps_ratio(
             _first_step(r, "plain", chosen["plain"], target),
             _first_step(r, "batch norm", chosen["batch norm"], target),
             r["steps"][-1],
@@ -84,7 +74,7 @@ def _evaluated_speed(
     ]
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def of(arm: str, key: str, rate: int = MIDDLE) -> list[float]:
@@ -100,25 +90,27 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         return found
 
     def ratio(top: list[float], bottom: list[float]) -> list[float]:
-        return over(top, [max(b, 1e-9) for b in bottom])
+        return rules.over(top, [max(b, 1e-9) for b in bottom])
 
     plain, batch, bare = "plain", "batch norm", "no weight and bias"
     is_mnist = results[0]["data"] == "mnist"
     wanted = {0.8: 5.0, 0.9: 1.3} if is_mnist else {0.95: 8.0}
     same = {plain: MIDDLE, batch: MIDDLE}
-    best: list[Part] = []
-    rest: list[Part] = []
+    best: list[rules.Part] = []
+    rest: list[rules.Part] = []
     for target in sorted({*TARGETS, *wanted}):
         chosen, reason = _evaluated_rates(results, target)
         speed = _evaluated_speed(results, target, chosen)
         text = f"steps to {100 * target:g} %, plain / batch norm, best rate each"
         if target not in wanted:
-            rest.append(reported(text, speed))
+            rest.append(rules.reported(text, speed))
             continue
         bound, about = wanted[target], f"{100 * target:g} %, best rates"
-        best.append(unless(at_least(text, speed, bound, none=1, about=about), reason))
+        best.append(
+            rules.at_least(text, speed, bound, none=1, about=about, unless=reason)
+        )
     at_one = [
-        at_least(
+        rules.at_least(
             f"steps to {100 * t:g} %, both at rate {RATES[MIDDLE]:g}",
             _evaluated_speed(results, t, same),
             bound,
@@ -127,7 +119,7 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         )
         for t, bound in wanted.items()
     ]
-    unmoved = reported("the same at rate 0", of(plain, "drift", 0))
+    unmoved = rules.reported("the same at rate 0", of(plain, "drift", 0))
     drifts = {arm: of(arm, "window_drift") for arm in (plain, batch)}
     drifts[bare] = of(bare, "window_drift", 1)
     behind = [
@@ -139,9 +131,9 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     apart = apart if behind else ""
     span = f"from {100 * FROM:g} to {100 * TO:g} % accuracy"
     return [
-        verdict(
+        rules.verdict(
             "C1",
-            at_least(
+            rules.at_least(
                 "range of the median input / final band width, plain",
                 of(plain, "drift"),
                 0.3,
@@ -149,61 +141,59 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             ),
             unmoved,
         ),
-        verdict(
+        rules.verdict(
             "C2",
-            at_most(
+            rules.at_most(
                 f"growth of the band {span}, batch norm",
                 of(batch, "window_growth"),
                 1.25,
                 none=2,
                 about="the width",
             ),
-            unless(
-                at_least(
-                    f"growth of the band {span}, plain / batch norm",
-                    ratio(of(plain, "window_growth"), of(batch, "window_growth")),
-                    1.2,
-                    none=1,
-                    about="the width against a plain net",
-                ),
-                apart,
+            rules.at_least(
+                f"growth of the band {span}, plain / batch norm",
+                ratio(of(plain, "window_growth"), of(batch, "window_growth")),
+                1.2,
+                none=1,
+                about="the width against a plain net",
+                unless=apart,
             ),
-            unless(
-                at_least(
-                    f"move of the median {span}, plain / batch norm",
-                    ratio(drifts[plain], drifts[batch]),
-                    1.2,
-                    none=1,
-                    about="the place against a plain net",
-                ),
-                apart,
+            rules.at_least(
+                f"move of the median {span}, plain / batch norm",
+                ratio(drifts[plain], drifts[batch]),
+                1.2,
+                none=1,
+                about="the place against a plain net",
+                unless=apart,
             ),
-            reported(f"move of the median {span}, batch norm", drifts[batch]),
-            reported("the same over the whole run", of(batch, "drift")),
+            rules.reported(f"move of the median {span}, batch norm", drifts[batch]),
+            rules.reported("the same over the whole run", of(batch, "drift")),
             note="Compared while both nets learn the same, not over the same steps: "
             "at step 100 the plain net has not begun to learn, and its band is narrow.",
         ),
-        verdict(
+        rules.verdict(
             "C5",
-            at_least(
+            rules.at_least(
                 f"growth of the saturated share from step {SETTLED}, plain, points",
                 filled(MIDDLE),
                 5,
                 none=0,
                 about="drift into saturation",
             ),
-            at_most(
+            rules.at_most(
                 "first steps, ‖dW1‖/‖dW4‖, plain",
                 of(plain, "first_to_last"),
                 0.05,
                 none=0.2,
                 about="vanishing gradients",
             ),
-            reported("growth of the saturated share at rate 0, points", filled(0)),
-            reported("the same at rate 2, points", filled(MIDDLE + 1)),
-            reported("‖dW1‖/‖dW4‖ with batch norm", of(batch, "first_to_last")),
+            rules.reported(
+                "growth of the saturated share at rate 0, points", filled(0)
+            ),
+            rules.reported("the same at rate 2, points", filled(MIDDLE + 1)),
+            rules.reported("‖dW1‖/‖dW4‖ with batch norm", of(batch, "first_to_last")),
         ),
-        verdict(
+        rules.verdict(
             "C18",
             *best,
             *at_one,
@@ -211,26 +201,24 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             note="“≥” is a bound: the plain net had not arrived when the run ended. "
             "The size of “faster” depends on the target: see the curve of speed-up.",
         ),
-        verdict(
+        rules.verdict(
             "C68",
-            at_least(
+            rules.at_least(
                 f"move of the median {span}, with / without weight and bias",
                 ratio(drifts[batch], drifts[bare]),
                 1.5,
                 none=1,
                 about="more than without weight and bias",
             ),
-            unless(
-                at_least(
-                    f"move of the median {span}, batch norm / plain",
-                    ratio(drifts[batch], drifts[plain]),
-                    0.8,
-                    none=0.2,
-                    about="as much as in the plain net",
-                ),
-                apart,
+            rules.at_least(
+                f"move of the median {span}, batch norm / plain",
+                ratio(drifts[batch], drifts[plain]),
+                0.8,
+                none=0.2,
+                about="as much as in the plain net",
+                unless=apart,
             ),
-            reported(f"move of the median {span}, without", drifts[bare]),
+            rules.reported(f"move of the median {span}, without", drifts[bare]),
         ),
     ]
 

@@ -8,21 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from normkit.studies import verdict as rules
 from normkit.studies.figure import bars_by_group, color
 from normkit.studies.interval import Number
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    reported,
-    steps_ratio,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,7 +148,7 @@ def _evaluated_pick(results: list[Result], name: str) -> Pick:
     return pick([[-v for v in r["validated"][name][1:]] for r in results], _GRID)
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     picks = {
         f"{act} {arm}": _evaluated_pick(results, f"{act} {arm}")
@@ -180,11 +171,10 @@ def evaluate(results: list[Result]) -> list[Verdict]:
 
     def reason(act: str, *arms: str) -> str:
         names = [f"{act} {arm}" for arm in arms]
-        edge = edges(**{n.replace(" ", "_"): picks[n] for n in names})
         seen = [shift(r, n) for r in results for n in names]
         if any(math.isnan(v) for v in seen):
             return f"not judged: a net never has a loss of {_LOSSES[0]} to {_LOSSES[1]}"
-        return edge
+        return edge(act, *arms)
 
     def compared(act: str, top: str, bottom: str) -> list[float]:
         found = []
@@ -198,13 +188,11 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         found = []
         for r in results:
             a, b = (r["reached"][n][1 + picks[n].index] for n in names)
-            found.append(steps_ratio(a, b, r["steps"]))
+            found.append(rules.steps_ratio(a, b, r["steps"]))
         return found
 
     def edge(act: str, *arms: str) -> str:
-        return edges(
-            **{f"{act}_{a.replace(' ', '_')}": picks[f"{act} {a}"] for a in arms}
-        )
+        return edges({f"{act} {a}": picks[f"{act} {a}"] for a in arms})
 
     def moved(act: str, arm: str) -> list[float]:
         name = f"{act} {arm}"
@@ -220,23 +208,21 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     acts = ("sigmoid", "relu")
     noisy, full, plain = "noisy batch norm", "batch norm", "plain"
 
-    def for_each(made) -> list[Part]:
+    def for_each(made) -> list[rules.Part]:
         return [made(act) for act in acts]
 
     slower = for_each(
-        lambda act: unless(
-            at_least(
-                f"steps to 90 %, noisy batch norm / batch norm, {act}, best rates",
-                steps(act, noisy, full),
-                1.5,
-                none=1,
-                about=act,
-            ),
-            edge(act, noisy, full),
+        lambda act: rules.at_least(
+            f"steps to 90 %, noisy batch norm / batch norm, {act}, best rates",
+            steps(act, noisy, full),
+            1.5,
+            none=1,
+            about=act,
+            unless=edge(act, noisy, full),
         )
     )
     returned = for_each(
-        lambda act: at_least(
+        lambda act: rules.at_least(
             f"move of a unit's mean input in ten steps, noisy / plain, {act}",
             [
                 a / max(b, 1e-9)
@@ -248,55 +234,49 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         )
     )
     faster = for_each(
-        lambda act: unless(
-            at_least(
-                f"steps to 90 %, plain / noisy batch norm, {act}, best rates",
-                steps(act, plain, noisy),
-                1.2,
-                none=1,
-                about=f"faster all the same, {act}",
-            ),
-            edge(act, plain, noisy),
+        lambda act: rules.at_least(
+            f"steps to 90 %, plain / noisy batch norm, {act}, best rates",
+            steps(act, plain, noisy),
+            1.2,
+            none=1,
+            about=f"faster all the same, {act}",
+            unless=edge(act, plain, noisy),
         )
     )
     lower = for_each(
-        lambda act: unless(
-            at_most(
-                f"shift, batch norm / plain, equal steps and losses, {act}",
-                compared(act, full, plain),
-                0.5,
-                none=1,
-                about=f"less shift, {act}",
-            ),
-            reason(act, full, plain),
+        lambda act: rules.at_most(
+            f"shift, batch norm / plain, equal steps and losses, {act}",
+            compared(act, full, plain),
+            0.5,
+            none=1,
+            about=f"less shift, {act}",
+            unless=reason(act, full, plain),
         )
     )
     depth = for_each(
-        lambda act: unless(
-            at_least(
-                f"shift of the last layer / of the second, plain, {act}",
-                deeper(act),
-                1.2,
-                none=1,
-                about=act,
-            ),
-            reason(act, plain),
+        lambda act: rules.at_least(
+            f"shift of the last layer / of the second, plain, {act}",
+            deeper(act),
+            1.2,
+            none=1,
+            about=act,
+            unless=reason(act, plain),
         )
     )
-    still = reported(
+    still = rules.reported(
         "largest shift by a step of length 0, any arm",
         [max(r["still"].values()) for r in results],
     )
     return [
-        verdict(
+        rules.verdict(
             "C21",
             *slower,
             note="If shift were what makes training slow, batch norm with shift put "
             "back would be slow. That it is back: C83.",
         ),
-        verdict("C26", *lower, still),
-        verdict("C79", *depth, still),
-        verdict("C83", *returned, *faster),
+        rules.verdict("C26", *lower, still),
+        rules.verdict("C79", *depth, still),
+        rules.verdict("C83", *returned, *faster),
     ]
 
 

@@ -7,20 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from normkit.studies import verdict as rules
 from normkit.studies.interval import Number, median_interval
 from normkit.studies.rate_grid import GAINED, GAINS, HIGH, LOW, RATES, WORKS, measure
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +49,7 @@ def _evaluated_gain(results: list[Result], arm: str) -> int:
     return max(range(len(GAINS)), key=rank)
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     grids = [r["grids"]["test"] for r in results]
 
@@ -108,10 +99,10 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         return 100 * grid[arm][RATES.index(rate)][gain]
 
     def gained(act: str) -> list[float]:
-        return minus(share(f"{act}, batch"), share(f"{act}, plain"))
+        return rules.minus(share(f"{act}, batch"), share(f"{act}, plain"))
 
-    def wider(act: str) -> Part:
-        return at_least(
+    def wider(act: str) -> rules.Part:
+        return rules.at_least(
             f"share of cells ≥ 90 %, {act}, batch norm − plain, points",
             gained(act),
             30,
@@ -119,8 +110,8 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             about=f"more cells, {act}",
         )
 
-    def higher(act: str) -> Part:
-        return at_least(
+    def higher(act: str) -> rules.Part:
+        return rules.at_least(
             f"largest working rate, best gain of each, {act}, batch norm / plain",
             times_higher(act),
             5,
@@ -128,28 +119,26 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             about=f"larger rates, {act}",
         )
 
-    def more_gains(act: str) -> Part:
+    def more_gains(act: str) -> rules.Part:
         arms = f"{act}, batch", f"{act}, plain"
         rates = [_evaluated_rate(results, arm) for arm in arms]
         counts = [
             [float(sum(a >= WORKS for a in grid[arm][rate.index])) for grid in grids]
             for arm, rate in zip(arms, rates, strict=True)
         ]
-        return unless(
-            at_least(
-                f"gains of {len(GAINS)} that work at the best rate, {act}, "
-                "batch norm − plain",
-                minus(*counts),
-                1,
-                none=0,
-                about=act,
-            ),
-            edges(batch_norm=rates[0], plain=rates[1]),
+        return rules.at_least(
+            f"gains of {len(GAINS)} that work at the best rate, {act}, "
+            "batch norm − plain",
+            rules.minus(*counts),
+            1,
+            none=0,
+            about=act,
+            unless=edges({"batch norm": rates[0], "plain": rates[1]}),
         )
 
-    def reinforce(act: str) -> Part:
+    def reinforce(act: str) -> rules.Part:
         full, plain = f"{act}, batch", f"{act}, plain"
-        return at_least(
+        return rules.at_least(
             f"interaction of batch norm and rate {LOW:g} → {HIGH:g}, {act}, points",
             [
                 cell(g, full, HIGH)
@@ -176,9 +165,11 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         / (len(small) * len(RATES))
         for grid in grids
     ]
-    shares = [reported(f"share of cells ≥ 90 %, {arm}", share(arm)) for arm in grids[0]]
+    shares = [
+        rules.reported(f"share of cells ≥ 90 %, {arm}", share(arm)) for arm in grids[0]
+    ]
     censored = [
-        reported(
+        rules.reported(
             f"none of {len(RATES)} rates works, {act}, plain, % of seeds",
             none_works(f"{act}, plain"),
         )
@@ -191,17 +182,19 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             for r in results
         ]
 
-    gain = {n: minus(tuned(n, "own"), tuned(n, "single")) for n in ("plain", "batch")}
+    gain = {
+        n: rules.minus(tuned(n, "own"), tuned(n, "single")) for n in ("plain", "batch")
+    }
     gains_of_plain = median_interval(gain["plain"])
-    less = at_most(
+    less = rules.at_most(
         "what own rates gain in log test loss, batch norm − half of plain",
-        minus(gain["batch"], [g / 2 for g in gain["plain"]]),
+        rules.minus(gain["batch"], [g / 2 for g in gain["plain"]]),
         0,
     )
     nothing = "not judged: the plain net gains nothing from own rates"
     reason = "" if gains_of_plain.low >= GAINED else nothing
     return [
-        verdict(
+        rules.verdict(
             "C20",
             wider("sigmoid"),
             wider("relu"),
@@ -210,27 +203,27 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             *shares,
             *censored,
         ),
-        verdict(
+        rules.verdict(
             "C21",
-            at_least(
+            rules.at_least(
                 "share of cells won by batch norm, sigmoid − relu, points",
-                minus(gained("sigmoid"), gained("relu")),
+                rules.minus(gained("sigmoid"), gained("relu")),
                 5,
                 none=0,
                 about="most of all for saturating units",
             ),
         ),
-        verdict("C32", higher("sigmoid"), higher("relu")),
-        verdict(
+        rules.verdict("C32", higher("sigmoid"), higher("relu")),
+        rules.verdict(
             "C33",
-            at_most(
+            rules.at_most(
                 "plain sigmoid net at gain ≤ 1, best rate and gain, %",
                 best_plain,
                 50,
                 none=90,
                 about="a plain net does not train",
             ),
-            at_least(
+            rules.at_least(
                 "share of batch-norm cells ≥ 90 % there, %",
                 batch_cells,
                 60,
@@ -238,21 +231,21 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 about="with batch norm it does",
             ),
         ),
-        verdict("C35", more_gains("sigmoid"), more_gains("relu")),
-        verdict(
+        rules.verdict("C35", more_gains("sigmoid"), more_gains("relu")),
+        rules.verdict(
             "C48",
-            unless(less, reason),
-            reported("what own rates gain, plain", gain["plain"]),
-            reported("the same, batch norm", gain["batch"]),
-            reported(
+            less.unless(reason),
+            rules.reported("what own rates gain, plain", gain["plain"]),
+            rules.reported("the same, batch norm", gain["batch"]),
+            rules.reported(
                 "what a second search of one rate gains, plain",
                 tuned("plain", "single"),
             ),
-            reported("a second search, batch norm", tuned("batch", "single")),
+            rules.reported("a second search, batch norm", tuned("batch", "single")),
             note="The gain is beyond that of a second search with one rate for all "
             "layers, which is the zero baseline.",
         ),
-        verdict("C56", reinforce("sigmoid"), reinforce("relu")),
+        rules.verdict("C56", reinforce("sigmoid"), reinforce("relu")),
     ]
 
 

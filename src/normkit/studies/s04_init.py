@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from normkit.studies import verdict as rules
 from normkit.studies.figure import band, color
 from normkit.studies.initial_signals import DEPTH, DEPTHS, GAINS, RATES, STARTS, measure
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    over,
-    reported,
-    unless,
-    verdict,
-    within,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +24,7 @@ def _evaluated_accuracy(results: list[Result], arm: str, start: str) -> list[flo
     return [r["trained"][arm]["test"][start][best] for r in results]
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def layer(start: str, key: str, index: int) -> list[float]:
@@ -52,8 +41,8 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         # The gradient enters above the last layer: the top `depth` ones are passed.
         return [row[-depth] / row[-1] for row in rows]
 
-    def input_part(start: str, depth: int) -> Part:
-        return at_most(
+    def input_part(start: str, depth: int) -> rules.Part:
+        return rules.at_most(
             f"std of input gradients, bottom / top of {depth} layers",
             vanished(f"tanh {start}", depth),
             0.1,
@@ -61,18 +50,20 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             about=f"input gradients, {depth} layers",
         )
 
-    def weight_part(start: str) -> Part:
+    def weight_part(start: str) -> rules.Part:
         """Of the weight gradient of layer 1 of six, against Xavier's."""
-        ratio = over(
+        ratio = rules.over(
             layer(f"tanh {start}", "weight_grads", 0),
             layer("tanh Xavier", "weight_grads", 0),
         )
         text = "‖dW1‖ of 6 layers, this start / Xavier"
-        return at_most(text, ratio, 0.1, none=0.5, about="weight gradients, 6 layers")
+        return rules.at_most(
+            text, ratio, 0.1, none=0.5, about="weight gradients, 6 layers"
+        )
 
-    def accuracy_part(start: str, depth: int) -> Part:
+    def accuracy_part(start: str, depth: int) -> rules.Part:
         picked = _evaluated_pick(results, f"{depth} plain", start)
-        part = at_most(
+        part = rules.at_most(
             f"accuracy at {depth} layers, best rate, %",
             _evaluated_accuracy(results, f"{depth} plain", start),
             50,
@@ -81,84 +72,86 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         )
         # A net that learns nothing has no best rate.
         learns = part.interval.high > 50
-        return unless(part, edges(plain=picked) if learns else "")
+        return part.unless(edges({"plain": picked}) if learns else "")
 
     def lost(start: str, norm: str = "plain") -> list[float]:
-        return minus(
+        return rules.minus(
             *(_evaluated_accuracy(results, f"{d} {norm}", start) for d in DEPTHS[:2])
         )
 
     def deep_reason(start: str) -> str:
-        return edges(plain=_evaluated_pick(results, f"{DEPTHS[0]} plain", start))
+        return edges({"plain": _evaluated_pick(results, f"{DEPTHS[0]} plain", start)})
 
     against = [
-        [v for s in r["stack"].values() for v in over(s["rms"], s["theory"])]
+        [v for s in r["stack"].values() for v in rules.over(s["rms"], s["theory"])]
         for r in results
     ]
     worst = [max(abs(ratio - 1) for ratio in row) for row in against]
     return [
-        verdict(
+        rules.verdict(
             "C3",
-            unless(
-                at_least(
-                    "points lost from 6 to 20 layers, n·Var[w] = 0.41",
-                    lost("0.01"),
-                    40,
-                    none=0,
-                    about="small weights",
-                ),
-                deep_reason("0.01"),
+            rules.at_least(
+                "points lost from 6 to 20 layers, n·Var[w] = 0.41",
+                lost("0.01"),
+                40,
+                none=0,
+                about="small weights",
+                unless=deep_reason("0.01"),
             ),
-            unless(
-                at_least("the same, Xavier", lost("Xavier"), 2, none=0, about="Xavier"),
-                deep_reason("Xavier"),
+            rules.at_least(
+                "the same, Xavier",
+                lost("Xavier"),
+                2,
+                none=0,
+                about="Xavier",
+                unless=deep_reason("Xavier"),
             ),
-            reported("the same with batch norm, 0.01", lost("0.01", "batch")),
+            rules.reported("the same with batch norm, 0.01", lost("0.01", "batch")),
         ),
-        verdict(
+        rules.verdict(
             "C23",
-            at_least(
+            rules.at_least(
                 "std of layer 6 / layer 1, std 0.05",
                 grown("tanh 0.05"),
                 0.9,
                 about="no shrinking at n·Var[w] = 10",
             ),
-            at_least(
+            rules.at_least(
                 "share of |h| > 0.99 in layer 6, std 0.05",
                 layer("tanh 0.05", "saturated", -1),
                 0.25,
                 none=0.05,
                 about="saturation there",
             ),
-            at_least(
+            rules.at_least(
                 "std of layer 6 / layer 1, std 0.01",
                 grown("tanh 0.01"),
                 0.9,
                 about="no shrinking at n·Var[w] = 0.41",
             ),
         ),
-        verdict(
+        rules.verdict(
             "C38",
-            at_most(
+            rules.at_most(
                 "difference of units after training from constants",
                 [r["symmetry"]["apart"] for r in results],
                 0,
                 about="equal units",
             ),
-            at_most(
+            rules.at_most(
                 "output of a net of zeros",
                 [r["symmetry"]["zero_output"] for r in results],
                 0,
                 about="zeros",
             ),
-            reported(
+            rules.reported(
                 "test accuracy from constants",
                 [r["symmetry"]["constant"] for r in results],
             ),
         ),
-        verdict(
+        rules.verdict(
             "C39",
-            at_most(
+            rules.at_most(
                 "std of layer 6",
                 layer("tanh 0.01", "std", -1),
                 0.06,
@@ -169,16 +162,16 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             weight_part("0.01"),
             *(accuracy_part("0.01", depth) for depth in DEPTHS),
         ),
-        verdict(
+        rules.verdict(
             "C40",
-            at_least(
+            rules.at_least(
                 "share of |h| > 0.99 in layer 6",
                 layer("tanh 0.05", "saturated", -1),
                 0.25,
                 none=0.05,
                 about="a pile at ±1",
             ),
-            at_most(
+            rules.at_most(
                 "mean local gradient 1 − h² in layer 6",
                 [r["stack"]["tanh 0.05"]["slope"] for r in results],
                 0.1,
@@ -189,33 +182,33 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             weight_part("0.05"),
             *(accuracy_part("0.05", depth) for depth in DEPTHS),
         ),
-        verdict(
+        rules.verdict(
             "C41",
-            within(
+            rules.within(
                 "std of layer 6 / layer 1, linear",
                 grown("linear Xavier"),
                 0.9,
                 1.1,
                 about="linear, forward",
             ),
-            within(
+            rules.within(
                 "the same, tanh", grown("tanh Xavier"), 0.9, 1.1, about="tanh, forward"
             ),
-            within(
+            rules.within(
                 "gradient std of layer 6 / layer 1, linear",
                 grown("linear Xavier", "input_grads"),
                 0.9,
                 1.1,
                 about="linear, backward",
             ),
-            within(
+            rules.within(
                 "gradient std, the same, tanh",
                 grown("tanh Xavier", "input_grads"),
                 0.9,
                 1.1,
                 about="tanh, backward",
             ),
-            reported(
+            rules.reported(
                 "std of layer 50 / layer 1, tanh",
                 [
                     r["deep"]["tanh Xavier"]["std"][-1]
@@ -224,25 +217,25 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 ],
             ),
         ),
-        verdict(
+        rules.verdict(
             "C42",
-            at_most(
+            rules.at_most(
                 "largest error of the variance recursion, any layer and start",
                 worst,
                 0.05,
                 none=0.5,
             ),
         ),
-        verdict(
+        rules.verdict(
             "C43",
-            at_most(
+            rules.at_most(
                 "std of layer 6 / layer 1, ReLU, Xavier",
                 grown("relu Xavier"),
                 0.25,
                 none=0.8,
                 about="Xavier vanishes",
             ),
-            within(
+            rules.within(
                 "the same, Kaiming",
                 grown("relu Kaiming"),
                 0.85,
@@ -250,16 +243,16 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 about="Kaiming is flat",
             ),
         ),
-        verdict(
+        rules.verdict(
             "C44",
-            at_most(
+            rules.at_most(
                 "|mean| / std of the last layer, ReLU, Kaiming",
                 [abs(r["stack"]["relu Kaiming"]["mean_over_std"]) for r in results],
                 0.1,
                 none=0.4,
                 about="zero mean, of the start recommended for ReLU",
             ),
-            within(
+            rules.within(
                 "std of layer 6 / layer 1, Kaiming",
                 grown("relu Kaiming"),
                 0.5,
@@ -267,10 +260,10 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 about="moderate variance there",
             ),
         ),
-        verdict(
+        rules.verdict(
             "C76",
             *(
-                at_least(
+                rules.at_least(
                     f"std of layer 6 / layer 1, n·Var[w] = 10, {name}",
                     grown(f"{name} 0.05"),
                     10,

@@ -11,16 +11,9 @@ from torch import Tensor
 
 from normkit.moments import moments
 from normkit.nn import BatchNorm1d
+from normkit.studies import verdict as rules
 from normkit.studies.figure import color
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Verdict,
-    at_least,
-    at_most,
-    reported,
-    verdict,
-    within,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,7 +107,7 @@ def _histogram(x: Tensor) -> list[float]:
     return counts.tolist()
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def column(name: str) -> list[float]:
@@ -122,33 +115,37 @@ def evaluate(results: list[Result]) -> list[Verdict]:
 
     gain = [r["slope_normal"] / r["slope_saturated"] for r in results]
     return [
-        verdict(
+        rules.verdict(
             "C6",
-            at_most(
+            rules.at_most(
                 "skewness of a normalized skewed law",
                 column("skewness"),
                 0.1,
                 about="skewness",
             ),
-            at_most(
+            rules.at_most(
                 "its excess kurtosis", column("excess_kurtosis"), 0.1, about="kurtosis"
             ),
-            reported("relative change of both by normalizing", column("shape_change")),
-            reported("|mean| after normalizing", column("mean_error")),
-            reported("|variance − var/(var + eps)| after it", column("var_error")),
+            rules.reported(
+                "relative change of both by normalizing", column("shape_change")
+            ),
+            rules.reported("|mean| after normalizing", column("mean_error")),
+            rules.reported(
+                "|variance − var/(var + eps)| after it", column("var_error")
+            ),
             note="Mean and variance become 0 and var/(var + eps); the shape does not "
             "move. Standardized, not made Gaussian.",
         ),
-        verdict(
+        rules.verdict(
             "C7",
-            within(
+            rules.within(
                 "share within 1 standard deviation",
                 column("within_1"),
                 0.635,
                 0.645,
                 about="64 % within one",
             ),
-            within(
+            rules.within(
                 "share within 2",
                 column("within_2"),
                 0.945,
@@ -157,43 +154,45 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             ),
             note="68.27 % within one; the 95 % is right.",
         ),
-        verdict(
+        rules.verdict(
             "C8",
-            within("largest slope of the sigmoid", column("slope_max"), 0.2499, 0.25),
-            within("mean slope at N(0, 1) over that at N(−6, 1)", gain, 45, 57),
+            rules.within(
+                "largest slope of the sigmoid", column("slope_max"), 0.2499, 0.25
+            ),
+            rules.within("mean slope at N(0, 1) over that at N(−6, 1)", gain, 45, 57),
         ),
-        verdict(
+        rules.verdict(
             "C9",
-            at_most("largest error against N(0, 1)", column("shift_error"), 2e-4),
+            rules.at_most("largest error against N(0, 1)", column("shift_error"), 2e-4),
             note="0.5 is the variance; eps makes the result inexact.",
         ),
-        verdict(
+        rules.verdict(
             "C36",
-            at_most(
+            rules.at_most(
                 "|mean| of ReLU of N(0, 1)", column("relu_mean"), 0.05, about="ReLU"
             ),
-            at_least(
+            rules.at_least(
                 "standard deviation of sigmoid of it",
                 column("sigmoid_std"),
                 0.95,
                 about="sigmoid",
             ),
         ),
-        verdict(
+        rules.verdict(
             "C37",
-            within(
+            rules.within(
                 "integral of the density", column("density_integral"), 0.9999, 1.0001
             ),
         ),
-        verdict(
+        rules.verdict(
             "C69",
-            at_most(
+            rules.at_most(
                 "largest distance from the best line over [−2, 2] / range",
                 column("line_error"),
                 0.05,
                 about="the values",
             ),
-            at_least(
+            rules.at_least(
                 "slope at ±2 / slope at 0",
                 column("slope_left"),
                 0.8,
@@ -201,9 +200,9 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 about="the slope, which the gradient meets",
             ),
         ),
-        verdict(
+        rules.verdict(
             "C74",
-            at_least(
+            rules.at_least(
                 "entropy of the normal law − the largest of four others, nats",
                 [
                     r["entropies"]["normal"]

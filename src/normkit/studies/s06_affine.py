@@ -10,20 +10,11 @@ from torch import Tensor
 
 from normkit.moments import moments
 from normkit.nn import BatchNorm1d
+from normkit.studies import verdict as rules
 from normkit.studies.figure import band, points
 from normkit.studies.replicas import Recipe, Replicas
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    over,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,7 +156,7 @@ def _evaluated_pick(results: list[Result], arm: str) -> Pick:
     return pick([[-v for v in r["losses"][arm]["validation"]] for r in results], _RATES)
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     arms = list(results[0]["losses"])
 
@@ -176,79 +167,80 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         best = _evaluated_pick(results, arm).index
         return [r[key][arm]["test"][best] for r in results]
 
-    def lost(full: str, plain: str) -> Part:
+    def lost(full: str, plain: str) -> rules.Part:
         picks = [_evaluated_pick(results, arm) for arm in (full, plain)]
         name = full.split(",")[0]
-        return unless(
-            at_least(
-                f"test loss without / with weight and bias, {name}",
-                over(at_best("losses", plain), at_best("losses", full)),
-                1.1,
-                none=1,
-                about=f"capacity, {name}",
-            ),
-            edges(with_them=picks[0], without=picks[1]),
+        return rules.at_least(
+            f"test loss without / with weight and bias, {name}",
+            rules.over(at_best("losses", plain), at_best("losses", full)),
+            1.1,
+            none=1,
+            about=f"capacity, {name}",
+            unless=edges({"with them": picks[0], "without": picks[1]}),
         )
 
     capacity = (lost(arms[-2], arms[-1]), lost(arms[0], arms[1]))
     accuracy = [
-        reported(f"test accuracy, {arm}", at_best("accuracies", arm)) for arm in arms
+        rules.reported(f"test accuracy, {arm}", at_best("accuracies", arm))
+        for arm in arms
     ]
-    spread = at_most(
+    spread = rules.at_most(
         "largest |var − weight²·var/(var + eps)|",
         column("var_error"),
         1e-4,
         about="the variance",
     )
-    restore = at_most("largest error after restoring", column("restore_error"), 1e-5)
+    restore = rules.at_most(
+        "largest error after restoring", column("restore_error"), 1e-5
+    )
     return [
-        verdict("C10", *capacity, *accuracy),
-        verdict(
+        rules.verdict("C10", *capacity, *accuracy),
+        rules.verdict(
             "C11",
             restore,
-            reported(
+            rules.reported(
                 "the same with weight = √var, without eps",
                 column("restore_error_deviation"),
             ),
         ),
-        verdict("C26", *capacity),
-        verdict(
+        rules.verdict("C26", *capacity),
+        rules.verdict(
             "C49",
-            at_most(
+            rules.at_most(
                 "largest |mean − bias|", column("mean_error"), 1e-5, about="the mean"
             ),
             spread,
-            at_most(
+            rules.at_most(
                 "change of the output when lower layers scale and shift, / weight",
                 column("lower_layers"),
                 1e-3,
                 about="no coupling to scale and shift of lower layers",
             ),
-            at_most(
+            rules.at_most(
                 "|skewness| of the output when a lower layer cubes",
                 column("skewness"),
                 0.1,
                 about="no coupling to the shape of their distribution",
             ),
         ),
-        verdict("C59", restore),
-        verdict("C61", spread, capacity[0]),
-        verdict(
+        rules.verdict("C59", restore),
+        rules.verdict("C61", spread, capacity[0]),
+        rules.verdict(
             "C82",
-            at_most(
+            rules.at_most(
                 "largest |weight / deviation − 1| after training",
                 column("weight after"),
                 0.05,
                 about="the deviation",
             ),
-            at_most(
+            rules.at_most(
                 "largest |bias / mean − 1| after training",
                 column("bias after"),
                 0.05,
                 about="the mean",
             ),
-            reported("the first before training", column("weight before")),
-            reported("the second before training", column("bias before")),
+            rules.reported("the first before training", column("weight before")),
+            rules.reported("the second before training", column("bias before")),
             note="One layer that is asked for its own input, the case in which "
             "normalizing is useless.",
         ),

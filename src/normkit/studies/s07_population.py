@@ -11,19 +11,11 @@ from torch.nn import functional as F
 
 from normkit.calibrate import calibrate
 from normkit.nn import BatchNorm1d, BatchNorm2d
+from normkit.studies import verdict as rules
 from normkit.studies.data import Images
 from normkit.studies.figure import band, bars_by_group
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    reported,
-    verdict,
-    within,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,7 +135,7 @@ def _variance_estimates(trial: Trial) -> dict[str, float]:
     return {"biased": mean, "unbiased": mean * 8 / 7}
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     sizes = results[0]["sizes"]
 
@@ -157,8 +149,8 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     # Half a point is 10 of 2000 test images; of 500 digits it would be two and a half.
     bound = 0.5 if results[0]["data"] == "mnist" else 1.0
 
-    def close(name: str, size: int, about: str) -> Part:
-        return at_most(
+    def close(name: str, size: int, about: str) -> rules.Part:
+        return rules.at_most(
             f"|{name} − frozen average|, batch {size}, points",
             [abs(v) for v in gap(name, size)],
             bound,
@@ -166,8 +158,8 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             about=f"{about}, batch {size}",
         )
 
-    def as_training(name: str, size: int, about: str) -> Part:
-        return at_most(
+    def as_training(name: str, size: int, about: str) -> rules.Part:
+        return rules.at_most(
             f"|eval with {name} − training mode|, batch {size}, points",
             [abs(r["gaps"][str(size)][name]) for r in results],
             bound,
@@ -194,13 +186,13 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         for r in results
     ]
     return [
-        verdict("C14", *remembered, *frozen),
-        verdict(
+        rules.verdict("C14", *remembered, *frozen),
+        rules.verdict(
             "C28",
             *(close("all batches of training", size, "all batches") for size in sizes),
             *(close("decay 0.9", size, "decay 0.9") for size in sizes),
             *(
-                reported(
+                rules.reported(
                     f"decay 0.99 − frozen average, batch {size}, points",
                     gap("decay 0.99", size),
                 )
@@ -209,16 +201,16 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             note="The average over all batches of training mixes in those that other "
             "weights saw; the moving average forgets them.",
         ),
-        verdict(
+        rules.verdict(
             "C29",
-            at_most(
+            rules.at_most(
                 "difference of weights trained with other moving averages",
                 apart,
                 0,
                 about="only recorded",
             ),
             *(
-                at_most(
+                rules.at_most(
                     f"relative bias after {count} batches of decay 0.9",
                     [r["start_share"]["measured"][count - 1] for r in results],
                     0.01,
@@ -226,25 +218,25 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 )
                 for count in (10, 100)
             ),
-            reported("largest error of the formula (1 − m)ⁿ", error),
+            rules.reported("largest error of the formula (1 − m)ⁿ", error),
         ),
-        verdict(
+        rules.verdict(
             "C66",
-            at_least(
+            rules.at_least(
                 "change of the training output when the running statistics change",
                 unchanged,
                 1e-6,
             ),
         ),
-        verdict(
+        rules.verdict(
             "C71",
-            within(
+            rules.within(
                 "m/(m − 1)·E[σ²] / Var, batches of 8",
                 [r["variance"]["unbiased"] for r in results],
                 0.99,
                 1.01,
             ),
-            reported(
+            rules.reported(
                 "the same without the factor",
                 [r["variance"]["biased"] for r in results],
             ),

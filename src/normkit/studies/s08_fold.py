@@ -13,17 +13,10 @@ from normkit.affine import Affine
 from normkit.fold import fold
 from normkit.moments import Moments
 from normkit.nn import BatchNorm2d
+from normkit.studies import verdict as rules
 from normkit.studies.figure import bars
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import cnn, train
-from normkit.studies.verdict import (
-    Verdict,
-    at_least,
-    at_most,
-    reported,
-    verdict,
-    within,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +112,7 @@ def _evaluated(times: list[float]) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def column(name: str) -> list[float]:
@@ -127,15 +120,15 @@ def evaluate(results: list[Result]) -> list[Verdict]:
 
     speed = [_evaluated(r["times"]) for r in results]
     return [
-        verdict(
+        rules.verdict(
             "C15",
-            at_most(
+            rules.at_most(
                 "relative error of the precomputed map (float32)",
                 column("affine_error"),
                 1e-6,
                 about="the same result",
             ),
-            at_least(
+            rules.at_least(
                 "time of the CNN / time with its norms folded",
                 speed,
                 1.05,
@@ -143,38 +136,38 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 about="less time",
             ),
         ),
-        verdict(
+        rules.verdict(
             "C60",
-            at_most(
+            rules.at_most(
                 "relative error inside the image",
                 column("inner_error"),
                 1e-5,
                 about="inside the image",
             ),
-            at_most(
+            rules.at_most(
                 "relative error with a border of zeros",
                 column("border_error"),
                 1e-5,
                 about="at a border of zeros",
             ),
-            reported(
+            rules.reported(
                 "the same, border padded with the mean", column("mean_padding_error")
             ),
             note="Exact inside. A zero-padded convolution has to pad with the mean "
             "instead, or cannot take the shift.",
         ),
-        verdict(
+        rules.verdict(
             "C64",
-            at_most(
+            rules.at_most(
                 "relative error of the folded CNN (float32)", column("fold_error"), 1e-5
             ),
-            within(
+            rules.within(
                 "share of the norms folded",
                 [r["folded"] / r["norms"] for r in results],
                 1,
                 1,
             ),
-            at_most("test answers that change", column("answers_changed"), 0),
+            rules.at_most("test answers that change", column("answers_changed"), 0),
         ),
     ]
 

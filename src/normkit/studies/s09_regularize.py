@@ -9,20 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from normkit.nn import BatchNorm2d
+from normkit.studies import verdict as rules
 from normkit.studies.figure import points
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +83,7 @@ def _evaluated_best(
     return [r[split][arm][best] for r in results]
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     # 0.3 points are 6 of 2000 test images, and one and a half of 500 digits.
     least = 1.0 if results[0]["data"] == "digits" else 0.3
@@ -100,77 +91,66 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     def best(arm: str) -> list[float]:
         return _evaluated_best(results, arm)
 
-    def judged(part: Part, *arms: str) -> Part:
-        picks = {a.replace(" ", "_"): _evaluated_pick(results, a) for a in arms}
-        return unless(part, edges(**picks))
+    def edge(*arms: str) -> str:
+        return edges({arm: _evaluated_pick(results, arm) for arm in arms})
 
     def overfit(arm: str) -> list[float]:
         """Return training minus test accuracy at the best rate."""
-        return minus(_evaluated_best(results, arm, "train"), best(arm))
+        return rules.minus(_evaluated_best(results, arm, "train"), best(arm))
 
     def same(arm: str) -> list[float]:
         return [r["test"][arm][_SAME] for r in results]
 
-    higher = judged(
-        at_least(
-            "test accuracy, batch norm − plain, best rates, points",
-            minus(best("batch norm"), best("plain")),
-            least,
-            none=0,
-            about="more accuracy",
-        ),
-        *("batch norm", "plain"),
+    higher = rules.at_least(
+        "test accuracy, batch norm − plain, best rates, points",
+        rules.minus(best("batch norm"), best("plain")),
+        least,
+        none=0,
+        about="more accuracy",
+        unless=edge("batch norm", "plain"),
     )
     return [
-        verdict(
+        rules.verdict(
             "C19",
             higher,
-            judged(
-                at_least(
-                    "batch norm − dropout, best rates, points",
-                    minus(best("batch norm"), best("dropout")),
-                    0,
-                    about="as good as dropout",
-                ),
-                *("batch norm", "dropout"),
+            rules.at_least(
+                "batch norm − dropout, best rates, points",
+                rules.minus(best("batch norm"), best("dropout")),
+                0,
+                about="as good as dropout",
+                unless=edge("batch norm", "dropout"),
             ),
-            judged(
-                at_most(
-                    "what dropout adds to batch norm, points",
-                    minus(best("both"), best("batch norm")),
-                    least,
-                    about="dropout adds nothing",
-                ),
-                *("both", "batch norm"),
+            rules.at_most(
+                "what dropout adds to batch norm, points",
+                rules.minus(best("both"), best("batch norm")),
+                least,
+                about="dropout adds nothing",
+                unless=edge("both", "batch norm"),
             ),
-            reported(
+            rules.reported(
                 "batch norm − plain, same rate, points",
-                minus(same("batch norm"), same("plain")),
+                rules.minus(same("batch norm"), same("plain")),
             ),
         ),
-        verdict(
+        rules.verdict(
             "C57",
             higher,
-            judged(
-                at_least(
-                    "gap of training and test accuracy, plain − batch norm, points",
-                    minus(overfit("plain"), overfit("batch norm")),
-                    least,
-                    none=0,
-                    about="a smaller gap, clean labels",
-                ),
-                *("batch norm", "plain"),
+            rules.at_least(
+                "gap of training and test accuracy, plain − batch norm, points",
+                rules.minus(overfit("plain"), overfit("batch norm")),
+                least,
+                none=0,
+                about="a smaller gap, clean labels",
+                unless=edge("batch norm", "plain"),
             ),
         ),
-        verdict(
+        rules.verdict(
             "C72",
-            judged(
-                at_most(
-                    "what local response normalization adds to batch norm, points",
-                    minus(best("with LRN"), best("batch norm")),
-                    least,
-                ),
-                *("with LRN", "batch norm"),
+            rules.at_most(
+                "what local response normalization adds to batch norm, points",
+                rules.minus(best("with LRN"), best("batch norm")),
+                least,
+                unless=edge("with LRN", "batch norm"),
             ),
         ),
     ]

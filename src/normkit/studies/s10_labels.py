@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from normkit.studies import verdict as rules
 from normkit.studies.data import Images
 from normkit.studies.figure import band
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    minus,
-    over,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +91,7 @@ def _evaluated_pick(results: list[Result], name: str, *, peak: bool) -> Pick:
     return pick(scores, _RATES)
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     full, plain = "batch norm", "plain"
 
@@ -109,9 +100,9 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         return [float(_peak(r["curves"][f"0.4 {arm}"]["test"][rate])) for r in results]
 
     def reason(noise: str, *, peak: bool) -> str:
+        arms = (full, plain)
         return edges(
-            batch_norm=_evaluated_pick(results, f"{noise} {full}", peak=peak),
-            plain=_evaluated_pick(results, f"{noise} {plain}", peak=peak),
+            {a: _evaluated_pick(results, f"{noise} {a}", peak=peak) for a in arms}
         )
 
     def best_peaks(arm: str) -> list[float]:
@@ -136,12 +127,13 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         ]
 
     def difference(noise: str, rate: int | None) -> list[float]:
-        return minus(last(noise, full, rate), last(noise, plain, rate))
+        return rules.minus(last(noise, full, rate), last(noise, plain, rate))
 
-    def higher(noise: str, about: str) -> Part:
+    def higher(noise: str, about: str) -> rules.Part:
         text = f"final test accuracy, {about}, best rates, batch norm − plain, points"
-        part = at_least(text, difference(noise, None), 1, none=0, about=about)
-        return unless(part, reason(noise, peak=False))
+        gained = difference(noise, None)
+        edge = reason(noise, peak=False)
+        return rules.at_least(text, gained, 1, none=0, about=about, unless=edge)
 
     def fitted(arm: str) -> list[float]:
         """Return the highest training accuracy on random labels, any rate."""
@@ -151,42 +143,44 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         ]
 
     return [
-        verdict(
+        rules.verdict(
             "C57",
             higher("0", "clean labels"),
             higher("0.4", "40 % random labels"),
-            reported("the same at one rate, clean", difference("0", _SAME)),
-            reported("the same at one rate, 40 % random", difference("0.4", _SAME)),
+            rules.reported("the same at one rate, clean", difference("0", _SAME)),
+            rules.reported(
+                "the same at one rate, 40 % random", difference("0.4", _SAME)
+            ),
         ),
-        verdict(
+        rules.verdict(
             "C62",
-            at_least(
+            rules.at_least(
                 "epoch of the peak, 40 % random labels, same rate, batch norm / plain",
-                over(peaks(full, _SAME), peaks(plain, _SAME)),
+                rules.over(peaks(full, _SAME), peaks(plain, _SAME)),
                 1.2,
                 none=1,
                 about="postpones, same rate",
             ),
-            unless(
-                at_least(
-                    "the same, best rates",
-                    over(best_peaks(full), best_peaks(plain)),
-                    1.2,
-                    none=1,
-                    about="postpones, best rates",
-                ),
-                reason("0.4", peak=True),
+            rules.at_least(
+                "the same, best rates",
+                rules.over(best_peaks(full), best_peaks(plain)),
+                1.2,
+                none=1,
+                about="postpones, best rates",
+                unless=reason("0.4", peak=True),
             ),
-            at_least(
+            rules.at_least(
                 "points lost after the peak, batch norm",
                 fallen(full),
                 1,
                 none=0,
                 about="cannot prevent",
             ),
-            reported("points lost after the peak, plain", fallen(plain)),
-            reported("training accuracy on random labels, batch norm, %", fitted(full)),
-            reported("the same, plain, %", fitted(plain)),
+            rules.reported("points lost after the peak, plain", fallen(plain)),
+            rules.reported(
+                "training accuracy on random labels, batch norm, %", fitted(full)
+            ),
+            rules.reported("the same, plain, %", fitted(plain)),
         ),
     ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from normkit.studies import verdict as rules
 from normkit.studies.batch_mixing import (
     GHOST_RATES,
     GHOSTS,
@@ -19,17 +20,6 @@ from normkit.studies.batch_mixing import (
 from normkit.studies.figure import band, bars_by_group
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    reported,
-    unless,
-    verdict,
-    within,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,46 +39,45 @@ def _evaluated_ghost(results: list[Result], size: int) -> tuple[Pick, Result]:
     return best, {s: [row[best.index][s] for row in rows] for s in splits}
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def lost(order: str, arm: str) -> tuple[list[float], list[Pick]]:
         """Return the points lost against shuffled data, each at its best rate."""
         mixed, good = _evaluated_order(results, f"shuffled, {arm}")
         other, bad = _evaluated_order(results, f"{order}, {arm}")
-        return minus(good, bad), [mixed, other]
+        return rules.minus(good, bad), [mixed, other]
 
-    def suffers(order: str) -> Part:
+    def suffers(order: str) -> rules.Part:
         points, picks = lost(order, "batch norm")
-        part = at_least(
+        return rules.at_least(
             f"points lost by {order}, batch norm",
             points,
             5,
             none=0,
             about=f"harm of {order}",
+            unless=edges({"shuffled": picks[0], "ordered": picks[1]}),
         )
-        return unless(part, edges(shuffled=picks[0], ordered=picks[1]))
 
-    def suffers_more(order: str) -> Part:
+    def suffers_more(order: str) -> rules.Part:
         full, group = lost(order, "batch norm"), lost(order, "group norm")
-        part = at_least(
+        names = (
+            "batch norm shuffled",
+            "batch norm",
+            "group norm shuffled",
+            "group norm",
+        )
+        return rules.at_least(
             f"points lost by {order}, batch norm − group norm",
-            minus(full[0], group[0]),
+            rules.minus(full[0], group[0]),
             1,
             none=0,
             about=f"more harm than to group norm, {order}",
+            unless=edges(dict(zip(names, [*full[1], *group[1]], strict=True))),
         )
-        picks = [*full[1], *group[1]]
-        names = (
-            "batch_norm_shuffled",
-            "batch_norm",
-            "group_norm_shuffled",
-            "group_norm",
-        )
-        return unless(part, edges(**dict(zip(names, picks, strict=True))))
 
     def at(order: str, arm: str):
-        return reported(
+        return rules.reported(
             f"{order}, {arm}, %", _evaluated_order(results, f"{order}, {arm}")[1]
         )
 
@@ -97,10 +86,10 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     least = 1.0 if results[0]["ghosts"]["data"] == ["digits"] else 0.3
 
     def ghost_reason(*sizes: int) -> str:
-        return edges(**{f"ghost_batch_{s}": ghosts[s][0] for s in sizes})
+        return edges({f"ghost batch {s}": ghosts[s][0] for s in sizes})
 
     def gap(size: int) -> list[float]:
-        return minus(ghosts[size][1]["train"], ghosts[size][1]["test"])
+        return rules.minus(ghosts[size][1]["train"], ghosts[size][1]["test"])
 
     slopes = [
         np.polyfit(np.log(r["noise"]["sizes"]), np.log(r["noise"]["spread"]), 1)[0]
@@ -110,78 +99,72 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     rates = [r["direction"]["samples_per_second"] for r in results]
     exact = "batch norm, exact statistics"
     return [
-        verdict(
+        rules.verdict(
             "C16",
-            at_least(
+            rules.at_least(
                 "smallest gain in cosine from one batch size to the next",
                 [min(b - a for a, b in itertools.pairwise(c)) for c in cosines],
                 0,
                 about="a better direction",
             ),
-            at_least(
+            rules.at_least(
                 "samples per second, batch 64 / batch 1",
                 [per_second[-1] / per_second[0] for per_second in rates],
                 5,
                 none=1,
                 about="in parallel",
             ),
-            reported(
+            rules.reported(
                 "cosine of batch 64 / cosine of batch 1",
                 [c[-1] / c[0] for c in cosines],
             ),
         ),
-        verdict(
+        rules.verdict(
             "C34",
-            within(
+            rules.within(
                 "slope of log spread of an output against log batch",
                 slopes,
                 -0.65,
                 -0.35,
                 about="there is such noise",
             ),
-            unless(
-                at_least(
-                    "test accuracy, ghost batch 16 − 128, points",
-                    minus(ghosts[16][1]["test"], ghosts[128][1]["test"]),
-                    least,
-                    none=0,
-                    about="it regularizes",
-                ),
-                ghost_reason(16, 128),
+            rules.at_least(
+                "test accuracy, ghost batch 16 − 128, points",
+                rules.minus(ghosts[16][1]["test"], ghosts[128][1]["test"]),
+                least,
+                none=0,
+                about="it regularizes",
+                unless=ghost_reason(16, 128),
             ),
         ),
-        verdict(
+        rules.verdict(
             "C50",
             *(suffers(order) for order in ORDERS[1:]),
             *(suffers_more(order) for order in ORDERS[1:]),
             *(at(order, arm) for order in ORDERS[1:] for arm in (*NORMS, exact)),
         ),
-        verdict(
+        rules.verdict(
             "C63",
-            unless(
-                at_least(
-                    "gap of training and test accuracy, ghost batch 128 − 4, points",
-                    minus(gap(128), gap(4)),
-                    least,
-                    none=0,
-                ),
-                ghost_reason(4, 128),
+            rules.at_least(
+                "gap of training and test accuracy, ghost batch 128 − 4, points",
+                rules.minus(gap(128), gap(4)),
+                least,
+                none=0,
+                unless=ghost_reason(4, 128),
             ),
-            reported(
+            rules.reported(
                 "test accuracy, ghost batch 4 − 128, points",
-                minus(ghosts[4][1]["test"], ghosts[128][1]["test"]),
+                rules.minus(ghosts[4][1]["test"], ghosts[128][1]["test"]),
             ),
         ),
-        verdict(
+        rules.verdict(
             "C80",
-            unless(
-                at_most(
-                    "test accuracy, ghost batch 128 − 32, points",
-                    minus(ghosts[128][1]["test"], ghosts[32][1]["test"]),
-                    1,
-                    none=5,
-                ),
-                ghost_reason(128, 32),
+            rules.at_most(
+                "test accuracy, ghost batch 128 − 32, points",
+                rules.minus(ghosts[128][1]["test"], ghosts[32][1]["test"]),
+                1,
+                none=5,
+                unless=ghost_reason(128, 32),
             ),
             note="Four devices with 32 images each: a step of all 128, normalized by "
             "the statistics of the 32.",

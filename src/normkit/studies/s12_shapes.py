@@ -16,18 +16,10 @@ from normkit.nn import (
     LayerNorm,
     PerActivationBatchNorm,
 )
+from normkit.studies import verdict as rules
 from normkit.studies.figure import bars, points
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
-from normkit.studies.verdict import (
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    reported,
-    verdict,
-    within,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,7 +177,7 @@ def _leak(layer: nn.Module, words: Tensor) -> float:
     return _largest(layer(changed)[:, 1:] - layer(words)[:, 1:])
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def column(name: str) -> list[float]:
@@ -195,119 +187,127 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         return [r["trained"][arm][name] for r in results]
 
     exact = 1e-9
-    gap = minus(of("per point", "accuracy"), of("per channel", "accuracy"))
+    gap = rules.minus(of("per point", "accuracy"), of("per channel", "accuracy"))
     return [
-        verdict(
+        rules.verdict(
             "C13",
-            at_most("error against the biased variance", column("biased"), exact),
-            reported("error against the unbiased one", column("unbiased")),
+            rules.at_most("error against the biased variance", column("biased"), exact),
+            rules.reported("error against the unbiased one", column("unbiased")),
         ),
-        verdict(
+        rules.verdict(
             "C27",
-            within(
+            rules.within(
                 "size of a statistic / n",
                 [r["share_of_n"] for r in results],
                 1,
                 1,
                 about="shapes",
             ),
-            at_most(
+            rules.at_most(
                 "superposition error in eval",
                 column("superposition_eval"),
                 exact,
                 about="linear at inference",
             ),
-            at_most(
+            rules.at_most(
                 "superposition error in training",
                 column("superposition_train"),
                 exact,
                 about="linear in training",
             ),
         ),
-        verdict(
+        rules.verdict(
             "C30",
-            at_most(
+            rules.at_most(
                 "weight and bias gradients against differences",
                 column("gradient"),
                 1e-7,
             ),
         ),
-        verdict(
+        rules.verdict(
             "C45",
-            at_most("error, linear, over N", column("biased"), exact, about="linear"),
-            at_most(
+            rules.at_most(
+                "error, linear, over N", column("biased"), exact, about="linear"
+            ),
+            rules.at_most(
                 "error, convolution, over N, H, W",
                 column("conv"),
                 exact,
                 about="convolution",
             ),
         ),
-        verdict(
+        rules.verdict(
             "C46",
-            at_most("error, layer norm over features", column("layer"), exact),
-            at_most("error, instance norm over H, W", column("instance"), exact),
+            rules.at_most("error, layer norm over features", column("layer"), exact),
+            rules.at_most("error, instance norm over H, W", column("instance"), exact),
         ),
-        verdict(
+        rules.verdict(
             "C47",
-            at_most("what is left after undoing eps", column("preprocess"), exact),
+            rules.at_most(
+                "what is left after undoing eps", column("preprocess"), exact
+            ),
         ),
-        verdict(
+        rules.verdict(
             "C54",
-            at_least(
+            rules.at_least(
                 "change of the other words when one changes",
                 column("other_words"),
                 0.01,
             ),
-            reported("the same for LayerNorm over (T, d)", column("other_words_joint")),
+            rules.reported(
+                "the same for LayerNorm over (T, d)", column("other_words_joint")
+            ),
         ),
-        verdict(
+        rules.verdict(
             "C58",
-            within(
+            rules.within(
                 "size of the weight / C·H·W", [r["share_of_chw"] for r in results], 1, 1
             ),
-            reported(
+            rules.reported(
                 "accuracy per point − per channel, points", [100 * g for g in gap]
             ),
-            reported("parameters, per channel", of("per channel", "parameters")),
-            reported("parameters, per point", of("per point", "parameters")),
+            rules.reported("parameters, per channel", of("per channel", "parameters")),
+            rules.reported("parameters, per point", of("per point", "parameters")),
         ),
-        verdict(
+        rules.verdict(
             "C70",
-            at_most(
+            rules.at_most(
                 "|deviation − 1| after dividing by the variance",
                 column("by_variance"),
                 exact,
             ),
-            reported("the same, divided by the deviation", column("by_deviation")),
+            rules.reported(
+                "the same, divided by the deviation", column("by_deviation")
+            ),
         ),
-        verdict(
+        rules.verdict(
             "C75",
-            within(
+            rules.within(
                 "numbers in Z / n, batch of 32",
                 [r["share_of_z"] for r in results],
                 1,
                 1,
             ),
         ),
-        verdict(
+        rules.verdict(
             "C77",
-            at_most(
+            rules.at_most(
                 "error against (x − mean)/(deviation + eps), variance near eps",
                 column("eps_outside"),
                 exact,
             ),
-            reported(
+            rules.reported(
                 "error against (x − mean)/√(variance + eps)", column("eps_in_root")
             ),
         ),
-        verdict(
+        rules.verdict(
             "C78",
-            at_most(
+            rules.at_most(
                 "change of the words at other places when those at one do",
                 [r["leaks"]["batch norm"] for r in results],
                 exact,
             ),
-            reported(
+            rules.reported(
                 "the same for statistics of each place",
                 [r["leaks"]["one per place"] for r in results],
             ),

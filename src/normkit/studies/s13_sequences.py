@@ -11,20 +11,12 @@ from torch.nn import functional as F
 
 from normkit.batches import LengthBucketSampler
 from normkit.nn import LayerNorm, RecurrentBatchNorm
+from normkit.studies import verdict as rules
 from normkit.studies.data import Images
 from normkit.studies.figure import band, points
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import frozen
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    minus,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,54 +192,51 @@ def _evaluated_best(results: list[Result], arm: str) -> list[float]:
     return [r["test"][arm][best] for r in results]
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def lead(a: str, b: str) -> list[float]:
-        return minus(_evaluated_best(results, a), _evaluated_best(results, b))
+        return rules.minus(_evaluated_best(results, a), _evaluated_best(results, b))
 
-    def judged(part: Part, *arms: str) -> Part:
-        picks = {a.replace(" ", "_"): _evaluated_pick(results, a) for a in arms}
-        return unless(part, edges(**picks))
+    def edge(*arms: str) -> str:
+        return edges({arm: _evaluated_pick(results, arm) for arm in arms})
 
     growth = [(r["error"][-1] / r["error"][_SHORTEST - 1]) ** 2 for r in results]
     return [
-        verdict(
+        rules.verdict(
             "C52",
-            judged(
-                at_least(
-                    "test accuracy, layer norm − shared batch norm, points",
-                    lead("layer norm", "shared"),
-                    1,
-                    none=0,
-                    about="batch norm suits them badly",
-                ),
-                *("layer norm", "shared"),
+            rules.at_least(
+                "test accuracy, layer norm − shared batch norm, points",
+                lead("layer norm", "shared"),
+                1,
+                none=0,
+                about="batch norm suits them badly",
+                unless=edge("layer norm", "shared"),
             ),
-            at_least(
+            rules.at_least(
                 "variance of the batch mean, last step / third",
                 growth,
                 2,
                 none=1,
                 about="few samples at late steps",
             ),
-            judged(
-                at_least(
-                    "bucketed − mixed, shared batch norm, points",
-                    lead("shared, bucketed", "shared"),
-                    1,
-                    none=0,
-                    about="bucketing helps",
-                ),
-                *("shared, bucketed", "shared"),
+            rules.at_least(
+                "bucketed − mixed, shared batch norm, points",
+                lead("shared, bucketed", "shared"),
+                1,
+                none=0,
+                about="bucketing helps",
+                unless=edge("shared, bucketed", "shared"),
             ),
-            reported("no norm − layer norm, points", lead("no norm", "layer norm")),
-            reported("per step − shared, points", lead("per step", "shared")),
-            reported(
+            rules.reported(
+                "no norm − layer norm, points", lead("no norm", "layer norm")
+            ),
+            rules.reported("per step − shared, points", lead("per step", "shared")),
+            rules.reported(
                 "per step with a mask − without, points",
                 lead("per step, masked", "per step"),
             ),
-            reported(
+            rules.reported(
                 "layer norm − per step with a mask, points",
                 lead("layer norm", "per step, masked"),
             ),

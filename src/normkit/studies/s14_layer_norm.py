@@ -10,19 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit.nn import BatchNorm1d, LayerNorm
+from normkit.studies import verdict as rules
 from normkit.studies.figure import bars_by_group, points
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, frozen
-from normkit.studies.verdict import (
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -208,57 +200,53 @@ def _evaluated_mixed(
     return best, [r["mixed"][scale]["test"][kind][best.index] for r in results]
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     losses = {kind: _evaluated_loss(results, kind) for kind in _NORMS}
     layer, batch = "layer norm", "batch norm"
 
     def lower(kind: str) -> list[float]:
-        return minus(losses[kind][1], losses[layer][1])
+        return rules.minus(losses[kind][1], losses[layer][1])
 
     def lost(scale: str) -> list[float]:
-        return minus(
+        return rules.minus(
             *(_evaluated_mixed(results, scale, kind)[1] for kind in (batch, layer))
         )
 
     mixed = {k: _evaluated_mixed(results, "1000", k)[0] for k in (batch, layer)}
     return [
-        verdict(
+        rules.verdict(
             "C53",
-            at_most(
+            rules.at_most(
                 "change of a layer-norm output with the rest of the batch",
                 [r["alone_error"][layer] for r in results],
                 1e-6,
                 about="independent of the batch",
             ),
-            unless(
-                at_least(
-                    "test loss in a transformer, batch norm − layer norm, best rates",
-                    lower(batch),
-                    0.01,
-                    none=0,
-                    about="better in a transformer",
-                ),
-                edges(batch_norm=losses[batch][0], layer_norm=losses[layer][0]),
+            rules.at_least(
+                "test loss in a transformer, batch norm − layer norm, best rates",
+                lower(batch),
+                0.01,
+                none=0,
+                about="better in a transformer",
+                unless=edges({arm: losses[arm][0] for arm in (batch, layer)}),
             ),
-            reported(
+            rules.reported(
                 "the same change, batch norm",
                 [r["alone_error"][batch] for r in results],
             ),
-            reported("test loss, no norm − layer norm", lower("none")),
+            rules.reported("test loss, no norm − layer norm", lower("none")),
         ),
-        verdict(
+        rules.verdict(
             "C55",
-            unless(
-                at_least(
-                    "points that layer norm loses to batch norm, scales 1 and 1000",
-                    lost("1000"),
-                    5,
-                    none=0,
-                ),
-                edges(batch_norm=mixed[batch], layer_norm=mixed[layer]),
+            rules.at_least(
+                "points that layer norm loses to batch norm, scales 1 and 1000",
+                lost("1000"),
+                5,
+                none=0,
+                unless=edges({arm: mixed[arm] for arm in (batch, layer)}),
             ),
-            reported("the same, all scales 1", lost("1")),
+            rules.reported("the same, all scales 1", lost("1")),
             note="The statistics are shared by the features; weight and bias are not.",
         ),
     ]

@@ -11,22 +11,13 @@ import torch
 from torch import Tensor
 
 from normkit.nn import BatchNorm1d, WhiteningBatchNorm
+from normkit.studies import verdict as rules
 from normkit.studies.data import Images
 from normkit.studies.figure import band, bars
 from normkit.studies.interval import Number
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    reported,
-    steps_ratio,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,12 +164,12 @@ def _evaluated_steps(results: list[Result], name: str) -> tuple[Pick, list[float
     return best, [r["reached"][name]["test"][best.index] for r in results]
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def faster(slow: str, fast: str) -> list[Number]:
         return [
-            steps_ratio(a, b, r["steps"])
+            rules.steps_ratio(a, b, r["steps"])
             for a, b, r in zip(
                 _evaluated_steps(results, slow)[1],
                 _evaluated_steps(results, fast)[1],
@@ -187,16 +178,16 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             )
         ]
 
-    def needs(raw: str) -> Part:
-        part = at_least(
+    def needs(raw: str) -> rules.Part:
+        picks = [_evaluated_steps(results, n)[0] for n in (raw, "standardized")]
+        return rules.at_least(
             f"steps to 92 %, {raw} / standardized, best rates",
             faster(raw, "standardized"),
             1.5,
             none=1,
             about=f"against {raw}",
+            unless=edges({"raw": picks[0], "standardized": picks[1]}),
         )
-        picks = [_evaluated_steps(results, n)[0] for n in (raw, "standardized")]
-        return unless(part, edges(raw=picks[0], standardized=picks[1]))
 
     def toy(name: str) -> list[float]:
         return [r["toy"][name] for r in results]
@@ -209,57 +200,59 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         return [s[name][place] / s["batch norm"][place] for s in spent]
 
     return [
-        verdict(
+        rules.verdict(
             "C4",
             needs("0 to 255"),
             needs("0 to 1"),
-            reported(
+            rules.reported(
                 "steps, standardized / whitened", faster("standardized", "whitened")
             ),
         ),
-        verdict(
+        rules.verdict(
             "C25",
-            at_most(
+            rules.at_most(
                 "largest correlation left by whitening",
                 [r["correlation"] for r in results],
                 0.01,
                 about="decorrelates",
             ),
-            at_least(
+            rules.at_least(
                 "relative error of the inputs as a linear map of the whitened",
                 [r["restored"] for r in results],
                 0.1,
                 none=0.01,
                 about="loses what was there",
             ),
-            at_least(
+            rules.at_least(
                 f"time of whitening / batch norm, {middle} features",
                 times_batch_norm("whitening"),
                 3,
                 none=1,
                 about="costly",
             ),
-            reported(
+            rules.reported(
                 "the same by Newton's method",
                 times_batch_norm("whitening by Newton's method"),
             ),
         ),
-        verdict(
+        rules.verdict(
             "C81",
-            at_least(
+            rules.at_least(
                 "growth of a bias under a detached mean",
                 toy("detached bias"),
                 10,
                 none=0,
                 about="parameters run away",
             ),
-            at_most(
+            rules.at_most(
                 "change of the loss meanwhile",
                 toy("detached loss change"),
                 1e-3,
                 about="nothing is learned",
             ),
-            reported("growth of the bias under the full gradient", toy("full bias")),
+            rules.reported(
+                "growth of the bias under the full gradient", toy("full bias")
+            ),
             note="Plain whitening leaves the statistics out of the gradient. The "
             "growth is the zero baseline's with the full gradient.",
         ),

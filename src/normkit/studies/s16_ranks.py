@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normkit.nn import BatchNorm2d, SyncBatchNorm
+from normkit.studies import verdict as rules
 from normkit.studies.figure import bars
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import Verdict, at_least, at_most, reported, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,17 +98,17 @@ def _work(folder: Path, rank: int) -> None:
     os._exit(0)
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def synced(name: str) -> list[float]:
         return [r["synced"][name] for r in results]
 
     return [
-        verdict(
+        rules.verdict(
             "C65",
             *(
-                at_most(
+                rules.at_most(
                     f"relative error of synchronized {name}s",
                     synced(name),
                     1e-5,
@@ -116,14 +116,14 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 )
                 for name in ("output", "input gradient", "weight gradient")
             ),
-            at_least(
+            rules.at_least(
                 "error of outputs without synchronizing",
                 [r["local"]["output"] for r in results],
                 0.1,
                 none=0,
                 about="other outputs without",
             ),
-            reported("processes", [r["ranks"] for r in results]),
+            rules.reported("processes", [r["ranks"] for r in results]),
         ),
     ]
 

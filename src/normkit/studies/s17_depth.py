@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from normkit.studies import verdict as rules
 from normkit.studies.figure import band
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import Verdict, at_least, at_most, over, reported, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,66 +91,66 @@ def _per_layer(changes: list[float]) -> float:
     return (rising[-1] / rising[0]) ** (1 / span)
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def growth(arm: str) -> list[float]:
         return [_per_layer(r["changes"][arm]) for r in results]
 
     def less(act: str) -> list[float]:
-        return over(growth(f"{act}, gain 3.2"), growth(f"{act}, batch norm"))
+        return rules.over(growth(f"{act}, gain 3.2"), growth(f"{act}, batch norm"))
 
     return [
-        verdict(
+        rules.verdict(
             "C22",
-            at_least(
+            rules.at_least(
                 "growth of a relative change per layer, tanh, gain 3.2",
                 growth("tanh, gain 3.2"),
                 1.05,
                 none=1,
                 about="tanh, gain 3.2",
             ),
-            at_least(
+            rules.at_least(
                 "tanh, gain 1",
                 growth("tanh, gain 1"),
                 1.05,
                 none=1,
                 about="tanh, gain 1",
             ),
-            at_least(
+            rules.at_least(
                 "relu, gain 3.2",
                 growth("relu, gain 3.2"),
                 1.05,
                 none=1,
                 about="ReLU",
             ),
-            reported("tanh, gain 0.64", growth("tanh, gain 0.64")),
-            reported("relu, gain √2", growth("relu, gain √2")),
+            rules.reported("tanh, gain 0.64", growth("tanh, gain 0.64")),
+            rules.reported("relu, gain √2", growth("relu, gain √2")),
         ),
-        verdict(
+        rules.verdict(
             "C32",
-            at_most(
+            rules.at_most(
                 "growth per layer with batch norm, tanh",
                 growth("tanh, batch norm"),
                 1.02,
                 none=1.1,
                 about="no growth, tanh",
             ),
-            at_most(
+            rules.at_most(
                 "growth per layer with batch norm, relu",
                 growth("relu, batch norm"),
                 1.02,
                 none=1.1,
                 about="no growth, relu",
             ),
-            at_least(
+            rules.at_least(
                 "growth, plain / batch norm at the same weights, tanh",
                 less("tanh"),
                 1.05,
                 none=1,
                 about="less than plain, tanh",
             ),
-            at_least(
+            rules.at_least(
                 "growth, the same, relu",
                 less("relu"),
                 1.05,
@@ -160,10 +160,10 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             note="Of changes at the start of training. What batch norm does to the "
             "largest working rate is S03.",
         ),
-        verdict(
+        rules.verdict(
             "C67",
             *(
-                at_least(
+                rules.at_least(
                     f"relative change of the loss / of the input, {arm}",
                     [r["amplified"][arm] for r in results],
                     5,
@@ -173,7 +173,9 @@ def evaluate(results: list[Result]) -> list[Verdict]:
                 for arm in ("tanh, gain 1", "tanh, gain 3.2", "relu, gain √2")
             ),
             *(
-                reported(f"the same, {arm}", [r["amplified"][arm] for r in results])
+                rules.reported(
+                    f"the same, {arm}", [r["amplified"][arm] for r in results]
+                )
                 for arm in ("tanh, batch norm", "relu, batch norm")
             ),
             note="Of each sample's loss, at the start of training. 1 is no growth.",

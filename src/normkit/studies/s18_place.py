@@ -7,20 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from normkit.studies import verdict as rules
 from normkit.studies.figure import bars
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,21 +76,21 @@ def _evaluated_best(results: list[Result], arm: str) -> tuple[Pick, list[float]]
     return best, [r["test"][arm][best.index] for r in results]
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
-    def lead(act: str) -> Part:
+    def lead(act: str) -> rules.Part:
         pairs = [_evaluated_best(results, f"{act} {p}") for p in ("before", "after")]
         # On the digits 0.3 points are one and a half of 500 images.
         bound = 1.0 if results[0]["data"] == "digits" else 0.3
-        part = at_least(
+        return rules.at_least(
             f"test accuracy, before − after, {act}, best rates, points",
-            minus(pairs[0][1], pairs[1][1]),
+            rules.minus(pairs[0][1], pairs[1][1]),
             bound,
             none=0,
             about=act,
+            unless=edges({"before": pairs[0][0], "after": pairs[1][0]}),
         )
-        return unless(part, edges(before=pairs[0][0], after=pairs[1][0]))
 
     def at_one(act: str) -> list[float]:
         return [
@@ -111,31 +102,35 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         return [r["first_to_last"][f"{act} {place}"] for r in results]
 
     return [
-        verdict(
+        rules.verdict(
             "C12",
             *(lead(act) for act in _ACTS),
             *(
-                reported(f"the same at rate {_RATES[_SAME]:g}, {act}", at_one(act))
+                rules.reported(
+                    f"the same at rate {_RATES[_SAME]:g}, {act}", at_one(act)
+                )
                 for act in _ACTS
             ),
         ),
-        verdict(
+        rules.verdict(
             "C51",
-            at_most(
+            rules.at_most(
                 "early ‖dW1‖/‖dWlast‖, sigmoid, plain",
                 first_to_last("sigmoid", "none"),
                 0.05,
                 none=0.2,
                 about="plain gradients vanish",
             ),
-            at_least(
+            rules.at_least(
                 "the same, batch norm before",
                 first_to_last("sigmoid", "before"),
                 0.2,
                 none=0.05,
                 about="with batch norm they do not",
             ),
-            reported("the same, batch norm after", first_to_last("sigmoid", "after")),
+            rules.reported(
+                "the same, batch norm after", first_to_last("sigmoid", "after")
+            ),
         ),
     ]
 

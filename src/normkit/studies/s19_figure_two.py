@@ -9,22 +9,12 @@ import torch
 from torch import nn
 
 from normkit.nn import BatchNorm2d
+from normkit.studies import verdict as rules
 from normkit.studies.figure import band, points
 from normkit.studies.interval import Number
 from normkit.studies.selection import edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    reported,
-    steps_ratio,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,13 +83,13 @@ def measure(
     }
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     # Per seed, as the multiples are trained per seed.
     picks = [pick([list(r["tried"].values())], _CANDIDATES) for r in results]
     outside = [one for one in picks if one.at_edge]
     # As many as the interval leaves out at each end.
-    reason = edges(plain=outside[0]) if len(outside) > len(results) // 5 else ""
+    reason = edges({"plain": outside[0]}) if len(outside) > len(results) // 5 else ""
 
     def reached(r: Result, arm: str, target: float) -> float:
         test = r["curves"][arm]["test"]
@@ -112,7 +102,7 @@ def evaluate(results: list[Result]) -> list[Verdict]:
             target = 0.95 * max(r["curves"]["plain ×1"]["validation"])
             steps = [reached(r, name, target) for name in ("plain ×1", arm)]
             end = len(r["curves"]["plain ×1"]["test"])
-            found.append(steps_ratio(steps[0], steps[1], end))
+            found.append(rules.steps_ratio(steps[0], steps[1], end))
         return found
 
     def best(arm: str) -> list[float]:
@@ -126,77 +116,69 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     def end(arm: str) -> list[float]:
         return [r["curves"][arm]["test"][-1] for r in results]
 
-    def judged(part: Part) -> Part:
-        return unless(part, reason)
-
     chance = [r["chance"] for r in results]
     return [
-        verdict(
+        rules.verdict(
             "C18",
-            judged(
-                at_least(
-                    "steps to 95 % of the plain net's best, plain ×1 / BN ×1",
-                    speed("BN ×1"),
-                    1.5,
-                    none=1,
-                    about="×1 on small images",
-                )
+            rules.at_least(
+                "steps to 95 % of the plain net's best, plain ×1 / BN ×1",
+                speed("BN ×1"),
+                1.5,
+                none=1,
+                about="×1 on small images",
+                unless=reason,
             ),
-            judged(
-                at_least(
-                    "the same, BN ×5",
-                    speed("BN ×5"),
-                    3,
-                    none=1,
-                    about="×5 on small images",
-                )
+            rules.at_least(
+                "the same, BN ×5",
+                speed("BN ×5"),
+                3,
+                none=1,
+                about="×5 on small images",
+                unless=reason,
             ),
-            reported("the same, BN ×30", speed("BN ×30")),
-            reported(
+            rules.reported("the same, BN ×30", speed("BN ×30")),
+            rules.reported(
                 "best accuracy, BN ×5 − plain ×1, points",
-                minus(best("BN ×5"), best("plain ×1")),
+                rules.minus(best("BN ×5"), best("plain ×1")),
             ),
         ),
-        verdict(
+        rules.verdict(
             "C32",
-            judged(
-                at_least(
-                    "end, BN ×5 − plain ×1, points",
-                    minus(end("BN ×5"), end("plain ×1")),
-                    0,
-                    about="BN ×5 trains",
-                )
+            rules.at_least(
+                "end, BN ×5 − plain ×1, points",
+                rules.minus(end("BN ×5"), end("plain ×1")),
+                0,
+                about="BN ×5 trains",
+                unless=reason,
             ),
-            judged(
-                at_least(
-                    "end, BN ×30 − plain ×1, points",
-                    minus(end("BN ×30"), end("plain ×1")),
-                    0,
-                    about="BN ×30 trains",
-                )
+            rules.at_least(
+                "end, BN ×30 − plain ×1, points",
+                rules.minus(end("BN ×30"), end("plain ×1")),
+                0,
+                about="BN ×30 trains",
+                unless=reason,
             ),
-            judged(
-                at_most(
-                    "end, plain ×5 above chance, points",
-                    minus(end("plain ×5"), chance),
-                    5,
-                    none=20,
-                    about="plain ×5 fails",
-                )
+            rules.at_most(
+                "end, plain ×5 above chance, points",
+                rules.minus(end("plain ×5"), chance),
+                5,
+                none=20,
+                about="plain ×5 fails",
+                unless=reason,
             ),
         ),
-        verdict(
+        rules.verdict(
             "C33",
-            at_most(
+            rules.at_most(
                 "end, plain sigmoid above chance, points",
-                minus(end("plain sigmoid"), chance),
+                rules.minus(end("plain sigmoid"), chance),
                 5,
                 none=20,
                 about="a plain sigmoid CNN does not train",
             ),
-            at_least(
+            rules.at_least(
                 "best, BN ×5 sigmoid − plain sigmoid, points",
-                minus(best("BN ×5 sigmoid"), best("plain sigmoid")),
+                rules.minus(best("BN ×5 sigmoid"), best("plain sigmoid")),
                 20,
                 none=0,
                 about="with batch norm it does",

@@ -7,19 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from normkit.studies import verdict as rules
 from normkit.studies.data import Images
 from normkit.studies.figure import band
 from normkit.studies.replicas import Recipe, Replicas
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    over,
-    reported,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +116,7 @@ def _landscape(nets: Replicas, x: Tensor, y: Tensor) -> dict[str, float]:
     }
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def early(arm: str, layer: int) -> list[float]:
@@ -148,52 +140,52 @@ def evaluate(results: list[Result]) -> list[Verdict]:
         """Return the mean loss over the second tenth of the run: how fast it starts."""
         return [r["arms"][arm]["loss"][1] for r in results]
 
-    larger = over(early("batch norm", 0), early("plain", 0))
-    boost = at_least(
+    larger = rules.over(early("batch norm", 0), early("plain", 0))
+    boost = rules.at_least(
         "early ‖dW1‖, batch norm / plain",
         larger,
         10,
         none=1,
         about="large gradients",
     )
-    behind = over(half("plain, steps as large"), half("batch norm"))
+    behind = rules.over(half("plain, steps as large"), half("batch norm"))
     return [
-        verdict(
+        rules.verdict(
             "C17",
             boost,
-            at_most(
+            rules.at_most(
                 "early loss, plain with steps as large / batch norm",
                 behind,
                 1.2,
                 none=2,
                 about="large steps alone start as fast",
             ),
-            at_least(
+            rules.at_least(
                 "final accuracy, plain with steps as large − batch norm, points",
-                minus(final("plain, steps as large"), final("batch norm")),
+                rules.minus(final("plain, steps as large"), final("batch norm")),
                 0,
                 about="large steps alone end as high",
             ),
-            reported(
+            rules.reported(
                 "early loss, plain / batch norm",
-                over(half("plain"), half("batch norm")),
+                rules.over(half("plain"), half("batch norm")),
             ),
-            reported(
+            rules.reported(
                 "final accuracy, plain with steps as large, %",
                 final("plain, steps as large"),
             ),
-            reported("final accuracy, batch norm, %", final("batch norm")),
-            reported(
+            rules.reported("final accuracy, batch norm, %", final("batch norm")),
+            rules.reported(
                 "relative change of the gradient along a step, plain / batch norm",
                 ratio("gradient_range"),
             ),
-            reported(
+            rules.reported(
                 "largest slope of the gradient, plain / batch norm", ratio("smoothness")
             ),
             note="If large gradients are the reason, a plain net whose layers take "
             "steps as large is as fast.",
         ),
-        verdict(
+        rules.verdict(
             "C51",
             boost,
         ),

@@ -10,20 +10,11 @@ from torch import nn
 
 from normkit.errors import NormkitError
 from normkit.nn import BatchNorm2d, GroupNorm
+from normkit.studies import verdict as rules
 from normkit.studies.figure import color
 from normkit.studies.selection import Pick, edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
 from normkit.studies.training import accuracy, cnn, train
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,90 +75,80 @@ def _evaluated(results: list[Result], size: int, arm: str) -> tuple[Pick, list[f
     return best, [row[best.index]["test"] for row in rows]
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     full, group = "batch norm", "group norm"
 
     def lead(size: int) -> list[float]:
-        return minus(
+        return rules.minus(
             _evaluated(results, size, group)[1], _evaluated(results, size, full)[1]
         )
 
     def reason(*cells: tuple[int, str]) -> str:
-        picks = {
-            f"{arm.replace(' ', '_')}_at_batch_{size}": _evaluated(results, size, arm)[
-                0
-            ]
-            for size, arm in cells
-        }
-        return edges(**picks)
+        picks = [_evaluated(results, size, arm)[0] for size, arm in cells]
+        names = [f"{arm} at batch {size}" for size, arm in cells]
+        return edges(dict(zip(names, picks, strict=True)))
 
-    def ahead(size: int) -> Part:
-        part = at_least(
+    def ahead(size: int) -> rules.Part:
+        return rules.at_least(
             f"test accuracy at batch {size}, group − batch norm, points",
             lead(size),
             5,
             none=0,
             about=f"group norm ahead at batch {size}",
+            unless=reason((size, group), (size, full)),
         )
-        return unless(part, reason((size, group), (size, full)))
 
     def loss(large: int, small: int) -> list[float]:
-        return minus(
+        return rules.minus(
             _evaluated(results, large, full)[1], _evaluated(results, small, full)[1]
         )
 
     sizes = results[0]["sizes"]
     first, middle = sizes[0], 32
     return [
-        verdict(
+        rules.verdict(
             "C50",
-            unless(
-                at_least(
-                    f"accuracy, batch norm, batch {middle} − batch {sizes[1]}, points",
-                    loss(middle, sizes[1]),
-                    5,
-                    none=0,
-                    about="large ones",
-                ),
-                reason((middle, full), (sizes[1], full)),
+            rules.at_least(
+                f"accuracy, batch norm, batch {middle} − batch {sizes[1]}, points",
+                loss(middle, sizes[1]),
+                5,
+                none=0,
+                about="large ones",
+                unless=reason((middle, full), (sizes[1], full)),
             ),
         ),
-        verdict(
+        rules.verdict(
             "C65",
-            at_most(
+            rules.at_most(
                 "one value per channel trains (0: refused)",
                 [0.0 if r["refuses_one_value"] else 1.0 for r in results],
                 0,
                 about="one value per channel",
             ),
-            unless(
-                at_most(
-                    f"accuracy at batch {first}, batch norm, %",
-                    _evaluated(results, first, full)[1],
-                    50,
-                    none=90,
-                    about="no training with one image",
-                ),
-                reason((first, full)),
+            rules.at_most(
+                f"accuracy at batch {first}, batch norm, %",
+                _evaluated(results, first, full)[1],
+                50,
+                none=90,
+                about="no training with one image",
+                unless=reason((first, full)),
             ),
             note="Maps larger than 1 × 1 give one image several values per channel.",
         ),
-        verdict(
+        rules.verdict(
             "C86",
             *(ahead(size) for size in sizes[:2]),
-            unless(
-                at_most(
-                    f"test accuracy at batch {middle}, group − batch norm, points",
-                    lead(middle),
-                    1,
-                    none=5,
-                    about=f"no lead at batch {middle}",
-                ),
-                reason((middle, group), (middle, full)),
+            rules.at_most(
+                f"test accuracy at batch {middle}, group − batch norm, points",
+                lead(middle),
+                1,
+                none=5,
+                about=f"no lead at batch {middle}",
+                unless=reason((middle, group), (middle, full)),
             ),
             *(
-                reported(
+                rules.reported(
                     f"accuracy at batch {s}, {arm}, %", _evaluated(results, s, arm)[1]
                 )
                 for s in sizes

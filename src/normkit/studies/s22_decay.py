@@ -8,20 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from normkit.studies import verdict as rules
 from normkit.studies.data import Images
 from normkit.studies.figure import band, points
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.selection import edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Verdict,
-    at_least,
-    at_most,
-    minus,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +136,7 @@ def _gamma_step(
             p -= 0.1 * g
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
 
     def effective(index: int) -> list[float]:
@@ -156,72 +148,69 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     decayed = [row[chosen.index] for row in whole]
     bare = [row[0] for row in whole]
     # Without decay is the lower edge, and a result: decay of γ does not help.
-    reason = edges(decay_of_γ=chosen) if chosen.index else ""
+    reason = edges({"decay of γ": chosen}) if chosen.index else ""
     return [
-        verdict(
+        rules.verdict(
             "C84",
-            at_least(
+            rules.at_least(
                 "test accuracy, statistics of batches − of all images, points",
-                minus(batch, bare),
+                rules.minus(batch, bare),
                 1,
                 none=0,
                 about="the statistics of batches regularize",
             ),
-            unless(
-                at_least(
-                    "what decay of γ adds to statistics of all images, points",
-                    minus(decayed, bare),
-                    1,
-                    none=0,
-                    about="decay of γ regularizes",
-                ),
-                reason,
+            rules.at_least(
+                "what decay of γ adds to statistics of all images, points",
+                rules.minus(decayed, bare),
+                1,
+                none=0,
+                about="decay of γ regularizes",
+                unless=reason,
             ),
-            unless(
-                at_most(
-                    "statistics of batches − of all with decay of γ, points",
-                    minus(batch, decayed),
-                    1,
-                    none=3,
-                    about="decay of γ does as well",
-                ),
-                reason,
+            rules.at_most(
+                "statistics of batches − of all with decay of γ, points",
+                rules.minus(batch, decayed),
+                1,
+                none=3,
+                about="decay of γ does as well",
+                unless=reason,
             ),
         ),
-        verdict(
+        rules.verdict(
             "C87",
-            at_most(
+            rules.at_most(
                 "relative error of the output after a weight ×4",
                 [r["scale"]["output"] for r in results],
                 1e-4,
                 about="the scale of a weight is not seen",
             ),
-            at_most(
+            rules.at_most(
                 "relative error of gradient = 1/4 then",
                 [r["scale"]["gradient"] for r in results],
                 1e-3,
                 about="the effective rate is rate/‖w‖²",
             ),
-            at_least(
+            rules.at_least(
                 "‖w‖ at the end / at the start, without decay",
                 [r["effective"]["none"][-1] for r in results],
                 1.2,
                 none=1,
                 about="without decay the norm grows",
             ),
-            at_most(
+            rules.at_most(
                 "relative distance of outputs, decay against its norms alone",
                 [r["effective"]["apart"][0] for r in results],
                 0.05,
                 none=0.3,
                 about="decay acts through the norm alone",
             ),
-            reported(
+            rules.reported(
                 "the same, decay against none",
                 [r["effective"]["apart"][1] for r in results],
             ),
-            reported(
-                "test accuracy, decay − none, points", minus(effective(1), effective(0))
+            rules.reported(
+                "test accuracy, decay − none, points",
+                rules.minus(effective(1), effective(0)),
             ),
         ),
     ]

@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from normkit.studies import verdict as rules
 from normkit.studies.data import Images
 from normkit.studies.figure import band
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Verdict,
-    at_least,
-    at_most,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +81,7 @@ def _evaluated_limit(result: Result, arm: str) -> int:
     )
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     limits = [_evaluated_limit(r, "plain") for r in results]
     known = [min(k, len(_RATES) - 2) for k in limits]
@@ -122,51 +115,45 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     rates = [_RATES[max(k, 0)] for k in limits]
     full = [_RATES[max(_evaluated_limit(r, "batch norm"), 0)] for r in results]
     return [
-        verdict(
+        rules.verdict(
             "C73",
-            at_least(
+            rules.at_least(
                 "loss after the largest working rate and a small one / small alone",
                 stuck(),
                 1.2,
                 none=1,
             ),
-            reported("the largest working rate, plain", rates),
+            rules.reported("the largest working rate, plain", rates),
         ),
-        verdict(
+        rules.verdict(
             "C85",
-            unless(
-                at_least(
-                    "growth of the output in 5 steps, plain, first rate that fails",
-                    growth("plain", 1),
-                    10,
-                    none=1,
-                    about="activations explode where the rate is too large",
-                ),
-                reason,
+            rules.at_least(
+                "growth of the output in 5 steps, plain, first rate that fails",
+                growth("plain", 1),
+                10,
+                none=1,
+                about="activations explode where the rate is too large",
+                unless=reason,
             ),
-            unless(
-                at_least(
-                    "growth, last layer / first layer, there",
-                    last_to_first("plain"),
-                    3,
-                    none=1,
-                    about="more so with depth",
-                ),
-                reason,
+            rules.at_least(
+                "growth, last layer / first layer, there",
+                last_to_first("plain"),
+                3,
+                none=1,
+                about="more so with depth",
+                unless=reason,
             ),
-            unless(
-                at_most(
-                    "growth of the output, batch norm, at the same rate",
-                    growth("batch norm", 1),
-                    10,
-                    about="not with batch norm",
-                ),
-                reason,
+            rules.at_most(
+                "growth of the output, batch norm, at the same rate",
+                growth("batch norm", 1),
+                10,
+                about="not with batch norm",
+                unless=reason,
             ),
-            reported(
+            rules.reported(
                 "growth of the output, plain, last rate that works", growth("plain", 0)
             ),
-            reported("the largest working rate, batch norm", full),
+            rules.reported("the largest working rate, batch norm", full),
         ),
     ]
 

@@ -6,19 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from normkit.studies import verdict as rules
 from normkit.studies.figure import bars, points
 from normkit.studies.replicas import Recipe, Replicas, stds_for
 from normkit.studies.selection import edges, pick
 from normkit.studies.study import Result, Scale, Study, Trial
-from normkit.studies.verdict import (
-    Part,
-    Verdict,
-    at_least,
-    minus,
-    reported,
-    unless,
-    verdict,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +61,7 @@ def measure(trial: Trial, *, steps: int, hidden: tuple[int, ...]) -> Result:
     return result
 
 
-def evaluate(results: list[Result]) -> list[Verdict]:
+def evaluate(results: list[Result]) -> list[rules.Verdict]:
     """Apply the rule to the results of all seeds."""
     large = [i for i, rate in enumerate(_RATES) if rate > _SMALL]
     small = [i for i, rate in enumerate(_RATES) if rate <= _SMALL]
@@ -83,33 +75,37 @@ def evaluate(results: list[Result]) -> list[Verdict]:
     base, base_test = chosen("none", large)
     slow, slow_test = chosen("none", small)
 
-    def cures(name: str) -> Part:
+    def cures(name: str) -> rules.Part:
         best, test = chosen(name, list(range(len(_RATES))))
-        part = at_least(
-            f"points gained by {name}", minus(test, base_test), 10, none=0, about=name
+        part = rules.at_least(
+            f"points gained by {name}",
+            rules.minus(test, base_test),
+            10,
+            none=0,
+            about=name,
         )
         learns = {"cured": best} if part.interval.high > 10 else {}
-        return unless(part, edges(**learns))
+        return part.unless(edges(learns))
 
     return [
-        verdict(
+        rules.verdict(
             "C24",
             cures("ReLU"),
             cures("better initial weights"),
-            at_least(
+            rules.at_least(
                 f"points gained by a small rate (≤ {_SMALL:g})",
-                minus(slow_test, base_test),
+                rules.minus(slow_test, base_test),
                 10,
                 none=0,
                 about="a small rate",
             ),
-            reported("accuracy without a cure, best rate, %", base_test),
-            reported("the same at a small rate, %", slow_test),
-            reported(
+            rules.reported("accuracy without a cure, best rate, %", base_test),
+            rules.reported("the same at a small rate, %", slow_test),
+            rules.reported(
                 "accuracy with batch norm, %",
                 chosen("batch norm", list(range(len(_RATES))))[1],
             ),
-            reported(
+            rules.reported(
                 "saturated share at the start, %",
                 [100 * r["saturated"]["none"] for r in results],
             ),

@@ -8,7 +8,7 @@ not judged.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Pick", "edges", "pick"]
@@ -53,15 +53,17 @@ def pick(scores: Sequence[Sequence[float]], rates: Sequence[float]) -> Pick:
     return Pick(index, rates[index], not none_works and index in (0, len(rates) - 1))
 
 
-def edges(**picks: Pick) -> str:
+def edges(picks: Mapping[str, Pick]) -> str:
     """Return why parts that compare these arms are not judged, or an empty string.
 
+    `picks` has one by the name of its arm.
+
     Example:
-        >>> edges(plain=Pick(2, 1.0, True), other=Pick(1, 0.3, False))
+        >>> edges({"plain": Pick(2, 1.0, True), "other": Pick(1, 0.3, False)})
         'not judged: best rate 1 of plain is at the edge of the grid'
     """
     found = [
-        f"best rate {one.rate:g} of {arm.replace('_', ' ')} is at the edge of the grid"
+        f"best rate {one.rate:g} of {arm} is at the edge of the grid"
         for arm, one in picks.items()
         if one.at_edge
     ]

@@ -5,22 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from normkit.studies import verdict as rules
 from normkit.studies.before import BEFORE, RENAMED
 from normkit.studies.claims import CLAIMS
 from normkit.studies.record import Record, is_current
 from normkit.studies.registry import all_studies
 from normkit.studies.runner import record_path
-from normkit.studies.verdict import (
-    MIXED,
-    REFUTED,
-    SMALLER,
-    SUPPORTED,
-    UNSEEN,
-    UNTESTED,
-    Part,
-    Verdict,
-    combine,
-)
 
 __all__ = [
     "changed",
@@ -48,23 +38,23 @@ def read_records(out: Path) -> dict[str, Record]:
     return found
 
 
-def overall(claim: str, records: dict[str, Record]) -> tuple[str, list[Verdict]]:
+def overall(claim: str, records: dict[str, Record]) -> tuple[str, list[rules.Verdict]]:
     """Return the overall word for `claim`, and the verdict of each study."""
     said = [v for r in records.values() for v in r.verdicts if v.claim == claim]
-    return combine([p.word for v in said for p in v.parts if p.word]), said
+    return rules.combine([p.word for v in said for p in v.parts if p.word]), said
 
 
-def spelled(word: str, said: list[Verdict]) -> str:
+def spelled(word: str, said: list[rules.Verdict]) -> str:
     """Return `word`; where parts of the claim differ, with what each word is for."""
     parts = [part for verdict in said for part in verdict.parts if part.word]
     if len({part.word for part in parts}) < 2:
         return word
     phrases = (
-        (SUPPORTED, "holds for"),
-        (SMALLER, "smaller than stated for"),
-        (REFUTED, "fails for"),
-        (UNSEEN, "not seen for"),
-        (UNTESTED, "not tested for"),
+        (rules.SUPPORTED, "holds for"),
+        (rules.SMALLER, "smaller than stated for"),
+        (rules.REFUTED, "fails for"),
+        (rules.UNSEEN, "not seen for"),
+        (rules.UNTESTED, "not tested for"),
     )
     named = [
         f"{phrase} {', '.join(about)}"
@@ -107,7 +97,7 @@ def shared(records: dict[str, Record]) -> dict[str, str]:
     return found
 
 
-def deciding_numbers(word: str, said: list[Verdict]) -> str:
+def deciding_numbers(word: str, said: list[rules.Verdict]) -> str:
     """Return the measured numbers that led to `word`, with what was predicted.
 
     Args:
@@ -118,14 +108,14 @@ def deciding_numbers(word: str, said: list[Verdict]) -> str:
     return "; ".join(map(_held_against, _deciding(word, parts)))
 
 
-def _deciding(word: str, parts: list[Part]) -> list[Part]:
+def _deciding(word: str, parts: list[rules.Part]) -> list[rules.Part]:
     """Return the first part with the word; of a mixed verdict, one of each kind."""
-    first: dict[str, Part] = {}
+    first: dict[str, rules.Part] = {}
     for part in parts:
         first.setdefault(part.word, part)
-    return [part for kind, part in first.items() if word in (kind, MIXED)]
+    return [part for kind, part in first.items() if word in (kind, rules.MIXED)]
 
 
-def _held_against(part: Part) -> str:
+def _held_against(part: rules.Part) -> str:
     wanted = part.wanted.partition(" (")[0]
     return f"{part.text}: {part.interval}, {part.word} ({wanted})"

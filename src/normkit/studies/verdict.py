@@ -36,7 +36,6 @@ __all__ = [
     "over",
     "reported",
     "steps_ratio",
-    "unless",
     "verdict",
     "within",
 ]
@@ -69,6 +68,12 @@ class Part:
     word: str = ""
     about: str = ""
 
+    def unless(self, reason: str) -> Part:
+        """Leave the part unjudged for `reason`; an empty reason keeps its word."""
+        if not reason:
+            return self
+        return replace(self, wanted=f"{self.wanted}; {reason}", word=UNTESTED)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -87,6 +92,7 @@ def at_least(
     *,
     none: float | None = None,
     about: str = "",
+    unless: str = "",
 ) -> Part:
     """Predict that the quantity is `bound` or more.
 
@@ -97,6 +103,7 @@ def at_least(
         none: The value that means no effect, below `bound`: 0 for a difference, 1 for a
             ratio. Without it nothing is "smaller": `bound` itself is the border.
         about: The part of the claim.
+        unless: Why the part is not judged; empty where it is.
 
     Example:
         >>> at_least("ratio", [6.0, 7.0, 9.0], 5, none=1).word
@@ -108,7 +115,7 @@ def at_least(
     border = bound if none is None else none
     wanted = f"≥ {bound:g}" + ("" if none is None else f" (refuted below {none:g})")
     word = _word(interval.low, interval.high, bound, border)
-    return Part(text, interval, wanted, word, about)
+    return Part(text, interval, wanted, word, about).unless(unless)
 
 
 def at_most(
@@ -118,6 +125,7 @@ def at_most(
     *,
     none: float | None = None,
     about: str = "",
+    unless: str = "",
 ) -> Part:
     """Predict that the quantity is `bound` or less; `at_least` mirrored.
 
@@ -131,7 +139,7 @@ def at_most(
     border = bound if none is None else none
     wanted = f"≤ {bound:g}" + ("" if none is None else f" (refuted above {none:g})")
     word = _word(-interval.high, -interval.low, -bound, -border)
-    return Part(text, interval, wanted, word, about)
+    return Part(text, interval, wanted, word, about).unless(unless)
 
 
 def _word(low: float, high: float, bound: float, border: float) -> str:
@@ -160,13 +168,6 @@ def within(
 def reported(text: str, values: Sequence[Number]) -> Part:
     """Report a number with the verdict, outside its rule."""
     return Part(text, median_interval(values))
-
-
-def unless(part: Part, reason: str) -> Part:
-    """Leave `part` unjudged for `reason`; an empty reason keeps its word."""
-    if not reason:
-        return part
-    return replace(part, wanted=f"{part.wanted}; {reason}", word=UNTESTED)
 
 
 def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
