@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Annotated, TextIO
 
-__all__ = ["TARGET", "check_file", "check_folder"]
+import typer
+
+__all__ = ["TARGET", "AsJson", "check_file", "check_folder", "notes"]
 
 TARGET = (
     "`file.py:factory` or `package.module:factory`; the factory returns the model, or "
     "a dict with `model`, `loader`, `loss_fn`."
 )
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def check_file(option: str, path: Path | None, *, makes_folder: bool = False) -> None:
@@ -57,3 +63,8 @@ def check_folder(option: str, path: Path) -> None:
             raise ArgumentError(
                 f"{option} {path}: {each} is a file; give the path of a folder"
             )
+
+
+def notes(as_json: bool) -> TextIO:
+    """Return the stream for paths and notes: standard output holds only the JSON."""
+    return sys.stderr if as_json else sys.stdout

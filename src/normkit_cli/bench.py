@@ -53,19 +53,14 @@ def _numerics(
     Each column is a mean of so many standard deviations; each cell the error of normkit
     and that of torch.nn, relative where the output is above 1.
     """
-    from normkit.bench.numerics import BEGIN, END, numerics
-    from normkit.errors import ArgumentError
+    from normkit.bench.marks import around
+    from normkit.bench.numerics import COMMAND, numerics
 
-    page = None if write is None else write.read_text(encoding="utf-8")
-    if page is not None and (BEGIN not in page or END not in page):
-        raise ArgumentError(
-            f"{write} has no line '{BEGIN}' with '{END}' after it; add both where the "
-            "table belongs"
-        )
+    # Before the measurement, which takes minutes.
+    page = None if write is None else around(write, COMMAND)
     found = numerics(seed=seed)
     if write is not None and page is not None:
-        head, tail = page.split(BEGIN)[0], page.split(END)[1]
-        write.write_text(head + found.to_markdown() + tail, encoding="utf-8")
+        write.write_text(found.to_markdown().join(page), encoding="utf-8")
     print(found.to_json() if as_json else found.to_text())
 
 

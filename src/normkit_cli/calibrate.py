@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.arguments import TARGET, AsJson, check_file, notes
 from normkit_cli.printing import printable
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def command(
         float | None,
         typer.Option(help="Stop once every layer's standard error is below this."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of text.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Measure the running statistics of every layer again, and save the checkpoint.
 
@@ -89,7 +87,7 @@ def command(
     if not is_first:
         return 0
     print(report.to_json() if as_json else printable(report.to_text()))
-    print(f"weights  {out.resolve()}", file=sys.stderr if as_json else sys.stdout)
+    print(f"weights  {out.resolve()}", file=notes(as_json))
     return 0
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from normkit_cli.arguments import check_folder
+from normkit_cli.printing import wide_console
 
 if TYPE_CHECKING:
     from normkit.demo import DemoResult
@@ -47,9 +48,7 @@ def command(
     with _progress() as tell:
         result = run_demo(seed=seed, quick=quick, on_progress=tell)
     report, data = result.write(out)
-    # Wider than this, a line is hard to follow.
-    console = Console(highlight=False)
-    console.width = min(console.width, 120)
+    console = wide_console()
     _print_checks(result, console)
     console.print(result.summary(), style="bold", markup=False)
     # Not through the console: a path must not be wrapped.

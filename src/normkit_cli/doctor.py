@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.arguments import TARGET, AsJson, check_file, notes
 from normkit_cli.printing import printable, wide_console
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ def command(
     report: Annotated[
         Path | None, typer.Option(help="Write the findings as one HTML page.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of text.")
-    ] = False,
+    as_json: AsJson = False,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> int:
     """Name what is wrong with a model's normalization, layer by layer.
@@ -102,18 +100,20 @@ def command(
         print(diagnosis.to_json())
     else:
         _show(diagnosis, wide_console())
-    # Standard output holds only the JSON.
-    notes = sys.stderr if as_json else sys.stdout
+    stream = notes(as_json)
     if repaired is not None:
-        print(repaired.to_text(), file=notes)
+        print(repaired.to_text(), file=stream)
         if repaired and out is None:
-            print("in memory; --out saves the repaired weights", file=notes)
+            print(
+                "in memory; --out saves the repaired weights",
+                file=stream,
+            )
     if out is not None:
         kept = Checkpoint({}) if checkpoint is None else Checkpoint.read(checkpoint)
         kept.save(found.model, out)
-        print(f"weights  {out.resolve()}", file=notes)
+        print(f"weights  {out.resolve()}", file=stream)
     if report is not None:
-        print(f"report   {report.resolve()}", file=notes)
+        print(f"report   {report.resolve()}", file=stream)
     return 1 if diagnosis.errors else 0
 
 

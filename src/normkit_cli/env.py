@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from normkit_cli.arguments import AsJson
 
 EXAMPLES = "Example: `normkit env --json > environment.json`"
 
 
 def command(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of text.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show versions, processor, kernels and optional packages.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.arguments import TARGET, check_file, notes
 from normkit_cli.printing import printable
 
 if TYPE_CHECKING:
@@ -148,8 +148,7 @@ def command(
     else:
         print(printable(ledger.to_text(pictures=pictures)))
     if out is not None:
-        where = sys.stderr if as_json else sys.stdout
-        print(f"model  {out.resolve()}", file=where)
+        print(f"model  {out.resolve()}", file=notes(as_json))
     return 1 if ledger.entries and not any(e.how for e in ledger.entries) else 0
 
 
@@ -186,7 +185,7 @@ def _fold_target(
                 "the target gave no example_inputs and no loader; let the factory "
                 'return {"model": model, "example_inputs": x}, or a loader as well'
             )
-        batch = next(iter(target.loader), None)
+        batch = target.first_batch()
         if batch is None:
             raise TargetError("the target's loader gave no batch; give example_inputs")
         inputs = inputs_of(batch)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.arguments import TARGET, AsJson, check_file, notes
 from normkit_cli.printing import printable, wide_console
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="File to save the weights to.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of text.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Initialize a model, and show n·Var[w] per layer as intended and as drawn.
 
@@ -77,8 +75,7 @@ def command(
             _draw(report, wide_console())
     if out is not None:
         Checkpoint({}).save(found.model, out)
-        where = sys.stderr if as_json else sys.stdout
-        print(f"weights  {out.resolve()}", file=where)
+        print(f"weights  {out.resolve()}", file=notes(as_json))
     return 0 if _is_sound(report) else 1
 
 
@@ -88,7 +85,7 @@ def _example_inputs(target: Target) -> Any:
 
     if target.example_inputs is not None or target.loader is None:
         return target.example_inputs
-    batch = next(iter(target.loader), None)
+    batch = target.first_batch()
     if batch is None:
         raise TargetError(
             "the target's loader gave no batch; give example_inputs, or a loader that "

@@ -76,6 +76,10 @@ class Target:
                 f"needs; let the factory return a dict with {', '.join(names)}"
             )
 
+    def first_batch(self) -> Any:
+        """Return the loader's first batch; None where there is none."""
+        return None if self.loader is None else next(iter(self.loader), None)
+
 
 def read_target(text: str, checkpoint: Path | None = None) -> Target:
     """Call the factory that `text` names, and load a checkpoint into its model.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normkit_cli.arguments import TARGET, check_file
+from normkit_cli.arguments import TARGET, AsJson, check_file, notes
 from normkit_cli.printing import printable
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def command(
         float | None,
         typer.Option(help="Largest relative difference that counts as rounding."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of text.")
-    ] = False,
+    as_json: AsJson = False,
     report: Annotated[
         Path | None, typer.Option(help="File for a page that shows where they part.")
     ] = None,
@@ -93,8 +91,7 @@ def command(
     print(verdict.to_json() if as_json else printable(verdict.to_text()))
     if report is not None:
         verdict.to_html(report)
-        where = sys.stderr if as_json else sys.stdout
-        print(f"page  {report.resolve()}", file=where)
+        print(f"page  {report.resolve()}", file=notes(as_json))
     return 0 if verdict else 1
 
 
@@ -114,7 +111,7 @@ def _read(text: str, checkpoint: Path | None) -> str | Target:
 def _inputs(target: Target) -> Any:
     from normkit.modeling.batch import inputs_of
 
-    if target.example_inputs is not None or target.loader is None:
+    if target.example_inputs is not None:
         return target.example_inputs
-    batch = next(iter(target.loader), None)
+    batch = target.first_batch()
     return None if batch is None else inputs_of(batch)

@@ -91,9 +91,10 @@ class Parting:
         """Return a few lines of text."""
         lines = [f"they part at {self.place}"]
         if self.pair is not None:
+            relation = f"; {self.pair.relation}" if self.pair.relation else ""
             lines.append(
                 f"  a {self.pair.label_a}, b {self.pair.label_b}: differ by "
-                f"{self.pair.difference:.1e}{_after(self.pair.relation)}"
+                f"{self.pair.difference:.1e}{relation}"
             )
         if self.note:
             lines.append(f"  {self.note}")
@@ -104,10 +105,6 @@ class Parting:
         lines.append(f"  a from there on: {_listed(self.region_a)}")
         lines.append(f"  b from there on: {_listed(self.region_b)}")
         return "\n".join(lines)
-
-
-def _after(text: str) -> str:
-    return f"; {text}" if text else ""
 
 
 def _listed(labels: Sequence[str]) -> str:

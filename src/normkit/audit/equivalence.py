@@ -8,6 +8,7 @@ from os import PathLike
 
 from normkit.audit.comparison import Comparison, LayerAgreement, Parting
 from normkit.audit.page import equivalence_page
+from normkit.doctor.finding import plain
 from normkit.results import Result
 
 __all__ = ["Equivalence"]
@@ -83,7 +84,7 @@ class Equivalence(Result):
 
     def to_json(self) -> str:
         """Return the verdict as JSON text, every field included; inf is a string."""
-        return json.dumps(_finite(asdict(self)), indent=2)
+        return json.dumps(plain(asdict(self)), indent=2)
 
     def to_rows(self) -> list[dict[str, object]]:
         """Return one mapping per named value of the first model."""
@@ -110,14 +111,3 @@ class Equivalence(Result):
         if path is not None:
             page.write(path)
         return page.to_html()
-
-
-def _finite(value: object) -> object:
-    """Return `value` with infinite and undefined numbers as strings, as JSON needs."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    if isinstance(value, float) and value - value != 0:
-        return str(value)
-    return value

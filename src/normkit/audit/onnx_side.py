@@ -102,7 +102,9 @@ class OnnxSide:
         types = {value.name: value for value in self.wide.graph.input}
         fed = {}
         for name, value in zip(self.input_names, given, strict=True):
-            array = np.asarray(value.detach().cpu() if _is_tensor(value) else value)
+            array = np.asarray(
+                value.detach().cpu() if isinstance(value, Tensor) else value
+            )
             if np.issubdtype(array.dtype, np.floating):
                 array = array.astype(np.float64 if in_float64 else np.float32)
             elif types[name].type.tensor_type.elem_type == _DOUBLE:
@@ -113,10 +115,6 @@ class OnnxSide:
 
 # TensorProto.DOUBLE.
 _DOUBLE = 11
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _described(model: Any) -> list[tuple[str, list[str], list[str], list[str]]]:

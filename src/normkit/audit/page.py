@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from normkit import report
 from normkit.audit.comparison import Comparison, LayerAgreement, Parting
-from normkit.report import (
-    Block,
-    Card,
-    Cards,
-    Code,
-    Details,
-    Heading,
-    Mark,
-    Number,
-    Numbers,
-    Page,
-    Table,
-    Text,
-)
 
 __all__ = ["equivalence_page"]
 
@@ -30,7 +17,7 @@ def equivalence_page(
     comparisons: Sequence[Comparison],
     parting: Parting | None,
     layers: Sequence[LayerAgreement],
-) -> Page:
+) -> report.Page:
     """Return the page of a comparison.
 
     Args:
@@ -41,13 +28,16 @@ def equivalence_page(
         parting: Where they part, if they do.
         layers: The named values of the first model.
     """
-    blocks: list[Block] = [*_numbers(equal, comparisons, layers), *_parting(parting)]
+    blocks: list[report.Block] = [
+        *_numbers(equal, comparisons, layers),
+        *_parting(parting),
+    ]
     if layers:
-        blocks.append(Heading("Layer by layer"))
+        blocks.append(report.Heading("Layer by layer"))
         blocks.append(_table(layers))
     blocks += [
-        Heading("Inputs"),
-        Table(
+        report.Heading("Inputs"),
+        report.Table(
             ["input", "difference", "not compared because"],
             [
                 [each.inputs, None if each.problem else each.difference, each.problem]
@@ -57,31 +47,33 @@ def equivalence_page(
         ),
     ]
     if rest:
-        blocks.append(Details("As text", [Code("\n".join([head, *rest]))]))
-    return Page(title="Two models compared", lead=head, blocks=blocks)
+        blocks.append(
+            report.Details("As text", [report.Code("\n".join([head, *rest]))])
+        )
+    return report.Page(title="Two models compared", lead=head, blocks=blocks)
 
 
 def _numbers(
     equal: bool, comparisons: Sequence[Comparison], layers: Sequence[LayerAgreement]
-) -> list[Block]:
+) -> list[report.Block]:
     largest = max((c.difference for c in comparisons if not c.problem), default=None)
     same = sum(layer.found_at != "" for layer in layers)
     return [
-        Numbers(
+        report.Numbers(
             [
-                Number(
+                report.Number(
                     "verdict",
                     "same function" if equal else "not the same",
                     severity="ok" if equal else "error",
                 ),
-                Number("largest difference", largest, "relative"),
-                Number("values that agree", f"{same} of {len(layers)}"),
+                report.Number("largest difference", largest, "relative"),
+                report.Number("values that agree", f"{same} of {len(layers)}"),
             ]
         )
     ]
 
 
-def _parting(parting: Parting | None) -> list[Block]:
+def _parting(parting: Parting | None) -> list[report.Block]:
     if parting is None:
         return []
     what, facts = "", []
@@ -94,10 +86,10 @@ def _parting(parting: Parting | None) -> list[Block]:
     sentences = [part for part in (what, parting.note) if part]
     before = ", ".join(a for a, _ in parting.last) or "the inputs"
     return [
-        Heading("Where they part"),
-        Cards(
+        report.Heading("Where they part"),
+        report.Cards(
             [
-                Card(
+                report.Card(
                     parting.place,
                     ". ".join(sentences) or "The second model has no such value.",
                     severity="error",
@@ -105,8 +97,8 @@ def _parting(parting: Parting | None) -> list[Block]:
                 )
             ]
         ),
-        Text(f"The last that agrees before: {before}."),
-        Table(
+        report.Text(f"The last that agrees before: {before}."),
+        report.Table(
             ["first model", "second model"],
             [
                 [
@@ -122,8 +114,8 @@ def _parting(parting: Parting | None) -> list[Block]:
     ]
 
 
-def _table(layers: Sequence[LayerAgreement]) -> Table:
-    return Table(
+def _table(layers: Sequence[LayerAgreement]) -> report.Table:
+    return report.Table(
         ["value", "operation", "same as", "difference", ""],
         [
             [
@@ -131,9 +123,9 @@ def _table(layers: Sequence[LayerAgreement]) -> Table:
                 layer.kind,
                 layer.found_at,
                 layer.difference,
-                Mark("ok", "agrees")
+                report.Mark("ok", "agrees")
                 if layer.found_at
-                else Mark("info", "no such value"),
+                else report.Mark("info", "no such value"),
             ]
             for layer in layers
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +36,7 @@ class Step:
     @property
     def is_whole(self) -> bool:
         """True if `values` are all of its elements."""
-        return self.values is not None and self.values.numel() == _count(self.shape)
+        return self.values is not None and self.values.numel() == math.prod(self.shape)
 
 
 @dataclass(eq=False)
@@ -69,10 +70,3 @@ def kept(tensor: Tensor) -> Tensor:
         places = torch.randint(flat.numel(), (_MAX_KEPT,), generator=draw)
         flat = flat[places.to(flat.device)]
     return flat.to("cpu", torch.float64, copy=True)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from normkit.errors import ArgumentError
 
-__all__ = ["between", "marks", "written"]
+__all__ = ["around", "between", "marks", "written"]
 
 
 def marks(command: str) -> tuple[str, str]:
@@ -26,6 +26,17 @@ def written(path: Path, command: str, text: str) -> str:
     Raises:
         ArgumentError: It has no such marks.
     """
+    begin, end = marks(command)
+    head, tail = around(path, command)
+    return f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}"
+
+
+def around(path: Path, command: str) -> tuple[str, str]:
+    """Return the texts before and after the marks of `command` in the page at `path`.
+
+    Raises:
+        ArgumentError: It has no such marks.
+    """
     page = path.read_text(encoding="utf-8")
     begin, end = marks(command)
     if begin not in page or end not in page.split(begin)[1]:
@@ -34,4 +45,4 @@ def written(path: Path, command: str, text: str) -> str:
             "table belongs"
         )
     head, rest = page.split(begin)
-    return f"{head}{begin}\n\n{text.strip()}\n\n{end}{rest.split(end)[1]}"
+    return head, rest.split(end)[1]

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 
 import normkit
 from normkit.bench.gradients import LAYERS, SHAPES, gradient_errors
+from normkit.bench.marks import marks
 from normkit.environment import environment
 
-__all__ = ["BEGIN", "CASES", "END", "RATIOS", "Case", "Numerics", "numerics"]
+__all__ = ["BEGIN", "CASES", "COMMAND", "END", "RATIOS", "Case", "Numerics", "numerics"]
 
 RATIOS = (0.0, 1.0, 1e2, 1e4, 1e6)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPE = (8, 16, 48, 48)
-BEGIN = "<!-- begin: normkit bench numerics -->"
-END = "<!-- end: normkit bench numerics -->"
+COMMAND = "normkit bench numerics"
+BEGIN, END = marks(COMMAND)
 
 _C = SHAPE[1]
 _EPS = 1e-5
@@ -54,27 +55,11 @@ class Case:
     is_eval: bool = False
 
 
-def _contiguous(x: Tensor) -> Tensor:
-    return x.contiguous()
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _matrix(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).reshape(-1, _C)
-
-
-def _sequence(x: Tensor) -> Tensor:
-    return x.flatten(2)
-
-
 _PLACES: dict[str, Callable[[Tensor], Tensor]] = {
-    "NCHW": _contiguous,
-    "channels_last": _channels_last,
-    "NC": _matrix,
-    "NCL": _sequence,
+    "NCHW": Tensor.contiguous,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "NC": lambda x: x.movedim(1, -1).reshape(-1, _C),
+    "NCL": lambda x: x.flatten(2),
 }
 
 
@@ -159,9 +144,7 @@ class Numerics:
             )
             for rows in (self._rows(), self._gradient_rows())
         ]
-        return "\n\n".join(
-            [f"{BEGIN}\n{tables[0]}", tables[1], f"{self.machine}\n{END}"]
-        )
+        return f"{BEGIN}\n{tables[0]}\n\n{tables[1]}\n\n{self.machine}\n{END}"
 
     def to_json(self) -> str:
         """Return the rows as plain data, unrounded."""

@@ -315,10 +315,6 @@ def _counted(step: Callable[[], None]) -> tuple[int, int, int]:
     return len(calls), sum(s for s, _ in calls), sum(r for _, r in calls)
 
 
-def _all_gather(into: Tensor, x: Tensor) -> None:
-    getattr(dist, _GATHER)(into, x)
-
-
 class Gathered(nn.Module):
     """The collectives of torch.nn.SyncBatchNorm in torch operations, on any device."""
 
@@ -346,7 +342,7 @@ class _Gathered(torch.autograd.Function):
         count = torch.full((1,), x.numel() / channels)
         mine = torch.cat([local_mean, torch.rsqrt(local_var + 1e-5), count])
         found = torch.empty(world * (2 * channels + 1))
-        _all_gather(found, mine)
+        getattr(dist, _GATHER)(found, mine)
         parts = found.view(world, -1).split([channels, channels, 1], 1)
         means, inv_stds, counts = parts
         total = counts.sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from normkit import report
 from normkit.demo.check import Check, percent
 from normkit.demo.folding import FoldStep
 from normkit.demo.repair import BROKEN_MOMENTUM, RepairStep
@@ -12,24 +13,6 @@ from normkit.demo.watching import WatchStep
 from normkit.demo.watching_page import watching
 from normkit.doctor.pages import finding_cards
 from normkit.environment import Environment
-from normkit.report import (
-    Bar,
-    Bars,
-    Block,
-    Code,
-    Details,
-    Figure,
-    Heading,
-    Lines,
-    Mark,
-    Number,
-    Numbers,
-    Page,
-    Severity,
-    Table,
-    Text,
-    format_value,
-)
 
 __all__ = ["demo_page"]
 
@@ -44,7 +27,7 @@ def demo_page(
     environment: Environment,
     seed: int,
     foot: str,
-) -> Page:
+) -> report.Page:
     """Return the report of the four steps; every number in it was measured.
 
     Args:
@@ -57,14 +40,14 @@ def demo_page(
         seed: Random seed of the run.
         foot: How the page was made, one line.
     """
-    return Page(
+    return report.Page(
         title="The life of a normalized network",
         lead="Small networks learn 8×8 handwritten digits without and with batch norm. "
         "One is broken on purpose, diagnosed and repaired; one loses its batch norms "
         f"and nothing else. {summary}",
         blocks=[
             _headline(train, watch, repair, fold),
-            Heading("What had to hold"),
+            report.Heading("What had to hold"),
             _check_table(train, watch, repair, fold),
             *_training(train),
             *watching(watch),
@@ -78,23 +61,23 @@ def demo_page(
 
 def _headline(
     train: TrainStep, watch: WatchStep, repair: RepairStep, fold: FoldStep
-) -> Numbers:
-    return Numbers(
+) -> report.Numbers:
+    return report.Numbers(
         [
-            Number(
+            report.Number(
                 "Deep sigmoid network",
                 f"{percent(train.plain.accuracy)} → "
                 f"{percent(train.normalized.accuracy)}",
                 "test accuracy without and with batch norm",
                 _sign(train.checks),
             ),
-            Number(
+            report.Number(
                 "Gradient at the first layer",
                 f"{watch.gradient_ratio:,.0f} ×",
                 "with batch norm, relative to without",
                 _sign(watch.checks),
             ),
-            Number(
+            report.Number(
                 "Broken, then calibrated",
                 f"{percent(repair.before)} → {percent(repair.after)}",
                 f"test accuracy; the doctor named {repair.diagnosis.named[0]} first"
@@ -102,22 +85,24 @@ def _headline(
                 else "test accuracy; the doctor named nothing",
                 _sign(repair.checks),
             ),
-            Number(
+            report.Number(
                 "Folded",
                 f"{fold.speed:.2f} × as fast",
-                f"largest difference of a score {format_value(fold.difference)}",
+                f"largest difference of a score {report.format_value(fold.difference)}",
                 _sign(fold.checks),
             ),
         ]
     )
 
 
-def _check_table(*steps: TrainStep | WatchStep | RepairStep | FoldStep) -> Table:
-    return Table(
+def _check_table(*steps: TrainStep | WatchStep | RepairStep | FoldStep) -> report.Table:
+    return report.Table(
         ["", "check", "measured", "required"],
         [
             [
-                Mark("ok", "held") if check.held else Mark("error", "failed"),
+                report.Mark("ok", "held")
+                if check.held
+                else report.Mark("error", "failed"),
                 f"{number}. {check.what}",
                 check.shown,
                 check.required,
@@ -129,26 +114,26 @@ def _check_table(*steps: TrainStep | WatchStep | RepairStep | FoldStep) -> Table
     )
 
 
-def _sign(checks: Iterable[Check]) -> Severity:
+def _sign(checks: Iterable[Check]) -> report.Severity:
     return "ok" if all(check.held for check in checks) else "error"
 
 
-def _training(step: TrainStep) -> Iterable[Block]:
-    yield Heading(f"1. {step.title}")
-    yield Text(
+def _training(step: TrainStep) -> Iterable[report.Block]:
+    yield report.Heading(f"1. {step.title}")
+    yield report.Text(
         "The two sigmoid networks have six hidden layers, start from the same Xavier "
         "weights and see the same images in the same order at the same learning rate; "
         "batch norm before each sigmoid is all that differs. The third "
         "is a CNN with residual connections."
     )
-    yield Code(
+    yield report.Code(
         'initialize(model, "xavier")\n'
         "with normkit.watch(model, optimizer, every=10) as watch:\n"
         "    train(model)"
     )
-    yield Figure(
+    yield report.Figure(
         "Test accuracy while learning",
-        Lines(
+        report.Lines(
             {
                 network.name: (
                     [at for at, _ in network.curve],
@@ -166,7 +151,7 @@ def _training(step: TrainStep) -> Iterable[Block]:
         ),
         caption="In eval mode, on 500 images that no network was trained on.",
     )
-    yield Table(
+    yield report.Table(
         ["network", "parameters", "steps", "learning rate", "test accuracy"],
         [
             [
@@ -182,40 +167,42 @@ def _training(step: TrainStep) -> Iterable[Block]:
     )
 
 
-def _repair(step: RepairStep) -> Iterable[Block]:
-    yield Heading(f"3. {step.title}")
+def _repair(step: RepairStep) -> Iterable[report.Block]:
+    yield report.Heading(f"3. {step.title}")
     weights = (
         "Its weights are bitwise those of the healthy one: only what eval mode uses "
         "differs."
         if step.has_healthy_weights
         else "Its weights differ from those of the healthy one."
     )
-    yield Text(
+    yield report.Text(
         f"The same CNN is trained again with `momentum={BROKEN_MOMENTUM}` in its batch "
         "norms: 0.999 in the convention new = 0.999·old + 0.001·batch. " + weights
     )
-    yield Numbers(
+    yield report.Numbers(
         [
-            Number("After training", percent(step.before), "in eval mode"),
-            Number("By batch statistics", percent(step.target), "as in training"),
-            Number("Calibrated", percent(step.after), "in eval mode"),
+            report.Number("After training", percent(step.before), "in eval mode"),
+            report.Number(
+                "By batch statistics", percent(step.target), "as in training"
+            ),
+            report.Number("Calibrated", percent(step.after), "in eval mode"),
         ]
     )
-    yield Code("diagnosis = normkit.diagnose(model, loader, loss_fn)")
-    yield Text(step.diagnosis.summary())
+    yield report.Code("diagnosis = normkit.diagnose(model, loader, loss_fn)")
+    yield report.Text(step.diagnosis.summary())
     yield finding_cards(step.diagnosis.findings)
-    yield Code("report = normkit.calibrate(model, loader)")
-    yield Bars(
-        [Bar(layer.name, layer.d_mean) for layer in step.calibration.layers],
+    yield report.Code("report = normkit.calibrate(model, loader)")
+    yield report.Bars(
+        [report.Bar(layer.name, layer.d_mean) for layer in step.calibration.layers],
         "How far calibrating moved the running mean of each layer, in standard "
         "deviations",
         "distance",
     )
-    yield Text(f"Diagnosed again: {step.diagnosis_after.summary()}")
-    yield Details(
+    yield report.Text(f"Diagnosed again: {step.diagnosis_after.summary()}")
+    yield report.Details(
         "Every layer that was calibrated",
         [
-            Table(
+            report.Table(
                 ["layer", "values per channel", "moved mean", "moved variance"],
                 [
                     [layer.name, layer.count, layer.d_mean, layer.d_var]
@@ -227,41 +214,41 @@ def _repair(step: RepairStep) -> Iterable[Block]:
     )
 
 
-def _folding(step: FoldStep) -> Iterable[Block]:
+def _folding(step: FoldStep) -> Iterable[report.Block]:
     ledger = step.ledger
     lower, upper = step.speed_quartiles
-    yield Heading(f"4. {step.title}")
-    yield Text(
+    yield report.Heading(f"4. {step.title}")
+    yield report.Text(
         f"The {step.name} in eval mode: each batch norm is an affine map of constants "
         "by now, and goes into the convolution before it."
     )
-    yield Code("folded, ledger = normkit.fold(model, images)")
-    yield Numbers(
+    yield report.Code("folded, ledger = normkit.fold(model, images)")
+    yield report.Numbers(
         [
-            Number(
+            report.Number(
                 "Batch norms folded",
                 f"{len(ledger.folded)} of {len(ledger.entries)}",
                 f"{ledger.parameters_saved:,} stored numbers fewer",
             ),
-            Number(
+            report.Number(
                 "Largest difference",
                 step.difference,
                 "of any score of any test image, folded in float64; "
-                f"{format_value(step.difference_float32)} in float32",
+                f"{report.format_value(step.difference_float32)} in float32",
             ),
-            Number(
+            report.Number(
                 "Test accuracy",
                 f"{percent(step.accuracy_before)} → {percent(step.accuracy_after)}",
                 f"{step.num_changed} of 500 images classified differently",
             ),
-            Number(
+            report.Number(
                 "Speed",
                 f"{step.speed:.2f} ×",
                 f"median over rounds; the middle half {lower:.2f} to {upper:.2f}",
             ),
         ]
     )
-    yield Table(
+    yield report.Table(
         ["batch norm", "folded", "target or reason", "difference"],
         [
             [entry.name, entry.folded, entry.how or entry.reason, entry.difference]
@@ -271,7 +258,7 @@ def _folding(step: FoldStep) -> Iterable[Block]:
     )
 
 
-def _environment(here: Environment, seed: int) -> Iterable[Block]:
+def _environment(here: Environment, seed: int) -> Iterable[report.Block]:
     rows = [
         ["processor", f"{here.cpu}, cores: {here.cores}, threads: {here.threads}"],
         ["system", here.system],
@@ -281,5 +268,5 @@ def _environment(here: Environment, seed: int) -> Iterable[Block]:
         ["normkit", here.normkit],
         ["seed", str(seed)],
     ]
-    yield Heading("Where this was measured")
-    yield Table(["", ""], rows, "The machine and the versions")
+    yield report.Heading("Where this was measured")
+    yield report.Table(["", ""], rows, "The machine and the versions")

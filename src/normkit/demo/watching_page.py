@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from normkit.demo.watching import Seen, Series, WatchStep
+from normkit.demo.watching import Seen, WatchStep
+from normkit.doctor.history_charts import gaps
 from normkit.doctor.pages import finding_cards
 from normkit.report import Bands, Block, Figure, Heading, Lines, Row, Table, Text
 
@@ -31,9 +32,9 @@ def watching(step: WatchStep) -> Iterable[Block]:
                 f"Input of one unit: {seen.name}",
                 Bands(
                     seen.steps,
-                    low=_gaps(seen.band[0]),
-                    middle=_gaps(seen.band[1]),
-                    high=_gaps(seen.band[2]),
+                    low=gaps(seen.band[0]),
+                    middle=gaps(seen.band[1]),
+                    high=gaps(seen.band[2]),
                     y_label="input of the sigmoid",
                     y_range=limits,
                     hue=i,
@@ -51,7 +52,7 @@ def watching(step: WatchStep) -> Iterable[Block]:
                 f"Gradient by layer: {seen.name}",
                 Lines(
                     {
-                        name: (seen.steps, _gaps(values))
+                        name: (seen.steps, gaps(values))
                         for name, values in seen.gradient_norm.items()
                     },
                     y_label="‖dL/dy‖",
@@ -83,7 +84,7 @@ def _saturation(both: tuple[Seen, Seen]) -> Iterable[Block]:
                     f"Saturated share by layer: {seen.name}",
                     Lines(
                         {
-                            name: (seen.steps, [100 * v for v in _gaps(values)])
+                            name: (seen.steps, [100 * v for v in gaps(values)])
                             for name, values in seen.saturated.items()
                         },
                         y_label="inputs where sigmoid is flat, %",
@@ -118,10 +119,6 @@ def _saturation(both: tuple[Seen, Seen]) -> Iterable[Block]:
         "sigmoid is below 5% of its largest. Gradient: the median of ‖dL/dy‖ over the "
         "steps. Without and with batch norm.",
     )
-
-
-def _gaps(values: Series) -> list[float]:
-    return [math.nan if value is None else value for value in values]
 
 
 def _finite(values: Iterable[float | None]) -> list[float]:

@@ -29,7 +29,7 @@ def history_charts(history: dict[str, Any]) -> Iterable[Block]:
             [
                 Figure(
                     f"Input of unit {history['unit']} of {name}",
-                    Bands(steps, _gaps(s["low"]), _gaps(s["middle"]), _gaps(s["high"])),
+                    Bands(steps, gaps(s["low"]), gaps(s["middle"]), gaps(s["high"])),
                     alt=f"The median goes from {_first(s['middle']):.3g} to "
                     f"{_first(s['middle'][::-1]):.3g}.",
                 )
@@ -39,7 +39,7 @@ def history_charts(history: dict[str, Any]) -> Iterable[Block]:
     saturated = {n: s["saturated"] for n, s in layers.items()}
     yield from _heat(steps, saturated, "Saturated share", largest=1.0)
     gradients = {
-        name: (steps, _gaps(s["gradient_norm"]))
+        name: (steps, gaps(s["gradient_norm"]))
         for name, s in _thin_items(layers, 10)
         if s["role"] == "weight" and not _is_empty(s["gradient_norm"])
     }
@@ -115,7 +115,8 @@ def _is_empty(values: list[float | None]) -> bool:
     return all(value is None for value in values)
 
 
-def _gaps(values: list[float | None]) -> list[float]:
+def gaps(values: list[float | None]) -> list[float]:
+    """Return the values with NaN, which a chart leaves out, for each missing one."""
     return [math.nan if value is None else value for value in values]
 
 

@@ -39,17 +39,8 @@ CHECKS: dict[str, Check] = dict(
     sorted(
         item
         for group in (
-            basics,
-            batches,
-            buffers,
-            gradients,
-            modes,
-            population,
-            saturation,
-            signals,
-            spikes,
-            transformers,
-            weights,
+            *(basics, batches, buffers, gradients, modes, population, saturation),
+            *(signals, spikes, transformers, weights),
         )
         for item in group.CHECKS.items()
     )

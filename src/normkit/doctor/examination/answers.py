@@ -69,7 +69,7 @@ class Answers:
         y = first_tensor(output)
         if y is not None and y.dim() >= 2:
             flat = y.detach().float().flatten(1)
-            self._outputs.append(_on_cpu(moments(flat, 0)))
+            self._outputs.append(on_cpu(moments(flat, 0)))
             sums = flat.sum(1)
             self._sums_to_one &= bool((flat >= 0).all()) and bool(
                 ((sums - 1).abs() < 1e-3).all()
@@ -183,7 +183,7 @@ class Answers:
     def _add_values(self, y: Tensor | None, t: Tensor) -> None:
         self._range[0] = min(self._range[0], float(t.min()))
         self._range[1] = max(self._range[1], float(t.max()))
-        self._values.append(_on_cpu(moments(t.flatten(), 0)))
+        self._values.append(on_cpu(moments(t.flatten(), 0)))
         if t.dim() and len(t) > 1:
             self._columns.append(channels_of(t))
         self._is_binary &= bool(((t == 0) | (t == 1)).all())
@@ -224,7 +224,7 @@ def channels_of(x: Tensor) -> ChannelStatistics:
     """Return the statistics of one batch, column by column, thinned evenly."""
     columns = x.detach().flatten(1) if x.dim() > 1 else x.detach()[:, None]
     columns = columns[:, :: -(-columns.shape[1] // MAX_COLUMNS)]
-    found = _on_cpu(moments(columns.float(), 0))
+    found = on_cpu(moments(columns.float(), 0))
     return ChannelStatistics.of_batch(found, found)
 
 
@@ -254,5 +254,6 @@ def _most_frequent(parts: list[Tensor]) -> float | None:
     return float(counts.max()) / float(counts.sum())
 
 
-def _on_cpu(found: Moments) -> Moments:
+def on_cpu(found: Moments) -> Moments:
+    """Return moments for the report: float64, on the CPU."""
     return found.to(device="cpu", dtype=torch.float64)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.doctor.channel_statistics import ChannelStatistics, Padding
-from normkit.doctor.examination.answers import Answers, channels_of
+from normkit.doctor.examination.answers import Answers, channels_of, on_cpu
 from normkit.doctor.measurements import LayerStatistics, NotFinite, WeightStatistics
 from normkit.doctor.probes.layer_probe import LayerProbe, merged
 from normkit.doctor.probes.parts import Parts
@@ -147,7 +147,7 @@ class ForwardPass:
     def _add_channels(self, layer: _Layer, probe: LayerProbe) -> None:
         layer.num_padded += probe.num_padded
         if probe.unpadded is not None:
-            layer.unpadded = merged(layer.unpadded, _on_cpu(probe.unpadded))
+            layer.unpadded = merged(layer.unpadded, on_cpu(probe.unpadded))
         for index, call in enumerate(probe.calls):
             if index == len(layer.calls):
                 layer.calls.append(_Channels())
@@ -180,7 +180,7 @@ class ForwardPass:
         x = first_tensor(batch)
         if x is not None:
             flat = x.detach().flatten()
-            self.input = merged(self.input, _on_cpu(moments(flat, 0)))
+            self.input = merged(self.input, on_cpu(moments(flat, 0)))
             if x.dim() > 1 and len(x) > 1:
                 self.input_channels.append(channels_of(x))
 
@@ -330,7 +330,3 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     return None
-
-
-def _on_cpu(found: Moments) -> Moments:
-    return found.to(device="cpu", dtype=torch.float64)
