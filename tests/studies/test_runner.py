@@ -253,6 +253,21 @@ def test_the_key_changes_with_a_file_that_the_study_imports(
 
 
 @pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        ("from normkit.studies.training import cnn", ["training"]),
+        ("from normkit.studies import training, verdict as rules", ["training"]),
+        ("from normkit.studies.verdict import Part", []),
+        ("from normkit.nn import BatchNorm2d", []),
+    ],
+)
+def test_the_key_covers_the_files_of_both_forms_of_import(
+    line: str, files: list[str]
+) -> None:
+    assert recording._of_this_package(line) == files
+
+
+@pytest.mark.parametrize(
     ("line", "counts"),
     [
         ("from normkit.studies.figure import bars", False),
