@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from normkit.report import Bands, Block, Figure, Heading, Heat, Lines, Row
+from normkit.report.charts import thinned
 
 __all__ = ["MAX_ROWS", "history_charts", "thinned"]
 
@@ -40,7 +41,7 @@ def history_charts(history: dict[str, Any]) -> Iterable[Block]:
     yield from _heat(steps, saturated, "Saturated share", largest=1.0)
     gradients = {
         name: (steps, gaps(s["gradient_norm"]))
-        for name, s in _thin_items(layers, 10)
+        for name, s in thinned(list(layers.items()), 10)
         if s["role"] == "weight" and not _is_empty(s["gradient_norm"])
     }
     if gradients:
@@ -87,22 +88,11 @@ def _heat(
         [str(steps[i]) for i in columns],
         [
             (name, [values[i] for i in columns])
-            for name, values in _thin_items(present, MAX_ROWS)
+            for name, values in thinned(list(present.items()), MAX_ROWS)
         ],
         f"{title}, by layer and step",
         largest=largest,
     )
-
-
-def thinned(items: list[Any], most: int = MAX_ROWS) -> list[Any]:
-    """Return at most `most` of the items, spread evenly, with the first and last."""
-    if len(items) <= most:
-        return items
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
-def _thin_items(found: dict[str, Any], most: int) -> list[tuple[str, Any]]:
-    return thinned(list(found.items()), most)
 
 
 def _ends(found: dict[str, Any]) -> list[tuple[str, Any]]:

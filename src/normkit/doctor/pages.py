@@ -12,7 +12,7 @@ from normkit.doctor.checks.population import D_MEAN_WARNING, D_VAR_WARNING
 from normkit.doctor.explain_gap import GapExplanation
 from normkit.doctor.finding import Finding, Severity, by_cause, ranked
 from normkit.doctor.fixes.confirm import Confirmation
-from normkit.doctor.history_charts import MAX_ROWS, history_charts, thinned
+from normkit.doctor.history_charts import MAX_ROWS, history_charts
 from normkit.doctor.measurements import LayerStatistics, Statistics
 from normkit.doctor.probes.series import RECENT
 from normkit.doctor.transformer_charts import transformer_blocks
@@ -35,6 +35,7 @@ from normkit.report import (
     Text,
 )
 from normkit.report import Severity as Sign
+from normkit.report.charts import thinned
 from normkit.results import counted
 
 __all__ = ["diagnosis_page", "finding_cards", "watch_page"]
@@ -225,7 +226,7 @@ def _by_layer(statistics: Statistics, readings: list[Finding]) -> Iterable[Block
         yield Row([_drift(distances, "d_mean"), _drift(distances, "d_var")])
     yield from _shares(readings, "D20", "Share of inputs where the activation is flat")
     yield from _shares(readings, "D21", "Share of units that are zero on every sample")
-    layers = thinned(list(statistics.layers))
+    layers = thinned(list(statistics.layers), MAX_ROWS)
     rows = [
         [
             layer.where,
@@ -325,7 +326,7 @@ def _drift(distances: list[Finding], key: str) -> Bars:
     return Bars(
         [
             Bar(f.layer or "(model)", f.details[key], _SIGN[f.severity])
-            for f in thinned(distances)
+            for f in thinned(distances, MAX_ROWS)
         ],
         f"How far {what} is, {unit}",
         "distance",
@@ -339,7 +340,7 @@ def _shares(readings: list[Finding], id_: str, caption: str) -> Iterable[Block]:
         yield Bars(
             [
                 Bar(f.layer or "(model)", f.value, _SIGN[f.severity])
-                for f in thinned(found)
+                for f in thinned(found, MAX_ROWS)
             ],
             caption,
             "share",
@@ -368,7 +369,7 @@ def _gap(gap: GapExplanation | None) -> Iterable[Block]:
         yield Text(f"Not measured, and so included in the parts above: {named}.")
     if gap.layers:
         yield Bars(
-            [Bar(part.name, part.value) for part in thinned(gap.layers)],
+            [Bar(part.name, part.value) for part in thinned(gap.layers, MAX_ROWS)],
             "Stale statistics by layer, each layer swapped alone; their interaction "
             f"is {gap.interaction:.3g}",
             "part of the gap",

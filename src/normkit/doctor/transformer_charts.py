@@ -7,10 +7,11 @@ import statistics as numbers
 from collections.abc import Iterable
 
 from normkit.doctor.finding import Finding
-from normkit.doctor.history_charts import MAX_ROWS, thinned
+from normkit.doctor.history_charts import MAX_ROWS
 from normkit.doctor.measurements import Statistics
 from normkit.doctor.transformer_statistics import streams
 from normkit.report import Block, Figure, Heading, Lines, Row, Table
+from normkit.report.charts import thinned
 
 __all__ = ["transformer_blocks"]
 

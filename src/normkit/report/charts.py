@@ -151,7 +151,7 @@ def summary(chart: Chart) -> tuple[list[str], list[list[Any]]]:
         case Bands():
             columns = [chart.x_label or "step", "low", "middle", "high"]
             rows = zip(chart.steps, chart.low, chart.middle, chart.high, strict=True)
-            return columns, [list(row) for row in _spread(list(rows))]
+            return columns, [list(row) for row in thinned(list(rows), 8)]
         case Lines():
             columns = ["", "first", "least", "most", "last", "points"]
             return columns, [
@@ -175,10 +175,11 @@ def series_colours(count: int, *, in_order: bool) -> list[tuple[str, int]]:
     return [("ramp", round(i * (NUM_RAMP - 1) / last)) for i in range(count)]
 
 
-def _spread(rows: list[Any], most: int = 8) -> list[Any]:
-    if len(rows) <= most:
-        return rows
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+def thinned(items: list[Any], most: int) -> list[Any]:
+    """Return at most `most` of the items, spread evenly, with the first and last."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def _ends(values: Numbers) -> list[float | None]:
