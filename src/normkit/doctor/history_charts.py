@@ -9,7 +9,7 @@ from typing import Any
 from normkit.report import Bands, Block, Figure, Heading, Heat, Lines, Row
 from normkit.report.charts import thinned
 
-__all__ = ["MAX_ROWS", "history_charts", "thinned"]
+__all__ = ["MAX_ROWS", "history_charts"]
 
 # The most layers in a chart; tables and cards keep the worst.
 MAX_ROWS = 60
