@@ -24,6 +24,7 @@ __all__ = [
     "legend",
     "series_colours",
     "summary",
+    "thinned",
 ]
 
 Numbers = Sequence[float] | np.ndarray
