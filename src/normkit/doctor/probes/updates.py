@@ -83,7 +83,8 @@ class Updates:
         self._awaits_update = False
         self._remove_hooks()
         for name, old in self._old.items():
-            change = norm_of(self._weights[name].detach() - old)
+            # The sign does not matter, and memory for the change is there.
+            change = norm_of(old.sub_(self._weights[name].detach()))
             # The weight was measured as the step began, and has changed since only by
             # this update.
             before = self.numbers[name, "weight_norm"]
