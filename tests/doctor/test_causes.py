@@ -149,7 +149,7 @@ def test_that_nothing_was_learned_follows_from_a_signal_that_does_not_arrive() -
 
 def test_only_the_symptom_of_d34_follows_from_dead_units() -> None:
     def told(**details: bool) -> dict[str, str]:
-        dead = Finding("D21", "", "act", "warning", fix="D21")
+        dead = Finding("D21", "", "act", "error", fix="D21")
         basics = Finding("D34", "", "", "warning", fix="D34", details=details)
         return {f.id: f.follows for f in by_cause([basics, dead])}
 
