@@ -53,7 +53,11 @@ def first_tensor(value: Any) -> Tensor | None:
         value = value.values()
     elif not isinstance(value, list | tuple):
         return None
-    return next((t for t in map(first_tensor, value) if t is not None), None)
+    for item in value:
+        found = first_tensor(item)
+        if found is not None:
+            return found
+    return None
 
 
 def dim_within(x: Tensor, dim: int) -> int:
