@@ -265,7 +265,9 @@ class Recorder:
             found |= with_spread(found)
             if "input.count" in found:
                 found["samples"] = probe.samples
-                self._recent.setdefault(name, deque(maxlen=RECENT)).append(found)
+                if name not in self._recent:
+                    self._recent[name] = deque(maxlen=RECENT)
+                self._recent[name].append(found)
                 self._windows[name].add(probe)
             if name not in self._series:
                 self._series[name] = {key: [None] * index for key in SERIES}

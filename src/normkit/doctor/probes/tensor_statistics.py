@@ -219,6 +219,8 @@ def _thinned(values: Tensor, most: int) -> Tensor:
     has no divisor in common with the number of values.
     """
     count = values.numel()
+    if count <= most:
+        return values
     step = math.ceil(count / most)
     while math.gcd(step, count) > 1:
         step += 1
