@@ -91,6 +91,24 @@ def test_d24_tells_the_depth_from_single_places(
     assert severity(chain(*responses), "D24") in ("warning", "error")
 
 
+@pytest.mark.parametrize(
+    ("responses", "has_moved", "expected"),
+    [
+        # The patches of a new CaiT, and its class token.
+        ((1e-6, 1e-6, 1e-6, 1e-6, 2e-2), False, "info"),
+        ((1e-6, 1e-6, 1e-6, 1e-6, 2e-2), True, "error"),
+        ((1e-6, 1e-6, 1e-6, 1e-6, 2e-2), None, "error"),
+        ((1e-8, 1e-6, 1e-4, 1e-2, 1.0), False, "error"),
+    ],
+)
+def test_d24_lets_a_branch_start_at_almost_nothing(
+    responses: tuple[float, ...], has_moved: bool | None, expected: str
+) -> None:
+    attention = (AttentionStatistics("blocks.0.attn"),)
+    found = replace(chain(*responses), attention=attention, has_moved=has_moved)
+    assert severity(found, "D24") == expected
+
+
 class Branch(nn.Module):
     """A shortcut that reads one pixel of four, and a branch of scale `scale`."""
 

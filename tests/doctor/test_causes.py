@@ -5,7 +5,7 @@ import json
 import pytest
 from torch import nn
 
-from doctor.models import batches, norms, trained
+from doctor.models import batches, build, norms, train, trained
 from normkit.doctor import Diagnosis, Finding, diagnose, explain_gap, watch
 from normkit.doctor.finding import Severity, by_cause, ranked
 
@@ -129,3 +129,29 @@ def test_a_consequence_lies_in_the_layers_of_its_cause() -> None:
     # An information explains no alarm.
     assert told(reading("D04", "a", "info"), reading("D01", "a"))["D01"] == ""
     assert told(reading("D08", ""), reading("D02", ""))["D02"] == ""
+
+
+def test_that_nothing_was_learned_follows_from_a_signal_that_does_not_arrive() -> None:
+    def basics(model: nn.Module) -> Finding:
+        diagnosis = diagnose(model, batches(seed=3)[:14], LOSS)
+        (finding,) = (f for f in diagnosis.findings if f.id == "D34")
+        assert "learned nothing" in finding.evidence
+        return finding
+
+    deep = build("mlp", act=nn.Sigmoid, depth=6, normalized=False)
+    train(deep, 20)
+    assert basics(deep).follows == "D24"
+    # Without such a signal it is a cause: here targets of other samples.
+    model = build("mlp")
+    train(model, 60, lr=0.05, data=[(x, y.roll(1)) for x, y in batches()])
+    assert basics(model).follows == ""
+
+
+def test_only_the_symptom_of_d34_follows_from_dead_units() -> None:
+    def told(**details: bool) -> dict[str, str]:
+        dead = Finding("D21", "", "act", "error", fix="D21")
+        basics = Finding("D34", "", "", "warning", fix="D34", details=details)
+        return {f.id: f.follows for f in by_cause([basics, dead])}
+
+    assert told(is_symptom=True) == {"D21": "", "D34": "D21"}
+    assert told() == {"D34": "", "D21": ""}

@@ -181,3 +181,25 @@ def test_a_histogram_of_a_constant_or_of_nothing_finite_is_none_or_one_bin() -> 
 def _standardized(x: torch.Tensor) -> torch.Tensor:
     mean, var = x.double().mean(0), x.double().var(0, unbiased=False)
     return ((x - mean) / (var + 1e-5).sqrt()).float()
+
+
+def test_the_layers_shown_are_those_in_which_something_is_to_be_seen() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def shown() -> list[str]:
+        with watch(model, unit=1) as seen:
+            for _ in range(3):
+                model(torch.randn(16, 8)).sum().backward()
+        return re.findall(r"Input of unit 1 of (\d)", seen.to_html())
+
+    assert set(shown()) == {"1", "5"}
+    # The unit of the first layer gets one value, whatever the inputs.
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = 0, 0.5
+    assert set(shown()) == {"3", "5"}
+    with torch.no_grad():
+        for layer in (model[2], model[4]):
+            layer.weight[1], layer.bias[1] = 0, 0.5
+    assert set(shown()) == {"1", "5"}

@@ -246,3 +246,22 @@ def test_d34_a_loss_without_targets_has_no_pairs_to_learn(reads_targets: bool) -
     told = any("learned nothing" in f.evidence for f in found if f.is_alarm)
     assert told == reads_targets
     assert any("any pairing" in f.evidence for f in found) != reads_targets
+
+
+def test_the_targets_are_those_that_the_loss_makes() -> None:
+    """A loss may make two classes of ten digits, or values that are too large."""
+
+    def told(model: nn.Module, target: Callable[[Tensor], Tensor], loss: Any) -> bool:
+        return any(
+            "targets go" in text for text in basics(diagnose(model, data(target), loss))
+        )
+
+    def of_two(compare: Any, scale: float = 1) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda output, y: compare(output, (y > 4).float() * scale)
+
+    assert not told(network(1), number, of_two(LOGITS))
+    assert not told(network(1, SIGMOID), number, of_two(BCE))
+    assert not told(network(1, SIGMOID), number, of_two(F.mse_loss))
+    assert told(network(1), number, LOGITS)
+    assert told(network(1), share, lambda output, y: LOGITS(output, 9 * y))
+    assert told(network(1, SIGMOID), number, of_two(F.mse_loss, 5))

@@ -105,6 +105,33 @@ def test_a_watched_run_is_bitwise_the_run_without(name: str, every: int) -> None
     assert hooks_of(watched) == hooks_of(model)
 
 
+def test_a_step_that_is_not_observed_has_hooks_on_the_model_alone() -> None:
+    """So it costs what a handful of calls cost, however many layers there are."""
+    seen_inside: list[list[int]] = []
+
+    class Network(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            seen_inside.append(hooks_of(self))
+            return super().forward(x)
+
+    model = Network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    softmax = torch.softmax
+    with watch(model, optimizer, every=3):
+        for step in range(5):
+            train(model, 1, optimizer=optimizer)
+            # Those of the layers stay until the next call; what they do, they did.
+            seen_inside[step].append(torch.softmax is softmax)
+    root = len(hooks_of(nn.Module()))
+    own = [1, 1, *[0] * (root - 2)]
+    observed, *idle = seen_inside
+    assert sum(observed) > 10
+    for hooks in (idle[0], idle[1], idle[3]):
+        assert hooks[:root] == own
+        assert sum(hooks[root:-1]) == 0
+        assert hooks[-1]
+
+
 def test_no_hook_is_left_after_an_exception() -> None:
     model = build("cnn")
     before = hooks_of(model)

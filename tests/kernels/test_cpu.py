@@ -258,3 +258,37 @@ def test_given_statistics_are_applied_in_the_order_of_memory(
     inverse = (var.double() + 1e-5).rsqrt() * weight.double()
     wanted = (x.double() - mean.view(column)) * inverse.view(column) + bias.view(column)
     assert ((y - wanted).abs() <= 2e-6 * wanted.abs().clamp(min=1)).all()
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (7, 5), (16, 16, 33, 31), (4, 3, 5, 6)], ids=str
+)
+def test_moments_of_all_values_are_those_of_the_definition(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Of values 1e4 standard deviations from zero, float32 among them."""
+    x = (1e4 + torch.randn(shape, dtype=torch.float64)).to(dtype)
+    if len(shape) == 4 and shape[0] == 4:
+        x = x.to(memory_format=torch.channels_last)
+    found = backend_named("cpu").moments_of_all(x)  # type: ignore[attr-defined]
+    values = x.double()
+    deviations = values - values.mean()
+    expected = torch.stack([values.mean(), deviations.square().sum()])
+    # float32 deviations: their unit at 1e4 is 1e-3 of a standard deviation.
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+@needs_library
+def test_moments_of_all_values_need_a_plain_dense_tensor() -> None:
+    of_all = backend_named("cpu").moments_of_all  # type: ignore[attr-defined]
+    for x in (
+        torch.randn(4, 6)[:, ::2],
+        torch.randn(0, 3),
+        torch.randn(4, 3, device="meta"),
+        torch.ones(4, dtype=torch.int64),
+    ):
+        assert of_all(x) is None
+    with Watching():
+        assert of_all(torch.ones(3)) is None

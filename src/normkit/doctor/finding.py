@@ -53,6 +53,8 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("D13", "D27"), SIGNALS),
     "D28": SIGNALS | {"D17"},
 }
+# A network whose signals or steps stand still learns nothing: D34's symptom.
+STANDSTILL = frozenset(["D20", "D21", "D22", "D23", "D24", "D25", "D27"])
 # What a value that is not finite makes wrong, in all layers that it reaches.
 NOT_FINITE = SIGNALS | {"D02", "D17", "D27", "D29", "D39"}
 
@@ -192,6 +194,8 @@ def _explains(cause: Finding, finding: Finding) -> bool:
         return False
     if cause.details.get("is_not_finite", False):
         return finding.id in NOT_FINITE or not math.isfinite(finding.value)
+    if finding.details.get("is_symptom", False):
+        return cause.id in STANDSTILL
     if finding.id not in CONSEQUENCES.get(cause.id, ()):
         return False
     is_of_model = "" in (cause.layer, finding.layer)

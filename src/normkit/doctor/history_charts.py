@@ -9,7 +9,7 @@ from typing import Any
 from normkit.report import Bands, Block, Figure, Heading, Heat, Lines, Row
 from normkit.report.charts import thinned
 
-__all__ = ["MAX_ROWS", "history_charts"]
+__all__ = ["MAX_ROWS", "gaps", "history_charts"]
 
 # The most layers in a chart; tables and cards keep the worst.
 MAX_ROWS = 60
@@ -24,6 +24,8 @@ def history_charts(history: dict[str, Any]) -> Iterable[Block]:
         yield Row([_logged(name, pairs) for name, pairs in history["logged"].items()])
     hidden = {n: s for n, s in layers.items() if s["role"] == "activation"} or layers
     banded = {n: s for n, s in hidden.items() if not _is_empty(s["middle"])}
+    # A unit that gets one value throughout shows nothing where others show something.
+    banded = {n: s for n, s in banded.items() if not _is_flat(s)} or banded
     if banded:
         yield Heading("Inputs over time")
         yield Row(
@@ -103,6 +105,11 @@ def _ends(found: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _is_empty(values: list[float | None]) -> bool:
     return all(value is None for value in values)
+
+
+def _is_flat(series: dict[str, list[float | None]]) -> bool:
+    ends = {value for key in ("low", "high") for value in series[key]}
+    return len(ends - {None}) < 2
 
 
 def gaps(values: list[float | None]) -> list[float]:

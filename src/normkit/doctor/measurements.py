@@ -149,6 +149,8 @@ class OutputStatistics:
             own, as those of layers in a plain list.
         broadcast: The shapes of output and targets, where they hold as many values and
             a loss that takes them as they are would compare each with all the others.
+        compared: The range and spread of the values that the loss itself makes of the
+            targets, in one batch; None where it compares with the targets.
     """
 
     spread: float
@@ -164,6 +166,7 @@ class OutputStatistics:
     softmax_dim: int | None = None
     unregistered: tuple[str, ...] = ()
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    compared: TargetStatistics | None = None
 
 
 @dataclass(frozen=True)

@@ -265,13 +265,14 @@ class Recorder:
             found |= with_spread(found)
             if "input.count" in found:
                 found["samples"] = probe.samples
-                self._recent.setdefault(name, deque(maxlen=RECENT)).append(found)
+                if name not in self._recent:
+                    self._recent[name] = deque(maxlen=RECENT)
+                self._recent[name].append(found)
                 self._windows[name].add(probe)
-            series = self._series.setdefault(
-                name, {key: [None] * index for key in SERIES}
-            )
-            for key in SERIES:
-                series[key].append(found.get(key))
+            if name not in self._series:
+                self._series[name] = {key: [None] * index for key in SERIES}
+            for key, values_so_far in self._series[name].items():
+                values_so_far.append(found.get(key))
 
     def _after_update(self, *_: Any) -> None:
         self._step_modules = set()

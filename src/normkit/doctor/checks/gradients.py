@@ -103,8 +103,13 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         f"of {slope(response[::-1]):.2f} per layer"
     )
     # Every layer of a transformer lies in a branch, and a cross-attention in two.
+    # Before any training a branch may be a hundred thousandth of its stream: CaiT's
+    # class token reads the patches by a scale that starts at 1e-5.
     jumps = _jumps(response) if statistics.attention else {}
-    if severity == "warning" and ratio * math.prod(jumps.values()) > GRADIENT_WARNING:
+    is_start = severity == "error" and statistics.has_moved is False
+    if (severity == "warning" or is_start) and (
+        ratio * math.prod(jumps.values()) > GRADIENT_WARNING
+    ):
         severity = "info"
         places = " and ".join(
             f"{step:.3g}-fold behind {names[i]}" for i, step in jumps.items()

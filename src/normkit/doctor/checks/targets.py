@@ -180,6 +180,7 @@ def _pairing(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]
 
 def _values(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]:
     """Check the range of the targets."""
+    raw, found = found, out.compared or found
     if BINARY & out.operations and not 0 <= found.low <= found.high <= 1:
         yield _D34(
             "",
@@ -208,7 +209,7 @@ def _values(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]
                 "drop the activation behind the last layer, or scale the targets to "
                 "its range",
             )
-    labels = found.labels_per_sample
+    labels = raw.labels_per_sample
     is_softmax = is_cross_entropy(out) or out.sums_to_one
     if labels is not None and labels > LABELS and is_softmax:
         yield _D34(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.graph import (
+    compared_values,
     last_operation,
     operations_between,
     softmax_dim,
@@ -55,6 +57,7 @@ class Answers:
         self._operations: frozenset[str] = frozenset()
         self._softmax_dim: int | None = None
         self._unregistered: list[str] = []
+        self._compared: TargetStatistics | None = None
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
         self._labels: list[Tensor] = []
@@ -84,7 +87,9 @@ class Answers:
         elif t.is_floating_point():
             self._add_values(y, t)
 
-    def add_graph(self, model: nn.Module, output: Any, loss: Tensor) -> None:
+    def add_graph(
+        self, model: nn.Module, output: Any, targets: Any, loss: Tensor
+    ) -> None:
         """Record the operations around the output of `model`, once."""
         y = first_tensor(output)
         if y is not None and not self._activation:
@@ -92,6 +97,7 @@ class Answers:
             self._operations = operations_between(loss, y)
             self._softmax_dim = softmax_dim(y)
             self._unregistered = unregistered(model, y)
+            self._compared = _made_by_loss(compared_values(loss, y), targets)
 
     def add_shuffled(
         self, loss_fn: Callable[..., Any], output: Any, target: Any
@@ -142,6 +148,7 @@ class Answers:
             softmax_dim=self._softmax_dim,
             unregistered=tuple(self._unregistered),
             broadcast=self._shapes,
+            compared=self._compared,
         )
 
     def targets(self) -> TargetStatistics | None:
@@ -209,6 +216,18 @@ def label_beyond(
     units, labels = y.shape[1], targets[targets != ignored]
     beyond = labels[(labels < 0) | (labels >= units)]
     return (int(beyond[0]), units) if beyond.numel() else None
+
+
+def _made_by_loss(values: Tensor | None, targets: Any) -> TargetStatistics | None:
+    """Return the range of what a loss made of the targets; None for the targets."""
+    if values is None or not isinstance(targets, Tensor) or not targets.numel():
+        return None
+    low, high = float(values.min()), float(values.max())
+    same = functools.partial(math.isclose, rel_tol=1e-3)  # of another precision
+    if same(low, float(targets.min())) and same(high, float(targets.max())):
+        return None
+    found = moments(values.flatten(), 0)
+    return TargetStatistics(low=low, high=high, spread=float(found.var.sqrt()))
 
 
 def _broadcast(one: Sequence[int], other: Sequence[int]) -> bool:

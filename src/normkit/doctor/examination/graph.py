@@ -11,7 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["last_operation", "leaves_of", "operations_between", "softmax_dim"]
+__all__ = [
+    "compared_values",
+    "last_operation",
+    "leaves_of",
+    "operations_between",
+    "softmax_dim",
+]
 
 # Operations that leave the values as they are.
 _VIEWS = frozenset(
@@ -68,10 +74,29 @@ def operations_between(loss: Tensor, output: Tensor) -> frozenset[str]:
 
     Empty where the graph does not lead from one to the other.
     """
+    return frozenset(map(_name, _nodes_between(loss, output)))
+
+
+def compared_values(loss: Tensor, output: Tensor) -> Tensor | None:
+    """Return the values that the loss compares `output` with, as it made them.
+
+    None for class numbers, and where there is not one operation that keeps them.
+    """
+    kept = [
+        values
+        for node in _nodes_between(loss, output)
+        if isinstance(values := getattr(node, "_saved_target", None), Tensor)
+        and values.is_floating_point()
+        and values.numel()
+    ]
+    return kept[0].detach() if len(kept) == 1 else None
+
+
+def _nodes_between(loss: Tensor, output: Tensor) -> set[Any]:
     end: Any = output.grad_fn
     if end is None or loss.grad_fn is None or loss.grad_fn is end:
-        return frozenset()
-    names, seen, waiting = set(), set(), [loss.grad_fn]
+        return set()
+    seen, waiting = set(), [loss.grad_fn]
     reaches = False
     while waiting and len(seen) < MAX_NODES:
         node = waiting.pop(0)
@@ -80,9 +105,8 @@ def operations_between(loss: Tensor, output: Tensor) -> frozenset[str]:
             continue
         if node not in seen:
             seen.add(node)
-            names.add(_name(node))
             waiting += _parents(node)
-    return frozenset(names) if reaches else frozenset()
+    return seen if reaches else set()
 
 
 def _name(node: Any) -> str:

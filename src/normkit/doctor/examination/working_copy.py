@@ -214,7 +214,7 @@ class WorkingCopy:
         if is_whole and self.case.loss_fn is not None:
             result.answers.add_shuffled(self.case.loss_fn, output, targets)
         if backward and loss.requires_grad:
-            result.answers.add_graph(self.model, output, loss)
+            result.answers.add_graph(self.model, output, targets, loss)
             self.model.zero_grad(set_to_none=True)
             loss.backward()
             result.add_gradients(self.model)

@@ -112,6 +112,7 @@ class Blocks:
         }
         # A compiler would compile the model again for other functions.
         self._can_listen = not any(map(is_compiled, model.modules()))
+        self._is_listening = False
         self._inside: list[nn.Module] = []
         self._last: tuple[BlockProbe, Callable[[], Tensor | None], int] | None = None
         self._calls = 0
@@ -129,13 +130,20 @@ class Blocks:
         self._inside.clear()
         self._last = None
         if self._can_listen:
-            stop_listening(self._add_attention)
+            self._stop_listening()
             listen(self._add_attention)
+            self._is_listening = True
 
     def leave(self) -> None:
         """End the forward, or whatever is left of one."""
         self._last = None
-        stop_listening(self._add_attention)
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        # Called at every step of a watch, which rarely has begun to listen.
+        if self._is_listening:
+            self._is_listening = False
+            stop_listening(self._add_attention)
 
     def reset(self) -> None:
         """Clear the measurements of all parts."""

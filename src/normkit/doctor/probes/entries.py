@@ -55,7 +55,7 @@ class Entries:
         if self._active not in (None, module):
             return
         self._active, self.was_called = module, True
-        if module.training and torch.is_grad_enabled():
+        if len(self._handles) > 1 and module.training and torch.is_grad_enabled():
             self._remove(*(part for part in module.modules() if part is not module))
         self._before(module, args, kwargs)
 

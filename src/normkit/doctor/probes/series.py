@@ -94,8 +94,10 @@ def with_spread(found: dict[str, float]) -> dict[str, float]:
 def to_floats(values: list[Tensor]) -> list[float]:
     """Return values from any device as floats, one transfer per device and dtype."""
     out = [0.0] * len(values)
-    for kind in {(value.device, value.dtype) for value in values}:
-        here = [i for i, v in enumerate(values) if (v.device, v.dtype) == kind]
+    places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, value in enumerate(values):
+        places.setdefault((value.device, value.dtype), []).append(i)
+    for here in places.values():
         numbers = torch.stack([values[i] for i in here]).tolist()
         for i, number in zip(here, numbers, strict=True):
             out[i] = number

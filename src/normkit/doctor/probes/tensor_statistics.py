@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from normkit.doctor.channel_statistics import Histogram
+from normkit.kernels.cpu import CpuBackend
 from normkit.moments import Moments
 from normkit.torch_state import is_wrapped
 
@@ -40,6 +42,8 @@ BAND = (0.15, 0.50, 0.85)
 # the values of a batch that a diagnosis counts; more are thinned evenly.
 BINS, REACH, MAX_COUNTED = 48, 4.0, 8192
 
+_kernels = CpuBackend()
+
 
 def first_tensor(value: Any) -> Tensor | None:
     """Return the first non-empty floating-point tensor in nested lists and dicts."""
@@ -49,7 +53,11 @@ def first_tensor(value: Any) -> Tensor | None:
         value = value.values()
     elif not isinstance(value, list | tuple):
         return None
-    return next((t for t in map(first_tensor, value) if t is not None), None)
+    for item in value:
+        found = first_tensor(item)
+        if found is not None:
+            return found
+    return None
 
 
 def dim_within(x: Tensor, dim: int) -> int:
@@ -68,14 +76,20 @@ def is_sum(x: Tensor) -> bool:
 
 
 def overall_of(x: Tensor) -> Moments:
-    """Return the moments of all values of x, in two passes.
+    """Return the moments of all values of x.
 
-    On a CPU this takes a fifth of the time of torch.var_mean over all dimensions, and
-    a third of that of `moments`, which handles the dimensions it does not reduce.
+    The kernels for CPUs make no copy: 0.7 of the time of the torch operations below on
+    32,768 values, 0.4 on 262,144, and 0.06 on 13 million. Those take a fifth of the
+    time of torch.var_mean over all dimensions, and a third of that of `moments`, which
+    handles the dimensions it does not reduce.
     """
-    x = x.to(_dtype(x))
-    mean = x.mean()
-    m2 = torch.linalg.vector_norm(x - mean).square()
+    found = _kernels.moments_of_all(x) if x.is_cpu else None
+    if found is not None:
+        mean, m2 = found.to(_dtype(x)).unbind()
+    else:
+        x = x.to(_dtype(x))
+        mean = x.mean()
+        m2 = torch.linalg.vector_norm(x - mean).square()
     return Moments(torch.full((), x.numel(), device=x.device), mean, m2)
 
 
@@ -127,7 +141,7 @@ def bands_of(values: Sequence[Tensor]) -> list[Tensor]:
     bands: list[Tensor] = [torch.empty(0)] * len(values)
     for kind in {(v.numel(), v.device) for v in values}:
         here = [i for i, v in enumerate(values) if (v.numel(), v.device) == kind]
-        ordered = torch.stack([values[i] for i in here]).sort().values
+        ordered = _sorted(torch.stack([values[i] for i in here]))
         below, step = _places(*kind)
         # Linear between neighbours, as in torch.quantile.
         edges = ordered[:, below]
@@ -137,6 +151,13 @@ def bands_of(values: Sequence[Tensor]) -> list[Tensor]:
         for i, band in zip(here, found.unbind(), strict=True):
             bands[i] = band
     return bands
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    """Return each row in order, NaN last; numpy takes an eighth of torch's time."""
+    if not rows.is_cpu:
+        return rows.sort().values
+    return torch.from_numpy(np.sort(rows.numpy(), axis=1))
 
 
 @dataclass(frozen=True)
@@ -198,6 +219,8 @@ def _thinned(values: Tensor, most: int) -> Tensor:
     has no divisor in common with the number of values.
     """
     count = values.numel()
+    if count <= most:
+        return values
     step = math.ceil(count / most)
     while math.gcd(step, count) > 1:
         step += 1

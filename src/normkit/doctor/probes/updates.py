@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from normkit.doctor.probes.hook import Hook
@@ -64,7 +63,6 @@ class Updates:
         if self._has_gradients:
             self._remove_hooks()
 
-    @torch.no_grad()
     def before(self) -> None:
         """Copy the weights before the optimizer changes them."""
         if self._awaits_update:
@@ -75,7 +73,6 @@ class Updates:
                 if weight.requires_grad
             }
 
-    @torch.no_grad()
     def after(self) -> None:
         """Record how far the optimizer moved the weights."""
         if not self._awaits_update:
@@ -83,7 +80,8 @@ class Updates:
         self._awaits_update = False
         self._remove_hooks()
         for name, old in self._old.items():
-            change = norm_of(self._weights[name].detach() - old)
+            # The sign does not matter, and memory for the change is there.
+            change = norm_of(old.sub_(self._weights[name].detach()))
             # The weight was measured as the step began, and has changed since only by
             # this update.
             before = self.numbers[name, "weight_norm"]
