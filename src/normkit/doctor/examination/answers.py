@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.graph import (
     last_operation,
+    leaves_of,
     operations_between,
     softmax_dim,
 )
@@ -55,6 +56,7 @@ class Answers:
         self._operations: frozenset[str] = frozenset()
         self._softmax_dim: int | None = None
         self._unregistered: list[str] = []
+        self._has_critic = False
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
         self._labels: list[Tensor] = []
@@ -92,6 +94,10 @@ class Answers:
             self._operations = operations_between(loss, y)
             self._softmax_dim = softmax_dim(y)
             self._unregistered = unregistered(model, y)
+            owned = {id(p) for p in model.parameters()} | {
+                id(leaf) for leaf in leaves_of(y)
+            }
+            self._has_critic = any(id(leaf) not in owned for leaf in leaves_of(loss))
 
     def add_shuffled(
         self, loss_fn: Callable[..., Any], output: Any, target: Any
@@ -141,6 +147,7 @@ class Answers:
             most_chosen=_most_frequent(self._chosen),
             softmax_dim=self._softmax_dim,
             unregistered=tuple(self._unregistered),
+            has_critic=self._has_critic,
             broadcast=self._shapes,
         )
 
