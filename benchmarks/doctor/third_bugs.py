@@ -3,7 +3,8 @@
 Recurrent, attention and convolution layers, hand-written and subclassed norms, GANs,
 segmentation, regression, mappings as inputs. Each docstring says what the mistake is,
 and what a good doctor would say first; `expected` has the checks that say it. Both were
-written, and committed, before the doctor saw any of these programs.
+written, and committed, before the doctor saw any of these programs. What it said then
+is in `FIRST_SIGHT`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,30 @@ from torch.nn import functional as F
 
 from normkit.doctor import watch
 
-__all__: list[str] = []
+__all__ = ["FIRST_SIGHT"]
+
+# The alarms of the doctor, in order, when it saw these programs for the first time: on
+# the program, and on its twin.
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "group_norm_of_one_value": (("D21", "D34"), ()),
+    "regression_behind_a_relu": (("D34",), ()),
+    "dropout_left_on_in_eval_mode": ((), ()),
+    "argmax_between_two_networks": (("D24", "D27"), ()),
+    "recurrence_over_the_batch": ((), ()),
+    "classes_flattened_as_pixels": ((), ()),
+    "layer_norm_over_time": ((), ()),
+    "schedule_stepped_with_each_batch": ((), ()),
+    "attention_without_its_scale": (("D36",), ()),
+    "language_model_without_a_causal_mask": ((), ()),
+    "root_of_distances_that_are_zero": (("D34", "D25", "D27"), ()),
+    "instance_norm_with_running_statistics": ((), ()),
+    "generator_behind_a_detach": (("D24", "D27"), ("D34",)),
+    "prices_without_a_scale": (("D21", "D24", "D34"), ()),
+    "decay_that_empties_the_weights": (("D27", "D21", "D24", "D34"), ()),
+    "steps_lost_in_bfloat16": ((), ()),
+    "root_mean_square_of_padding": (("D34", "D25", "D27"), ()),
+    "hand_written_batch_norm_that_keeps_nothing": (("D32", "D01", "D02"), ()),
+}
 
 
 def train(

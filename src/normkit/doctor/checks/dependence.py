@@ -28,10 +28,10 @@ def dependence(statistics: Statistics) -> Iterator[Finding]:
             "warning",
             found.on_chance or 0.0,
             DEPENDS,
-            f"in eval mode {found.dropout} is on, and a second call gives other "
-            f"answers, by {found.on_chance:.2g} of their spread",
-            "pass training=self.training to it, or use nn.Dropout; nothing, where "
-            "random answers are wanted",
+            f"dropout is on in eval mode ({found.dropout}), and a second call gives "
+            f"other answers, by {found.on_chance:.2g} of their spread",
+            "pass training=self.training to F.dropout, and dropout_p=0 to attention; "
+            "leave it where random answers are wanted",
         )
     # A softmax over the samples has its own finding, with the dimension.
     is_known = statistics.output is not None and statistics.output.softmax_dim == 0

@@ -32,9 +32,9 @@ _DROPOUTS = (
     F.alpha_dropout,
     F.feature_alpha_dropout,
 )
-# Places of an image whose target is changed, as shares of its pixels: the first and the
-# last lie where they are in any order of the dimensions.
-_PLACES = (0.3, 0.5, 0.7)
+# Places of an image whose target is changed, as shares of its pixels. In the wrong order
+# of dimensions a few stay where they are: of C classes those at k / (C - 1).
+_PLACES = (0.31, 0.43, 0.62, 0.69, 0.87)
 # Samples from which half of a batch tells anything.
 MIN_SIZE = 4
 
@@ -166,7 +166,9 @@ def _on_future(answers: Any, batch: Any, whole: Tensor, targets: Any) -> float |
     if found is None or found.shape != whole.shape:
         return None
     changes = [
-        _relative(*(v.narrow(axis, 0, size - 1) for v in (found, whole)), whole)
+        _relative(
+            found.narrow(axis, 0, size - 1), whole.narrow(axis, 0, size - 1), whole
+        )
         for axis in axes
     ]
     return min((c for c in changes if c is not None), default=None)
@@ -196,4 +198,4 @@ def _is_elsewhere(loss_fn: Any, whole: Tensor, targets: Any) -> bool:
         other[0].view(-1)[place] = (label + 1) % whole.shape[1]
         moved = (slope(other) - before).abs()
         found.append(float(moved[0].flatten()[place]) == 0 < float(moved.max()))
-    return bool(found) and all(found)
+    return sum(found) > len(found) / 2

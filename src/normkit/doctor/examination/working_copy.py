@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from normkit.doctor.examination.answers import label_beyond
 from normkit.doctor.examination.case import Case, accuracy
@@ -27,6 +26,8 @@ from normkit.modeling.snapshot import Snapshot, preserved
 __all__ = ["Measure", "SingleValueError", "WorkingCopy", "open_working_copy"]
 
 Measure = Literal["layers", "batch_norms", "calls", "answers"]
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class SingleValueError(ArgumentError):
@@ -82,9 +83,9 @@ def _attention_in_parts() -> Iterator[None]:
 
 def _has_two_modes(module: nn.Module) -> bool:
     """Return True for a norm that takes other statistics in eval mode."""
-    # Instance norms have no other base class of their own.
-    is_tracked = isinstance(module, _NormBase) and module.running_mean is not None
-    return is_batch_norm(module) or is_tracked
+    if isinstance(module, _INSTANCE_NORMS):
+        return module.running_mean is not None
+    return is_batch_norm(module)
 
 
 class WorkingCopy:
