@@ -76,6 +76,11 @@ PAIRS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]] = {
         (network(1), is_even, LOGITS),
         "no least value",
     ),
+    "class numbers that the loss itself makes zeros and ones": (
+        (network(1), number, LOGITS),
+        (network(1), number, lambda y, t: LOGITS(y, (t > 4).float())),
+        "no least value",
+    ),
     "labels of -1 and 1": (
         (network(1), lambda y: 2 * is_even(y) - 1, LOGITS),
         (network(1), is_even, LOGITS),

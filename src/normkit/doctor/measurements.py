@@ -150,6 +150,8 @@ class OutputStatistics:
             own, as those of layers in a plain list.
         has_critic: The loss computes with parameters that the model does not own, as
             those of a critic.
+        compared: Least and largest target that a binary cross-entropy took, which may
+            be others than the loader's; None where there was none.
         broadcast: The shapes of output and targets, where they hold as many values and
             a loss that takes them as they are would compare each with all the others.
     """
@@ -167,6 +169,7 @@ class OutputStatistics:
     softmax_dim: int | None = None
     unregistered: tuple[str, ...] = ()
     has_critic: bool = False
+    compared: tuple[float, float] | None = None
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 

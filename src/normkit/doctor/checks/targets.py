@@ -180,14 +180,15 @@ def _pairing(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]
 
 def _values(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]:
     """Check the range of the targets."""
-    if BINARY & out.operations and not 0 <= found.low <= found.high <= 1:
+    low, high = out.compared or (found.low, found.high)
+    if BINARY & out.operations and not 0 <= low <= high <= 1:
         yield _D34(
             "",
             "error",
-            found.high if found.high > 1 else found.low,
-            1.0 if found.high > 1 else 0.0,
-            f"targets go from {found.low:.3g} to {found.high:.3g}; outside 0 to 1 "
-            "binary cross-entropy has no least value",
+            high if high > 1 else low,
+            1.0 if high > 1 else 0.0,
+            f"targets go from {low:.3g} to {high:.3g}; outside 0 to 1 binary "
+            "cross-entropy has no least value",
             "scale the targets to 0 to 1, or use cross_entropy for more than two "
             "classes",
         )

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.graph import (
+    compared_with,
     last_operation,
     leaves_of,
     operations_between,
@@ -57,6 +58,7 @@ class Answers:
         self._softmax_dim: int | None = None
         self._unregistered: list[str] = []
         self._has_critic = False
+        self._compared: tuple[float, float] | None = None
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
         self._labels: list[Tensor] = []
@@ -93,6 +95,7 @@ class Answers:
             self._activation = last_operation(y)
             self._operations = operations_between(loss, y)
             self._softmax_dim = softmax_dim(y)
+            self._compared = compared_with(loss)
             self._unregistered = unregistered(model, y)
             owned = {id(p) for p in model.parameters()} | {
                 id(leaf) for leaf in leaves_of(y)
@@ -148,6 +151,7 @@ class Answers:
             softmax_dim=self._softmax_dim,
             unregistered=tuple(self._unregistered),
             has_critic=self._has_critic,
+            compared=self._compared,
             broadcast=self._shapes,
         )
 

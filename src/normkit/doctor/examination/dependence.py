@@ -32,8 +32,8 @@ _DROPOUTS = (
     F.alpha_dropout,
     F.feature_alpha_dropout,
 )
-# Places of an image whose target is changed, as shares of its pixels. In the wrong order
-# of dimensions a few stay where they are: of C classes those at k / (C - 1).
+# Places of an image whose target is changed, as shares of its pixels. In another order
+# of the dimensions a few stay where they are: of C classes those at k / (C - 1).
 _PLACES = (0.31, 0.43, 0.62, 0.69, 0.87)
 # Samples from which half of a batch tells anything.
 MIN_SIZE = 4

@@ -11,7 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["last_operation", "leaves_of", "operations_between", "softmax_dim"]
+__all__ = [
+    "compared_with",
+    "last_operation",
+    "leaves_of",
+    "operations_between",
+    "softmax_dim",
+]
 
 # Operations that leave the values as they are.
 _VIEWS = frozenset(
@@ -61,6 +67,24 @@ def leaves_of(output: Tensor) -> Iterator[Tensor]:
         if hasattr(node, "variable"):
             yield node.variable
         waiting += _parents(node)
+
+
+def compared_with(loss: Tensor) -> tuple[float, float] | None:
+    """Return the range of the targets that a binary cross-entropy in `loss` took.
+
+    A loss may make them itself out of those of the loader; None where there is none.
+    """
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting and len(seen) < MAX_NODES:
+        node: Any = waiting.pop(0)
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if _name(node).startswith("BinaryCrossEntropy"):
+            target: Tensor = node._saved_target
+            return float(target.min()), float(target.max())
+        waiting += _parents(node)
+    return None
 
 
 def operations_between(loss: Tensor, output: Tensor) -> frozenset[str]:
