@@ -251,3 +251,28 @@ def test_d34_a_loss_without_targets_has_no_pairs_to_learn(reads_targets: bool) -
     told = any("learned nothing" in f.evidence for f in found if f.is_alarm)
     assert told == reads_targets
     assert any("any pairing" in f.evidence for f in found) != reads_targets
+
+
+def regression(offset: float, loss: Any = F.mse_loss) -> Diagnosis:
+    """A network trained for 60 steps of Adam on numbers about `offset`."""
+    model, pairs = network(1), data(lambda y: offset + offset / 8 * number(y))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(60):
+        x, y = pairs[step % len(pairs)]
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+    return diagnose(model, pairs, loss)
+
+
+def test_targets_far_from_the_answers_are_the_cause() -> None:
+    found = regression(3e5)
+    assert found.named[0] == "D34"
+    assert "have not arrived" in found.findings[0].evidence
+    assert all(f.follows == "D34" for f in found.findings[1:] if f.is_alarm)
+    assert not basics(regression(1.0))
+
+    def scaled(y: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(y, target / 3e5)
+
+    assert not basics(regression(3e5, scaled))

@@ -110,6 +110,7 @@ class TargetStatistics:
         classes: Number of classes; None unless they are class numbers.
         most_frequent: Share of the most frequent class; None without classes.
         spread: Standard deviation of all values; 0 for class numbers.
+        mean: Mean of all values; 0 for class numbers.
         labels_per_sample: Ones per row of targets `(N, K)` of zeros and ones; None for
             other targets.
         channels: Statistics of the labels as one-hot vectors, or of the values.
@@ -122,6 +123,7 @@ class TargetStatistics:
     classes: int | None = None
     most_frequent: float | None = None
     spread: float = 0.0
+    mean: float = 0.0
     labels_per_sample: float | None = None
     channels: ChannelStatistics | None = None
     beyond: tuple[int, int] | None = None

@@ -173,10 +173,12 @@ class Answers:
         same_size = len({c.within.shape for c in columns}) == 1
         rows = self._row_sums
         is_binary = self._is_binary and bool(rows)
+        values = Moments.merge_all(self._values)
         return TargetStatistics(
             low=self._range[0],
             high=self._range[1],
-            spread=float(Moments.merge_all(self._values).var.sqrt()),
+            spread=float(values.var.sqrt()),
+            mean=float(values.mean),
             labels_per_sample=sum(rows) / len(rows) if is_binary else None,
             channels=ChannelStatistics.merge_all(columns) if same_size else None,
         )
