@@ -35,8 +35,8 @@ _DROPOUTS = (
 # Places of an image whose target is changed, as shares of its pixels. In another order
 # of the dimensions a few stay where they are: of C classes those at k / (C - 1).
 _PLACES = (0.31, 0.43, 0.62, 0.69, 0.87)
-# Spread of the answers, as a share of their rms, below which a change may be rounding: a
-# fresh RepVGG in eval mode answers every sample alike, to 5e-8.
+# Spread of the answers, as a share of their rms, below which a change may be rounding:
+# a fresh RepVGG in eval mode answers every sample alike, to 5e-8.
 VARIES = 1e-3
 # Samples from which half of a batch tells anything.
 MIN_SIZE = 4
