@@ -184,7 +184,8 @@ class DependenceStatistics:
 
     Attributes:
         dropout: Name of a dropout function that is on in eval mode; "" for none.
-        on_chance: Change from one call to the next, where there is such a dropout.
+        on_chance: Change from one call to the next; measured where there is such a
+            dropout, or where something else changes the answers.
         on_others: Change when half of the batch is left out.
         on_future: Change of the answers before the last token when that is another,
             where the targets are the tokens that follow.

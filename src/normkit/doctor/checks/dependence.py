@@ -22,7 +22,7 @@ def dependence(statistics: Statistics) -> Iterator[Finding]:
     found = statistics.dependence
     if found is None:
         return
-    if (found.on_chance or 0.0) > DEPENDS:
+    if found.dropout and (found.on_chance or 0.0) > DEPENDS:
         yield _D34(
             "",
             "warning",

@@ -66,22 +66,21 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
     if y is None or y.dim() < 2 or not y.is_floating_point():
         return DependenceStatistics()
     whole, targets = y, case.targets(batch)
+    others = change(lambda: _on_others(answers, model, batch, whole, targets))
+    future = change(lambda: _on_future(answers, batch, whole, targets))
     chance = None
-    if dropouts.seen:
+    if dropouts.seen or max(others or 0.0, future or 0.0) > VARIES:
         chance = change(lambda: _relative(answers(batch, 1), whole, whole))
+    if chance:
+        # Random answers differ without any reason.
+        others = future = None
+    elsewhere = change(lambda: float(_is_elsewhere(case.loss_fn, whole, targets)))
     return DependenceStatistics(
         dropout=dropouts.seen,
         on_chance=chance,
-        # An answer that is random differs without any reason.
-        on_others=None
-        if chance
-        else change(lambda: _on_others(answers, model, batch, whole, targets)),
-        on_future=None
-        if chance
-        else change(lambda: _on_future(answers, batch, whole, targets)),
-        is_elsewhere=bool(
-            change(lambda: float(_is_elsewhere(case.loss_fn, whole, targets)))
-        ),
+        on_others=others,
+        on_future=future,
+        is_elsewhere=bool(elsewhere),
     )
 
 
