@@ -1,12 +1,13 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
-`python benchmarks/doctor` runs the bugs, `python benchmarks/doctor healthy` the healthy
-programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
-benchmarks/doctor architectures` fresh networks of the libraries that are installed,
-`python benchmarks/doctor overhead` measures the time, and `python benchmarks/doctor
-shrinking` what signals that shrink cost. Each writes its part of record.json, and
-docs/doctor-score.md from the whole; with names behind `bugs`, `architectures`,
-`healthy` or `overhead` only those are run, and take the place of their earlier runs.
+`python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third` a later set,
+`python benchmarks/doctor healthy` the healthy programs (20 minutes; those on MNIST and
+CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor architectures` fresh networks of
+the libraries that are installed, `python benchmarks/doctor overhead` measures the time,
+and `python benchmarks/doctor shrinking` what signals that shrink cost. Each writes its
+part of record.json, and docs/doctor-score.md from the whole; with names behind `bugs`,
+`third`, `architectures`, `healthy` or `overhead` only those are run, and take the place
+of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -33,6 +34,7 @@ import more_bugs  # noqa: F401 - enters its programs in BUGS
 import other_bugs
 import overhead
 import shrinking
+import third_bugs
 import torch
 from bugs import BUGS, Bug, Run
 
@@ -42,6 +44,7 @@ from normkit.doctor.finding import Finding, ranked
 PAGE = Path(__file__).parents[2] / "docs" / "doctor-score.md"
 RECORD = Path(__file__).parent / "record.json"
 SEED = 0
+THIRD = [bug for bug in BUGS if bug.name in third_bugs.FIRST_SIGHT]
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,10 @@ def _accuracy(run: Run) -> float:
     right = total = 0
     with torch.no_grad():
         for x, y in run.loader:
+            if y.is_floating_point():
+                return math.nan
             scores = run.model(x)
-            if y.is_floating_point() or scores.dim() != 2 or scores.shape[1] < 2:
+            if scores.dim() != 2 or scores.shape[1] < 2:
                 return math.nan
             right += int((scores.argmax(1) == y).sum())
             total += len(y)
@@ -127,6 +132,8 @@ def page(record: dict[str, Any]) -> str:
     parts = ["<!-- Written by `python benchmarks/doctor`; do not edit. -->"]
     if "bugs" in record:
         parts += _bugs([Score(**score) for score in record["bugs"]], record["machine"])
+    if "third" in record:
+        parts += ["", *_third([Score(**score) for score in record["third"]])]
     if "healthy" in record:
         parts += ["", *healthy.lines(record["healthy"])]
     if "overhead" in record:
@@ -168,6 +175,33 @@ def _bugs(scores: list[Score], machine: str) -> list[str]:
         "the twin. Left are the alarms of a diagnosis after the repair. Where nothing",
         "was applied the fix takes training: other weights, other layers, masks.",
         "",
+    ]
+    return lines + _table(scores)
+
+
+def _third(scores: list[Score]) -> list[str]:
+    first = [(s, *third_bugs.FIRST_SIGHT[s.name]) for s in scores]
+    n = len(scores)
+    named = sum(bool(bad) and bad[0] in s.expected for s, bad, _ in first)
+    return [
+        "## A third set",
+        "",
+        f"{n} programs of layers and losses that the others lack, written and",
+        "committed before the doctor saw one of them. First meeting: an alarm on "
+        f"{sum(bool(bad) for _, bad, _ in first)} of {n}, the right check first on "
+        f"{named} of {n}, twins silent {sum(not twin for *_, twin in first)} of {n}.",
+        "After changes of the doctor that these programs led to: an alarm on "
+        f"{sum(s.is_detected for s in scores)} of {n}, the right check first on "
+        f"{sum(s.is_named for s in scores)} of {n}, twins silent "
+        f"{sum(not s.twin_alarms for s in scores)} of {n}; this is no score on unseen",
+        "programs any more.",
+        "",
+        *_table(scores),
+    ]
+
+
+def _table(scores: list[Score]) -> list[str]:
+    lines = [
         "| program | threads | expected | alarms, in order | on the twin | repaired "
         "| left | accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -205,16 +239,22 @@ def main() -> None:
         for found in architectures.measured(sys.argv[2:], before):
             _write(architectures=found)
     else:
+        part = "third" if sys.argv[1:2] == ["third"] else "bugs"
         wanted = set(sys.argv[2:])
         record = json.loads(RECORD.read_text()) if wanted else {}
-        done = {score["name"]: score for score in record.get("bugs", [])}
+        done = {score["name"]: score for score in record.get(part, [])}
         for each in BUGS:
+            if (each in THIRD) != (part == "third"):
+                continue
             if not wanted or each.name in wanted:
                 score = scored(each)
                 done[each.name] = asdict(score)
                 print(each.name, score.alarms, score.twin_alarms, flush=True)
         machine = f"torch {torch.__version__}, Python {platform.python_version()}, CPU"
-        _write(bugs=[*done.values()], machine=machine)
+        if part == "third":
+            _write(third=[*done.values()])
+        else:
+            _write(bugs=[*done.values()], machine=machine)
     print(PAGE)
 
 

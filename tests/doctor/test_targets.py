@@ -76,6 +76,11 @@ PAIRS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]] = {
         (network(1), is_even, LOGITS),
         "no least value",
     ),
+    "class numbers that the loss itself makes zeros and ones": (
+        (network(1), number, LOGITS),
+        (network(1), number, lambda y, t: LOGITS(y, (t > 4).float())),
+        "no least value",
+    ),
     "labels of -1 and 1": (
         (network(1), lambda y: 2 * is_even(y) - 1, LOGITS),
         (network(1), is_even, LOGITS),
@@ -265,3 +270,28 @@ def test_the_targets_are_those_that_the_loss_makes() -> None:
     assert told(network(1), number, LOGITS)
     assert told(network(1), share, lambda output, y: LOGITS(output, 9 * y))
     assert told(network(1, SIGMOID), number, of_two(F.mse_loss, 5))
+
+
+def regression(offset: float, loss: Any = F.mse_loss) -> Diagnosis:
+    """A network trained for 60 steps of Adam on numbers about `offset`."""
+    model, pairs = network(1), data(lambda y: offset + offset / 8 * number(y))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(60):
+        x, y = pairs[step % len(pairs)]
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+    return diagnose(model, pairs, loss)
+
+
+def test_targets_far_from_the_answers_are_the_cause() -> None:
+    found = regression(3e5)
+    assert found.named[0] == "D34"
+    assert "have not arrived" in found.findings[0].evidence
+    assert all(f.follows == "D34" for f in found.findings[1:] if f.is_alarm)
+    assert not basics(regression(1.0))
+
+    def scaled(y: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(y, target / 3e5)
+
+    assert not basics(regression(3e5, scaled))

@@ -74,7 +74,8 @@ class Finding:
         evidence: One sentence with the numbers, or why it was not judged.
         fix: How to fix it; empty when there is nothing to do.
         details: More numbers by name, plain data. `is_symptom`: what the user sees;
-            it ranks behind the causes of its severity.
+            it ranks behind the causes of its severity. `is_origin`: it explains what
+            is wrong in the signals, as the data of D28 do.
         layers: All layers with the same cause, `layer` first; empty in a result of one
             check on one layer.
         follows: Id of the finding that explains it; empty for a cause, and in a result
@@ -161,7 +162,8 @@ def _level(finding: Finding) -> int:
 
 def _is_origin(finding: Finding) -> bool:
     """Return True for a warning that explains signals; steps do where too large."""
-    if finding.severity != "warning" or finding.id not in ORIGINS:
+    is_named = finding.id in ORIGINS or finding.details.get("is_origin", False)
+    if finding.severity != "warning" or not is_named:
         return False
     return finding.id != "D27" or finding.value > finding.threshold
 
@@ -195,8 +197,9 @@ def _explains(cause: Finding, finding: Finding) -> bool:
     if cause.details.get("is_not_finite", False):
         return finding.id in NOT_FINITE or not math.isfinite(finding.value)
     if finding.details.get("is_symptom", False):
-        return cause.id in STANDSTILL
-    if finding.id not in CONSEQUENCES.get(cause.id, ()):
+        return cause.id in STANDSTILL or cause.details.get("is_origin", False)
+    signals = SIGNALS if cause.details.get("is_origin", False) else frozenset[str]()
+    if finding.id not in CONSEQUENCES.get(cause.id, frozenset()) | signals:
         return False
     is_of_model = "" in (cause.layer, finding.layer)
     return is_of_model or set(finding.layers) <= set(cause.layers)

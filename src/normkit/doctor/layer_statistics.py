@@ -179,6 +179,7 @@ class LayerStatistics:
         before: Histogram of a normalization's inputs; None where not counted.
         after: Histogram of its outputs.
         gains: The scales of a norm; None without.
+        shift_spread: Standard deviation of a norm's shift over its channels.
         not_finite: Where inputs, outputs and weight were first not finite.
     """
 
@@ -207,6 +208,7 @@ class LayerStatistics:
     before: Histogram | None = None
     after: Histogram | None = None
     gains: GainStatistics | None = None
+    shift_spread: float = 0.0
     not_finite: NotFinite = NotFinite()
 
     @property

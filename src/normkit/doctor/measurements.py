@@ -28,6 +28,7 @@ from normkit.results import Result, counted
 
 __all__ = [
     "DataStatistics",
+    "DependenceStatistics",
     "Evaluation",
     "LayerStatistics",
     "NormStatistics",
@@ -109,6 +110,7 @@ class TargetStatistics:
         classes: Number of classes; None unless they are class numbers.
         most_frequent: Share of the most frequent class; None without classes.
         spread: Standard deviation of all values; 0 for class numbers.
+        mean: Mean of all values; 0 for class numbers.
         labels_per_sample: Ones per row of targets `(N, K)` of zeros and ones; None for
             other targets.
         channels: Statistics of the labels as one-hot vectors, or of the values.
@@ -121,6 +123,7 @@ class TargetStatistics:
     classes: int | None = None
     most_frequent: float | None = None
     spread: float = 0.0
+    mean: float = 0.0
     labels_per_sample: float | None = None
     channels: ChannelStatistics | None = None
     beyond: tuple[int, int] | None = None
@@ -147,6 +150,8 @@ class OutputStatistics:
             none does.
         unregistered: Parameters that the output depends on and that the model does not
             own, as those of layers in a plain list.
+        has_critic: The loss computes with parameters that the model does not own, as
+            those of a critic.
         broadcast: The shapes of output and targets, where they hold as many values and
             a loss that takes them as they are would compare each with all the others.
         compared: The range and spread of the values that the loss itself makes of the
@@ -165,8 +170,34 @@ class OutputStatistics:
     most_chosen: float | None = None
     softmax_dim: int | None = None
     unregistered: tuple[str, ...] = ()
+    has_critic: bool = False
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     compared: TargetStatistics | None = None
+
+
+@dataclass(frozen=True)
+class DependenceStatistics:
+    """On what the answers of one batch depend in eval mode, beyond their own samples.
+
+    Each change is the rms of the difference over the spread of all answers; None where
+    it was not measured.
+
+    Attributes:
+        dropout: Name of a dropout function that is on in eval mode; "" for none.
+        on_chance: Change from one call to the next; measured where there is such a
+            dropout, or where something else changes the answers.
+        on_others: Change when half of the batch is left out.
+        on_future: Change of the answers before the last token when that is another,
+            where the targets are the tokens that follow.
+        is_elsewhere: The target of a pixel acts on the scores of other pixels, and not
+            on its own.
+    """
+
+    dropout: str = ""
+    on_chance: float | None = None
+    on_others: float | None = None
+    on_future: float | None = None
+    is_elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,6 +246,7 @@ class Statistics(Result):
         data: The loader's batches; None without a loader.
         output: The model's outputs; None when not measured.
         targets: The targets of the loss; None when not measured.
+        dependence: On what the answers depend; None when not measured.
         has_moved: The weights show that they were trained; False where they can be
             those of a start, None when not measured.
         training: The training loop; None when it was not watched.
@@ -234,6 +266,7 @@ class Statistics(Result):
     data: DataStatistics | None = None
     output: OutputStatistics | None = None
     targets: TargetStatistics | None = None
+    dependence: DependenceStatistics | None = None
     has_moved: bool | None = None
     training: TrainingStatistics | None = None
     world_size: int = 1

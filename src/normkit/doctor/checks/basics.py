@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.dependence import dependence
 from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.progress import progress
 from normkit.doctor.checks.targets import is_cross_entropy, targets
@@ -84,6 +85,8 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
         given, left = (float(m.var.sqrt()) for m in (layer.input, layer.output))
         # A branch that starts at a scale of zero has a small one for some steps.
         scale = 1.0 if layer.gains is None else layer.gains.rms
+        # What a norm of one value gives is its shift, which differs by channel.
+        left = math.sqrt(max(left**2 - layer.shift_spread**2, 0.0))
         is_erased = given > ERASED and not left > ERASED * scale * min(given, 1.0)
         stream = (
             None if layer.norm is None or layer.norm.frozen else layer.norm.in_training
@@ -124,6 +127,7 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     yield from _linear_after_linear(statistics)
     yield from not_finite(statistics)
     yield from targets(statistics)
+    yield from dependence(statistics)
     yield from progress(statistics)
     out, data = statistics.output, statistics.evaluation
     if out is None:

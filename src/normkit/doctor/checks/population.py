@@ -215,10 +215,14 @@ def _reason(norm: NormStatistics) -> str:
 
 def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
     """Check D02: eval mode is worse than batch statistics on the same batches."""
-    if not any(not norm.frozen for _, norm in statistics.norms):
+    found, norms = statistics.evaluation, [norm for _, norm in statistics.norms]
+    is_frozen = all(norm.frozen for norm in norms)
+    if is_frozen and (found is None or found.running_loss == found.batch_loss):
         return
-    found = statistics.evaluation
-    if all(norm.is_new for _, norm in statistics.norms):
+    # Else instance norms with running statistics: they tell of no batch.
+    fix = _TRACKED_FIX if is_frozen else _GAP_FIX
+    is_new = all(norm.is_new for norm in norms) if norms else not statistics.has_moved
+    if is_new:
         reason = "the layers are new and have counted no batch yet"
         yield _D02("", "not_judged", evidence=reason)
         return
@@ -248,7 +252,7 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
             severity = "clear"
         if weights_fit_statistics(statistics):
             severity = "clear"  # a drop within its error, at a lower loss
-        yield _D02("", severity, drop, threshold, evidence, _GAP_FIX, details)
+        yield _D02("", severity, drop, threshold, evidence, fix, details)
         return
     if math.isnan(ratio):
         reason = f"a loss of {batch:.3g} has no ratio; pass metric="
@@ -257,9 +261,13 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
     sure = _is_sure(found, found.batch_loss, 1.0)
     severity: Severity = "warning" if ratio > LOSS_RATIO and sure else "clear"
     evidence += f", on the same {samples} samples"
-    yield _D02("", severity, ratio, LOSS_RATIO, evidence, _GAP_FIX, details)
+    yield _D02("", severity, ratio, LOSS_RATIO, evidence, fix, details)
 
 
+_TRACKED_FIX = (
+    "set track_running_stats=False on the instance norms: with it they normalize by "
+    "running statistics in eval mode, and no sample by its own"
+)
 _GAP_FIX = (
     "recompute the statistics with normkit.calibrate(model, loader); the other "
     "findings show why they were wrong"

@@ -12,10 +12,15 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.targets import SAME
+from normkit.doctor.checks.targets import COMPARING, SAME
 from normkit.doctor.checks.thresholds import too_few
 from normkit.doctor.finding import Finding
-from normkit.doctor.measurements import Statistics, standard_error
+from normkit.doctor.measurements import (
+    OutputStatistics,
+    Statistics,
+    TargetStatistics,
+    standard_error,
+)
 
 __all__ = ["has_learned", "progress"]
 
@@ -25,6 +30,9 @@ NO_GAIN, LEARNED = 0.02, 0.5
 # Spread of the answers, as a share of their size, from which a loss that compares them
 # with their targets cannot be the same for any pairing.
 VARIES = 1e-3
+# rms of targets that is far for a network whose answers begin at about 1, and the share
+# of it above which answers have arrived. Of scaled targets it is 1.
+FAR, ARRIVED = 20.0, 0.1
 
 _D34 = partial(Finding, "D34", "basics")
 
@@ -64,6 +72,21 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
         yield _D34("", "not_judged", gain, NO_GAIN, reason)
         return
     data, out = statistics.evaluation, statistics.output
+    loss = math.nan if data is None else data.mean(data.batch_loss)
+    if out is not None and _is_far(wanted, out, loss):
+        yield _D34(
+            "",
+            "warning",
+            out.scale,
+            ARRIVED * math.hypot(wanted.mean, wanted.spread),
+            f"the targets have mean {wanted.mean:.3g} and standard deviation "
+            f"{wanted.spread:.3g}, and the answers are about {out.scale:.3g}: they "
+            "have not arrived there, and say nothing of single samples",
+            "subtract the mean of the training targets and divide by their standard "
+            "deviation",
+            {"is_origin": True},
+        )
+        return
     if out is not None and data is not None and out.spread > VARIES * out.scale:
         pairs = zip(data.shuffled_loss, data.batch_loss, strict=True)
         if all(abs(other - own) <= SAME * abs(own) for other, own in pairs):
@@ -73,7 +96,6 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
             )
             yield _D34("", "not_judged", gain, NO_GAIN, reason)
             return
-    loss = math.nan if data is None else data.mean(data.batch_loss)
     share = None if out is None else out.most_chosen
     same = "" if share is None else f"; {share:.0%} of its answers are one class"
     yield _D34(
@@ -87,3 +109,13 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
         "step are all called, and try other learning rates",
         {"is_symptom": True},
     )
+
+
+def _is_far(wanted: TargetStatistics, out: OutputStatistics, loss: float) -> bool:
+    """Return True for answers that have not come to the size of their targets.
+
+    A loss that scales the targets itself is far below their size.
+    """
+    size = math.hypot(wanted.mean, wanted.spread)
+    compares = bool(COMPARING & out.operations) and wanted.classes is None
+    return compares and size > FAR and out.scale < ARRIVED * size < loss

@@ -15,6 +15,7 @@ from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.graph import (
     compared_values,
     last_operation,
+    leaves_of,
     operations_between,
     softmax_dim,
 )
@@ -57,6 +58,7 @@ class Answers:
         self._operations: frozenset[str] = frozenset()
         self._softmax_dim: int | None = None
         self._unregistered: list[str] = []
+        self._has_critic = False
         self._compared: TargetStatistics | None = None
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
@@ -98,6 +100,10 @@ class Answers:
             self._softmax_dim = softmax_dim(y)
             self._unregistered = unregistered(model, y)
             self._compared = _made_by_loss(compared_values(loss, y), targets)
+            owned = {id(p) for p in model.parameters()} | {
+                id(leaf) for leaf in leaves_of(y)
+            }
+            self._has_critic = any(id(leaf) not in owned for leaf in leaves_of(loss))
 
     def add_shuffled(
         self, loss_fn: Callable[..., Any], output: Any, target: Any
@@ -147,6 +153,7 @@ class Answers:
             most_chosen=_most_frequent(self._chosen),
             softmax_dim=self._softmax_dim,
             unregistered=tuple(self._unregistered),
+            has_critic=self._has_critic,
             broadcast=self._shapes,
             compared=self._compared,
         )
@@ -169,10 +176,12 @@ class Answers:
         same_size = len({c.within.shape for c in columns}) == 1
         rows = self._row_sums
         is_binary = self._is_binary and bool(rows)
+        values = Moments.merge_all(self._values)
         return TargetStatistics(
             low=self._range[0],
             high=self._range[1],
-            spread=float(Moments.merge_all(self._values).var.sqrt()),
+            spread=float(values.var.sqrt()),
+            mean=float(values.mean),
             labels_per_sample=sum(rows) / len(rows) if is_binary else None,
             channels=ChannelStatistics.merge_all(columns) if same_size else None,
         )

@@ -71,6 +71,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
             for layer in batch.layers()
         ]
         output = batch.answers.output(case.loss_fn)
+        depends = working.dependence()
         if output is not None and output.sums_to_one:
             output = replace(output, softmax=working.last_softmax())
     return Statistics(
@@ -83,6 +84,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         ),
         output=output,
         targets=batch.answers.targets(),
+        dependence=depends,
         has_moved=has_moved(case.model),
         world_size=_world_size(),
         is_averaged=case.is_averaged,

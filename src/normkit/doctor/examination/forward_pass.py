@@ -265,10 +265,16 @@ class ForwardPass:
                 before=histogram_of(layer.probe.before),
                 after=histogram_of(layer.probe.after),
                 gains=layer.probe.gains,
+                shift_spread=_shift_spread(layer.probe),
                 not_finite=_not_finite(layer),
             )
             for name, layer in ordered
         ]
+
+
+def _shift_spread(probe: LayerProbe) -> float:
+    shift = probe.module._parameters.get("bias") if probe.role == "norm" else None
+    return 0.0 if shift is None else float(shift.detach().double().std(correction=0))
 
 
 def _not_finite(layer: _Layer) -> NotFinite:

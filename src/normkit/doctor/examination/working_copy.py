@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from normkit.doctor.examination.answers import label_beyond
 from normkit.doctor.examination.case import Case, accuracy
+from normkit.doctor.examination.dependence import dependence
 from normkit.doctor.examination.forward_pass import ForwardPass
+from normkit.doctor.measurements import DependenceStatistics
 from normkit.doctor.probes.probes import Probes
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.errors import ArgumentError
@@ -24,6 +26,8 @@ from normkit.modeling.snapshot import Snapshot, preserved
 __all__ = ["Measure", "SingleValueError", "WorkingCopy", "open_working_copy"]
 
 Measure = Literal["layers", "batch_norms", "calls", "answers"]
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class SingleValueError(ArgumentError):
@@ -77,6 +81,13 @@ def _attention_in_parts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def _has_two_modes(module: nn.Module) -> bool:
+    """Return True for a norm that takes other statistics in eval mode."""
+    if isinstance(module, _INSTANCE_NORMS):
+        return module.running_mean is not None
+    return is_batch_norm(module)
+
+
 class WorkingCopy:
     """The model under examination, switched from mode to mode.
 
@@ -84,7 +95,8 @@ class WorkingCopy:
         case: The case.
         model: The copy; in training mode at first.
         frozen: The batch norms that are kept frozen on purpose, by dotted name.
-        has_batch_norms: Its modes differ in more than dropout.
+        has_batch_norms: Its modes differ in more than dropout: it has batch norms, or
+            instance norms with running statistics.
         advance: Called after each batch, to move a progress bar.
     """
 
@@ -96,14 +108,14 @@ class WorkingCopy:
         self.frozen = frozen
         self._before = before
         self.device = device_of(model)
-        self.has_batch_norms = any(map(is_batch_norm, model.modules()))
+        self.has_batch_norms = any(map(_has_two_modes, model.modules()))
         self.advance: Callable[[], None] = lambda: None
 
     def use_batch_statistics(self) -> None:
         """Switch to eval mode and the original buffers, batch norms to training."""
         self.use_running_statistics()
         for name, module in self.model.named_modules():
-            if is_batch_norm(module) and name not in self.frozen:
+            if _has_two_modes(module) and name not in self.frozen:
                 module.training = True
 
     def use_running_statistics(self) -> None:
@@ -164,6 +176,13 @@ class WorkingCopy:
                 "forward=lambda model, batch: … that calls the model it is given"
             )
         return result
+
+    def dependence(self) -> DependenceStatistics:
+        """Return on what the answers to the first batch depend, in eval mode."""
+        self.use_running_statistics()
+        batch = to_device(self.case.batches[0], self.device)
+        with _attention_in_parts():
+            return dependence(self.case, self.model, batch)
 
     def last_softmax(self) -> str:
         """Return the name of the `nn.Softmax` that gives the output; "" for none."""

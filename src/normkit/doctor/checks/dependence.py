@@ -1,0 +1,70 @@
+"""Check of what the answers depend on beside their own sample: part of D34."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from normkit.doctor.finding import Finding
+from normkit.doctor.measurements import Statistics
+
+__all__ = ["dependence"]
+
+# Change of an answer, as a share of the spread of all answers, that is no rounding:
+# another size of batch changes the order of sums, in bfloat16 by 0.004 a layer.
+DEPENDS = 0.05
+
+_D34 = partial(Finding, "D34", "basics")
+
+
+def dependence(statistics: Statistics) -> Iterator[Finding]:
+    """Check that an answer in eval mode is that of its own sample."""
+    found = statistics.dependence
+    if found is None:
+        return
+    if found.dropout and (found.on_chance or 0.0) > DEPENDS:
+        yield _D34(
+            "",
+            "warning",
+            found.on_chance or 0.0,
+            DEPENDS,
+            f"dropout is on in eval mode ({found.dropout}), and a second call gives "
+            f"other answers, by {found.on_chance:.2g} of their spread",
+            "pass training=self.training to F.dropout, and dropout_p=0 to attention; "
+            "leave it where random answers are wanted",
+        )
+    # A softmax over the samples has its own finding, with the dimension.
+    is_known = statistics.output is not None and statistics.output.softmax_dim == 0
+    if (found.on_others or 0.0) > DEPENDS and not is_known:
+        yield _D34(
+            "",
+            "error",
+            found.on_others or 0.0,
+            DEPENDS,
+            "in eval mode the answer to a sample depends on the others in its batch: "
+            f"without half of them it changes by {found.on_others:.2g} of the spread",
+            "find the layer that takes the samples for another dimension: batch_first "
+            "of recurrent layers and attention, the dim of a softmax or a mean, view "
+            "in place of permute",
+        )
+    if (found.on_future or 0.0) > DEPENDS:
+        yield _D34(
+            "",
+            "error",
+            found.on_future or 0.0,
+            DEPENDS,
+            "the target at each position is the token after it, and the model sees "
+            "that token: another last token changes the answers before it by "
+            f"{found.on_future:.2g} of their spread",
+            "give the attention a causal mask, or read the sequence in one direction",
+        )
+    if found.is_elsewhere:
+        yield _D34(
+            "",
+            "error",
+            1.0,
+            0.0,
+            "the target of a pixel acts on the scores of other pixels, not on its own",
+            "move the classes to the last dimension with permute(0, 2, 3, 1) before "
+            "they are flattened, or give cross_entropy (N, C, H, W) as it is",
+        )

@@ -1,0 +1,206 @@
+"""On what an answer depends, beyond its own sample: one batch in eval mode, changed.
+
+The batch runs as it is, and again without its first half, or with another last token.
+The loss is taken again with the target of one pixel changed. None of this trains or
+changes the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from normkit.doctor.examination.case import Case
+from normkit.doctor.measurements import DependenceStatistics
+from normkit.doctor.probes.tensor_statistics import first_tensor
+from normkit.modeling.batch import num_samples
+from normkit.modeling.norm_types import is_batch_norm
+
+__all__ = ["dependence"]
+
+_DROPOUTS = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+)
+# Places of an image whose target is changed, as shares of its pixels. In another order
+# of the dimensions a few stay where they are: of C classes those at k / (C - 1).
+_PLACES = (0.31, 0.43, 0.62, 0.69, 0.87)
+# Spread of the answers, as a share of their rms, below which a change may be rounding:
+# a fresh RepVGG in eval mode answers every sample alike, to 5e-8.
+VARIES = 1e-3
+# Samples from which half of a batch tells anything.
+MIN_SIZE = 4
+
+
+def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics:
+    """Return on what the answers to `batch` depend; `model` is in eval mode.
+
+    What cannot be measured is None: the user's functions are called with batches that
+    they were not given, and may refuse them.
+    """
+
+    def answers(changed: Any, seed: int = 0) -> Tensor | None:
+        torch.manual_seed(case.seed + seed)
+        with torch.no_grad():
+            found = first_tensor(case.forward(model, changed))
+        return None if found is None else found.detach()
+
+    def change(measure: Callable[[], float | None]) -> float | None:
+        try:
+            return measure()
+        except Exception:  # the user's function, called with what it was not given
+            return None
+
+    with _Dropouts() as dropouts:
+        y = answers(batch)
+    if y is None or y.dim() < 2 or not y.is_floating_point():
+        return DependenceStatistics()
+    whole, targets = y, case.targets(batch)
+    others = change(lambda: _on_others(answers, model, batch, whole, targets))
+    future = change(lambda: _on_future(answers, batch, whole, targets))
+    chance = None
+    if dropouts.seen or max(others or 0.0, future or 0.0) > VARIES:
+        chance = change(lambda: _relative(answers(batch, 1), whole, whole))
+    if chance:
+        # Random answers differ without any reason.
+        others = future = None
+    elsewhere = change(lambda: float(_is_elsewhere(case.loss_fn, whole, targets)))
+    return DependenceStatistics(
+        dropout=dropouts.seen,
+        on_chance=chance,
+        on_others=others,
+        on_future=future,
+        is_elsewhere=bool(elsewhere),
+    )
+
+
+class _Dropouts(TorchFunctionMode):
+    """Record the dropout that is on: `seen` is the name of its function, or ""."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = ""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call the function, and look at its probability and its mode."""
+        kwargs = kwargs or {}
+        given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+        is_on = func in _DROPOUTS and given.get("training", True) and given.get("p", 1)
+        if func is F.scaled_dot_product_attention:
+            is_on = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0) > 0
+        if is_on:
+            self.seen = func.__name__
+        return func(*args, **kwargs)
+
+
+def _relative(one: Tensor | None, other: Tensor, whole: Tensor) -> float | None:
+    """Return the rms of a difference as a share of the spread of all answers.
+
+    That of the sample that changes most: a recurrent layer over the samples carries
+    something of one to the few that follow.
+    """
+    if one is None or one.shape != other.shape or not one.numel():
+        return None
+    rms = whole.double().square().mean().sqrt()
+    spread = (whole.double() - whole.double().mean(0)).square().mean().sqrt()
+    if not spread > max(VARIES, 16 * torch.finfo(whole.dtype).eps) * rms:
+        return None
+    away = (one.double() - other.double()).square().flatten(1).mean(1).max().sqrt()
+    return float(away / spread)
+
+
+def _on_others(
+    answers: Any, model: nn.Module, batch: Any, whole: Tensor, targets: Any
+) -> float | None:
+    """Return the change of the answers without the first half of the batch.
+
+    Only where the first dimension is sure to be that of the samples: there is one
+    target for each. A matrix that a recurrent layer reads may be one sequence.
+    """
+    size = num_samples(batch)
+    if not isinstance(targets, Tensor) or targets.numel() != size or size < MIN_SIZE:
+        return None
+    x = next((v for v in tree_leaves(batch) if isinstance(v, Tensor)), None)
+    if x is None or x.dim() < 2 or not len(x) == len(whole) == len(targets) == size:
+        return None
+    modules = list(model.modules())
+    if x.dim() == 2 and any(isinstance(m, nn.RNNBase) for m in modules):
+        return None
+    # Without running statistics a batch norm takes those of the batch, on purpose.
+    if any(
+        is_batch_norm(m) and m._buffers.get("running_mean") is None for m in modules
+    ):
+        return None
+    first = size // 2
+
+    def rest(v: Any) -> Any:
+        return v[first:] if isinstance(v, Tensor) and v.dim() and len(v) == size else v
+
+    return _relative(answers(tree_map(rest, batch)), whole[first:], whole)
+
+
+def _on_future(answers: Any, batch: Any, whole: Tensor, targets: Any) -> float | None:
+    """Return the change of all answers but the last with another last token.
+
+    Only where the targets are the tokens that follow.
+    """
+    x = next((v for v in tree_leaves(batch) if isinstance(v, Tensor)), None)
+    if x is None or not isinstance(targets, Tensor) or x.shape != targets.shape:
+        return None
+    if x.dim() != 2 or x.is_floating_point() or x.shape[1] < 3 or whole.dim() != 3:
+        return None
+    if x is targets or not bool((targets[:, :-1] == x[:, 1:]).all()):
+        return None
+    size = x.shape[1]
+    # With as many classes as positions, time is the dimension that is causal.
+    axes = [axis for axis in (1, 2) if whole.shape[axis] == size]
+    changed = torch.cat([x[:, :-1], x[:, -1:].roll(1, 0)], 1)
+    found = answers(tree_map(lambda v: changed if v is x else v, batch))
+    if found is None or found.shape != whole.shape:
+        return None
+    changes = [
+        _relative(
+            found.narrow(axis, 0, size - 1), whole.narrow(axis, 0, size - 1), whole
+        )
+        for axis in axes
+    ]
+    return min((c for c in changes if c is not None), default=None)
+
+
+def _is_elsewhere(loss_fn: Any, whole: Tensor, targets: Any) -> bool:
+    """Return True where the target of a pixel acts on the scores of others alone."""
+    if loss_fn is None or not isinstance(targets, Tensor):
+        return False
+    if targets.dtype != torch.int64 or whole.dim() != targets.dim() + 1 < 4:
+        return False
+    if whole.dim() < 4 or whole.shape[2:] != targets.shape[1:]:
+        return False
+
+    def slope(t: Tensor) -> Tensor:
+        y = whole.clone().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(loss_fn(y, t), y)[0].abs().sum(1)
+
+    before, pixels = slope(targets), targets[0].numel()
+    found = []
+    for place in (int(share * pixels) for share in _PLACES):
+        other = targets.clone()
+        label = other[0].view(-1)[place]
+        if int(label) < 0:
+            continue
+        other[0].view(-1)[place] = (label + 1) % whole.shape[1]
+        moved = (slope(other) - before).abs()
+        found.append(float(moved[0].flatten()[place]) == 0 < float(moved.max()))
+    return sum(found) > len(found) / 2
