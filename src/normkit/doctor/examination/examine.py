@@ -71,7 +71,8 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
             for layer in batch.layers()
         ]
         output = batch.answers.output(case.loss_fn)
-        depends = working.dependence()
+        # Without gradients only the two modes are compared.
+        depends = working.dependence() if case.gradient_batches else None
         if output is not None and output.sums_to_one:
             output = replace(output, softmax=working.last_softmax())
     return Statistics(
