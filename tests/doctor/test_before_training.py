@@ -236,6 +236,29 @@ def test_scales_that_are_drawn_are_no_sign_of_training() -> None:
     assert has_moved(model)
 
 
+def test_default_statistics_are_judged_where_something_was_learned() -> None:
+    """On two batches, too few to compare the modes: fresh, and loaded in part."""
+
+    def alarms(steps: int) -> list[str]:
+        torch.manual_seed(0)
+        layers = [nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2)]
+        model = nn.Sequential(*layers)
+        nn.init.normal_(model[1].weight, 1, 0.3)
+        data = [(x := 2 + torch.randn(16, 8), (x[:, 0] > 2).long()) for _ in range(2)]
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for _ in range(steps):
+            for x, y in data:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        model[1].reset_running_stats()
+        found = diagnose(model, data, F.cross_entropy).findings
+        return [f.id for f in found if f.is_alarm and f.id in ("D01", "D03", "D32")]
+
+    assert alarms(steps=0) == []
+    assert "D32" in alarms(steps=60)
+
+
 def test_d18_of_a_fresh_network_is_told_and_not_warned_of() -> None:
     constant = of_norm([1.0, 1.0, 0.0])
     assert severity(replace(constant, has_moved=False), "D18") == "info"

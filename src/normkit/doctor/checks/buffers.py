@@ -11,6 +11,7 @@ from normkit.doctor.checks.population import (
     train_eval_gap,
     weights_fit_statistics,
 )
+from normkit.doctor.checks.progress import is_untrained
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
@@ -122,9 +123,12 @@ def averaged_weights(statistics: Statistics) -> Iterator[Finding]:
 
 def default_buffers(statistics: Statistics) -> Iterator[Finding]:
     """Check D32: a trained layer whose running statistics were never set."""
+    nothing_learned = is_untrained(statistics)
     for layer, norm in statistics.norms:
-        if norm.is_new:
+        if norm.is_new or nothing_learned:
             reason = "the layer is new: default statistics, scale 1, shift 0"
+            if not norm.is_new:
+                reason = "default statistics, and the model has learned nothing yet"
             yield _D32(layer.name, "not_judged", evidence=reason)
             continue
         # Also when batches were counted: the statistics were reset, or the count was

@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 
+from normkit.doctor.checks.progress import is_untrained
 from normkit.doctor.checks.thresholds import above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import (
@@ -172,12 +173,14 @@ _FITTING_FIX = (
 def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     """Check D01: the running statistics are not those of the layer's inputs."""
     is_fitting = weights_fit_statistics(statistics)
+    nothing_learned = is_untrained(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen:
             continue
-        found = None if norm.is_new else distance(norm)
+        found = None if norm.is_new or nothing_learned else distance(norm)
         if found is None:
-            yield _D01(layer.name, "not_judged", evidence=_reason(norm))
+            reason = _UNTRAINED if nothing_learned else _reason(norm)
+            yield _D01(layer.name, "not_judged", evidence=reason)
             continue
         value, threshold = found.value_and_threshold
         severity, fix = found.severity, _STALE_FIX
@@ -197,6 +200,9 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             fix,
             {"d_mean": found.mean, "d_var": found.var, "noise": found.noise},
         )
+
+
+_UNTRAINED = "the model has learned nothing yet, and has counted no batch"
 
 
 def _reason(norm: NormStatistics) -> str:
@@ -285,10 +291,11 @@ def _is_sure(found: Evaluation, batch: tuple[float, ...], sign: float) -> bool:
 def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
     """Check D03: the initial values still have weight in the running statistics."""
     is_fitting = weights_fit_statistics(statistics)
+    nothing_learned = is_untrained(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen or norm.momentum is None:
             continue
-        if norm.is_new:
+        if norm.is_new or nothing_learned:
             reason = "the layer is new and has counted no batch yet"
             yield _D03(layer.name, "not_judged", evidence=reason)
             continue

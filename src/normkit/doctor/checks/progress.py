@@ -22,7 +22,7 @@ from normkit.doctor.measurements import (
     standard_error,
 )
 
-__all__ = ["has_learned", "progress"]
+__all__ = ["has_learned", "is_untrained", "progress"]
 
 # Share of the shuffled loss below which a gain is none, and above which a network has
 # learned. Digits: at most .004 at a learning rate of zero, .9 at 90 % accuracy.
@@ -55,6 +55,18 @@ def has_learned(statistics: Statistics) -> bool:
     """Return True where the loss is far below that of another sample's answers."""
     found = _gain(statistics)
     return found is not None and found[0] - 2 * found[1] > LEARNED
+
+
+def is_untrained(statistics: Statistics) -> bool:
+    """Return True where neither weights nor answers show any training.
+
+    Scales alone do not tell: RepVGG draws them, and a checkpoint that was loaded
+    without its buffers has the statistics of a start beside trained weights.
+    """
+    found = _gain(statistics)
+    if statistics.has_moved is not False or found is None:
+        return False
+    return found[0] <= max(NO_GAIN, 2 * found[1])
 
 
 def progress(statistics: Statistics) -> Iterator[Finding]:
