@@ -36,6 +36,26 @@ class Recurrent(nn.Module):
         return self.last(self.rnn(x)[0][:, -1])
 
 
+def test_every_rank_runs_as_many_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward of a sharded model waits for that of the other ranks."""
+
+    def calls(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> int:
+        seen: list[int] = []
+        model.register_forward_hook(lambda *_: seen.append(1))
+        diagnose(model, data, F.cross_entropy)
+        return len(seen)
+
+    def of_all() -> set[int]:
+        mixing, own = Recurrent(), Recurrent(batch_first=True)
+        data = list(sequences())
+        return {calls(mixing, data), calls(own, data)}
+
+    assert len(of_all()) == 2  # on one rank answers decide
+    name = "normkit.doctor.examination.examine._world_size"
+    monkeypatch.setattr(name, lambda: 2)
+    assert len(of_all()) == 1
+
+
 class Attentive(nn.Module):
     def __init__(self, **how: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What once was a false alarm or an unclear word, each beside the real fault."""
+"""Former false alarms and unclear words, each beside the real fault."""
 
 from dataclasses import replace
 from datetime import date

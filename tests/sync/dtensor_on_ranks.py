@@ -257,7 +257,7 @@ def batch_norm_differentiated_twice(rank: int, x: Tensor, dy: Tensor) -> Any:
 
 
 def kept_for_backward(rank: int) -> tuple[bool, int]:
-    """Whether hooks see x, and how many other numbers they see."""
+    """Return whether hooks see x, and how many other numbers they see."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     layer = distribute_module(normkit.nn.LayerNorm(8, bias=False), mesh)
     x = distribute_tensor(torch.randn(4, 3, 8), mesh, [Shard(0)]).requires_grad_()

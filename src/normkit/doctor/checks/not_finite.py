@@ -1,4 +1,4 @@
-"""Where the first value that is not finite is made: part of D34.
+"""Check for the layer that makes the first value that is not finite: part of D34.
 
 A NaN reaches every layer behind it, with the gradients every layer, and with the next
 step of the optimizer every weight. So the first observation that has one is searched,

@@ -71,8 +71,11 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
             for layer in batch.layers()
         ]
         output = batch.answers.output(case.loss_fn)
-        # Without gradients only the two modes are compared.
-        depends = working.dependence() if case.gradient_batches else None
+        # Without gradients only the two modes are compared. Over ranks each would run
+        # as many forwards as its own answers ask for, and those of a sharded model wait
+        # for each other.
+        is_judged = case.gradient_batches and _world_size() == 1
+        depends = working.dependence() if is_judged else None
         if output is not None and output.sums_to_one:
             output = replace(output, softmax=working.last_softmax())
     return Statistics(
