@@ -209,8 +209,7 @@ def over_dp_and_tp(rank: int, x: Tensor, dy: Tensor) -> Any:
 def seconds(rank: int, shape: tuple[int, ...], turns: int) -> dict[str, float]:
     """Processor time of a layer norm sharded over rows, forward and backward.
 
-    normkit's and torch's, sharded and on this rank's rows alone, in turns, so that all
-    meet the same load; the least of each.
+    normkit's and torch's in turns, so that both meet the same load; the least of each.
     """
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     calls: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
@@ -218,8 +217,6 @@ def seconds(rank: int, shape: tuple[int, ...], turns: int) -> dict[str, float]:
         x, dy = (distribute_tensor(torch.randn(shape), mesh, [Shard(0)]) for _ in "xy")
         layer = distribute_module(made.LayerNorm(shape[-1]), mesh)
         calls[name] = layer, x.requires_grad_(), dy
-        own = x.to_local().detach().requires_grad_(), dy.to_local()
-        calls[f"{name}, alone"] = made.LayerNorm(shape[-1]), *own
     least = dict.fromkeys(calls, float("inf"))
     for _ in range(turns):
         for name, (layer, x, dy) in calls.items():
