@@ -73,6 +73,8 @@ is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # pyright: ignore[rep
 below_autograd = torch._C._AutoDispatchBelowAutograd
 without_function_modes = torch._C.DisableTorchFunctionSubclass
 
+# A frame of Python less than `is_compiling`, and dynamo knows both.
+_is_in_dynamo = torch.compiler.is_dynamo_compiling
 _modes = torch._C._len_torch_dispatch_stack
 _tracer = torch._C._get_tracing_state
 _graph_task = torch._C._current_graph_task_id
@@ -97,8 +99,9 @@ def has_mode_or_tracer() -> bool:
 
 def is_observed() -> bool:
     """Return whether a mode, transform or tracer must see torch operations."""
+    # All other compilers than dynamo run under a dispatch mode.
     return bool(
-        is_compiling()
+        _is_in_dynamo()
         or has_transforms()
         or _modes()
         or has_function_mode()
@@ -109,7 +112,7 @@ def is_observed() -> bool:
 
 def is_in_backward() -> bool:
     """Return whether this code runs within a backward, as a recomputed forward does."""
-    return not is_compiling() and _graph_task() != -1
+    return not _is_in_dynamo() and _graph_task() != -1
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

@@ -25,11 +25,15 @@ PLANTED = sorted(
     }
 )
 FUSED = "tests/kernels/test_cpu_fused.py"
+SIGNATURES = "tests/kernels/test_signatures.py"
 # Where not one of FUSED catches it.
 CAUGHT_BY = {
     "a_nan_moves_the_running_statistics": "tests/nn/test_batch_norm.py -k non_finite",
     "every_chunk_of_runs_begins_anew": "tests/kernels/test_cpu.py -k order_of_memory",
     "hidden_rows_are_normalized": "tests/functional/test_row_masks.py",
+    "no_values_are_negated": SIGNATURES,
+    "signatures_leave_out_running": SIGNATURES,
+    "signatures_leave_out_strides": SIGNATURES,
     "no_mean_of_ranks_is_far": "tests/sync/test_short_way.py -k far_from_zero",
     "the_running_variance_is_biased": "tests/nn/test_batch_norm.py -k running",
     "the_sum_forgets_the_residual": "tests/functional/test_sum_norm.py",

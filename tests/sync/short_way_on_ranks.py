@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import normkit
-from normkit.functional import batch_norms, engine
+from normkit.functional import engine, remembered
 from normkit.kernels import backend
 from sync.layers_on_ranks import first
 
@@ -81,7 +81,7 @@ def route(rank: int, parts: list[Tensor]) -> Any:
     layer = normkit.nn.SyncBatchNorm(4, process_group=group)
     with (
         mock.patch.object(engine.autograd, "run", seen),
-        mock.patch.object(batch_norms, "run", seen),
+        mock.patch.object(remembered, "run", seen),
     ):
         layer(parts[rank])
         layer(parts[rank])

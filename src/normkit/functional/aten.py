@@ -24,7 +24,7 @@ from normkit.functional.memory.block import memory_mode
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.loading import library
-from normkit.kernels.deterministic import is_deterministic
+from normkit.kernels.deterministic import deterministic_asked_for
 
 __all__ = [
     "MAX_GROUP_VALUES",
@@ -53,6 +53,7 @@ MAX_OFFSET = 4.0
 
 # y, the means and 1/√(var + eps)
 Saved = tuple[Tensor, Tensor, Tensor]
+_is_deterministic = deterministic_asked_for.get
 
 
 class Operator(NamedTuple):
@@ -75,7 +76,7 @@ class AtenCall:
     def __init__(self, kernels: NativeCall, operator: Operator) -> None:
         native = library()
         assert native is not None
-        self._kernels, self._operator = kernels, operator
+        self._kernels, self._operator = kernels, operator.run
         self._verify = native.verify
 
     def run(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -88,11 +89,10 @@ class AtenCall:
                 or (bias is not None and bias.requires_grad)
             )
             and memory_mode() is None
-            and not is_deterministic()
+            and not _is_deterministic()
         ):
-            y, mean, inv_std = self._operator.run(x, weight, bias)
-            rows = inv_std.numel()
-            if self._verify(mean.data_ptr(), inv_std.data_ptr(), rows, MAX_OFFSET):
+            y, mean, inv_std = self._operator(x, weight, bias)
+            if self._verify(mean, inv_std, MAX_OFFSET):
                 return y
         return run(self._kernels, x, weight, bias)
 

@@ -17,12 +17,13 @@ from normkit.functional.arguments import (
 from normkit.functional.autograd import run
 from normkit.functional.ema import check_buffers, check_update, update
 from normkit.functional.engine import execute
-from normkit.functional.signature import find, signature, with_running
+from normkit.functional.remembered import run_remembered
+from normkit.functional.signature import find, signature
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
 from normkit.kernels.spec import Running, Spec
 from normkit.moments import Moments
 from normkit.sync.groups import Ranks, is_group, process_group_of
-from normkit.torch_state import is_in_backward
+from normkit.torch_state import is_in_backward, is_observed
 
 __all__ = ["batch_norm", "instance_norm"]
 
@@ -121,19 +122,15 @@ def batch_norm(
         if type(group) is not Ranks:
             group = process_group_of(group) if is_group(group) else None
     key = None
-    if momentum is None or type(momentum) in (float, int):
+    if (momentum is None or type(momentum) in (float, int)) and not is_observed():
         options = (
             *("batch_norm", channel_dim, training, eps, momentum, on_nonfinite),
             *(activation, negative_slope, group),
         )
-        key = signature(options, input, weight, bias, residual, mask)
-        if running is not None:
-            # Name by name: the compiler of torch 2.6 cuts no named tuple.
-            counters = running.batches, running.skipped
-            key = with_running(key, running_mean, running_var, *counters)
-        call = find(key)
-        if call is not None:
-            return run(call, input, weight, bias, residual, mask, running)
+        known = options, input, weight, bias, residual, mask, running
+        if (y := run_remembered(*known)) is not None:
+            return y
+        key = signature(*known)
     tensors = (
         *(input, running_mean, running_var, weight, bias, mask),
         *(num_batches_tracked, num_batches_skipped),
@@ -261,9 +258,16 @@ def instance_norm(
     """
     found: list[Moments] | None = None if running_mean is None else []
     key = None
-    if use_input_stats and (momentum is None or type(momentum) in (float, int)):
-        key = signature(("instance_norm", eps), input, weight, bias, None, mask)
-        key = with_running(key, running_mean, running_var, num_batches_tracked)
+    if (
+        use_input_stats
+        and (momentum is None or type(momentum) in (float, int))
+        and not is_observed()
+    ):
+        averages = None
+        if running_mean is not None or running_var is not None:
+            averages = Running(running_mean, running_var, None, num_batches_tracked)
+        operation = ("instance_norm", eps)
+        key = signature(operation, input, weight, bias, None, mask, averages)
     call = find(key)
     if call is not None:
         y = run(call, input, weight, bias, None, mask, None, found)

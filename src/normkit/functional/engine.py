@@ -20,7 +20,11 @@ from normkit.functional.ema import update
 from normkit.functional.passes import Passes
 from normkit.functional.ranks_call import ranks_call_for
 from normkit.functional.route import Route, route_of
-from normkit.functional.signature import find, remember, signature
+from normkit.functional.signature import (
+    find,
+    remember,
+    signature_unless_observed,
+)
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.epilogue import Epilogue
@@ -177,7 +181,7 @@ def normalize(
     key = None
     if group is None or type(group) is Ranks:
         options = ("normalize", dims, eps, centered, activation, slope, group, vector)
-        key = signature(options, x, weight, bias, residual, mask)
+        key = signature_unless_observed(options, x, weight, bias, residual, mask)
     found: list[Moments] = []
     call = find(key)
     if call is not None:

@@ -18,16 +18,16 @@ from normkit.functional.arguments import (
 from normkit.functional.aten import (
     MAX_GROUP_VALUES,
     MAX_LAYER_VALUES,
-    AtenCall,
     Operator,
     Saved,
 )
-from normkit.functional.autograd import run
 from normkit.functional.engine import execute
 from normkit.functional.nested import on_values
-from normkit.functional.signature import find, signature
+from normkit.functional.remembered import run_remembered
+from normkit.functional.signature import signature
 from normkit.functional.sum_norm import sum_norm
 from normkit.kernels.spec import Spec
+from normkit.torch_state import is_observed
 
 __all__ = ["group_norm", "layer_norm", "rms_norm"]
 
@@ -98,14 +98,12 @@ def layer_norm(
         return _of_sum(
             *("layer_norm", input, residual, normalized_shape, weight, bias, eps, mask)
         )
-    key = signature(
-        ("layer_norm", tuple(normalized_shape), eps), input, weight, bias, None, mask
-    )
-    call = find(key)
-    if call is not None:
-        if type(call) is AtenCall:
-            return call.run(input, weight, bias)
-        return run(call, input, weight, bias, None, mask)
+    sizes, key = tuple(normalized_shape), None
+    if not is_observed():
+        known = ("layer_norm", sizes, eps), input, weight, bias, None, mask
+        if (y := run_remembered(*known)) is not None:
+            return y
+        key = signature(*known)
     tensors = (input, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
@@ -113,7 +111,6 @@ def layer_norm(
             eps=eps,
             mask=mask,
         )
-    sizes = tuple(normalized_shape)
     if input.is_nested:
         return on_values(
             *("layer_norm", input, sizes, mask),
@@ -187,11 +184,17 @@ def rms_norm(
         return _of_sum(
             *("rms_norm", input, residual, normalized_shape, weight, None, eps, mask)
         )
+    sizes, key = tuple(normalized_shape), None
+    if not is_observed():
+        known = ("rms_norm", sizes, eps), input, weight, None, None, mask
+        if (y := run_remembered(*known)) is not None:
+            return y
+        key = signature(*known)
     tensors = (input, weight, mask)
     if input.is_nested:  # whose class would take any function of this name for torch's
         return on_values(
-            *("rms_norm", input, tuple(normalized_shape), mask),
-            lambda x: rms_norm(x, normalized_shape, weight, eps),
+            *("rms_norm", input, sizes, mask),
+            lambda x: rms_norm(x, sizes, weight, eps),
         )
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
@@ -201,16 +204,8 @@ def rms_norm(
         )
     if input.is_complex() and mask is None:
         # As torch: it divides by √(mean(x²) + eps) of x itself, not of |x|.
-        return torch.nn.functional.rms_norm(input, list(normalized_shape), weight, eps)
-    eps = _eps_of(input, eps)
-    key = signature(
-        ("rms_norm", tuple(normalized_shape), eps), input, weight, None, None, mask
-    )
-    call = find(key)
-    if call is not None:
-        return run(call, input, weight, None, None, mask)
-    sizes = tuple(normalized_shape)
-    spec = _trailing("rms_norm", input, sizes, weight, None, eps)
+        return torch.nn.functional.rms_norm(input, list(sizes), weight, eps)
+    spec = _trailing("rms_norm", input, sizes, weight, None, _eps_of(input, eps))
     return execute(spec, input, weight, None, None, mask, key=key)
 
 
@@ -245,12 +240,12 @@ def group_norm(
     References:
         Wu & He, "Group Normalization", ECCV 2018.
     """
-    key = signature(("group_norm", num_groups, eps), input, weight, bias, None, mask)
-    call = find(key)
-    if call is not None:
-        if type(call) is AtenCall:
-            return call.run(input, weight, bias)
-        return run(call, input, weight, bias, None, mask)
+    key = None
+    if not is_observed():
+        known = ("group_norm", num_groups, eps), input, weight, bias, None, mask
+        if (y := run_remembered(*known)) is not None:
+            return y
+        key = signature(*known)
     tensors = (input, weight, bias, mask)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(

@@ -5,30 +5,91 @@ shape, strides and dtype of x, the dtypes and shapes of the vectors, the number 
 threads. A cached call has been checked, its route chosen, its geometry found. None
 stands for a call that cannot be cached: a mode or tracer observes torch operations, or
 a tensor does not hold its values at its address.
+
+Signatures in CPU memory are made by the native library (`kernels/cpu/native/
+entries.cpp`), those on a GPU here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from normkit.kernels.choose import asked_for_name
+from normkit.kernels.asked_for import asked_for_name
+from normkit.kernels.cpu.loading import library
+from normkit.kernels.spec import Running
 from normkit.torch_state import PLAIN, is_observed, is_wrapped
 
-__all__ = ["find", "remember", "signature", "with_running"]
+__all__ = ["find", "remember", "remembered", "signature", "signature_unless_observed"]
 
 # More than the layers of a network at several batch sizes; then the cache is cleared.
 MAX_CALLS = 4096
 _calls: dict[Hashable, Any] = {}
-_threads, _asked_for = torch.get_num_threads, asked_for_name.get
+_asked_for = asked_for_name.get
 
 
 def find(key: Hashable | None) -> Any:
     """Return the cached call of a signature, or None."""
     return None if key is None else _calls.get(key)
+
+
+def remember(key: Hashable, call: Any) -> None:
+    """Cache the call of a signature."""
+    if len(_calls) >= MAX_CALLS:
+        _calls.clear()
+    _calls[key] = call
+    if _native.find is None and (native := library()) is not None:
+        _native.find = native.find
+
+
+class _Native:
+    # Set with the first entry; before it there is nothing to be found.
+    find: Callable[..., Any] | None = None
+
+
+_native = _Native()
+
+
+def remembered(
+    operation: Hashable,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    running: Running | None = None,
+) -> Any:
+    """Return the cached call of the signature of a call, or None.
+
+    The caller has made sure that `is_observed()` is False.
+    """
+    if _native.find is not None:
+        call = _native.find(
+            *(_calls, operation, x, weight, bias, residual, mask, running)
+        )
+        if call is not None:
+            return call
+    if type(x) not in PLAIN or not x.is_cuda:
+        return None
+    return find(_signature_on_gpu(operation, x, weight, bias, residual, mask, running))
+
+
+def signature_unless_observed(
+    operation: Hashable,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    running: Running | None = None,
+) -> Hashable | None:
+    """Return the signature of a call; None also where torch operations are observed."""
+    if is_observed():
+        return None
+    return signature(operation, x, weight, bias, residual, mask, running)
 
 
 def signature(
@@ -38,100 +99,63 @@ def signature(
     bias: Tensor | None,
     residual: Tensor | None = None,
     mask: Tensor | None = None,
+    running: Running | None = None,
 ) -> Hashable | None:
-    """Return the signature of a call, or None if it cannot be cached."""
-    on_cpu = x.is_cpu
-    if (
-        is_observed()
-        or type(x) not in PLAIN
-        or not (on_cpu or x.is_cuda)
-        or x.is_neg()
-        or is_wrapped(x)
-    ):
+    """Return the signature of a call, or None if it cannot be cached.
+
+    The caller has made sure that `is_observed()` is False.
+    """
+    if type(x) not in PLAIN:
         return None
-    device = -1 if on_cpu else x.get_device()
-    of_weight = of_bias = None
-    if weight is not None:
-        if (
-            type(weight) not in PLAIN
-            or not (weight.is_cpu if on_cpu else weight.get_device() == device)
-            or not weight.is_contiguous()
-            or (type(weight) is Tensor and weight.is_neg())
-        ):
-            return None
-        of_weight = weight.dtype, weight.shape
-    if bias is not None:
-        if (
-            type(bias) not in PLAIN
-            or not (bias.is_cpu if on_cpu else bias.get_device() == device)
-            or not bias.is_contiguous()
-            or (type(bias) is Tensor and bias.is_neg())
-        ):
-            return None
-        of_bias = bias.dtype, bias.shape
+    tensors = x, weight, bias, residual, mask, running
+    if x.is_cuda:
+        return _signature_on_gpu(operation, *tensors)
+    native = library() if x.is_cpu else None
+    return None if native is None else native.signature(operation, *tensors)
+
+
+def _signature_on_gpu(
+    operation: Hashable,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    running: Running | None,
+) -> Hashable | None:
+    if x.is_neg() or is_wrapped(x):
+        return None
+    device = x.get_device()
     try:
         shape, strides = x.shape, x.stride()
     except RuntimeError:  # a sparse layout, or a nested tensor
         return None
-    if residual is not None and (
-        type(residual) not in PLAIN
-        or not (residual.is_cpu if on_cpu else residual.get_device() == device)
-        or residual.is_neg()
-        or residual.shape != shape
-    ):
-        return None
-    if mask is not None and (
-        type(mask) is not Tensor
-        or not (mask.is_cpu if on_cpu else mask.get_device() == device)
-        or mask.dtype is not torch.bool
-    ):
-        return None
-    return (
-        *(operation, shape, strides, x.dtype, of_weight, of_bias),
-        *(residual is None, None if mask is None else mask.shape),
-        *(device, _threads(), _asked_for()),
-    )
-
-
-def with_running(
-    key: Any,
-    mean: Tensor | None,
-    var: Tensor | None,
-    batches: Tensor | None = None,
-    skipped: Tensor | None = None,
-) -> Hashable | None:
-    """Return the signature with running statistics and counters, or None."""
-    if key is None:
-        return None
-    device, of_running = key[-3], None
-    on_cpu = device < 0
-    if mean is not None and var is not None:
-        if not (
-            type(mean) is type(var) is Tensor
-            and (mean.is_cpu if on_cpu else mean.get_device() == device)
-            and (var.is_cpu if on_cpu else var.get_device() == device)
-            and mean.is_contiguous()
-            and var.is_contiguous()
-            and not (mean.is_neg() or var.is_neg())
-            and not (mean.requires_grad or var.requires_grad)
-        ):
+    mean = var = batches = skipped = None
+    if running is not None:
+        mean, var, _, batches, skipped, _ = running
+        if mean is not None and mean.requires_grad:
             return None
-        of_running = mean.dtype, mean.shape, var.dtype, var.shape
-    elif mean is not var:
+        if var is not None and var.requires_grad:
+            return None
+    key: list[Hashable] = [operation, shape, strides, x.dtype, device, _asked_for()]
+    for t in (weight, bias, mean, var, batches, skipped, residual, mask):
+        if t is None:
+            key.append(None)
+            continue
+        if type(t) not in PLAIN or t.get_device() != device or t.is_neg():
+            return None
+        if t is not residual and t is not mask and not t.is_contiguous():
+            return None
+        key += t.dtype, t.shape
+    if (
+        (mean is None) != (var is None)
+        or (residual is not None and residual.shape != shape)
+        or (mask is not None and mask.dtype is not torch.bool)
+    ):
         return None
     for counter in (batches, skipped):
-        if counter is not None and not (
-            type(counter) is Tensor
-            and (counter.is_cpu if on_cpu else counter.get_device() == device)
-            and counter.dtype is torch.int64
-            and counter.numel() == 1
+        if counter is not None and (
+            counter.dtype is not torch.int64 or counter.numel() != 1
         ):
             return None
-    return key, of_running, batches is None, skipped is None
-
-
-def remember(key: Hashable, call: Any) -> None:
-    """Cache the call of a signature."""
-    if len(_calls) >= MAX_CALLS:
-        _calls.clear()
-    _calls[key] = call
+    return tuple(key)

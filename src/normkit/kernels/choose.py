@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from normkit.errors import ArgumentError, KernelError
+from normkit.kernels.asked_for import asked_for_name
 from normkit.kernels.cpu import CpuBackend
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.primitives import Backend
@@ -24,7 +24,6 @@ from normkit.views import View, view_of
 __all__ = [
     "Explanation",
     "asked_for",
-    "asked_for_name",
     "available_backends",
     "backend",
     "backend_named",
@@ -38,7 +37,6 @@ _BACKENDS: dict[str, Backend] = {
     "cpu": CpuBackend(),
     "reference": ReferenceBackend(),
 }
-asked_for_name: ContextVar[str | None] = ContextVar("normkit_backend", default=None)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,16 @@ from torch import Tensor
 
 from normkit.torch_state import is_compiling
 
-__all__ = ["deterministic", "is_deterministic", "pairwise_sum"]
+__all__ = [
+    "deterministic",
+    "deterministic_asked_for",
+    "is_deterministic",
+    "pairwise_sum",
+]
 
-_is_asked_for: ContextVar[bool] = ContextVar("normkit_deterministic", default=False)
+deterministic_asked_for: ContextVar[bool] = ContextVar(
+    "normkit_deterministic", default=False
+)
 
 
 def is_deterministic() -> bool:
@@ -27,7 +34,7 @@ def is_deterministic() -> bool:
 
     Never while torch.compile traces: its kernels choose an order of their own.
     """
-    return not is_compiling() and _is_asked_for.get()
+    return not is_compiling() and deterministic_asked_for.get()
 
 
 @contextmanager
@@ -47,11 +54,11 @@ def deterministic() -> Generator[None]:
         ...     torch.equal(layer(x)[3:4], layer(x[3:4]))
         True
     """
-    token = _is_asked_for.set(True)
+    token = deterministic_asked_for.set(True)
     try:
         yield
     finally:
-        _is_asked_for.reset(token)
+        deterministic_asked_for.reset(token)
 
 
 def pairwise_sum(x: Tensor, dims: tuple[int, ...]) -> Tensor:

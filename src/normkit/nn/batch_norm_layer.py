@@ -20,7 +20,9 @@ from normkit.functional.memory.block import Mode
 from normkit.functional.memory.less_memory import less_memory
 from normkit.functional.memory.recipes import is_recomputable
 from normkit.functional.memory.recomputable import Recomputable
+from normkit.functional.remembered import run_remembered
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
+from normkit.kernels.spec import Running
 from normkit.nn.batch_statistics import (
     ESTIMATORS,
     SMALL_BATCH_POLICIES,
@@ -126,7 +128,8 @@ class BatchNormLayer(BatchStatisticsLayer):
                 e.g. `(N, 1, L)` for padded sequences. The output is 0 elsewhere.
             residual: Added before the activation, of the shape of `input`.
         """
-        if is_recorded(input):
+        is_seen = type(input) not in PLAIN or is_observed()
+        if is_seen and is_recorded(input):
             node = recorded_call(self, input, mask=mask, residual=residual)
             if node is not None:
                 return node
@@ -150,27 +153,20 @@ class BatchNormLayer(BatchStatisticsLayer):
         ranks = None
         if uses_batch:
             over_ranks = self.is_over_ranks()
-            if self._has_extras() or (over_ranks and not _is_simple(input)):
+            if self._has_extras() or (over_ranks and is_seen):
                 compute = self._forward_with_extras
                 return self._keeping(lambda: compute(input, mask, residual, updates))
             ranks = ranks_of(self) if over_ranks else None
-        if is_checking() and not uses_batch and self.is_over_ranks():
+        elif is_checking() and self.is_over_ranks():
             agree(ranks_of(self), "eval forward")
         if self.defers and mask is None and residual is None and ranks is None:
             y = defer(self, input, uses_batch, updates)
             if y is not None:
                 return y
+        how = is_seen, uses_batch, updates, ranks
         if self.memory is not None:
-            return self._keeping(
-                lambda: self._plainly(
-                    *(input, mask, residual, uses_batch, updates),
-                    *(self.activation, self.negative_slope, ranks),
-                )
-            )
-        return self._plainly(
-            *(input, mask, residual, uses_batch, updates),
-            *(self.activation, self.negative_slope, ranks),
-        )
+            return self._keeping(lambda: self._plainly(input, mask, residual, *how))
+        return self._plainly(input, mask, residual, *how)
 
     def _is_recorded_as_torch(self, x: Tensor, mask: Tensor | None) -> bool:
         """Return whether a tracer observes a call that torch's batch norm can do."""
@@ -185,10 +181,9 @@ class BatchNormLayer(BatchStatisticsLayer):
         x: Tensor,
         mask: Tensor | None,
         residual: Tensor | None,
+        is_seen: bool,
         uses_batch: bool,
         updates: bool,
-        activation: str,
-        slope: float,
         ranks: Ranks | None = None,
     ) -> Tensor:
         """Normalize by the batch as a whole, or by the running statistics."""
@@ -201,15 +196,28 @@ class BatchNormLayer(BatchStatisticsLayer):
             skipped = buffers.get("num_batches_skipped")
         if updates or not self.training:
             mean, var = buffers["running_mean"], buffers["running_var"]
+        weight, bias = learned(self)
+        if not is_seen and (momentum is None or type(momentum) is float):
+            operation = (
+                *("batch_norm", self.channel_dim, uses_batch, self.eps, momentum),
+                *("skip", self.activation, self.negative_slope, ranks),
+            )
+            running = None
+            if mean is not None and uses_batch:
+                running = Running(mean, var, momentum, batches, skipped)
+            elif mean is not None:
+                running = Running(mean, var)
+            tensors = x, weight, bias, residual, mask, running
+            if (y := run_remembered(operation, *tensors)) is not None:
+                return y
         return batch_norm(
-            *(x, mean, var, *learned(self)),
-            *(uses_batch, momentum, self.eps),
+            *(x, mean, var, weight, bias, uses_batch, momentum, self.eps),
             mask=mask,
             channel_dim=self.channel_dim,
             num_batches_tracked=batches,
             num_batches_skipped=skipped,
-            activation=activation,
-            negative_slope=slope,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
             residual=residual,
             process_group=ranks,
         )
@@ -269,8 +277,3 @@ class BatchNormLayer(BatchStatisticsLayer):
                     f"{name} got {key}={value!r}; it must be one of "
                     f"{', '.join(map(repr, known))}"
                 )
-
-
-def _is_simple(x: Tensor) -> bool:
-    """Return whether x holds its values, and no mode or tracer sees the operations."""
-    return type(x) in PLAIN and not is_observed()

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, ShapeError
 from normkit.functional import group_norm, layer_norm, rms_norm
+from normkit.functional.remembered import run_remembered
 from normkit.masks import broadcast_mask
 from normkit.nn.parameters import learned
 from normkit.nn.tracing import is_recorded, is_recorded_as_torch, recorded_call
+from normkit.torch_state import is_observed
 
 __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
@@ -112,6 +114,11 @@ class LayerNorm(torch.nn.LayerNorm):
                 the sum are returned, as the next sub-layer of a transformer block
                 takes them: `h, x = norm(x, residual=branch)`.
         """
+        if residual is None and self.channel_dim == -1 and not is_observed():
+            sizes, (weight, bias) = self.normalized_shape, learned(self)
+            known = ("layer_norm", sizes, self.eps), input, weight, bias, None, mask
+            if (y := run_remembered(*known)) is not None:
+                return y
         if residual is not None:
             if self.channel_dim != -1 or is_recorded(input):
                 total = input + residual
@@ -210,6 +217,11 @@ class RMSNorm(torch.nn.RMSNorm):
             residual: Added to `x` first, of its shape; then the scaled sum and the sum
                 are returned, see `LayerNorm`.
         """
+        if residual is None and not is_observed():
+            options = "rms_norm", self.normalized_shape, self.eps
+            y = run_remembered(options, x, learned(self)[0], None, None, mask)
+            if y is not None:
+                return y
         if residual is not None:
             if is_recorded(x):
                 total = x + residual
@@ -299,10 +311,15 @@ class GroupNorm(torch.nn.GroupNorm):
             mask: Which values count: bool or weights ≥ 0, broadcastable to `input`.
                 The output is 0 elsewhere.
         """
+        weight, bias = learned(self)
+        if not is_observed():
+            options = "group_norm", self.num_groups, self.eps
+            y = run_remembered(options, input, weight, bias, None, mask)
+            if y is not None:
+                return y
         if is_recorded(input):
             if (node := recorded_call(self, input, mask=mask)) is not None:
                 return node
             if is_recorded_as_torch(self, input, mask):
                 return super().forward(input)
-        weight, bias = learned(self)
         return group_norm(input, self.num_groups, weight, bias, self.eps, mask=mask)

@@ -18,14 +18,16 @@ from torch import Tensor
 from torch.fx import Proxy, Tracer
 
 from normkit.errors import ArgumentError
-from normkit.torch_state import PLAIN, is_exporting, is_jit_tracing
+from normkit.torch_state import PLAIN, is_exporting, is_jit_tracing, is_observed
 
 __all__ = ["is_recorded", "is_recorded_as_torch", "recorded_call"]
 
 
 def is_recorded(x: Any) -> bool:
     """Return whether one of the two below may apply; False for most calls."""
-    return type(x) not in PLAIN or is_jit_tracing() or is_exporting()
+    return type(x) not in PLAIN or (
+        is_observed() and (is_jit_tracing() or is_exporting())
+    )
 
 
 def is_recorded_as_torch(

@@ -28,7 +28,6 @@ from normkit.kernels.cpu.loading import (
     SKIP_NONFINITE,
     UPDATE,
     WEIGHTED,
-    check,
     library,
     why_absent,
 )
@@ -123,7 +122,7 @@ class CpuBackend:
             *(DTYPES[x.dtype], 0, 0, 0, 0, 0, CENTERED, threads_for(x), 0.0, 0.0),
         )
         pointers = (x.data_ptr(), *(0,) * 13, mean, 0, mean + 8, *(0,) * 9)
-        check(native.forward(fixed + POINTERS.pack(0.0, *pointers)))
+        native.run("normkit_forward", fixed + POINTERS.pack(0.0, *pointers))
         return found
 
     def apply(

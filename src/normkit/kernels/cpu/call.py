@@ -18,7 +18,6 @@ from normkit.kernels.cpu.loading import (
     EQUAL_SHARES,
     FIXED,
     GIVEN,
-    POINTERS,
     ROW_MASK,
     SKIP_NONFINITE,
     check,
@@ -40,15 +39,15 @@ from normkit.torch_state import has_mode_or_tracer, increment_version, is_plain
 
 __all__ = ["NativeCall", "call_for", "sizes_of"]
 
-_pack, _empty_like = POINTERS.pack, torch.empty_like
+_empty_like = torch.empty_like
 
 
 class NativeCall:
     """Forward and backward of one signature; see `call_for`."""
 
     __slots__ = (
-        *("spec", "_fixed", "_forward", "_backward", "_size", "_shape", "_values"),
-        *("_two_rows", "_all_rows", "_is_masked", "_is_row_mask", "sums"),
+        *("spec", "_fixed", "_forward", "_backward", "_shape", "_values"),
+        *("_two_rows", "_all_rows", "_is_given", "_is_masked", "_is_row_mask", "sums"),
     )
 
     def __init__(
@@ -72,14 +71,14 @@ class NativeCall:
             *(spec.eps, spec.slope),
         )
         batch, over, groups, sub_runs, inner, *_ = sizes
-        self._size, self._values = batch * groups, over * sub_runs * inner
+        statistics, self._values = batch * groups, over * sub_runs * inner
         # The native layouts with a kernel for a sum: one contiguous span per statistic.
         self.sums = over == 1 and (sizes[6] == 1 or self._values <= 32_768)
         self._shape = spec.kept(x.shape)
-        self._is_masked = is_masked
+        self._is_given, self._is_masked = spec.given, is_masked
         self._is_row_mask = bool(flags & ROW_MASK)
-        self._two_rows = doubles((2, self._size))
-        self._all_rows = doubles((4, self._size))
+        self._two_rows = doubles((2, statistics))
+        self._all_rows = doubles((4, statistics))
 
     def forward(
         self,
@@ -100,47 +99,21 @@ class NativeCall:
         y = _empty_like(x)
         if residual is not None:
             residual = laid_like(residual, x)
-        center = scale = m2 = count = 0
-        kept = ()
+        buffer = None
         if keeps != "nothing":
             whole = keeps == "all" or mask is not None
             buffer = _empty_like(self._all_rows if whole else self._two_rows)
-            kept = (buffer,)
-            row = 8 * self._size
-            center = buffer.data_ptr()
-            scale = center + row
-            if whole:
-                m2, count = scale + row, scale + 2 * row
-        rate = mean_at = var_at = batches_at = skipped_at = 0
-        if running is not None:
-            mean, var, rate, batches, skipped, _ = running
-            mean_at = 0 if mean is None else mean.data_ptr()
-            var_at = 0 if var is None else var.data_ptr()
-            batches_at = 0 if batches is None else batches.data_ptr()
-            skipped_at = 0 if skipped is None else skipped.data_ptr()
         status = self._forward(
-            self._fixed
-            + _pack(
-                rate or 0.0,
-                x.data_ptr(),
-                0 if residual is None else residual.data_ptr(),
-                0 if mask is None else mask.data_ptr(),
-                0 if weight is None else weight.data_ptr(),
-                0 if bias is None else bias.data_ptr(),
-                *(0, 0, 0),
-                y.data_ptr(),
-                *(0, 0, 0 if total is None else total.data_ptr(), 0, 0),
-                *(center, scale, m2, 0 if mask is None else count),
-                *(0, 0, 0, 0),
-                *(mean_at, var_at, batches_at, skipped_at),
-            )
+            self._fixed, x, weight, bias, residual, mask, running, buffer, y, total
         )
         if status:
             check(status)
-        if running is not None and not self.spec.given:
-            # Autograd has to notice, as with any change in place.
-            increment_version(tuple(t for t in running[:2] if t is not None))
-        return y, kept
+        if running is not None and not self._is_given:
+            mean, var = running[0], running[1]
+            if mean is not None and var is not None:
+                # Autograd has to notice, as with any change in place.
+                increment_version((mean, var))
+        return y, () if buffer is None else (buffer,)
 
     def backward(
         self,
@@ -173,31 +146,10 @@ class NativeCall:
             dweight = _empty_like(weight)
         if wants_bias and bias is not None:
             dbias = _empty_like(bias)
-        row = 8 * self._size
-        center = buffer.data_ptr()
         if dx is not None or dweight is not None or dbias is not None:
             status = self._backward(
-                self._fixed
-                + _pack(
-                    0.0,
-                    x.data_ptr(),
-                    0 if residual is None else residual.data_ptr(),
-                    0 if mask is None else mask.data_ptr(),
-                    0 if weight is None else weight.data_ptr(),
-                    0 if bias is None else bias.data_ptr(),
-                    dy.data_ptr(),
-                    0 if gate is None else gate.data_ptr(),
-                    0 if dtotal is None else dtotal.data_ptr(),
-                    0,
-                    0 if dx is None else dx.data_ptr(),
-                    0 if dresidual is None else dresidual.data_ptr(),
-                    0,
-                    0 if dweight is None else dweight.data_ptr(),
-                    0 if dbias is None else dbias.data_ptr(),
-                    *(center, center + row, 0),
-                    0 if mask is None or self.spec.given else center + 3 * row,
-                    *(0, 0, 0, 0, 0, 0, 0, 0),
-                )
+                *(self._fixed, x, weight, bias, residual, mask, gate, buffer),
+                *(dy, dtotal, dx, dweight, dbias, dresidual),
             )
             if status:
                 check(status)

@@ -1,4 +1,6 @@
-"""Loading of the native library, and calls with one packed struct.
+"""Loading of the native library, and its functions.
+
+Those of `native/entries.cpp` take tensors; the others one packed struct.
 
 It is built when the package is installed and a compiler is available, and loaded when
 the backend first inspects a tensor. It has no OpenMP of its own: it uses the
@@ -12,11 +14,18 @@ import ctypes
 import logging
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from normkit.kernels.asked_for import asked_for_name
 
 __all__ = [
     "CENTERED",
@@ -63,9 +72,10 @@ _ENTRIES = (
     *("normkit_pack_for_ranks", "normkit_finish_from_ranks"),
 )
 
-# A call of some tenths of a microsecond: releasing the GIL would cost more.
-_Verify = ctypes.PYFUNCTYPE(
-    *(ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int64, ctypes.c_double)
+# In the order of `View::dtype` in native/tensor.hpp.
+_DTYPES = (
+    *(torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    *(torch.int64, torch.bool),
 )
 
 _log = logging.getLogger("normkit")
@@ -73,23 +83,30 @@ _log = logging.getLogger("normkit")
 
 @dataclass(frozen=True)
 class Library:
-    """The entry points, each taking a packed struct.
+    """The library.
 
     Attributes:
         isas: Instruction sets that this machine can run, best first.
         has_pool: True when torch's thread pool was found.
-        forward: Runs FIXED + POINTERS; returns 0, or a status for `check`.
+        signature: Of a call with plain tensors in CPU memory, see
+            `functional.signature`; None for others.
+        find: Takes a dict and what `signature` takes; the value under the signature, or
+            None.
+        forward: Takes FIXED and tensors, see `native/entries.cpp`; returns 0, or a
+            status for `check`.
         backward: The same.
-        verify: Takes the addresses of the statistics that torch's layer norm saved
-            (mean, 1/std), their number, and the bound on |mean|/std; 1 if exact.
+        verify: Takes the statistics that torch's layer norm saved (mean, 1/std), and
+            the bound on |mean|/std; 1 if exact.
     """
 
     native: ctypes.CDLL
     isas: tuple[str, ...]
     has_pool: bool
-    forward: Callable[[bytes], int]
-    backward: Callable[[bytes], int]
-    verify: Callable[[int, int, int, float], int]
+    signature: Callable[..., Hashable | None]
+    find: Callable[..., Any]
+    forward: Callable[..., int]
+    backward: Callable[..., int]
+    verify: Callable[[Tensor, Tensor, float], int]
 
     def run(self, name: str, call: bytes) -> None:
         """Run one kernel by its name.
@@ -180,10 +197,20 @@ def _load() -> Library | str:
     pool = _pool_of_torch()
     native.normkit_set_pool.argtypes = [ctypes.c_void_p]
     native.normkit_set_pool(pool)
-    return Library(
-        *(native, tuple(isas), pool is not None),
-        *(native.normkit_forward, native.normkit_backward),
-        _Verify(("normkit_verify", native)),
+    return Library(native, tuple(isas), pool is not None, *_functions(path))
+
+
+def _functions(path: Path) -> tuple[Callable[..., Any], ...]:
+    """Return the functions that take tensors, in the order of `Library`."""
+    functions = ctypes.PyDLL(str(path)).normkit_functions
+    functions.argtypes, functions.restype = [ctypes.py_object], ctypes.py_object
+    return functions(
+        (
+            *(Tensor, Parameter, None, True),
+            *(torch.get_num_threads, asked_for_name.get),
+            _DTYPES,
+            getattr(Tensor, "__dlpack_c_exchange_api__", None),  # torch 2.10
+        )
     )
 
 

@@ -7,12 +7,12 @@
 #include <new>
 
 #include "kernels.hpp"
+#include "library.hpp"
 #include "pages.hpp"
 #include "pool.hpp"
 #include "ranks.hpp"
 #include "running.hpp"
 #include "scratch.hpp"
-#include "verify.hpp"
 
 #define NK_PUBLIC extern "C" __attribute__((visibility("default")))
 
@@ -166,12 +166,6 @@ NK_PUBLIC int normkit_finish_from_ranks(const void* ranks) {
 // 1 if every statistic of the batch was finite.
 NK_PUBLIC int normkit_move_running(const void* update) {
   return normkit::move_running(*static_cast<const normkit::Update*>(update));
-}
-
-// 1 where torch's operator was exact.
-NK_PUBLIC int normkit_verify(uint64_t mean, uint64_t inv_std, int64_t n, double most) {
-  return normkit::verify_saved(reinterpret_cast<const float*>(mean),
-                               reinterpret_cast<const float*>(inv_std), n, most);
 }
 
 // Bytes of the structs that the caller has to pack.
