@@ -124,9 +124,9 @@ ROUTES: dict[str, Callable[..., Tensor]] = {
 
 @pytest.fixture(autouse=True)
 def nothing_remembered() -> Iterator[None]:
-    signature._calls.clear()
+    signature.calls.clear()
     yield
-    signature._calls.clear()
+    signature.calls.clear()
 
 
 def expected(route: str, x: Tensor, mean: Tensor, var: Tensor) -> Any:
@@ -189,7 +189,7 @@ def test_buffers_of_every_dtype_are_right_or_refused_and_left(route: str) -> Non
     taken = set()
     for of_mean, of_var in itertools.product((*FLOATS, *OTHERS), repeat=2):
         for before in (None, (torch.float32, torch.float32)):
-            signature._calls.clear()
+            signature.calls.clear()
             if before is not None:  # a call that is remembered reads other buffers
                 assert _check(route, *before, torch.int64)
             if _check(route, of_mean, of_var, torch.int64):
@@ -201,7 +201,7 @@ def test_buffers_of_every_dtype_are_right_or_refused_and_left(route: str) -> Non
 def test_counters_of_every_dtype_are_right_or_refused_and_left(route: str) -> None:
     for dtype in COUNTERS:
         for before in (None, torch.int64):
-            signature._calls.clear()
+            signature.calls.clear()
             if before is not None:
                 assert _check(route, torch.float32, torch.float32, before)
             is_taken = _check(route, torch.float32, torch.float32, dtype)

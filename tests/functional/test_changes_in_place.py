@@ -94,7 +94,7 @@ def test_a_backward_after_a_change_in_place_raises_or_is_right(
     make, shape = LAYERS[name]
     for reads in ("relu",) if "waiting" in name else ("", "sigmoid"):
         for changed in CHANGED:
-            signature._calls.clear()
+            signature.calls.clear()
             torch.manual_seed(3)
             layer, x = make(), torch.randn(shape)
             if how == "layer":

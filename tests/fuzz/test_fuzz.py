@@ -36,11 +36,11 @@ SECONDS = {"layers": 45, "others": 30, "fold": 60, "convert": 60, "onnx": 90}
 
 @pytest.fixture(autouse=True)
 def one_thread_and_nothing_remembered():
-    signature._calls.clear()
+    signature.calls.clear()
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-    signature._calls.clear()
+    signature.calls.clear()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -96,5 +96,5 @@ def test_a_failure_prints_the_line_that_runs_it_again(
     with pytest.raises(AssertionError):
         run_case(name, text)
     monkeypatch.undo()
-    signature._calls.clear()
+    signature.calls.clear()
     run_case(name, text)

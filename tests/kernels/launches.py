@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import normkit
-from normkit.functional.signature import _calls
+from normkit.functional.signature import calls
 from normkit.kernels.choose import _BACKENDS
 from normkit.kernels.gpu import GpuBackend, launch
 
@@ -54,7 +54,7 @@ def on_cpu_tensors() -> Iterator[None]:
             yield
     finally:
         _BACKENDS["gpu"], launch.submit = backend, submit
-        _calls.clear()  # they were found for CPU tensors
+        calls.clear()  # they were found for CPU tensors
 
 
 def launches(call: Callable[[], object]) -> list[str]:

@@ -22,7 +22,7 @@ TAKEN = {
 
 def test_each_route_is_another(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: set[str] = set()
-    signature._calls.clear()
+    signature.calls.clear()
     for owner, name, called in (
         (NativeCall, "forward", "a native call"),
         (reference, "plain_sum", "sums"),

@@ -53,7 +53,7 @@ MAX_OFFSET = 4.0
 
 # y, the means and 1/√(var + eps)
 Saved = tuple[Tensor, Tensor, Tensor]
-_is_deterministic = deterministic_asked_for.get
+_is_deterministic, _is_grad_enabled = deterministic_asked_for.get, torch.is_grad_enabled
 
 
 class Operator(NamedTuple):
@@ -82,7 +82,7 @@ class AtenCall:
     def run(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Return the values by torch's operator, or by the kernels."""
         if (
-            torch.is_grad_enabled()
+            _is_grad_enabled()
             and (
                 x.requires_grad
                 or (weight is not None and weight.requires_grad)

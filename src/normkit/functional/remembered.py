@@ -12,9 +12,10 @@ from torch import Tensor
 
 from normkit.functional.aten import AtenCall
 from normkit.functional.autograd import run
-from normkit.functional.signature import remembered
+from normkit.functional.signature import calls, find, on_cpu, signature
 from normkit.kernels.spec import Running
 from normkit.moments import Moments
+from normkit.torch_state import PLAIN
 
 __all__ = ["run_remembered"]
 
@@ -44,9 +45,16 @@ def run_remembered(
         running: Running statistics and counters, or None.
         found: List that receives the Moments of the batch, or None.
     """
-    call = remembered(operation, x, weight, bias, residual, mask, running)
+    call = None
+    if on_cpu.find is not None:
+        # One call of C from here: the frame of another function is 0.3 µs more.
+        call = on_cpu.find(calls, operation, x, weight, bias, residual, mask, running)
     if call is None:
-        return None
+        if type(x) not in PLAIN or not x.is_cuda:
+            return None
+        call = find(signature(operation, x, weight, bias, residual, mask, running))
+        if call is None:
+            return None
     if type(call) is AtenCall:
         return call.run(x, weight, bias)
     return run(call, x, weight, bias, residual, mask, running, found)

@@ -23,58 +23,41 @@ from normkit.kernels.cpu.loading import library
 from normkit.kernels.spec import Running
 from normkit.torch_state import PLAIN, is_observed, is_wrapped
 
-__all__ = ["find", "remember", "remembered", "signature", "signature_unless_observed"]
+__all__ = [
+    "calls",
+    "find",
+    "on_cpu",
+    "remember",
+    "signature",
+    "signature_unless_observed",
+]
 
 # More than the layers of a network at several batch sizes; then the cache is cleared.
 MAX_CALLS = 4096
-_calls: dict[Hashable, Any] = {}
+calls: dict[Hashable, Any] = {}
 _asked_for = asked_for_name.get
 
 
 def find(key: Hashable | None) -> Any:
     """Return the cached call of a signature, or None."""
-    return None if key is None else _calls.get(key)
+    return None if key is None else calls.get(key)
 
 
 def remember(key: Hashable, call: Any) -> None:
     """Cache the call of a signature."""
-    if len(_calls) >= MAX_CALLS:
-        _calls.clear()
-    _calls[key] = call
-    if _native.find is None and (native := library()) is not None:
-        _native.find = native.find
+    if len(calls) >= MAX_CALLS:
+        calls.clear()
+    calls[key] = call
+    if on_cpu.find is None and (native := library()) is not None:
+        on_cpu.find = native.find
 
 
-class _Native:
-    # Set with the first entry; before it there is nothing to be found.
+class _OnCpu:
+    # `Library.find`, set with the first entry; before it there is nothing to be found.
     find: Callable[..., Any] | None = None
 
 
-_native = _Native()
-
-
-def remembered(
-    operation: Hashable,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
-    running: Running | None = None,
-) -> Any:
-    """Return the cached call of the signature of a call, or None.
-
-    The caller has made sure that `is_observed()` is False.
-    """
-    if _native.find is not None:
-        call = _native.find(
-            *(_calls, operation, x, weight, bias, residual, mask, running)
-        )
-        if call is not None:
-            return call
-    if type(x) not in PLAIN or not x.is_cuda:
-        return None
-    return find(_signature_on_gpu(operation, x, weight, bias, residual, mask, running))
+on_cpu = _OnCpu()
 
 
 def signature_unless_observed(
