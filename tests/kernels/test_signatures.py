@@ -41,7 +41,8 @@ def key(x: Tensor | None = None, **changed: Any) -> Hashable | None:
         "mask": None,
         "running": running(),
     }
-    return signature(*(given | changed).values())
+    operation, *operands, averages = (given | changed).values()
+    return signature(operation, tuple(operands), averages)
 
 
 DIFFERENT: dict[str, Callable[[], Hashable | None]] = {

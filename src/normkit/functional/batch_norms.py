@@ -127,7 +127,7 @@ def batch_norm(
             *("batch_norm", channel_dim, training, eps, momentum, on_nonfinite),
             *(activation, negative_slope, group),
         )
-        known = options, input, weight, bias, residual, mask, running
+        known = options, (input, weight, bias, residual, mask), running
         if (y := run_remembered(*known)) is not None:
             return y
         key = signature(*known)
@@ -266,8 +266,8 @@ def instance_norm(
         averages = None
         if running_mean is not None or running_var is not None:
             averages = Running(running_mean, running_var, None, num_batches_tracked)
-        operation = ("instance_norm", eps)
-        key = signature(operation, input, weight, bias, None, mask, averages)
+        operands = input, weight, bias, None, mask
+        key = signature(("instance_norm", eps), operands, averages)
     call = find(key)
     if call is not None:
         y = run(call, input, weight, bias, None, mask, None, found)

@@ -226,7 +226,8 @@ def _signature(
     spec: Spec, x: Any, weight: Tensor | None, bias: Tensor | None
 ) -> Any | None:
     """Return the signature of a call on shards, or None if it cannot be cached."""
-    parts, places = [], []
+    parts: list[Any] = []
+    places: list[Any] = []
     for t in (x, weight, bias):
         if t is None:
             parts.append(None)
@@ -236,4 +237,4 @@ def _signature(
         else:
             return None
     operation = ("shards", spec, x.shape, x.device_mesh, tuple(places))
-    return signature(operation, *parts)
+    return signature(operation, (*parts, None, None))

@@ -20,11 +20,7 @@ from normkit.functional.ema import update
 from normkit.functional.passes import Passes
 from normkit.functional.ranks_call import ranks_call_for
 from normkit.functional.route import Route, route_of
-from normkit.functional.signature import (
-    find,
-    remember,
-    signature_unless_observed,
-)
+from normkit.functional.signature import find, remember, signature
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.epilogue import Epilogue
@@ -32,7 +28,7 @@ from normkit.kernels.spec import Operands, Running, Spec
 from normkit.masks import broadcast_mask
 from normkit.moments import Moments, statistics_dtype
 from normkit.sync.groups import Ranks
-from normkit.torch_state import PLAIN
+from normkit.torch_state import PLAIN, is_observed
 
 __all__ = ["execute", "normalize", "standardize"]
 
@@ -181,7 +177,8 @@ def normalize(
     key = None
     if group is None or type(group) is Ranks:
         options = ("normalize", dims, eps, centered, activation, slope, group, vector)
-        key = signature_unless_observed(options, x, weight, bias, residual, mask)
+        operands = x, weight, bias, residual, mask
+        key = None if is_observed() else signature(options, operands)
     found: list[Moments] = []
     call = find(key)
     if call is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from normkit.functional.aten import AtenCall
 from normkit.functional.autograd import run
 from normkit.functional.signature import calls, find, on_cpu, signature
-from normkit.kernels.spec import Running
+from normkit.kernels.spec import Operands, Running
 from normkit.moments import Moments
 from normkit.torch_state import PLAIN
 
@@ -22,11 +22,7 @@ __all__ = ["run_remembered"]
 
 def run_remembered(
     operation: Hashable,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
+    operands: Operands,
     running: Running | None = None,
     found: list[Moments] | None = None,
 ) -> Tensor | None:
@@ -37,24 +33,21 @@ def run_remembered(
 
     Args:
         operation: Name and options, as the function of that name caches its calls.
-        x: Values.
-        weight: Weight, or None.
-        bias: Bias, or None.
-        residual: Added before the activation, or None.
-        mask: Which values count, or None.
+        operands: Tensors of the call.
         running: Running statistics and counters, or None.
         found: List that receives the Moments of the batch, or None.
     """
     call = None
     if on_cpu.find is not None:
         # One call of C from here: the frame of another function is 0.3 µs more.
-        call = on_cpu.find(calls, operation, x, weight, bias, residual, mask, running)
+        call = on_cpu.find(calls, operation, *operands, running)
+    x, weight, bias, *_ = operands
     if call is None:
         if type(x) not in PLAIN or not x.is_cuda:
             return None
-        call = find(signature(operation, x, weight, bias, residual, mask, running))
+        call = find(signature(operation, operands, running))
         if call is None:
             return None
     if type(call) is AtenCall:
         return call.run(x, weight, bias)
-    return run(call, x, weight, bias, residual, mask, running, found)
+    return run(call, *operands, running, found)

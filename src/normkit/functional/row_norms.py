@@ -100,7 +100,7 @@ def layer_norm(
         )
     sizes, key = tuple(normalized_shape), None
     if not is_observed():
-        known = ("layer_norm", sizes, eps), input, weight, bias, None, mask
+        known = ("layer_norm", sizes, eps), (input, weight, bias, None, mask)
         if (y := run_remembered(*known)) is not None:
             return y
         key = signature(*known)
@@ -186,7 +186,7 @@ def rms_norm(
         )
     sizes, key = tuple(normalized_shape), None
     if not is_observed():
-        known = ("rms_norm", sizes, eps), input, weight, None, None, mask
+        known = ("rms_norm", sizes, eps), (input, weight, None, None, mask)
         if (y := run_remembered(*known)) is not None:
             return y
         key = signature(*known)
@@ -242,7 +242,7 @@ def group_norm(
     """
     key = None
     if not is_observed():
-        known = ("group_norm", num_groups, eps), input, weight, bias, None, mask
+        known = ("group_norm", num_groups, eps), (input, weight, bias, None, mask)
         if (y := run_remembered(*known)) is not None:
             return y
         key = signature(*known)

@@ -16,12 +16,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from normkit.kernels.asked_for import asked_for_name
 from normkit.kernels.cpu.loading import library
-from normkit.kernels.spec import Running
-from normkit.torch_state import PLAIN, is_observed, is_wrapped
+from normkit.kernels.spec import Operands, Running
+from normkit.torch_state import PLAIN, is_wrapped
 
 __all__ = [
     "calls",
@@ -29,7 +28,6 @@ __all__ = [
     "on_cpu",
     "remember",
     "signature",
-    "signature_unless_observed",
 ]
 
 # More than the layers of a network at several batch sizes; then the cache is cleared.
@@ -60,52 +58,19 @@ class _OnCpu:
 on_cpu = _OnCpu()
 
 
-def signature_unless_observed(
-    operation: Hashable,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
-    running: Running | None = None,
-) -> Hashable | None:
-    """Return the signature of a call; None also where torch operations are observed."""
-    if is_observed():
-        return None
-    return signature(operation, x, weight, bias, residual, mask, running)
-
-
 def signature(
-    operation: Hashable,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
-    running: Running | None = None,
+    operation: Hashable, operands: Operands, running: Running | None = None
 ) -> Hashable | None:
     """Return the signature of a call, or None if it cannot be cached.
 
     The caller has made sure that `is_observed()` is False.
     """
+    x, weight, bias, residual, mask = operands
     if type(x) not in PLAIN:
         return None
-    tensors = x, weight, bias, residual, mask, running
-    if x.is_cuda:
-        return _signature_on_gpu(operation, *tensors)
-    native = library() if x.is_cpu else None
-    return None if native is None else native.signature(operation, *tensors)
-
-
-def _signature_on_gpu(
-    operation: Hashable,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    running: Running | None,
-) -> Hashable | None:
+    if not x.is_cuda:
+        native = library() if x.is_cpu else None
+        return native and native.signature(operation, *operands, running)
     if x.is_neg() or is_wrapped(x):
         return None
     device = x.get_device()

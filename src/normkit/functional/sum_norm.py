@@ -16,15 +16,11 @@ from torch import Tensor
 from normkit.errors import ShapeError
 from normkit.functional.autograd import gradients
 from normkit.functional.memory.block import memory_mode
-from normkit.functional.signature import (
-    find,
-    remember,
-    signature_unless_observed,
-)
+from normkit.functional.signature import find, remember, signature
 from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.spec import Spec
-from normkit.torch_state import unwrapped_apply
+from normkit.torch_state import is_observed, unwrapped_apply
 
 __all__ = ["sum_norm"]
 
@@ -85,8 +81,9 @@ def sum_norm(
             f"input, {tuple(x.shape)}; use expand()"
         )
     key = call = None
-    if memory_mode() is None and residual.dtype is x.dtype:
-        key = signature_unless_observed(options, x, weight, bias, residual)
+    is_plain = memory_mode() is None and not is_observed()
+    if is_plain and residual.dtype is x.dtype:
+        key = signature(options, (x, weight, bias, residual, None))
     if key is not None:
         call = find(key)
         if call is None and asked_for() in (None, "cpu"):

@@ -207,8 +207,8 @@ class BatchNormLayer(BatchStatisticsLayer):
                 running = Running(mean, var, momentum, batches, skipped)
             elif mean is not None:
                 running = Running(mean, var)
-            tensors = x, weight, bias, residual, mask, running
-            if (y := run_remembered(operation, *tensors)) is not None:
+            operands = x, weight, bias, residual, mask
+            if (y := run_remembered(operation, operands, running)) is not None:
                 return y
         return batch_norm(
             *(x, mean, var, weight, bias, uses_batch, momentum, self.eps),

@@ -116,8 +116,9 @@ class LayerNorm(torch.nn.LayerNorm):
         """
         if residual is None and self.channel_dim == -1 and not is_observed():
             sizes, (weight, bias) = self.normalized_shape, learned(self)
-            known = ("layer_norm", sizes, self.eps), input, weight, bias, None, mask
-            if (y := run_remembered(*known)) is not None:
+            operands = input, weight, bias, None, mask
+            y = run_remembered(("layer_norm", sizes, self.eps), operands)
+            if y is not None:
                 return y
         if residual is not None:
             if self.channel_dim != -1 or is_recorded(input):
@@ -219,7 +220,7 @@ class RMSNorm(torch.nn.RMSNorm):
         """
         if residual is None and not is_observed():
             options = "rms_norm", self.normalized_shape, self.eps
-            y = run_remembered(options, x, learned(self)[0], None, None, mask)
+            y = run_remembered(options, (x, learned(self)[0], None, None, mask))
             if y is not None:
                 return y
         if residual is not None:
@@ -314,7 +315,7 @@ class GroupNorm(torch.nn.GroupNorm):
         weight, bias = learned(self)
         if not is_observed():
             options = "group_norm", self.num_groups, self.eps
-            y = run_remembered(options, input, weight, bias, None, mask)
+            y = run_remembered(options, (input, weight, bias, None, mask))
             if y is not None:
                 return y
         if is_recorded(input):
