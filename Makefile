@@ -111,7 +111,7 @@ sanitize: $(STAMP) ## Run the tests of the C++ kernels under ASan and UBSan
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 NORMKIT_CPU_LIBRARY=$(SANITIZED)/_native.so \
 	$(BIN)/python -m pytest -q -x -p no:cacheprovider --capture=sys \
-		tests/kernels/test_cpu.py tests/kernels/test_cpu_fused.py tests/kernels/test_bfloat16_in_twos.py tests/functional/test_routes.py tests/functional/test_sum_norm.py tests/kernels/test_batch_invariance.py
+		tests/kernels/test_cpu.py tests/kernels/test_cpu_fused.py tests/kernels/test_signatures.py tests/kernels/test_bfloat16_in_twos.py tests/functional/test_routes.py tests/functional/test_sum_norm.py tests/kernels/test_batch_invariance.py
 
 # On a machine with a GPU: its own python, torch and triton; nothing is installed.
 gpu: ## On a CUDA device: check the GPU kernels at real shapes, then time them, in 8 minutes

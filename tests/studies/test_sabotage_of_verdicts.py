@@ -150,7 +150,8 @@ def test_population_statistics_need_the_right_momentum(monkeypatch) -> None:
     def swapped(mean, var, rate, *others):
         return honest(mean, var, rate and 1 - rate, *others)
 
-    monkeypatch.setattr(batch_norms, "Running", swapped)
+    for module in (batch_norms, batch_norm_layer):
+        monkeypatch.setattr(module, "Running", swapped)
     broken = verdicts("S07")
     left = "relative bias after 10 batches"
     assert part(sound["C29"], left) == "refuted"
