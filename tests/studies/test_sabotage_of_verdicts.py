@@ -8,7 +8,7 @@ import torch
 
 import normkit
 from normkit.functional import batch_norms, normalize
-from normkit.nn import BatchNorm2d
+from normkit.nn import BatchNorm2d, batch_norm_layer
 from normkit.studies import find, replicas, s08_fold, s19_figure_two
 from normkit.studies.study import Trial
 from normkit.studies.verdict import Verdict
