@@ -147,7 +147,7 @@ def test_population_statistics_need_the_right_momentum(monkeypatch) -> None:
     sound = healthy("S07")
     honest = batch_norms.Running
 
-    def swapped(mean, var, rate, *others):
+    def swapped(mean, var, rate=None, *others):
         return honest(mean, var, rate and 1 - rate, *others)
 
     for module in (batch_norms, batch_norm_layer):
