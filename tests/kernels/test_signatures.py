@@ -229,3 +229,15 @@ def test_the_second_call_of_a_layer_asks_nothing_again(
     assert torch.equal(layer(x), first)
     with pytest.raises(AssertionError, match="long way"):
         layer(x[:1])
+
+
+def test_one_running_statistic_is_refused_whatever_is_remembered() -> None:
+    x = torch.randn(2, 4, 3, 3)
+    plain = nn.BatchNorm2d(4)
+    plain.running_mean = plain.running_var = None
+    plain(x)
+    plain(x)
+    layer = nn.BatchNorm2d(4)
+    layer.running_mean = None
+    with pytest.raises(normkit.errors.ArgumentError, match="running"):
+        layer(x)

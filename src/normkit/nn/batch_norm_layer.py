@@ -203,10 +203,10 @@ class BatchNormLayer(BatchStatisticsLayer):
                 *("skip", self.activation, self.negative_slope, ranks),
             )
             running = None
-            if mean is not None and uses_batch:
-                running = Running(mean, var, momentum, batches, skipped)
-            elif mean is not None:
+            if mean is not None or var is not None:
                 running = Running(mean, var)
+                if uses_batch:
+                    running = Running(mean, var, momentum, batches, skipped)
             operands = x, weight, bias, residual, mask
             if (y := run_remembered(operation, operands, running)) is not None:
                 return y
