@@ -1,5 +1,6 @@
 """Signatures of calls in CPU memory, as the native library makes them."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Hashable
@@ -193,7 +194,7 @@ def test_older_versions_of_torch_give_the_same_signatures() -> None:
         check=False,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert run.returncode == 0, run.stderr[-2000:]
     found = eval(run.stdout)  # tuples of strings, numbers and bytes
