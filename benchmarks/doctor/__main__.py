@@ -73,7 +73,7 @@ LATER = {
     "fourth": Later(
         "fourth_bugs",
         "A fourth set",
-        "programs, most of them of batch norm, by an author who had not read the doctor",
+        "programs, most on batch norm, whose author had not read the doctor's code",
         fourth_bugs.FIRST_SIGHT,
     ),
 }

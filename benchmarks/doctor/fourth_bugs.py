@@ -27,7 +27,28 @@ __all__ = ["FIRST_SIGHT"]
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "warmed_up_on_zeros": (("D01", "D02"), ()),
+    "domains_in_batches_of_their_own": (("D13", "D02", "D01"), ()),
+    "served_by_the_statistics_of_four": ((), ()),
+    "norm_over_steps_in_place_of_features": ((), ()),
+    "scales_of_zero_without_a_skip": (("D21", "D16", "D34", "D24", "D27"), ()),
+    "batch_norm_whose_eps_is_its_size": (("D21", "D22", "D16", "D24"), ()),
+    "statistics_without_the_factor_of_caffe": (("D01", "D02"), ()),
+    "one_norm_for_all_steps_of_a_recurrence": (("D02", "D33"), ()),
+    "one_norm_behind_all_convolutions": (("D02", "D33"), ()),
+    "pruned_with_the_statistics_from_before": (("D02", "D01"), ()),
+    "batch_norm_behind_a_global_pool": (("D05",), ()),
+    "train_that_skips_the_frozen_stage": (("D07", "D05"), ()),
+    "gradients_clipped_to_almost_nothing": (("D27", "D34"), ()),
+    "gradients_cleared_before_the_step": (("D24", "D27"), ()),
+    "epsilon_of_another_network": ((), ()),
+    "mask_with_the_opposite_meaning": (("D21", "D34", "D27"), ()),
+    "padding_index_that_is_a_class": ((), ()),
+    "sigmoids_in_a_deep_network": (("D24", "D27", "D34"), ()),
+    "pixels_divided_by_255_twice": (("D28", "D21", "D34"), ()),
+    "weights_from_a_standard_normal": (("D20",), ()),
+}
 
 
 def convolutions(width: int = 16, depth: int = 3) -> nn.Sequential:
