@@ -75,6 +75,7 @@ LATER = {
         "A fourth set",
         "programs, most on batch norm, whose author had not read the doctor's code",
         fourth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
     ),
 }
 
