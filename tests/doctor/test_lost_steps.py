@@ -93,7 +93,7 @@ def gone(rates: list[float]) -> bool:
         (lambda t: 0.5 + 0.5 * math.cos(math.pi * t), False),
         (lambda t: 0.1 ** int(3 * t), False),
         # Warmed up from nothing, for most of the run.
-        (lambda t: 1e-6 if t < 0.8 else 1.0, False),
+        (lambda t: 1e-6 if t < 0.95 else 1.0, False),
         (lambda t: min(t / 0.04, (0.04 / t) ** 0.5) if t else 0.0, False),
         (lambda t: 0.7 ** (30 * t), False),
         (lambda t: 0.9 ** (1000 * t), True),

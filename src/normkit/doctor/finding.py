@@ -174,7 +174,8 @@ def _is_origin(finding: Finding) -> bool:
 
 
 def _opens_gap(finding: Finding) -> bool:
-    return "D02" in CONSEQUENCES.get(finding.id, frozenset())
+    """Return True for a cause of D02; D01 is a consequence of most of them."""
+    return finding.id != "D01" and "D02" in CONSEQUENCES.get(finding.id, frozenset())
 
 
 def _order(finding: Finding) -> int:
