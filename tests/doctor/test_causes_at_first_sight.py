@@ -141,8 +141,10 @@ class Pooled(nn.Module):
 
 @pytest.mark.parametrize("net", ["module", "function"])
 def test_a_mask_that_hides_all_but_padding_is_told_first(net: str) -> None:
-    found = alarms(Pooled(net, is_bad=True), batches()[:24])
+    diagnosis = diagnose(Pooled(net, is_bad=True), batches()[:24], LOSS)
+    found = [f for f in diagnosis.findings if f.is_alarm]
     assert found[0].id == "D36"
+    assert "turn the mask round" in diagnosis.to_html()
     assert "turn the mask round" in found[0].fix
     assert "D36" not in ids(alarms(Pooled(net, is_bad=False), batches()[:24]))
 
