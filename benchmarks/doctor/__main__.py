@@ -1,13 +1,13 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
-`python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third` a later set,
-`python benchmarks/doctor healthy` the healthy programs (20 minutes; those on MNIST and
-CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor architectures` fresh networks of
-the libraries that are installed, `python benchmarks/doctor overhead` measures the time,
-and `python benchmarks/doctor shrinking` what signals that shrink cost. Each writes its
-part of record.json, and docs/doctor-score.md from the whole; with names behind `bugs`,
-`third`, `architectures`, `healthy` or `overhead` only those are run, and take the place
-of their earlier runs.
+`python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third` and `fourth`
+later sets, `python benchmarks/doctor healthy` the healthy programs (20 minutes; those
+on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor architectures` fresh
+networks of the libraries that are installed, `python benchmarks/doctor overhead`
+measures the time, and `python benchmarks/doctor shrinking` what signals that shrink
+cost. Each writes its part of record.json, and docs/doctor-score.md from the whole; with
+names behind `bugs`, `third`, `fourth`, `architectures`, `healthy` or `overhead` only
+those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import architectures
+import fourth_bugs
 import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
 import other_bugs
@@ -44,7 +45,45 @@ from normkit.doctor.finding import Finding, ranked
 PAGE = Path(__file__).parents[2] / "docs" / "doctor-score.md"
 RECORD = Path(__file__).parent / "record.json"
 SEED = 0
-THIRD = [bug for bug in BUGS if bug.name in third_bugs.FIRST_SIGHT]
+
+
+@dataclass(frozen=True)
+class Later:
+    """A set that was committed before the doctor saw it, on its own part of the page.
+
+    `first` has the alarms of the first meeting, on each program and on its twin;
+    `after` begins a second score, where they led to changes of the doctor.
+    """
+
+    module: str
+    title: str
+    about: str
+    first: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    after: str | None = None
+
+
+LATER = {
+    "third": Later(
+        "third_bugs",
+        "A third set",
+        "programs of layers and losses that the others lack",
+        third_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+    "fourth": Later(
+        "fourth_bugs",
+        "A fourth set",
+        "programs, most on batch norm, whose author had not read the doctor's code",
+        fourth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+}
+
+
+def part_of(bug: Bug) -> str:
+    """Return the part of the record in which a bug is."""
+    module = bug.program.__module__
+    return next((name for name, s in LATER.items() if s.module == module), "bugs")
 
 
 @dataclass(frozen=True)
@@ -132,8 +171,9 @@ def page(record: dict[str, Any]) -> str:
     parts = ["<!-- Written by `python benchmarks/doctor`; do not edit. -->"]
     if "bugs" in record:
         parts += _bugs([Score(**score) for score in record["bugs"]], record["machine"])
-    if "third" in record:
-        parts += ["", *_third([Score(**score) for score in record["third"]])]
+    for name, later in LATER.items():
+        if name in record:
+            parts += ["", *_later(later, [Score(**score) for score in record[name]])]
     if "healthy" in record:
         parts += ["", *healthy.lines(record["healthy"])]
     if "overhead" in record:
@@ -179,25 +219,28 @@ def _bugs(scores: list[Score], machine: str) -> list[str]:
     return lines + _table(scores)
 
 
-def _third(scores: list[Score]) -> list[str]:
-    first = [(s, *third_bugs.FIRST_SIGHT[s.name]) for s in scores]
-    n = len(scores)
+def _later(later: Later, scores: list[Score]) -> list[str]:
+    first = [(s, *later.first[s.name]) for s in scores if s.name in later.first]
+    n, met = len(scores), len(first)
     named = sum(bool(bad) and bad[0] in s.expected for s, bad, _ in first)
-    return [
-        "## A third set",
+    lines = [
+        f"## {later.title}",
         "",
-        f"{n} programs of layers and losses that the others lack, written and",
+        f"{n} {later.about}, written and",
         "committed before the doctor saw one of them. First meeting: an alarm on "
-        f"{sum(bool(bad) for _, bad, _ in first)} of {n}, the right check first on "
-        f"{named} of {n}, twins silent {sum(not twin for *_, twin in first)} of {n}.",
-        "After changes of the doctor that these programs led to: an alarm on "
-        f"{sum(s.is_detected for s in scores)} of {n}, the right check first on "
-        f"{sum(s.is_named for s in scores)} of {n}, twins silent "
-        f"{sum(not s.twin_alarms for s in scores)} of {n}; this is no score on unseen",
-        "programs any more.",
-        "",
-        *_table(scores),
+        f"{sum(bool(bad) for _, bad, _ in first)} of {met}, the right check first on "
+        f"{named} of {met}, twins silent {sum(not twin for *_, twin in first)} of "
+        f"{met}.",
     ]
+    if later.after:
+        lines += [
+            f"{later.after}: an alarm on "
+            f"{sum(s.is_detected for s in scores)} of {n}, the right check first on "
+            f"{sum(s.is_named for s in scores)} of {n}, twins silent "
+            f"{sum(not s.twin_alarms for s in scores)} of {n}; this is no score on",
+            "unseen programs any more.",
+        ]
+    return [*lines, "", *_table(scores)]
 
 
 def _table(scores: list[Score]) -> list[str]:
@@ -239,22 +282,19 @@ def main() -> None:
         for found in architectures.measured(sys.argv[2:], before):
             _write(architectures=found)
     else:
-        part = "third" if sys.argv[1:2] == ["third"] else "bugs"
+        part = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in LATER else "bugs"
         wanted = set(sys.argv[2:])
         record = json.loads(RECORD.read_text()) if wanted else {}
         done = {score["name"]: score for score in record.get(part, [])}
         for each in BUGS:
-            if (each in THIRD) != (part == "third"):
-                continue
-            if not wanted or each.name in wanted:
+            if part_of(each) == part and (not wanted or each.name in wanted):
                 score = scored(each)
                 done[each.name] = asdict(score)
                 print(each.name, score.alarms, score.twin_alarms, flush=True)
         machine = f"torch {torch.__version__}, Python {platform.python_version()}, CPU"
-        if part == "third":
-            _write(third=[*done.values()])
-        else:
-            _write(bugs=[*done.values()], machine=machine)
+        _write(**{part: [*done.values()]})
+        if part == "bugs":
+            _write(machine=machine)
     print(PAGE)
 
 

@@ -467,9 +467,9 @@ def a_training_that_has_arrived_stands_still(patch: pytest.MonkeyPatch) -> None:
     "test_a_batch_has_no_more_independent_values_than_values"
 )
 def independent_values_have_no_bound(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import batches
+    from normkit.doctor.checks import batch_size
 
-    patch.setattr(batches, "min", lambda found, _: found, raising=False)
+    patch.setattr(batch_size, "min", lambda found, _: found, raising=False)
 
 
 @fault(

@@ -13,7 +13,7 @@ from doctor.test_before_training import of_norm, severity
 from doctor.test_little_data import weights
 from normkit.doctor import Diagnosis, Statistics, checks, diagnose, watch
 from normkit.doctor.channel_statistics import ChannelStatistics
-from normkit.doctor.checks.batches import effective_values
+from normkit.doctor.checks.batch_size import effective_values
 from normkit.doctor.measurements import (
     Evaluation,
     LayerStatistics,

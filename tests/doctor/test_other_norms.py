@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from doctor.models import batches
 from normkit.doctor import diagnose, watch
-from normkit.doctor.checks.batches import batch_too_small
+from normkit.doctor.checks.batch_size import batch_too_small
 from normkit.modeling.norm_types import is_batch_norm
 
 

@@ -142,16 +142,21 @@ class Finding:
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """Return errors, warnings and infos: by severity, causes before consequences.
 
-    A warning of the data or of the steps has the rank of what it does to the signals.
+    A warning of the data or of the steps has the rank of what it does to the signals. A
+    warning that explains a gap between the modes stands directly before the gap.
     """
     kept = [finding for finding in findings if finding.is_reported]
     worst = min((_level(f) for f in kept if f.id in SIGNALS), default=len(SEVERITIES))
+    gap = min((_level(f) for f in kept if f.id == "D02"), default=len(SEVERITIES))
 
-    def rank(finding: Finding) -> tuple[int, int]:
-        level, order = _level(finding), _order(finding)
+    def rank(finding: Finding) -> tuple[int, float, int]:
+        level, order = _level(finding), float(_order(finding))
+        own = _order(finding)
         if _is_origin(finding) and worst < level:
             level, order = worst, min(order, CAUSES_FIRST.index("D01"))
-        return level, order
+        elif finding.is_alarm and gap < level and _opens_gap(finding):
+            level, order = gap, CAUSES_FIRST.index("D02") - 0.5
+        return level, order, own
 
     return sorted(kept, key=rank)
 
@@ -166,6 +171,11 @@ def _is_origin(finding: Finding) -> bool:
     if finding.severity != "warning" or not is_named:
         return False
     return finding.id != "D27" or finding.value > finding.threshold
+
+
+def _opens_gap(finding: Finding) -> bool:
+    """Return True for a cause of D02; D01 is a consequence of most of them."""
+    return finding.id != "D01" and "D02" in CONSEQUENCES.get(finding.id, frozenset())
 
 
 def _order(finding: Finding) -> int:
@@ -198,8 +208,9 @@ def _explains(cause: Finding, finding: Finding) -> bool:
         return finding.id in NOT_FINITE or not math.isfinite(finding.value)
     if finding.details.get("is_symptom", False):
         return cause.id in STANDSTILL or cause.details.get("is_origin", False)
-    signals = SIGNALS if cause.details.get("is_origin", False) else frozenset[str]()
-    if finding.id not in CONSEQUENCES.get(cause.id, frozenset()) | signals:
+    if cause.details.get("is_origin", False) and finding.id in SIGNALS:
+        return True  # a signal that one layer spoils shows in all of them
+    if finding.id not in CONSEQUENCES.get(cause.id, frozenset()):
         return False
     is_of_model = "" in (cause.layer, finding.layer)
     return is_of_model or set(finding.layers) <= set(cause.layers)

@@ -116,6 +116,9 @@ class WeightStatistics:
         norm_at_start: ‖w‖ in the first observed step; nan when not watched.
         usual_norm: ‖w‖ of a weight whose entries have variance 1/fan_in; nan when not
             watched.
+        lost: Share of the updates that rounded to nothing, of those of elements with a
+            gradient, per optimizer step, in order; of weights in half precision under
+            an optimizer of torch.
     """
 
     norm: float
@@ -126,6 +129,7 @@ class WeightStatistics:
     equal_gradients: float | None = None
     norm_at_start: float = math.nan
     usual_norm: float = math.nan
+    lost: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,11 @@ class LayerStatistics:
         after: Histogram of its outputs.
         gains: The scales of a norm; None without.
         shift_spread: Standard deviation of a norm's shift over its channels.
+        eps: What a norm adds to the variance; None for others.
+        crossed: The dimension of its input that the layer before gives its features in,
+            and the one that this norm takes for them, where they differ.
+        own_batches: The inputs of a batch norm without running statistics, which takes
+            those of each batch in eval mode, too.
         not_finite: Where inputs, outputs and weight were first not finite.
     """
 
@@ -209,6 +218,9 @@ class LayerStatistics:
     after: Histogram | None = None
     gains: GainStatistics | None = None
     shift_spread: float = 0.0
+    eps: float | None = None
+    crossed: tuple[int, int] | None = None
+    own_batches: ChannelStatistics | None = None
     not_finite: NotFinite = NotFinite()
 
     @property

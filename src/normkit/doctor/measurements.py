@@ -22,6 +22,7 @@ from normkit.doctor.layer_statistics import (
     Role,
     WeightStatistics,
 )
+from normkit.doctor.optimizer_statistics import OptimizerStatistics
 from normkit.doctor.transformer_statistics import AttentionStatistics, BlockStatistics
 from normkit.moments import Moments
 from normkit.results import Result, counted
@@ -33,6 +34,7 @@ __all__ = [
     "LayerStatistics",
     "NormStatistics",
     "NotFinite",
+    "OptimizerStatistics",
     "OutputStatistics",
     "Role",
     "Statistics",
@@ -198,6 +200,7 @@ class DependenceStatistics:
     on_others: float | None = None
     on_future: float | None = None
     is_elsewhere: bool = False
+    ignored: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ class TrainingStatistics:
         is_trial: The loop was a trial on a copy, not the program's own.
         losses: Step and value of each loss given to `log`.
         steps: The observed steps.
+        optimizer: Its rates and its state; None without one.
     """
 
     forwards: int = 0
@@ -231,6 +235,7 @@ class TrainingStatistics:
     is_trial: bool = False
     losses: tuple[tuple[int, float], ...] = ()
     steps: tuple[int, ...] = ()
+    optimizer: OptimizerStatistics | None = None
 
 
 @dataclass(frozen=True, repr=False)

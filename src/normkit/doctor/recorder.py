@@ -7,6 +7,7 @@ plain numbers at the next one, with one transfer from the device.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import replace
@@ -75,7 +76,7 @@ class Recorder:
         self.unit = unit
         self.steps = 0
         self._probes = Probes(self.model, unit=unit, counted=MAX_COUNTED)
-        self._updates = Updates(self._probes.layers.values())
+        self._updates = Updates(self._probes.layers.values(), optimizer)
         self.observed: list[int] = []
         self._series: dict[str, dict[str, list[float | None]]] = {}
         self._logged: dict[str, list[tuple[int, float]]] = {}
@@ -85,6 +86,7 @@ class Recorder:
         self._step_modules: set[nn.Module] = set()  # called in the current step
         # Numbers of the last observed steps of each layer, for the checks.
         self._recent: dict[str, deque[dict[str, float]]] = {}
+        self._lost: dict[str, list[float]] = {}
         self._windows = {name: Window() for name in self._probes.layers}
         self._modes = {
             name: [0, 0]
@@ -180,7 +182,11 @@ class Recorder:
                 )
             series, recent = self._series[probe.name], self._recent[probe.name]
             window = self._windows[probe.name]
-            layers.append(layer_of(probe, series, recent, window, norm))
+            found = layer_of(probe, series, recent, window, norm)
+            if found.weight is not None:
+                lost = tuple(self._lost.get(probe.name, ()))
+                found = replace(found, weight=replace(found.weight, lost=lost))
+            layers.append(found)
         if not self.observed:
             # Called, but never to be trained: only the settings are known.
             layers = [
@@ -263,6 +269,8 @@ class Recorder:
         for name, probe in layers.items():
             found = {key: next(values) for key in measured[name]}
             found |= with_spread(found)
+            if not math.isnan(lost := found.pop("lost", math.nan)):
+                self._lost.setdefault(name, []).append(lost)
             if "input.count" in found:
                 found["samples"] = probe.samples
                 if name not in self._recent:
@@ -276,5 +284,6 @@ class Recorder:
 
     def _after_update(self, *_: Any) -> None:
         self._step_modules = set()
-        self.loop.add_update()
+        if self.optimizer is not None:
+            self.loop.add_update(self.optimizer)
         self._updates.after()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics as numbers
 from collections.abc import Iterable
 
@@ -23,7 +22,8 @@ def transformer_blocks(
 ) -> Iterable[Block]:
     """Yield the stream over the depth, and a table of each attention's logits."""
     rows = [row for row in streams(statistics.blocks) if len(row) >= MIN_BLOCKS]
-    found = [f for f in readings if f.id == "D36" and not math.isnan(f.value)]
+    # Without the findings on masks and on logits that are not finite.
+    found = [f for f in readings if f.id == "D36" and "entropy" in f.details]
     if not (rows or found):
         return
     yield Heading("Blocks and attention")

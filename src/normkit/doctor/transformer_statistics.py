@@ -32,12 +32,23 @@ class AttentionStatistics:
         entropy: Mean entropy of a query's weights over ln(its keys), from 0 for one
             key to 1 for all alike.
         sharp: Share of queries with a weight above 0.99.
+        read: Mean squared difference, between samples, of the keys at one position that
+            a mask lets queries read; NaN where no mask was seen.
+        hidden: That of the keys which it hides from every query.
     """
 
     name: str
     largest: tuple[float, ...] = ()
     entropy: tuple[float, ...] = ()
     sharp: tuple[float, ...] = ()
+    read: tuple[float, ...] = ()
+    hidden: tuple[float, ...] = ()
+
+    @property
+    def masked(self) -> list[tuple[float, float]]:
+        """Read and hidden of the observations in which a mask had both."""
+        every = zip(self.read, self.hidden, strict=True)
+        return [each for each in every if not math.isnan(sum(each))]
 
     @property
     def observed(self) -> list[tuple[float, float, float]]:

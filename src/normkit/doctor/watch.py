@@ -156,7 +156,8 @@ class Watch(Result):
         ‖dL/d output‖; `weight_norm`, `weight_gradient_norm` and `update_ratio`,
         ‖Δw‖/‖w‖. `blocks` holds, of several blocks of a class, the rms
         `before` and `after` each and the `gradient` ‖dL/d output‖; `attention` the
-        `largest` |logit|, `entropy` and `sharp` share of queries of each.
+        `largest` |logit|, `entropy` and `sharp` share of queries of each, and how far
+        the keys that a mask lets `read`, and those `hidden`, differ between samples.
         `logged` holds the numbers given to `log` as `[step, value]` pairs.
         """
         return self._recorder.history()

@@ -3,7 +3,7 @@
 Each takes a `Statistics` and yields a `Finding` for every layer it checks: an error, a
 warning, an info, `clear` with the value, or `not_judged` with the reason. Grouped by
 subject: `population` (running statistics against the inputs), `buffers` (values and
-precision of the running statistics), `batches` (size and mixing of the batches),
+precision of the running statistics), `batch_size`, `batches` (what a batch holds),
 `modes` (training and eval mode), `weights`, `saturation`, `signals` and `gradients`
 (over the depth), `basics` (input, output, order of the layers, with `targets`,
 `progress` and `not_finite`), `transformers` (residual stream, attention, gains,
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from normkit.doctor.checks import (
     basics,
+    batch_size,
     batches,
     buffers,
     gradients,
@@ -39,8 +40,8 @@ CHECKS: dict[str, Check] = dict(
     sorted(
         item
         for group in (
-            *(basics, batches, buffers, gradients, modes, population, saturation),
-            *(signals, spikes, transformers, weights),
+            *(basics, batch_size, batches, buffers, gradients, modes, population),
+            *(saturation, signals, spikes, transformers, weights),
         )
         for item in group.CHECKS.items()
     )

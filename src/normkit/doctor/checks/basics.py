@@ -12,7 +12,7 @@ from normkit.doctor.checks.progress import progress
 from normkit.doctor.checks.targets import is_cross_entropy, targets
 from normkit.doctor.checks.thresholds import MIN_SAMPLES, above, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.measurements import Statistics
+from normkit.doctor.measurements import LayerStatistics, Statistics
 from normkit.results import counted
 
 __all__ = ["CHECKS", "basics", "input_scale", "norm_choice"]
@@ -78,7 +78,7 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
 
 
 def norm_choice(statistics: Statistics) -> Iterator[Finding]:
-    """Check D29: a norm that erases its input, or sequences of many lengths."""
+    """Check D29: a norm that erases its input, over steps, or over many lengths."""
     for layer in statistics.of_role("norm"):
         if layer.input is None or layer.output is None:
             continue
@@ -104,6 +104,9 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
             continue
         # A batch norm that gives nothing got nothing: D18.
         is_erased &= layer.norm is None
+        if layer.crossed is not None and not is_erased:
+            yield _across(layer)
+            continue
         severity: Severity = "clear"
         evidence = (
             f"its inputs have a standard deviation of {given:.3g}, its outputs of "
@@ -120,6 +123,20 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
             evidence = f"it saw sequences of {low} to {high} positions in one average"
             fix = "use layer norm, or pass mask= to normkit.nn's batch norm"
         yield _D29(layer.name, severity, left, ERASED, evidence, fix)
+
+
+def _across(layer: LayerStatistics) -> Finding:
+    """Return the finding on a norm that takes the steps for the features."""
+    given, taken = layer.crossed or (0, 0)
+    return _D29(
+        layer.name,
+        "warning",
+        taken,
+        given,
+        f"{layer.fed_by} gives its features along dimension {given}, and this "
+        f"{layer.kind} takes dimension {taken}, the steps of the sequence",
+        f"transpose before and after it, or pass channel_dim={given} to normkit.nn's",
+    )
 
 
 def basics(statistics: Statistics) -> Iterator[Finding]:

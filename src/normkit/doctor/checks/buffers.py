@@ -14,7 +14,7 @@ from normkit.doctor.checks.population import (
 from normkit.doctor.checks.progress import is_untrained
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.measurements import Statistics
+from normkit.doctor.measurements import LayerStatistics, Statistics
 
 __all__ = [
     "CHECKS",
@@ -30,12 +30,21 @@ MIN_HALF = 6e-8
 # by 1 - 1/√1.1 = 5 % or more. In most channels eps is at fault, in a few the channels
 # (D18).
 EPS_SHARE = 0.5
+# The largest default of a library (Keras; torch has 1e-5). An eps above it that is also
+# above the variances is no trace of a signal that has vanished: it makes it vanish.
+USUAL_EPS = 1e-3
 
 # Averaged weights stand still, so that statistics computed for them are off by sampling
 # alone: d_mean .003 and d_var .02 after update_bn. Those of the last weights gave at
 # most .08 and .08 where eval mode lost nothing (EMA of .9 and .98, SWA), .13 and .31
 # where it lost 4 points of accuracy, .19 and .37 where it lost 11 (EMA of .995).
 AVERAGED_MEAN, AVERAGED_VAR = 0.1, 0.15
+
+_LOWER_EPS = "lower eps, or scale the inputs of the layer up"
+_EPS_ARGUMENT = (
+    "lower eps (torch's default is 1e-5): the argument behind the number of channels "
+    "may be eps, as in BatchNorm2d(64, 64)"
+)
 
 _D16 = partial(Finding, "D16", "narrow_precision")
 _D17 = partial(Finding, "D17", "nonfinite_statistics")
@@ -62,6 +71,8 @@ def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
             continue
         share = float((norm.running_var < 10 * norm.eps).double().mean())
         severity, threshold = above(share, warning=EPS_SHARE)
+        is_above = float((norm.running_var < norm.eps).double().mean()) > EPS_SHARE
+        is_origin = norm.eps > USUAL_EPS and is_above
         yield _D16(
             layer.name,
             severity,
@@ -69,8 +80,30 @@ def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
             threshold,
             f"in {share:.0%} of the channels the variance is below ten times "
             f"eps={norm.eps:g}, which then decides the scale",
-            "lower eps, or scale the inputs of the layer up",
+            _EPS_ARGUMENT if is_origin else _LOWER_EPS,
+            {"is_origin": is_origin},
         )
+    for layer in statistics.of_role("norm"):
+        if layer.norm is None:
+            yield from _large_eps(layer)
+
+
+def _large_eps(layer: LayerStatistics) -> Iterator[Finding]:
+    """Check the eps of a norm without running statistics."""
+    if layer.eps is None or layer.input is None or not layer.eps > USUAL_EPS:
+        return
+    # No row or group varies more than all values together, on average.
+    size = float(layer.input.mean_square)
+    severity: Severity = "warning" if size < layer.eps else "clear"
+    yield _D16(
+        layer.name,
+        severity,
+        layer.eps,
+        size,
+        f"eps={layer.eps:g} is added to variances of at most {size:.3g} on average",
+        _EPS_ARGUMENT,
+        {"is_origin": severity == "warning"},
+    )
 
 
 def nonfinite_statistics(statistics: Statistics) -> Iterator[Finding]:

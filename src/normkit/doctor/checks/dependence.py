@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.finding import Finding
-from normkit.doctor.measurements import Statistics
+from normkit.doctor.measurements import Statistics, TargetStatistics
 
 __all__ = ["dependence"]
 
 # Change of an answer, as a share of the spread of all answers, that is no rounding:
 # another size of batch changes the order of sums, in bfloat16 by 0.004 a layer.
 DEPENDS = 0.05
+
+# How often a class is, over the median of the classes, between which it is one of them:
+# a mark of samples without a label is more frequent, or rare.
+LIKE_OTHERS = (0.5, 2.0)
 
 _D34 = partial(Finding, "D34", "basics")
 
@@ -47,6 +52,21 @@ def dependence(statistics: Statistics) -> Iterator[Finding]:
             "of recurrent layers and attention, the dim of a softmax or a mean, view "
             "in place of permute",
         )
+    for label in found.ignored:
+        share = _frequency(statistics.targets, label)
+        if LIKE_OTHERS[0] <= share <= LIKE_OTHERS[1]:
+            yield _D34(
+                "",
+                "warning",
+                0.0,
+                0.0,
+                f"targets of class {label} have no share in the loss, and are "
+                f"{share:.2g} times as frequent as others are: the class is never "
+                "learned",
+                "pass an ignore_index= to the loss that is no class (torch's default "
+                "is -100), and a weight above 0 for each class",
+                {"class": label},
+            )
     if (found.on_future or 0.0) > DEPENDS:
         yield _D34(
             "",
@@ -68,3 +88,13 @@ def dependence(statistics: Statistics) -> Iterator[Finding]:
             "move the classes to the last dimension with permute(0, 2, 3, 1) before "
             "they are flattened, or give cross_entropy (N, C, H, W) as it is",
         )
+
+
+def _frequency(wanted: TargetStatistics | None, label: int) -> float:
+    """Return how often a class is, over the median of the classes; nan when unknown."""
+    if wanted is None or wanted.channels is None or wanted.classes is None:
+        return math.nan
+    shares = wanted.channels.pooled.mean
+    if wanted.classes > len(shares):
+        return math.nan  # several classes share a column
+    return float(shares[label] / shares.median())

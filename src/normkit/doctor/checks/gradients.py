@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from normkit.doctor.checks.steps import largest_step
 from normkit.doctor.checks.thresholds import above, below
-from normkit.doctor.checks.weights import largest_step
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import LayerStatistics, Statistics
 from normkit.doctor.transformer_statistics import streams

@@ -38,6 +38,8 @@ WINDOW, DOUBLED, GROWN = 5, 2.0, 10.0
 LOGIT_WARNING, LOGIT_ERROR = 100.0, 1e4
 # With such logits: most queries read one key, and pass no gradient to the rest.
 SHARP = 0.5
+# Squared difference of what is read over that of what is hidden: rounding leaves 1e-14.
+SAME = 1e-6
 # Share of all squared gains that is one channel's; of 16 channels or more. Healthy
 # programs reach 0.12, a group norm over 16 channels, the others 0.04
 # (docs/doctor-score.md); one gain a hundred times the other 31 has 0.997.
@@ -124,8 +126,24 @@ def _growth_over_time(block: BlockStatistics) -> Iterator[Finding]:
 
 
 def attention_logits(statistics: Statistics) -> Iterator[Finding]:
-    """Check D36: logits so large that the softmax picks one key, or is not finite."""
+    """Check D36: logits that pick one key, or a mask that hides all but padding."""
     for found in statistics.attention:
+        masked = found.masked[-RECENT:]
+        if masked and all(read < SAME * hidden for read, hidden in masked):
+            read, hidden = masked[-1]
+            yield _D36(
+                found.name,
+                "error",
+                read,
+                SAME * hidden,
+                "the mask lets queries read only keys that are the same in all "
+                "samples, as padding is, and hides those that differ",
+                "turn the mask round: key_padding_mask of nn.MultiheadAttention is "
+                "True for what is left out, attn_mask of scaled_dot_product_attention "
+                "for what is read",
+                {"is_origin": True},
+            )
+            continue
         seen = found.observed[-RECENT:]
         if not seen:
             reason = "no query with two keys or more was measured"

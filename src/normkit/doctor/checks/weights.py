@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics as numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.steps import RECENT, largest_step, lost_steps
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
@@ -13,7 +14,6 @@ from normkit.doctor.measurements import Statistics
 __all__ = [
     "CHECKS",
     "decayed_scale",
-    "largest_step",
     "redundant_bias",
     "symmetric_weights",
     "update_size",
@@ -33,8 +33,8 @@ MIN_UPDATES = 20
 # no size of its own: its n-th step is 1/n of it at any learning rate. Zeros have 0, the
 # gates of gMLP (std 1e-6) 4e-6; torch's own start has 0.58, GPT-2's smallest 0.05.
 NO_SIZE = 0.01
-# Updates whose median is one reading, and its growth over a run that shows a start.
-RECENT, STARTING = 5, 2.0
+# Growth of the steps over a run that shows a start.
+STARTING = 2.0
 
 _D10 = partial(Finding, "D10", "redundant_bias")
 _D14 = partial(Finding, "D14", "decayed_scale")
@@ -126,7 +126,11 @@ def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
 
 
 def update_size(statistics: Statistics) -> Iterator[Finding]:
-    """Check D27: steps that are far too large or too small for the weights."""
+    """Check D27: steps that are far too large or too small for the weights.
+
+    Or that never reach them: a rate that has gone, a large eps, a coarse dtype.
+    """
+    yield from lost_steps(statistics)
     for layer in statistics.of_role("weight"):
         if layer.weight is None or not layer.weight.update_ratio:
             continue
@@ -164,12 +168,6 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             if ratio > UPDATE_HIGH
             else "raise the learning rate, or check that gradients reach this layer",
         )
-
-
-def largest_step(ratios: Sequence[float]) -> float:
-    """Return the largest median of RECENT updates in a row: what a layer once moved."""
-    spans = range(max(len(ratios) - RECENT + 1, 1))
-    return max(numbers.median(ratios[i : i + RECENT]) for i in spans)
 
 
 CHECKS = {

@@ -81,6 +81,7 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
         on_others=others,
         on_future=future,
         is_elsewhere=bool(elsewhere),
+        ignored=_ignored(case.loss_fn, whole, targets),
     )
 
 
@@ -204,3 +205,31 @@ def _is_elsewhere(loss_fn: Any, whole: Tensor, targets: Any) -> bool:
         moved = (slope(other) - before).abs()
         found.append(float(moved[0].flatten()[place]) == 0 < float(moved.max()))
     return sum(found) > len(found) / 2
+
+
+def _ignored(loss_fn: Any, whole: Tensor, targets: Any) -> tuple[int, ...]:
+    """Return the classes whose targets have no share in the loss.
+
+    The loss of answers of zero, sure of nothing, on the samples of each class alone:
+    one that takes only the hardest samples of a batch takes some of each then.
+    """
+    if loss_fn is None or not isinstance(targets, Tensor) or targets.dim() != 1:
+        return ()
+    if targets.dtype != torch.int64 or whole.dim() != 2 or len(whole) != len(targets):
+        return ()
+    without, found = [], 0
+    for label in targets.unique().tolist():
+        own = targets[targets == label]
+        if not 0 <= label < whole.shape[1] or len(own) < MIN_SIZE:
+            continue
+        found += 1
+        y = whole.new_zeros(len(own), whole.shape[1]).requires_grad_()
+        try:
+            with torch.enable_grad():
+                slope = torch.autograd.grad(loss_fn(y, own), y)[0]
+        except Exception:  # the user's function, called with what it was not given
+            return ()
+        # The mean over no samples is NaN.
+        if not bool((slope.isfinite() & (slope != 0)).any()):
+            without.append(int(label))
+    return tuple(without) if len(without) < found else ()

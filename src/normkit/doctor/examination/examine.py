@@ -67,7 +67,12 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
             for name, norm in norm_statistics(working.model, working.frozen).items()
         }
         layers = [
-            replace(layer, norm=norms.get(layer.name), weight=batch.weight(layer.name))
+            replace(
+                layer,
+                norm=norms.get(layer.name),
+                weight=batch.weight(layer.name),
+                own_batches=None if layer.name in norms else batch.channels(layer.name),
+            )
             for layer in batch.layers()
         ]
         output = batch.answers.output(case.loss_fn)

@@ -92,6 +92,7 @@ class _Layer:
     fed_by: str = ""
     beside: str = ""
     is_normalized: bool = False
+    crossed: tuple[int, int] | None = None
 
     @property
     def dead(self) -> float | None:
@@ -130,6 +131,7 @@ class ForwardPass:
             layer = self.seen.setdefault(probe.name, _Layer(probe.kind, probe))
             layer.samples += probe.samples
             layer.fed_by, layer.beside = probe.fed_by, probe.beside
+            layer.crossed = probe.crossed
             layer.is_normalized |= probe.is_normalized
             found = {key: next(values) for key in each}
             for side, kept in (("input", layer.input), ("output", layer.output)):
@@ -266,6 +268,8 @@ class ForwardPass:
                 after=histogram_of(layer.probe.after),
                 gains=layer.probe.gains,
                 shift_spread=_shift_spread(layer.probe),
+                eps=layer.probe.eps,
+                crossed=layer.crossed,
                 not_finite=_not_finite(layer),
             )
             for name, layer in ordered

@@ -1,4 +1,4 @@
-"""Logits of attention, read as the functions that compute it are called.
+"""Logits and masks of attention, read as the functions that compute it are called.
 
 Attention has no layer of its own for its logits: `scaled_dot_product_attention` makes
 them inside, and other programs call a softmax. While somebody listens, these functions
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from normkit.doctor.probes.keys import Keys
 from normkit.doctor.probes.tensor_statistics import is_traced
 
 __all__ = ["AttentionProbe", "Logits", "listen", "stop_listening"]
@@ -35,9 +36,13 @@ SHARP = 0.99
 
 @dataclass(frozen=True)
 class Logits:
-    """Logits that a softmax takes, shape `(…, queries, keys)`; masked ones are -inf."""
+    """Logits that a softmax takes, shape `(…, queries, keys)`; masked ones are -inf.
+
+    With the keys where those and a mask are known.
+    """
 
     values: Tensor
+    keys: Keys | None = None
 
     def largest(self) -> Tensor:
         """Return the largest |logit| of a key that is not masked."""
@@ -73,31 +78,45 @@ class AttentionProbe:
         """Clear the measurements."""
         self._largest: Tensor | None = None
         self._sums: tuple[Tensor, ...] = ()
+        self._keys: tuple[Tensor, ...] = ()
 
-    def add(self, logits: Logits) -> None:
-        """Merge the logits of one call."""
+    def add(self, found: Logits | Keys) -> None:
+        """Merge the logits or the keys of one call."""
+        keys = found if isinstance(found, Keys) else found.keys
+        if keys is not None:
+            self._keys = _added(keys.spreads(), self._keys)
+        if isinstance(found, Logits):
+            self._add_logits(found)
+
+    def _add_logits(self, logits: Logits) -> None:
         largest, sums = logits.largest(), logits.weights()
         if self._largest is not None:
             largest = torch.maximum(largest, self._largest.to(largest.device))
-            sums = tuple(
-                new + old.to(new.device)
-                for new, old in zip(sums, self._sums, strict=True)
-            )
-        self._largest, self._sums = largest, sums
+        self._largest, self._sums = largest, _added(sums, self._sums)
 
     def numbers(self) -> dict[str, Tensor]:
         """Return the measurements as one-value tensors; none before a call."""
+        found: dict[str, Tensor] = {}
+        if self._keys:
+            read, hidden, num_read, num_hidden = self._keys
+            found = {"read": read / num_read, "hidden": hidden / num_hidden}
         if self._largest is None:
-            return {}
+            return found
         entropy, sharp, queries = self._sums  # 0/0, not measured, without a choice
-        return {
+        return found | {
             "largest": self._largest,
             "entropy": entropy / queries,
             "sharp": sharp / queries,
         }
 
 
-Listener = Callable[[Callable[[], Logits], int], None]
+def _added(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not old:
+        return new
+    return tuple(a + b.to(a.device) for a, b in zip(new, old, strict=True))
+
+
+Listener = Callable[[Callable[[], Logits | Keys], int], None]
 _listeners: list[tuple[int, Listener]] = []
 _originals: list[tuple[Any, str, Any]] = []
 _lock = threading.Lock()
@@ -106,11 +125,14 @@ _lock = threading.Lock()
 def listen(listener: Listener) -> None:
     """Call `listener` for each attention computed in this thread, until it is stopped.
 
-    It is called with a function that gives the logits, and their number of dimensions.
+    It is called with a function that gives the logits or the keys, and the number of
+    dimensions.
     """
     with _lock:
         if not _listeners:
             _replace(F, "scaled_dot_product_attention", _read_product)
+            # It has the keys apart from their heads, and a mask of its own.
+            _replace(F, "multi_head_attention_forward", _read_heads)
             _replace(torch, "softmax", _read_softmax)
             # Called by torch.nn.functional.softmax, and so by nn.Softmax.
             _replace(Tensor, "softmax", _read_softmax)
@@ -177,6 +199,17 @@ def _read_product(
         )
 
 
+def _read_heads(
+    listener: Listener, query: Any = None, key: Any = None, *args: Any, **kwargs: Any
+) -> None:
+    hidden = kwargs.get("key_padding_mask")
+    if _is_readable(query, key) and key.dim() == 3 and isinstance(hidden, Tensor):
+        if hidden.dtype != torch.bool:
+            hidden = hidden <= MASKED
+        if hidden.shape == (key.shape[1], key.shape[0]):
+            listener(lambda: Keys(key.detach().transpose(0, 1), hidden), 4)
+
+
 def _read_softmax(listener: Listener, x: Any = None, *args: Any, **kwargs: Any) -> None:
     x = kwargs.get("input", x)
     dim = args[0] if args else kwargs.get("dim")
@@ -198,8 +231,10 @@ def _of_product(
     q, k = query.detach(), key.detach()
     if len(batch) == 2 and k.shape[1] != q.shape[1]:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)  # grouped queries
+    seen = None
     if mask is not None:
         mask = mask.detach().expand(*batch, length, keys)
+        seen = Keys.of_product(k, mask if mask.dtype == torch.bool else mask > MASKED)
     sample, row = _thinned((*batch, length, keys))
     q = q[(*sample, ..., row, slice(None))].float()
     k = k[sample].float()
@@ -215,7 +250,7 @@ def _of_product(
             values = values.masked_fill(~mask, -math.inf)
         else:
             values = values + mask
-    return _masked(values)
+    return Logits(_masked(values).values, seen)
 
 
 def _of_softmax(x: Tensor) -> Logits:

@@ -22,6 +22,7 @@ from normkit.doctor.probes.attention import (
     stop_listening,
 )
 from normkit.doctor.probes.hook import Hook
+from normkit.doctor.probes.keys import Keys
 from normkit.doctor.probes.tensor_statistics import (
     first_tensor,
     is_sum,
@@ -192,7 +193,7 @@ class Blocks:
             )
         self._last = block, weakref.ref(y), version_of(y)
 
-    def _add_attention(self, read: Callable[[], Logits], dims: int) -> None:
+    def _add_attention(self, read: Callable[[], Logits | Keys], dims: int) -> None:
         inside = self._inside[-1] if self._inside else None
         is_named = inside is not None and _computes_attention(inside)
         # A softmax of three dimensions elsewhere may be one over words.

@@ -52,6 +52,8 @@ class LayerProbe:
         is_normalized: A norm took its output, or a view of it, as its input.
         beside: Name of the layer that was called before on the same input.
         fed_by: Name of the layer whose unchanged output was this one's input.
+        crossed: The dimension of the features of that layer, and the one that this norm
+            takes for them, where they differ.
         unit_values: Values of one unit of the last input, where requested.
         samples: Number of samples.
         before: Histogram of all inputs, where requested; `reset` keeps it.
@@ -86,6 +88,7 @@ class LayerProbe:
         self.num_padded = 0
         self.calls: list[ChannelStatistics] = []
         self.fed_by = ""
+        self.crossed: tuple[int, int] | None = None
         self.is_normalized = False
         self.beside = ""
         self.unit_values: Tensor | None = None
@@ -122,6 +125,12 @@ class LayerProbe:
         if self.role != "norm" or gain is None or gain.is_meta or not gain.numel():
             return None
         return GainStatistics.of(gain, held.get("bias"))
+
+    @property
+    def eps(self) -> float | None:
+        """What a norm adds to the variance; None where it does not say."""
+        eps = getattr(self.module, "eps", None) if self.role == "norm" else None
+        return float(eps) if isinstance(eps, float | int) else None
 
     @property
     def has_single_value(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from normkit.doctor.measurements import TrainingStatistics
+from normkit.doctor.probes.optimizer import Rates, optimizer_statistics
 from normkit.doctor.probes.roles import role_of
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.modeling.norm_types import holds_constant_statistics, is_batch_norm
@@ -25,6 +26,7 @@ class Loop:
         self.updates_in_eval = 0
         self.updates_before_eval = 0
         self.idle_bursts = 0
+        self._rates = Rates()
         self._idle_calls = 0
         # Mode of the last call with gradients since the last update.
         self._called_in_training: bool | None = None
@@ -46,9 +48,10 @@ class Loop:
             self.forwards += 1
             self.samples += x.shape[0] if x is not None and x.dim() else 1
 
-    def add_update(self) -> None:
+    def add_update(self, optimizer: torch.optim.Optimizer) -> None:
         """Record a step of the optimizer."""
         self.updates += 1
+        self._rates.add(optimizer)
         if self._called_in_training is False:
             if not self.updates_in_eval:
                 self.updates_before_eval = self.updates - 1
@@ -69,6 +72,9 @@ class Loop:
             samples=self.samples / max(self.forwards, 1),
             weight_decay=decay,
             is_decoupled=is_decoupled,
+            optimizer=None
+            if optimizer is None
+            else optimizer_statistics(optimizer, self._rates),
         )
 
 

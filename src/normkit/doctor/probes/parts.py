@@ -11,7 +11,8 @@ from normkit.doctor.transformer_statistics import AttentionStatistics, BlockStat
 
 __all__ = ["Parts"]
 
-BLOCK, ATTENTION = ("before", "after", "gradient"), ("largest", "entropy", "sharp")
+BLOCK = ("before", "after", "gradient")
+ATTENTION = ("largest", "entropy", "sharp", "read", "hidden")
 
 Series = dict[str, list[float]]
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from normkit.doctor.probes.blocks import Blocks
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.layer_probe import LayerProbe
-from normkit.doctor.probes.roles import role_of, unit_dim_after
+from normkit.doctor.probes.roles import crossed_dims, role_of, unit_dim_after
 from normkit.doctor.probes.tensor_statistics import (
     add_to_histogram,
     first_tensor,
@@ -261,6 +261,8 @@ class Probes:
         if output is not x or last.version != version:
             return None
         probe.fed_by = last.probe.name
+        if probe.role == "norm":
+            probe.crossed = crossed_dims(last.probe.module, probe.module, x.dim())
         return last.overall
 
     def _after(self, probe: LayerProbe, output: Any) -> None:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from normkit.doctor.measurements import Role
 from normkit.modeling.norm_types import is_batch_norm, is_norm
 
-__all__ = ["role_of", "slope_limits", "unit_dim_after"]
+__all__ = ["crossed_dims", "role_of", "slope_limits", "unit_dim_after"]
 
 # Every module of torch.nn whose forward is one elementwise non-linearity.
 ACTIVATIONS = (
@@ -84,3 +84,34 @@ def unit_dim_after(module: nn.Module, before: int) -> int:
     if isinstance(module, nn.GroupNorm | _NormBase) or is_batch_norm(module):
         return getattr(module, "channel_dim", 1)
     return before
+
+
+def crossed_dims(
+    before: nn.Module, norm: nn.Module, dims: int
+) -> tuple[int, int] | None:
+    """Return the dimension of the features before a norm, and that which it takes.
+
+    None where they are one, or where the layers do not say. A recurrent layer and a
+    convolution over time name one dimension of sequences, the other is time. A linear
+    layer does not: it may mix the positions of channels that come first.
+
+    Args:
+        before: The layer whose unchanged output is the norm's input.
+        norm: The norm: a batch norm, or a layer or RMS norm over one dimension.
+        dims: Dimensions of that tensor.
+    """
+    if dims != 3:
+        return None
+    if isinstance(before, nn.RNNBase):
+        given = 2
+    elif isinstance(before, nn.Conv1d | nn.ConvTranspose1d):
+        given = 1
+    else:
+        return None
+    if is_batch_norm(norm):
+        taken = getattr(norm, "channel_dim", 1) % dims
+    elif isinstance(norm, nn.LayerNorm | nn.RMSNorm) and len(norm.normalized_shape) < 2:
+        taken = getattr(norm, "channel_dim", -1) % dims
+    else:
+        return None
+    return None if given == taken else (given, taken)

@@ -173,6 +173,8 @@ def layer_of(
         before=histogram_of(probe.before),
         after=histogram_of(probe.after),
         gains=probe.gains,
+        eps=probe.eps,
+        crossed=probe.crossed,
         not_finite=NotFinite(
             *(_first_not_finite(series[key]) for key in NOT_FINITE),
         ),

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from normkit.doctor.probes.hook import Hook
@@ -17,6 +18,8 @@ from normkit.doctor.probes.tensor_statistics import norm_of
 
 __all__ = ["Updates"]
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class Updates:
     """The weights of the probed layers: norms, gradients and changes in one step.
@@ -24,10 +27,16 @@ class Updates:
     Attributes:
         numbers: ‖w‖, ‖dL/dw‖ and ‖Δw‖/‖w‖ of the current step as scalars on the device
             of the weight, by (layer, "weight_norm" | "weight_gradient_norm" |
-            "update_ratio").
+            "update_ratio"); with the share of updates that round to nothing,
+            (layer, "lost"), of weights in half precision.
     """
 
-    def __init__(self, probes: Iterable[LayerProbe]) -> None:
+    def __init__(
+        self,
+        probes: Iterable[LayerProbe],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self._optimizer = optimizer
         self.numbers: dict[tuple[str, str], Tensor] = {}
         self._weights = {
             probe.name: weight
@@ -79,6 +88,12 @@ class Updates:
             return
         self._awaits_update = False
         self._remove_hooks()
+        for name, old in self._coarse().items():
+            weight = self._weights[name]
+            has_gradient = weight.grad != 0
+            still = has_gradient & (old == weight.detach())
+            share = still.sum() / has_gradient.sum()  # nan without a gradient
+            self.numbers[name, "lost"] = share.float()
         for name, old in self._old.items():
             # The sign does not matter, and memory for the change is there.
             change = norm_of(old.sub_(self._weights[name].detach()))
@@ -92,6 +107,24 @@ class Updates:
         """Remove the hooks from the weights; keep the numbers."""
         self._remove_hooks()
         self._old.clear()
+
+    def _coarse(self) -> dict[str, Tensor]:
+        """Return the old weights in half precision that the optimizer itself moves.
+
+        Other libraries' optimizers may keep what is rounded off, or a copy in float32.
+        """
+        optimizer = self._optimizer
+        coarse = {n: old for n, old in self._old.items() if old.dtype in HALF}
+        if optimizer is None or not coarse:
+            return {}
+        if not type(optimizer).__module__.startswith("torch.optim"):
+            return {}
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return {
+            name: old
+            for name, old in coarse.items()
+            if id(self._weights[name]) in owned and self._weights[name].grad is not None
+        }
 
     def _record_gradient(self, name: str, parameter: Tensor) -> None:
         if parameter.grad is not None:

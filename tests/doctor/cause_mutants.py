@@ -1,0 +1,138 @@
+"""Faults that the tests of lost steps and of causes at first sight must catch."""
+
+import pytest
+
+from sabotage import fault, wrap
+
+_STEPS = "tests/doctor/test_lost_steps.py::"
+_CAUSES = "tests/doctor/test_causes_at_first_sight.py::"
+
+
+@fault(caught_by=_STEPS + "test_a_usual_schedule_is_no_rate_that_has_gone")
+def steps_of_a_warm_up_count_as_gone(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes.optimizer import GONE
+
+    def add(real, self, optimizer):
+        rate = optimizer.param_groups[0]["lr"]
+        self.total += rate
+        self.largest = max(self.largest, rate)
+        self.gone += rate < GONE
+
+    wrap(patch, "normkit.doctor.probes.optimizer.Rates.add", add)
+
+
+@fault(
+    caught_by=_STEPS
+    + "test_a_schedule_of_epochs_that_is_stepped_with_each_batch_is_told"
+)
+def the_rate_of_a_step_is_that_of_the_first(patch: pytest.MonkeyPatch) -> None:
+    def add(real, self, optimizer):
+        self.largest = self.largest or optimizer.param_groups[0]["lr"]
+        self.total += self.largest
+
+    wrap(patch, "normkit.doctor.probes.optimizer.Rates.add", add)
+
+
+@fault(caught_by=_STEPS + "test_a_large_eps_with_a_rate_to_match_is_no_fault")
+def a_large_eps_is_a_fault_by_itself(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import steps
+
+    patch.setattr(steps, "WAY", 1e9)
+
+
+@fault(caught_by=_STEPS + "test_an_eps_far_above_the_gradients_is_told")
+def eps_is_compared_with_squares(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import optimizer
+
+    patch.setattr(optimizer, "DAMPED", 1e-4)
+
+
+@fault(caught_by=_STEPS + "test_steps_below_the_last_digit_of_the_weights_are_told")
+def half_precision_rounds_nothing(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import updates
+
+    patch.setattr(updates, "HALF", ())
+
+
+@fault(
+    caught_by=_CAUSES
+    + "test_an_eps_that_is_the_number_of_channels_comes_before_what_it_does"
+)
+def a_large_eps_explains_no_signal(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import buffers
+
+    patch.setattr(buffers, "USUAL_EPS", 1e9)
+
+
+@fault(caught_by=_CAUSES + "test_the_eps_of_a_layer_norm_is_judged_by_its_inputs")
+def a_small_signal_is_the_fault_of_a_usual_eps(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import buffers
+
+    patch.setattr(buffers, "USUAL_EPS", 0.0)
+
+
+@fault(caught_by=_CAUSES + "test_batch_statistics_of_many_positions_are_no_fault")
+def positions_do_not_count_beside_samples(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batch_size
+
+    patch.setattr(batch_size, "MIN_EFFECTIVE", 1e9)
+
+
+@fault(caught_by=_CAUSES + "test_answers_that_depend_on_few_others_are_told")
+def batch_norms_without_averages_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batch_size
+
+    patch.setattr(batch_size, "SMALL_WARNING", 0)
+
+
+@fault(caught_by=_CAUSES + "test_a_norm_that_takes_the_steps_for_the_features_is_told")
+def layers_agree_on_any_dimension(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import probes
+
+    patch.setattr(probes, "crossed_dims", lambda *_: None)
+
+
+@fault(caught_by=_CAUSES + "test_a_mask_that_hides_all_but_padding_is_told_first")
+def what_is_read_and_hidden_are_taken_for_each_other(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    def spreads(real, self):
+        read, hidden, num_read, num_hidden = real(self)
+        return hidden, read, num_hidden, num_read
+
+    wrap(patch, "normkit.doctor.probes.keys.Keys.spreads", spreads)
+
+
+@fault(caught_by=_CAUSES + "test_a_causal_mask_hides_no_key_from_all_queries")
+def a_key_is_hidden_that_one_query_does_not_read(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes.keys import Keys
+
+    def of_product(real, keys, mask):
+        return Keys(keys.transpose(1, 2).flatten(2), ~mask.all(-2).all(1))
+
+    wrap(patch, "normkit.doctor.probes.keys.Keys.of_product", of_product)
+
+
+@fault(
+    caught_by=_CAUSES + "test_samples_that_a_loss_leaves_out_on_purpose_are_no_fault"
+)
+def a_mark_without_a_label_is_a_class(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import dependence
+
+    patch.setattr(dependence, "LIKE_OTHERS", (0.0, 1e9))
+
+
+@fault(caught_by=_CAUSES + "test_a_class_that_the_loss_ignores_is_told")
+def the_mean_loss_of_no_sample_is_a_loss(patch: pytest.MonkeyPatch) -> None:
+    def ignored(real, loss_fn, whole, targets):
+        found = real(loss_fn, whole, targets)
+        return found if len(found) > 1 else ()
+
+    wrap(patch, "normkit.doctor.examination.dependence._ignored", ignored)
+
+
+@fault(caught_by=_CAUSES + "test_what_explains_a_gap_stands_before_it")
+def a_gap_stands_before_what_explains_it(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor import finding
+
+    patch.setattr(finding, "_opens_gap", lambda _: False)
