@@ -2,8 +2,9 @@
 // backward. `functional/signature.py` says what a signature is, `kernels/cpu/call.py` what
 // a forward keeps.
 //
-// In a network Python runs out of cold caches: reading 20 attributes of tensors took 12 µs
-// there, struct.pack and a call by ctypes 8, what is here 2.
+// Between two backwards Python runs out of cold caches: a signature of 20 attributes took
+// 12 µs there (5 in a loop), a call by ctypes with two addresses 5 (2.5). What is here
+// takes 2 together.
 #include <cstring>
 #include <initializer_list>
 
