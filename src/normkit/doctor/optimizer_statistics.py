@@ -9,7 +9,7 @@ __all__ = ["OptimizerStatistics"]
 
 @dataclass(frozen=True)
 class OptimizerStatistics:
-    """What the optimizer of a watched training did with its gradients.
+    """Use that the optimizer of a watched training made of its gradients.
 
     Attributes:
         full_steps: Sum of the learning rates of all steps over the largest of them: the

@@ -128,7 +128,7 @@ class LayerProbe:
 
     @property
     def eps(self) -> float | None:
-        """What a norm adds to the variance; None where it does not say."""
+        """The eps of a norm; None where it does not say."""
         eps = getattr(self.module, "eps", None) if self.role == "norm" else None
         return float(eps) if isinstance(eps, float | int) else None
 

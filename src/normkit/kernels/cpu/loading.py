@@ -183,6 +183,7 @@ def _load() -> Library | str:
             native.normkit_ranks_size(),
             native.normkit_known_flags(),
         )
+        functions = _functions(path)
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error}); the reference backend runs"
     if interface != (FIXED.size + POINTERS.size, UPDATE.size, RANKS.size, _FLAGS):
@@ -197,7 +198,7 @@ def _load() -> Library | str:
     pool = _pool_of_torch()
     native.normkit_set_pool.argtypes = [ctypes.c_void_p]
     native.normkit_set_pool(pool)
-    return Library(native, tuple(isas), pool is not None, *_functions(path))
+    return Library(native, tuple(isas), pool is not None, *functions)
 
 
 def _functions(path: Path) -> tuple[Callable[..., Any], ...]:
