@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,6 +216,16 @@ def test_a_library_of_other_sources_is_refused(
     newer = native._FLAGS + 256 if name == "_FLAGS" else struct.Struct("=16q2d")
     monkeypatch.setattr(native, name, newer)
     assert "built from other sources" in str(native._load())
+
+
+def test_an_older_library_without_the_functions_of_tensors_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(path: Path) -> None:
+        raise AttributeError("undefined symbol: normkit_functions")
+
+    monkeypatch.setattr(native, "_functions", missing)
+    assert "does not load (undefined symbol" in str(native._load())
 
 
 @needs_library
