@@ -167,7 +167,9 @@ def test_an_error_of_the_key_is_raised() -> None:
 
 
 OLDER = """
+import sys
 import torch
+torch.set_num_threads(int(sys.argv[1]))  # a signature holds the number of threads
 torch.Tensor.__dlpack_c_exchange_api__ = None
 from kernels.test_signatures import DIFFERENT, NONE, key
 assert all(make() is None for make in NONE.values())
@@ -191,7 +193,7 @@ def test_older_versions_of_torch_give_the_same_signatures() -> None:
     if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
         pytest.skip("torch < 2.10: it is what all these tests run with")
     run = subprocess.run(
-        [sys.executable, "-c", OLDER],
+        [sys.executable, "-c", OLDER, str(torch.get_num_threads())],
         check=False,
         capture_output=True,
         text=True,
