@@ -47,6 +47,7 @@ def test_a_layer_launches_no_more_than_its_kernels(name: str) -> None:
 def test_a_module_launches_what_the_function_does() -> None:
     layer = normkit.nn.BatchNorm2d(16)
     x = torch.randn(4, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    layer(x)  # the first call of a process also clears the memory that sums wait in
     assert launches(lambda: layer(x)) == CHANNELS[0]
 
 
