@@ -113,14 +113,13 @@ def execute(
 
 def _kernels_for(spec: Spec, operands: Operands, running: Running | None) -> Call:
     """Return the call on the kernels that can run it, `Passes` if none has one."""
-    x, weight, bias, residual, mask = operands
     call: Call | None = None
-    if asked_for() in (None, "cpu") and type(x) in PLAIN:
+    if asked_for() in (None, "cpu") and type(operands[0]) in PLAIN:
         call = call_for(spec, operands, running)
         if call is None:
             call = ranks_call_for(spec, operands, running)
-    if call is None and mask is None:
-        call = gpu_operators.call_for(spec, x, weight, bias, residual, running)
+    if call is None:
+        call = gpu_operators.call_for(spec, operands, running)
     return Passes(spec) if call is None else call
 
 

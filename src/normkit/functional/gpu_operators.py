@@ -22,7 +22,7 @@ from normkit.kernels.choose import asked_for, backend_named, choose
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.gpu.call import GpuCall, unpacked
 from normkit.kernels.gpu.config import FORWARD_ROW
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.spec import Operands, Running, Spec
 from normkit.torch_state import (
     below_autograd,
     is_compiling,
@@ -64,21 +64,15 @@ def serves(
     )
 
 
-def call_for(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running: Running | None,
-) -> GpuCall | None:
+def call_for(spec: Spec, operands: Operands, running: Running | None) -> GpuCall | None:
     """Return the eager call of this signature on a GPU, without a mask, or None."""
+    x = operands[0]
     if not _is_on_device(x) or asked_for() not in (None, "gpu") or x.numel() == 0:
         return None
     kernels = choose(spec.seen(x), spec.dims)
     if not isinstance(kernels, GpuBackend):
         return None
-    return kernels.call_for(spec, x, weight, bias, residual, running)
+    return kernels.call_for(spec, operands, running)
 
 
 def _channel_of(spec: Spec, x: Tensor) -> int | None:

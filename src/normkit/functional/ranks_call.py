@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normkit.functional.passes import Passes
 from normkit.kernels.cpu.packing import laid_like
 from normkit.kernels.cpu.parts import NativeParts, parts_for
 from normkit.kernels.primitives import Grads
@@ -76,18 +75,6 @@ class RanksCall:
             sums = all_reduce_(sums, self.spec.group, "backward")
             dx = self._parts.gradient(dy, saved, sums)
         return dx, dweight, dbias, dy if passes else gated
-
-    def again(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        center: Tensor,
-        inv_std: Tensor,
-    ) -> Tensor:
-        """See `Passes.again`."""
-        return Passes(self.spec).again(x, weight, bias, residual, center, inv_std)
 
     def statistics(
         self, kept: tuple[Tensor, ...]
