@@ -32,16 +32,10 @@ from normkit.torch_state import (
 __all__ = ["call_for", "normalize", "serves"]
 
 
-def serves(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running: Running | None,
-) -> bool:
+def serves(spec: Spec, operands: Operands, running: Running | None) -> bool:
     """Return whether `normalize` below runs this call."""
-    if not is_compiling() or not _is_on_device(x) or spec.given:
+    x, weight, bias, residual, mask = operands
+    if mask is not None or not is_compiling() or not _is_on_device(x) or spec.given:
         return False
     if spec.group is not None:
         return False
@@ -84,16 +78,10 @@ def _channel_of(spec: Spec, x: Tensor) -> int | None:
     return channel if spec.vector == per_channel else None
 
 
-def normalize(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running: Running | None,
-) -> Tensor:
+def normalize(spec: Spec, operands: Operands, running: Running | None) -> Tensor:
     """Run a call for which `serves` is True."""
     _register()
+    x, weight, bias, residual, _ = operands
     channel = _channel_of(spec, x)
     if channel is None:
         y, *_ = torch.ops.normkit.standardize_rows(

@@ -34,10 +34,7 @@ class RanksCall:
         self.spec, self._parts, self._kept = spec, parts, kept
 
     def forward(
-        self,
-        operands: Operands,
-        running: Running | None,
-        keeps: str,
+        self, operands: Operands, running: Running | None, keeps: str
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; everything is kept."""
         x, *_, mask = operands
@@ -54,12 +51,7 @@ class RanksCall:
             parts.update(running, statistics)
         return y, kept
 
-    def backward(
-        self,
-        dy: Tensor,
-        saved: Saved,
-        wanted: tuple[bool, ...],
-    ) -> Grads:
+    def backward(self, dy: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> Grads:
         """See `NativeCall.backward`."""
         wants_x, wants_weight, wants_bias, wants_residual = wanted
         x, weight, bias, residual, mask, gate, kept = saved

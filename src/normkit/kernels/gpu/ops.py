@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import launchers, layers
 from normkit.kernels.gpu.geometry import Runs, flat, laid_out_as, matrix_of, runs_of
 from normkit.kernels.spec import Running
 from normkit.views import View, view_of
 
-__all__ = ["FUNCTIONS", "LIBRARY", "saves_bits"]
+__all__ = ["FUNCTIONS", "LIBRARY"]
 
 LIBRARY = torch.library.Library("normkit", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
@@ -60,15 +59,6 @@ LIBRARY.define(
 )
 
 
-def saves_bits(activation: str, residual: Tensor | None) -> bool:
-    """Return whether the backward reads one bit per element: relu after a sum.
-
-    Any other gate is recomputed from x; a relu after a sum would need the residual,
-    and this way frees it.
-    """
-    return activation == "relu" and residual is not None
-
-
 def _batch_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -94,10 +84,9 @@ def _batch_norm(
             *(num_batches_tracked, num_batches_skipped, skips_nonfinite),
         )
     y, found, bits = layers.channels_forward(
-        *(dense, layers.channels_of(view), weight, bias, eps),
-        Epilogue(activation, slope, residual),
+        *(dense, layers.channels_of(view), weight, bias, residual),
+        *(eps, activation, slope),
         running=running,
-        saves_bits=saves_bits(activation, residual),
     )
     assert found.inv_std is not None
     assert found.scale is not None
@@ -236,7 +225,7 @@ def _fake_batch_norm(
     wide = [x.new_empty(x.shape[channel_dim], dtype=torch.float64) for _ in range(3)]
     scale = x.new_empty(x.shape[channel_dim], dtype=torch.float32)
     bits = _nothing(x, torch.uint8)
-    if saves_bits(activation, residual):
+    if layers.saves_bits(activation, residual):
         _, view = _dense(x, _all_but(x, channel_dim))
         bits = launchers.bits_like(x, matrix_of(view))
     mean, m2, inv_std = wide
