@@ -65,7 +65,11 @@ class GpuBackend(WholeLayers):
         reasons = self.device_reasons(x.device)
         if x.dtype not in _DTYPES:
             reasons.append(f"x is {x.dtype}, it runs float32, bfloat16 and float16")
-        if not is_plain(x):
+        if x.is_neg():
+            reasons.append(
+                "x is a lazily negated view: resolve_neg() writes its values"
+            )
+        elif not is_plain(x):
             reasons.append(
                 f"x is a {type(x).__name__} of {x.layout}, not a plain tensor"
             )

@@ -167,8 +167,9 @@ def _runs(
 
 
 def is_plain(t: Tensor) -> bool:
-    """Return whether a tensor holds its own values, by strides."""
-    return type(t) in (Tensor, torch.nn.Parameter) and t.layout == torch.strided
+    """Return whether a tensor holds its own values, by strides, with no lazy minus."""
+    is_strided = type(t) in (Tensor, torch.nn.Parameter) and t.layout == torch.strided
+    return is_strided and not t.is_neg()
 
 
 def of_one_shape(*vectors: Tensor) -> tuple[Tensor, ...]:
