@@ -21,7 +21,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.launches import Caught
-from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import launchers, layers
 from normkit.kernels.gpu.geometry import Matrix, Runs
 from normkit.kernels.spec import Running
@@ -141,10 +140,8 @@ def batch_norm(
     geometry = layers.channels_of(view_of(x, (0, 2, 3)))
     vector, tracked = meta(channels), meta(dtype=torch.int64)
     y, found, bits = layers.channels_forward(
-        *(x, geometry, vector, vector, 1e-5),
-        Epilogue(activation, residual=x if add else None),
+        *(x, geometry, vector, vector, x if add else None, 1e-5, activation, 0.01),
         running=Running(vector, vector, 0.1, tracked, tracked),
-        saves_bits=add and activation == "relu",
     )
     gate = launchers.Gate(activation, bits=bits, shift=vector)
     layers.channels_backward(

@@ -17,6 +17,7 @@ from torch._dynamo.backends.debugging import aot_eager
 import normkit
 import oracles
 from kernels.cases import channels_last, tolerance
+from normkit.errors import KernelError
 from normkit.functional import gpu_operators as operators
 from normkit.kernels.choose import backend_named
 from normkit.kernels.epilogue import ACTIVATIONS
@@ -173,6 +174,33 @@ def test_vectors_with_gaps_are_read_as_they_are() -> None:
     exact = (x.double() - mean.view(1, -1, 1, 1).double()) * weight.view(1, -1, 1, 1)
     exact = exact / (var.abs().view(1, -1, 1, 1).double() + 1e-5).sqrt()
     close(z, exact, torch.float32, 16)
+
+
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize("negated", ["dy", "residual", "weight"])
+def test_a_lazy_minus_is_read(negated: str, activation: str) -> None:
+    x, residual, dy = (draw((4, 6, 5, 5)) for _ in range(3))
+    plain = {"weight": draw(6), "residual": residual, "dy": dy}
+
+    def run(weight, residual, dy) -> tuple[Tensor, ...]:
+        leaves = leaf(x), weight.detach().requires_grad_()
+        y = normkit.functional.batch_norm(
+            *(leaves[0], None, None, leaves[1], None, True),
+            activation=activation,
+            residual=residual,
+        )
+        return y.detach(), *torch.autograd.grad(y, leaves, dy)
+
+    lazy = plain | {negated: torch._neg_view(-plain[negated])}
+    assert lazy[negated].is_neg()
+    for found, expected in zip(run(**lazy), run(**plain), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_lazily_negated_input_is_refused() -> None:
+    x = torch._neg_view(draw((4, 6, 5, 5)))
+    with pytest.raises(KernelError, match="lazily negated"):
+        normkit.functional.batch_norm(x, None, None, training=True)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

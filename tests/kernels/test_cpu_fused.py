@@ -339,7 +339,7 @@ def test_given_statistics_are_constants(kernels, norm) -> None:
     scale = torch.rand(shape, dtype=torch.float64) + 0.5
     residual = norm.draw(torch.float32, 5)
     epilogue = Epilogue("relu", residual=residual)
-    y = kernels.apply_given(x, center, scale, weight, bias, epilogue)
+    y = kernels.apply(x, center, scale, bias, weight=weight, epilogue=epilogue)
     z = (x.double() - center) * scale * weight + bias + residual
     torch.testing.assert_close(y.double(), z.relu(), **tolerance(torch.float32, 16))
     dy = dy * (z.abs() > 1e-4)

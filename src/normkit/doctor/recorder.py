@@ -36,7 +36,6 @@ from normkit.doctor.probes.series import (
 from normkit.doctor.probes.updates import Updates
 from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
 from normkit.modeling.norm_types import is_batch_norm
-from normkit.modeling.unwrap import unwrapped
 
 __all__ = ["Recorder"]
 
@@ -66,7 +65,7 @@ class Recorder:
         schedule: Schedule,
         unit: int,
     ) -> None:
-        self.model = unwrapped(model)
+        self.model = model
         # Layers of a graph are modules until the block ends; their last statistics.
         self._as_modules = ExitStack()
         self._norms_at_end: dict[str, NormStatistics] | None = None

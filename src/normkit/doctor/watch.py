@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -81,26 +80,21 @@ def watch(
             "torch.optim.Optimizer inside it, or none"
         )
     check_model("watch", model)
-    return Watch(model, optimizer, schedule, unit)
+    recorder = Recorder(unwrapped(model), optimizer, schedule, unit)
+    return Watch(recorder, schedule, is_compiled=is_compiled(model))
 
 
 class Watch(Result):
     """The record of a training run; usable inside the block and after it."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        schedule: Schedule,
-        unit: int,
+        self, recorder: Recorder, schedule: Schedule, *, is_compiled: bool
     ) -> None:
-        self.model = unwrapped(model)
-        self.optimizer = optimizer
-        self.every = schedule.every
-        self.unit = unit
-        self._is_compiled = is_compiled(model)
+        self.model, self.optimizer = recorder.model, recorder.optimizer
+        self.every, self.unit = schedule.every, recorder.unit
+        self._is_compiled = is_compiled
         self._schedule = schedule
-        self._recorder = Recorder(model, optimizer, schedule, unit)
+        self._recorder = recorder
         self._has_ended = False
 
     @property
@@ -116,12 +110,7 @@ class Watch(Result):
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: Any) -> None:
         try:
             self._recorder.finish_step()
         finally:

@@ -207,7 +207,8 @@ def batch_norm(
         group=group,
         vector=tuple(shape),
     )
-    return execute(spec, input, weight, bias, residual, mask, running, key=key)
+    operands = input, weight, bias, residual, mask
+    return execute(spec, operands, running, key=key)
 
 
 def instance_norm(
@@ -320,7 +321,8 @@ def instance_norm(
         eps,
         vector=(1, channels) + (1,) * (input.dim() - 2),
     )
-    y = execute(spec, input, weight, bias, None, mask, found=found, key=key)
+    operands = input, weight, bias, None, mask
+    y = execute(spec, operands, found=found, key=key)
     if found and input.shape[0]:
         _update_by_instances(
             *(running_mean, running_var, found[0], momentum, num_batches_tracked)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normkit.kernels.epilogue import activate
 from normkit.kernels.primitives import split, vector_dtype
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.spec import Operands, Running, Spec
 from normkit.masks import broadcast_mask, zero_where
 from normkit.moments import Moments, deviations, statistics_dtype
 from normkit.sync import merge_over
@@ -29,15 +29,12 @@ __all__ = [
 ]
 
 
-def normalize(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> tuple[Tensor, Moments]:
-    """Return y by the statistics of `x` (of all ranks in a group), and its Moments."""
+def normalize(spec: Spec, operands: Operands) -> tuple[Tensor, Moments]:
+    """Return y by the statistics of x (of all ranks in a group), and its Moments.
+
+    The mask is in the shape of `spec.dims`.
+    """
+    x, weight, bias, residual, mask = operands
     compute, wide = statistics_dtype(x.dtype), vector_dtype(x.device)
     # One cast: with two, the gradients of values and statistics would be rounded to a
     # half each before they cancel.
@@ -67,16 +64,10 @@ def normalize(
 
 
 def normalize_by_constants(
-    spec: Spec,
-    x: Tensor,
-    center: Tensor,
-    inv_std: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
+    spec: Spec, operands: Operands, center: Tensor, inv_std: Tensor
 ) -> Tensor:
-    """Return y by given statistics, which get no gradient."""
+    """Return y by given statistics, which get no gradient; the mask as above."""
+    x, weight, bias, residual, mask = operands
     seen = spec.seen(x)
     compute = statistics_dtype(x.dtype)
     values, valid = seen.to(compute), None
@@ -165,9 +156,9 @@ def gradients(
     given = (x, weight, bias, residual)
     with torch.enable_grad():
         if statistics is None:
-            y, _ = normalize(spec, *given, mask)
+            y, _ = normalize(spec, (*given, mask))
         else:
-            y = normalize_by_constants(spec, x, *statistics, *given[1:], mask)
+            y = normalize_by_constants(spec, (*given, mask), *statistics)
     asked = [w and t is not None for w, t in zip(wanted, given, strict=True)]
     inputs = [t for t, a in zip(given, asked, strict=True) if a and t is not None]
     found = iter(

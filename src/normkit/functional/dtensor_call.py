@@ -48,11 +48,7 @@ def on_shards(
     execute: Execute,
     call_for: CallFor,
     spec: Spec,
-    x: Any,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
+    operands: Operands,
     running: Running | None,
     **options: Any,
 ) -> Tensor | None:
@@ -63,14 +59,12 @@ def on_shards(
         call_for: Returns the call of plain operands, or None where they take another
             route than the kernels.
         spec: Options of the forward, for the whole x.
-        x: A DTensor.
-        weight: A DTensor, or a tensor that is the same on every rank; or None.
-        bias: Likewise.
-        residual: A DTensor, or None.
-        mask: Likewise.
+        operands: x, residual and mask are DTensors; weight and bias also tensors that
+            are the same on every rank.
         running: Statistics, plain or DTensors.
         options: More arguments of `execute`.
     """
+    x, weight, bias, residual, mask = operands
     is_short = (
         residual is None
         and mask is None
@@ -108,7 +102,7 @@ def on_shards(
             if type(call) is NativeCall and key is not None:
                 remember(key, (call, shards))
             return _by_kernels(x, weight, bias, call, shards, statistics)
-    return shards.run(x, weight, bias, residual, mask, statistics)
+    return shards.run(operands, statistics)
 
 
 class _Shards(NamedTuple):
@@ -126,23 +120,16 @@ class _Shards(NamedTuple):
     placed: list[tuple[tuple[Any, ...], tuple[Any, ...]] | None]
     options: dict[str, Any]
 
-    def run(
-        self,
-        x: Any,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        running: Running | None,
-    ) -> Any:
+    def run(self, operands: Operands, running: Running | None) -> Any:
+        x: Any
+        x, weight, bias, *others = operands
         parts = [
             None if v is None or p is None else learned_part(v, x, *p)
             for v, p in zip((weight, bias), self.placed, strict=True)
         ]
-        others = [None if t is None else as_cut(t, x) for t in (residual, mask)]
-        y = self.execute(
-            self.spec, shard_of(x), *parts, *others, running, **self.options
-        )
+        others = [None if t is None else as_cut(t, x) for t in others]
+        seen: Any = (shard_of(x), *parts, *others)
+        y = self.execute(self.spec, seen, running, **self.options)
         return type(x).from_local(
             y,
             x.device_mesh,
@@ -200,7 +187,7 @@ class _OnShards(torch.autograd.Function):
         x, weight, bias, *kept = ctx.saved_tensors
         tensors, wanted = (x, weight, bias), ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            y = ctx.shards.run(*tensors, None, None, ctx.running)
+            y = ctx.shards.run((*tensors, None, None), ctx.running)
             asked = [t for t, wants in zip(tensors, wanted, strict=True) if wants]
             found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
             return (*(next(found) if wants else None for wants in wanted), *_NO_MORE)

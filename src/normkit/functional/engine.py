@@ -37,11 +37,7 @@ _NONE = Epilogue()
 
 def execute(
     spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    mask: Tensor | None = None,
+    operands: Operands,
     running: Running | None = None,
     *,
     found: list[Moments] | None = None,
@@ -52,42 +48,39 @@ def execute(
 
     Args:
         spec: Options of the forward; the tensors fit it.
-        x: Values, any shape, any floating dtype.
-        weight: Weight, of `spec.vector` or broadcastable to x, or None.
-        bias: Bias, likewise.
-        residual: Added before the activation, of the shape of x, or None.
-        mask: Which values count: bool or weights ≥ 0, broadcastable to x.
+        operands: x, of any shape and floating dtype; weight and bias, of `spec.vector`
+            or broadcastable to x; a residual of the shape of x; a mask, bool or
+            weights ≥ 0, broadcastable to x.
         running: Statistics to normalize by if `spec.given`, otherwise to update.
         found: List that receives the Moments of the batch, or None.
         key: Signature under which the call is cached.
         aten: torch's operator for the same call, see `aten.tried_first`.
     """
+    x, weight, bias, residual, mask = operands
     if spec.given and mask is not None and mask.is_floating_point():
         # Weights count in statistics alone. An additive mask is refused on the way.
         mask = broadcast_mask(mask, x) > 0
+        operands = x, weight, bias, residual, mask
     if type(x) not in PLAIN and is_dtensor(x):
         y = on_shards(
-            *(execute, _call_of_shards, spec),
-            *(x, weight, bias, residual, mask, running),
+            *(execute, _call_of_shards, spec, operands, running),
             found=found,
             aten=aten,
         )
         if y is not None:
             return y
-    route = route_of(spec, x, weight, bias, residual, mask, running)
+    route = route_of(spec, operands, running)
     if route is Route.OPERATOR and found is None:
-        return gpu_operators.normalize(spec, x, weight, bias, residual, running)
+        return gpu_operators.normalize(spec, operands, running)
     if route is Route.DIFFERENTIABLE:
-        seen_mask = None if mask is None else spec.seen(broadcast_mask(mask, x))
+        if mask is not None:
+            mask = spec.seen(broadcast_mask(mask, x))
+        operands = x, weight, bias, residual, mask
         if spec.given:
             assert running is not None
             constants = differentiable.constants_of(spec, x, running)
-            return differentiable.normalize_by_constants(
-                spec, x, *constants, weight, bias, residual, seen_mask
-            )
-        y, measured = differentiable.normalize(
-            spec, x, weight, bias, residual, seen_mask
-        )
+            return differentiable.normalize_by_constants(spec, operands, *constants)
+        y, measured = differentiable.normalize(spec, operands)
         if running is not None:
             update(running, measured)
         if found is not None:
@@ -113,21 +106,20 @@ def execute(
 
 def _kernels_for(spec: Spec, operands: Operands, running: Running | None) -> Call:
     """Return the call on the kernels that can run it, `Passes` if none has one."""
-    x, weight, bias, residual, mask = operands
     call: Call | None = None
-    if asked_for() in (None, "cpu") and type(x) in PLAIN:
+    if asked_for() in (None, "cpu") and type(operands[0]) in PLAIN:
         call = call_for(spec, operands, running)
         if call is None:
             call = ranks_call_for(spec, operands, running)
-    if call is None and mask is None:
-        call = gpu_operators.call_for(spec, x, weight, bias, residual, running)
+    if call is None:
+        call = gpu_operators.call_for(spec, operands, running)
     return Passes(spec) if call is None else call
 
 
 def _call_of_shards(
     spec: Spec, operands: Operands, running: Running | None
 ) -> Call | None:
-    if route_of(spec, *operands, running) is not Route.KERNELS:
+    if route_of(spec, operands, running) is not Route.KERNELS:
         return None
     return _kernels_for(spec, operands, running)
 
@@ -174,10 +166,9 @@ def normalize(
             another shape.
     """
     residual, activation, slope = epilogue.residual, epilogue.activation, epilogue.slope
-    key = None
+    operands, key = (x, weight, bias, residual, mask), None
     if group is None or type(group) is Ranks:
         options = ("normalize", dims, eps, centered, activation, slope, group, vector)
-        operands = x, weight, bias, residual, mask
         key = None if is_observed() else signature(options, operands)
     found: list[Moments] = []
     call = find(key)
@@ -195,7 +186,7 @@ def normalize(
         group=group,
         vector=vector,
     )
-    y = execute(spec, x, weight, bias, residual, mask, found=found, key=key)
+    y = execute(spec, operands, found=found, key=key)
     return y, found[0]
 
 
@@ -237,7 +228,7 @@ def standardize(
         statistic=tuple(mean.shape),
     )
     given = Running(mean, var)
-    return execute(spec, x, weight, bias, epilogue.residual, mask, given)
+    return execute(spec, (x, weight, bias, epilogue.residual, mask), given)
 
 
 def _check_shapes(

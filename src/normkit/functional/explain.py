@@ -10,6 +10,7 @@ from normkit.functional.route import route_of
 from normkit.kernels.choose import Explanation
 from normkit.kernels.choose import explain as among_backends
 from normkit.kernels.spec import Spec
+from normkit.views import keepdim_shape
 
 __all__ = ["explain"]
 
@@ -38,6 +39,6 @@ def explain(x: Tensor, dims: tuple[int, ...] | None = None) -> Explanation:
     found = among_backends(x, dims)
     if dims is None:
         dims = tuple(d for d in range(x.dim()) if d != 1)
-    vector = tuple(1 if d in dims else size for d, size in enumerate(x.shape))
-    route = route_of(Spec(dims, 1e-5, vector=vector), x, *(None,) * 5)
+    vector = keepdim_shape(x, dims)
+    route = route_of(Spec(dims, 1e-5, vector=vector), (x, None, None, None, None), None)
     return replace(found, route=route.value)

@@ -22,7 +22,7 @@ from normkit.kernels.choose import asked_for, backend_named, choose
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.gpu.call import GpuCall, unpacked
 from normkit.kernels.gpu.config import FORWARD_ROW
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.spec import Operands, Running, Spec
 from normkit.torch_state import (
     below_autograd,
     is_compiling,
@@ -32,16 +32,10 @@ from normkit.torch_state import (
 __all__ = ["call_for", "normalize", "serves"]
 
 
-def serves(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running: Running | None,
-) -> bool:
+def serves(spec: Spec, operands: Operands, running: Running | None) -> bool:
     """Return whether `normalize` below runs this call."""
-    if not is_compiling() or not _is_on_device(x) or spec.given:
+    x, weight, bias, residual, mask = operands
+    if mask is not None or not is_compiling() or not _is_on_device(x) or spec.given:
         return False
     if spec.group is not None:
         return False
@@ -64,21 +58,15 @@ def serves(
     )
 
 
-def call_for(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running: Running | None,
-) -> GpuCall | None:
+def call_for(spec: Spec, operands: Operands, running: Running | None) -> GpuCall | None:
     """Return the eager call of this signature on a GPU, without a mask, or None."""
+    x = operands[0]
     if not _is_on_device(x) or asked_for() not in (None, "gpu") or x.numel() == 0:
         return None
     kernels = choose(spec.seen(x), spec.dims)
     if not isinstance(kernels, GpuBackend):
         return None
-    return kernels.call_for(spec, x, weight, bias, residual, running)
+    return kernels.call_for(spec, operands, running)
 
 
 def _channel_of(spec: Spec, x: Tensor) -> int | None:
@@ -90,16 +78,10 @@ def _channel_of(spec: Spec, x: Tensor) -> int | None:
     return channel if spec.vector == per_channel else None
 
 
-def normalize(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running: Running | None,
-) -> Tensor:
+def normalize(spec: Spec, operands: Operands, running: Running | None) -> Tensor:
     """Run a call for which `serves` is True."""
     _register()
+    x, weight, bias, residual, _ = operands
     channel = _channel_of(spec, x)
     if channel is None:
         y, *_ = torch.ops.normkit.standardize_rows(

@@ -21,9 +21,8 @@ from torch import Tensor
 from normkit.functional.differentiable import constants_of
 from normkit.functional.ema import update
 from normkit.kernels.choose import choose
-from normkit.kernels.epilogue import Epilogue, gate
-from normkit.kernels.fused import absorbed, apply_given, fused, shared_dims
-from normkit.kernels.primitives import Backend, Grads
+from normkit.kernels.epilogue import gate
+from normkit.kernels.primitives import Backend, Grads, absorbed, shared_dims
 from normkit.kernels.spec import Operands, Running, Saved, Spec
 from normkit.masks import zero_where
 from normkit.moments import Moments, statistics_dtype
@@ -53,62 +52,33 @@ class Passes:
         residual = None if residual is None else spec.seen(residual)
         mask = None if mask is None else spec.seen(mask)
         kernels = choose(x, spec.dims)
-        epilogue = spec.epilogue(residual)
+        measured = None
         if spec.given:
             assert running is not None
             center, inv_std = constants_of(spec, x.view(shape), running)
             if mask is not None:
                 # In dweight a NaN of the padding would be multiplied by dy = 0.
                 x = zero_where(~mask, x)
-            y = _applied(kernels, x, center, inv_std, weight, bias, epilogue)
             kept = (center, inv_std)
         else:
-            y, measured, inv_std = self._by_its_own(
-                kernels, x, weight, bias, residual, mask
-            )
+            measured = kernels.moments(x, spec.dims, mask)
+            if spec.group is not None:
+                measured = merge_over(measured, spec.group, eps=spec.eps)
+            center, spread = measured.mean, measured.var
+            if not spec.centered:
+                center, spread = torch.zeros_like(center), measured.mean_square
+            # No values at all have a variance of nan; 0·nan would poison dweight.
+            inv_std = torch.rsqrt(spread + spec.eps).where(measured.count > 0, 0.0)
             kept = (measured.mean, inv_std, measured.count, measured.m2)
-            if running is not None:
-                update(running, measured)
+        y = kernels.apply(
+            x, center, inv_std, bias, weight=weight, epilogue=spec.epilogue(residual)
+        )
+        if measured is not None and running is not None:
+            update(running, measured)
         if mask is not None:
             y = y.masked_fill_(~mask, 0)
         # Not a view: what follows may change an output in place.
         return torch.ops.aten._unsafe_view(y, shape), kept
-
-    def _by_its_own(
-        self,
-        kernels: Backend,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Moments, Tensor]:
-        spec = self.spec
-        epilogue = spec.epilogue(residual)
-        if mask is None and spec.group is None:
-            whole = fused(kernels, x, spec.dims, weight, bias, residual)
-            found = (
-                None
-                if whole is None
-                else whole.normalize(
-                    *(x, spec.dims, weight, bias, spec.eps),
-                    centered=spec.centered,
-                    epilogue=epilogue,
-                )
-            )
-            if found is not None:
-                return found
-        measured = kernels.moments(x, spec.dims, mask)
-        if spec.group is not None:
-            measured = merge_over(measured, spec.group, eps=spec.eps)
-        if spec.centered:
-            center, spread = measured.mean, measured.var
-        else:
-            center, spread = torch.zeros_like(measured.mean), measured.mean_square
-        # No values at all have a variance of nan; 0·nan would poison dweight.
-        inv_std = torch.rsqrt(spread + spec.eps).where(measured.count > 0, 0.0)
-        y = _applied(kernels, x, center, inv_std, weight, bias, epilogue)
-        return y, measured, inv_std
 
     def backward(
         self,
@@ -132,19 +102,10 @@ class Passes:
             center = torch.zeros_like(center)
         kernels = choose(x, spec.dims)
         grads: Grads | None = None
-        if mask is None and spec.group is None:
-            whole = fused(kernels, x, spec.dims, weight, bias, residual, dy)
-            grads = (
-                None
-                if whole is None
-                else whole.normalize_grads(
-                    *(dy, x, weight, bias, center, inv_std, count),
-                    centered=spec.centered,
-                    epilogue=spec.epilogue(residual),
-                    y=gated,
-                    wanted=(wanted[0], wanted[1], wanted[2], wanted[3]),
-                )
-            )
+        whole = getattr(kernels, "gradients", None)
+        if whole is not None and mask is None and spec.group is None:
+            seen = x, weight, bias, residual, None, gated, (center, inv_std)
+            grads = whole(spec, dy, seen, wanted)
         if grads is None:
             if mask is not None:
                 # A NaN of x at a masked place times a gradient of 0 would be NaN.
@@ -159,7 +120,9 @@ class Passes:
                 if z is None or spec.activation != "relu":
                     added = None if residual is None else residual.to(compute)
                     plain = Spec(spec.dims, spec.eps).epilogue(added)
-                    z = _applied(kernels, x, center, inv_std, weight, bias, plain)
+                    z = kernels.apply(
+                        x, center, inv_std, bias, weight=weight, epilogue=plain
+                    )
                 dy = gate(spec.activation, dy, z, spec.slope)
             if mask is not None:
                 dy = zero_where(~mask, dy)
@@ -253,11 +216,12 @@ class Passes:
         spec, seen = self.spec, self.spec.seen(x)
         center = center if spec.centered else torch.zeros_like(center)
         epilogue = spec.epilogue(None if residual is None else spec.seen(residual))
-        learned = spec.along(weight), spec.along(bias)
-        kernels = choose(seen, spec.dims)
-        return _applied(kernels, seen, center, inv_std, *learned, epilogue).view(
-            x.shape
+        y = choose(seen, spec.dims).apply(
+            *(seen, center, inv_std, spec.along(bias)),
+            weight=spec.along(weight),
+            epilogue=epilogue,
         )
+        return y.view(x.shape)
 
     def statistics(
         self, kept: tuple[Tensor, ...]
@@ -273,21 +237,6 @@ class Passes:
         """Return the Moments of the batch that a forward measured."""
         mean, _, count, m2 = kept
         return Moments(count, mean, m2)
-
-
-def _applied(
-    kernels: Backend,
-    x: Tensor,
-    center: Tensor,
-    inv_std: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    epilogue: Epilogue,
-) -> Tensor:
-    own = getattr(kernels, "apply_given", None)
-    if own is not None:
-        return own(x, center, inv_std, weight, bias, epilogue)
-    return apply_given(kernels, x, center, inv_std, weight, bias, epilogue)
 
 
 def _like(gradient: Tensor | None, learned: Tensor | None) -> Tensor | None:

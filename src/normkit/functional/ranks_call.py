@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normkit.functional.passes import Passes
 from normkit.kernels.cpu.packing import laid_like
 from normkit.kernels.cpu.parts import NativeParts, parts_for
 from normkit.kernels.primitives import Grads
@@ -35,10 +34,7 @@ class RanksCall:
         self.spec, self._parts, self._kept = spec, parts, kept
 
     def forward(
-        self,
-        operands: Operands,
-        running: Running | None,
-        keeps: str,
+        self, operands: Operands, running: Running | None, keeps: str
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; everything is kept."""
         x, *_, mask = operands
@@ -55,12 +51,7 @@ class RanksCall:
             parts.update(running, statistics)
         return y, kept
 
-    def backward(
-        self,
-        dy: Tensor,
-        saved: Saved,
-        wanted: tuple[bool, ...],
-    ) -> Grads:
+    def backward(self, dy: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> Grads:
         """See `NativeCall.backward`."""
         wants_x, wants_weight, wants_bias, wants_residual = wanted
         x, weight, bias, residual, mask, gate, kept = saved
@@ -76,18 +67,6 @@ class RanksCall:
             sums = all_reduce_(sums, self.spec.group, "backward")
             dx = self._parts.gradient(dy, saved, sums)
         return dx, dweight, dbias, dy if passes else gated
-
-    def again(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        center: Tensor,
-        inv_std: Tensor,
-    ) -> Tensor:
-        """See `Passes.again`."""
-        return Passes(self.spec).again(x, weight, bias, residual, center, inv_std)
 
     def statistics(
         self, kept: tuple[Tensor, ...]

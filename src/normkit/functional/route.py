@@ -5,10 +5,9 @@ from __future__ import annotations
 from enum import Enum
 
 import torch
-from torch import Tensor
 
 from normkit.functional import gpu_operators
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.spec import Operands, Running, Spec
 from normkit.torch_state import (
     has_forward_mode,
     has_transforms,
@@ -32,19 +31,12 @@ class Route(Enum):
     """A recorded call of torch.nn's layer, for torch.fx and torch.jit.trace."""
 
 
-def route_of(
-    spec: Spec,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    running: Running | None,
-) -> Route:
+def route_of(spec: Spec, operands: Operands, running: Running | None) -> Route:
     """Return the route of a call; `aten` and `recorded` are tried before it."""
+    mask = operands[4]
     if mask is not None and mask.dtype != torch.bool:
         return Route.DIFFERENTIABLE
-    if mask is None and gpu_operators.serves(spec, x, weight, bias, residual, running):
+    if gpu_operators.serves(spec, operands, running):
         return Route.OPERATOR
     # torch.jit.trace records tensor operations, and no function of autograd.
     if is_compiling() or has_transforms() or has_forward_mode() or is_jit_tracing():

@@ -122,7 +122,7 @@ def layer_norm(
         return torch.native_layer_norm(x, sizes, w, b, eps)
 
     aten = None if mask is not None else Operator(operator, MAX_LAYER_VALUES)
-    return execute(spec, input, weight, bias, None, mask, key=key, aten=aten)
+    return execute(spec, (input, weight, bias, None, mask), key=key, aten=aten)
 
 
 @overload
@@ -206,7 +206,7 @@ def rms_norm(
         # As torch: it divides by √(mean(x²) + eps) of x itself, not of |x|.
         return torch.nn.functional.rms_norm(input, list(sizes), weight, eps)
     spec = _trailing("rms_norm", input, sizes, weight, None, _eps_of(input, eps))
-    return execute(spec, input, weight, None, None, mask, key=key)
+    return execute(spec, (input, weight, None, None, mask), key=key)
 
 
 def group_norm(
@@ -297,7 +297,7 @@ def group_norm(
         return torch.native_group_norm(x, w, b, *sizes, eps)
 
     aten = None if mask is not None else Operator(operator, MAX_GROUP_VALUES)
-    return execute(spec, input, weight, bias, None, mask, key=key, aten=aten)
+    return execute(spec, (input, weight, bias, None, mask), key=key, aten=aten)
 
 
 def _eps_of(x: Tensor, eps: float | None) -> float:

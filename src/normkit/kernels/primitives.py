@@ -1,7 +1,7 @@
 """Protocol of a kernel backend: four primitives, and reasons against a case.
 
     moments(x)                     →  Moments
-    apply(x, center, scale, …)     →  (x − center)·scale·weight + shift
+    apply(x, center, scale, …)     →  act((x − center)·scale·weight + shift + residual)
     reduce_grads(dy, x, center)    →  Σ dy,  Σ dy·(x − center)
     apply_grads(dy, x, center, …)  →  a·dy + b·(x − center) + c
 
@@ -19,9 +19,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from normkit.kernels.deterministic import is_deterministic
+from normkit.kernels.epilogue import Epilogue
 from normkit.moments import Moments
 
-__all__ = ["Backend", "Grads", "split", "vector_dtype"]
+__all__ = ["Backend", "Grads", "absorbed", "shared_dims", "split", "vector_dtype"]
+
+_NONE = Epilogue()
 
 # dx, dweight, dbias, dresidual
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -53,10 +57,12 @@ class Backend(Protocol):
         shift: Tensor | None = None,
         *,
         weight: Tensor | None = None,
+        epilogue: Epilogue = _NONE,
     ) -> Tensor:
-        """Return (x − center)·scale·weight + shift, in the dtype and layout of `x`.
+        """Return act((x − center)·scale·weight + shift + residual).
 
-        `weight` is there for rows, where `scale·weight` would be as large as x.
+        In the dtype and layout of `x`; halves are rounded once, at the end. `weight` is
+        there for rows, where `scale·weight` would be as large as x.
         """
         ...
 
@@ -105,3 +111,19 @@ def split(center: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     lo = (center - hi.to(center.dtype)).to(dtype)
     # inf − inf must not turn an infinite centre into NaN.
     return hi, torch.where(hi.isfinite(), lo, torch.zeros_like(lo))
+
+
+def shared_dims(affine: Tensor, dims: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the reduced dimensions along which the learned affine is constant, too."""
+    return tuple(d for d in dims if affine.shape[d] == 1)
+
+
+def absorbed(scale: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return `scale·weight` as one vector where that is smaller than x."""
+    if is_deterministic():
+        # Whether it is smaller depends on the size of the batch.
+        return scale, weight
+    dims = tuple(d for d in range(scale.dim()) if scale.shape[d] == 1)
+    if weight is None or not shared_dims(weight, dims):
+        return scale, weight
+    return scale * weight, None

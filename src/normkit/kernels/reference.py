@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from normkit.kernels.deterministic import is_deterministic, pairwise_sum
-from normkit.kernels.primitives import split, vector_dtype
+from normkit.kernels.epilogue import Epilogue, activate
+from normkit.kernels.primitives import absorbed, split, vector_dtype
 from normkit.moments import Moments, deviations, plain_sum, statistics_dtype
 
 __all__ = ["ReferenceBackend"]
+
+_NONE = Epilogue()
 
 
 class ReferenceBackend:
@@ -43,15 +46,19 @@ class ReferenceBackend:
         shift: Tensor | None = None,
         *,
         weight: Tensor | None = None,
+        epilogue: Epilogue = _NONE,
     ) -> Tensor:
         """See `Backend.apply`."""
         compute = statistics_dtype(x.dtype)
+        scale, weight = absorbed(scale, weight)
         y = _centered(x, center, compute).mul_(scale.to(compute))
         if weight is not None:
             y.mul_(weight.to(compute))
         if shift is not None:
             y.add_(shift.to(compute))
-        return y.to(x.dtype)
+        if epilogue.residual is not None:
+            y.add_(epilogue.residual.to(compute))
+        return activate(epilogue.activation, y, epilogue.slope).to(x.dtype)
 
     def reduce_grads(
         self,

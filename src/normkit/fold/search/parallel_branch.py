@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from normkit.affine import Affine
 from normkit.fold.ir.gauge import Gauge
-from normkit.fold.ir.graph import Gauges, Graph, Node, Refusal, Value
-from normkit.fold.ir.nodes import Add, BatchNorm, Linear, Move
+from normkit.fold.ir.graph import Gauges, Graph, Refusal, Value
+from normkit.fold.ir.nodes import Add, BatchNorm, Linear
+from normkit.fold.ir.written_out import is_copy, sources
 from normkit.fold.search.aliasing import needs_copy
 from normkit.fold.search.solve import Solution
 
@@ -31,10 +32,10 @@ def solve_parallel_branch(graph: Graph, norms: list[BatchNorm]) -> Solution:
         raise Refusal("it runs several times")
     (norm,) = norms
     affine = norm.finite_affine()
-    source = _source(norm.inputs[0])
+    source = sources(norm.inputs[0])[-1]
     for sibling in _siblings(norm):
         linear, weight = sibling.linear, sibling.weight
-        if _source(linear.inputs[0]) is not source:
+        if sources(linear.inputs[0])[-1] is not source:
             continue
         x, y = linear.inputs[0], linear.outputs[0]
         if norm.channel_dim != linear.input_dim % len(x.shape) or x.shape != y.shape:
@@ -89,7 +90,7 @@ def _siblings(norm: BatchNorm) -> list[_Sibling]:
         elif isinstance(node, Add):
             for term, own in zip(node.inputs, node.factors, strict=True):
                 descend(term, weight * own, passed)
-        elif _is_identity(node):
+        elif is_copy(node):
             descend(node.inputs[0], weight, passed)
 
     while len(top.readers) == 1 and not top.pinned:
@@ -102,21 +103,7 @@ def _siblings(norm: BatchNorm) -> list[_Sibling]:
             for term, other in zip(node.inputs, node.factors, strict=True):
                 if term is not top and factor and other:
                     descend(term, other, ())
-        elif not _is_identity(node):
+        elif not is_copy(node):
             break
         top = node.outputs[0]
     return found
-
-
-def _source(value: Value) -> Value:
-    """Return `value` before all identities."""
-    while value.producer is not None and _is_identity(value.producer):
-        value = value.producer.inputs[0]
-    return value
-
-
-def _is_identity(node: Node) -> bool:
-    """Return True if the output of `node` is its input."""
-    if isinstance(node, BatchNorm):
-        return node.is_removed
-    return isinstance(node, Move) and node.replay is None

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from normkit.fold.equivalence import TOLERANCE
 from normkit.fold.ir.gauge import Gauge
 from normkit.fold.ir.graph import Gauges, Graph, Node, Refusal, Slot
 from normkit.fold.ir.nodes import BatchNorm, NormAffine
@@ -76,6 +77,15 @@ class Plan:
     def is_empty(self) -> bool:
         """True if nothing was changed."""
         return not (self.solutions or self.centered or self.equalizing)
+
+    def wrong(self) -> tuple[str, str]:
+        """Return (the wrong norm, "" for the outputs; how it is wrong, "" if not)."""
+        for path, gap in self.differences.items():
+            if not gap <= TOLERANCE:
+                return path, f"it differed by {gap:.1e} in float64"
+        if not self.max_difference <= TOLERANCE:
+            return "", f"the outputs differed by {self.max_difference:.1e} in float64"
+        return "", ""
 
 
 class Planner:
@@ -247,19 +257,13 @@ class Planner:
                 break
             if plan.equalizing:
                 self.equalize = False
-                plan = self.plan(set(allowed) - set(undone))
-                plan.reasons |= undone
                 self.not_equalized = f"equalization was undone: {why}"
-                continue
-            if plan.centered:
+            elif plan.centered:
                 self.layer_to_rms = False
-                plan = self.plan(set(allowed) - set(undone))
-                plan.reasons |= undone
                 self.not_centered = f"centering was undone: {why}"
-                continue
-            if not culprit:
-                culprit = self._first_wrong(list(plan.solutions))
-            undone[culprit] = f"folding it was undone: {why}"
+            else:
+                culprit = culprit or self._first_wrong(list(plan.solutions))
+                undone[culprit] = f"folding it was undone: {why}"
             plan = self.plan(set(allowed) - set(undone))
             plan.reasons |= undone
         if self.not_centered:

@@ -46,7 +46,6 @@ from normkit.kernels.cpu.packing import (
     threads_for,
 )
 from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.fused import apply_given
 from normkit.kernels.reference import ReferenceBackend
 from normkit.kernels.spec import Running
 from normkit.moments import Moments
@@ -133,27 +132,18 @@ class CpuBackend:
         shift: Tensor | None = None,
         *,
         weight: Tensor | None = None,
+        epilogue: Epilogue = _NONE,
     ) -> Tensor:
         """See `Backend.apply`."""
-        return self.apply_given(x, center, scale, weight, shift, _NONE)
-
-    def apply_given(
-        self,
-        x: Tensor,
-        center: Tensor,
-        scale: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        epilogue: Epilogue,
-    ) -> Tensor:
-        """See `Fused.apply_given`."""
-        shape, affine = joint_shape(center, scale), joint_shape(weight, bias)
+        shape, affine = joint_shape(center, scale), joint_shape(weight, shift)
         assert shape is not None
         geometry = geometry_of(x.shape, x.stride(), shape, affine)
         if geometry.reason or not is_plain(
-            center, scale, weight, bias, epilogue.residual
+            center, scale, weight, shift, epilogue.residual
         ):
-            return apply_given(*(_reference, x, center, scale, weight, bias, epilogue))
+            return _reference.apply(
+                x, center, scale, shift, weight=weight, epilogue=epilogue
+            )
         y = torch.empty_like(x)
         self._run(
             "normkit_forward",
@@ -161,7 +151,7 @@ class CpuBackend:
             center=as_statistic(center, shape),
             scale=as_statistic(scale, shape),
             weight=as_learned(weight, affine),
-            bias=as_learned(bias, affine),
+            bias=as_learned(shift, affine),
             residual=laid_like(epilogue.residual, x),
             y=y,
         )

@@ -87,7 +87,6 @@ class Library:
 
     Attributes:
         isas: Instruction sets that this machine can run, best first.
-        has_pool: True when torch's thread pool was found.
         signature: Of a call with plain tensors in CPU memory, see
             `functional.signature`; None for others.
         find: Takes a dict and what `signature` takes; the value under the signature, or
@@ -101,7 +100,6 @@ class Library:
 
     native: ctypes.CDLL
     isas: tuple[str, ...]
-    has_pool: bool
     signature: Callable[..., Hashable | None]
     find: Callable[..., Any]
     forward: Callable[..., int]
@@ -195,10 +193,9 @@ def _load() -> Library | str:
     isas: list[str] = []
     while name := native.normkit_isa_name(len(isas)):
         isas.append(name.decode())
-    pool = _pool_of_torch()
     native.normkit_set_pool.argtypes = [ctypes.c_void_p]
-    native.normkit_set_pool(pool)
-    return Library(native, tuple(isas), pool is not None, *functions)
+    native.normkit_set_pool(_pool_of_torch())
+    return Library(native, tuple(isas), *functions)
 
 
 def _functions(path: Path) -> tuple[Callable[..., Any], ...]:

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu.config import FORWARD_ROW
 from normkit.kernels.gpu.geometry import (
     Placement,
@@ -43,6 +44,7 @@ from normkit.views import keepdim_shape, view_of
 
 __all__ = ["GpuBackend"]
 
+_NONE = Epilogue()
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -63,7 +65,11 @@ class GpuBackend(WholeLayers):
         reasons = self.device_reasons(x.device)
         if x.dtype not in _DTYPES:
             reasons.append(f"x is {x.dtype}, it runs float32, bfloat16 and float16")
-        if not is_plain(x):
+        if x.is_neg():
+            reasons.append(
+                "x is a lazily negated view: resolve_neg() writes its values"
+            )
+        elif not is_plain(x):
             reasons.append(
                 f"x is a {type(x).__name__} of {x.layout}, not a plain tensor"
             )
@@ -104,22 +110,31 @@ class GpuBackend(WholeLayers):
         shift: Tensor | None = None,
         *,
         weight: Tensor | None = None,
+        epilogue: Epilogue = _NONE,
     ) -> Tensor:
         """See `Backend.apply`."""
+        if weight is not None and (product := scale * weight).shape != x.shape:
+            scale, weight = product, None
         center, scale = of_one_shape(center, scale)
         if weight is not None and shift is not None:
             weight, shift = of_one_shape(weight, shift)
         affine = weight if weight is not None else shift
         arranged = arrange(x, (center, affine))
         if arranged is None:
-            return ReferenceBackend().apply(x, center, scale, shift, weight=weight)
+            return ReferenceBackend().apply(
+                x, center, scale, shift, weight=weight, epilogue=epilogue
+            )
         matrix, (along, affine_along) = arranged
         assert along is not None
+        residual = epilogue.residual
         return kernels().launchers.apply(
             *(x, matrix, flat(center, x), flat(scale, x), along),
             weight=None if weight is None else flat(weight, x),
             shift=None if shift is None else flat(shift, x),
             affine_along=affine_along,
+            residual=None if residual is None else laid_out_as(x, residual),
+            activation=epilogue.activation,
+            slope=epilogue.slope,
         )
 
     def reduce_grads(

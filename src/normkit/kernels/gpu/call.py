@@ -62,31 +62,16 @@ class ChannelCall(_Call):
         self._geometry = layers.channels_of(view)
 
     def forward(
-        self,
-        operands: Operands,
-        running: Running | None,
-        keeps: str,
+        self, operands: Operands, running: Running | None, keeps: str
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; for a relu after a sum it keeps one bit a value."""
         x, weight, bias, residual, _ = operands
         spec = self.spec
-        reduction, matrix, along = self._geometry
-        launchers = self._layers.launchers
-        found = launchers.statistics(
-            *(x, reduction), eps=spec.eps, weight=weight, running=running
-        )
-        bits = None
-        if residual is not None:
-            residual = laid_out_as(x, residual)
-            if keeps != "nothing" and spec.activation == "relu":
-                bits = launchers.bits_like(x, matrix)
-        y = launchers.apply(
-            *(x, matrix, found.mean, found.scale, along),
-            shift=bias,
-            residual=residual,
-            activation=spec.activation,
-            slope=spec.slope,
-            bits=bits,
+        y, found, bits = self._layers.channels_forward(
+            *(x, self._geometry, weight, bias, residual),
+            *(spec.eps, spec.activation, spec.slope),
+            running=running,
+            keeps=keeps != "nothing",
         )
         if running is not None and running.mean is not None:
             assert running.var is not None
@@ -95,12 +80,7 @@ class ChannelCall(_Call):
         kept = (found.mean, found.inv_std, found.m2, found.scale)
         return y, kept if bits is None else (*kept, bits)
 
-    def backward(
-        self,
-        dy: Tensor,
-        saved: Saved,
-        wanted: tuple[bool, ...],
-    ) -> Grads:
+    def backward(self, dy: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> Grads:
         """See `NativeCall.backward`."""
         x, weight, bias, residual, _, _, (mean, inv_std, _, scale, *bits) = saved
         opened = self._layers.launchers.Gate(
@@ -130,10 +110,7 @@ class RowCall(_Call):
         self._matrix, self._runs = matrix, runs
 
     def forward(
-        self,
-        operands: Operands,
-        running: Running | None,
-        keeps: str,
+        self, operands: Operands, running: Running | None, keeps: str
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See `NativeCall.forward`; without residual, mask or running statistics."""
         x, weight, bias, _, _ = operands
@@ -147,12 +124,7 @@ class RowCall(_Call):
         )
         return y, (found.mean, found.inv_std, found.m2)
 
-    def backward(
-        self,
-        dy: Tensor,
-        saved: Saved,
-        wanted: tuple[bool, ...],
-    ) -> Grads:
+    def backward(self, dy: Tensor, saved: Saved, wanted: tuple[bool, ...]) -> Grads:
         """See `NativeCall.backward`."""
         x, weight, bias, _, _, _, (mean, inv_std, _) = saved
         dx, dweight, dbias = self._layers.rows_backward(

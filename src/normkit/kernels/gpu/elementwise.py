@@ -30,33 +30,13 @@ __all__ = ["apply_grads_kernel", "apply_kernel"]
 
 @triton.jit
 def apply_kernel(
-    x_ptr,
-    y_ptr,
-    center_ptr,
-    scale_ptr,
-    weight_ptr,
-    shift_ptr,
-    residual_ptr,
-    bits_ptr,
-    rows,
-    width_units,
-    tiles,
-    repeat,
-    period,
-    affine_repeat,
-    affine_period,
-    slope,
-    ALIGN: tl.constexpr,
-    ALONG: tl.constexpr,
-    AFFINE_ALONG: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_SHIFT: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    SAVES_BITS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    x_ptr, y_ptr, center_ptr, scale_ptr, weight_ptr, shift_ptr, residual_ptr, bits_ptr,
+    rows, width_units, tiles, repeat, period, affine_repeat, affine_period, slope,
+    ALIGN: tl.constexpr, ALONG: tl.constexpr, AFFINE_ALONG: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    SAVES_BITS: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
-):
+):  # fmt: skip
     """Write act((x − center)·scale·weight + shift + residual), a (rows, width) matrix.
 
     Grid: one program per tile, in reverse.
@@ -76,27 +56,15 @@ def apply_kernel(
     y = centered(x.to(tl.float32), center) * scale
     if HAS_WEIGHT:
         weight = vector(
-            weight_ptr,
-            row,
-            column,
-            rows,
-            width,
-            affine_repeat,
-            affine_period,
+            weight_ptr, row, column, rows, width, affine_repeat, affine_period,
             AFFINE_ALONG,
-        )
+        )  # fmt: skip
         y = y * weight.to(tl.float32)
     if HAS_SHIFT:
         shift = vector(
-            shift_ptr,
-            row,
-            column,
-            rows,
-            width,
-            affine_repeat,
-            affine_period,
+            shift_ptr, row, column, rows, width, affine_repeat, affine_period,
             AFFINE_ALONG,
-        )
+        )  # fmt: skip
         y = y + shift.to(tl.float32)
     if HAS_RESIDUAL:
         y = y + residual.to(tl.float32)
@@ -109,40 +77,15 @@ def apply_kernel(
 
 @triton.jit
 def apply_grads_kernel(
-    dy_ptr,
-    x_ptr,
-    dx_ptr,
-    dresidual_ptr,
-    center_ptr,
-    a_ptr,
-    b_ptr,
-    c_ptr,
-    weight_ptr,
-    shift_ptr,
-    residual_ptr,
-    bits_ptr,
-    rows,
-    width_units,
-    tiles,
-    repeat,
-    period,
-    affine_repeat,
-    affine_period,
-    slope,
-    ALIGN: tl.constexpr,
-    ALONG: tl.constexpr,
-    AFFINE_ALONG: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_SUMS: tl.constexpr,
-    HAS_SHIFT: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    WRITES_DX: tl.constexpr,
-    WRITES_DRESIDUAL: tl.constexpr,
-    GATE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    dy_ptr, x_ptr, dx_ptr, dresidual_ptr, center_ptr, a_ptr, b_ptr, c_ptr, weight_ptr,
+    shift_ptr, residual_ptr, bits_ptr,
+    rows, width_units, tiles, repeat, period, affine_repeat, affine_period, slope,
+    ALIGN: tl.constexpr, ALONG: tl.constexpr, AFFINE_ALONG: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_SUMS: tl.constexpr, HAS_SHIFT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, WRITES_DX: tl.constexpr, WRITES_DRESIDUAL: tl.constexpr,
+    GATE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
-):
+):  # fmt: skip
     """Write a·g·weight + b·(x − center) + c, with g the gradient before the activation.
 
     GATE is "none" (g = dy), "bits" (relu, from 1 bit per element), "output" (relu, from
@@ -184,15 +127,9 @@ def apply_grads_kernel(
     if WRITES_DX:
         if HAS_WEIGHT:
             weight = vector(
-                weight_ptr,
-                row,
-                column,
-                rows,
-                width,
-                affine_repeat,
-                affine_period,
+                weight_ptr, row, column, rows, width, affine_repeat, affine_period,
                 AFFINE_ALONG,
-            )
+            )  # fmt: skip
             g = g * weight.to(tl.float32)
         dx = g * a
         if HAS_SUMS:

@@ -172,7 +172,8 @@ def flat(vector: Tensor, x: Tensor) -> Tensor:
         order = _memory_order(x)
         rest = [d for d in range(x.dim()) if d not in order]
         vector = vector.permute(order + rest)
-    return vector.reshape(-1).contiguous()
+    # A lazily negated tensor keeps its minus outside its memory.
+    return vector.reshape(-1).contiguous().resolve_neg()
 
 
 def is_in_order(x: Tensor) -> bool:
@@ -183,7 +184,8 @@ def is_in_order(x: Tensor) -> bool:
 
 def laid_out_as(x: Tensor, y: Tensor) -> Tensor:
     """Return `y` with the strides of dense `x`: itself if it has them, else a copy."""
-    same = y.dtype == x.dtype and all(
+    same = y.dtype == x.dtype and not y.is_neg()
+    same = same and all(
         y.stride(d) == x.stride(d) for d in range(x.dim()) if x.shape[d] != 1
     )
     return y if same else torch.empty_like(x).copy_(y)

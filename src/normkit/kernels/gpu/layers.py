@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import config, launchers
 from normkit.kernels.gpu.geometry import (
     Matrix,
@@ -31,6 +30,7 @@ __all__ = [
     "channels_forward",
     "channels_of",
     "rows_backward",
+    "saves_bits",
 ]
 
 
@@ -51,30 +51,42 @@ def channels_of(view: View) -> Channels:
     return Channels(reduction, matrix_of(view), along)
 
 
+def saves_bits(activation: str, residual: Tensor | None) -> bool:
+    """Return whether the backward reads one bit per element: relu after a sum.
+
+    Any other gate is recomputed from x; a relu after a sum would need the residual,
+    and this way frees it.
+    """
+    return activation == "relu" and residual is not None
+
+
 def channels_forward(
     x: Tensor,
     geometry: Channels,
     weight: Tensor | None,
     bias: Tensor | None,
+    residual: Tensor | None,
     eps: float,
-    epilogue: Epilogue,
+    activation: str,
+    slope: float,
     *,
-    running: Running | None = None,
-    saves_bits: bool = False,
+    running: Running | None,
+    keeps: bool = True,
 ) -> tuple[Tensor, launchers.Statistics, Tensor | None]:
-    """Return y, its statistics, and relu's bits if asked for."""
+    """Return y, its statistics, and the bits that a backward reads, if it `keeps`."""
     found = launchers.statistics(
         x, geometry.reduction, eps=eps, weight=weight, running=running
     )
     assert found.scale is not None
-    bits = launchers.bits_like(x, geometry.matrix) if saves_bits else None
-    residual = epilogue.residual
+    bits = None
+    if keeps and saves_bits(activation, residual):
+        bits = launchers.bits_like(x, geometry.matrix)
     y = launchers.apply(
         *(x, geometry.matrix, found.mean, found.scale, geometry.along),
         shift=bias,
         residual=None if residual is None else laid_out_as(x, residual),
-        activation=epilogue.activation,
-        slope=epilogue.slope,
+        activation=activation,
+        slope=slope,
         bits=bits,
     )
     return y, found, bits

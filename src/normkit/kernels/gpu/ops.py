@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.gpu import launchers, layers
 from normkit.kernels.gpu.geometry import Runs, flat, laid_out_as, matrix_of, runs_of
 from normkit.kernels.spec import Running
 from normkit.views import View, view_of
 
-__all__ = ["FUNCTIONS", "LIBRARY", "saves_bits"]
+__all__ = ["FUNCTIONS", "LIBRARY"]
 
 LIBRARY = torch.library.Library("normkit", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
@@ -60,15 +59,6 @@ LIBRARY.define(
 )
 
 
-def saves_bits(activation: str, residual: Tensor | None) -> bool:
-    """Return whether the backward reads one bit per element: relu after a sum.
-
-    Any other gate is recomputed from x; a relu after a sum would need the residual,
-    and this way frees it.
-    """
-    return activation == "relu" and residual is not None
-
-
 def _batch_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -94,10 +84,9 @@ def _batch_norm(
             *(num_batches_tracked, num_batches_skipped, skips_nonfinite),
         )
     y, found, bits = layers.channels_forward(
-        *(dense, layers.channels_of(view), weight, bias, eps),
-        Epilogue(activation, slope, residual),
+        *(dense, layers.channels_of(view), weight, bias, residual),
+        *(eps, activation, slope),
         running=running,
-        saves_bits=saves_bits(activation, residual),
     )
     assert found.inv_std is not None
     assert found.scale is not None
@@ -230,44 +219,17 @@ def _fake_batch_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
-    num_batches_skipped: Tensor | None,
-    momentum: float | None,
-    eps: float,
-    skips_nonfinite: bool,
-    channel_dim: int,
-    activation: str,
-    slope: float,
+    *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, channel_dim, activation, _ = others
     wide = [x.new_empty(x.shape[channel_dim], dtype=torch.float64) for _ in range(3)]
     scale = x.new_empty(x.shape[channel_dim], dtype=torch.float32)
     bits = _nothing(x, torch.uint8)
-    if saves_bits(activation, residual):
+    if layers.saves_bits(activation, residual):
         _, view = _dense(x, _all_but(x, channel_dim))
         bits = launchers.bits_like(x, matrix_of(view))
     mean, m2, inv_std = wide
     return torch.empty_like(x), mean, m2, inv_std, scale, bits
-
-
-def _fake_batch_norm_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    bits: Tensor,
-    mean: Tensor,
-    inv_std: Tensor,
-    scale: Tensor,
-    channel_dim: int,
-    activation: str,
-    slope: float,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = _fake_grads(x, weight, bias, wanted)
-    return dx, dweight, dbias, torch.empty_like(x) if wanted[3] else _nothing(x)
 
 
 def _fake_standardize_rows(
@@ -275,8 +237,7 @@ def _fake_standardize_rows(
     weight: Tensor | None,
     bias: Tensor | None,
     dims: list[int],
-    eps: float,
-    centered: bool,
+    *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = 1
     for d in range(x.dim()):
@@ -285,27 +246,15 @@ def _fake_standardize_rows(
     return torch.empty_like(x), mean, m2, x.new_empty(rows, dtype=torch.float32)
 
 
-def _fake_standardize_rows_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    dims: list[int],
-    mean: Tensor,
-    inv_std: Tensor,
-    centered: bool,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_grads(x, weight, bias, wanted)
-
-
-def _fake_grads(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(x) if wanted[0] else _nothing(x),
-        torch.empty_like(weight) if wanted[1] and weight is not None else _nothing(x),
-        torch.empty_like(bias) if wanted[2] and bias is not None else _nothing(x),
+def _fake_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, ...]:
+    """Return tensors like x, weight and bias, and for a fourth `wanted` like x."""
+    *_, wanted = others
+    of = (x, weight, bias, x)[: len(wanted)]
+    return tuple(
+        torch.empty_like(t) if wants and t is not None else _nothing(x)
+        for t, wants in zip(of, wanted, strict=True)
     )
 
 
@@ -317,9 +266,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _FAKES: dict[str, Callable[..., Any]] = {
     "batch_norm": _fake_batch_norm,
-    "batch_norm_backward": _fake_batch_norm_backward,
+    "batch_norm_backward": _fake_gradients,
     "standardize_rows": _fake_standardize_rows,
-    "standardize_rows_backward": _fake_standardize_rows_backward,
+    "standardize_rows_backward": _fake_gradients,
 }
 for _name, _function in FUNCTIONS.items():
     LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")

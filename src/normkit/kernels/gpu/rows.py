@@ -24,27 +24,12 @@ __all__ = ["rows_backward_kernel", "rows_forward_kernel"]
 
 @triton.jit
 def rows_forward_kernel(
-    x_ptr,
-    y_ptr,
-    mean_ptr,
-    m2_ptr,
-    inv_std_ptr,
-    weight_ptr,
-    bias_ptr,
-    rows,
-    width_units,
-    run,
-    groups,
-    eps,
-    ALIGN: tl.constexpr,
-    AFFINE: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    CENTERED: tl.constexpr,
-    WRITES_Y: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
+    x_ptr, y_ptr, mean_ptr, m2_ptr, inv_std_ptr, weight_ptr, bias_ptr,
+    rows, width_units, run, groups, eps,
+    ALIGN: tl.constexpr, AFFINE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, CENTERED: tl.constexpr, WRITES_Y: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Standardize whole rows; BLOCK_COLUMNS covers the row.
 
     AFFINE "elements": one weight per column. "runs": one per run of `run` columns,
@@ -88,29 +73,13 @@ def rows_forward_kernel(
 
 @triton.jit
 def rows_backward_kernel(
-    dy_ptr,
-    x_ptr,
-    dx_ptr,
-    mean_ptr,
-    inv_std_ptr,
-    weight_ptr,
-    dweight_part_ptr,
+    dy_ptr, x_ptr, dx_ptr, mean_ptr, inv_std_ptr, weight_ptr, dweight_part_ptr,
     dbias_part_ptr,
-    rows,
-    rows_per_program,
-    width_units,
-    run,
-    groups,
-    ALIGN: tl.constexpr,
-    AFFINE: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    CENTERED: tl.constexpr,
-    WRITES_DWEIGHT: tl.constexpr,
-    WRITES_DBIAS: tl.constexpr,
-    READS_TWICE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
+    rows, rows_per_program, width_units, run, groups,
+    ALIGN: tl.constexpr, AFFINE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    CENTERED: tl.constexpr, WRITES_DWEIGHT: tl.constexpr, WRITES_DBIAS: tl.constexpr,
+    READS_TWICE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Write the gradient of whole rows, and the program's share of dweight and dbias.
 
     READS_TWICE: rows too long to stay in registers over their sums are read again.
@@ -181,15 +150,9 @@ def rows_backward_kernel(
 
 @triton.jit
 def _affine_index(
-    row,
-    column,
-    rows,
-    width,
-    run,
-    groups,
-    AFFINE: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
+    row, column, rows, width, run, groups,
+    AFFINE: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Return the affine's index for each element, and where there is one."""
     if AFFINE == "elements":
         index = column

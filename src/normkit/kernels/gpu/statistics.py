@@ -27,39 +27,15 @@ __all__ = ["statistics_kernel"]
 
 @triton.jit
 def statistics_kernel(
-    x_ptr,
-    parts_ptr,
-    ticket_ptr,
-    mean_ptr,
-    m2_ptr,
-    inv_std_ptr,
-    scale_ptr,
-    weight_ptr,
-    running_mean_ptr,
-    running_var_ptr,
-    tracked_ptr,
-    skipped_ptr,
-    steps,
-    statistics,
-    width_units,
-    pieces,
-    count,
-    eps,
-    momentum,
-    KIND: tl.constexpr,
-    ALIGN: tl.constexpr,
-    CENTERED: tl.constexpr,
-    WRITES_SCALE: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    RUNNING: tl.constexpr,
-    SKIPS_NONFINITE: tl.constexpr,
-    COUNTS_BATCHES: tl.constexpr,
-    COUNTS_SKIPPED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_PARTS: tl.constexpr,
-    BLOCK_RUNNING: tl.constexpr,
-):
+    x_ptr, parts_ptr, ticket_ptr, mean_ptr, m2_ptr, inv_std_ptr, scale_ptr, weight_ptr,
+    running_mean_ptr, running_var_ptr, tracked_ptr, skipped_ptr,
+    steps, statistics, width_units, pieces, count, eps, momentum,
+    KIND: tl.constexpr, ALIGN: tl.constexpr, CENTERED: tl.constexpr,
+    WRITES_SCALE: tl.constexpr, HAS_WEIGHT: tl.constexpr, RUNNING: tl.constexpr,
+    SKIPS_NONFINITE: tl.constexpr, COUNTS_BATCHES: tl.constexpr,
+    COUNTS_SKIPPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr, BLOCK_RUNNING: tl.constexpr,
+):  # fmt: skip
     """Write mean and m2 of each statistic in float64, 1/√(var + eps) and the scale.
 
     RUNNING is "no", "ema" or "cumulative". Grid: (blocks of statistics, splits).

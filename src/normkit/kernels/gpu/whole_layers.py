@@ -1,26 +1,23 @@
 """Whole layers on the GPU: fewer launches than the primitives one after the other.
 
-`call_for` finds the geometry of a signature once; `normalize` and its gradients find it
-at each call, for given statistics and for kept outputs that are computed again.
+`call_for` finds the geometry of a signature once, `gradients` at each call: for given
+statistics, and for kept outputs that are computed again.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from normkit.errors import KernelError
-from normkit.kernels.epilogue import Epilogue
-from normkit.kernels.fused import apply_given
 from normkit.kernels.gpu.call import ChannelCall, GpuCall, RowCall
 from normkit.kernels.gpu.config import FORWARD_ROW
 from normkit.kernels.gpu.geometry import (
     Matrix,
     Runs,
-    arrange,
     flat,
     is_in_order,
     laid_out_as,
@@ -28,38 +25,32 @@ from normkit.kernels.gpu.geometry import (
     place,
     runs_of,
 )
-from normkit.kernels.primitives import Backend, Grads
-from normkit.kernels.spec import Running, Spec
+from normkit.kernels.primitives import Grads
+from normkit.kernels.spec import Operands, Running, Saved, Spec
 from normkit.moments import Moments
 from normkit.views import keepdim_shape, view_of
 
 __all__ = ["WholeLayers", "is_plain", "kernels", "moments_of", "of_one_shape"]
 
-_NONE = Epilogue()
-
 
 class WholeLayers:
-    """Layers of `GpuBackend`; see `kernels.fused.Fused`."""
+    """Layers of `GpuBackend`; `functional.passes` runs the primitives elsewhere."""
 
     def call_for(
-        self,
-        spec: Spec,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        running: Running | None,
+        self, spec: Spec, operands: Operands, running: Running | None
     ) -> GpuCall | None:
         """Return the call of this signature; None where no kernel runs it as a whole.
 
         Without a mask or ranks. Every tensor has to be plain, vectors contiguous.
         """
+        x, weight, bias, residual, mask = operands
         statistics = running[:2] if running is not None else (None, None)
         vectors = [v for v in (weight, bias, *statistics) if v is not None]
         if (
-            spec.given
+            mask is not None
+            or spec.given
             or spec.group is not None
-            or len(set(map(_device, (x, *vectors)))) > 1
+            or len({t.device for t in (x, *vectors)}) > 1
         ):
             return None
         if any(not is_plain(v) or not v.is_contiguous() for v in vectors):
@@ -68,7 +59,7 @@ class WholeLayers:
             return None
         seen, w, b = spec.seen(x), spec.along(weight), spec.along(bias)
         added = None if residual is None else spec.seen(residual)
-        if not self.fuses(seen, spec.dims, w, b, added):
+        if not self._fuses(seen, spec.dims, w, b, added):
             return None
         view = view_of(seen, spec.dims)
         if view.kind == "channels" and spec.centered:
@@ -79,14 +70,14 @@ class WholeLayers:
         matrix = matrix_of(view)
         return RowCall(kernels(), spec, x, matrix, _runs(w, b, seen, matrix))
 
-    def fuses(
+    def _fuses(
         self,
         x: Tensor,
         dims: tuple[int, ...],
         weight: Tensor | None,
         *others: Tensor | None,
     ) -> bool:
-        """See `Fused.fuses`: vectors per channel, or rows short enough, and no mask."""
+        """Return whether kernels have the layout: per channel, or rows short enough."""
         given = [t for t in (weight, *others) if t is not None]
         if any(not is_plain(t) or t.dtype == torch.bool for t in given):
             return False
@@ -102,87 +93,27 @@ class WholeLayers:
             _rows_affine(t, x, matrix_of(view)) is not None for t in vectors
         )
 
-    def apply_given(
-        self,
-        x: Tensor,
-        center: Tensor,
-        scale: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        epilogue: Epilogue,
-    ) -> Tensor:
-        """See `Fused.apply_given`."""
-        if weight is not None:
-            scale = scale * weight
-        center, scale = of_one_shape(center, scale)
-        arranged = arrange(x, (center, bias))
-        if arranged is None or center.shape == x.shape:
-            return apply_given(
-                cast("Backend", self), x, center, scale, None, bias, epilogue
-            )
-        matrix, (along, affine_along) = arranged
-        assert along is not None
-        residual = epilogue.residual
-        return kernels().launchers.apply(
-            *(x, matrix, flat(center, x), flat(scale, x), along),
-            shift=None if bias is None else flat(bias, x),
-            affine_along=affine_along,
-            residual=None if residual is None else laid_out_as(x, residual),
-            activation=epilogue.activation,
-            slope=epilogue.slope,
-        )
-
-    def normalize(
-        self,
-        x: Tensor,
-        dims: tuple[int, ...],
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        *,
-        centered: bool = True,
-        epilogue: Epilogue = _NONE,
-    ) -> tuple[Tensor, Moments, Tensor] | None:
-        """See `Fused.normalize`. Not centred, the moments are those about 0."""
-        residual = epilogue.residual
-        spec = Spec(
-            *(dims, eps, centered), activation=epilogue.activation, slope=epilogue.slope
-        )
-        vectors = (None if v is None else v.contiguous() for v in (weight, bias))
-        weight, bias = vectors
-        call = self.call_for(spec, x, weight, bias, residual, None)
-        if call is None:
-            return None
-        y, kept = call.forward((x, weight, bias, residual, None), None, "nothing")
-        return y, call.moments(kept), call.statistics(kept)[1]
-
-    def normalize_grads(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        center: Tensor,
-        inv_std: Tensor,
-        count: Tensor | None,
-        *,
-        centered: bool = True,
-        epilogue: Epilogue = _NONE,
-        y: Tensor | None = None,
-        wanted: tuple[bool, bool, bool, bool],
+    def gradients(
+        self, spec: Spec, dy: Tensor, saved: Saved, wanted: tuple[bool, ...]
     ) -> Grads | None:
-        """See `Fused.normalize_grads`."""
+        """Return the gradients that are wanted; None where no kernel makes them all.
+
+        Tensors are in the shape of `spec.dims`, without a mask; what was kept begins
+        with mean and 1/√(var + eps). Of a relu after a sum the output replaces the
+        residual: it is positive where the relu was open.
+        """
+        x, weight, bias, residual, _, y, (center, inv_std, *_) = saved
+        if not self._fuses(x, spec.dims, weight, bias, residual, dy):
+            return None
         layers = kernels()
-        dims = tuple(d for d in range(x.dim()) if center.shape[d] == 1)
-        view = view_of(x, dims)
+        view = view_of(x, spec.dims)
         mean, inverse = flat(center, x), flat(inv_std, x)
         w, b = (None if v is None else flat(v, x) for v in (weight, bias))
-        if view.kind == "channels" and centered:
+        if view.kind == "channels" and spec.centered:
             scale = inverse if w is None else inverse * w
-            residual = epilogue.residual
             gate = layers.launchers.Gate(
-                activation=epilogue.activation,
-                slope=epilogue.slope,
+                activation=spec.activation,
+                slope=spec.slope,
                 output=None if y is None else laid_out_as(x, y),
                 shift=b,
                 residual=None if residual is None else laid_out_as(x, residual),
@@ -190,14 +121,14 @@ class WholeLayers:
             dx, dweight, dbias, dresidual = layers.channels_backward(
                 *(dy, x, layers.channels_of(view), w, b, mean, inverse, scale),
                 *(gate, wanted),
-                is_constant=count is None,
+                is_constant=spec.given,
             )
-        elif view.kind == "rows" and count is not None and not epilogue:
+        elif view.kind == "rows" and not spec.given and not spec.epilogue(residual):
             matrix = matrix_of(view)
             dx, dweight, dbias = layers.rows_backward(
                 *(dy, x, matrix, w, b, mean, inverse),
                 *(_runs(weight, bias, x, matrix), wanted[:3]),
-                centered=centered,
+                centered=spec.centered,
             )
             dresidual = dy if wanted[3] else None
         else:
@@ -236,8 +167,9 @@ def _runs(
 
 
 def is_plain(t: Tensor) -> bool:
-    """Return whether a tensor holds its own values, by strides."""
-    return type(t) in (Tensor, torch.nn.Parameter) and t.layout == torch.strided
+    """Return whether a tensor holds its own values, by strides, with no lazy minus."""
+    is_strided = type(t) in (Tensor, torch.nn.Parameter) and t.layout == torch.strided
+    return is_strided and not t.is_neg()
 
 
 def of_one_shape(*vectors: Tensor) -> tuple[Tensor, ...]:
@@ -247,10 +179,6 @@ def of_one_shape(*vectors: Tensor) -> tuple[Tensor, ...]:
         return vectors
     sizes = [max(size) for size in zip(*shapes, strict=True)]
     return tuple(v.expand(sizes) for v in vectors)
-
-
-def _device(t: Tensor) -> torch.device:
-    return t.device
 
 
 @functools.cache
