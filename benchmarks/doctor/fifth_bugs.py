@@ -44,7 +44,31 @@ __all__ = ["FIRST_SIGHT"]
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "average_of_all_steps_since_the_start": (("D13", "D01", "D02"), ("D13",)),
+    "pretrained_network_given_other_pixels": (("D01", "D02"), ()),
+    "frozen_batch_norms_without_a_checkpoint": (("D22", "D24"), ()),
+    "residual_blocks_without_their_norms": (("D23",), ()),
+    "paths_dropped_without_rescaling": (("D02",), ("D11",)),
+    "monte_carlo_dropout_by_train": (("D34", "D05"), ("D34", "D05")),
+    "act_norms_set_by_a_dummy_batch": (("D23", "D25", "D24", "D27", "D34"), ("D34",)),
+    "column_that_was_constant_in_training": (("D02", "D01"), ()),
+    "batch_norms_drawn_as_if_convolutions": (("D16",), ()),
+    "squares_summed_in_half_precision": (("D29", "D24", "D34"), ()),
+    "one_norm_for_two_widths": (("D02", "D01"), ("D16",)),
+    "scales_less_one_loaded_as_scales": ((), ()),
+    "last_step_of_padded_sentences": (("D34",), ()),
+    "error_averaged_over_pixels_and_divergence_summed": (
+        ("D21", "D24", "D34"),
+        ("D21",),
+    ),
+    "sentence_of_nothing_but_padding": (("D34", "D25", "D27"), ()),
+    "pairs_labelled_the_other_way_round": ((), ()),
+    "optimizer_without_the_unfrozen_layers": (("D24", "D27"), ()),
+    "table_of_wines_as_it_is": (("D28", "D34", "D21"), ()),
+    "cross_entropy_written_by_hand": (("D34", "D25", "D27", "D39"), ()),
+    "adam_at_the_rate_of_sgd": (("D36", "D37"), ()),
+}
 
 
 def adam(model: nn.Module, lr: float = 2e-3) -> torch.optim.Adam:
