@@ -43,7 +43,8 @@ from normkit.doctor import watch
 __all__ = ["FIRST_SIGHT"]
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
-# the program, and on its twin.
+# the program, and on its twin. The twin of `one_norm_for_two_widths` was mistaken then:
+# its narrow norms had 24 channels, 18 of them always zero; D16 was right about them.
 FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "average_of_all_steps_since_the_start": (("D13", "D01", "D02"), ("D13",)),
     "pretrained_network_given_other_pixels": (("D01", "D02"), ()),

@@ -238,7 +238,7 @@ class Slim(nn.Module):
             for i in range(3)
         )
         self.norms = nn.ModuleList(
-            nn.ModuleList(nn.BatchNorm2d(24) for _ in range(1 if is_bad else 2))
+            nn.ModuleList(nn.BatchNorm2d(c) for c in ([24] if is_bad else [24, 6]))
             for _ in range(3)
         )
         self.last, self.channels = nn.Linear(24 * 4, 10), 24
@@ -249,7 +249,8 @@ class Slim(nn.Module):
         for conv, norms in zip(self.convs, self.norms, strict=True):
             x = F.conv2d(x, conv.weight[:c, : x.shape[1]], padding=1)
             norm = norms[-1 if c < 24 else 0]
-            x = norm(F.pad(x, (0, 0, 0, 0, 0, 24 - c)))[:, :c].relu()
+            missing = norm.num_features - c
+            x = norm(F.pad(x, (0, 0, 0, 0, 0, missing)))[:, :c].relu()
         return F.linear(
             F.adaptive_avg_pool2d(x, 2).flatten(1),
             self.last.weight[:, : 4 * c],
