@@ -1,13 +1,13 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
-`python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third` and `fourth`
-later sets, `python benchmarks/doctor healthy` the healthy programs (20 minutes; those
-on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor architectures` fresh
-networks of the libraries that are installed, `python benchmarks/doctor overhead`
+`python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth` and
+`fifth` later sets, `python benchmarks/doctor healthy` the healthy programs (20 minutes;
+those on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor architectures`
+fresh networks of the libraries that are installed, `python benchmarks/doctor overhead`
 measures the time, and `python benchmarks/doctor shrinking` what signals that shrink
 cost. Each writes its part of record.json, and docs/doctor-score.md from the whole; with
-names behind `bugs`, `third`, `fourth`, `architectures`, `healthy` or `overhead` only
-those are run, and take the place of their earlier runs.
+names behind `bugs`, `third`, `fourth`, `fifth`, `architectures`, `healthy` or
+`overhead` only those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -29,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import architectures
+import fifth_bugs
 import fourth_bugs
 import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
@@ -76,6 +77,12 @@ LATER = {
         "programs, most on batch norm, whose author had not read the doctor's code",
         fourth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
+    ),
+    "fifth": Later(
+        "fifth_bugs",
+        "A fifth set",
+        "programs on more varied networks, whose author knew the titles of the checks",
+        fifth_bugs.FIRST_SIGHT,
     ),
 }
 
