@@ -179,7 +179,9 @@ def pruned() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: normalized(Offset), Branches, BranchesOnly, pruned]
+    "make",
+    [lambda: normalized(Offset), Branches, BranchesOnly, pruned],
+    ids=["offset", "branches", "branches_only", "pruned"],
 )
 def test_small_scales_of_both_signs_that_are_meant_are_no_fault(
     make: Callable[[], nn.Module],

@@ -185,7 +185,11 @@ class LayerProbe:
 
     def add_sums(self, x: Tensor) -> None:
         """Keep the sums of squares over the last dimension, until the output comes."""
-        self._sums = x.float().square().sum(-1) if x.dim() > 1 else None
+        self._sums = None
+        # Those that are sharded would need the other ranks.
+        if x.dim() > 1 and x.is_floating_point() and type(x) is Tensor:
+            x = x if x.dtype == torch.float64 else x.float()
+            self._sums = torch.linalg.vector_norm(x, dim=-1).square()
 
     def add_lost_rows(self, y: Tensor) -> None:
         """Count the rows whose output is zero throughout, by the size of the input."""
@@ -201,7 +205,7 @@ class LayerProbe:
 
     def add_constant(self, x: Tensor) -> None:
         """Set the share of the channels of one input that hold one value."""
-        if x.dim() < 2 or not x.numel():
+        if x.dim() < 2 or not x.numel() or type(x) is not Tensor:
             return
         rows = x.movedim(getattr(self.module, "channel_dim", 1), 0)
         if rows.dim() > 2:

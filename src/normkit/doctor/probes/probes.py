@@ -238,7 +238,7 @@ class Probes:
             if self.batch_norms_only:
                 return
             if is_batch_norm(probe.module):
-                if self.unit is not None:
+                if self.unit is not None:  # while a training is watched
                     probe.add_constant(x)
             elif probe.role == "norm" and not isinstance(probe.module, NORMS):
                 probe.add_sums(x)
