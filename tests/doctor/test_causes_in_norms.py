@@ -273,6 +273,8 @@ def test_squares_that_overflow_in_half_precision_are_named_first() -> None:
         (Rows(50, 10, 50, 0), "clear"),
         (Rows(50, 50, 50, 10), "clear"),
         (Rows(50, 0, 50, 0), "clear"),
+        # Three rows of padding may be large by chance.
+        (Rows(3, 3, 50, 0), None),
         # Where all rows are large, they may be zero for another reason.
         (Rows(50, 50, 0, 0), None),
     ],

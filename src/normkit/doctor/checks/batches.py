@@ -219,8 +219,8 @@ def _of_two_widths(statistics: Statistics) -> Iterator[Finding]:
     """Check for channels that are empty in every other forward of a training.
 
     In a slimmable network, or behind inputs of several kinds that are filled up with
-    zeros. Which of the two a norm of real and generated images should be depends on its
-    use; here the average is that of values and of nothing.
+    zeros. Other differences between the forwards of a step are not judged: real and
+    generated images through one critic are common, and do no harm until eval mode.
     """
     for layer, norm in statistics.norms:
         # A batch without content, as of blank patches, has no channel that varies.

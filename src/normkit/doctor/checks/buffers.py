@@ -34,6 +34,9 @@ EPS_SHARE = 0.5
 # The largest default of a library (Keras; torch has 1e-5). An eps above it that is also
 # above the variances is no trace of a signal that has vanished: it makes it vanish.
 USUAL_EPS = 1e-3
+# Rows above and below the largest number of float16. If all rows that are zero are
+# large and none is small, 20 of each leave no doubt that size decides.
+MIN_ROWS = 20
 
 # Averaged weights stand still, so that statistics computed for them are off by sampling
 # alone: d_mean .003 and d_var .02 after update_bn. Those of the last weights gave at
@@ -118,7 +121,9 @@ def _lost_rows(layer: LayerStatistics) -> Iterator[Finding]:
     A norm that leaves padding out makes rows zero as well, but not by their size.
     """
     rows = layer.rows
-    if rows is None or layer.has_zero_scale or not (rows.large and rows.small):
+    if rows is None or layer.has_zero_scale:
+        return
+    if rows.large < MIN_ROWS or rows.small < MIN_ROWS:
         return
     is_lost = rows.large_lost == rows.large and rows.small_lost == 0
     yield _D16(
