@@ -1,4 +1,4 @@
-"""Faults that the tests of lost steps and of causes at first sight must catch."""
+"""Faults that the tests of lost steps and of causes must catch."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from sabotage import fault, wrap
 
 _STEPS = "tests/doctor/test_lost_steps.py::"
 _CAUSES = "tests/doctor/test_causes_at_first_sight.py::"
+_NORMS = "tests/doctor/test_causes_in_norms.py::"
 
 
 @fault(caught_by=_STEPS + "test_a_usual_schedule_is_no_rate_that_has_gone")
@@ -136,3 +137,56 @@ def a_gap_stands_before_what_explains_it(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor import finding
 
     patch.setattr(finding, "_opens_gap", lambda _: False)
+
+
+def _always(id_: str):
+    from normkit.doctor import Finding
+
+    return lambda statistics: iter([Finding(id_, "", "", "error")])
+
+
+@fault(
+    caught_by=_NORMS
+    + "test_a_feature_that_was_rare_of_late_is_no_fault_while_it_costs_nothing"
+)
+def a_channel_is_judged_where_eval_mode_is_as_good(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "train_eval_gap", _always("D02"))
+
+
+@fault(
+    caught_by=_NORMS
+    + "test_channels_that_die_or_blank_batches_are_no_second_width[sparse]"
+)
+def a_few_channels_that_come_and_go_are_a_width(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    patch.setattr(batches, "COME_AND_GO", 0.1)
+
+
+@fault(
+    caught_by=_NORMS
+    + "test_small_scales_of_both_signs_that_are_meant_are_no_fault[offset]"
+)
+def scales_are_judged_without_the_outputs(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "VANISH_WARNING", 1e9)
+
+
+@fault(
+    caught_by=_NORMS
+    + "test_frozen_norms_of_a_checkpoint_and_those_that_nothing_needs_are_silent"
+)
+def a_frozen_norm_is_a_fault_by_itself(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import buffers
+
+    patch.setattr(buffers, "activations_vanish", _always("D22"))
+
+
+@fault(caught_by=_NORMS + "test_layers_that_another_optimizer_holds_are_not_left_out")
+def what_one_optimizer_lacks_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import weights
+
+    patch.setattr(weights, "is_left_out", lambda layer: layer.weight.is_left_out)

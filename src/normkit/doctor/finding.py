@@ -29,12 +29,12 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 CAUSES_FIRST = (
     # Causes that no other finding explains,
     *("D28", "D17", "D32", "D31", "D07", "D08", "D09", "D06", "D13", "D12", "D33"),
-    *("D29", "D16", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
+    *("D19", "D16", "D29", "D26", "D34", "D30", "D15", "D05", "D04", "D03", "D11"),
     *("D38", "D37", "D36", "D35"),
     # their consequences in the statistics and in the signals,
     *("D01", "D18", "D21", "D20", "D22", "D23", "D24", "D25", "D27"),
     # and the symptoms that the user sees.
-    *("D02", "D39", "D14", "D19", "D10"),
+    *("D02", "D39", "D14", "D10"),
 )
 
 
@@ -49,6 +49,8 @@ _AVERAGES = frozenset(["D01", "D02", "D03"])
 CONSEQUENCES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("D04", "D09", "D17", "D31", "D32"), _AVERAGES),
     "D03": frozenset(["D01", "D02"]),
+    "D16": frozenset(["D29"]),
+    "D19": frozenset(["D16"]),
     **dict.fromkeys(("D01", "D11", "D12", "D33"), frozenset(["D02"])),
     **dict.fromkeys(("D13", "D27"), SIGNALS),
     "D28": SIGNALS | {"D17"},

@@ -17,6 +17,7 @@ __all__ = [
     "NormStatistics",
     "NotFinite",
     "Role",
+    "Rows",
     "WeightStatistics",
 ]
 
@@ -49,6 +50,10 @@ class NormStatistics:
         takes_one_value: The layer accepts one value per channel (`on_small_batch`).
         is_read_in_eval: A call of the model in eval mode ran the layer; None when no
             such call was observed.
+        is_constant: Its class never changes the running statistics, nor scale and
+            shift, as a frozen batch norm's.
+        constant: Share of the channels whose inputs were one value, per observed
+            forward of a training.
     """
 
     momentum: float | None
@@ -71,12 +76,27 @@ class NormStatistics:
     train_steps: int = 0
     takes_one_value: bool = False
     is_read_in_eval: bool | None = None
+    is_constant: bool = False
+    constant: tuple[float, ...] = ()
 
     @property
     def has_default_buffers(self) -> bool:
         """True where the running statistics are mean 0 and variance 1."""
         zero, one = (self.running_mean == 0).all(), (self.running_var == 1).all()
         return bool(zero and one)
+
+    @property
+    def is_identity(self) -> bool:
+        """True where its class keeps it at mean 0, variance 1, scale 1 and shift 0."""
+        # detectron2's has 1 - eps.
+        is_one = ((self.running_var - 1).abs() <= 2 * self.eps).all()
+        weight, bias = self.weight, self.bias
+        return (
+            self.is_constant
+            and bool(is_one and (self.running_mean == 0).all())
+            and (weight is None or bool((weight == 1).all()))
+            and (bias is None or bool((bias == 0).all()))
+        )
 
     @property
     def is_new(self) -> bool:
@@ -119,6 +139,8 @@ class WeightStatistics:
         lost: Share of the updates that rounded to nothing, of those of elements with a
             gradient, per optimizer step, in order; of weights in half precision under
             an optimizer of torch.
+        is_left_out: It is in no parameter group of the watched optimizer; None when
+            not watched.
     """
 
     norm: float
@@ -130,6 +152,7 @@ class WeightStatistics:
     norm_at_start: float = math.nan
     usual_norm: float = math.nan
     lost: tuple[float, ...] = ()
+    is_left_out: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +170,24 @@ class NotFinite:
     input: int | None = None
     output: int | None = None
     weight: int | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that went through a norm over the last dimension, of a class of its own.
+
+    Attributes:
+        large: Rows of finite values whose sum of squares is above 65,504, the largest
+            number of float16.
+        large_lost: Those of them whose output is zero throughout.
+        small: Rows whose sum is below it and not zero.
+        small_lost: Those of them whose output is zero throughout.
+    """
+
+    large: int
+    large_lost: int
+    small: int
+    small_lost: int
 
 
 @dataclass(frozen=True)
@@ -189,6 +230,7 @@ class LayerStatistics:
             and the one that this norm takes for them, where they differ.
         own_batches: The inputs of a batch norm without running statistics, which takes
             those of each batch in eval mode, too.
+        rows: Set for norms of a class of their own, over the last dimension.
         not_finite: Where inputs, outputs and weight were first not finite.
     """
 
@@ -221,6 +263,7 @@ class LayerStatistics:
     eps: float | None = None
     crossed: tuple[int, int] | None = None
     own_batches: ChannelStatistics | None = None
+    rows: Rows | None = None
     not_finite: NotFinite = NotFinite()
 
     @property

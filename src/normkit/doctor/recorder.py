@@ -86,6 +86,7 @@ class Recorder:
         # Numbers of the last observed steps of each layer, for the checks.
         self._recent: dict[str, deque[dict[str, float]]] = {}
         self._lost: dict[str, list[float]] = {}
+        self._constant: dict[str, list[float]] = {}
         self._windows = {name: Window() for name in self._probes.layers}
         self._modes = {
             name: [0, 0]
@@ -166,6 +167,7 @@ class Recorder:
             name: replace(norm, frozen=norm.frozen or name in frozen)
             for name, norm in norms.items()
         }
+        left_out = self._updates.left_out()
         layers = []
         for probe in self._probes.in_order:
             if probe.name not in self._recent:
@@ -178,13 +180,16 @@ class Recorder:
                     eval_steps=in_eval,
                     train_steps=in_training,
                     is_read_in_eval=self._evaluation.ran(probe.name),
+                    constant=tuple(self._constant.get(probe.name, ())),
                 )
             series, recent = self._series[probe.name], self._recent[probe.name]
             window = self._windows[probe.name]
             found = layer_of(probe, series, recent, window, norm)
             if found.weight is not None:
                 lost = tuple(self._lost.get(probe.name, ()))
-                found = replace(found, weight=replace(found.weight, lost=lost))
+                is_out = None if self.optimizer is None else probe.name in left_out
+                weight = replace(found.weight, lost=lost, is_left_out=is_out)
+                found = replace(found, weight=weight)
             layers.append(found)
         if not self.observed:
             # Called, but never to be trained: only the settings are known.
@@ -270,6 +275,8 @@ class Recorder:
             found |= with_spread(found)
             if not math.isnan(lost := found.pop("lost", math.nan)):
                 self._lost.setdefault(name, []).append(lost)
+            if not math.isnan(share := found.pop("constant", math.nan)):
+                self._constant.setdefault(name, []).append(share)
             if "input.count" in found:
                 found["samples"] = probe.samples
                 if name not in self._recent:

@@ -103,6 +103,7 @@ class GainStatistics:
         share: Its part of the sum of all squared gains.
         rms: Root mean square of gains and shifts: the rms of the norm's output, where
             the weight is what normalized values are multiplied by.
+        negative: Share of the gains below zero.
     """
 
     channels: int
@@ -111,6 +112,7 @@ class GainStatistics:
     median: float
     share: float
     rms: float
+    negative: float = 0.0
 
     @classmethod
     def of(cls, gain: Tensor, shift: Tensor | None = None) -> GainStatistics:
@@ -126,6 +128,7 @@ class GainStatistics:
             float(sizes.median()),
             float(squares[channel] / squares.sum().clamp(min=1e-300)),
             math.sqrt(float(squares.mean()) + float(shifts.mean())),
+            float((gain.detach() < 0).double().mean()),
         )
 
 

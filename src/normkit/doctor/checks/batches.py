@@ -6,6 +6,7 @@ of samples inside a batch, and is 1 when batches are drawn at random.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -43,6 +44,11 @@ MIN_BATCHES = 20
 # The average of two calls lies between them, so each is off by about half their
 # distance: .25 and .38, D01's warnings.
 CALL_MEAN, CALL_VAR = 0.5, 1.0
+# Share of the channels that are constant in one forward and vary in the next, and how
+# often they came or went. Units that die stay dead, and rare ones fire one by one.
+COME_AND_GO, TIMES = 0.5, 5
+# Half of fewer channels come and go by chance.
+MIN_CHANNELS = 16
 
 _D11 = partial(Finding, "D11", "dropout_shift")
 _D12 = partial(Finding, "D12", "padding_contaminates")
@@ -183,6 +189,7 @@ def mixing(channels: ChannelStatistics) -> float:
 
 def shared_norm(statistics: Statistics) -> Iterator[Finding]:
     """Check D33: one batch norm called on inputs of different distributions."""
+    yield from _of_two_widths(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen or len(norm.calls) < 2:
             continue
@@ -205,6 +212,35 @@ def shared_norm(statistics: Statistics) -> Iterator[Finding]:
             "share one running average",
             "give each use its own batch norm (the other weights may stay shared)",
             {"shift": shifts, "log_ratio": ratios},
+        )
+
+
+def _of_two_widths(statistics: Statistics) -> Iterator[Finding]:
+    """Check for channels that are empty in every other forward of a training.
+
+    In a slimmable network, or behind inputs of several kinds that are filled up with
+    zeros. Other differences between the forwards of a step are not judged: real and
+    generated images through one critic are common, and do no harm until eval mode.
+    """
+    for layer, norm in statistics.norms:
+        # A batch without content, as of blank patches, has no channel that varies.
+        shares = [share for share in norm.constant if share < 1]
+        if norm.frozen or len(norm.running_mean) < MIN_CHANNELS or not shares:
+            continue
+        steps = [abs(b - a) for a, b in itertools.pairwise(shares)]
+        if sum(step >= COME_AND_GO for step in steps) < TIMES:
+            continue
+        low, high = min(shares), max(shares)
+        yield _D33(
+            layer.name,
+            "warning",
+            high,
+            COME_AND_GO,
+            f"in some forwards of the training {high:.0%} of its channels are "
+            f"constant, in others {low:.0%}; they share one running average, which "
+            "fits neither",
+            "give each use its own batch norm (the other weights may stay shared)",
+            {"constant": shares},
         )
 
 

@@ -12,8 +12,9 @@ from normkit.doctor.checks.population import (
     weights_fit_statistics,
 )
 from normkit.doctor.checks.progress import is_untrained
+from normkit.doctor.checks.signals import activations_explode, activations_vanish
 from normkit.doctor.checks.thresholds import above
-from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.finding import SEVERITIES, Finding, Severity
 from normkit.doctor.measurements import LayerStatistics, Statistics
 
 __all__ = [
@@ -33,6 +34,9 @@ EPS_SHARE = 0.5
 # The largest default of a library (Keras; torch has 1e-5). An eps above it that is also
 # above the variances is no trace of a signal that has vanished: it makes it vanish.
 USUAL_EPS = 1e-3
+# Rows above and below the largest number of float16. If all rows that are zero are
+# large and none is small, 20 of each leave no doubt that size decides.
+MIN_ROWS = 20
 
 # Averaged weights stand still, so that statistics computed for them are off by sampling
 # alone: d_mean .003 and d_var .02 after update_bn. Those of the last weights gave at
@@ -53,7 +57,11 @@ _D32 = partial(Finding, "D32", "default_buffers")
 
 
 def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
-    """Check D16: statistics in half precision, or an eps as large as the variances."""
+    """Check D16: statistics in half precision, or an eps as large as the variances.
+
+    Also squares that are summed in half precision, where a sum above 65,504 is
+    infinite, and the row that is divided by its root zero.
+    """
     for layer, norm in statistics.norms:
         is_half = norm.dtype in ("float16", "bfloat16")
         if is_half:
@@ -86,6 +94,7 @@ def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
     for layer in statistics.of_role("norm"):
         if layer.norm is None:
             yield from _large_eps(layer)
+            yield from _lost_rows(layer)
 
 
 def _large_eps(layer: LayerStatistics) -> Iterator[Finding]:
@@ -103,6 +112,30 @@ def _large_eps(layer: LayerStatistics) -> Iterator[Finding]:
         f"eps={layer.eps:g} is added to variances of at most {size:.3g} on average",
         _EPS_ARGUMENT,
         {"is_origin": severity == "warning"},
+    )
+
+
+def _lost_rows(layer: LayerStatistics) -> Iterator[Finding]:
+    """Check for rows that a norm makes zero because their squares overflow.
+
+    A norm that leaves padding out makes rows zero as well, but not by their size.
+    """
+    rows = layer.rows
+    if rows is None or layer.has_zero_scale:
+        return
+    if rows.large < MIN_ROWS or rows.small < MIN_ROWS:
+        return
+    is_lost = rows.large_lost == rows.large and rows.small_lost == 0
+    yield _D16(
+        layer.name,
+        "error" if is_lost else "clear",
+        rows.large_lost / rows.large,
+        0.0,
+        f"of {rows.large + rows.small} rows {rows.large} have a sum of squares above "
+        f"65,504, the largest number of float16; its outputs are zero on "
+        f"{rows.large_lost} of them, and on {rows.small_lost} of the others",
+        "sum the squares in float32: x.float().square().mean(-1)",
+        {"is_origin": is_lost},
     )
 
 
@@ -155,9 +188,15 @@ def averaged_weights(statistics: Statistics) -> Iterator[Finding]:
 
 
 def default_buffers(statistics: Statistics) -> Iterator[Finding]:
-    """Check D32: a trained layer whose running statistics were never set."""
+    """Check D32: a trained layer whose running statistics were never set.
+
+    Or one that nothing will ever set: a norm frozen by its class without a checkpoint.
+    """
+    yield from _never_loaded(statistics)
     nothing_learned = is_untrained(statistics)
     for layer, norm in statistics.norms:
+        if norm.is_identity:
+            continue
         if norm.is_new or nothing_learned:
             reason = "the layer is new: default statistics, scale 1, shift 0"
             if not norm.is_new:
@@ -182,6 +221,34 @@ def default_buffers(statistics: Statistics) -> Iterator[Finding]:
             "save and load the buffers with the weights (state_dict holds them), or "
             "normkit.calibrate(model, loader)",
             {"tracked": norm.tracked},
+        )
+
+
+def _never_loaded(statistics: Statistics) -> Iterator[Finding]:
+    """Check norms that are the identity, and whose class keeps them so.
+
+    By itself that is no fault: after folding, or where the signals keep their size, no
+    norm is needed. So it is one where signals vanish or explode, as without norms.
+    """
+    trends = [*activations_vanish(statistics), *activations_explode(statistics)]
+    worst = min(trends, key=lambda f: SEVERITIES.index(f.severity), default=None)
+    for layer, norm in statistics.norms:
+        if not norm.is_identity:
+            continue
+        if worst is None or not worst.is_alarm:
+            reason = "it is the identity, and signals neither vanish nor explode"
+            yield _D32(layer.name, "not_judged", evidence=reason)
+            continue
+        yield _D32(
+            layer.name,
+            worst.severity,
+            0.0,
+            1.0,
+            f"its mean is 0 and its variance 1, and {layer.kind} never changes them: "
+            f"it normalizes nothing, and behind such norms {worst.evidence}",
+            "load the checkpoint that it was made for, or train with "
+            "torch.nn.BatchNorm2d in its place",
+            {"is_origin": True},
         )
 
 

@@ -6,6 +6,12 @@
 where mean and var are those of the layer's inputs over many batches, with the current
 weights. eps is added to both variances and under sd: the change of the layer's output
 is judged, and a channel without variance changes nothing.
+
+A mean over channels hides one alone. Its outputs in eval mode have a mean square of
+
+    excess = (var + (running_mean − mean)²) / running_var
+
+which is 1 where the statistics are right, and C for all C channels together.
 """
 
 from __future__ import annotations
@@ -74,11 +80,17 @@ class Distance:
         mean: d_mean of the module's formula.
         var: d_var of the module's formula.
         noise: Expected d_mean of right statistics, from sampling alone.
+        channels: Number of channels.
+        channel: The channel whose outputs are largest in eval mode.
+        excess: The mean square of its normalized values there.
     """
 
     mean: float
     var: float
     noise: float
+    channels: int = 1
+    channel: int = 0
+    excess: float = 1.0
 
     @property
     def severity(self) -> Severity:
@@ -99,6 +111,11 @@ class Distance:
     def is_small(self) -> bool:
         """True where both are below half of the warning threshold."""
         return self.mean <= D_MEAN_WARNING / 2 and self.var <= D_VAR_WARNING / 2
+
+    @property
+    def outweighs(self) -> bool:
+        """True where one channel is larger than all together ought to be."""
+        return self.excess > max(self.channels, math.exp(D_VAR_ERROR))
 
     @property
     def _of_mean(self) -> tuple[Severity, float]:
@@ -130,10 +147,16 @@ def distance(norm: NormStatistics) -> Distance | None:
     # Values of one sample are correlated, samples are not: the error of the mean is
     # that of the mean of sample means. E|z| = √(2/π) for a standard normal z.
     error = (per_sample.unbiased_var / per_sample.count).sqrt()
+    off = (norm.running_mean - mean).square()
+    excess = (var - norm.eps + off) / (norm.running_var + norm.eps)
+    channel = int(excess.nan_to_num(nan=0.0).argmax())  # D17 reports a NaN
     found = Distance(
         mean=float(((norm.running_mean - mean).abs() / sd).mean()),
         var=float(((norm.running_var + norm.eps) / var).log().abs().mean()),
         noise=float((error / sd).mean()) * math.sqrt(2 / math.pi),
+        channels=len(excess),
+        channel=channel,
+        excess=float(excess[channel]),
     )
     return None if found.noise > MAX_NOISE * D_MEAN_WARNING else found
 
@@ -174,6 +197,7 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     """Check D01: the running statistics are not those of the layer's inputs."""
     is_fitting = weights_fit_statistics(statistics)
     nothing_learned = is_untrained(statistics)
+    has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
     for layer, norm in statistics.norms:
         if norm.frozen:
             continue
@@ -191,6 +215,11 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
         if is_fitting and severity != "clear":
             severity, fix = "info", _FITTING_FIX
             evidence += _FITTING
+        elif has_gap and found.outweighs and len(norm.calls) < 2:
+            # A feature that is rare has statistics of few batches, and mostly costs
+            # nothing: the gap shows that this channel is more than that.
+            severity, value, threshold = "error", found.excess, float(found.channels)
+            evidence = _of_channel(found, norm) + "; " + evidence
         yield _D01(
             layer.name,
             severity,
@@ -200,6 +229,15 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             fix,
             {"d_mean": found.mean, "d_var": found.var, "noise": found.noise},
         )
+
+
+def _of_channel(found: Distance, norm: NormStatistics) -> str:
+    channel = found.channel
+    return (
+        f"in eval mode channel {channel} has a mean square of {found.excess:.3g} after "
+        f"normalization, more than all {found.channels} together ought to have: its "
+        f"running_var is {float(norm.running_var[channel]):.2g}"
+    )
 
 
 _UNTRAINED = "the model has learned nothing yet, and has counted no batch"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.checks.progress import has_learned
+from normkit.doctor.checks.signals import VANISH_WARNING
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import LayerStatistics, Statistics
@@ -47,6 +48,10 @@ CONSTANT_SHARE = 0.05
 FAINT = 1e-3
 # A scale below a thousandth, in most channels.
 COLLAPSED, COLLAPSED_SHARE = 1e-3, 0.5
+
+# Share of all scales that have the other sign: of 16 drawn around zero fewer have it in
+# 2 % of cases. Scales that begin at one keep their sign in training.
+MIXED = 0.25
 
 _D18 = partial(Finding, "D18", "constant_channels")
 _D19 = partial(Finding, "D19", "collapsed_scale")
@@ -184,7 +189,8 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
 
 
 def collapsed_scale(statistics: Statistics) -> Iterator[Finding]:
-    """Check D19: channels switched off by the learned scale."""
+    """Check D19: channels switched off by the scale, learned or drawn."""
+    yield from _drawn_around_zero(statistics)
     for layer, norm in statistics.norms:
         if norm.weight is None or norm.is_new:
             continue
@@ -196,6 +202,38 @@ def collapsed_scale(statistics: Statistics) -> Iterator[Finding]:
             COLLAPSED_SHARE,
             f"{share:.0%} of its scales are below {COLLAPSED:g} in size",
             "these channels can be pruned",
+        )
+
+
+def _drawn_around_zero(statistics: Statistics) -> Iterator[Finding]:
+    """Check for scales that are drawn like weights, or stored less one.
+
+    In all norms: those that end a branch may start at zero, and have small scales of
+    both signs for long, beside others that let the signal through. A norm that adds one
+    to its weight gives outputs of about one. And a network whose norms all end
+    branches has its signal in the sums: one of them must feed a layer.
+    """
+    norms = [(s, s.gains) for s in statistics.of_role("norm") if s.gains is not None]
+    channels = sum(gains.channels for _, gains in norms)
+    feeding = {layer.fed_by for layer in statistics.layers if layer.fed_by}
+    if channels < MIN_UNITS or not any(layer.name in feeding for layer, _ in norms):
+        return
+    negative = sum(gains.negative * gains.channels for _, gains in norms) / channels
+    largest = max(max(gains.rms, layer.output_rms) for layer, gains in norms)
+    if not (MIXED <= negative <= 1 - MIXED and largest < VANISH_WARNING):
+        return
+    for layer, gains in norms:
+        yield _D19(
+            layer.name,
+            "warning",
+            layer.output_rms,
+            VANISH_WARNING,
+            f"its outputs have an rms of {layer.output_rms:.2g}, where a scale of 1 "
+            f"gives 1: its scales are at most {gains.largest:.2g} in size, and "
+            f"{negative:.0%} of those of all norms are negative",
+            "start the scales of norms at 1, and draw only the weights of other "
+            "layers; where a checkpoint stores scale - 1, add 1 as it is loaded",
+            {"is_origin": True},
         )
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from normkit.doctor.finding import Finding
-from normkit.doctor.measurements import Statistics, TrainingStatistics
+from normkit.doctor.measurements import LayerStatistics, Statistics, TrainingStatistics
 
-__all__ = ["RECENT", "largest_step", "lost_steps"]
+__all__ = ["RECENT", "is_left_out", "largest_step", "lost_steps"]
 
 # Updates whose median is one reading.
 RECENT = 5
@@ -46,6 +46,22 @@ def largest_step(ratios: Sequence[float]) -> float:
 def _medians(values: Sequence[float]) -> list[float]:
     spans = range(max(len(values) - RECENT + 1, 1))
     return [numbers.median(values[i : i + RECENT]) for i in spans]
+
+
+def is_left_out(layer: LayerStatistics) -> bool:
+    """Return True for a weight with gradients that the optimizer was not given.
+
+    Another optimizer may hold it, or one of flattened weights: then it moves.
+    """
+    weight = layer.weight
+    return (
+        weight is not None
+        and weight.is_left_out is True
+        and any(weight.gradient_norm)
+        and bool(weight.update_ratio)
+        and not any(weight.update_ratio)
+        and weight.norm == weight.norm_at_start
+    )
 
 
 def lost_steps(statistics: Statistics) -> Iterator[Finding]:

@@ -6,7 +6,12 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.steps import RECENT, largest_step, lost_steps
+from normkit.doctor.checks.steps import (
+    RECENT,
+    is_left_out,
+    largest_step,
+    lost_steps,
+)
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
@@ -128,7 +133,8 @@ def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
 def update_size(statistics: Statistics) -> Iterator[Finding]:
     """Check D27: steps that are far too large or too small for the weights.
 
-    Or that never reach them: a rate that has gone, a large eps, a coarse dtype.
+    Or that never reach them: a rate that has gone, a large eps, a coarse dtype, an
+    optimizer that was not given the weight.
     """
     yield from lost_steps(statistics)
     for layer in statistics.of_role("weight"):
@@ -142,6 +148,19 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
         if len(ratios) < MIN_UPDATES:
             reason = f"{len(ratios)} observed updates are too few"
             yield _D27(layer.name, "not_judged", evidence=reason)
+            continue
+        if is_left_out(layer):
+            yield _D27(
+                layer.name,
+                "warning",
+                0.0,
+                UPDATE_LOW,
+                f"its gradients are not zero, none of {len(ratios)} observed steps "
+                "changed it, and the optimizer does not hold it",
+                "give it to the optimizer: optimizer.add_param_group({'params': …}), "
+                "or make the optimizer after requires_grad is set; freeze it by "
+                "requires_grad_(False) where it should stay as it is",
+            )
             continue
         ratio, size = numbers.median(ratios[len(ratios) // 10 :]), "its size"
         usual = layer.weight.usual_norm

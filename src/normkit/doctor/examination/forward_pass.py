@@ -270,6 +270,7 @@ class ForwardPass:
                 shift_spread=_shift_spread(layer.probe),
                 eps=layer.probe.eps,
                 crossed=layer.crossed,
+                rows=layer.probe.rows,
                 not_finite=_not_finite(layer),
             )
             for name, layer in ordered

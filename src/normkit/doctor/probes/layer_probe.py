@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.doctor.channel_statistics import ChannelStatistics
-from normkit.doctor.measurements import Role
+from normkit.doctor.layer_statistics import Role, Rows
 from normkit.doctor.probes.roles import slope_limits
 from normkit.doctor.probes.tensor_statistics import (
     RunningHistogram,
@@ -23,6 +23,10 @@ from normkit.masks import broadcast_mask
 from normkit.moments import Moments, moments
 
 __all__ = ["LayerProbe", "constant_ends", "merged"]
+
+# Positions of a sample that show whether a channel is constant.
+MAX_POSITIONS = 32
+MAX_HALF = torch.finfo(torch.float16).max
 
 
 class LayerProbe:
@@ -55,7 +59,9 @@ class LayerProbe:
         crossed: The dimension of the features of that layer, and the one that this norm
             takes for them, where they differ.
         unit_values: Values of one unit of the last input, where requested.
+        constant: Share of a batch norm's channels whose last input was one value.
         samples: Number of samples.
+        lost_rows: What `Rows` holds, over all calls; `reset` keeps it.
         before: Histogram of all inputs, where requested; `reset` keeps it.
         after: Histogram of all outputs.
     """
@@ -74,6 +80,8 @@ class LayerProbe:
         self.limits = slope_limits(module)
         self.before: RunningHistogram | None = None
         self.after: RunningHistogram | None = None
+        self.lost_rows: Tensor | None = None
+        self._sums: Tensor | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -92,6 +100,7 @@ class LayerProbe:
         self.is_normalized = False
         self.beside = ""
         self.unit_values: Tensor | None = None
+        self.constant: Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -166,6 +175,43 @@ class LayerProbe:
             self.saturated = _added(self.saturated, saturated)
         if unit is not None:
             self.unit_values = unit_values(x, unit_dim, unit)
+
+    @property
+    def rows(self) -> Rows | None:
+        """The rows that went through a norm of another library."""
+        if self.lost_rows is None:
+            return None
+        return Rows(*(int(count) for count in self.lost_rows.tolist()))
+
+    def add_sums(self, x: Tensor) -> None:
+        """Keep the sums of squares over the last dimension, until the output comes."""
+        self._sums = None
+        # Those that are sharded would need the other ranks.
+        if x.dim() > 1 and x.is_floating_point() and type(x) is Tensor:
+            x = x if x.dtype == torch.float64 else x.float()
+            self._sums = torch.linalg.vector_norm(x, dim=-1).square()
+
+    def add_lost_rows(self, y: Tensor) -> None:
+        """Count the rows whose output is zero throughout, by the size of the input."""
+        sums, self._sums = self._sums, None
+        if sums is None or y.shape[:-1] != sums.shape:
+            return
+        lost = (y == 0).all(-1)
+        # A sum that half precision has rounded may lie on either side in between.
+        large = (sums > MAX_HALF * 1.01) & sums.isfinite()
+        small = (sums < MAX_HALF * 0.99) & (sums > 0)
+        kinds = (large, large & lost, small, small & lost)
+        self.lost_rows = _added(self.lost_rows, torch.stack([k.sum() for k in kinds]))
+
+    def add_constant(self, x: Tensor) -> None:
+        """Set the share of the channels of one input that hold one value."""
+        if x.dim() < 2 or not x.numel() or type(x) is not Tensor:
+            return
+        rows = x.movedim(getattr(self.module, "channel_dim", 1), 0)
+        if rows.dim() > 2:
+            rows = rows.flatten(2)
+            rows = rows[..., :: max(1, rows.shape[2] // MAX_POSITIONS)].flatten(1)
+        self.constant = (rows == rows[:, :1]).all(1).float().mean()
 
     def add_channels(self, x: Tensor, mask: Tensor | None, samples: int = 0) -> None:
         """Add one input channel by channel, as a batch norm normalizes it.

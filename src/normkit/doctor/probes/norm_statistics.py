@@ -48,6 +48,7 @@ def norm_statistics(
             bias=_parameter(layer, "bias"),
             is_trainable=any(p.requires_grad for p in module.parameters()),
             dtype=str(layer.running_var.dtype).removeprefix("torch."),
+            is_constant=is_constant,
             takes_one_value=getattr(layer, "on_small_batch", "raise") != "raise",
         )
     return found

@@ -34,7 +34,7 @@ from normkit.doctor.probes.tensor_statistics import (
     overall_of,
     version_of,
 )
-from normkit.modeling.norm_types import is_batch_norm
+from normkit.modeling.norm_types import NORMS, is_batch_norm
 from normkit.moments import Moments
 
 __all__ = ["Probes"]
@@ -237,6 +237,11 @@ class Probes:
                         overall = probe.overall
             if self.batch_norms_only:
                 return
+            if is_batch_norm(probe.module):
+                if self.unit is not None:  # while a training is watched
+                    probe.add_constant(x)
+            elif probe.role == "norm" and not isinstance(probe.module, NORMS):
+                probe.add_sums(x)
             overall = overall_of(x) if overall is None else overall
             probe.add_input(x, overall, self._unit_dim, self.unit)
             if self.counted and probe.role == "norm":
@@ -279,6 +284,7 @@ class Probes:
             values = y.detach()
             overall = overall_of(values)
             probe.add_output(values, overall, self._unit_dim)
+            probe.add_lost_rows(values)
             if self.counted and probe.role == "norm":
                 after = add_to_histogram(probe.after, values, overall, self.counted)
                 probe.after = after

@@ -75,6 +75,8 @@ def _numbers_of(probe: LayerProbe) -> dict[str, Tensor]:
         found["dead"] = (~probe.alive).float().mean()
     if probe.gradient_norm is not None:
         found["gradient_norm"] = probe.gradient_norm
+    if probe.constant is not None:
+        found["constant"] = probe.constant
     return found
 
 
@@ -175,6 +177,7 @@ def layer_of(
         gains=probe.gains,
         eps=probe.eps,
         crossed=probe.crossed,
+        rows=probe.rows,
         not_finite=NotFinite(
             *(_first_not_finite(series[key]) for key in NOT_FINITE),
         ),

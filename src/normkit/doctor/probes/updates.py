@@ -53,6 +53,14 @@ class Updates:
         self._has_gradients = False
         self._awaits_update = False
 
+    def left_out(self) -> set[str]:
+        """Return the layers whose weight is in no group of the optimizer."""
+        if self._optimizer is None:
+            return set()
+        groups = self._optimizer.param_groups
+        owned = {id(p) for group in groups for p in group["params"]}
+        return {name for name, w in self._weights.items() if id(w) not in owned}
+
     def open(self) -> None:
         """Begin a step: record its gradients, and wait for its update."""
         self._remove_hooks()
