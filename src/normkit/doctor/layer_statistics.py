@@ -49,6 +49,8 @@ class NormStatistics:
         takes_one_value: The layer accepts one value per channel (`on_small_batch`).
         is_read_in_eval: A call of the model in eval mode ran the layer; None when no
             such call was observed.
+        is_switched_on: In eval mode before a call of the model, and in training mode
+            when it was called within.
     """
 
     momentum: float | None
@@ -71,6 +73,7 @@ class NormStatistics:
     train_steps: int = 0
     takes_one_value: bool = False
     is_read_in_eval: bool | None = None
+    is_switched_on: bool = False
 
     @property
     def has_default_buffers(self) -> bool:
