@@ -1,6 +1,7 @@
 """Programs that look like a fault, each beside the fault that it looks like."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from doctor.models import batches
 from normkit.doctor import Diagnosis, diagnose
+from normkit.doctor.checks import run
 from normkit.doctor.examination.answers import Answers
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -181,3 +183,26 @@ def test_scores_of_zero_do_not_hide_the_targets() -> None:
     answers = Answers()
     answers.add_shuffled(unread, (torch.randn(len(x), 3), None), y)
     assert not answers.has_targets
+
+
+@pytest.mark.parametrize(("in_eval", "severity"), [(0.1, "info"), (-0.1, "warning")])
+def test_dropout_before_a_norm_is_no_fault_where_eval_mode_is_better(
+    in_eval: float, severity: str
+) -> None:
+    """The shift of the variance is a fault for what it costs in eval mode."""
+    model = nn.Sequential(nn.Linear(64, 32), nn.Dropout(0.6), nn.BatchNorm1d(32))
+    model = trained(model.extend([nn.ReLU(), nn.Linear(32, 10)]))
+    found = diagnose(model, batches()[:16], F.cross_entropy).statistics
+
+    def judged(metric: tuple[float, ...]) -> set[str]:
+        assert found.evaluation is not None
+        changed = replace(found.evaluation, running_metric=metric)
+        return {f.severity for f in run(replace(found, evaluation=changed), ["D11"])}
+
+    assert found.evaluation is not None
+    before = found.evaluation.batch_metric
+    assert judged(tuple(value + in_eval for value in before)) == {severity}
+    # A gain within its error, and no gain, leave it a warning.
+    noise = torch.tensor([0.1, -0.1]).repeat(8).tolist()
+    assert judged(tuple(map(sum, zip(before, noise, strict=True)))) == {"warning"}
+    assert judged(before) == {"warning"}
