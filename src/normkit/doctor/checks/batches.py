@@ -127,7 +127,8 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
 def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     """Check D13: the batches differ more than random ones would.
 
-    Judged by the inputs of the batch norms, and of the model, and by the targets.
+    Judged by the inputs of the batch norms, and of the model, and by the targets. A
+    mask or a sequence is one sample: its pixels or tokens are alike in any order.
     """
     readings: list[tuple[float, str]] = []
     reason = ""
