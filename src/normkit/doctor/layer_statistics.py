@@ -54,6 +54,8 @@ class NormStatistics:
             shift, as a frozen batch norm's.
         constant: Share of the channels whose inputs were one value, per observed
             forward of a training.
+        is_switched_on: In eval mode before a call of the model, and in training mode
+            when it was called within.
     """
 
     momentum: float | None
@@ -78,6 +80,7 @@ class NormStatistics:
     is_read_in_eval: bool | None = None
     is_constant: bool = False
     constant: tuple[float, ...] = ()
+    is_switched_on: bool = False
 
     @property
     def has_default_buffers(self) -> bool:

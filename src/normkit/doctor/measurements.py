@@ -70,6 +70,8 @@ class Evaluation:
         running_metric: Metric per batch in eval mode.
         shuffled_loss: Loss per batch under batch statistics, with each answer given to
             another sample of the batch; empty where answers are not per sample.
+        has_targets: The targets take part in the loss; False where neither it nor its
+            gradient changes with them, as that of a density.
     """
 
     samples: tuple[int, ...]
@@ -78,6 +80,7 @@ class Evaluation:
     batch_metric: tuple[float, ...] = ()
     running_metric: tuple[float, ...] = ()
     shuffled_loss: tuple[float, ...] = ()
+    has_targets: bool = True
 
     def mean(self, values: tuple[float, ...]) -> float:
         """Return the mean over samples of a per-batch series; nan when it is empty."""
@@ -186,6 +189,8 @@ class DependenceStatistics:
 
     Attributes:
         dropout: Name of a dropout function that is on in eval mode; "" for none.
+        is_switched_on: It is that of modules which were in eval mode before the call,
+            so that the model's own forward has switched them on.
         on_chance: Change from one call to the next; measured where there is such a
             dropout, or where something else changes the answers.
         on_others: Change when half of the batch is left out.
@@ -196,6 +201,7 @@ class DependenceStatistics:
     """
 
     dropout: str = ""
+    is_switched_on: bool = False
     on_chance: float | None = None
     on_others: float | None = None
     on_future: float | None = None

@@ -16,6 +16,7 @@ import torch
 from normkit.doctor.channel_statistics import (
     ChannelStatistics,
 )
+from normkit.doctor.checks.population import eval_is_better
 from normkit.doctor.checks.thresholds import above, below, too_few
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import Statistics
@@ -57,7 +58,11 @@ _D33 = partial(Finding, "D33", "shared_norm")
 
 
 def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
-    """Check D11: dropout before the layer changes its variance in eval mode."""
+    """Check D11: dropout before the layer changes its variance in eval mode.
+
+    No fault where eval mode is better than batch statistics nevertheless.
+    """
+    is_better = eval_is_better(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen or norm.in_training is None or norm.without_dropout is None:
             continue
@@ -72,13 +77,19 @@ def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
         severity, threshold = below(ratio, warning=DROPOUT_WARNING)
         if severity == "clear" and ratio < DROPOUT_INFO:
             severity, threshold = "info", DROPOUT_INFO
+        evidence = (
+            f"with dropout off its inputs have {ratio:.2f} times the variance they "
+            "have in training, which is what the running statistics hold"
+        )
+        if is_better and severity == "warning":
+            severity = "info"
+            evidence += "; eval mode is better than batch statistics nevertheless"
         yield _D11(
             layer.name,
             severity,
             ratio,
             threshold,
-            f"with dropout off its inputs have {ratio:.2f} times the variance they "
-            "have in training, which is what the running statistics hold",
+            evidence,
             "move dropout behind the last batch norm, or recompute the statistics "
             "with dropout off: normkit.calibrate(model, loader)",
         )
@@ -122,7 +133,8 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
 def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     """Check D13: the batches differ more than random ones would.
 
-    Judged by the inputs of the batch norms, and of the model, and by the targets.
+    Judged by the inputs of the batch norms, and of the model, and by the targets. A
+    mask or a sequence is one sample: its pixels or tokens are alike in any order.
     """
     readings: list[tuple[float, str]] = []
     reason = ""

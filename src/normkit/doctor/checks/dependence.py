@@ -28,15 +28,23 @@ def dependence(statistics: Statistics) -> Iterator[Finding]:
     if found is None:
         return
     if found.dropout and (found.on_chance or 0.0) > DEPENDS:
+        # Monte Carlo dropout: a forward that switches on what eval() has switched off
+        # does so on purpose.
+        is_chosen = found.is_switched_on
         yield _D34(
             "",
-            "warning",
+            "info" if is_chosen else "warning",
             found.on_chance or 0.0,
             DEPENDS,
-            f"dropout is on in eval mode ({found.dropout}), and a second call gives "
-            f"other answers, by {found.on_chance:.2g} of their spread",
-            "pass training=self.training to F.dropout, and dropout_p=0 to attention; "
-            "leave it where random answers are wanted",
+            f"dropout is on in eval mode ({found.dropout}"
+            + ", which the forward itself switches on" * is_chosen
+            + "), and a second call gives other answers, by "
+            f"{found.on_chance:.2g} of their spread",
+            "leave it where random answers are wanted, and call no train() in the "
+            "forward where they are not"
+            if is_chosen
+            else "pass training=self.training to F.dropout, and dropout_p=0 to "
+            "attention; leave it where random answers are wanted",
         )
     # A softmax over the samples has its own finding, with the dimension.
     is_known = statistics.output is not None and statistics.output.softmax_dim == 0

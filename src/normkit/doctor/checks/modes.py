@@ -105,7 +105,23 @@ def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
 
 
 def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
-    """Check D09: evaluation in training mode, which changes the statistics."""
+    """Check D09: evaluation in training mode, which changes the statistics.
+
+    Judged by the loop, and by norms that a call in eval mode switches to training mode.
+    """
+    for layer, norm in statistics.norms:
+        if norm.is_switched_on:
+            yield _D09(
+                layer.name,
+                "error",
+                1.0,
+                0.0,
+                "the model is in eval mode, and its forward switches this layer to "
+                "training mode: an answer depends on the others in its batch, and "
+                "each call changes the running statistics",
+                "switch on the dropout layers alone where random answers are wanted, "
+                "and leave every batch norm in eval mode",
+            )
     loop = statistics.training
     if loop is None or not any(not norm.frozen for _, norm in statistics.norms):
         return

@@ -39,6 +39,7 @@ __all__ = [
     "Distance",
     "distance",
     "ema_not_warm",
+    "eval_is_better",
     "momentum_convention",
     "stale_statistics",
     "train_eval_gap",
@@ -179,6 +180,24 @@ def weights_fit_statistics(statistics: Statistics) -> bool:
     if not found.mean(found.running_loss) <= found.mean(found.batch_loss):
         return False
     return not _is_sure(found, found.batch_metric, -1.0) if found.batch_metric else True
+
+
+def eval_is_better(statistics: Statistics) -> bool:
+    """Return True where eval mode is better by more than two standard errors.
+
+    By the metric, and by the loss without one, against batch statistics on the same
+    batches with dropout off: what the running statistics hold does no harm then.
+    """
+    found = statistics.evaluation
+    if found is None or too_few(sum(found.samples)) or len(found.samples) < 2:
+        return False
+    pairs = (
+        zip(found.running_metric, found.batch_metric, strict=True)
+        if found.batch_metric
+        else zip(found.batch_loss, found.running_loss, strict=True)
+    )
+    gains = [better - worse for better, worse in pairs]
+    return sum(gains) / len(gains) > 2 * standard_error(gains)
 
 
 _FITTING = (

@@ -77,13 +77,20 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
     if wanted.low == wanted.high:
         return  # there is nothing to learn
     gain, error = found
+    data, out = statistics.evaluation, statistics.output
+    if data is not None and not data.has_targets:
+        reason = (
+            "the loss is the same for any pairing of answers and targets: the targets "
+            "have no part in it, as in that of a density"
+        )
+        yield _D34("", "not_judged", gain, NO_GAIN, reason)
+        return
     if gain > max(NO_GAIN, 2 * error):
         return
     if not statistics.has_moved:
         reason = "its answers say nothing of the targets, as before training"
         yield _D34("", "not_judged", gain, NO_GAIN, reason)
         return
-    data, out = statistics.evaluation, statistics.output
     loss = math.nan if data is None else data.mean(data.batch_loss)
     if out is not None and _is_far(wanted, out, loss):
         yield _D34(

@@ -45,12 +45,15 @@ class Answers:
 
     Attributes:
         shuffled: Loss per batch with each answer given to the sample after it.
+        has_targets: The targets of the first batch with shuffled answers take part in
+            its loss.
         beyond: A class number that the output has no unit for, and its units; None
             where every label has one.
     """
 
     def __init__(self) -> None:
         self.shuffled: list[float] = []
+        self.has_targets = True
         self.beyond: tuple[int, int] | None = None
         self._outputs: list[Moments] = []
         self._sums_to_one = True
@@ -63,14 +66,18 @@ class Answers:
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._rows: list[Tensor] = []
         self._values: list[Moments] = []
         self._columns: list[ChannelStatistics] = []
         self._range = [math.inf, -math.inf]
         self._row_sums: list[float] = []
         self._is_binary = True
 
-    def add(self, output: Any, targets: Any) -> None:
-        """Merge the outputs and targets of one batch."""
+    def add(self, output: Any, targets: Any, samples: int = 0) -> None:
+        """Merge the outputs and targets of one batch of so many samples.
+
+        0 where their number is that of the targets.
+        """
         y = first_tensor(output)
         if y is not None and y.dim() >= 2:
             flat = y.detach().float().flatten(1)
@@ -85,7 +92,7 @@ class Answers:
         if y is not None and _broadcast(y.shape, t.shape):
             self._shapes = tuple(y.shape), tuple(t.shape)
         if t.dtype == torch.int64:
-            self._add_labels(y, t)
+            self._add_labels(y, t, samples)
         elif t.is_floating_point():
             self._add_values(y, t)
 
@@ -128,6 +135,8 @@ class Answers:
         try:
             with torch.no_grad():
                 self.shuffled.append(float(loss_fn(tree_map(rolled, output), target)))
+            if len(self.shuffled) == 1:
+                self.has_targets = _has_targets(loss_fn, output, target)
         except Exception:  # the user's function, called with what it was not given
             return
 
@@ -167,7 +176,7 @@ class Answers:
                 low=float(min(int(t.min()) for t in self._labels)),
                 high=float(classes - 1),
                 most_frequent=_most_frequent(self._labels),
-                channels=_label_channels(self._labels, classes),
+                channels=_label_channels(self._rows, classes),
                 beyond=self.beyond,
             )
         if not self._values:
@@ -186,15 +195,16 @@ class Answers:
             channels=ChannelStatistics.merge_all(columns) if same_size else None,
         )
 
-    def _add_labels(self, y: Tensor | None, t: Tensor) -> None:
+    def _add_labels(self, y: Tensor | None, t: Tensor, samples: int) -> None:
+        rows = _rows(t, samples).cpu()
         # A negative label is one to ignore, such as cross_entropy's -100.
-        labels = _thinned(t)
-        labels = labels[labels >= 0].cpu()
+        labels = rows[rows >= 0]
         if not labels.numel() or int(labels.max()) >= MAX_CLASSES:
             return
         self._labels.append(labels)
+        self._rows.append(rows)
         if y is not None and y.dim() == t.dim() + 1 and y.shape[1] > 1:
-            self._chosen.append(_thinned(y.detach().argmax(1)).cpu())
+            self._chosen.append(_rows(y.detach().argmax(1)).flatten().cpu())
 
     def _add_values(self, y: Tensor | None, t: Tensor) -> None:
         self._range[0] = min(self._range[0], float(t.min()))
@@ -205,6 +215,37 @@ class Answers:
         self._is_binary &= bool(((t == 0) | (t == 1)).all())
         if t.dim() == 2 and y is not None and y.shape == t.shape and t.shape[1] > 1:
             self._row_sums.append(float(t.sum(1).mean()))
+
+
+def _has_targets(loss_fn: Callable[..., Any], output: Any, target: Tensor) -> bool:
+    """Return True where the loss or its gradient changes with the targets.
+
+    Each sample gets the target of the first, then of the last. The gradient tells of
+    answers that give one loss for any target, such as scores of zero.
+    """
+    leaves: list[Tensor] = []
+
+    def as_leaf(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        leaves.append(x.detach().requires_grad_())
+        return leaves[-1]
+
+    with torch.enable_grad():
+        answers = tree_map(as_leaf, output)
+        found = []
+        for wanted in (
+            target,
+            *(t.expand_as(target) for t in (target[:1], target[-1:])),
+        ):
+            loss = loss_fn(answers, wanted.clone())
+            slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+            found.append([loss.detach(), *(s for s in slopes if s is not None)])
+    first = found[0]
+    return not all(
+        len(other) == len(first) and all(map(torch.equal, first, other))
+        for other in found[1:]
+    )
 
 
 def label_beyond(
@@ -256,22 +297,41 @@ def channels_of(x: Tensor) -> ChannelStatistics:
     return ChannelStatistics.of_batch(found, found)
 
 
-def _label_channels(labels: list[Tensor], classes: int) -> ChannelStatistics | None:
-    """Return the statistics of which label a sample has, batch by batch."""
-    if any(len(t) < 2 for t in labels) or classes < 2:
+def _label_channels(batches: list[Tensor], classes: int) -> ChannelStatistics | None:
+    """Return the statistics of which labels a sample has, batch by batch.
+
+    A mask or a sequence is one sample, whose mean is the share of each label: its
+    pixels are alike, as no samples drawn at random are.
+
+    Args:
+        batches: Labels `(N, P)` of each batch; those below 0 are ignored.
+        classes: Number of classes.
+    """
+    if any(len(rows) < 2 for rows in batches) or classes < 2:
         return None
     width = min(classes, MAX_COLUMNS)
-    made = [torch.nn.functional.one_hot(t % width, width).double() for t in labels]
-    found = [moments(one, 0) for one in made]
-    return ChannelStatistics.merge_all(
-        [ChannelStatistics.of_batch(m, m) for m in found]
-    )
+    found = []
+    for rows in batches:
+        is_label = rows >= 0
+        one_hot = torch.nn.functional.one_hot(rows.clamp(min=0) % width, width)
+        values = moments(one_hot[is_label].double(), 0)
+        counts = is_label.sum(1, keepdim=True)
+        shares = (one_hot * is_label[..., None]).sum(1).double() / counts.clamp(min=1)
+        has_labels = counts > 0
+        by_sample = moments(shares, 0, has_labels.expand(shares.shape))
+        found.append(ChannelStatistics.of_batch(values, by_sample))
+    return ChannelStatistics.merge_all(found)
 
 
-def _thinned(labels: Tensor) -> Tensor:
-    """Return the labels of a batch, of images at most about MAX_LABELS."""
-    flat = labels.flatten()
-    return flat if labels.dim() == 1 else flat[:: -(-len(flat) // MAX_LABELS)]
+def _rows(labels: Tensor, samples: int = 0) -> Tensor:
+    """Return the labels of each sample `(N, P)`, of a batch at most about MAX_LABELS.
+
+    Labels `(N·P,)` of N samples are those of sequences or images that were flattened.
+    """
+    rows = labels.flatten(1) if labels.dim() > 1 else labels.reshape(-1, 1)
+    if labels.dim() < 2 and samples > 1 and len(rows) % samples == 0:
+        rows = rows.view(samples, -1)
+    return rows[:, :: max(1, -(-rows.numel() // MAX_LABELS))]
 
 
 def _most_frequent(parts: list[Tensor]) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -61,7 +62,7 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
         except Exception:  # the user's function, called with what it was not given
             return None
 
-    with _Dropouts() as dropouts:
+    with _Dropouts(model) as dropouts:
         y = answers(batch)
     if y is None or y.dim() < 2 or not y.is_floating_point():
         return DependenceStatistics()
@@ -77,6 +78,7 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
     elsewhere = change(lambda: float(_is_elsewhere(case.loss_fn, whole, targets)))
     return DependenceStatistics(
         dropout=dropouts.seen,
+        is_switched_on=bool(dropouts.seen) and not dropouts.is_plain,
         on_chance=chance,
         on_others=others,
         on_future=future,
@@ -86,11 +88,43 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
 
 
 class _Dropouts(TorchFunctionMode):
-    """Record the dropout that is on: `seen` is the name of its function, or ""."""
+    """Record the dropout that is on: `seen` is the name of its function, or "".
 
-    def __init__(self) -> None:
+    Attributes:
+        seen: The name.
+        is_plain: One was called outside the modules of `model` that were in eval mode
+            at the beginning, and that its forward has switched on.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.seen = ""
+        self.is_plain = False
+        self._within = 0
+        self._off = [
+            m for m in model.modules() if isinstance(m, _DropoutNd) and not m.training
+        ]
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Dropouts:
+        """Follow the modules that are off."""
+        for module in self._off:
+            before = module.register_forward_pre_hook(lambda *_: self._move(1))
+            after = module.register_forward_hook(
+                lambda *_: self._move(-1), always_call=True
+            )
+            self._handles += [before, after]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Remove the hooks."""
+        super().__exit__(*error)
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _move(self, step: int) -> None:
+        self._within += step
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -103,6 +137,7 @@ class _Dropouts(TorchFunctionMode):
             is_on = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0) > 0
         if is_on:
             self.seen = func.__name__
+            self.is_plain |= not self._within
         return func(*args, **kwargs)
 
 

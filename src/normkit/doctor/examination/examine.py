@@ -60,6 +60,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
                 without_dropout=batch.channels(name),
                 in_eval=running.channels(name),
                 is_read_in_eval=name in running.seen,
+                is_switched_on=name in running.switched_on,
                 calls=training.calls(name),
                 padding=training.padding(name),
                 had_mask=training.had_mask(name),
@@ -146,4 +147,5 @@ def _evaluation(batch: ForwardPass, running: ForwardPass) -> Evaluation | None:
         batch_metric=tuple(batch.metrics),
         running_metric=tuple(running.metrics),
         shuffled_loss=shuffled,
+        has_targets=batch.answers.has_targets,
     )

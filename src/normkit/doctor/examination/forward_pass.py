@@ -114,6 +114,8 @@ class ForwardPass:
         self.input_channels: list[ChannelStatistics] = []
         self.answers = Answers()
         self.parts = Parts()
+        # In eval mode before the pass, and in training mode when they were called.
+        self.switched_on: frozenset[str] = frozenset()
         self._equal_rows: dict[str, EqualRows] = {}
 
     def add_probes(self, probes: Probes) -> None:

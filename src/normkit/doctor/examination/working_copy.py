@@ -153,6 +153,11 @@ class WorkingCopy:
                 counted=counted,
                 batch_norms_only=measure != "layers",
             )
+        in_eval = {
+            name
+            for name, probe in ({} if probes is None else probes.layers).items()
+            if not probe.module.training
+        }
         attached = contextlib.nullcontext() if probes is None else probes.attached()
         with attached, _attention_in_parts():
             for index, batch in enumerate(self.case.batches):
@@ -165,6 +170,11 @@ class WorkingCopy:
                     result.add_probes(probes)
                     probes.reset()
                 self.advance()
+        result.switched_on = frozenset(
+            name
+            for name, layer in result.seen.items()
+            if name in in_eval and layer.probe.was_training
+        )
         if result.answers.beyond is not None:
             result.losses.clear()  # of some batches there is none
         is_called = result.seen or result.parts.attention()
@@ -226,7 +236,7 @@ class WorkingCopy:
         is_whole = probes is not None and not probes.batch_norms_only
         if is_whole:
             result.add_input(batch)
-            result.answers.add(output, targets)
+            result.answers.add(output, targets, size)
         if loss is None:
             return
         result.losses.append(float(loss.detach()))

@@ -52,6 +52,7 @@ class LayerProbe:
         is_running: A call has begun and given no output.
         had_mask: It was called with `mask=`; `reset` keeps it.
         had_gradients: It was called with gradients enabled; `reset` keeps it.
+        was_training: It was called in training mode; `reset` keeps it.
         takes_sum: A norm, whose input is a sum of two tensors; `reset` keeps it.
         is_normalized: A norm took its output, or a view of it, as its input.
         beside: Name of the layer that was called before on the same input.
@@ -74,6 +75,7 @@ class LayerProbe:
         self.is_output = False
         self.is_running = False
         self.had_gradients = False
+        self.was_training = False
         self.had_mask = False
         self.takes_sum = False
         self.units = 1

@@ -222,6 +222,7 @@ class Probes:
                 probe.order = self._calls
                 self._calls += 1
             probe.is_running = True
+            probe.was_training |= probe.module.training
             if probe.role == "norm":
                 probe.takes_sum |= is_sum(x) or kwargs.get("residual") is not None
             overall = self._known_overall(probe, x)
