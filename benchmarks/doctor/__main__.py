@@ -83,6 +83,7 @@ LATER = {
         "A fifth set",
         "programs on more varied networks, whose author knew the titles of the checks",
         fifth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
     ),
 }
 
