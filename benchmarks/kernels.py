@@ -20,14 +20,14 @@ from torch import Tensor
 
 from normkit.bench.cases import RESNET, ROWS
 from normkit.bench.timing import in_turns
-from normkit.kernels.cpu import CpuBackend
-from normkit.kernels.epilogue import Epilogue
+from normkit.kernels.cpu import call as native
+from normkit.kernels.spec import Spec
 
 
 def same_outputs(call: Callable[[], object]) -> Callable[[], object]:
     """`call`, with the k-th output of every call in the same memory."""
     outputs: list[Tensor] = []
-    real = torch.empty_like
+    real = native._empty_like
 
     def again() -> object:
         taken = iter(outputs)
@@ -39,7 +39,7 @@ def same_outputs(call: Callable[[], object]) -> Callable[[], object]:
                 outputs.append(output)
             return output
 
-        with mock.patch.object(torch, "empty_like", empty_like):
+        with mock.patch.object(native, "_empty_like", empty_like):
             return call()
 
     return again
@@ -49,25 +49,25 @@ def measure(
     name: str, x: Tensor, dims: tuple[int, ...], varies: int, activation: str
 ) -> str:
     """One row of the table; weight and bias vary along one dimension."""
-    kernels, epilogue = CpuBackend(), Epilogue(activation)
-    shape = tuple(n if d == varies else 1 for d, n in enumerate(x.shape))
-    weight, bias, dy = torch.randn(shape), torch.randn(shape), torch.randn_like(x)
-    args = (x, dims, weight, bias, 1e-5)
-    _, found, scale = kernels.normalize(*args, epilogue=epilogue)
-    saved = (weight, bias, found.mean, scale, found.count)
+    weight, bias, dy = (
+        *(torch.randn(x.shape[varies]) for _ in range(2)),
+        torch.randn_like(x),
+    )
+    vector = tuple(n if d == varies else 1 for d, n in enumerate(x.shape))
+    spec = Spec(dims, 1e-5, vector=vector, activation=activation)
+    operands = x, weight, bias, None, None
+    call = native.call_for(spec, operands)
+    assert call is not None
+    _, kept = call.forward(operands, None, "some")
     source = np.zeros(x.nbytes, np.uint8)
     target = np.zeros_like(source)
     timings = in_turns(
         {
             "copy": lambda: np.copyto(target, source),
-            "forward": same_outputs(
-                lambda: kernels.normalize(*args, epilogue=epilogue)
-            ),
+            "forward": same_outputs(lambda: call.forward(operands, None, "some")),
             "backward": same_outputs(
-                lambda: kernels.normalize_grads(
-                    *(dy, x, *saved),
-                    epilogue=epilogue,
-                    wanted=(True, True, True, False),
+                lambda: call.backward(
+                    dy, (*operands, None, kept), (True, True, True, False)
                 )
             ),
         },
