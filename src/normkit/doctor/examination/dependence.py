@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -32,6 +31,10 @@ _DROPOUTS = (
     F.dropout3d,
     F.alpha_dropout,
     F.feature_alpha_dropout,
+)
+_LAYERS = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
 # Places of an image whose target is changed, as shares of its pixels. In another order
 # of the dimensions a few stay where they are: of C classes those at k / (C - 1).
@@ -102,7 +105,7 @@ class _Dropouts(TorchFunctionMode):
         self.is_plain = False
         self._within = 0
         self._off = [
-            m for m in model.modules() if isinstance(m, _DropoutNd) and not m.training
+            m for m in model.modules() if isinstance(m, _LAYERS) and not m.training
         ]
         self._handles: list[Any] = []
 
