@@ -24,9 +24,9 @@ def d01_does_not_compare_the_variance(patch: pytest.MonkeyPatch) -> None:
     "test_d01_few_samples_are_not_judged_however_far_off"
 )
 def d01_judges_whatever_it_gets(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import population
+    from normkit.doctor.checks import distance
 
-    patch.setattr(population, "MAX_NOISE", 1e9)
+    patch.setattr(distance, "MAX_NOISE", 1e9)
 
 
 @fault(caught_by="tests/doctor/test_checks.py::test_d22_compares_last_and_first")
@@ -154,9 +154,10 @@ def d13_forgets_the_spread_within_batches(patch: pytest.MonkeyPatch) -> None:
 def inputs_that_are_not_finite_called_stale_statistics(
     patch: pytest.MonkeyPatch,
 ) -> None:
-    from normkit.doctor.checks import population
+    from normkit.doctor.checks import distance, population
 
-    patch.setattr(population, "_is_finite", lambda norm: True)
+    for module in (distance, population):
+        patch.setattr(module, "has_finite_inputs", lambda norm: True)
 
 
 @fault(

@@ -11,7 +11,7 @@ import torch
 from doctor.models import moments_of
 from normkit.doctor import Finding, Statistics, checks
 from normkit.doctor.channel_statistics import ChannelStatistics
-from normkit.doctor.checks.population import distance
+from normkit.doctor.checks.distance import distance
 from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.finding import plain
 from normkit.doctor.measurements import (

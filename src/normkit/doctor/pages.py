@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from normkit.doctor.checks.population import D_MEAN_WARNING, D_VAR_WARNING
+from normkit.doctor.checks.distance import D_MEAN_WARNING, D_VAR_WARNING
 from normkit.doctor.explain_gap import GapExplanation
 from normkit.doctor.finding import Finding, Severity, by_cause, ranked
 from normkit.doctor.fixes.confirm import Confirmation

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.distance import MAX_NOISE, distance
 from normkit.doctor.checks.population import (
-    MAX_NOISE,
-    distance,
     train_eval_gap,
     weights_fit_statistics,
 )
