@@ -276,7 +276,7 @@ def deep_pre_norm() -> Training:
 def converged_two_inputs() -> Training:
     """Two moons without overlap, BN MLP of two inputs.
 
-    Trained on long after the loss is near 0 (SGD, batch 16): 100 %.
+    Trained on long after the median loss is 0.02 (SGD, batch 16): 100 %.
     """
     from sklearn.datasets import make_moons
 
