@@ -2,12 +2,13 @@
 
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth` and
 `fifth` later sets, `python benchmarks/doctor healthy` the healthy programs (20 minutes;
-those on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor architectures`
+those on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor quiet` those
+of quiet_runs.py, `python benchmarks/doctor architectures`
 fresh networks of the libraries that are installed, `python benchmarks/doctor overhead`
 measures the time, and `python benchmarks/doctor shrinking` what signals that shrink
 cost. Each writes its part of record.json, and docs/doctor-score.md from the whole; with
-names behind `bugs`, `third`, `fourth`, `fifth`, `architectures`, `healthy` or
-`overhead` only those are run, and take the place of their earlier runs.
+names behind `bugs`, `third`, `fourth`, `fifth`, `architectures`, `healthy`, `quiet`
+or `overhead` only those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -35,6 +36,7 @@ import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
 import other_bugs
 import overhead
+import quiet_runs
 import shrinking
 import third_bugs
 import torch
@@ -184,6 +186,8 @@ def page(record: dict[str, Any]) -> str:
             parts += ["", *_later(later, [Score(**score) for score in record[name]])]
     if "healthy" in record:
         parts += ["", *healthy.lines(record["healthy"])]
+    if "quiet" in record:
+        parts += ["", *quiet_runs.lines(record["quiet"])]
     if "overhead" in record:
         parts += ["", *overhead.lines(record["overhead"])]
     if "shrinking" in record:
@@ -279,6 +283,10 @@ def main() -> None:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         for found in healthy.measured(sys.argv[2:], record.get("healthy")):
             _write(healthy=found)
+    elif sys.argv[1:2] == ["quiet"]:
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        for found in quiet_runs.measured(sys.argv[2:], record.get("quiet")):
+            _write(quiet=found)
     elif sys.argv[1:2] == ["overhead"]:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         _write(overhead=overhead.measured(sys.argv[2:], record.get("overhead")))
