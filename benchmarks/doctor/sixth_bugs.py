@@ -60,7 +60,28 @@ __all__ = ["FIRST_SIGHT"]
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "momentum_halved_without_an_end": (("D04", "D01", "D03", "D02"), ("D01", "D02")),
+    "clients_averaged_but_for_their_statistics": (("D01", "D02"), ()),
+    "folded_and_normalized_once_more": (("D01", "D02"), ()),
+    "teacher_set_to_train_with_its_student": (("D07", "D21"), ("D21",)),
+    "one_head_norm_for_all_levels_of_a_pyramid": (("D33", "D02"), ()),
+    "one_noise_level_for_each_batch": ((), ()),
+    "adaptation_to_a_stream_in_order": (("D13",), ()),
+    "ghost_batches_of_two_rows": (("D05", "D01"), ()),
+    "norm_that_is_made_at_each_call": (("D34",), ()),
+    "level_that_is_taken_and_not_given_back": ((), ()),
+    "style_read_behind_instance_norms": ((), ()),
+    "volts_before_batch_norms": (("D28", "D25", "D11", "D02", "D16", "D18", "D34"), ()),
+    "gradients_clipped_before_they_are_unscaled": (("D24", "D27"), ()),
+    "forget_bias_given_to_another_gate": ((), ()),
+    "classes_weighted_by_their_frequency": ((), ()),
+    "two_views_without_a_stop": ((), ()),
+    "head_tied_to_an_embedding_as_torch_draws_it": ((), ()),
+    "one_head_in_thousands": ((), ()),
+    "checkpoint_of_which_no_name_fits": ((), ()),
+    "dropout_behind_the_answer": ((), ()),
+}
 
 
 def adam(model: nn.Module, lr: float = 2e-3) -> torch.optim.Adam:
