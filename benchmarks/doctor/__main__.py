@@ -1,14 +1,14 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
-`python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth` and
-`fifth` later sets, `python benchmarks/doctor healthy` the healthy programs (20 minutes;
-those on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor quiet` those
-of quiet_runs.py, `python benchmarks/doctor architectures`
-fresh networks of the libraries that are installed, `python benchmarks/doctor overhead`
-measures the time, and `python benchmarks/doctor shrinking` what signals that shrink
-cost. Each writes its part of record.json, and docs/doctor-score.md from the whole; with
-names behind `bugs`, `third`, `fourth`, `fifth`, `architectures`, `healthy`, `quiet`
-or `overhead` only those are run, and take the place of their earlier runs.
+`python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth`,
+`fifth` and `sixth` later sets, `python benchmarks/doctor healthy` the healthy programs
+(20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor
+quiet` those of quiet_runs.py, `python benchmarks/doctor architectures` fresh networks of
+the libraries that are installed, `python benchmarks/doctor overhead` measures the time,
+and `python benchmarks/doctor shrinking` what signals that shrink cost. Each writes its
+part of record.json, and docs/doctor-score.md from the whole; with names behind `bugs`,
+`third`, `fourth`, `fifth`, `sixth`, `architectures`, `healthy`, `quiet` or `overhead`
+only those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -38,6 +38,7 @@ import other_bugs
 import overhead
 import quiet_runs
 import shrinking
+import sixth_bugs
 import third_bugs
 import torch
 from bugs import BUGS, Bug, Run
@@ -86,6 +87,12 @@ LATER = {
         "programs on more varied networks, whose author knew the titles of the checks",
         fifth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
+    ),
+    "sixth": Later(
+        "sixth_bugs",
+        "A sixth set",
+        "programs of kinds that the others lack, whose author knew the checks' names",
+        sixth_bugs.FIRST_SIGHT,
     ),
 }
 
