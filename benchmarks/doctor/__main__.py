@@ -3,12 +3,11 @@
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth`,
 `fifth` and `sixth` later sets, `python benchmarks/doctor healthy` the healthy programs
 (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor
-quiet` those of quiet_runs.py, `python benchmarks/doctor architectures` fresh networks of
-the libraries that are installed, `python benchmarks/doctor overhead` measures the time,
-and `python benchmarks/doctor shrinking` what signals that shrink cost. Each writes its
-part of record.json, and docs/doctor-score.md from the whole; with names behind `bugs`,
-`third`, `fourth`, `fifth`, `sixth`, `architectures`, `healthy`, `quiet` or `overhead`
-only those are run, and take the place of their earlier runs.
+quiet` those of quiet_runs.py, `python benchmarks/doctor architectures` fresh networks
+of the libraries that are installed, `python benchmarks/doctor overhead` measures the
+time, and `python benchmarks/doctor shrinking` what signals that shrink cost. Each
+writes its part of record.json, and docs/doctor-score.md from the whole; with names
+behind a part only those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
