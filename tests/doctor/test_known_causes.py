@@ -48,13 +48,17 @@ def watched(dead: float, *errors: float) -> Statistics:
     return replace(seen, layers=(*seen.layers, out), while_training=True)
 
 
+WRONG = Evaluation((64, 64), (2.0, 2.1), (2.0, 2.1), shuffled_loss=(2.01, 2.09))
 LEARNED = Evaluation((64, 64), (0.1, 0.11), (0.1, 0.11), shuffled_loss=(2.0, 2.1))
 
 
 @pytest.mark.parametrize(
     ("statistics", "expected"),
     [
-        (units(0.3), "warning"),
+        (replace(units(0.3), evaluation=WRONG), "warning"),
+        # Nothing shows that it does not learn.
+        (units(0.3), "info"),
+        (units(0.6), "error"),
         # What was dead from the start costs what it cost then.
         (units(0.3, start=0.28), "clear"),
         (units(0.6, start=0.05), "error"),

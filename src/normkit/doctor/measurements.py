@@ -260,6 +260,8 @@ class Statistics(Result):
         dependence: On what the answers depend; None when not measured.
         has_moved: The weights show that they were trained; False where they can be
             those of a start, None when not measured.
+        has_dropout: The model has a layer that drops something.
+        has_just_begun: The weights and the batches counted are those of a few steps.
         training: The training loop; None when it was not watched.
         world_size: Ranks that train together.
         is_averaged: The weights are an average over training (SWA, EMA).
@@ -279,6 +281,8 @@ class Statistics(Result):
     targets: TargetStatistics | None = None
     dependence: DependenceStatistics | None = None
     has_moved: bool | None = None
+    has_dropout: bool = True
+    has_just_begun: bool = False
     training: TrainingStatistics | None = None
     world_size: int = 1
     is_averaged: bool = False

@@ -32,9 +32,9 @@ __all__ = [
 
 # Samples per batch: accuracy on digits fell by 32 points at 2 and by 1 at 4; on
 # ImageNet by 11, 3.7 and 1.2 points at 2, 4 and 8 (Wu & He 2018).
-SMALL_WARNING, SMALL_ERROR = 8, 2
-# Many independent positions compensate few samples: the standard error of a variance
-# of 16 values is √(2/16) = 35 %, D01's warning.
+SMALL_WARNING, FEW, SMALL_ERROR = 8, 4, 2
+# Many independent positions compensate few samples, from more than `FEW` on: the
+# standard error of a variance of 16 values is √(2/16) = 35 %, D01's warning.
 MIN_EFFECTIVE = 16.0
 
 _LARGER = (
@@ -74,16 +74,20 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
         effective = math.nan
         if norm.in_eval is not None:
             effective = effective_values(norm.in_eval)
-        severity: Severity = "warning" if samples <= SMALL_WARNING else "clear"
-        if samples <= SMALL_ERROR and not effective > MIN_EFFECTIVE:
+        is_small = not effective > MIN_EFFECTIVE
+        severity: Severity = "clear"
+        if samples <= SMALL_WARNING:
+            severity = "warning" if is_small or samples <= FEW else "info"
+        if samples <= SMALL_ERROR and is_small:
             severity = "error"
+        is_alarm = severity in ("warning", "error")
         threshold = SMALL_ERROR if severity == "error" else SMALL_WARNING
         yield _D05(
             layer.name,
             severity,
             samples,
             threshold,
-            _evidence_of_size(samples, effective, is_small=severity != "clear"),
+            _evidence_of_size(samples, effective, is_small=is_alarm),
             _LARGER,
             {"n_eff": effective, "fewest_values": norm.in_training.values},
         )

@@ -16,7 +16,8 @@ import torch
 from normkit.doctor.channel_statistics import (
     ChannelStatistics,
 )
-from normkit.doctor.checks.population import eval_is_better
+from normkit.doctor.checks.population import eval_is_better, train_eval_gap
+from normkit.doctor.checks.progress import has_learned_nothing
 from normkit.doctor.checks.thresholds import above, below, too_few
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import Statistics
@@ -60,9 +61,17 @@ _D33 = partial(Finding, "D33", "shared_norm")
 def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
     """Check D11: dropout before the layer changes its variance in eval mode.
 
-    No fault where eval mode is better than batch statistics nevertheless.
+    No fault where eval mode is better than batch statistics nevertheless, nor where a
+    network without dropout layers learns, and hardly loses by it: sampled codes and
+    noise shift it, too.
     """
     is_better = eval_is_better(statistics)
+    is_free = (
+        not statistics.has_dropout
+        and statistics.evaluation is not None
+        and not has_learned_nothing(statistics)
+        and not any(finding.is_alarm for finding in train_eval_gap(statistics))
+    )
     for layer, norm in statistics.norms:
         if norm.frozen or norm.in_training is None or norm.without_dropout is None:
             continue
@@ -84,6 +93,12 @@ def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
         if is_better and severity == "warning":
             severity = "info"
             evidence += "; eval mode is better than batch statistics nevertheless"
+        elif is_free and severity == "warning":
+            severity = "info"
+            evidence += (
+                "; it has no dropout layer, so that something else is random in "
+                "training, and eval mode is hardly worse than batch statistics (D02)"
+            )
         yield _D11(
             layer.name,
             severity,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.checks.distance import Distance, distance, has_finite_inputs
-from normkit.doctor.checks.progress import is_untrained
+from normkit.doctor.checks.progress import is_starting, is_untrained
 from normkit.doctor.checks.thresholds import above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import (
@@ -83,6 +83,7 @@ _FITTING = (
     "; eval mode is at least as good as batch statistics, so the weights fit them "
     "(frozen batch norm, or training in eval mode)"
 )
+_STARTING = "; training has just begun, and the answers say little yet"
 _STALE_FIX = (
     "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
 )
@@ -113,6 +114,9 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
         if is_fitting and severity != "clear":
             severity, fix = "info", _FITTING_FIX
             evidence += _FITTING
+        elif severity != "clear" and is_starting(statistics):
+            severity = "info"
+            evidence += _STARTING
         elif has_gap and found.outweighs and len(norm.calls) < 2:
             # A feature that is rare has statistics of few batches, and mostly costs
             # nothing: the gap shows that this channel is more than that.
@@ -194,6 +198,8 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
             severity = "clear"
         if weights_fit_statistics(statistics):
             severity = "clear"  # a drop within its error, at a lower loss
+        if severity != "clear" and is_starting(statistics):
+            severity, evidence = "info", evidence + _STARTING
         yield _D02("", severity, drop, threshold, evidence, fix, details)
         return
     if math.isnan(ratio):
@@ -203,6 +209,8 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
     sure = _is_sure(found, found.batch_loss, 1.0)
     severity: Severity = "warning" if ratio > LOSS_RATIO and sure else "clear"
     evidence += f", on the same {samples} samples"
+    if severity != "clear" and is_starting(statistics):
+        severity, evidence = "info", evidence + _STARTING
     yield _D02("", severity, ratio, LOSS_RATIO, evidence, fix, details)
 
 
@@ -253,7 +261,8 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             elif measured.severity == "error" and norm.momentum > MOMENTUM_LOW:
                 # This is the cause; at a lower momentum D04 is.
                 severity = "error"
-        if statistics.while_training and severity == "warning":
+        is_early = severity != "clear" and is_starting(statistics)
+        if is_early or (statistics.while_training and severity == "warning"):
             severity = "info"  # eval mode has not been asked for yet
         is_right = is_fitting and severity == "info"
         yield _D03(
@@ -263,7 +272,7 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             threshold,
             f"after {counted(norm.tracked, 'batch', plural='batches')} at momentum "
             f"{norm.momentum:g} the initial mean 0 and variance 1 still have a weight "
-            f"of {weight:.0%}" + _FITTING * is_right,
+            f"of {weight:.0%}" + _FITTING * is_right + _STARTING * is_early,
             _FITTING_FIX
             if is_right
             else "train longer before eval, or normkit.calibrate(model, loader), or "

@@ -19,21 +19,31 @@ from normkit.doctor.checks.targets import COMPARING, SAME
 from normkit.doctor.checks.thresholds import too_few
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import (
+    Evaluation,
     OutputStatistics,
     Statistics,
     TargetStatistics,
     standard_error,
 )
 
-__all__ = ["has_learned", "is_untrained", "progress"]
+__all__ = [
+    "has_learned",
+    "has_learned_all",
+    "has_learned_nothing",
+    "is_starting",
+    "is_untrained",
+    "progress",
+]
 
 # Share of the shuffled loss below which a gain is none, and above which a network has
 # learned. Digits: at most .004 at a learning rate of zero, .9 at 90 % accuracy.
 NO_GAIN, LEARNED = 0.02, 0.5
+# Share from which nothing is left to gain: the loss is a hundredth of the shuffled one.
+LEARNED_ALL = 0.99
 # The same for ‖dL/dy‖ over that of the start. Of squared errors, where targets have
 # variance V and answers explain E of it, the gain is 2E / (V + E), above LEARNED where
-# E > V/3; ‖dL/dy‖ has then fallen to √(1 − E/V) < √(2/3).
-FALLEN = math.sqrt(2 / 3)
+# E > V/3; ‖dL/dy‖ has then fallen to √(1 − E/V) < √(2/3). The other from E > .98 V.
+FALLEN, FALLEN_FAR = math.sqrt(2 / 3), math.sqrt(0.02)
 # Observed steps whose median is one reading of ‖dL/dy‖.
 READING = 5
 # Spread of the answers, as a share of their size, from which a loss that compares them
@@ -68,18 +78,56 @@ def has_learned(statistics: Statistics) -> bool:
     found = _gain(statistics)
     if found is not None:
         return found[0] - 2 * found[1] > LEARNED
-    return statistics.while_training and _error_fell(statistics)
+    return statistics.while_training and _error_fell(statistics, FALLEN)
 
 
-def _error_fell(statistics: Statistics) -> bool:
-    """Return True where ‖dL/dy‖ has fallen below `FALLEN` of that of the start."""
+def has_learned_all(statistics: Statistics) -> bool:
+    """Return True where the loss is hardly anything of that of other answers."""
+    found = _gain(statistics)
+    if found is not None:
+        return found[0] > LEARNED_ALL
+    return statistics.while_training and _error_fell(statistics, FALLEN_FAR)
+
+
+def has_learned_nothing(statistics: Statistics) -> bool:
+    """Return True where answers are no better than those of other samples.
+
+    False where that cannot be told, as where the loss takes no targets. In a watch,
+    where the error of the answers has not fallen.
+    """
+    if statistics.while_training:
+        return not has_learned(statistics)
+    found, data = _gain(statistics), statistics.evaluation
+    if found is None or data is None or not data.has_targets or _is_the_same(data):
+        return False
+    return _is_none(*found)
+
+
+def _is_none(gain: float, error: float) -> bool:
+    """Return True for a gain that is none, where its error lets one be seen."""
+    return gain <= max(NO_GAIN, 2 * error) and 2 * error <= LEARNED
+
+
+def is_starting(statistics: Statistics) -> bool:
+    """Return True after a few steps in which the network has not learned yet."""
+    return statistics.has_just_begun and not has_learned(statistics)
+
+
+def _is_the_same(data: Evaluation) -> bool:
+    """Return True where the loss is the same for any pairing."""
+    pairs = zip(data.shuffled_loss, data.batch_loss, strict=True)
+    return all(abs(other - own) <= SAME * abs(own) for other, own in pairs)
+
+
+def _error_fell(statistics: Statistics, share: float) -> bool:
+    """Return True where ‖dL/dy‖ has fallen below that share of the start."""
     ends = [s for s in statistics.layers if s.is_output]
     for layer in ends or statistics.of_role("weight")[-1:]:
         errors = layer.gradient_norm
         if len(errors) < 2 * READING:
             return False
         first, last = errors[:READING], errors[-READING:]
-        if not numbers.median(last) < FALLEN * numbers.median(first):
+        if not numbers.median(last) < share * numbers.median(first):
             return False
     return bool(ends or statistics.of_role("weight"))
 
@@ -93,7 +141,7 @@ def is_untrained(statistics: Statistics) -> bool:
     found = _gain(statistics)
     if statistics.has_moved is not False or found is None:
         return False
-    return found[0] <= max(NO_GAIN, 2 * found[1])
+    return _is_none(*found)
 
 
 def progress(statistics: Statistics) -> Iterator[Finding]:
@@ -114,8 +162,16 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
         return
     if gain > max(NO_GAIN, 2 * error):
         return
-    if not statistics.has_moved:
-        reason = "its answers say nothing of the targets, as before training"
+    if not _is_none(gain, error):
+        reason = (
+            f"the loss changes by {gain:.3g} ± {error:.2g} of its size when each "
+            "answer is given to another sample, which tells nothing"
+        )
+        yield _D34("", "not_judged", gain, NO_GAIN, reason)
+        return
+    if not statistics.has_moved or statistics.has_just_begun:
+        when = "when training begins" if statistics.has_moved else "before training"
+        reason = f"its answers say nothing of the targets, as {when}"
         yield _D34("", "not_judged", gain, NO_GAIN, reason)
         return
     loss = math.nan if data is None else data.mean(data.batch_loss)
@@ -133,15 +189,14 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
             {"is_origin": True},
         )
         return
-    if out is not None and data is not None and out.spread > VARIES * out.scale:
-        pairs = zip(data.shuffled_loss, data.batch_loss, strict=True)
-        if all(abs(other - own) <= SAME * abs(own) for other, own in pairs):
-            reason = (
-                "the loss is the same for any pairing of answers and targets, as that "
-                "of a generator whose critic sees no target"
-            )
-            yield _D34("", "not_judged", gain, NO_GAIN, reason)
-            return
+    varies = out is not None and out.spread > VARIES * out.scale
+    if varies and data is not None and _is_the_same(data):
+        reason = (
+            "the loss is the same for any pairing of answers and targets, as that "
+            "of a generator whose critic sees no target"
+        )
+        yield _D34("", "not_judged", gain, NO_GAIN, reason)
+        return
     share = None if out is None else out.most_chosen
     same = "" if share is None else f"; {share:.0%} of its answers are one class"
     yield _D34(

@@ -6,7 +6,7 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.progress import has_learned
+from normkit.doctor.checks.progress import has_learned, has_learned_nothing
 from normkit.doctor.checks.signals import VANISH_WARNING
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
@@ -138,7 +138,8 @@ def _judged_dead(
     """Return the value to judge, its severity and its threshold.
 
     A share is no fault by itself: units that were dead from the start cost what they
-    cost then, and a network that has learned with the rest can lose them.
+    cost then, and a network that has learned with the rest can lose them. Up to half of
+    the units are no fault either where nothing shows that the network does not learn.
     """
     start = layer.dead_at_start
     if start is not None and start < DEAD_ERROR:
@@ -148,7 +149,9 @@ def _judged_dead(
         return dead, severity, threshold
     if has_learned(statistics):
         severity, threshold = above(dead, warning=DEAD_THOUGH_LEARNED)
-    elif statistics.has_moved is False and dead <= DEAD_ERROR:
+    elif dead <= DEAD_ERROR and (
+        statistics.has_moved is False or not has_learned_nothing(statistics)
+    ):
         severity, threshold = "clear", DEAD_ERROR
     return dead, "info" if severity == "clear" else severity, threshold
 

@@ -8,6 +8,7 @@ layers of one kind, the rms of their outputs.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from normkit.doctor.checks.gradients import (
     before_its_branches,
     slope,
 )
+from normkit.doctor.checks.progress import has_learned_all
 from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import LayerStatistics, Statistics
@@ -33,6 +35,8 @@ EXPLODE_WARNING, EXPLODE_ERROR = 10.0, 100.0
 # A new VGG with 25,088 inputs to its first dense layer: 2.6 before the first step of
 # AdamW at 3e-4, 19 after 20, and the loss 14 times as large in between.
 _GROWN = "; if they grew in training, lower the learning rate or warm it up"
+
+_NOTHING_LEFT = "; the network has learned nevertheless, and little is left to gain"
 
 _D22 = partial(Finding, "D22", "activations_vanish")
 _D23 = partial(Finding, "D23", "activations_explode")
@@ -50,6 +54,8 @@ def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
         if severity == "warning" and arrives(statistics):
             severity = "info"
             evidence += "; the gradients arrive at the first layers nevertheless (D24)"
+        if severity == "warning" and has_learned_all(statistics):
+            severity, evidence = "info", evidence + _NOTHING_LEFT
         severity, reason = before_its_branches(statistics, severity)
         evidence += reason
         yield _D22(layers[-1].name, severity, ratio, threshold, evidence, START)
@@ -66,7 +72,10 @@ def activations_explode(statistics: Statistics) -> Iterator[Finding]:
             continue  # all outputs are zero: D22 reports it
         severity, threshold = above(ratio, warning=EXPLODE_WARNING, error=EXPLODE_ERROR)
         fix = START + (_GROWN if statistics.while_training else "")
-        yield _D23(layers[-1].name, severity, ratio, threshold, _evidence(layers), fix)
+        evidence = _evidence(layers)
+        if severity == "warning" and has_learned_all(statistics):
+            severity, evidence = "info", evidence + _NOTHING_LEFT
+        yield _D23(layers[-1].name, severity, ratio, threshold, evidence, fix)
 
 
 class _Signal(NamedTuple):
@@ -108,19 +117,26 @@ def _stacks(statistics: Statistics) -> Collection[Sequence[_Signal]]:
     output a norm takes, which removes its scale, and side branches such as the gates of
     squeeze and excitation: layers on one position per sample, with layers on many
     positions after them.
+
+    Where a norm feeds some of the weights, as in a transformer with its norms before
+    the branches, the signal starts anew there: only layers of one place in their
+    blocks, `blocks.0.mlp` and `blocks.1.mlp`, are then compared.
     """
-    stacks: dict[str, list[_Signal]] = {}
+    stacks: dict[tuple[str, str], list[_Signal]] = {}
     seen = [s for s in statistics.layers if s.output is not None and not s.is_output]
     last_wide = max((i for i, s in enumerate(seen) if s.positions > 1), default=-1)
     seen = [s for i, s in enumerate(seen) if i >= last_wide or s.positions > 1]
     hidden = [s for s in seen if s.role == "activation"]
     plain = [s for s in seen if s.role == "weight" and not s.is_normalized]
     scales = {s.name: s.gains.rms for s in seen if s.gains is not None}
+    norms = {s.name for s in statistics.of_role("norm")}
+    starts_anew = not hidden and any(s.fed_by in norms for s in plain)
     for layer in hidden or plain:
         rms = _unscaled(layer, scales)
         if rms is not None:
+            place = re.sub(r"\d+", "#", layer.name) if starts_anew else ""
             signal = _Signal(layer.name, layer.kind, rms)
-            stacks.setdefault(layer.kind, []).append(signal)
+            stacks.setdefault((layer.kind, place), []).append(signal)
     return stacks.values()
 
 

@@ -20,7 +20,7 @@ import torch
 from normkit.doctor.channel_statistics import MIN_EFFECTIVE_BATCHES
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.forward_pass import ForwardPass
-from normkit.doctor.examination.start import has_moved
+from normkit.doctor.examination.start import has_just_begun, has_moved
 from normkit.doctor.examination.working_copy import (
     SingleValueError,
     WorkingCopy,
@@ -96,6 +96,10 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         targets=batch.answers.targets(),
         dependence=depends,
         has_moved=has_moved(case.model),
+        has_dropout=any(
+            "drop" in type(module).__name__.lower() for module in case.model.modules()
+        ),
+        has_just_begun=has_just_begun(case.model),
         world_size=_world_size(),
         is_averaged=case.is_averaged,
         blocks=batch.parts.blocks(),

@@ -1,4 +1,4 @@
-"""Signs in the weights that a network was trained.
+"""Signs in the weights that a network was trained, and that it has just begun.
 
 torch draws the bias of a linear layer or convolution from ±1/√(inputs of a unit), and
 most other schemes start biases, scales and shifts at one value. A bias beyond that, or
@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.modeling.norm_types import is_norm
 
-__all__ = ["has_moved"]
+__all__ = ["has_just_begun", "has_moved"]
+
+# Batches that are no training yet: at torch's momentum the start has a weight of .05 in
+# the running statistics after them.
+FEW = 29
+# How far scales and shifts lie from one value after ten steps of Adam at 1e-3.
+NEAR = 0.01
 
 
 @torch.no_grad()
@@ -26,6 +32,28 @@ def has_moved(model: nn.Module) -> bool:
     if norms and all((n.tracked or 0) <= 1 and n.has_default_buffers for n in norms):
         return False
     return any(map(_has_moved, model.modules()))
+
+
+@torch.no_grad()
+def has_just_begun(model: nn.Module) -> bool:
+    """Return True after a few steps: by the batches counted, or by scales and shifts.
+
+    Where a network has no norms nothing tells: False.
+    """
+    tracked = [n.tracked for n in norm_statistics(model).values() if not n.frozen]
+    counted = [number for number in tracked if number]
+    if counted:
+        return max(counted) <= FEW
+    norms = [module for module in model.modules() if is_norm(module)]
+    held = [p for norm in norms for p in norm.parameters(recurse=False)]
+    return bool(held) and all(map(_lies_near, held))
+
+
+def _lies_near(values: Tensor) -> bool:
+    if values.is_meta or not values.numel():
+        return False
+    middle = values.float().median()
+    return bool(((values.float() - middle).abs() <= NEAR).all())
 
 
 def _has_moved(module: nn.Module) -> bool:

@@ -1,0 +1,188 @@
+"""Runs in which nothing was wrong and something was said, each beside its fault.
+
+They are of the 41 healthy programs in benchmarks/doctor, whose author had not read how
+the doctor judges.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from doctor.models import batches, build, train
+from doctor.test_before_training import severity
+from normkit.doctor import checks, diagnose
+from normkit.doctor.examination.start import FEW, has_just_begun
+from normkit.doctor.measurements import Evaluation, LayerStatistics, Statistics
+from normkit.moments import Moments
+
+NOTHING = Evaluation((64, 64), (2.3, 2.3), (2.3, 2.3), shuffled_loss=(2.31, 2.3))
+ALL = Evaluation((64, 64), (0.01, 0.01), (0.01, 0.01), shuffled_loss=(5.0, 6.0))
+
+
+def after(steps: int, **changes: Any) -> nn.Module:
+    model = build("mlp", **changes)
+    train(model, steps)
+    return model
+
+
+def alarms(model: nn.Module) -> set[str]:
+    return set(diagnose(model, batches()[:16], F.cross_entropy).named)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(0, True), (5, True), (40, False)])
+def test_a_training_of_a_few_steps_has_just_begun(steps: int, expected: bool) -> None:
+    assert has_just_begun(after(steps)) == expected
+    assert FEW < 40
+
+
+def test_without_a_count_scales_tell_that_it_has_just_begun() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for expected in (True, False):
+        assert has_just_begun(model) == expected
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(torch.randn(16, 8)).square().mean().backward()
+            optimizer.step()
+    assert not has_just_begun(nn.Linear(8, 8))
+
+
+def test_cold_statistics_of_the_first_steps_are_told_and_not_warned_of() -> None:
+    """The same statistics are an error where the network has learned."""
+    model = after(5)
+    found = diagnose(model, batches()[:16], F.cross_entropy)
+    told = {f.id: f.severity for f in found.findings if f.id in ("D01", "D02", "D03")}
+    assert set(told.values()) == {"info"}
+    assert {"D01", "D03"} <= set(told)
+    assert all("just begun" in f.evidence for f in found.findings if f.id in told)
+    learned = after(60)
+    for norm in learned.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            norm.reset_running_stats()
+            norm.num_batches_tracked += 5
+    assert {"D01", "D03"} <= alarms(learned)
+
+
+def judged(evaluation: Evaluation, *, has_just_begun: bool = False) -> list[Any]:
+    found = diagnose(after(40), batches()[:2], F.cross_entropy).statistics
+    changed = replace(found, evaluation=evaluation, has_just_begun=has_just_begun)
+    return [f for f in checks.run(changed, ["D34"]) if "another sample" in f.evidence]
+
+
+def test_d34_waits_for_a_training_that_has_just_begun() -> None:
+    assert [f.severity for f in judged(NOTHING)] == ["warning"]
+    assert judged(NOTHING, has_just_begun=True) == []
+
+
+def test_d34_needs_a_loss_that_shows_a_gain() -> None:
+    """The surrogate of a policy gradient is of either sign, and tells nothing."""
+    noisy = replace(NOTHING, batch_loss=(-0.1, -0.1), shuffled_loss=(-0.2, 0.19))
+    assert [f.severity for f in judged(noisy)] == ["not_judged"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "side", "expected"),
+    [(8, 24, "info"), (8, 1, "warning"), (4, 24, "warning"), (16, 1, "clear")],
+)
+def test_d05_counts_independent_values_where_samples_are_eight(
+    samples: int, side: int, expected: str
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+    model = model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)])
+    data = [
+        (torch.randn(samples, 3, side, side), torch.randint(2, (samples,)))
+        for _ in range(40)
+    ]
+    for x, _ in data:
+        model(x)
+    found = diagnose(model, data, F.cross_entropy).readings
+    assert {f.severity for f in found if f.id == "D05"} == {expected}
+
+
+class Sampled(nn.Module):
+    """Noise before a norm in training mode: as a code that is sampled, or dropout."""
+
+    def __init__(self, noise: nn.Module) -> None:
+        super().__init__()
+        self.first, self.noise, self.norm = nn.Linear(64, 32), noise, nn.BatchNorm1d(32)
+        self.last = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.noise(self.first(x))).relu())
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.std() * torch.randn_like(x) if self.training else x
+
+
+class ZeroedNoise(Noise):
+    """Noise of a class whose name tells that it drops something."""
+
+
+ZeroedNoise.__name__ = "DropNoise"
+
+
+@pytest.mark.parametrize(
+    ("noise", "expected"), [(Noise, "info"), (ZeroedNoise, "warning")]
+)
+def test_d11_asks_what_noise_that_is_no_dropout_costs(
+    noise: Callable[[], nn.Module], expected: str
+) -> None:
+    torch.manual_seed(0)
+    model = Sampled(noise())
+    train(model, 100)
+    found = diagnose(model, batches()[:16], F.cross_entropy)
+    assert {f.severity for f in found.readings if f.id == "D11"} == {expected}
+    statistics = found.statistics
+    assert statistics.evaluation is not None
+    running = tuple(2 * loss for loss in statistics.evaluation.batch_loss)
+    worse = replace(statistics.evaluation, batch_metric=(), running_metric=())
+    worse = replace(worse, running_loss=running)
+    assert severity(replace(statistics, evaluation=worse), "D11") == "warning"
+
+
+def stream(names: list[str], sizes: list[float], *, fed_by: str = "") -> Statistics:
+    """Weights whose outputs have these sizes, some of them behind a norm."""
+
+    def layer(name: str, size: float) -> LayerStatistics:
+        total = torch.tensor(1000 * size**2, dtype=torch.float64)
+        values = Moments(torch.tensor(1000), torch.zeros(()).double(), total)
+        found = LayerStatistics(name, "Linear", "weight", output=values, samples=100)
+        return replace(found, fed_by=fed_by if "qkv" in name else "")
+
+    norm = LayerStatistics("norm", "LayerNorm", "norm", output=None)
+    norm = replace(norm, output=layer("", 1.0).output)
+    layers = (norm, *map(layer, names, sizes))
+    return Statistics(layers, evaluation=NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fed_by", "expected"),
+    [
+        # A branch ends smaller than it begins, in every block alike.
+        ([0.1, 0.001] * 4, "norm", "clear"),
+        ([0.1, 0.001] * 4, "", "error"),
+        ([0.1, 0.1, 0.02, 0.02, 4e-3, 4e-3, 8e-4, 8e-4], "norm", "error"),
+    ],
+)
+def test_d22_compares_one_place_of_blocks_that_start_with_a_norm(
+    sizes: list[float], fed_by: str, expected: str
+) -> None:
+    names = [f"blocks.{i}.{part}" for i in range(4) for part in ("qkv", "out")]
+    assert severity(stream(names, sizes, fed_by=fed_by), "D22") == expected
+
+
+def test_signals_that_grow_are_no_fault_where_all_is_learned() -> None:
+    names, sizes = [f"{i}" for i in range(4)], [1.0, 3.0, 9.0, 27.0]
+    found = stream(names, sizes)
+    assert severity(found, "D23") == "warning"
+    assert severity(replace(found, evaluation=ALL), "D23") == "info"
+    larger = stream(names, [1.0, 6.0, 30.0, 150.0])
+    assert severity(replace(larger, evaluation=ALL), "D23") == "error"
