@@ -35,6 +35,10 @@ SEED = 0
 EARLY = 5
 LAST = 30
 
+# Runs with an alarm, and all, when the doctor saw these programs for the first time.
+# 14 of the 42 had no other than the running statistics of five steps (D01 to D03).
+FIRST_SIGHT = (42, 170)
+
 
 def _built(name: str, seed: int) -> Training:
     torch.manual_seed(seed)
@@ -159,8 +163,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         "",
         f"{len(names)} healthy programs, written and committed before the doctor saw",
         f"one of them; {len(runs)} runs (diagnoses after 5 steps and at the end,",
-        f"watches from the start and at the end). Runs with an alarm: {loud} of "
-        f"{len(runs)}.",
+        f"watches from the start and at the end). At first sight {FIRST_SIGHT[0]} of "
+        f"{FIRST_SIGHT[1]} had an alarm; after changes of the doctor that they led to "
+        f"{loud} of {len(runs)} have one, which is no rate on unseen programs any more.",
     ]
     if by_check:
         text += ["", "| alarm | runs | which |", "| --- | --- | --- |"]
