@@ -92,6 +92,7 @@ LATER = {
         "A sixth set",
         "programs of kinds that the others lack, whose author knew the checks' names",
         sixth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
     ),
 }
 

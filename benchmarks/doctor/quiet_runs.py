@@ -163,9 +163,10 @@ def lines(found: dict[str, Any]) -> list[str]:
         "",
         f"{len(names)} healthy programs, written and committed before the doctor saw",
         f"one of them; {len(runs)} runs (diagnoses after 5 steps and at the end,",
-        f"watches from the start and at the end). At first sight {FIRST_SIGHT[0]} of "
-        f"{FIRST_SIGHT[1]} had an alarm; after changes of the doctor that they led to "
-        f"{loud} of {len(runs)} have one, which is no rate on unseen programs any more.",
+        f"watches from the start and at the end). At first sight {FIRST_SIGHT[0]} of",
+        f"{FIRST_SIGHT[1]} had an alarm; after changes of the doctor that they led to, "
+        f"{loud} of {len(runs)};",
+        "this is no rate on unseen programs any more.",
     ]
     if by_check:
         text += ["", "| alarm | runs | which |", "| --- | --- | --- |"]
