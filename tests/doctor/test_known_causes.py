@@ -39,6 +39,15 @@ def units(dead: float, start: float | None = None) -> Statistics:
     return Statistics((layer,), has_moved=True)
 
 
+def watched(dead: float, *errors: float) -> Statistics:
+    """A training whose ‖dL/dy‖ went through these values, five steps each."""
+    seen = units(dead, start=0.0)
+    series = tuple(error for error in errors for _ in range(5))
+    out = LayerStatistics("out", "Linear", "weight", is_output=True)
+    out = replace(out, gradient_norm=series)
+    return replace(seen, layers=(*seen.layers, out), while_training=True)
+
+
 LEARNED = Evaluation((64, 64), (0.1, 0.11), (0.1, 0.11), shuffled_loss=(2.0, 2.1))
 
 
@@ -52,6 +61,11 @@ LEARNED = Evaluation((64, 64), (0.1, 0.11), (0.1, 0.11), shuffled_loss=(2.0, 2.1
         # What has learned can do without them.
         (replace(units(0.45), evaluation=LEARNED), "info"),
         (replace(units(0.8), evaluation=LEARNED), "warning"),
+        # So in a watch, which sees the error of the answers fall, or not.
+        (watched(0.45, 0.1, 0.09, 0.07), "info"),
+        (watched(0.8, 0.1, 0.09, 0.07), "warning"),
+        (watched(0.45, 0.1, 0.07, 0.09), "warning"),
+        (watched(0.45, 0.1), "warning"),
         # A network of one or two inputs starts so.
         (replace(units(0.4), has_moved=False), "info"),
     ],

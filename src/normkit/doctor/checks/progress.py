@@ -3,12 +3,15 @@
     gain = loss with each answer given to another sample − loss
 
 is zero for answers that say nothing of their own sample's target, whatever the loss:
-before any training, and where training has not helped.
+before any training, and where training has not helped. A watch evaluates nothing; it
+sees the gradient of the loss with respect to the output, dL/dy, which is the error of
+the answers for squared errors and cross entropy, and falls as they become right.
 """
 
 from __future__ import annotations
 
 import math
+import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
@@ -27,6 +30,12 @@ __all__ = ["has_learned", "is_untrained", "progress"]
 # Share of the shuffled loss below which a gain is none, and above which a network has
 # learned. Digits: at most .004 at a learning rate of zero, .9 at 90 % accuracy.
 NO_GAIN, LEARNED = 0.02, 0.5
+# The same for ‖dL/dy‖ over that of the start. Of squared errors, where targets have
+# variance V and answers explain E of it, the gain is 2E / (V + E), above LEARNED where
+# E > V/3; ‖dL/dy‖ has then fallen to √(1 − E/V) < √(2/3).
+FALLEN = math.sqrt(2 / 3)
+# Observed steps whose median is one reading of ‖dL/dy‖.
+READING = 5
 # Spread of the answers, as a share of their size, from which a loss that compares them
 # with their targets cannot be the same for any pairing.
 VARIES = 1e-3
@@ -52,9 +61,27 @@ def _gain(statistics: Statistics) -> tuple[float, float] | None:
 
 
 def has_learned(statistics: Statistics) -> bool:
-    """Return True where the loss is far below that of another sample's answers."""
+    """Return True where the loss is far below that of another sample's answers.
+
+    In a watch, where the error of the answers is far below that of its first steps.
+    """
     found = _gain(statistics)
-    return found is not None and found[0] - 2 * found[1] > LEARNED
+    if found is not None:
+        return found[0] - 2 * found[1] > LEARNED
+    return statistics.while_training and _error_fell(statistics)
+
+
+def _error_fell(statistics: Statistics) -> bool:
+    """Return True where ‖dL/dy‖ has fallen below `FALLEN` of that of the start."""
+    ends = [s for s in statistics.layers if s.is_output]
+    for layer in ends or statistics.of_role("weight")[-1:]:
+        errors = layer.gradient_norm
+        if len(errors) < 2 * READING:
+            return False
+        first, last = errors[:READING], errors[-READING:]
+        if not numbers.median(last) < FALLEN * numbers.median(first):
+            return False
+    return bool(ends or statistics.of_role("weight"))
 
 
 def is_untrained(statistics: Statistics) -> bool:
