@@ -265,6 +265,17 @@ def d35_takes_any_stack_for_a_residual_stream(patch: pytest.MonkeyPatch) -> None
 
 
 @fault(
+    caught_by="tests/doctor/test_planted_more.py::test_d09_validation_in_training_mode"
+)
+def d09_takes_the_input_of_a_critic_for_a_validation(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.probes.loop import Loop
+
+    patch.setattr(Loop, "add_any_update", lambda self: None)
+
+
+@fault(
     caught_by="tests/doctor/test_transformers.py::"
     "test_d39_names_the_layer_that_moved_first"
 )

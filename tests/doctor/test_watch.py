@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
 import normkit
@@ -147,6 +148,7 @@ def test_no_hook_is_left_after_an_exception() -> None:
     assert hooks_of(model) == before
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+    assert not _global_optimizer_post_hooks
 
 
 def test_no_activation_outlives_its_step() -> None:
