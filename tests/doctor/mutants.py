@@ -276,6 +276,16 @@ def d09_takes_the_input_of_a_critic_for_a_validation(
 
 
 @fault(
+    caught_by="tests/doctor/test_known_causes.py::"
+    "test_d27_weighs_each_update_by_the_steps_it_stands_for"
+)
+def d27_takes_the_first_20_steps_for_the_training(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import steps
+
+    patch.setattr(steps, "steps_of", lambda weight: [1.0] * len(weight.update_ratio))
+
+
+@fault(
     caught_by="tests/doctor/test_transformers.py::"
     "test_d39_a_large_loss_of_one_batch_does_not_stay_up"
 )

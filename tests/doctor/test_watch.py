@@ -271,6 +271,9 @@ def test_an_observed_step_has_its_own_gradient_and_update() -> None:
     layer = seen.history["layers"]["3"]
     assert layer["update_ratio"] == pytest.approx(expected[::3], rel=1e-4)
     assert layer["weight_gradient_norm"] == pytest.approx(gradients[::3], rel=1e-4)
+    weight = next(s.weight for s in seen.statistics().layers if s.name == "3")
+    assert weight is not None
+    assert weight.updated_at == (0, 3)
 
 
 def test_units_lie_along_the_dimension_that_a_norm_names() -> None:

@@ -188,7 +188,7 @@ class Recorder:
                 )
             series, recent = self._series[probe.name], self._recent[probe.name]
             window = self._windows[probe.name]
-            found = layer_of(probe, series, recent, window, norm)
+            found = layer_of(probe, self.observed, series, recent, window, norm)
             if found.weight is not None:
                 lost = tuple(self._lost.get(probe.name, ()))
                 is_out = None if self.optimizer is None else probe.name in left_out
