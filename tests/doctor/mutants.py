@@ -276,6 +276,16 @@ def d09_takes_the_input_of_a_critic_for_a_validation(
 
 
 @fault(
+    caught_by="tests/doctor/test_checks.py::"
+    "test_d20_asks_whether_the_network_has_learned_with_the_rest"
+)
+def d20_does_not_ask_what_was_learned(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "has_learned", lambda statistics: False)
+
+
+@fault(
     caught_by="tests/doctor/test_known_causes.py::"
     "test_d27_weighs_each_update_by_the_steps_it_stands_for"
 )

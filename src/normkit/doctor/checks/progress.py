@@ -25,7 +25,7 @@ from normkit.doctor.measurements import (
     standard_error,
 )
 
-__all__ = ["has_learned", "is_untrained", "progress"]
+__all__ = ["has_learned", "is_untrained", "loss_fell", "progress"]
 
 # Share of the shuffled loss below which a gain is none, and above which a network has
 # learned. Digits: at most .004 at a learning rate of zero, .9 at 90 % accuracy.
@@ -34,7 +34,7 @@ NO_GAIN, LEARNED = 0.02, 0.5
 # variance V and answers explain E of it, the gain is 2E / (V + E), above LEARNED where
 # E > V/3; ‖dL/dy‖ has then fallen to √(1 − E/V) < √(2/3).
 FALLEN = math.sqrt(2 / 3)
-# Observed steps whose median is one reading of ‖dL/dy‖.
+# Observed steps whose median is one reading of ‖dL/dy‖, and losses of the loss.
 READING = 5
 # Spread of the answers, as a share of their size, from which a loss that compares them
 # with their targets cannot be the same for any pairing.
@@ -82,6 +82,21 @@ def _error_fell(statistics: Statistics) -> bool:
         if not numbers.median(last) < FALLEN * numbers.median(first):
             return False
     return bool(ends or statistics.of_role("weight"))
+
+
+def loss_fell(statistics: Statistics) -> bool:
+    """Return True where the losses of a watch fell by `LEARNED` of those of its start.
+
+    The first answers say nothing of their samples, as those of others do in the gain.
+    This holds for densities, too, whose dL/dy does not fall.
+    """
+    loop = statistics.training
+    losses = () if loop is None else loop.losses
+    if len(losses) < 2 * READING:
+        return False
+    values = [value for _, value in losses]
+    first, last = (numbers.median(v) for v in (values[:READING], values[-READING:]))
+    return first - last > LEARNED * abs(first)
 
 
 def is_untrained(statistics: Statistics) -> bool:
