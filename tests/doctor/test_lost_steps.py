@@ -3,13 +3,16 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from doctor.models import batches, build
-from normkit.doctor import Finding, watch
+from doctor.test_little_data import weights
+from normkit.doctor import Finding, Statistics, checks, watch
+from normkit.doctor.measurements import OptimizerStatistics, TrainingStatistics
 from normkit.doctor.probes.optimizer import Rates
 
 NETS = ("mlp", "cnn")
@@ -68,13 +71,6 @@ def test_a_schedule_of_epochs_that_is_stepped_with_each_batch_is_told(net: str) 
 
 def gone(rates: list[float]) -> bool:
     """Return whether D27 says that the rate has gone."""
-    from normkit.doctor import checks
-    from normkit.doctor.measurements import (
-        OptimizerStatistics,
-        Statistics,
-        TrainingStatistics,
-    )
-
     parameter = nn.Parameter(torch.zeros(1))
     optimizer, seen = torch.optim.SGD([parameter], 1.0), Rates()
     for rate in rates:
@@ -114,6 +110,24 @@ def test_an_eps_far_above_the_gradients_is_told(net: str) -> None:
     assert (found.id, found.layer) == ("D27", "")
     assert "eps=1 of the optimizer" in found.evidence
     assert not alarms(build(net), adam(1e-3))
+
+
+def test_the_way_of_all_steps_is_not_that_of_the_first() -> None:
+    """A watch observes each of the first 20 steps, and then every fiftieth."""
+    at = (*range(20), *range(50, 400, 50))
+    loop = TrainingStatistics(
+        updates=400, optimizer=OptimizerStatistics(400.0, 0, eps=1.0, damped=0.9)
+    )
+
+    def is_told(first: float, later: float) -> bool:
+        ratios = (first,) * 20 + (later,) * 7
+        found = weights(1, update_ratio=ratios, updated_at=at)
+        readings = checks.run(replace(found, training=loop), ["D27"])
+        return any("eps=1" in f.evidence for f in readings if f.is_alarm)
+
+    # 0.039 of the weight; 400 steps like the mean of the observed ones: 0.3.
+    assert is_told(1e-3, 1e-5)
+    assert not is_told(1e-3, 1e-3)
 
 
 @pytest.mark.parametrize("net", NETS)

@@ -219,7 +219,7 @@ class TrainingStatistics:
         updates_in_eval: Steps of the optimizer after calls in eval mode only.
         updates_before_eval: Steps of the optimizer before the first of these.
         idle_bursts: Number of runs of two or more calls in training mode without
-            gradients.
+            gradients, and without a step of any optimizer between them.
         samples: Samples per forward.
         weight_decay: The largest decay on a normalization layer's parameters; None
             without an optimizer.
