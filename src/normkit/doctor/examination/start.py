@@ -1,14 +1,22 @@
-"""Signs in the weights that a network was trained.
+"""Signs that a network was trained, in its weights and in how often they were written.
 
-torch draws the bias of a linear layer or convolution from ±1/√(inputs of a unit), and
-most other schemes start biases, scales and shifts at one value. A bias beyond that, or
-scales that differ, are the trace of an optimizer. Not so where every batch norm has the
-statistics of its start: RepVGG draws its scales, and training would have moved them.
+torch counts the writes to each tensor in place: a step of an optimizer makes one, and a
+start a few, or many in a loop over the rows of one parameter. So the median over all
+parameters tells of training. Copies and checkpoints begin to count anew, and fused
+optimizers do not count.
+
+What the weights hold tells as well. torch draws the bias of a linear layer or
+convolution from ±1/√(inputs of a unit), and most other schemes start biases, scales and
+shifts at one value. A bias beyond that, or scales that differ, are the trace of an
+optimizer. Not the scales where every batch norm has the statistics of its start: RepVGG
+draws them, and training would have moved both. Of an embedding or a recurrent layer,
+which are drawn in many ways, the weights alone show nothing.
 """
 
 from __future__ import annotations
 
 import math
+import statistics as numbers
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +26,33 @@ from normkit.modeling.norm_types import is_norm
 
 __all__ = ["has_moved"]
 
+# Writes that are no start, and more than the first steps, which may show nothing yet.
+# torch's initializers make 1 or 2, sparse_ one per column; Adam 1 per step, AdamW 2.
+WRITES = 100
+
 
 @torch.no_grad()
 def has_moved(model: nn.Module) -> bool:
     """Return True where weights cannot be those of a start; False where they can."""
+    if _was_stepped(model):
+        return True
     norms = [n for n in norm_statistics(model).values() if not n.frozen]
-    if norms and all((n.tracked or 0) <= 1 and n.has_default_buffers for n in norms):
-        return False
-    return any(map(_has_moved, model.modules()))
+    is_new = all((n.tracked or 0) <= 1 and n.has_default_buffers for n in norms)
+    is_drawn = bool(norms) and is_new
+    return any(
+        _has_moved(module)
+        for module in model.modules()
+        if not (is_drawn and is_norm(module))
+    )
+
+
+def _was_stepped(model: nn.Module) -> bool:
+    writes = [
+        0 if p.is_inference() else p._version  # inference mode does not count
+        for p in model.parameters()
+        if p.requires_grad
+    ]
+    return bool(writes) and numbers.median(writes) >= WRITES
 
 
 def _has_moved(module: nn.Module) -> bool:
@@ -34,12 +61,17 @@ def _has_moved(module: nn.Module) -> bool:
     weight, bias = held.get("weight"), held.get("bias")
     if is_norm(module):
         return any(p is not None and _varies(p) for p in (weight, bias))
-    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+    inputs = 0
+    if isinstance(module, nn.MultiheadAttention):
+        bias, inputs = held.get("in_proj_bias"), module.embed_dim
+    elif isinstance(module, nn.Bilinear):
+        inputs = module.in1_features
+    elif weight is not None and isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        # torch counts the inputs of a transposed convolution by its outputs, too.
+        inputs = weight[0].numel()
+    if not inputs or bias is None or not _varies(bias):
         return False
-    if weight is None or bias is None or bias.is_meta or not _varies(bias):
-        return False
-    # torch counts the inputs of a transposed convolution by its outputs, too.
-    return float(bias.abs().max()) > 1.001 / math.sqrt(weight[0].numel())
+    return float(bias.abs().max()) > 1.001 / math.sqrt(inputs)
 
 
 def _varies(values: Tensor) -> bool:
