@@ -144,6 +144,7 @@ class WeightStatistics:
             an optimizer of torch.
         is_left_out: It is in no parameter group of the watched optimizer; None when
             not watched.
+        has_bias: The layer adds a bias; None when not observed.
     """
 
     norm: float
@@ -156,6 +157,7 @@ class WeightStatistics:
     usual_norm: float = math.nan
     lost: tuple[float, ...] = ()
     is_left_out: bool | None = None
+    has_bias: bool | None = None
 
 
 @dataclass(frozen=True)
