@@ -13,7 +13,11 @@ from functools import partial
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import LayerStatistics, Statistics, TrainingStatistics
 
-__all__ = ["RECENT", "is_left_out", "largest_step", "lost_steps"]
+__all__ = ["RECENT", "UPDATE_LOW", "is_left_out", "largest_step", "lost_steps"]
+
+# ‖Δw‖/‖w‖ per step below which a layer hardly moves; torchmortem's, a tenth of
+# TheDeepChecker's.
+UPDATE_LOW = 1e-5
 
 # Updates whose median is one reading.
 RECENT = 5

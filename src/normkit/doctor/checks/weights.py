@@ -8,6 +8,7 @@ from functools import partial
 
 from normkit.doctor.checks.steps import (
     RECENT,
+    UPDATE_LOW,
     is_left_out,
     largest_step,
     lost_steps,
@@ -31,8 +32,8 @@ DECAY_WARNING = 1e-3
 # Half of the units: a few equal pairs occur by chance in small layers.
 EQUAL_ROWS = 0.5
 # ‖Δw‖/‖w‖ per step, median after the first tenth of the run; TheDeepChecker has 1e-4
-# to 1e-1, torchmortem 1e-5 to 1e-1.
-UPDATE_LOW, UPDATE_HIGH = 1e-5, 1e-1
+# to 1e-1, torchmortem 1e-5 (`UPDATE_LOW`) to 1e-1.
+UPDATE_HIGH = 1e-1
 MIN_UPDATES = 20
 # ‖w‖ at the start over that of entries with variance 1/fan_in, below which a weight has
 # no size of its own: its n-th step is 1/n of it at any learning rate. Zeros have 0, the
@@ -185,7 +186,8 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             f"a step changes the weight by {ratio:.1e} of {size} (median)",
             "lower the learning rate"
             if ratio > UPDATE_HIGH
-            else "raise the learning rate, or check that gradients reach this layer",
+            else "raise the learning rate, or check that gradients reach this layer, "
+            "and are clipped behind scaler.unscale_() in mixed precision",
         )
 
 
