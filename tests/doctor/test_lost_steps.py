@@ -146,3 +146,46 @@ def test_steps_below_the_last_digit_of_the_weights_are_told(net: str) -> None:
     assert "round to nothing" in found.evidence
     assert not alarms(cast(torch.bfloat16), adam(3e-3))
     assert not alarms(cast(torch.float32), adam(1e-4))
+
+
+class Halves(nn.Module):
+    """Two networks, the second on what the first gives, perhaps without its graph."""
+
+    def __init__(self, *, is_cut: bool) -> None:
+        super().__init__()
+        self.one = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+        self.other, self.is_cut = nn.Linear(8, 3), is_cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.other((h > 0).float() + 0 * h if self.is_cut else h)
+
+
+@pytest.mark.parametrize(
+    ("is_cut", "scale", "expected"),
+    [
+        (False, 1e7, ("D27", "D27")),
+        (True, 1.0, ("D24", "")),
+    ],
+    ids=["clipped before they are unscaled", "no gradient behind one layer"],
+)
+def test_steps_too_small_in_all_layers_alike_are_no_gradient_that_vanishes(
+    is_cut: bool, scale: float, expected: tuple[str, str]
+) -> None:
+    torch.manual_seed(0)
+    model = Halves(is_cut=is_cut)
+    parameters = list(model.parameters())
+    with watch(model, optimizer := torch.optim.SGD(parameters, 0.05)) as seen:
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(
+                model(torch.randn(16, 8)), torch.randint(3, (16,))
+            )
+            (loss * scale).backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            for p in parameters:
+                p.grad /= scale
+            optimizer.step()
+    found = [f for f in seen.findings() if f.is_alarm]
+    (still,) = (f for f in found if f.id == "D24" and "layers change by" in f.evidence)
+    assert (found[0].id, still.follows) == expected

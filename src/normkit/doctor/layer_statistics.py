@@ -147,6 +147,7 @@ class WeightStatistics:
             not watched.
         updated_at: The training step of each entry of `update_ratio`; empty when not
             known.
+        has_bias: The layer adds a bias; None when not observed.
     """
 
     norm: float
@@ -160,6 +161,7 @@ class WeightStatistics:
     lost: tuple[float, ...] = ()
     is_left_out: bool | None = None
     updated_at: tuple[int, ...] = ()
+    has_bias: bool | None = None
 
 
 @dataclass(frozen=True)

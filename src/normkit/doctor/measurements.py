@@ -198,9 +198,14 @@ class DependenceStatistics:
             where the targets are the tokens that follow.
         is_elsewhere: The target of a pixel acts on the scores of other pixels, and not
             on its own.
+        dropped: The share of the answers that is dropped in training mode: they are the
+            output of a dropout; 0 where they are not.
+        dropped_by: Name of its module; "" for a function.
     """
 
     dropout: str = ""
+    dropped: float = 0.0
+    dropped_by: str = ""
     is_switched_on: bool = False
     on_chance: float | None = None
     on_others: float | None = None

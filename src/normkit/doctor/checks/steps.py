@@ -21,12 +21,17 @@ from normkit.doctor.measurements import (
 
 __all__ = [
     "RECENT",
+    "UPDATE_LOW",
     "is_left_out",
     "largest_step",
     "lost_steps",
     "median_step",
     "steps_of",
 ]
+
+# ‖Δw‖/‖w‖ per step below which a layer hardly moves; torchmortem's, a tenth of
+# TheDeepChecker's.
+UPDATE_LOW = 1e-5
 
 # Updates whose median is one reading.
 RECENT = 5

@@ -8,6 +8,7 @@ from functools import partial
 
 from normkit.doctor.checks.steps import (
     RECENT,
+    UPDATE_LOW,
     is_left_out,
     largest_step,
     lost_steps,
@@ -33,8 +34,8 @@ DECAY_WARNING = 1e-3
 # Half of the units: a few equal pairs occur by chance in small layers.
 EQUAL_ROWS = 0.5
 # ‖Δw‖/‖w‖ per step, median over the steps after the first tenth; TheDeepChecker has
-# 1e-4 to 1e-1, torchmortem 1e-5 to 1e-1.
-UPDATE_LOW, UPDATE_HIGH = 1e-5, 1e-1
+# 1e-4 to 1e-1, torchmortem 1e-5 (`UPDATE_LOW`) to 1e-1.
+UPDATE_HIGH = 1e-1
 MIN_UPDATES, WARMUP = 20, 0.1
 # Steps that are no more than a start: a last layer that began with std .01, a sixth of
 # its usual size, moves by .34 of it in step 5, .09 in step 20 and .01 in later ones. A
@@ -197,7 +198,8 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             f"a step changes the weight by {ratio:.1e} of {size} (median)" + clause,
             "lower the learning rate"
             if ratio > UPDATE_HIGH
-            else "raise the learning rate, or check that gradients reach this layer",
+            else "raise the learning rate, or check that gradients reach this layer, "
+            "and are clipped behind scaler.unscale_() in mixed precision",
         )
 
 

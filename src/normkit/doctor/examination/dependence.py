@@ -8,7 +8,7 @@ changes the model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,8 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
 
     with _Dropouts(model) as dropouts:
         y = answers(batch)
+    last = dropouts.last
+    is_dropped = y is not None and last.is_unchanged(y)
     if y is None or y.dim() < 2 or not y.is_floating_point():
         return DependenceStatistics()
     whole, targets = y, case.targets(batch)
@@ -87,14 +89,35 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
         on_future=future,
         is_elsewhere=bool(elsewhere),
         ignored=_ignored(case.loss_fn, whole, targets),
+        dropped=last.share if is_dropped else 0.0,
+        dropped_by=last.name if is_dropped else "",
     )
+
+
+class _Last(NamedTuple):
+    """The last dropout that was called, on or off: its module, share and output."""
+
+    name: str = ""
+    share: float = 0.0
+    output: Tensor | None = None
+    version: int = 0
+
+    def is_unchanged(self, y: Tensor) -> bool:
+        """Return True where `y` is the output, or a view of it."""
+        if self.output is None or self.output.numel() != y.numel():
+            return False
+        own, other = self.output.untyped_storage(), y.untyped_storage()
+        return own.data_ptr() == other.data_ptr() and y._version == self.version
 
 
 class _Dropouts(TorchFunctionMode):
     """Record the dropout that is on: `seen` is the name of its function, or "".
 
+    One that is off gives a copy of its input, to tell its output from it.
+
     Attributes:
         seen: The name.
+        last: The last one that was called.
         is_plain: One was called outside the modules of `model` that were in eval mode
             at the beginning, and that its forward has switched on.
     """
@@ -103,18 +126,23 @@ class _Dropouts(TorchFunctionMode):
         super().__init__()
         self.seen = ""
         self.is_plain = False
-        self._within = 0
-        self._off = [
-            m for m in model.modules() if isinstance(m, _LAYERS) and not m.training
-        ]
+        self.last = _Last()
+        self._within: list[str] = []
+        self._off = {
+            module: name
+            for name, module in model.named_modules()
+            if isinstance(module, _LAYERS) and not module.training
+        }
         self._handles: list[Any] = []
 
     def __enter__(self) -> _Dropouts:
         """Follow the modules that are off."""
-        for module in self._off:
-            before = module.register_forward_pre_hook(lambda *_: self._move(1))
+        for module, name in self._off.items():
+            before = module.register_forward_pre_hook(
+                lambda *_, name=name: self._within.append(name)
+            )
             after = module.register_forward_hook(
-                lambda *_: self._move(-1), always_call=True
+                lambda *_: self._leave(), always_call=True
             )
             self._handles += [before, after]
         super().__enter__()
@@ -126,8 +154,8 @@ class _Dropouts(TorchFunctionMode):
         while self._handles:
             self._handles.pop().remove()
 
-    def _move(self, step: int) -> None:
-        self._within += step
+    def _leave(self) -> None:
+        self._within.pop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -141,7 +169,14 @@ class _Dropouts(TorchFunctionMode):
         if is_on:
             self.seen = func.__name__
             self.is_plain |= not self._within
-        return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        if func in _DROPOUTS:
+            share = float(given.get("p", 0.5))
+            if share > 0 and not is_on:
+                found = found.clone()
+            name = self._within[-1] if self._within else ""
+            self.last = _Last(name, share, found, found._version)
+        return found
 
 
 def _relative(one: Tensor | None, other: Tensor, whole: Tensor) -> float | None:
