@@ -17,7 +17,7 @@ __all__ = ["CHECKS", "loss_spike"]
 # Losses before a step that say what is usual, and after it that say whether more than
 # one batch is high; as many as before say where the loss is then. Of few, all must be
 # high. By chance the median of n losses is above 20 of the same noise in 7 of 100,000
-# cases (n = 20) to 35 (10), and all of 5 in 2: the ranks of n + 20.
+# cases (n = 20) to 63 (11), and all of 5 in 2: the ranks of n + 20.
 BEFORE, AFTER, FEW = 20, 5, 10
 # A spike is above the median of those before by so many standard deviations (of the
 # median absolute deviation), by its double, and by so much of what training has gained.
