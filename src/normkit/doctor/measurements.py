@@ -201,11 +201,14 @@ class DependenceStatistics:
         dropped: The share of the answers that is dropped in training mode: they are the
             output of a dropout; 0 where they are not.
         dropped_by: Name of its module; "" for a function.
+        made_norms: Calls of a batch norm that take the statistics of the batch in eval
+            mode and belong to no module of the model.
     """
 
     dropout: str = ""
     dropped: float = 0.0
     dropped_by: str = ""
+    made_norms: int = 0
     is_switched_on: bool = False
     on_chance: float | None = None
     on_others: float | None = None

@@ -65,9 +65,9 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
         except Exception:  # the user's function, called with what it was not given
             return None
 
-    with _Dropouts(model) as dropouts:
+    with _Calls(model) as calls:
         y = answers(batch)
-    last = dropouts.last
+    last = calls.last
     is_dropped = y is not None and last.is_unchanged(y)
     if y is None or y.dim() < 2 or not y.is_floating_point():
         return DependenceStatistics()
@@ -75,15 +75,15 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
     others = change(lambda: _on_others(answers, model, batch, whole, targets))
     future = change(lambda: _on_future(answers, batch, whole, targets))
     chance = None
-    if dropouts.seen or max(others or 0.0, future or 0.0) > VARIES:
+    if calls.seen or max(others or 0.0, future or 0.0) > VARIES:
         chance = change(lambda: _relative(answers(batch, 1), whole, whole))
     if chance:
         # Random answers differ without any reason.
         others = future = None
     elsewhere = change(lambda: float(_is_elsewhere(case.loss_fn, whole, targets)))
     return DependenceStatistics(
-        dropout=dropouts.seen,
-        is_switched_on=bool(dropouts.seen) and not dropouts.is_plain,
+        dropout=calls.seen,
+        is_switched_on=bool(calls.seen) and not calls.is_plain,
         on_chance=chance,
         on_others=others,
         on_future=future,
@@ -91,6 +91,7 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
         ignored=_ignored(case.loss_fn, whole, targets),
         dropped=last.share if is_dropped else 0.0,
         dropped_by=last.name if is_dropped else "",
+        made_norms=calls.made_norms,
     )
 
 
@@ -110,14 +111,16 @@ class _Last(NamedTuple):
         return own.data_ptr() == other.data_ptr() and y._version == self.version
 
 
-class _Dropouts(TorchFunctionMode):
-    """Record the dropout that is on: `seen` is the name of its function, or "".
+class _Calls(TorchFunctionMode):
+    """Record what belongs to training: dropout that is on, statistics of the batch.
 
     One that is off gives a copy of its input, to tell its output from it.
 
     Attributes:
-        seen: The name.
+        seen: The name of its function; "" where none is on.
         last: The last one that was called.
+        made_norms: Calls of a batch norm with the statistics of the batch, outside the
+            batch norms of `model`.
         is_plain: One was called outside the modules of `model` that were in eval mode
             at the beginning, and that its forward has switched on.
     """
@@ -127,7 +130,10 @@ class _Dropouts(TorchFunctionMode):
         self.seen = ""
         self.is_plain = False
         self.last = _Last()
+        self.made_norms = 0
         self._within: list[str] = []
+        self._norms = [m for m in model.modules() if is_batch_norm(m)]
+        self._in_norms = 0
         self._off = {
             module: name
             for name, module in model.named_modules()
@@ -135,7 +141,7 @@ class _Dropouts(TorchFunctionMode):
         }
         self._handles: list[Any] = []
 
-    def __enter__(self) -> _Dropouts:
+    def __enter__(self) -> _Calls:
         """Follow the modules that are off."""
         for module, name in self._off.items():
             before = module.register_forward_pre_hook(
@@ -143,6 +149,12 @@ class _Dropouts(TorchFunctionMode):
             )
             after = module.register_forward_hook(
                 lambda *_: self._leave(), always_call=True
+            )
+            self._handles += [before, after]
+        for module in self._norms:
+            before = module.register_forward_pre_hook(lambda *_: self._enter_norm(1))
+            after = module.register_forward_hook(
+                lambda *_: self._enter_norm(-1), always_call=True
             )
             self._handles += [before, after]
         super().__enter__()
@@ -154,13 +166,16 @@ class _Dropouts(TorchFunctionMode):
         while self._handles:
             self._handles.pop().remove()
 
+    def _enter_norm(self, step: int) -> None:
+        self._in_norms += step
+
     def _leave(self) -> None:
         self._within.pop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call the function, and look at its probability and its mode."""
+        """Call the function, and look at its mode and at a dropout's probability."""
         kwargs = kwargs or {}
         given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
         is_on = func in _DROPOUTS and given.get("training", True) and given.get("p", 1)
@@ -169,6 +184,8 @@ class _Dropouts(TorchFunctionMode):
         if is_on:
             self.seen = func.__name__
             self.is_plain |= not self._within
+        if func is F.batch_norm and not self._in_norms:
+            self.made_norms += bool(kwargs.get("training", (*args, *[0] * 6)[5]))
         found = func(*args, **kwargs)
         if func in _DROPOUTS:
             share = float(given.get("p", 0.5))
