@@ -51,3 +51,13 @@ def the_place_in_a_block_is_of_no_account(patch: pytest.MonkeyPatch) -> None:
         sub = staticmethod(lambda *_: "")
 
     patch.setattr(signals, "re", NoPlace)
+
+
+@fault(
+    caught_by="tests/doctor/test_erased.py::"
+    "test_a_network_that_sees_the_level_may_not_have_learned_it"
+)
+def what_explains_a_target_is_always_lost(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import basics
+
+    patch.setattr(basics, "UNMOVED", 1e9)

@@ -139,7 +139,7 @@ def test_that_nothing_was_learned_follows_from_a_signal_that_does_not_arrive() -
         return finding
 
     deep = build("mlp", act=nn.Sigmoid, depth=6, normalized=False)
-    train(deep, 20)
+    train(deep, 40)
     assert basics(deep).follows == "D24"
     # Without such a signal it is a cause: here targets of other samples.
     model = build("mlp")

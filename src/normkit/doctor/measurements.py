@@ -30,6 +30,7 @@ from normkit.results import Result, counted
 __all__ = [
     "DataStatistics",
     "DependenceStatistics",
+    "Erased",
     "Evaluation",
     "LayerStatistics",
     "NormStatistics",
@@ -181,6 +182,24 @@ class OutputStatistics:
 
 
 @dataclass(frozen=True)
+class Erased:
+    """What explains a target, and no longer reaches the answers.
+
+    Attributes:
+        what: The "mean" of a sample, or its "size": the log of its deviation.
+        change: rms change of the answers when all inputs are shifted by the deviation
+            of the means, or doubled; as a share of the answers' spread.
+        by_it: Share of a target's variance that it explains: a squared correlation.
+        by_answers: Share that the answers explain.
+    """
+
+    what: str
+    change: float
+    by_it: float
+    by_answers: float
+
+
+@dataclass(frozen=True)
 class DependenceStatistics:
     """On what the answers of one batch depend in eval mode, beyond their own samples.
 
@@ -201,6 +220,8 @@ class DependenceStatistics:
         dropped: The share of the answers that is dropped in training mode: they are the
             output of a dropout; 0 where they are not.
         dropped_by: Name of its module; "" for a function.
+        erased: The mean or the size of the samples, where it explains a target far
+            better than the answers do; None where neither does.
         made_norms: Calls of a batch norm that take the statistics of the batch in eval
             mode and belong to no module of the model.
     """
@@ -209,6 +230,7 @@ class DependenceStatistics:
     dropped: float = 0.0
     dropped_by: str = ""
     made_norms: int = 0
+    erased: Erased | None = None
     is_switched_on: bool = False
     on_chance: float | None = None
     on_others: float | None = None

@@ -25,6 +25,9 @@ INPUT_LOW, INPUT_HIGH = 0.05, 20.0
 # values or more it is about the scale, 1; over one value rounding leaves 1e-5
 # (measured).
 ERASED = 1e-3
+# Change of the answers, as a share of their spread, that is none: eps leaves a little
+# of the size of a sample.
+UNMOVED = 1e-2
 # Standard deviation over samples divided by the rms, for a constant output: float32
 # rounds at 6e-8, and about ten operations lie between.
 CONSTANT = 1e-6
@@ -78,7 +81,11 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
 
 
 def norm_choice(statistics: Statistics) -> Iterator[Finding]:
-    """Check D29: a norm that erases its input, over steps, or over many lengths."""
+    """Check D29: a norm that erases its input, over steps, or over many lengths.
+
+    Or the mean or size of each sample, though the targets depend on it.
+    """
+    yield from _of_samples(statistics)
     for layer in statistics.of_role("norm"):
         if layer.input is None or layer.output is None:
             continue
@@ -123,6 +130,30 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
             evidence = f"it saw sequences of {low} to {high} positions in one average"
             fix = "use layer norm, or pass mask= to normkit.nn's batch norm"
         yield _D29(layer.name, severity, left, ERASED, evidence, fix)
+
+
+def _of_samples(statistics: Statistics) -> Iterator[Finding]:
+    """Check for norms that remove what explains the targets."""
+    depends = statistics.dependence
+    found = None if depends is None else depends.erased
+    if found is None or found.change > UNMOVED:
+        return
+    norms = (s.name for s in statistics.of_role("norm") if s.norm is None)
+    is_mean = found.what == "mean"
+    yield _D29(
+        next(norms, ""),
+        "warning",
+        found.by_answers,
+        found.by_it,
+        ("the mean" if is_mean else "the size (the log of the deviation)")
+        + f" of a sample explains {found.by_it:.0%} of the variance of a target, the "
+        f"answers explain {found.by_answers:.0%}, and they do not change when all "
+        f"inputs are {'shifted' if is_mean else 'doubled'}: norms over single samples "
+        "have taken it away",
+        "give it back behind the last layer, or beside the other features, or take "
+        "batch norm, which keeps how samples differ",
+        {"is_origin": True},
+    )
 
 
 def _across(layer: LayerStatistics) -> Finding:

@@ -7,6 +7,7 @@ changes the model.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from normkit.doctor.examination.case import Case
+from normkit.doctor.examination.erased import erased
 from normkit.doctor.measurements import DependenceStatistics
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.modeling.batch import num_samples
@@ -80,6 +82,10 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
     if chance:
         # Random answers differ without any reason.
         others = future = None
+    lost = None
+    if not chance:
+        with contextlib.suppress(Exception):  # as above
+            lost = erased(answers, batch, whole, targets)
     elsewhere = change(lambda: float(_is_elsewhere(case.loss_fn, whole, targets)))
     return DependenceStatistics(
         dropout=calls.seen,
@@ -92,6 +98,7 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
         dropped=last.share if is_dropped else 0.0,
         dropped_by=last.name if is_dropped else "",
         made_norms=calls.made_norms,
+        erased=lost,
     )
 
 
