@@ -265,6 +265,47 @@ def d35_takes_any_stack_for_a_residual_stream(patch: pytest.MonkeyPatch) -> None
 
 
 @fault(
+    caught_by="tests/doctor/test_planted_more.py::test_d09_validation_in_training_mode"
+)
+def d09_takes_the_input_of_a_critic_for_a_validation(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.probes.loop import Loop
+
+    patch.setattr(Loop, "add_any_update", lambda self: None)
+
+
+@fault(
+    caught_by="tests/doctor/test_checks.py::"
+    "test_d20_asks_whether_the_network_has_learned_with_the_rest"
+)
+def d20_does_not_ask_what_was_learned(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "has_learned", lambda statistics: False)
+
+
+@fault(
+    caught_by="tests/doctor/test_known_causes.py::"
+    "test_d27_weighs_each_update_by_the_steps_it_stands_for"
+)
+def d27_takes_the_first_20_steps_for_the_training(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import steps
+
+    patch.setattr(steps, "steps_of", lambda weight: [1.0] * len(weight.update_ratio))
+
+
+@fault(
+    caught_by="tests/doctor/test_transformers.py::"
+    "test_d39_a_large_loss_of_one_batch_does_not_stay_up"
+)
+def d39_takes_the_noise_of_small_losses_for_a_level(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import spikes
+
+    patch.setattr(spikes, "_lasts", lambda values, at, first: len(values) >= at + 5)
+
+
+@fault(
     caught_by="tests/doctor/test_transformers.py::"
     "test_d39_names_the_layer_that_moved_first"
 )

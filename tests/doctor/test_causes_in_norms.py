@@ -1,5 +1,6 @@
 """Faults of norms, and of what an optimizer holds, are named before what they do."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval
 
 from doctor.models import batches, norms, train, trained
 from normkit.doctor import Diagnosis, Finding, Statistics, checks, diagnose, watch
@@ -230,6 +232,65 @@ def test_frozen_norms_of_a_checkpoint_and_those_that_nothing_needs_are_silent() 
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
     assert "D32" not in examined(folded).named
+
+
+def fine_tuned(saved: dict[str, Tensor], *, bias: bool, steps: int) -> nn.Module:
+    """A new head behind a frozen backbone in eval mode, with what fits of a file."""
+    torch.manual_seed(1)
+    model = backbone(bias=bias)
+    model.load_state_dict(saved, strict=False)
+    model.requires_grad_(False).eval()
+    head = nn.Linear(256, 10)
+    for step in range(steps):
+        x, y = DATA[step % len(DATA)]
+        F.cross_entropy(head(model(x)), y).backward()
+        with torch.no_grad():
+            for p in head.parameters():
+                p -= 0.05 * p.grad
+                p.grad = None
+    return nn.Sequential(model, head)
+
+
+def backbone(*, bias: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
+    for fan_in in (1, 16, 16):
+        conv = nn.Conv2d(fan_in, 16, 3, padding=1, bias=bias)
+        layers += [conv, nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+
+
+@functools.cache
+def saved_backbone(*, is_folded: bool) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(backbone(bias=False), nn.Linear(256, 10))
+    train(model, 60)
+    model, found = model.eval()[0], {}
+    if is_folded:
+        for index in (1, 4, 7):
+            nn.init.constant_(model[index + 1].weight, 0.2)
+            conv = fuse_conv_bn_eval(model[index], model[index + 1])
+            found |= {f"{index}.{k}": v for k, v in conv.state_dict().items()}
+        return found
+    return model.state_dict()
+
+
+def test_norms_that_are_frozen_before_they_were_loaded_are_told() -> None:
+    saved = saved_backbone(is_folded=False)
+    renamed = {f"module.{name}": value for name, value in saved.items()}
+    found, *others = examined(fine_tuned(renamed, bias=False, steps=100)).findings
+    assert all(f.follows == "D32" for f in others)
+    assert (found.id, found.layers) == ("D32", ("0.2", "0.5", "0.8"))
+    assert "strict=False" in found.fix
+
+
+@pytest.mark.parametrize("kind", ["loaded", "folded", "fresh"])
+def test_frozen_norms_that_are_meant_as_they_are_are_silent(kind: str) -> None:
+    saved = saved_backbone(is_folded=kind == "folded")
+    if kind == "fresh":
+        saved = {}
+    steps = 0 if kind == "fresh" else 100
+    model = fine_tuned(saved, bias=kind == "folded", steps=steps)
+    assert "D32" not in examined(model).named
 
 
 class RMSNorm(nn.Module):

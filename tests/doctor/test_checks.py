@@ -18,6 +18,7 @@ from normkit.doctor.measurements import (
     Evaluation,
     LayerStatistics,
     NormStatistics,
+    TrainingStatistics,
     WeightStatistics,
 )
 from normkit.moments import moments
@@ -254,6 +255,37 @@ def test_d20_while_training_only_what_lasts_counts() -> None:
     assert found(0.9, 0.9) == "not_judged"
     assert found(0.9, 0.9, 0.1) == "clear"
     assert found(0.1, 0.45, 0.9, 0.5) == "warning"
+
+
+def test_d20_asks_whether_the_network_has_learned_with_the_rest() -> None:
+    def learned(share: float, shuffled: float) -> str:
+        seen = Evaluation((64, 64), *[(1.0, 1.1)] * 2, shuffled_loss=(shuffled,) * 2)
+        return severity(replace(activation(share), evaluation=seen), "D20")
+
+    assert learned(0.45, 4.0) == "info"
+    assert learned(0.45, 1.2) == "warning"
+    # Of so many it is not clear what the rest could do.
+    assert learned(0.61, 4.0) == "error"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        (2.3, 0.5, "info"),
+        (2.3, 1.5, "warning"),
+        # That of a density can fall below zero.
+        (0.9, -1.3, "info"),
+        (-0.9, -1.3, "warning"),
+        (-1.3, -1.3, "warning"),
+    ],
+)
+def test_d20_in_a_watch_asks_whether_the_loss_fell(
+    first: float, last: float, expected: str
+) -> None:
+    values = [first] * 5 + [0.0] * 20 + [last] * 5
+    loop = TrainingStatistics(losses=tuple(enumerate(values)))
+    seen = activation(*[0.45] * 5, while_training=True)
+    assert severity(replace(seen, training=loop), "D20") == expected
 
 
 def test_d20_an_output_may_be_sure_of_itself() -> None:

@@ -101,6 +101,56 @@ def test_a_view_that_mixes_samples_is_told() -> None:
     assert not told(Mixed(is_bad=False), sequences())
 
 
+class Made(nn.Module):
+    """A norm of features that no module holds, by one of three ways, or of a module."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.last, self.kind = nn.Linear(8, 16), nn.Linear(16, 3), kind
+        if kind == "held":
+            self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).mT
+        if self.kind == "held":
+            h = self.norm(h)
+        elif self.kind == "made":
+            h = nn.BatchNorm1d(16)(h)
+        elif self.kind == "called":
+            h = F.batch_norm(h, None, None, training=True)
+        elif self.kind == "instances":
+            rows = F.batch_norm(h.reshape(1, -1, h.shape[2]), None, None, training=True)
+            h = rows.view_as(h)
+        return self.last(h.relu().mean(2))
+
+
+@pytest.mark.parametrize("kind", ["made", "called"])
+def test_a_batch_norm_of_no_module_is_named(kind: str) -> None:
+    found = [
+        f
+        for f in diagnose(Made(kind), sequences(), F.cross_entropy).findings
+        if f.is_alarm
+    ]
+    assert [f.id for f in found] == ["D09"]
+    assert "belongs to none of its modules" in found[0].evidence
+
+
+@pytest.mark.parametrize("kind", ["held", "instances", "none"])
+def test_a_norm_of_a_module_or_of_single_samples_is_no_fault(kind: str) -> None:
+    assert "D09" not in diagnose(Made(kind), sequences(), F.cross_entropy).named
+
+
+def test_a_call_beside_another_layer_over_the_samples_is_only_a_call() -> None:
+    """Weights that are standardized by a batch norm, as timm does."""
+
+    class Standard(Made):
+        def forward(self, x: Tensor) -> Tensor:
+            F.batch_norm(self.first.weight[None], None, None, training=True)
+            return super().forward(x)
+
+    assert "D09" not in diagnose(Standard("none"), sequences(), F.cross_entropy).named
+
+
 def test_one_sequence_without_a_batch_is_not_judged() -> None:
     """The rows of a matrix that a recurrent layer reads are its steps, not samples."""
 

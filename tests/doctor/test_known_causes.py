@@ -14,10 +14,12 @@ from doctor.test_little_data import weights
 from normkit.doctor import Diagnosis, Statistics, checks, diagnose, watch
 from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.checks.batch_size import effective_values
+from normkit.doctor.checks.steps import median_step, steps_of
 from normkit.doctor.measurements import (
     Evaluation,
     LayerStatistics,
     TrainingStatistics,
+    WeightStatistics,
 )
 from normkit.moments import moments
 
@@ -86,6 +88,40 @@ def test_steps_that_shrink_as_a_training_arrives_are_no_fault() -> None:
         assert severity(weights(1, update_ratio=ratios), "D27") == expected
         found = checks.run(weights(4, update_ratio=ratios), ["D24"])
         assert ("warning" in {f.severity for f in found}) is (expected == "warning")
+
+
+def test_d27_weighs_each_update_by_the_steps_it_stands_for() -> None:
+    """A watch observes each of the first 20 steps, and then every fiftieth."""
+    at = (*range(20), *range(50, 400, 50))
+
+    def found(first: float, later: float) -> str:
+        ratios = (first,) * 20 + (later,) * 7
+        return severity(weights(1, update_ratio=ratios, updated_at=at), "D27")
+
+    assert found(0.2, 0.01) == "clear"
+    assert found(0.01, 0.2) == "warning"
+    assert found(0.2, 0.2) == "warning"
+    weight = WeightStatistics(1.0, update_ratio=(1.0,) * 27, updated_at=at)
+    assert steps_of(weight) == [1.0] * 19 + [16.0, 40.5] + [50.0] * 5 + [25.5]
+    assert sum(steps_of(weight)) == at[-1] + 1
+    weight = WeightStatistics(1.0, update_ratio=(3.0, 3.0, 3.0, 1.0, 1.0))
+    assert median_step(weight) == 3.0
+    assert median_step(replace(weight, updated_at=(0, 1, 2, 9, 16))) == 1.0
+    weight = WeightStatistics(1.0, update_ratio=(4.0, 1.0, 2.0, 3.0))
+    assert median_step(weight) == 2.5
+    assert median_step(weight, without=0.25) == 2.0
+
+
+def test_d27_a_watch_of_the_start_asks_whether_large_steps_have_ended() -> None:
+    def found(*ratios: float) -> str:
+        at = tuple(range(len(ratios)))
+        return severity(weights(1, update_ratio=ratios, updated_at=at), "D27")
+
+    falling = [0.34 * 0.93**i for i in range(20)]
+    assert found(*falling) == "info"
+    assert found(*[0.15] * 20) == "warning"
+    # In a longer watch they were most of the training.
+    assert found(*[0.15] * 40, *[0.05] * 20) == "warning"
 
 
 def test_constant_columns_of_the_data_are_no_fault_of_the_network() -> None:

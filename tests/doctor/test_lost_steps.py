@@ -3,13 +3,16 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from doctor.models import batches, build
-from normkit.doctor import Finding, watch
+from doctor.test_little_data import weights
+from normkit.doctor import Finding, Statistics, checks, watch
+from normkit.doctor.measurements import OptimizerStatistics, TrainingStatistics
 from normkit.doctor.probes.optimizer import Rates
 
 NETS = ("mlp", "cnn")
@@ -68,13 +71,6 @@ def test_a_schedule_of_epochs_that_is_stepped_with_each_batch_is_told(net: str) 
 
 def gone(rates: list[float]) -> bool:
     """Return whether D27 says that the rate has gone."""
-    from normkit.doctor import checks
-    from normkit.doctor.measurements import (
-        OptimizerStatistics,
-        Statistics,
-        TrainingStatistics,
-    )
-
     parameter = nn.Parameter(torch.zeros(1))
     optimizer, seen = torch.optim.SGD([parameter], 1.0), Rates()
     for rate in rates:
@@ -116,6 +112,24 @@ def test_an_eps_far_above_the_gradients_is_told(net: str) -> None:
     assert not alarms(build(net), adam(1e-3))
 
 
+def test_the_way_of_all_steps_is_not_that_of_the_first() -> None:
+    """A watch observes each of the first 20 steps, and then every fiftieth."""
+    at = (*range(20), *range(50, 400, 50))
+    loop = TrainingStatistics(
+        updates=400, optimizer=OptimizerStatistics(400.0, 0, eps=1.0, damped=0.9)
+    )
+
+    def is_told(first: float, later: float) -> bool:
+        ratios = (first,) * 20 + (later,) * 7
+        found = weights(1, update_ratio=ratios, updated_at=at)
+        readings = checks.run(replace(found, training=loop), ["D27"])
+        return any("eps=1" in f.evidence for f in readings if f.is_alarm)
+
+    # 0.039 of the weight; 400 steps like the mean of the observed ones: 0.3.
+    assert is_told(1e-3, 1e-5)
+    assert not is_told(1e-3, 1e-3)
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_a_large_eps_with_a_rate_to_match_is_no_fault(net: str) -> None:
     """Adam with an eps of 1 is SGD with momentum, at the same rate."""
@@ -132,3 +146,46 @@ def test_steps_below_the_last_digit_of_the_weights_are_told(net: str) -> None:
     assert "round to nothing" in found.evidence
     assert not alarms(cast(torch.bfloat16), adam(3e-3))
     assert not alarms(cast(torch.float32), adam(1e-4))
+
+
+class Halves(nn.Module):
+    """Two networks, the second on what the first gives, perhaps without its graph."""
+
+    def __init__(self, *, is_cut: bool) -> None:
+        super().__init__()
+        self.one = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+        self.other, self.is_cut = nn.Linear(8, 3), is_cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.other((h > 0).float() + 0 * h if self.is_cut else h)
+
+
+@pytest.mark.parametrize(
+    ("is_cut", "scale", "expected"),
+    [
+        (False, 1e7, ("D27", "D27")),
+        (True, 1.0, ("D24", "")),
+    ],
+    ids=["clipped before they are unscaled", "no gradient behind one layer"],
+)
+def test_steps_too_small_in_all_layers_alike_are_no_gradient_that_vanishes(
+    is_cut: bool, scale: float, expected: tuple[str, str]
+) -> None:
+    torch.manual_seed(0)
+    model = Halves(is_cut=is_cut)
+    parameters = list(model.parameters())
+    with watch(model, optimizer := torch.optim.SGD(parameters, 0.05)) as seen:
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(
+                model(torch.randn(16, 8)), torch.randint(3, (16,))
+            )
+            (loss * scale).backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            for p in parameters:
+                p.grad /= scale
+            optimizer.step()
+    found = [f for f in seen.findings() if f.is_alarm]
+    (still,) = (f for f in found if f.id == "D24" and "layers change by" in f.evidence)
+    assert (found[0].id, still.follows) == expected

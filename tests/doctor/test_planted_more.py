@@ -265,9 +265,27 @@ def test_d09_validation_in_training_mode() -> None:
         with torch.no_grad():
             model(x)  # one call inside a step, as a generator for its critic
 
+    critic = nn.Linear(10, 1)
+    of_critic = torch.optim.SGD(critic.parameters(), 0.1)
+
+    def feeds(model: nn.Module, index: int) -> None:
+        for _ in range(2):
+            with torch.no_grad():
+                fake = model(x)
+            of_critic.zero_grad()
+            critic(fake).mean().backward()
+            of_critic.step()
+
+    def feeds_and_validates(model: nn.Module, index: int) -> None:
+        feeds(model, index)
+        validates(model, index)
+
     assert worst(loop(build("mlp"), validates), "D09") == "error"
     assert worst(loop(build("mlp"), validates_well), "D09") == "clear"
     assert worst(loop(build("mlp"), generates), "D09") == "clear"
+    # Two steps of the critic for each of the generator are no validation either.
+    assert worst(loop(build("mlp"), feeds), "D09") == "clear"
+    assert worst(loop(build("mlp"), feeds_and_validates), "D09") == "error"
 
 
 # Buffers

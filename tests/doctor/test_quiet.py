@@ -4,6 +4,7 @@ They are of the 41 healthy programs in benchmarks/doctor, whose author had not r
 the doctor judges.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -40,15 +41,24 @@ def test_a_training_of_a_few_steps_has_just_begun(steps: int, expected: bool) ->
     assert FEW < 40
 
 
-def test_without_a_count_scales_tell_that_it_has_just_begun() -> None:
+def test_without_a_count_writes_and_scales_tell_that_it_has_just_begun() -> None:
+    """A copy has the scales alone: writes are counted anew."""
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for expected in (True, False):
-        assert has_just_begun(model) == expected
-        for _ in range(60):
+
+    def step(times: int) -> None:
+        for _ in range(times):
             optimizer.zero_grad()
             model(torch.randn(16, 8)).square().mean().backward()
             optimizer.step()
+
+    for steps, by_writes, by_scales in ((0, True, True), (5, True, True)):
+        step(steps)
+        assert has_just_begun(model) == by_writes
+        assert has_just_begun(copy.deepcopy(model)) == by_scales
+    step(60)
+    assert not has_just_begun(model)
+    assert not has_just_begun(copy.deepcopy(model))
     assert not has_just_begun(nn.Linear(8, 8))
 
 

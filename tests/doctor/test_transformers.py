@@ -381,6 +381,50 @@ def test_d39_one_step_informs_and_the_noise_of_a_run_is_none() -> None:
     assert alarm(losses(*small, *[5e-3] * 6), "D39").severity == "clear"
 
 
+def test_d39_a_large_loss_of_one_batch_does_not_stay_up() -> None:
+    # Near zero the losses of small batches differ by a factor of a hundred. Those of
+    # `after` are a healthy program's, prototypes of benchmarks/doctor.
+    fallen = [0.3 * 0.9**i for i in range(40)] + [0.006, 0.004, 0.009, 0.005, 0.007] * 6
+    after = [0.0996, 0.0256, 0.0042, 0.0067, 0.125, 0.0021, 0.0023, 0.0114, 0.0077]
+    found = alarm(losses(*fallen, *after), "D39")
+    assert found.severity == "info"
+    assert "the median of 9 losses from there on is 0.0077" in found.evidence
+    assert alarm(losses(*fallen, *[0.0996] * 5), "D39").severity == "warning"
+    noise = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    loud = [
+        alarm(losses(*row), "D39").severity
+        for row in (1.5 * noise).exp().double().tolist()
+    ]
+    assert loud.count("info") > 30
+    assert "warning" not in loud
+
+
+def test_d39_a_leap_stays_where_most_later_losses_are_above_all_before() -> None:
+    fallen = [2.0 * 0.9**i + 0.02 for i in range(80)]
+
+    def after(*values: float) -> str:
+        return alarm(losses(*fallen, *values), "D39").severity
+
+    # As after a copy of a target network.
+    assert after(*[0.5 * 0.3**i + 0.02 for i in range(20)]) == "info"
+    assert after(*[0.5 * 0.97**i + 0.02 for i in range(20)]) == "warning"
+    assert after(*[1.5] * 6, *[0.02] * 5) == "warning"
+    assert after(*[1.5] * 6, *[0.02] * 7) == "info"
+    # Of few, all: and what comes right before the record ends is not known to stay.
+    assert after(*[1.5] * 5) == "warning"
+    assert after(*[1.5] * 4, 0.02, *[1.5] * 4) == "info"
+    found = alarm(losses(*fallen, *[1.5] * 4), "D39")
+    assert (found.severity, "too few losses follow" in found.evidence) == ("info", True)
+
+
+def test_d39_names_the_leap_that_stays_among_those_that_do_not() -> None:
+    found = alarm(losses(*CALM, 6.0, *CALM, *[7.0] * 6), "D39")
+    assert found.severity == "warning"
+    assert "at step 61 " in found.evidence
+    # Training came down from as much before.
+    assert alarm(losses(*CALM, 6.0, *CALM, *[5.0] * 6), "D39").severity == "info"
+
+
 def test_the_record_and_the_page_hold_blocks_and_attention() -> None:
     model = copy.deepcopy(Encoding(4, pre=True))
     with watch(model) as seen:

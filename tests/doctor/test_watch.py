@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
 import normkit
@@ -147,6 +148,7 @@ def test_no_hook_is_left_after_an_exception() -> None:
     assert hooks_of(model) == before
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+    assert not _global_optimizer_post_hooks
 
 
 def test_no_activation_outlives_its_step() -> None:
@@ -269,6 +271,9 @@ def test_an_observed_step_has_its_own_gradient_and_update() -> None:
     layer = seen.history["layers"]["3"]
     assert layer["update_ratio"] == pytest.approx(expected[::3], rel=1e-4)
     assert layer["weight_gradient_norm"] == pytest.approx(gradients[::3], rel=1e-4)
+    weight = next(s.weight for s in seen.statistics().layers if s.name == "3")
+    assert weight is not None
+    assert weight.updated_at == (0, 3)
 
 
 def test_units_lie_along_the_dimension_that_a_norm_names() -> None:

@@ -77,7 +77,8 @@ class Finding:
         fix: How to fix it; empty when there is nothing to do.
         details: More numbers by name, plain data. `is_symptom`: what the user sees;
             it ranks behind the causes of its severity. `is_origin`: it explains what
-            is wrong in the signals, as the data of D28 do.
+            is wrong in the signals, as the data of D28 do. `is_of_steps`: the layers
+            stand still because all steps are too small, which D27 says.
         layers: All layers with the same cause, `layer` first; empty in a result of one
             check on one layer.
         follows: Id of the finding that explains it; empty for a cause, and in a result
@@ -184,6 +185,8 @@ def _order(finding: Finding) -> int:
     """Return the place of a finding among those of its severity."""
     if finding.details.get("is_not_finite", False):
         return CAUSES_FIRST.index("D28")
+    if finding.details.get("is_of_steps", False):
+        return CAUSES_FIRST.index("D27") + 1
     is_symptom = finding.details.get("is_symptom", False)
     return CAUSES_FIRST.index("D02" if is_symptom else finding.id)
 
@@ -212,6 +215,8 @@ def _explains(cause: Finding, finding: Finding) -> bool:
         return cause.id in STANDSTILL or cause.details.get("is_origin", False)
     if cause.details.get("is_origin", False) and finding.id in SIGNALS:
         return True  # a signal that one layer spoils shows in all of them
+    if finding.details.get("is_of_steps", False):
+        return cause.id == "D27"
     if finding.id not in CONSEQUENCES.get(cause.id, frozenset()):
         return False
     is_of_model = "" in (cause.layer, finding.layer)

@@ -131,7 +131,8 @@ class WeightStatistics:
     Attributes:
         norm: ‖w‖.
         gradient_norm: ‖dL/dw‖ per batch, in order; empty when not measured.
-        update_ratio: ‖Δw‖ / ‖w‖ per optimizer step, in order; empty when not measured.
+        update_ratio: ‖Δw‖ / ‖w‖ per observed optimizer step, in order; empty when not
+            measured.
         bias_gradient_norm: ‖dL/db‖ per batch; empty when not measured or without bias.
         equal_rows: Share of rows equal to another row; 0 for one output unit.
         equal_gradients: Share of rows equal to another row in weight and gradient;
@@ -144,6 +145,9 @@ class WeightStatistics:
             an optimizer of torch.
         is_left_out: It is in no parameter group of the watched optimizer; None when
             not watched.
+        updated_at: The training step of each entry of `update_ratio`; empty when not
+            known.
+        has_bias: The layer adds a bias; None when not observed.
     """
 
     norm: float
@@ -156,6 +160,8 @@ class WeightStatistics:
     usual_norm: float = math.nan
     lost: tuple[float, ...] = ()
     is_left_out: bool | None = None
+    updated_at: tuple[int, ...] = ()
+    has_bias: bool | None = None
 
 
 @dataclass(frozen=True)

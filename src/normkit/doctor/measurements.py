@@ -198,9 +198,17 @@ class DependenceStatistics:
             where the targets are the tokens that follow.
         is_elsewhere: The target of a pixel acts on the scores of other pixels, and not
             on its own.
+        dropped: The share of the answers that is dropped in training mode: they are the
+            output of a dropout; 0 where they are not.
+        dropped_by: Name of its module; "" for a function.
+        made_norms: Calls of a batch norm that take the statistics of the batch in eval
+            mode and belong to no module of the model.
     """
 
     dropout: str = ""
+    dropped: float = 0.0
+    dropped_by: str = ""
+    made_norms: int = 0
     is_switched_on: bool = False
     on_chance: float | None = None
     on_others: float | None = None
@@ -219,7 +227,7 @@ class TrainingStatistics:
         updates_in_eval: Steps of the optimizer after calls in eval mode only.
         updates_before_eval: Steps of the optimizer before the first of these.
         idle_bursts: Number of runs of two or more calls in training mode without
-            gradients.
+            gradients, and without a step of any optimizer between them.
         samples: Samples per forward.
         weight_decay: The largest decay on a normalization layer's parameters; None
             without an optimizer.

@@ -1,8 +1,9 @@
 """The measurements of a training, taken by hooks step by step.
 
-Between observed steps two small hooks on the model run and two that count the
-optimizer's steps. On an observed step every layer is probed; the measurements become
-plain numbers at the next one, with one transfer from the device.
+Between observed steps two small hooks on the model run, two that count the steps of its
+optimizer, and one that sees those of all optimizers. On an observed step every layer is
+probed; the measurements become plain numbers at the next one, with one transfer from
+the device.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
 from normkit.doctor.probes.entries import CalledInEval, Entries
@@ -107,6 +109,8 @@ class Recorder:
     def attach(self) -> None:
         """Register the hooks."""
         self._entries.attach()
+        of_any = Hook(lambda *_: self.loop.add_any_update())
+        self._handles.append(register_optimizer_step_post_hook(of_any))
         if self.optimizer is not None:
             before = Hook(lambda *_: self._updates.before())
             after = Hook(self._after_update)
@@ -184,7 +188,7 @@ class Recorder:
                 )
             series, recent = self._series[probe.name], self._recent[probe.name]
             window = self._windows[probe.name]
-            found = layer_of(probe, series, recent, window, norm)
+            found = layer_of(probe, self.observed, series, recent, window, norm)
             if found.weight is not None:
                 lost = tuple(self._lost.get(probe.name, ()))
                 is_out = None if self.optimizer is None else probe.name in left_out

@@ -18,6 +18,7 @@ from normkit.doctor.channel_statistics import (
 )
 from normkit.doctor.checks.population import eval_is_better, train_eval_gap
 from normkit.doctor.checks.progress import has_learned_nothing
+from normkit.doctor.checks.targets import BINARY, COMPARING, NLL
 from normkit.doctor.checks.thresholds import above, below, too_few
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import Statistics
@@ -33,6 +34,9 @@ __all__ = [
 # var with dropout off / var with dropout on: .97 to 1.05 without dropout before it,
 # .78 to .85 at p = .2, .43 to .46 at p = .5.
 DROPOUT_INFO, DROPOUT_WARNING = 0.9, 0.7
+
+# Layers with weights, as autograd names them: a loss with none takes the answers.
+LAYERS = frozenset(["Addmm", "Baddbmm", "Bmm", "Convolution", "Mm", "Mv"])
 
 # 9 % of padding: .04 / .93; 32 %: .16 / .73; 50 %: .25 / .57.
 PADDING_SHIFT, PADDING_RATIO = 0.1, 0.85
@@ -63,8 +67,9 @@ def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
 
     No fault where eval mode is better than batch statistics nevertheless, nor where a
     network without dropout layers learns, and hardly loses by it: sampled codes and
-    noise shift it, too.
+    noise shift it, too. Or it drops the answers themselves.
     """
+    yield from _answers_dropped(statistics)
     is_better = eval_is_better(statistics)
     is_free = (
         not statistics.has_dropout
@@ -108,6 +113,37 @@ def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
             "move dropout behind the last batch norm, or recompute the statistics "
             "with dropout off: normkit.calibrate(model, loader)",
         )
+
+
+def _answers_dropped(statistics: Statistics) -> Iterator[Finding]:
+    """Check for a loss that compares the output of a dropout with the targets.
+
+    A loss with a network of its own, or one that compares answers with each other, may
+    take them as features.
+    """
+    found, out, wanted = statistics.dependence, statistics.output, statistics.targets
+    if found is None or out is None or wanted is None or not found.dropped:
+        return
+    evaluation = statistics.evaluation
+    if evaluation is None or not evaluation.has_targets:
+        return
+    if out.has_critic or LAYERS & out.operations:
+        return
+    is_compared = COMPARING & out.operations and wanted.classes is None
+    if not (is_compared or BINARY & out.operations or NLL & out.operations):
+        return
+    yield _D11(
+        found.dropped_by,
+        "warning",
+        found.dropped,
+        0.0,
+        f"the answers are the output of a dropout: in training {found.dropped:.0%} of "
+        "them are exactly zero whatever the input, and the others "
+        f"{1 / (1 - found.dropped) if found.dropped < 1 else math.inf:.3g} times as "
+        "large; the loss compares them with the targets",
+        "put dropout before the last layer with weights, not behind it",
+        {"is_of_answers": True},
+    )
 
 
 def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:

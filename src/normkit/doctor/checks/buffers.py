@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -14,7 +15,7 @@ from normkit.doctor.checks.progress import is_untrained
 from normkit.doctor.checks.signals import activations_explode, activations_vanish
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import SEVERITIES, Finding, Severity
-from normkit.doctor.measurements import LayerStatistics, Statistics
+from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
 
 __all__ = [
     "CHECKS",
@@ -189,12 +190,16 @@ def averaged_weights(statistics: Statistics) -> Iterator[Finding]:
 def default_buffers(statistics: Statistics) -> Iterator[Finding]:
     """Check D32: a trained layer whose running statistics were never set.
 
-    Or one that nothing will ever set: a norm frozen by its class without a checkpoint.
+    Or one that nothing will ever set: a norm that was frozen, by its class or in eval
+    mode, without a checkpoint.
     """
     yield from _never_loaded(statistics)
     nothing_learned = is_untrained(statistics)
     for layer, norm in statistics.norms:
         if norm.is_identity:
+            continue
+        if statistics.has_moved and _is_left_new(layer, norm, statistics):
+            yield _left_new(layer, norm)
             continue
         if norm.is_new or nothing_learned:
             reason = "the layer is new: default statistics, scale 1, shift 0"
@@ -221,6 +226,43 @@ def default_buffers(statistics: Statistics) -> Iterator[Finding]:
             "normkit.calibrate(model, loader)",
             {"tracked": norm.tracked},
         )
+
+
+def _is_left_new(
+    layer: LayerStatistics, norm: NormStatistics, statistics: Statistics
+) -> bool:
+    """Return True for a frozen norm that no checkpoint has reached.
+
+    One that is the identity on purpose, after its layer was folded, stands behind a
+    bias, which a fold needs. One whose inputs have mean 0 and variance 1 does no harm.
+    """
+    if not (norm.frozen and norm.is_new) or norm.is_trainable or norm.is_constant:
+        return False
+    fed_by = next(
+        (each for each in statistics.layers if each.name == layer.fed_by), None
+    )
+    if fed_by is None or fed_by.weight is None or fed_by.weight.has_bias is not False:
+        return False
+    found = distance(norm)
+    return found is not None and found.severity == "error"
+
+
+def _left_new(layer: LayerStatistics, norm: NormStatistics) -> Finding:
+    stream = norm.in_training
+    var = math.nan if stream is None else float(stream.pooled.var.mean())
+    return _D32(
+        layer.name,
+        "warning",
+        var,
+        1.0,
+        "it is frozen with the statistics, scale and shift of a new layer, though the "
+        "network was trained: it normalizes nothing, and its inputs have a variance "
+        f"of {var:.3g} in place of 1",
+        "load the checkpoint that it was frozen for: load_state_dict(strict=False) "
+        "returns the names that it did not find, and a prefix such as module. makes "
+        "them differ",
+        {"is_origin": True},
+    )
 
 
 def _never_loaded(statistics: Statistics) -> Iterator[Finding]:

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.finding import Finding
-from normkit.doctor.measurements import Statistics, TargetStatistics
+from normkit.doctor.measurements import (
+    DependenceStatistics,
+    Statistics,
+    TargetStatistics,
+)
 
-__all__ = ["dependence"]
+__all__ = ["dependence", "reads_batch"]
 
 # Change of an answer, as a share of the spread of all answers, that is no rounding:
 # another size of batch changes the order of sums, in bfloat16 by 0.004 a layer.
@@ -46,8 +50,10 @@ def dependence(statistics: Statistics) -> Iterator[Finding]:
             else "pass training=self.training to F.dropout, and dropout_p=0 to "
             "attention; leave it where random answers are wanted",
         )
-    # A softmax over the samples has its own finding, with the dimension.
+    # A softmax over the samples has its own finding, with the dimension, and a batch
+    # norm that is made for each call has D09.
     is_known = statistics.output is not None and statistics.output.softmax_dim == 0
+    is_known |= reads_batch(found)
     if (found.on_others or 0.0) > DEPENDS and not is_known:
         yield _D34(
             "",
@@ -96,6 +102,15 @@ def dependence(statistics: Statistics) -> Iterator[Finding]:
             "move the classes to the last dimension with permute(0, 2, 3, 1) before "
             "they are flattened, or give cross_entropy (N, C, H, W) as it is",
         )
+
+
+def reads_batch(found: DependenceStatistics) -> bool:
+    """Return True where a batch norm of no module mixes the samples in eval mode.
+
+    By itself a call with the statistics of the batch tells nothing: with a sample for
+    each batch it is instance norm, and of weights it is their standardization.
+    """
+    return found.made_norms > 0 and (found.on_others or 0.0) > DEPENDS
 
 
 def _frequency(wanted: TargetStatistics | None, label: int) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from normkit.doctor.checks.steps import is_left_out, largest_step
+from normkit.doctor.checks.steps import UPDATE_LOW, is_left_out, largest_step
 from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import LayerStatistics, Statistics
@@ -304,6 +304,8 @@ def _check_still(statistics: Statistics) -> Iterator[Finding]:
     share = len(still) / len(updates)
     if share < 0.5:
         return
+    # Where no layer moves, nothing is lost over the depth: the steps are too small.
+    is_of_steps = max(updates.values()) < UPDATE_LOW
     yield _D24(
         still[0],
         "warning",
@@ -312,7 +314,7 @@ def _check_still(statistics: Statistics) -> Iterator[Finding]:
         f"{len(still)} of {len(updates)} layers change by less than {STILL:g} of their "
         "weight in a step",
         START + ", or raise the learning rate",
-        {"update_ratio": updates},
+        {"update_ratio": updates, "is_of_steps": is_of_steps},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.dependence import DEPENDS, reads_batch
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
@@ -107,8 +108,23 @@ def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
 def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
     """Check D09: evaluation in training mode, which changes the statistics.
 
-    Judged by the loop, and by norms that a call in eval mode switches to training mode.
+    Judged by the loop, by norms that a call in eval mode switches to training mode, and
+    by those that it makes.
     """
+    found = statistics.dependence
+    if found is not None and reads_batch(found):
+        yield _D09(
+            "",
+            "error",
+            found.on_others or 0.0,
+            DEPENDS,
+            "the model is in eval mode, and a batch norm that belongs to none of its "
+            "modules takes the statistics of the batch: without half of the others "
+            f"the answer to a sample changes by {found.on_others:.2g} of the spread",
+            "make the norm in __init__, where it keeps running statistics, not in "
+            "forward; pass training=self.training and both running statistics to "
+            "F.batch_norm",
+        )
     for layer, norm in statistics.norms:
         if norm.is_switched_on:
             yield _D09(

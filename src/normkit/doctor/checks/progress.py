@@ -32,6 +32,7 @@ __all__ = [
     "has_learned_nothing",
     "is_starting",
     "is_untrained",
+    "loss_fell",
     "progress",
 ]
 
@@ -44,7 +45,7 @@ LEARNED_ALL = 0.99
 # variance V and answers explain E of it, the gain is 2E / (V + E), above LEARNED where
 # E > V/3; ‖dL/dy‖ has then fallen to √(1 − E/V) < √(2/3). The other from E > .98 V.
 FALLEN, FALLEN_FAR = math.sqrt(2 / 3), math.sqrt(0.02)
-# Observed steps whose median is one reading of ‖dL/dy‖.
+# Observed steps whose median is one reading of ‖dL/dy‖, and losses of the loss.
 READING = 5
 # Spread of the answers, as a share of their size, from which a loss that compares them
 # with their targets cannot be the same for any pairing.
@@ -130,6 +131,21 @@ def _error_fell(statistics: Statistics, share: float) -> bool:
         if not numbers.median(last) < share * numbers.median(first):
             return False
     return bool(ends or statistics.of_role("weight"))
+
+
+def loss_fell(statistics: Statistics) -> bool:
+    """Return True where the losses of a watch fell by `LEARNED` of those of its start.
+
+    The first answers say nothing of their samples, as those of others do in the gain.
+    This holds for densities, too, whose dL/dy does not fall.
+    """
+    loop = statistics.training
+    losses = () if loop is None else loop.losses
+    if len(losses) < 2 * READING:
+        return False
+    values = [value for _, value in losses]
+    first, last = (numbers.median(v) for v in (values[:READING], values[-READING:]))
+    return first - last > LEARNED * abs(first)
 
 
 def is_untrained(statistics: Statistics) -> bool:

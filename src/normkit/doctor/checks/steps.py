@@ -6,14 +6,32 @@ weights too coarse for their steps. ‖Δw‖/‖w‖ alone does not tell them f
 
 from __future__ import annotations
 
+import itertools
 import statistics as numbers
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 from normkit.doctor.finding import Finding
-from normkit.doctor.measurements import LayerStatistics, Statistics, TrainingStatistics
+from normkit.doctor.measurements import (
+    LayerStatistics,
+    Statistics,
+    TrainingStatistics,
+    WeightStatistics,
+)
 
-__all__ = ["RECENT", "is_left_out", "largest_step", "lost_steps"]
+__all__ = [
+    "RECENT",
+    "UPDATE_LOW",
+    "is_left_out",
+    "largest_step",
+    "lost_steps",
+    "median_step",
+    "steps_of",
+]
+
+# ‖Δw‖/‖w‖ per step below which a layer hardly moves; torchmortem's, a tenth of
+# TheDeepChecker's.
+UPDATE_LOW = 1e-5
 
 # Updates whose median is one reading.
 RECENT = 5
@@ -46,6 +64,51 @@ def largest_step(ratios: Sequence[float]) -> float:
 def _medians(values: Sequence[float]) -> list[float]:
     spans = range(max(len(values) - RECENT + 1, 1))
     return [numbers.median(values[i : i + RECENT]) for i in spans]
+
+
+def steps_of(weight: WeightStatistics) -> list[float]:
+    """Return the number of training steps that each observed update stands for.
+
+    Those that are nearer to it than to another: a watch observes each of the first 20
+    steps and then every fiftieth. One each where the steps are not known.
+    """
+    at = weight.updated_at
+    if len(at) != len(weight.update_ratio):
+        return [1.0] * len(weight.update_ratio)
+    # Halfway between two steps, and half a step around the first and the last.
+    between = [(i + j) / 2 for i, j in itertools.pairwise(at)]
+    ends = [at[0] - 0.5, *between, at[-1] + 0.5] if at else []
+    return [end - begin for begin, end in itertools.pairwise(ends)]
+
+
+def median_step(weight: WeightStatistics, *, without: float = 0.0) -> float:
+    """Return the median of ‖Δw‖/‖w‖ over the training steps.
+
+    Args:
+        weight: A weight with updates.
+        without: Share of the steps, from the first on, that is left out.
+    """
+    steps = steps_of(weight)
+    passed = itertools.accumulate(steps)
+    kept = sorted(
+        (ratio, n)
+        for ratio, n, end in zip(weight.update_ratio, steps, passed, strict=True)
+        if end > without * sum(steps)
+    )
+    half, below = sum(n for _, n in kept) / 2, 0.0
+    for i, (ratio, n) in enumerate(kept):
+        below += n
+        if below > half:
+            return ratio
+        if below == half:
+            return (ratio + kept[i + 1][0]) / 2
+    return kept[-1][0]
+
+
+def _mean_step(weight: WeightStatistics) -> float:
+    steps = steps_of(weight)
+    ways = (n * ratio for n, ratio in zip(steps, weight.update_ratio, strict=True))
+    return sum(ways) / sum(steps)
 
 
 def is_left_out(layer: LayerStatistics) -> bool:
@@ -99,7 +162,7 @@ def _damped(statistics: Statistics, loop: TrainingStatistics) -> Iterator[Findin
     if found is None or found.eps is None or not made or found.damped <= DAMPED:
         return
     moved = [
-        numbers.fmean(layer.weight.update_ratio) * made
+        _mean_step(layer.weight) * made
         for layer in statistics.of_role("weight")
         if layer.weight is not None and layer.weight.update_ratio
     ]

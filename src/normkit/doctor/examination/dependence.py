@@ -8,7 +8,7 @@ changes the model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,36 +65,62 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
         except Exception:  # the user's function, called with what it was not given
             return None
 
-    with _Dropouts(model) as dropouts:
+    with _Calls(model) as calls:
         y = answers(batch)
+    last = calls.last
+    is_dropped = y is not None and last.is_unchanged(y)
     if y is None or y.dim() < 2 or not y.is_floating_point():
         return DependenceStatistics()
     whole, targets = y, case.targets(batch)
     others = change(lambda: _on_others(answers, model, batch, whole, targets))
     future = change(lambda: _on_future(answers, batch, whole, targets))
     chance = None
-    if dropouts.seen or max(others or 0.0, future or 0.0) > VARIES:
+    if calls.seen or max(others or 0.0, future or 0.0) > VARIES:
         chance = change(lambda: _relative(answers(batch, 1), whole, whole))
     if chance:
         # Random answers differ without any reason.
         others = future = None
     elsewhere = change(lambda: float(_is_elsewhere(case.loss_fn, whole, targets)))
     return DependenceStatistics(
-        dropout=dropouts.seen,
-        is_switched_on=bool(dropouts.seen) and not dropouts.is_plain,
+        dropout=calls.seen,
+        is_switched_on=bool(calls.seen) and not calls.is_plain,
         on_chance=chance,
         on_others=others,
         on_future=future,
         is_elsewhere=bool(elsewhere),
         ignored=_ignored(case.loss_fn, whole, targets),
+        dropped=last.share if is_dropped else 0.0,
+        dropped_by=last.name if is_dropped else "",
+        made_norms=calls.made_norms,
     )
 
 
-class _Dropouts(TorchFunctionMode):
-    """Record the dropout that is on: `seen` is the name of its function, or "".
+class _Last(NamedTuple):
+    """The last dropout that was called, on or off: its module, share and output."""
+
+    name: str = ""
+    share: float = 0.0
+    output: Tensor | None = None
+    version: int = 0
+
+    def is_unchanged(self, y: Tensor) -> bool:
+        """Return True where `y` is the output, or a view of it."""
+        if self.output is None or self.output.numel() != y.numel():
+            return False
+        own, other = self.output.untyped_storage(), y.untyped_storage()
+        return own.data_ptr() == other.data_ptr() and y._version == self.version
+
+
+class _Calls(TorchFunctionMode):
+    """Record what belongs to training: dropout that is on, statistics of the batch.
+
+    One that is off gives a copy of its input, to tell its output from it.
 
     Attributes:
-        seen: The name.
+        seen: The name of its function; "" where none is on.
+        last: The last one that was called.
+        made_norms: Calls of a batch norm with the statistics of the batch, outside the
+            batch norms of `model`.
         is_plain: One was called outside the modules of `model` that were in eval mode
             at the beginning, and that its forward has switched on.
     """
@@ -103,18 +129,32 @@ class _Dropouts(TorchFunctionMode):
         super().__init__()
         self.seen = ""
         self.is_plain = False
-        self._within = 0
-        self._off = [
-            m for m in model.modules() if isinstance(m, _LAYERS) and not m.training
-        ]
+        self.last = _Last()
+        self.made_norms = 0
+        self._within: list[str] = []
+        self._norms = [m for m in model.modules() if is_batch_norm(m)]
+        self._in_norms = 0
+        self._off = {
+            module: name
+            for name, module in model.named_modules()
+            if isinstance(module, _LAYERS) and not module.training
+        }
         self._handles: list[Any] = []
 
-    def __enter__(self) -> _Dropouts:
+    def __enter__(self) -> _Calls:
         """Follow the modules that are off."""
-        for module in self._off:
-            before = module.register_forward_pre_hook(lambda *_: self._move(1))
+        for module, name in self._off.items():
+            before = module.register_forward_pre_hook(
+                lambda *_, name=name: self._within.append(name)
+            )
             after = module.register_forward_hook(
-                lambda *_: self._move(-1), always_call=True
+                lambda *_: self._leave(), always_call=True
+            )
+            self._handles += [before, after]
+        for module in self._norms:
+            before = module.register_forward_pre_hook(lambda *_: self._enter_norm(1))
+            after = module.register_forward_hook(
+                lambda *_: self._enter_norm(-1), always_call=True
             )
             self._handles += [before, after]
         super().__enter__()
@@ -126,13 +166,16 @@ class _Dropouts(TorchFunctionMode):
         while self._handles:
             self._handles.pop().remove()
 
-    def _move(self, step: int) -> None:
-        self._within += step
+    def _enter_norm(self, step: int) -> None:
+        self._in_norms += step
+
+    def _leave(self) -> None:
+        self._within.pop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call the function, and look at its probability and its mode."""
+        """Call the function, and look at its mode and at a dropout's probability."""
         kwargs = kwargs or {}
         given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
         is_on = func in _DROPOUTS and given.get("training", True) and given.get("p", 1)
@@ -141,7 +184,16 @@ class _Dropouts(TorchFunctionMode):
         if is_on:
             self.seen = func.__name__
             self.is_plain |= not self._within
-        return func(*args, **kwargs)
+        if func is F.batch_norm and not self._in_norms:
+            self.made_norms += bool(kwargs.get("training", (*args, *[0] * 6)[5]))
+        found = func(*args, **kwargs)
+        if func in _DROPOUTS:
+            share = float(given.get("p", 0.5))
+            if share > 0 and not is_on:
+                found = found.clone()
+            name = self._within[-1] if self._within else ""
+            self.last = _Last(name, share, found, found._version)
+        return found
 
 
 def _relative(one: Tensor | None, other: Tensor, whole: Tensor) -> float | None:

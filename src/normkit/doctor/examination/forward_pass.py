@@ -240,6 +240,7 @@ class ForwardPass:
             bias_gradient_norm=tuple(self.gradients.get((name, "bias"), ())),
             equal_rows=self.rows(name, weight).share(),
             equal_gradients=self.equal_gradients.get(name),
+            has_bias=probe.module._parameters.get("bias") is not None,
         )
 
     def layers(self) -> list[LayerStatistics]:

@@ -201,4 +201,6 @@ def can_repair(finding: Finding, statistics: Statistics) -> bool:
         return "softmax" in finding.details and out is not None and bool(out.softmax)
     if finding.id == "D16":
         return "dtype" in finding.details
+    if finding.details.get("is_of_answers", False):
+        return False
     return finding.id in REPAIRS

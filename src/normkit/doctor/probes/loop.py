@@ -37,7 +37,8 @@ class Loop:
         """Record a call of the model."""
         if not is_grad:
             self._idle_calls += _is_averaging(model)
-            # A single such call may belong to a step: a generator feeds its critic.
+            # A single such call may belong to a step: a generator feeds its critic,
+            # and does so again after the critic's step.
             self.idle_bursts += self._idle_calls == 2
             return
         self._idle_calls = 0
@@ -57,6 +58,13 @@ class Loop:
                 self.updates_before_eval = self.updates - 1
             self.updates_in_eval += 1
         self._called_in_training = None
+
+    def add_any_update(self) -> None:
+        """Record a step of some optimizer, of this model or of another.
+
+        A validation makes none between its batches.
+        """
+        self._idle_calls = 0
 
     def statistics(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None

@@ -127,6 +127,7 @@ def pooled(recent: Iterable[dict[str, float]], side: str) -> Moments | None:
 
 def layer_of(
     probe: LayerProbe,
+    steps: Sequence[int],
     series: dict[str, list[float | None]],
     recent: Sequence[dict[str, float]],
     window: Window,
@@ -136,19 +137,22 @@ def layer_of(
 
     Args:
         probe: Its probe.
-        series: Its whole record.
+        steps: The observed steps.
+        series: Its whole record, an entry for each of them.
         recent: Its numbers in the last observed steps.
         window: Which of its units were active.
         norm: Its running statistics, where it keeps some.
     """
     weight, sizes = None, present(series["weight_norm"])
     if sizes:
+        updates = zip(steps, series["update_ratio"], strict=True)
         weight = WeightStatistics(
             norm=sizes[-1],
             gradient_norm=present(series["weight_gradient_norm"]),
             update_ratio=present(series["update_ratio"]),
             norm_at_start=sizes[0],
             usual_norm=probe.usual_norm,
+            updated_at=tuple(step for step, value in updates if value is not None),
         )
     return LayerStatistics(
         name=probe.name,
