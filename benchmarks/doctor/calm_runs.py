@@ -37,7 +37,10 @@ SEED = 0
 EARLY = 0.4
 
 # Runs with an alarm, and all, when the doctor saw these programs for the first time.
-FIRST_SIGHT: tuple[int, int] | None = None
+# 3 of the 9, of own_latent and barlow_twins, told of a fault in them: `_view` draws one
+# shift for a whole batch, which batch statistics remove and running ones cannot. With
+# a shift for each image both are silent; they are left as they were at first sight.
+FIRST_SIGHT = (9, 93)
 
 
 def _built(name: str, seed: int) -> Training:
@@ -155,8 +158,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"saw one of them; {len(runs)} runs (diagnoses after 40 % of the steps and at",
         f"the end, watches of the whole): {loud} have an alarm.",
     ]
-    if FIRST_SIGHT:
-        text += [f"At first sight {FIRST_SIGHT[0]} of {FIRST_SIGHT[1]} had one."]
+    text += [f"At first sight {FIRST_SIGHT[0]} of {FIRST_SIGHT[1]} had one."]
     if by_check:
         text += ["", "| alarm | runs | which |", "| --- | --- | --- |"]
         text += [f"| {k} | {len(v)} | {', '.join(v)} |" for k, v in by_check.items()]
