@@ -3,11 +3,12 @@
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth`,
 `fifth` and `sixth` later sets, `python benchmarks/doctor healthy` the healthy programs
 (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor
-quiet` those of quiet_runs.py, `python benchmarks/doctor architectures` fresh networks
-of the libraries that are installed, `python benchmarks/doctor overhead` measures the
-time, and `python benchmarks/doctor shrinking` what signals that shrink cost. Each
-writes its part of record.json, and docs/doctor-score.md from the whole; with names
-behind a part only those are run, and take the place of their earlier runs.
+quiet` those of quiet_runs.py, `python benchmarks/doctor calm` those of calm_runs.py,
+`python benchmarks/doctor architectures` fresh networks of the libraries that are
+installed, `python benchmarks/doctor overhead` measures the time, and `python
+benchmarks/doctor shrinking` what signals that shrink cost. Each writes its part of
+record.json, and docs/doctor-score.md from the whole; with names behind a part only
+those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -29,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import architectures
+import calm_runs
 import fifth_bugs
 import fourth_bugs
 import healthy
@@ -195,6 +197,8 @@ def page(record: dict[str, Any]) -> str:
         parts += ["", *healthy.lines(record["healthy"])]
     if "quiet" in record:
         parts += ["", *quiet_runs.lines(record["quiet"])]
+    if "calm" in record:
+        parts += ["", *calm_runs.lines(record["calm"])]
     if "overhead" in record:
         parts += ["", *overhead.lines(record["overhead"])]
     if "shrinking" in record:
@@ -294,6 +298,10 @@ def main() -> None:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         for found in quiet_runs.measured(sys.argv[2:], record.get("quiet")):
             _write(quiet=found)
+    elif sys.argv[1:2] == ["calm"]:
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        for found in calm_runs.measured(sys.argv[2:], record.get("calm")):
+            _write(calm=found)
     elif sys.argv[1:2] == ["overhead"]:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         _write(overhead=overhead.measured(sys.argv[2:], record.get("overhead")))
