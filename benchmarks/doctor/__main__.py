@@ -314,11 +314,12 @@ def main() -> None:
             _write(architectures=found)
     else:
         part = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in LATER else "bugs"
-        wanted = set(sys.argv[2:])
+        wanted = sys.argv[2:]
         record = json.loads(RECORD.read_text()) if wanted else {}
         done = {score["name"]: score for score in record.get(part, [])}
         for each in BUGS:
-            if part_of(each) == part and (not wanted or each.name in wanted):
+            is_wanted = not wanted or any(w in each.name for w in wanted)
+            if part_of(each) == part and is_wanted:
                 score = scored(each)
                 done[each.name] = asdict(score)
                 print(each.name, score.alarms, score.twin_alarms, flush=True)

@@ -78,6 +78,60 @@ def test_cold_statistics_of_the_first_steps_are_told_and_not_warned_of() -> None
     assert {"D01", "D03"} <= alarms(learned)
 
 
+@pytest.mark.parametrize(
+    ("running", "expected"),
+    [
+        ((0.2, 0.21, 0.2), "info"),
+        ((0.25, 0.26, 0.25), "warning"),
+        # A difference within its error.
+        ((0.3, 0.21, 0.2), "info"),
+    ],
+)
+def test_statistics_that_are_off_and_cost_nothing_are_told(
+    running: tuple[float, ...], expected: str
+) -> None:
+    off = norm_with_its_statistics_off()
+    losses = Evaluation((64,) * 3, (0.2, 0.2, 0.2), running)
+    assert severity(replace(off, evaluation=losses), "D01") == expected
+    assert severity(replace(off, evaluation=None), "D01") == "warning"
+    least = replace(losses, shuffled_loss=(30.0, 30.0, 30.0))
+    assert severity(replace(off, evaluation=least), "D01") == "info"
+
+
+def norm_with_its_statistics_off() -> Statistics:
+    found = diagnose(after(100), batches()[:16], F.cross_entropy).statistics
+    ((layer, norm), *_) = found.norms
+    moved = replace(norm, running_mean=norm.running_mean + 0.4 * norm.running_var**0.5)
+    return replace(found, layers=(replace(layer, norm=moved),))
+
+
+def test_d34_reads_the_part_of_the_loss_that_takes_an_output() -> None:
+    """Two heads: the cross entropy of one is no softmax over the other's one unit."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.one = nn.Linear(64, 32), nn.Linear(32, 1)
+            self.ten = nn.Linear(32, 10)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.body(x).relu()
+            return self.one(h), self.ten(h)
+
+    def loss(out: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+        return F.huber_loss(out[0][:, 0], y / 9) + F.cross_entropy(out[1], y)
+
+    def one_unit(out: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+        return F.cross_entropy(out[0], 0 * y) + F.cross_entropy(out[1], y)
+
+    def told(loss_fn: Callable[..., Tensor]) -> bool:
+        found = diagnose(Heads(), batches()[:4], loss_fn).findings
+        return any("softmax over one unit" in f.evidence for f in found)
+
+    assert not told(loss)
+    assert told(one_unit)
+
+
 def judged(evaluation: Evaluation, *, has_just_begun: bool = False) -> list[Any]:
     found = diagnose(after(40), batches()[:2], F.cross_entropy).statistics
     changed = replace(found, evaluation=evaluation, has_just_begun=has_just_begun)

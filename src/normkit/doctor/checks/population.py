@@ -31,6 +31,9 @@ __all__ = [
 # most .2 points; momentum .01 lost 2.2 and .001 42.8.
 LOSS_RATIO = 1.5
 METRIC_WARNING, METRIC_ERROR = 0.01, 0.05
+# What a loss may differ by, and what it may be of that of other samples' answers, to
+# count as the same.
+NEAR, NEGLIGIBLE = 0.1, 0.01
 
 # The weight of the initial values (mean 0, variance 1) in the running statistics: .05
 # after 29 steps at momentum .1, 299 at .01, 2995 at .001.
@@ -79,11 +82,32 @@ def eval_is_better(statistics: Statistics) -> bool:
     return sum(gains) / len(gains) > 2 * standard_error(gains)
 
 
+def costs_nothing(statistics: Statistics) -> bool:
+    """Return True where the loss in eval mode is that under batch statistics.
+
+    To a tenth, to its error, or where both are a hundredth of the loss of other
+    samples' answers.
+    """
+    found = statistics.evaluation
+    if found is None or too_few(sum(found.samples)) or len(found.samples) < 2:
+        return False
+    if any(finding.is_alarm for finding in train_eval_gap(statistics)):
+        return False
+    batch, running = found.mean(found.batch_loss), found.mean(found.running_loss)
+    if found.shuffled_loss and 0 <= running < NEGLIGIBLE * found.mean(
+        found.shuffled_loss
+    ):
+        return True
+    is_near = abs(running - batch) <= NEAR * abs(batch)
+    return is_near or not _is_sure(found, found.batch_loss, 1.0)
+
+
 _FITTING = (
     "; eval mode is at least as good as batch statistics, so the weights fit them "
     "(frozen batch norm, or training in eval mode)"
 )
 _STARTING = "; training has just begun, and the answers say little yet"
+_HARMLESS = "; eval mode is hardly worse than batch statistics (D02)"
 _STALE_FIX = (
     "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
 )
@@ -97,6 +121,7 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     is_fitting = weights_fit_statistics(statistics)
     nothing_learned = is_untrained(statistics)
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
+    is_harmless = costs_nothing(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen:
             continue
@@ -122,6 +147,9 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             # nothing: the gap shows that this channel is more than that.
             severity, value, threshold = "error", found.excess, float(found.channels)
             evidence = _of_channel(found, norm) + "; " + evidence
+        elif severity == "warning" and is_harmless:
+            severity = "info"
+            evidence += _HARMLESS
         yield _D01(
             layer.name,
             severity,
@@ -219,8 +247,9 @@ _TRACKED_FIX = (
     "running statistics in eval mode, and no sample by its own"
 )
 _GAP_FIX = (
-    "recompute the statistics with normkit.calibrate(model, loader); the other "
-    "findings show why they were wrong"
+    "recompute the statistics with normkit.calibrate(model, loader); where no other "
+    "finding says why they were wrong, the weights have moved since: lower the "
+    "learning rate before evaluating"
 )
 
 
@@ -261,6 +290,9 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             elif measured.severity == "error" and norm.momentum > MOMENTUM_LOW:
                 # This is the cause; at a lower momentum D04 is.
                 severity = "error"
+        is_harmless = severity == "warning" and costs_nothing(statistics)
+        if is_harmless:
+            severity = "info"
         is_early = severity != "clear" and is_starting(statistics)
         if is_early or (statistics.while_training and severity == "warning"):
             severity = "info"  # eval mode has not been asked for yet
@@ -272,7 +304,10 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             threshold,
             f"after {counted(norm.tracked, 'batch', plural='batches')} at momentum "
             f"{norm.momentum:g} the initial mean 0 and variance 1 still have a weight "
-            f"of {weight:.0%}" + _FITTING * is_right + _STARTING * is_early,
+            f"of {weight:.0%}"
+            + _FITTING * is_right
+            + _STARTING * is_early
+            + _HARMLESS * is_harmless,
             _FITTING_FIX
             if is_right
             else "train longer before eval, or normkit.calibrate(model, loader), or "

@@ -93,20 +93,31 @@ def compared_values(loss: Tensor, output: Tensor) -> Tensor | None:
 
 
 def _nodes_between(loss: Tensor, output: Tensor) -> set[Any]:
+    """Return the nodes on the ways from `loss` to the one that gives `output`.
+
+    Not those of other outputs, as in a loss of several heads.
+    """
     end: Any = output.grad_fn
     if end is None or loss.grad_fn is None or loss.grad_fn is end:
         return set()
+    children: dict[Any, set[Any]] = {}
     seen, waiting = set(), [loss.grad_fn]
-    reaches = False
     while waiting and len(seen) < MAX_NODES:
         node = waiting.pop(0)
-        if node is end:
-            reaches = True
+        if node in seen or node is end:
             continue
-        if node not in seen:
-            seen.add(node)
-            waiting += _parents(node)
-    return seen if reaches else set()
+        seen.add(node)
+        for parent in _parents(node):
+            children.setdefault(parent, set()).add(node)
+            waiting.append(parent)
+    found: set[Any] = set()
+    waiting = list(children.get(end, ()))
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += children.get(node, ())
+    return found
 
 
 def _name(node: Any) -> str:
