@@ -139,7 +139,12 @@ class _Calls(TorchFunctionMode):
         self.last = _Last()
         self.made_norms = 0
         self._within: list[str] = []
-        self._norms = [m for m in model.modules() if is_batch_norm(m)]
+        # Scripted ones take no hooks, and call no function of Python.
+        self._norms = [
+            module
+            for module in model.modules()
+            if is_batch_norm(module) and not isinstance(module, torch.jit.ScriptModule)
+        ]
         self._in_norms = 0
         self._off = {
             module: name
