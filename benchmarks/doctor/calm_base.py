@@ -1,4 +1,4 @@
-"""What the healthy programs of calm_runs.py share: their register, images, loops."""
+"""Common parts of the healthy programs of calm_runs.py: register, images, loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the healthy programs of quiet_runs.py share: a training, its data, its score."""
+"""Common parts of the healthy programs of quiet_runs.py: training, data, score."""
 
 from __future__ import annotations
 

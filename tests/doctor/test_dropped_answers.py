@@ -27,7 +27,7 @@ def mse(y: Tensor, t: Tensor) -> Tensor:
 
 
 def told(model: nn.Module, loss: Callable[..., Tensor] = mse) -> list[Finding]:
-    """What D11 says of a network, before any training."""
+    """Return the findings of D11 on a network, before any training."""
     torch.manual_seed(0)
     data = []
     for _ in range(4):

@@ -183,7 +183,7 @@ class OutputStatistics:
 
 @dataclass(frozen=True)
 class Erased:
-    """What explains a target, and no longer reaches the answers.
+    """A property of samples that explains a target, and does not reach the answers.
 
     Attributes:
         what: The "mean" of a sample, or its "size": the log of its deviation.

@@ -1,4 +1,4 @@
-"""What a norm over single samples takes away, though the targets depend on it.
+"""Mean and size of samples: taken away by a norm, though the targets depend on them.
 
 Instance, layer and group norm right behind the input remove the mean of a sample, and
 its size. That is no fault where the targets do not depend on them, and none where the
