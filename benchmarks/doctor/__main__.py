@@ -30,19 +30,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import architectures
-import calm_runs
 import fifth_bugs
 import fourth_bugs
 import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
 import other_bugs
 import overhead
-import quiet_runs
 import shrinking
 import sixth_bugs
 import third_bugs
 import torch
 from bugs import BUGS, Bug, Run
+from calm_runs import CALM
+from quiet_runs import QUIET
 
 from normkit.doctor import Diagnosis, diagnose
 from normkit.doctor.finding import Finding, ranked
@@ -97,6 +97,8 @@ LATER = {
         "After changes of the doctor that these programs led to",
     ),
 }
+
+HEALTHY_SETS = {"quiet": QUIET, "calm": CALM}
 
 
 def part_of(bug: Bug) -> str:
@@ -195,10 +197,8 @@ def page(record: dict[str, Any]) -> str:
             parts += ["", *_later(later, [Score(**score) for score in record[name]])]
     if "healthy" in record:
         parts += ["", *healthy.lines(record["healthy"])]
-    if "quiet" in record:
-        parts += ["", *quiet_runs.lines(record["quiet"])]
-    if "calm" in record:
-        parts += ["", *calm_runs.lines(record["calm"])]
+    for name, healthy_set in HEALTHY_SETS.items():
+        parts += ["", *healthy_set.lines(record.get(name))]
     if "overhead" in record:
         parts += ["", *overhead.lines(record["overhead"])]
     if "shrinking" in record:
@@ -294,14 +294,11 @@ def main() -> None:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         for found in healthy.measured(sys.argv[2:], record.get("healthy")):
             _write(healthy=found)
-    elif sys.argv[1:2] == ["quiet"]:
+    elif sys.argv[1:2] and sys.argv[1] in HEALTHY_SETS:
+        name = sys.argv[1]
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        for found in quiet_runs.measured(sys.argv[2:], record.get("quiet")):
-            _write(quiet=found)
-    elif sys.argv[1:2] == ["calm"]:
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        for found in calm_runs.measured(sys.argv[2:], record.get("calm")):
-            _write(calm=found)
+        for found in HEALTHY_SETS[name].measured(sys.argv[2:], record.get(name)):
+            _write(**{name: found})
     elif sys.argv[1:2] == ["overhead"]:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         _write(overhead=overhead.measured(sys.argv[2:], record.get("overhead")))

@@ -11,182 +11,48 @@ a GAN does, both are examined.
 
 from __future__ import annotations
 
-import collections
-import sys
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any
-
 import quiet_models  # noqa: F401 - enters its programs in PROGRAMS
 import quiet_sequences  # noqa: F401
 import quiet_tables  # noqa: F401
 import quiet_vision  # noqa: F401
-import torch
-from quiet_base import PROGRAMS, Subject, Training
+from healthy_runs import Runs, Set, built
+from quiet_base import PROGRAMS
 
-from normkit.doctor import diagnose, watch
+__all__ = ["QUIET"]
 
-__all__ = ["lines", "measured", "trained"]
-
-SEED = 0
 EARLY = 5
 LAST = 30
 
-# Runs with an alarm, and all, when the doctor saw these programs for the first time.
-# 14 of the 42 had no other than the running statistics of five steps (D01 to D03).
-FIRST_SIGHT = (42, 170)
 
-
-def _built(name: str, seed: int) -> Training:
-    torch.manual_seed(seed)
-    return PROGRAMS[name]()
-
-
-def trained(name: str, seed: int = SEED) -> tuple[float, float, float]:
-    """Train a program without the doctor; return score, goal and CPU seconds."""
-    begin = time.process_time()
-    training = _built(name, seed)
-    for i in range(training.steps):
-        training.step(i)
-    return training.score(), training.goal, time.process_time() - begin
-
-
-def examined(name: str, seed: int = SEED) -> dict[str, list[Any]]:
+def examined(name: str) -> Runs:
     """Train a program under the doctor; return what each run reported."""
-    runs: dict[str, list[Any]] = {}
-    early = _built(name, seed)
+    runs = Runs()
+    early = built(PROGRAMS, name)
     for i in range(EARLY):
         early.step(i)
     for subject in early.subjects:
         if not subject.only_at_the_end:
-            _enter(runs, "diagnosis at the start", subject, lambda s=subject: _look(s))
-    late = _built(name, seed)
+            subject.model.train()
+            runs.diagnose("diagnosis at the start", subject)
+    late = built(PROGRAMS, name)
     begin = late.steps - LAST
-    _watched(runs, "watch from the start", late, range(begin))
-    _watched(runs, "watch at the end", late, range(begin, late.steps))
+    runs.watch("watch from the start", late, range(begin))
+    runs.watch("watch at the end", late, range(begin, late.steps))
     for subject in late.subjects:
-        _enter(runs, "diagnosis at the end", subject, lambda s=subject: _look(s))
+        subject.model.train()
+        runs.diagnose("diagnosis at the end", subject)
     return runs
 
 
-def _look(subject: Subject) -> list[Any]:
-    subject.model.train()
-    found = diagnose(
-        subject.model,
-        subject.batches(),
-        subject.loss_fn,
-        forward=subject.forward,
-        targets=subject.targets,
-    )
-    return list(found.findings)
-
-
-def _watched(
-    runs: dict[str, list[Any]], label: str, training: Training, steps: range
-) -> None:
-    subjects = [s for s in training.subjects if not s.only_at_the_end]
-    with ExitStack() as stack:
-        seen = [stack.enter_context(watch(s.model, s.optimizer)) for s in subjects]
-        for i in steps:
-            loss = training.step(i)
-            for each in seen:
-                each.log(loss=loss)
-    for subject, each in zip(subjects, seen, strict=True):
-        _enter(runs, label, subject, lambda e=each: list(e.findings()))
-
-
-def _enter(
-    runs: dict[str, list[Any]],
-    label: str,
-    subject: Subject,
-    findings: Callable[[], list[Any]],
-) -> None:
-    """Enter the findings of a run; an error of the doctor counts as an alarm."""
-    label = f"{label} ({subject.name})" if subject.name else label
-    try:
-        runs[label] = findings()
-    except Exception as error:
-        traceback.print_exc()
-        runs[label] = [error]
-
-
-def _told(finding: Any) -> str | None:
-    if isinstance(finding, Exception):
-        return f"raised {type(finding).__name__}"
-    return f"{finding.id} {finding.severity}" if finding.is_alarm else None
-
-
-def measured(
-    wanted: list[str], before: dict[str, Any] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Examine all programs, or those whose name holds one of `wanted`.
-
-    Args:
-        wanted: Parts of names.
-        before: An earlier record; with `wanted` its other programs are kept.
-
-    Yields:
-        The record so far, after each program: for each run its alarms.
-    """
-    runs: dict[str, list[str]] = dict(before["runs"]) if wanted and before else {}
-    for name in PROGRAMS:
-        if wanted and not any(part in name for part in wanted):
-            continue
-        begin = time.perf_counter()
-        for label, found in examined(name).items():
-            alarms = [(t, f) for f in found if (t := _told(f))]
-            runs[f"{name}: {label}"] = [t for t, _ in alarms]
-            for told, finding in alarms:
-                print("   ", label, told)
-                text = finding.to_text() if hasattr(finding, "to_text") else finding
-                print("       ", str(text).replace("\n", "\n        "))
-        kept = {k: v for k, v in runs.items() if k.startswith(f"{name}:")}
-        spent = time.perf_counter() - begin
-        print(name, f"{spent:.0f} s", {k: v for k, v in kept.items() if v}, flush=True)
-        yield {"runs": runs}
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """Return the outcome in Markdown."""
-    runs: dict[str, list[str]] = found["runs"]
-    names = {key.partition(":")[0] for key in runs}
-    by_check: dict[str, list[str]] = collections.defaultdict(list)
-    for key, told in runs.items():
-        for each in dict.fromkeys(told):
-            by_check[each].append(key.replace("_", " "))
-    loud = sum(bool(told) for told in runs.values())
-    text = [
-        "## Healthy programs by another hand",
-        "",
-        f"{len(names)} healthy programs, written and committed before the doctor saw",
-        f"one of them; {len(runs)} runs (diagnoses after 5 steps and at the end,",
-        f"watches from the start and at the end). At first sight {FIRST_SIGHT[0]} of",
-        f"{FIRST_SIGHT[1]} had an alarm; after changes of the doctor that they led to, "
-        f"{loud} of {len(runs)};",
-        "this is no rate on unseen programs any more.",
-    ]
-    if by_check:
-        text += ["", "| alarm | runs | which |", "| --- | --- | --- |"]
-        text += [f"| {k} | {len(v)} | {', '.join(v)} |" for k, v in by_check.items()]
-    return text
-
-
-def main() -> None:
-    """Train programs without the doctor, all or those named, and print their scores."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for name in PROGRAMS:
-        if sys.argv[1:] and not any(part in name for part in sys.argv[1:]):
-            continue
-        score, goal, seconds = trained(name)
-        mark = "" if score >= goal else "  NOT LEARNED"
-        print(
-            f"{name:32}{score:9.3f} of {goal:6.2f} {seconds:6.1f} s{mark}", flush=True
-        )
-
+# 14 of the 42 runs with an alarm had no other than the running statistics of five
+# steps (D01 to D03).
+QUIET = Set(
+    PROGRAMS,
+    examined,
+    "Healthy programs by another hand",
+    "diagnoses after 5 steps and at the end, watches from the start and at the end",
+    (42, 170),
+)
 
 if __name__ == "__main__":
-    main()
+    QUIET.main()
