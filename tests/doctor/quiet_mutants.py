@@ -1,5 +1,7 @@
 """Faults of a doctor that warns where nothing is wrong, for tests/test_sabotage.py."""
 
+import math
+
 import pytest
 
 from sabotage import fault
@@ -61,3 +63,45 @@ def what_explains_a_target_is_always_lost(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import basics
 
     patch.setattr(basics, "UNMOVED", 1e9)
+
+
+@fault(caught_by=_QUIET + "test_d13_knows_batches_that_were_put_together")
+def no_batch_is_put_together(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    patch.setattr(batches, "STRATIFIED", 0.0)
+
+
+@fault(caught_by=_QUIET + "test_d02_of_recent_statistics_is_no_error")
+def any_gap_is_an_error(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "_are_recent", lambda _: False)
+
+
+@fault(caught_by=_QUIET + "test_a_watch_that_begins_with_a_trained_network_knows_that")
+def each_watch_begins_with_a_new_network(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor import recorder
+
+    patch.setattr(recorder, "has_moved", lambda _: False)
+
+
+@fault(
+    caught_by="tests/doctor/test_blown_up.py::"
+    "test_steps_that_were_too_large_are_the_cause_of_what_they_left"
+)
+def no_weight_is_too_large(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import steps
+
+    patch.setattr(steps, "BLOWN_UP", math.inf)
+
+
+@fault(
+    caught_by="tests/doctor/test_targets.py::"
+    "test_a_fault_of_the_targets_is_named_and_its_twin_is_silent[a rare class that "
+    "counts still less]"
+)
+def weights_of_classes_are_not_read(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import answers
+
+    patch.setattr(answers, "class_weights", lambda *_: ())

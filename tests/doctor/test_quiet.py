@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from doctor.models import batches, build, train
 from doctor.test_before_training import severity
-from normkit.doctor import checks, diagnose
+from normkit.doctor import checks, diagnose, watch
+from normkit.doctor.checks.progress import has_learned
 from normkit.doctor.examination.start import FEW, has_just_begun
 from normkit.doctor.measurements import Evaluation, LayerStatistics, Statistics
 from normkit.moments import Moments
@@ -250,3 +251,62 @@ def test_signals_that_grow_are_no_fault_where_all_is_learned() -> None:
     assert severity(replace(found, evaluation=ALL), "D23") == "info"
     larger = stream(names, [1.0, 6.0, 30.0, 150.0])
     assert severity(replace(larger, evaluation=ALL), "D23") == "error"
+
+
+def test_d13_knows_batches_that_were_put_together() -> None:
+    """Few-shot episodes: other digits in each, and the same share of each label."""
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    torch.manual_seed(0)
+
+    def episode() -> tuple[Tensor, Tensor]:
+        digits = torch.randperm(10)[:2]
+        found = [x[y == d][torch.randperm(100)[:16]] for d in digits]
+        return torch.cat(found), torch.arange(2).repeat_interleave(16)
+
+    episodes = [episode() for _ in range(24)]
+    of_digits = [(inputs, (inputs.sum(1) > 0).long()) for inputs, _ in episodes]
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2))
+    for data, expected in ((episodes, "info"), (of_digits, "warning")):
+        found = diagnose(model, data, F.cross_entropy).readings
+        assert {f.severity for f in found if f.id == "D13"} == {expected}
+    spoiled = nn.Sequential(nn.BatchNorm1d(64), model)
+    found = diagnose(spoiled, episodes, F.cross_entropy).readings
+    assert "info" not in {f.severity for f in found if f.id == "D13"}
+
+
+def test_d02_of_recent_statistics_is_no_error() -> None:
+    """The weights have moved since, a little in each layer: this passes."""
+    found = diagnose(after(100), batches()[:16], F.cross_entropy).statistics
+    gap = Evaluation((64,) * 2, (0.1,) * 2, (0.6,) * 2, (0.97,) * 2, (0.8, 0.81))
+    assert severity(replace(found, evaluation=gap), "D02") == "warning"
+    off = norm_with_its_statistics_off()
+    assert severity(replace(off, evaluation=gap), "D02") == "error"
+    assert severity(replace(found, layers=(), evaluation=gap), "D02") != "clear"
+
+
+def test_a_watch_that_begins_with_a_trained_network_knows_that() -> None:
+    """The error of its answers need not fall: it fell before."""
+    model = after(150)
+    x, y = batches()[0]
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    told = []
+    for subject in (model, after(0)):
+        with watch(subject, optimizer) as seen:
+            for _ in range(12):
+                F.cross_entropy(subject(x), y).backward()
+        told.append((seen.statistics().began_trained, has_learned(seen.statistics())))
+    assert told == [(True, True), (False, False)]
+
+
+@pytest.mark.parametrize(("last", "expected"), [(1.9, True), (2.1, False)])
+def test_a_trained_network_whose_error_rises_is_not_taken_for_one(
+    last: float, expected: bool
+) -> None:
+    layer = LayerStatistics(
+        *("last", "Linear", "weight"),
+        is_output=True,
+        gradient_norm=(1.0,) * 5 + (last,) * 5,
+    )
+    found = Statistics((layer,), while_training=True, began_trained=True)
+    assert has_learned(found) is expected
+    assert not has_learned(replace(found, began_trained=False))

@@ -47,6 +47,18 @@ def squared(y: Tensor, target: Tensor) -> Tensor:
     return (y - target).square().mean()
 
 
+def weighted(*weights: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda y, target: F.cross_entropy(y, target, torch.tensor(weights))
+
+
+def weighting_ones(weight: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda y, target: LOGITS(y, target, pos_weight=torch.tensor(weight))
+
+
+def is_zero(y: Tensor) -> Tensor:
+    return (y == 0).long()
+
+
 def in_a_function(y: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy that its name does not tell."""
     return F.cross_entropy(y, target)
@@ -125,6 +137,16 @@ PAIRS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]] = {
         (network(10, nn.Softmax(1)), lambda y: y, in_a_function),
         (network(10), lambda y: y, in_a_function),
         "already a softmax",
+    ),
+    "a rare class that counts still less": (
+        (network(2), is_zero, weighted(0.9, 0.1)),
+        (network(2), is_zero, weighted(0.1, 0.9)),
+        "rare classes count still less",
+    ),
+    "rare ones that count still less": (
+        (network(1), lambda y: is_zero(y).float()[:, None], weighting_ones(0.1)),
+        (network(1), lambda y: is_zero(y).float()[:, None], weighting_ones(9.0)),
+        "rare classes count still less",
     ),
     "a class without a unit": (
         (network(9), lambda y: y, F.cross_entropy),

@@ -139,7 +139,8 @@ class WeightStatistics:
             None when no gradient was measured.
         norm_at_start: ‖w‖ in the first observed step; nan when not watched.
         usual_norm: ‖w‖ of a weight whose entries have variance 1/fan_in; nan when not
-            watched.
+            known.
+        size: Number of its entries; 0 when not known.
         lost: Share of the updates that rounded to nothing, of those of elements with a
             gradient, per optimizer step, in order; of weights in half precision under
             an optimizer of torch.
@@ -158,6 +159,7 @@ class WeightStatistics:
     equal_gradients: float | None = None
     norm_at_start: float = math.nan
     usual_norm: float = math.nan
+    size: int = 0
     lost: tuple[float, ...] = ()
     is_left_out: bool | None = None
     updated_at: tuple[int, ...] = ()

@@ -162,6 +162,8 @@ class OutputStatistics:
             a loss that takes them as they are would compare each with all the others.
         compared: The range and spread of the values that the loss itself makes of the
             targets, in one batch; None where it compares with the targets.
+        class_weights: The weight of each class in the loss; of a binary cross-entropy
+            those of zeros and of ones. Empty without.
     """
 
     spread: float
@@ -179,6 +181,7 @@ class OutputStatistics:
     has_critic: bool = False
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     compared: TargetStatistics | None = None
+    class_weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,7 @@ class Statistics(Result):
         samples: Number of samples.
         batches: Number of batches.
         while_training: The weights moved between the measurements.
+        began_trained: The weights had moved before the first observed step of a watch.
         data: The loader's batches; None without a loader.
         output: The model's outputs; None when not measured.
         targets: The targets of the loss; None when not measured.
@@ -306,6 +310,7 @@ class Statistics(Result):
     samples: int = 0
     batches: int = 0
     while_training: bool = False
+    began_trained: bool = False
     data: DataStatistics | None = None
     output: OutputStatistics | None = None
     targets: TargetStatistics | None = None

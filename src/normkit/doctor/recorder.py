@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from normkit.doctor.examination.start import has_moved
 from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
 from normkit.doctor.probes.entries import CalledInEval, Entries
 from normkit.doctor.probes.hook import Hook
@@ -83,6 +84,7 @@ class Recorder:
         self._logged: dict[str, list[tuple[int, float]]] = {}
         self._open_step: int | None = None
         self._handles: list[Any] = []
+        self._began_trained = has_moved(self.model)
         self._entries = Entries(self.model, self._before_forward)
         self._step_modules: set[nn.Module] = set()  # called in the current step
         # Numbers of the last observed steps of each layer, for the checks.
@@ -206,6 +208,7 @@ class Recorder:
             samples=max((layer.samples for layer in layers), default=0),
             batches=len(self.observed),
             while_training=True,
+            began_trained=self._began_trained,
             training=replace(
                 self.loop.statistics(self.model, self.optimizer),
                 losses=tuple(self._logged.get("loss", ())),

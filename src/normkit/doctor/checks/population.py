@@ -226,6 +226,8 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
             severity = "clear"
         if weights_fit_statistics(statistics):
             severity = "clear"  # a drop within its error, at a lower loss
+        if severity == "error" and _are_recent(statistics):
+            severity, threshold = "warning", METRIC_WARNING
         if severity != "clear" and is_starting(statistics):
             severity, evidence = "info", evidence + _STARTING
         yield _D02("", severity, drop, threshold, evidence, fix, details)
@@ -251,6 +253,16 @@ _GAP_FIX = (
     "finding says why they were wrong, the weights have moved since: lower the "
     "learning rate before evaluating"
 )
+
+
+def _are_recent(statistics: Statistics) -> bool:
+    """Return True where each layer's statistics are those of its inputs.
+
+    Their small errors then add up over the layers, as those of the last few weights do
+    while a network learns fast: it passes as the learning rate falls.
+    """
+    found = [distance(norm) for _, norm in statistics.norms if not norm.frozen]
+    return bool(found) and all(d is not None and d.severity == "clear" for d in found)
 
 
 def _is_sure(found: Evaluation, batch: tuple[float, ...], sign: float) -> bool:

@@ -2,15 +2,19 @@
 
 A rate that has gone long before the end, an eps that is far above the gradients, and
 weights too coarse for their steps. ‖Δw‖/‖w‖ alone does not tell them from a slow run.
+And steps that were so large that what they left tells of them: weights of a thousand
+times the usual size.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics as numbers
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from normkit.doctor.checks.progress import has_learned
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import (
     LayerStatistics,
@@ -20,8 +24,10 @@ from normkit.doctor.measurements import (
 )
 
 __all__ = [
+    "BLOWN_UP",
     "RECENT",
     "UPDATE_LOW",
+    "blown_up",
     "is_left_out",
     "largest_step",
     "lost_steps",
@@ -52,6 +58,12 @@ DAMPED, WAY = 0.5, 0.1
 # .59 at 0.81, .54 and .76 at 0.75; .97 and .99 at 0.50, 1.00 and 1.00 at 0.15.
 LOST = 0.75
 MIN_UPDATES = 20
+
+# ‖w‖ over that of entries with variance 1/fan_in, and the root mean square of the
+# entries, of half of the weights or more. Trained healthy programs have at most 4 and
+# 1.1 in a layer, standard normal weights √fan_in and 1; steps that were too large have
+# left 100 to 3 million in all layers.
+BLOWN_UP, BLOWN_RMS, BLOWN_SHARE = 30.0, 2.0, 0.5
 
 _D27 = partial(Finding, "D27", "update_size", "")
 
@@ -125,6 +137,48 @@ def is_left_out(layer: LayerStatistics) -> bool:
         and not any(weight.update_ratio)
         and weight.norm == weight.norm_at_start
     )
+
+
+def blown_up(statistics: Statistics) -> Iterator[Finding]:
+    """Check for weights that steps have made far larger than any start.
+
+    They may be small by now, as the gradients of dead units are, and relative to the
+    weights they are in any case. The output layer is left out: targets may be large.
+    """
+    found = [
+        (layer.weight.norm / layer.weight.usual_norm, layer)
+        for layer in statistics.of_role("weight")
+        if layer.weight is not None and not layer.is_output
+    ]
+    large = [(ratio, layer) for ratio, layer in found if _is_blown_up(ratio, layer)]
+    if not large or len(large) < BLOWN_SHARE * len(found):
+        return
+    has_stood = has_learned(statistics)
+    for ratio, layer in sorted(large, key=lambda each: -each[0]):
+        yield Finding(
+            "D27",
+            "update_size",
+            layer.name,
+            "info" if has_stood else "warning",
+            ratio,
+            BLOWN_UP,
+            f"its weight is {ratio:.3g} times as large as one of so many inputs "
+            "begins: steps that were far too large have made it so"
+            + "; the network has learned nevertheless"
+            * has_stood,
+            "start again at a learning rate of a tenth or less; check that gradients "
+            "are cleared, and that the loss is a mean and not a sum",
+            {"is_origin": True},
+        )
+
+
+def _is_blown_up(ratio: float, layer: LayerStatistics) -> bool:
+    weight = layer.weight
+    if weight is None or not weight.size or not math.isfinite(ratio):
+        return False
+    if weight.norm < BLOWN_UP / 3 * weight.norm_at_start:
+        return False  # False for nan, too: not watched
+    return ratio > BLOWN_UP and weight.norm / weight.size**0.5 > BLOWN_RMS
 
 
 def lost_steps(statistics: Statistics) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ of it, also where both are functions in a lambda.
 from __future__ import annotations
 
 import math
+import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
@@ -46,6 +47,10 @@ NLL = frozenset({"NllLoss", "NllLoss2D"})
 # Relative difference of two losses that are one sum in another order: float32 rounds at
 # 6e-8, and a batch of hundreds leaves ten times that.
 SAME = 1e-5
+# Largest over least, of the shares of classes and of their weights in the loss, from
+# which weights are meant to even out the shares; and the exponent of weights over
+# shares, -1 for the inverse, from which they do the opposite.
+UNEVEN, TWICE = 2.0, 0.5
 # Ones per row above which a softmax, whose row sums to one, cannot be right.
 LABELS = 1.01
 
@@ -84,6 +89,7 @@ def targets(statistics: Statistics) -> Iterator[Finding]:
         yield from _values(found, out)
         if statistics.samples >= MIN_SAMPLES:
             yield from _variety(found, out)
+            yield from _class_weights(found, out)
 
 
 def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
@@ -241,3 +247,46 @@ def _variety(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding
             f"every target is {found.low:g}: there is nothing to tell apart",
             "check how the labels are read and joined to the samples",
         )
+
+
+def _class_weights(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]:
+    """Check that a loss does not weight classes by how frequent they are.
+
+    Weights are meant to even out the classes; those of a frequent class then are small.
+    """
+    shares = _shares(found, len(out.class_weights))
+    both = [
+        (share, weight)
+        for share, weight in zip(shares, out.class_weights, strict=False)
+        if share > 0 and weight > 0
+    ]
+    if len(both) < 2:
+        return
+    of_shares, of_weights = zip(*both, strict=True)
+    if min(max(v) / min(v) for v in (of_shares, of_weights)) < UNEVEN:
+        return
+    logs = [[math.log(v) for v in values] for values in (of_shares, of_weights)]
+    exponent, _ = numbers.linear_regression(*logs)
+    if exponent < TWICE or numbers.correlation(*logs) < TWICE:
+        return
+    (most, heavy), (least, light) = max(both), min(both)
+    yield _D34(
+        "",
+        "warning",
+        exponent,
+        TWICE,
+        f"the loss weights the class with {most:.0%} of the targets by {heavy:.3g} and "
+        f"the one with {least:.0%} by {light:.3g}: rare classes count still less",
+        "weight each class by the inverse of its share: 1 / (classes * share)",
+    )
+
+
+def _shares(found: TargetStatistics, classes: int) -> list[float]:
+    """Return the share of each class among the targets; empty where not known."""
+    if found.classes is None:
+        is_binary = (found.low, found.high) == (0.0, 1.0) and classes == 2
+        return [1 - found.mean, found.mean] if is_binary else []
+    if found.channels is None:
+        return []
+    shares = found.channels.pooled.mean.tolist()
+    return shares if len(shares) == found.classes else []

@@ -9,6 +9,7 @@ from functools import partial
 from normkit.doctor.checks.steps import (
     RECENT,
     UPDATE_LOW,
+    blown_up,
     is_left_out,
     largest_step,
     lost_steps,
@@ -144,6 +145,7 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
     optimizer that was not given the weight.
     """
     yield from lost_steps(statistics)
+    yield from blown_up(statistics)
     for layer in statistics.of_role("weight"):
         if layer.weight is None or not layer.weight.update_ratio:
             continue

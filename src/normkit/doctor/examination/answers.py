@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.graph import (
+    class_weights,
     compared_values,
     last_operation,
     leaves_of,
@@ -63,6 +64,7 @@ class Answers:
         self._unregistered: list[str] = []
         self._has_critic = False
         self._compared: TargetStatistics | None = None
+        self._class_weights: tuple[float, ...] = ()
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
         self._labels: list[Tensor] = []
@@ -107,6 +109,7 @@ class Answers:
             self._softmax_dim = softmax_dim(y)
             self._unregistered = unregistered(model, y)
             self._compared = _made_by_loss(compared_values(loss, y), targets)
+            self._class_weights = class_weights(loss, y)
             owned = {id(p) for p in model.parameters()} | {
                 id(leaf) for leaf in leaves_of(y)
             }
@@ -165,6 +168,7 @@ class Answers:
             has_critic=self._has_critic,
             broadcast=self._shapes,
             compared=self._compared,
+            class_weights=self._class_weights,
         )
 
     def targets(self) -> TargetStatistics | None:

@@ -240,6 +240,8 @@ class ForwardPass:
             bias_gradient_norm=tuple(self.gradients.get((name, "bias"), ())),
             equal_rows=self.rows(name, weight).share(),
             equal_gradients=self.equal_gradients.get(name),
+            usual_norm=probe.usual_norm,
+            size=weight.numel(),
             has_bias=probe.module._parameters.get("bias") is not None,
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
+    "class_weights",
     "compared_values",
     "last_operation",
     "leaves_of",
@@ -90,6 +91,21 @@ def compared_values(loss: Tensor, output: Tensor) -> Tensor | None:
         and values.numel()
     ]
     return kept[0].detach() if len(kept) == 1 else None
+
+
+def class_weights(loss: Tensor, output: Tensor) -> tuple[float, ...]:
+    """Return the weight of each class in a cross entropy; () where it has none.
+
+    Of a binary one those of zeros and of ones.
+    """
+    for node in _nodes_between(loss, output):
+        weights = getattr(node, "_saved_weight", None)
+        if _name(node) in ("NllLoss", "NllLoss2D") and isinstance(weights, Tensor):
+            return tuple(map(float, weights.detach().flatten()))
+        of_ones = getattr(node, "_saved_pos_weight", None)
+        if isinstance(of_ones, Tensor) and of_ones.numel() == 1:
+            return 1.0, float(of_ones)
+    return ()
 
 
 def _nodes_between(loss: Tensor, output: Tensor) -> set[Any]:

@@ -129,6 +129,12 @@ class LayerProbe:
         return math.nan if weight is None or not weight.dim() else len(weight) ** 0.5
 
     @property
+    def weight_size(self) -> int:
+        """Number of the weight's entries; 0 without one."""
+        weight = self.module._parameters.get("weight")
+        return 0 if weight is None else weight.numel()
+
+    @property
     def gains(self) -> GainStatistics | None:
         """The scales of a norm; None for other layers and without scales."""
         held = self.module._parameters

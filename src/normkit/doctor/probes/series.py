@@ -152,6 +152,7 @@ def layer_of(
             update_ratio=present(series["update_ratio"]),
             norm_at_start=sizes[0],
             usual_norm=probe.usual_norm,
+            size=probe.weight_size,
             updated_at=tuple(step for step, value in updates if value is not None),
         )
     return LayerStatistics(

@@ -1,0 +1,92 @@
+"""D27 of weights that steps have made far too large, beside what only looks so."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from doctor.models import batches
+from doctor.test_quiet import ALL
+from normkit.doctor import Finding, Statistics, checks, diagnose, watch
+from normkit.doctor.measurements import LayerStatistics, WeightStatistics
+
+
+def plain() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            *(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU()),
+            *(nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10)),
+        )
+
+
+def findings(rate: float) -> tuple[list[Finding], list[Finding]]:
+    """Train on a loss that is summed; return what a diagnosis and a watch find."""
+    model = plain()
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
+    made = batches()
+    with watch(model, optimizer) as seen:
+        for step in range(100):
+            x, y = made[step % len(made)]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y, reduction="sum").backward()
+            optimizer.step()
+    found = diagnose(model, batches()[:16], F.cross_entropy)
+    return found.findings, seen.findings()
+
+
+def blown_up(found: list[Finding]) -> list[str]:
+    told = [f for f in found if f.id == "D27" and "times as large as" in f.evidence]
+    return [f.severity for f in told]
+
+
+def test_steps_that_were_too_large_are_the_cause_of_what_they_left() -> None:
+    for found in findings(0.02):
+        assert blown_up(found) == ["warning"]
+        alarms = [f for f in found if f.is_alarm]
+        assert alarms[0].id == "D27"
+        left = [f for f in alarms if f.id in ("D21", "D24")]
+        assert left
+        assert {f.follows for f in left} == {"D27"}
+    for found in findings(2e-4):
+        assert blown_up(found) == []
+
+
+def of(*weights: WeightStatistics) -> Statistics:
+    last = LayerStatistics("last", "Linear", "weight", is_output=True)
+    layers = [
+        LayerStatistics(f"fc{i}", "Linear", "weight", weight=weight)
+        for i, weight in enumerate(weights)
+    ]
+    return Statistics((*layers, replace(last, weight=LARGE)))
+
+
+# Of 64 inputs and 64 outputs: ‖w‖ is 8 for entries of variance 1/64.
+LARGE = WeightStatistics(8 * 31, usual_norm=8, size=4096)
+USUAL = replace(LARGE, norm=8.0)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "expected"),
+    [
+        (of(LARGE, LARGE), ["warning", "warning"]),
+        (of(LARGE, USUAL), ["warning"]),
+        (of(LARGE, USUAL, USUAL), []),
+        (of(replace(LARGE, norm=8 * 29.0)), []),
+        # What has learned with them can go on.
+        (replace(of(LARGE), evaluation=ALL), ["info"]),
+        # Drawn from a standard normal, for 1,024 inputs: 32 times as large.
+        (of(replace(LARGE, norm=8 * 32.0, size=65_536)), []),
+        # Drawn so large: no step has changed that.
+        (of(replace(LARGE, norm_at_start=8 * 31.0)), []),
+        (of(replace(LARGE, norm_at_start=8.0)), ["warning"]),
+        (of(replace(LARGE, norm=math.nan)), []),
+    ],
+)
+def test_weights_are_held_against_a_start(
+    statistics: Statistics, expected: list[str]
+) -> None:
+    assert blown_up(checks.run(statistics, ["D27"])) == expected
