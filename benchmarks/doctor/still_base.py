@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ def table(load: Callable[..., Any], train: int) -> tuple[Data, Data]:
 def dense(*widths: int, act: Callable[[], nn.Module]) -> list[nn.Module]:
     """Return linear layers, each followed by an activation."""
     layers: list[nn.Module] = []
-    for i, o in zip(widths, widths[1:], strict=False):
+    for i, o in itertools.pairwise(widths):
         layers += [nn.Linear(i, o), act()]
     return layers
 

@@ -1,4 +1,4 @@
-"""Forty healthy programs more, of another author who had not read how it judges.
+"""Healthy programs more, of another author who had not read how it judges.
 
 Each is right by the practice of its field and learns: `python still_runs.py` trains
 them all without the doctor and prints each score beside its goal. The runs are those
@@ -8,6 +8,7 @@ of calm_runs.py.
 from __future__ import annotations
 
 import still_models  # noqa: F401 - enters its programs in PROGRAMS
+import still_others  # noqa: F401
 import still_sequences  # noqa: F401
 import still_tables  # noqa: F401
 import still_vision  # noqa: F401

@@ -31,7 +31,7 @@ class _Rows(nn.Module):
 def rows_rnn() -> Training:
     """Plain tanh RNN over the 8 rows of a digit, orthogonal, Adam, clipped, batch 64.
 
-    Exponential decay: 95 %.
+    Exponential decay: 98 %.
     """
     train, test = scaled_digits()
     model = _Rows()
@@ -57,7 +57,7 @@ class _Leak(nn.Module):
 def leaky_sum_packed() -> Training:
     """LSTM on packed series of 6 to 16 steps gives their leaky sum, gated; MSE.
 
-    Layer norm before the head, RMSprop, clipped, batch 48; R² 0.97.
+    Layer norm before the head, RMSprop with warmup, clipped, batch 48; R² 0.99.
     """
     n = 3600
     length = torch.randint(6, 17, (n,))
@@ -71,10 +71,14 @@ def leaky_sum_packed() -> Training:
     train, test = split((x, length), y, 3200)
     model = _Leak()
     optimizer = optim.RMSprop(model.parameters(), 3e-3)
+
+    def rate(i: int) -> float:
+        return min((i + 1) / 80, 1 - i / 800)
+
     return supervised(
         model, train, test, optimizer, size=48, steps=800, goal=0.92, score=r2,
         loss_fn=F.mse_loss, clip=1.0,
-        schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 800),
+        schedule=optim.lr_scheduler.LambdaLR(optimizer, rate),
     )  # fmt: skip
 
 
@@ -165,7 +169,7 @@ def _token_accuracy(net: nn.Module, data: Data) -> float:
 def reversed_strings() -> Training:
     """GRU with attention reverses strings of 4 to 8 of 10 letters, teacher forced.
 
-    Padding is packed, masked and left out of the loss; Adam, clipped, batch 64: 98 %
+    Padding is packed, masked and left out of the loss; Adam, clipped, batch 64: 97 %
     of the letters.
     """
     n = 3000
@@ -206,7 +210,7 @@ class _Filler(nn.Module):
 def masked_tokens() -> Training:
     """Post-norm transformer fills 15 % of tokens hidden in periodic strings, warmup.
 
-    Strings of 20 repeat a word of 5 of 12 tokens. AdamW, linear decay, batch 64: 97 %.
+    Strings of 20 repeat a word of 5 of 12 tokens. AdamW, linear decay, batch 64: 99 %.
     """
     n = 2600
     full = torch.randint(1, 13, (n, 5)).repeat(1, 4)
@@ -216,7 +220,7 @@ def masked_tokens() -> Training:
     train, test = split(x, y, 2200)
     model = _Filler(12, 20)
     optimizer = optim.AdamW(decayed(model, 0.01), 3e-3)
-    steps = 420
+    steps = 300
 
     def rate(i: int) -> float:
         return min((i + 1) / 60, (steps - i) / (steps - 60))
@@ -302,7 +306,7 @@ class _Reversible(nn.Module):
 def reversible_forecast() -> Training:
     """Eight steps ahead of windows of 32 whose level and scale differ, RevIN, Adam.
 
-    Cosine, batch 64; R² 0.97.
+    Cosine, batch 64; R² 0.98.
     """
     n, time = 2600, torch.arange(40.0)
     period = torch.tensor([8.0, 12.0])[torch.randint(2, (n,))][:, None]
@@ -340,7 +344,7 @@ class _WordCnn(nn.Module):
 def sentence_cnn() -> Training:
     """Word CNN, padded sentences of 8 to 20 of 150 words, 5 topics by pairs of words.
 
-    Dropout 0.5 before the head, Adam, batch 50: 97 %.
+    Dropout 0.5 before the head, Adam, batch 50: 99 %.
     """
     n = 3200
     length = torch.randint(8, 21, (n, 1))

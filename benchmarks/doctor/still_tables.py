@@ -25,7 +25,7 @@ def _arms(n: int, turns: float, noise: float) -> Data:
 def wine_small_batches() -> Training:
     """Wine, 13 columns, batches of 8, BN of momentum 0.01 before ReLU, SGD, cosine.
 
-    54 held out: 98 %.
+    54 held out: 96 %.
     """
     train, test = table(load_wine, 124)
     model = nn.Sequential(
@@ -43,14 +43,14 @@ def wine_small_batches() -> Training:
 def tumours_tanh() -> Training:
     """Breast cancer, 30 columns, tanh of 16 and 8 from Xavier, one logit, no norm.
 
-    SGD nesterov with decay, batch 32; 169 held out: 97 %.
+    SGD nesterov with decay, batch 32; 169 held out: 96 %.
     """
     train, test = table(load_breast_cancer, 400)
     train, test = ((d[0], d[1].float()[:, None]) for d in (train, test))
     model = nn.Sequential(*dense(30, 16, 8, act=nn.Tanh), nn.Linear(8, 1))
     for each in model:
         if isinstance(each, nn.Linear):
-            nn.init.xavier_uniform_(each.weight, nn.init.calculate_gain("tanh"))
+            nn.init.xavier_uniform_(each.weight)
             nn.init.zeros_(each.bias)
 
     def right(net: nn.Module, data: Data) -> float:
@@ -59,7 +59,7 @@ def tumours_tanh() -> Training:
         return float((said == (data[1] > 0.5)).float().mean())
 
     optimizer = optim.SGD(
-        model.parameters(), 0.02, momentum=0.9, nesterov=True, weight_decay=1e-3
+        model.parameters(), 0.02, momentum=0.9, nesterov=True, weight_decay=1e-2
     )
     return supervised(
         model, train, test, optimizer, size=32, steps=400, goal=0.94, score=right,
@@ -71,7 +71,7 @@ def tumours_tanh() -> Training:
 def diabetes_ridge() -> Training:
     """Diabetes, 10 columns, a linear model from 0 with decay 0.05, targets scaled.
 
-    SGD with polynomial decay, batch 34; R² of 102 held out 0.5, as ridge has.
+    SGD with polynomial decay, batch 34; R² of 102 held out 0.40, as ridge has.
     """
     train, test = table(load_diabetes, 340)
     mean, std = train[1].mean(), train[1].std()
@@ -91,9 +91,9 @@ def diabetes_ridge() -> Training:
 
 @program
 def softmax_regression() -> Training:
-    """Multinomial logistic regression of digits, weights from 0, L-BFGS-free SGD.
+    """Multinomial logistic regression of digits, weights from 0, SGD.
 
-    Decay 1e-3, batch 100: 96 %.
+    Momentum 0.9, decay 1e-3, batch 100: 98 %.
     """
     train, test = (flat(d) for d in scaled_digits())
     model = nn.Linear(64, 10)
@@ -107,7 +107,7 @@ def softmax_regression() -> Training:
 def sigmoid_hidden() -> Training:
     """One hidden layer of 40 sigmoids, Xavier, digits as rows, Adam, batch 50.
 
-    96 %.
+    97 %.
     """
     train, test = (flat(d) for d in scaled_digits())
     model = nn.Sequential(nn.Linear(64, 40), nn.Sigmoid(), nn.Linear(40, 10))
@@ -120,20 +120,22 @@ def sigmoid_hidden() -> Training:
 
 @program
 def one_input() -> Training:
-    """A curve of one input, ReLU of 64, 64 and 32 from Kaiming, Adam, cosine.
+    """Curve of one input, leaky ReLU of 64, 64 and 32, Kaiming, Adam, cosine.
 
-    Batch 128; R² 0.97, where noise leaves 0.97.
+    Batch 128; R² 0.96, where noise leaves 0.96.
     """
     x = 4 * torch.rand(2400, 1) - 2
     clean = (3 * x).sin() + 0.5 * x
     y = clean + 0.15 * torch.randn_like(x)
     y = (y - y[:2000].mean()) / y[:2000].std()
     train, test = split(x / (4 / math.sqrt(12)), y, 2000)
-    model = nn.Sequential(*dense(1, 64, 64, 32, act=nn.ReLU), nn.Linear(32, 1))
+    model = nn.Sequential(
+        *dense(1, 64, 64, 32, act=lambda: nn.LeakyReLU(0.1)), nn.Linear(32, 1)
+    )
     for each in model[:-1]:
         if isinstance(each, nn.Linear):
-            nn.init.kaiming_normal_(each.weight, nonlinearity="relu")
-    optimizer = optim.Adam(model.parameters(), 5e-3)
+            nn.init.kaiming_normal_(each.weight, a=0.1)
+    optimizer = optim.Adam(model.parameters(), 1.5e-3)
     return supervised(
         model, train, test, optimizer, size=128, steps=1000, goal=0.95, score=r2,
         loss_fn=F.mse_loss,
@@ -145,7 +147,7 @@ def one_input() -> Training:
 def spiral_silu() -> Training:
     """Three arms of a spiral, SiLU of 48, 48 and 48, RMSprop, step decay, batch 100.
 
-    98 %.
+    99 %.
     """
     x, y = _arms(2600, 1.0, 0.02)
     train, test = split(x, y, 2000)
@@ -161,7 +163,7 @@ def spiral_silu() -> Training:
 def deep_plain_batch_norm() -> Training:
     """Twelve plain layers of 48, linear, BN, ReLU from Kaiming, on a long spiral.
 
-    SGD momentum 0.9, warmup and cosine, batch 128: 97 %.
+    SGD momentum 0.9, warmup and cosine, batch 128: 99 %.
     """
     x, y = _arms(3600, 1.2, 0.015)
     train, test = split(x, y, 3000)
@@ -182,7 +184,7 @@ def deep_plain_batch_norm() -> Training:
 def norm_after_activation() -> Training:
     """Linear, ReLU, BN of momentum 0.3, twice; 12 columns, 4 classes, batch 256.
 
-    AdamW with exponential decay: 93 %, where the best rule has 95 %.
+    AdamW with exponential decay: 94 %, where the best rule has 97 %.
     """
     n = 9000
     x = torch.randn(n, 12)
@@ -205,9 +207,9 @@ def norm_after_activation() -> Training:
 
 @program
 def missing_values() -> Training:
-    """A fifth of 8 columns is missing: the mean instead, and a column that says so.
+    """Table with a fifth missing: the mean instead, and a column that says so.
 
-    Layer norm, GELU, AdamW one-cycle, batch 64; R² 0.7 of what the rest can tell.
+    Layer norm, GELU, AdamW one-cycle, batch 64; R² 0.87, where the mean given the rest has 0.89.
     """
     n, kept = 5000, 4200
     x = torch.randn(n, 8)
@@ -247,7 +249,7 @@ class _RmsBlock(nn.Module):
 def arm_kinematics() -> Training:
     """Where the hand of an arm of three joints is, from its angles, residual RMS norm.
 
-    Four blocks, Adam, warmup and cosine, batch 64; R² 0.99.
+    Four blocks, Adam, warmup and cosine, batch 64; R² 0.998.
     """
     angle = (2 * torch.rand(4000, 3) - 1) * 2
     turned = angle.cumsum(1)
@@ -270,7 +272,7 @@ def arm_kinematics() -> Training:
 def many_labels() -> Training:
     """Ten labels, three a row, of 30 columns, BCE, BN then dropout 0.2, Adam.
 
-    Batch 80: mean average over labels of the balanced accuracy 0.9.
+    Batch 80: balanced accuracy 0.93, where the best rule has 0.95.
     """
     n = 4500
     x = torch.randn(n, 30)
@@ -301,7 +303,7 @@ def rare_class_weights() -> Training:
     """One row in 15 is positive; weighted cross entropy, BN with momentum None.
 
     The cumulative averages begin anew with each epoch of 25 batches of 128, as they
-    are of weights of that epoch only. Adam: balanced accuracy 0.95.
+    are of weights of that epoch only. Adam: balanced accuracy 0.96.
     """
     n = 4200
     x = torch.randn(n, 12)
