@@ -3,7 +3,7 @@
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth`,
 `fifth` and `sixth` later sets, `python benchmarks/doctor healthy` the healthy programs
 (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor
-quiet` those of quiet_runs.py, `python benchmarks/doctor calm` those of calm_runs.py,
+quiet`, `calm` and `still` those of quiet_runs.py, calm_runs.py and still_runs.py,
 `python benchmarks/doctor architectures` fresh networks of the libraries that are
 installed, `python benchmarks/doctor overhead` measures the time, and `python
 benchmarks/doctor shrinking` what signals that shrink cost. Each writes its part of
@@ -43,6 +43,7 @@ import torch
 from bugs import BUGS, Bug, Run
 from calm_runs import CALM
 from quiet_runs import QUIET
+from still_runs import STILL
 
 from normkit.doctor import Diagnosis, diagnose
 from normkit.doctor.finding import Finding, ranked
@@ -98,7 +99,7 @@ LATER = {
     ),
 }
 
-HEALTHY_SETS = {"quiet": QUIET, "calm": CALM}
+HEALTHY_SETS = {"quiet": QUIET, "calm": CALM, "still": STILL}
 
 
 def part_of(bug: Bug) -> str:

@@ -36,13 +36,12 @@ def examined(name: str) -> Runs:
     return runs
 
 
-# No run under the doctor has been made yet: the pair below is to be entered then.
 STILL = Set(
     PROGRAMS,
     examined,
     "Healthy programs by a fourth hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
-    (0, 0),
+    (2, 134),
 )
 
 if __name__ == "__main__":

@@ -98,8 +98,7 @@ def no_weight_is_too_large(patch: pytest.MonkeyPatch) -> None:
 
 @fault(
     caught_by="tests/doctor/test_targets.py::"
-    "test_a_fault_of_the_targets_is_named_and_its_twin_is_silent[a rare class that "
-    "counts still less]"
+    "test_a_fault_of_the_targets_is_named_and_its_twin_is_silent"
 )
 def weights_of_classes_are_not_read(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.examination import answers

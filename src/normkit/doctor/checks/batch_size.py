@@ -16,6 +16,8 @@ from normkit.doctor.channel_statistics import (
     MIN_EFFECTIVE_BATCHES,
     ChannelStatistics,
 )
+from normkit.doctor.checks.population import costs_nothing
+from normkit.doctor.checks.progress import has_learned
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import Statistics
@@ -43,6 +45,8 @@ _LARGER = (
     "batch norms with the statistics of a pretrained model"
 )
 
+_HARMLESS = "; the network has learned with them, and eval mode is hardly worse (D02)"
+
 _D05 = partial(Finding, "D05", "batch_too_small")
 _D06 = partial(Finding, "D06", "last_batch_of_one")
 _D15 = partial(Finding, "D15", "accumulated_batches")
@@ -50,7 +54,11 @@ _D30 = partial(Finding, "D30", "unsynchronised_ranks")
 
 
 def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
-    """Check D05: too few values per channel in a batch for a mean and a variance."""
+    """Check D05: too few values per channel in a batch for a mean and a variance.
+
+    From five samples on no fault of a network that has learned with them, and whose
+    answers in eval mode are as good.
+    """
     if statistics.single_value is not None:
         yield _D05(
             statistics.single_value,
@@ -66,6 +74,7 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
     for layer in statistics.layers:
         if layer.own_batches is not None:
             yield _served_by_few(layer.name, layer.own_batches)
+    can_do = has_learned(statistics) and costs_nothing(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen or norm.in_training is None:
             continue
@@ -80,6 +89,9 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             severity = "warning" if is_small or samples <= FEW else "info"
         if samples <= SMALL_ERROR and is_small:
             severity = "error"
+        is_harmless = severity == "warning" and samples > FEW and can_do
+        if is_harmless:
+            severity = "info"
         is_alarm = severity in ("warning", "error")
         threshold = SMALL_ERROR if severity == "error" else SMALL_WARNING
         yield _D05(
@@ -87,7 +99,8 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             severity,
             samples,
             threshold,
-            _evidence_of_size(samples, effective, is_small=is_alarm),
+            _evidence_of_size(samples, effective, is_small=is_alarm)
+            + _HARMLESS * is_harmless,
             _LARGER,
             {"n_eff": effective, "fewest_values": norm.in_training.values},
         )
