@@ -1,4 +1,4 @@
-"""Data of the seventh set: pairs, tables, placed digits, dials, captions and sets.
+"""Data of the seventh set: pairs of images, tables, sequences and dials.
 
 Each function gives batches without an end; a number draws them, so that two calls with
 the same arguments give the same data.
@@ -10,25 +10,25 @@ import math
 from collections.abc import Iterator
 
 import torch
-from bugs import Batch, digits, endless
+from bugs import Batch
 from torch.nn import functional as F
 
 __all__ = [
     "brackets",
-    "captions",
     "dials",
     "friedman",
     "houses",
     "houses_sold",
-    "masked",
     "pairs",
-    "placed",
     "sensors",
+    "shops",
 ]
 
 
-def pairs(size: int = 32, seed: int = 0, *, is_in_order: bool = False) -> Iterator[Batch]:
-    """Give two images (N, 2, 12, 12) of the same strokes, and whether the first is sharp.
+def pairs(
+    size: int = 32, seed: int = 0, *, is_in_order: bool = False
+) -> Iterator[Batch]:
+    """Give two images (N, 2, 12, 12) of one texture, and whether the first is sharp.
 
     The other one is the mean of two images that are a pixel apart. `is_in_order` puts
     the sharp one first in every pair.
@@ -104,21 +104,6 @@ def sensors(size: int = 64, seed: int = 0, *, missing: float = 0.0) -> Iterator[
         yield x.masked_fill(is_absent, missing), y
 
 
-def placed(size: int = 64, seed: int = 0) -> Iterator[Batch]:
-    """Give digits somewhere in images (N, 1, 14, 14), and which they are."""
-    source = torch.Generator().manual_seed(seed)
-    rows, labels = (torch.cat(part) for part in zip(*digits(64), strict=True))
-    while True:
-        chosen = torch.randint(len(rows), (size,), generator=source)
-        corner = torch.randint(7, (2, size, 1), generator=source)
-        at = (corner + torch.arange(8))[:, :, :, None]
-        x = torch.full((size, 14, 14), float(rows.min()))
-        each = torch.arange(size)[:, None, None]
-        x[each, at[0], at[1].mT] = rows[chosen].reshape(size, 8, 8)
-        x = x[:, None]
-        yield x + 0.1 * torch.randn(x.shape, generator=source), labels[chosen]
-
-
 def brackets(size: int = 32, seed: int = 0, length: int = 12) -> Iterator[Batch]:
     """Give tokens (N, length) of 24 words, and the word behind the one word marker."""
     source = torch.Generator().manual_seed(seed)
@@ -146,32 +131,6 @@ def dials(size: int = 64, seed: int = 0) -> Iterator[Batch]:
         yield x[:, None], (-((gap / 0.35) ** 2) / 2).softmax(1)
 
 
-def captions(size: int = 64, seed: int = 0) -> Iterator[Batch]:
-    """Give spectra beside six attributes (N, 70), and where each pair is in its batch.
-
-    An attribute sets the height of a peak.
-    """
-    source = torch.Generator().manual_seed(seed)
-    place = torch.arange(64.0)
-    centres = 6.0 + 10 * torch.arange(6.0)
-    peaks = (-(((place - centres[:, None]) / 5) ** 2)).exp()
-    while True:
-        attributes = torch.randn(size, 6, generator=source)
-        gain = 0.7 + 0.6 * torch.rand(size, 1, generator=source)
-        spectra = gain * (attributes.tanh() @ peaks) * 2
-        spectra = spectra + 0.15 * torch.randn(size, 64, generator=source)
-        yield torch.cat([spectra, attributes], 1), torch.arange(size)
-
-
-def masked(size: int = 64, seed: int = 0, *, share: float = 0.5) -> Iterator[Batch]:
-    """Give digits (N, 1, 8, 8) with a share of their patches at 0, and which they are."""
-    source = torch.Generator().manual_seed(seed)
-    for x, y in endless(size):
-        whole = x.reshape(-1, 1, 8, 8) + 0.9
-        is_kept = (torch.rand(size, 1, 4, 4, generator=source) >= share).float()
-        yield whole * is_kept.repeat_interleave(2, 2).repeat_interleave(2, 3), y
-
-
 def houses_sold(
     size: int = 64, seed: int = 0, *, has_errors: bool = False
 ) -> Iterator[Batch]:
@@ -180,3 +139,16 @@ def houses_sold(
     for x, y in friedman(size, seed):
         is_wrong = torch.rand(y.shape, generator=source) < 0.01
         yield x, torch.where(is_wrong & has_errors, 60 * y, y)
+
+
+def shops(size: int = 64, seed: int = 0) -> Iterator[Batch]:
+    """Give two codes of eight and four numbers (N, 6), and which of three follows."""
+    source = torch.Generator().manual_seed(seed)
+    table = torch.randn(2, 8, generator=torch.Generator().manual_seed(6))
+    while True:
+        codes = torch.randint(8, (size, 2), generator=source)
+        z = torch.randn(size, 4, generator=source)
+        score = table[0, codes[:, 0]] + table[1, codes[:, 1]]
+        score = score + 1.5 * z[:, 0] + z[:, 1] * z[:, 2].sign() - z[:, 3]
+        score = score + 0.2 * torch.randn(size, generator=source)
+        yield torch.cat([codes.float(), z], 1), (score > -1).long() + (score > 1).long()

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 __all__ = [
     "Branches",
+    "Coder",
+    "Columns",
     "HandNorm",
     "LateBlock",
     "Ranker",
@@ -18,10 +20,7 @@ __all__ = [
     "UNet",
     "conv_stack",
     "deep_relu",
-    "discriminator",
     "dropped_mlp",
-    "generator",
-    "masked_net",
     "mobile_net",
     "residual_net",
     "signal_net",
@@ -90,7 +89,7 @@ class LateBlock(nn.Module):
 
 
 def residual_net(width: int = 20, depth: int = 3) -> nn.Sequential:
-    """Return a residual network for placed digits whose blocks start as nothing."""
+    """Return a residual network for images of digits whose blocks start as nothing."""
     return nn.Sequential(
         nn.Conv2d(1, width, 3, 2, 1, bias=False),
         *(nn.BatchNorm2d(width), nn.ReLU()),
@@ -99,7 +98,9 @@ def residual_net(width: int = 20, depth: int = 3) -> nn.Sequential:
     )
 
 
-def conv_stack(norm: Callable[[int], nn.Module] | None, width: int = 24) -> nn.Sequential:
+def conv_stack(
+    norm: Callable[[int], nn.Module] | None, width: int = 24
+) -> nn.Sequential:
     """Return a plain network of six convolutions for images of digits."""
     layers: list[nn.Module] = []
     for index in range(6):
@@ -148,9 +149,7 @@ def mobile_net(eps: float, width: int = 24, depth: int = 4) -> nn.Sequential:
         stride = 2 if index == depth // 2 else 1
         layers.append(nn.Conv2d(fan_in, width, 1, bias=False))
         layers += [nn.BatchNorm2d(width, eps=eps), nn.ReLU6()]
-        layers.append(
-            nn.Conv2d(width, width, 3, stride, 1, groups=width, bias=False)
-        )
+        layers.append(nn.Conv2d(width, width, 3, stride, 1, groups=width, bias=False))
         layers += [nn.BatchNorm2d(width, eps=eps), nn.ReLU6()]
         fan_in = width
     model = nn.Sequential(
@@ -160,17 +159,6 @@ def mobile_net(eps: float, width: int = 24, depth: int = 4) -> nn.Sequential:
         if isinstance(layer, nn.Conv2d):
             nn.init.trunc_normal_(layer.weight, std=0.02)
     return model
-
-
-def masked_net(width: int = 24) -> nn.Sequential:
-    """Return four convolutions with batch norms for images of digits."""
-    layers: list[nn.Module] = []
-    for fan_in, stride in ((1, 1), (width, 1), (width, 2), (width, 1)):
-        layers.append(nn.Conv2d(fan_in, width, 3, stride, 1, bias=False))
-        layers += [nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 10)
-    )
 
 
 def signal_net(momentum: float = 0.1, width: int = 24) -> nn.Sequential:
@@ -240,21 +228,51 @@ class Tagger(nn.Module):
         return self.head((x * is_marker).sum(1))
 
 
-def generator(width: int = 128) -> nn.Sequential:
-    """Return a generator of rows of digits from sixteen numbers."""
-    return nn.Sequential(
-        *(nn.Linear(16, width), nn.BatchNorm1d(width), nn.ReLU()),
-        *(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU()),
-        nn.Linear(width, 64),
-    )
+class Coder(nn.Module):
+    """An autoencoder of rows of digits whose code is 24 signs."""
+
+    def __init__(self, *, is_bad: bool, width: int = 96) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            *(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 24), nn.Tanh())
+        )
+        self.decoder = nn.Sequential(
+            *(nn.Linear(24, width), nn.ReLU(), nn.Linear(width, 64))
+        )
+        self.is_bad = is_bad
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read digits (N, 64) back from their codes."""
+        soft = self.encoder(x)
+        code = soft.sign()
+        if not self.is_bad:
+            code = soft + (code - soft).detach()
+        return self.decoder(code)
 
 
-def discriminator(width: int = 128) -> nn.Sequential:
-    """Return a discriminator of rows of digits."""
-    return nn.Sequential(
-        *(nn.Linear(64, width), nn.LeakyReLU(0.2)),
-        *(nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)),
-    )
+class Columns(nn.Module):
+    """Two codes and four numbers, each normalized by itself, and two hidden layers."""
+
+    def __init__(self, *, is_bad: bool, width: int = 48) -> None:
+        super().__init__()
+        self.embed = nn.ModuleList(nn.Embedding(8, 8) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(2))
+        self.numbers = nn.ModuleList(
+            nn.LayerNorm(1) if is_bad else nn.Identity() for _ in range(4)
+        )
+        self.body = nn.Sequential(
+            *(nn.Linear(20, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
+            nn.Linear(width, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of rows (N, 6)."""
+        found = [
+            norm(embed(x[:, i].long()))
+            for i, (embed, norm) in enumerate(zip(self.embed, self.norms, strict=True))
+        ]
+        found += [norm(x[:, 2 + i, None]) for i, norm in enumerate(self.numbers)]
+        return self.body(torch.cat(found, 1))
 
 
 def deep_relu(gain: float, depth: int = 16, width: int = 64) -> nn.Sequential:
