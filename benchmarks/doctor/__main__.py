@@ -1,10 +1,10 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth`,
-`fifth` and `sixth` later sets, `python benchmarks/doctor healthy` the healthy programs
-(20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python benchmarks/doctor
-quiet`, `calm` and `still` those of quiet_runs.py, calm_runs.py and still_runs.py,
-`python benchmarks/doctor architectures` fresh networks of the libraries that are
+`fifth`, `sixth` and `seventh` later sets, `python benchmarks/doctor healthy` the
+healthy programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
+benchmarks/doctor quiet`, `calm` and `still` those of quiet_runs.py, calm_runs.py and
+still_runs.py, `python benchmarks/doctor architectures` fresh networks of the libraries that are
 installed, `python benchmarks/doctor overhead` measures the time, and `python
 benchmarks/doctor shrinking` what signals that shrink cost. Each writes its part of
 record.json, and docs/doctor-score.md from the whole; with names behind a part only
@@ -36,6 +36,7 @@ import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
 import other_bugs
 import overhead
+import seventh_bugs
 import shrinking
 import sixth_bugs
 import third_bugs
@@ -95,6 +96,13 @@ LATER = {
         "A sixth set",
         "programs of kinds that the others lack, whose author knew the checks' names",
         sixth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+    "seventh": Later(
+        "seventh_bugs",
+        "A seventh set",
+        "programs on norms and on training whose bugs cost something",
+        seventh_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
 }

@@ -442,4 +442,31 @@ def few_targets_in_another_unit(is_bad: bool) -> Run:
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT = None
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "better_image_always_first": (("D02",), ()),
+    "dropout_before_each_batch_norm": ((), ()),
+    "momentum_of_zero_in_fine_tuning": (("D02",), ()),
+    "norms_left_out_of_the_optimizer": (("D24", "D27"), ()),
+    "layer_norm_in_place_of_a_scaler": ((), ()),
+    "missing_values_as_a_number": (("D21", "D34"), ()),
+    "flag_of_tracking_set_on_a_layer_with_buffers": (("D32", "D03", "D01", "D02"), ()),
+    "weights_loaded_under_another_eps": (("D02", "D16", "D01"), ("D16",)),
+    "sparsity_that_empties_all_scales": (("D02", "D01", "D39"), ()),
+    "layer_norm_of_each_number": (("D29", "D21"), ()),
+    "norms_removed_and_their_rate_kept": (("D21", "D22", "D24", "D34"), ()),
+    "layer_norm_by_the_square_of_the_variance": (
+        ("D29", "D36", "D24", "D34", "D27"),
+        (),
+    ),
+    "codes_rounded_without_a_gradient": (("D24", "D27"), ()),
+    "xavier_in_a_deep_network_of_relus": ((), ()),
+    "weights_uniform_from_0_to_1": (("D20",), ()),
+    "branches_that_are_copies_of_one": ((), ()),
+    "warm_up_longer_than_the_training": ((), ()),
+    "regression_on_rows_in_the_order_of_their_target": (
+        ("D13", "D21", "D34", "D39"),
+        (),
+    ),
+    "divergence_of_what_is_not_a_logarithm": ((), ()),
+    "few_targets_in_another_unit": ((), ()),
+}
