@@ -4,8 +4,8 @@
 `fifth`, `sixth` and `seventh` later sets, `python benchmarks/doctor healthy` the
 healthy programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
 benchmarks/doctor quiet`, `calm` and `still` those of quiet_runs.py, calm_runs.py and
-still_runs.py, `python benchmarks/doctor architectures` fresh networks of the libraries that are
-installed, `python benchmarks/doctor overhead` measures the time, and `python
+still_runs.py, `python benchmarks/doctor architectures` fresh networks of the libraries
+that are installed, `python benchmarks/doctor overhead` measures the time, and `python
 benchmarks/doctor shrinking` what signals that shrink cost. Each writes its part of
 record.json, and docs/doctor-score.md from the whole; with names behind a part only
 those are run, and take the place of their earlier runs.
