@@ -83,7 +83,7 @@ def any_gap_is_an_error(patch: pytest.MonkeyPatch) -> None:
 def each_watch_begins_with_a_new_network(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor import recorder
 
-    patch.setattr(recorder, "has_moved", lambda _: False)
+    patch.setattr(recorder, "was_trained", lambda _: False)
 
 
 @fault(

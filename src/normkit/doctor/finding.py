@@ -48,9 +48,9 @@ SIGNALS = frozenset(["D18", "D20", "D21", "D22", "D23", "D24", "D25"])
 _AVERAGES = frozenset(["D01", "D02", "D03"])
 CONSEQUENCES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("D04", "D09", "D17", "D31", "D32"), _AVERAGES),
-    "D03": frozenset(["D01", "D02"]),
+    **dict.fromkeys(("D03", "D05"), frozenset(["D01", "D02"])),
     "D16": frozenset(["D29"]),
-    "D19": frozenset(["D16"]),
+    "D19": _AVERAGES | {"D16"},
     **dict.fromkeys(("D01", "D11", "D12", "D33"), frozenset(["D02"])),
     **dict.fromkeys(("D13", "D27"), SIGNALS),
     "D28": SIGNALS | {"D17"},
@@ -155,7 +155,7 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
     def rank(finding: Finding) -> tuple[int, float, int]:
         level, order = _level(finding), float(_order(finding))
         own = _order(finding)
-        if _is_origin(finding) and worst < level:
+        if _is_origin(finding) and worst <= level:
             level, order = worst, min(order, CAUSES_FIRST.index("D01"))
         elif finding.is_alarm and gap < level and _opens_gap(finding):
             level, order = gap, CAUSES_FIRST.index("D02") - 0.5
@@ -177,8 +177,8 @@ def _is_origin(finding: Finding) -> bool:
 
 
 def _opens_gap(finding: Finding) -> bool:
-    """Return True for a cause of D02; D01 is a consequence of most of them."""
-    return finding.id != "D01" and "D02" in CONSEQUENCES.get(finding.id, frozenset())
+    """Return True for a cause of D02."""
+    return "D02" in CONSEQUENCES.get(finding.id, frozenset())
 
 
 def _order(finding: Finding) -> int:

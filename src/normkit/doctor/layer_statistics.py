@@ -54,6 +54,7 @@ class NormStatistics:
             shift, as a frozen batch norm's.
         constant: Share of the channels whose inputs were one value, per observed
             forward of a training.
+        tracks: Training mode updates the running statistics (`track_running_stats`).
         is_switched_on: In eval mode before a call of the model, and in training mode
             when it was called within.
     """
@@ -81,6 +82,7 @@ class NormStatistics:
     is_constant: bool = False
     constant: tuple[float, ...] = ()
     is_switched_on: bool = False
+    tracks: bool = True
 
     @property
     def has_default_buffers(self) -> bool:
@@ -141,6 +143,8 @@ class WeightStatistics:
         usual_norm: ‖w‖ of a weight whose entries have variance 1/fan_in; nan when not
             known.
         size: Number of its entries; 0 when not known.
+        parameter: A number that tells the weight from others, and that tied weights
+            share; 0 when not known.
         lost: Share of the updates that rounded to nothing, of those of elements with a
             gradient, per optimizer step, in order; of weights in half precision under
             an optimizer of torch.
@@ -160,6 +164,7 @@ class WeightStatistics:
     norm_at_start: float = math.nan
     usual_norm: float = math.nan
     size: int = 0
+    parameter: int = 0
     lost: tuple[float, ...] = ()
     is_left_out: bool | None = None
     updated_at: tuple[int, ...] = ()
@@ -229,6 +234,8 @@ class LayerStatistics:
         has_zero_scale: Its weight is zero, as at the start of a residual branch.
         dead_at_start: `dead` on the first observed batch of a training; None where that
             was not observed.
+        rms_at_start: rms of its outputs in the first observed step of a training; nan
+            where that was not observed.
         features: Inputs and outputs of a linear layer.
         norm: Set for layers that keep running statistics.
         weight: Set for layers with a weight matrix.
@@ -264,6 +271,7 @@ class LayerStatistics:
     had_gradients: bool | None = None
     has_zero_scale: bool = False
     dead_at_start: float | None = None
+    rms_at_start: float = math.nan
     features: tuple[int, int] | None = None
     norm: NormStatistics | None = None
     weight: WeightStatistics | None = None

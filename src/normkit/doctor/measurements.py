@@ -32,6 +32,7 @@ __all__ = [
     "DependenceStatistics",
     "Erased",
     "Evaluation",
+    "FarValue",
     "LayerStatistics",
     "NormStatistics",
     "NotFinite",
@@ -89,6 +90,23 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class FarValue:
+    """A value that several entries of the inputs have, far from all others.
+
+    Attributes:
+        value: The value.
+        share: The share of the entries that have it.
+        low: The least of the others.
+        high: The largest of the others.
+    """
+
+    value: float
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class DataStatistics:
     """The batches of the loader: their size and their input values.
 
@@ -98,12 +116,16 @@ class DataStatistics:
         last: Samples in the last, incomplete batch of an epoch; 0 when there is none,
             None when unknown.
         columns: Statistics of some of the inputs' columns; None for sizes that vary.
+        is_table: The inputs are `(N, F)`.
+        far: A value far from all others; None without one.
     """
 
     input: Moments | None = None
     batch_size: int = 0
     last: int | None = None
     columns: ChannelStatistics | None = None
+    is_table: bool = False
+    far: FarValue | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +141,9 @@ class TargetStatistics:
         mean: Mean of all values; 0 for class numbers.
         labels_per_sample: Ones per row of targets `(N, K)` of zeros and ones; None for
             other targets.
+        sums_to_one: Every row of targets `(N, K)` is a distribution over K > 1 classes.
+        kurtosis: Mean fourth power of the standardized values of a column, the largest
+            of few columns; nan for others.
         channels: Statistics of the labels as one-hot vectors, or of the values.
         beyond: A class number without a unit in the output, and the units; None where
             every label has one.
@@ -131,6 +156,8 @@ class TargetStatistics:
     spread: float = 0.0
     mean: float = 0.0
     labels_per_sample: float | None = None
+    sums_to_one: bool = False
+    kurtosis: float = math.nan
     channels: ChannelStatistics | None = None
     beyond: tuple[int, int] | None = None
 
@@ -261,6 +288,8 @@ class TrainingStatistics:
         losses: Step and value of each loss given to `log`.
         steps: The observed steps.
         optimizer: Its rates and its state; None without one.
+        left_out: Parameters with gradients that the optimizer was not given and nothing
+            changed, but for the weights of layers, which tell that themselves.
     """
 
     forwards: int = 0
@@ -275,6 +304,7 @@ class TrainingStatistics:
     losses: tuple[tuple[int, float], ...] = ()
     steps: tuple[int, ...] = ()
     optimizer: OptimizerStatistics | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

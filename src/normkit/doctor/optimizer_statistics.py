@@ -19,9 +19,11 @@ class OptimizerStatistics:
             for other optimizers.
         damped: Share of the elements, of those with a gradient, whose root is below a
             tenth of `eps`, so that they move less than a tenth as far as the rate says.
+        is_rising: The last learning rate is the largest, and far above the first.
     """
 
     full_steps: float = 0.0
     gone: int = 0
     eps: float | None = None
     damped: float = 0.0
+    is_rising: bool = False

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from normkit.doctor.examination.start import has_moved
+from normkit.doctor.examination.start import was_trained
 from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
 from normkit.doctor.probes.entries import CalledInEval, Entries
 from normkit.doctor.probes.hook import Hook
+from normkit.doctor.probes.left_out import LeftOut
 from normkit.doctor.probes.loop import Loop
 from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.doctor.probes.parts import Parts
@@ -78,13 +79,14 @@ class Recorder:
         self.unit = unit
         self.steps = 0
         self._probes = Probes(self.model, unit=unit, counted=MAX_COUNTED)
+        self._left_out = LeftOut(self.model)
         self._updates = Updates(self._probes.layers.values(), optimizer)
         self.observed: list[int] = []
         self._series: dict[str, dict[str, list[float | None]]] = {}
         self._logged: dict[str, list[tuple[int, float]]] = {}
         self._open_step: int | None = None
         self._handles: list[Any] = []
-        self._began_trained = has_moved(self.model)
+        self._began_trained = was_trained(self.model)
         self._entries = Entries(self.model, self._before_forward)
         self._step_modules: set[nn.Module] = set()  # called in the current step
         # Numbers of the last observed steps of each layer, for the checks.
@@ -213,10 +215,23 @@ class Recorder:
                 self.loop.statistics(self.model, self.optimizer),
                 losses=tuple(self._logged.get("loss", ())),
                 steps=tuple(self.observed),
+                left_out=self._names_left_out(),
             ),
             blocks=self._parts.blocks(),
             attention=self._parts.attention(),
         )
+
+    def _names_left_out(self) -> tuple[str, ...]:
+        """Return the parameters that no optimizer moves, but weights with a probe."""
+        if self.optimizer is None:
+            return ()
+        probed = {
+            f"{name}.weight"
+            for name, probe in self._probes.layers.items()
+            if probe.role == "weight"
+        }
+        names = self._left_out.names(self.optimizer)
+        return tuple(name for name in names if name not in probed)
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         is_training = module.training and torch.is_grad_enabled()

@@ -8,6 +8,7 @@ from functools import partial
 
 from normkit.doctor.checks.dependence import dependence
 from normkit.doctor.checks.not_finite import not_finite
+from normkit.doctor.checks.outliers import outliers
 from normkit.doctor.checks.progress import progress
 from normkit.doctor.checks.targets import is_cross_entropy, targets
 from normkit.doctor.checks.thresholds import MIN_SAMPLES, above, too_few
@@ -21,6 +22,9 @@ __all__ = ["CHECKS", "basics", "input_scale", "norm_choice"]
 # pass (MNIST: mean .13, sd .31), pixels from 0 to 255 (sd 79) and years do not.
 INPUT_MEAN = 3.0
 INPUT_LOW, INPUT_HIGH = 0.05, 20.0
+# Largest spread of a column over their median. Of digits' pixels it is 1.5, of scaled
+# columns beside those that are one in a hundred rows at most 10.
+APART = 100.0
 # Standard deviation of the output below which a norm has erased its input: over two
 # values or more it is about the scale, 1; over one value rounding leaves 1e-5
 # (measured).
@@ -61,6 +65,12 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         )
         return
     first = statistics.layers[0]
+    single = [*_far_value(statistics)] or (
+        [] if first.norm is not None else [*_columns_apart(statistics)]
+    )
+    if single:
+        yield from single  # it is what the moments of all values show, too
+        return
     is_far = not abs(mean) <= INPUT_MEAN * sd
     is_wide = not INPUT_LOW <= sd <= INPUT_HIGH
     severity: Severity = "warning" if is_far or is_wide else "clear"
@@ -77,6 +87,51 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         threshold,
         f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}",
         "subtract the mean of the training data and divide by its standard deviation",
+    )
+
+
+def _far_value(statistics: Statistics) -> Iterator[Finding]:
+    """Check for a number that stands for a missing value."""
+    far = None if statistics.data is None else statistics.data.far
+    if far is None:
+        return
+    yield _D28(
+        "",
+        "warning",
+        far.value,
+        far.high if far.value > 0 else far.low,
+        f"{far.share:.2g} of the entries of the inputs are {far.value:.6g}, and all "
+        f"others lie from {far.low:.3g} to {far.high:.3g}: it seems to stand for "
+        "missing values, and is most of their mean and variance",
+        "put the mean of its column in its place, and tell the network by another "
+        "column where it was",
+    )
+
+
+def _columns_apart(statistics: Statistics) -> Iterator[Finding]:
+    """Check for columns of a table in units of very different size.
+
+    A batch norm scales each by itself, and a layer norm by the largest.
+    """
+    data = statistics.data
+    if data is None or not data.is_table or data.columns is None:
+        return
+    spreads = data.columns.pooled.var.sqrt()
+    spreads = spreads[spreads > 0]
+    if len(spreads) < 2:
+        return
+    largest, middle = float(spreads.max()), float(spreads.median())
+    if not largest > APART * middle:
+        return
+    yield _D28(
+        "",
+        "warning",
+        largest / middle,
+        APART,
+        f"the standard deviations of the inputs' columns go from "
+        f"{float(spreads.min()):.3g} to {largest:.3g} (median {middle:.3g})",
+        "subtract the mean of each column of the training data, and divide by its "
+        "standard deviation",
     )
 
 
@@ -177,6 +232,7 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     yield from targets(statistics)
     yield from dependence(statistics)
     yield from progress(statistics)
+    yield from outliers(statistics)
     out, data = statistics.output, statistics.evaluation
     if out is None:
         return

@@ -8,10 +8,11 @@ from functools import partial
 
 from normkit.doctor.checks.distance import MAX_NOISE, distance
 from normkit.doctor.checks.population import (
+    costs_nothing,
     train_eval_gap,
     weights_fit_statistics,
 )
-from normkit.doctor.checks.progress import is_untrained
+from normkit.doctor.checks.progress import has_learned, is_untrained
 from normkit.doctor.checks.signals import activations_explode, activations_vanish
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import SEVERITIES, Finding, Severity
@@ -62,6 +63,8 @@ def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
     Also squares that are summed in half precision, where a sum above 65,504 is
     infinite, and the row that is divided by its root zero.
     """
+    can_do = has_learned(statistics)
+    can_do &= statistics.while_training or costs_nothing(statistics)
     for layer, norm in statistics.norms:
         is_half = norm.dtype in ("float16", "bfloat16")
         if is_half:
@@ -81,13 +84,18 @@ def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
         severity, threshold = above(share, warning=EPS_SHARE)
         is_above = float((norm.running_var < norm.eps).double().mean()) > EPS_SHARE
         is_origin = norm.eps > USUAL_EPS and is_above
+        is_harmless = severity == "warning" and can_do
+        if is_harmless:
+            severity = "info"
         yield _D16(
             layer.name,
             severity,
             share,
             threshold,
             f"in {share:.0%} of the channels the variance is below ten times "
-            f"eps={norm.eps:g}, which then decides the scale",
+            f"eps={norm.eps:g}, which then decides the scale"
+            + "; the network has learned with it"
+            * is_harmless,
             _EPS_ARGUMENT if is_origin else _LOWER_EPS,
             {"is_origin": is_origin},
         )
@@ -196,7 +204,7 @@ def default_buffers(statistics: Statistics) -> Iterator[Finding]:
     yield from _never_loaded(statistics)
     nothing_learned = is_untrained(statistics)
     for layer, norm in statistics.norms:
-        if norm.is_identity:
+        if norm.is_identity or not norm.tracks:  # D03 tells of a flag
             continue
         if statistics.has_moved and _is_left_new(layer, norm, statistics):
             yield _left_new(layer, norm)

@@ -12,6 +12,7 @@ from normkit.doctor.checks.thresholds import above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import (
     Evaluation,
+    LayerStatistics,
     NormStatistics,
     Statistics,
     standard_error,
@@ -67,17 +68,17 @@ def weights_fit_statistics(statistics: Statistics) -> bool:
 def eval_is_better(statistics: Statistics) -> bool:
     """Return True where eval mode is better by more than two standard errors.
 
-    By the metric, and by the loss without one, against batch statistics on the same
-    batches with dropout off: what the running statistics hold does no harm then.
+    By the metric, against batch statistics on the same batches with dropout off: what
+    the running statistics hold does no harm then. A loss does not tell: where dropout
+    has made the running variance large, answers are small in eval mode, and so are
+    their errors, right or wrong.
     """
     found = statistics.evaluation
     if found is None or too_few(sum(found.samples)) or len(found.samples) < 2:
         return False
-    pairs = (
-        zip(found.running_metric, found.batch_metric, strict=True)
-        if found.batch_metric
-        else zip(found.batch_loss, found.running_loss, strict=True)
-    )
+    pairs = zip(found.running_metric, found.batch_metric, strict=True)
+    if not found.batch_metric:
+        return False
     gains = [better - worse for better, worse in pairs]
     return sum(gains) / len(gains) > 2 * standard_error(gains)
 
@@ -226,7 +227,7 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
             severity = "clear"
         if weights_fit_statistics(statistics):
             severity = "clear"  # a drop within its error, at a lower loss
-        if severity == "error" and _are_recent(statistics):
+        if severity == "error" and drop < 1 and _are_recent(statistics):
             severity, threshold = "warning", METRIC_WARNING
         if severity != "clear" and is_starting(statistics):
             severity, evidence = "info", evidence + _STARTING
@@ -284,6 +285,9 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             reason = "the layer is new and has counted no batch yet"
             yield _D03(layer.name, "not_judged", evidence=reason)
             continue
+        if not norm.tracks:
+            yield _not_tracking(layer, norm, is_fitting=is_fitting)
+            continue
         if norm.tracked is None or not (norm.tracked or norm.has_default_buffers):
             reason = "the layer does not count its batches (num_batches_tracked)"
             yield _D03(layer.name, "not_judged", evidence=reason)
@@ -328,12 +332,37 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
         )
 
 
+def _not_tracking(
+    layer: LayerStatistics, norm: NormStatistics, *, is_fitting: bool
+) -> Finding:
+    """Return the finding on a layer whose flag says that it tracks nothing.
+
+    torch reads it in training mode; in eval mode it takes the buffers where there are
+    some.
+    """
+    found = distance(norm)
+    severity: Severity = "info" if found is None or is_fitting else found.severity
+    return _D03(
+        layer.name,
+        severity,
+        1.0,
+        INITIAL_WEIGHT,
+        "track_running_stats is False, so that training never updates the running "
+        "statistics; the layer has them nevertheless, and eval mode uses them",
+        "set track_running_stats=True and normkit.calibrate(model, loader); a layer "
+        "that should keep none is made with track_running_stats=False",
+        {"momentum": norm.momentum, "tracked": norm.tracked},
+    )
+
+
 def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
     """Check D04: the momentum looks like that of the other convention, 1 − momentum."""
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
     is_fitting = weights_fit_statistics(statistics)
     for layer, norm in statistics.norms:
         momentum = norm.momentum
+        if momentum == 0 and has_gap and not norm.is_constant:
+            yield from _never_updated(layer, norm)
         # A momentum of 0 is a way to freeze the statistics.
         if norm.frozen or momentum is None or momentum == 0:
             continue
@@ -378,6 +407,27 @@ def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
             "normkit.calibrate(model, loader)",
             {"momentum": momentum, "tracked": norm.tracked},
         )
+
+
+def _never_updated(layer: LayerStatistics, norm: NormStatistics) -> Iterator[Finding]:
+    """Check a momentum of 0, which keeps the statistics out of eval mode alone."""
+    found = distance(norm)
+    if found is None or found.severity == "clear":
+        return
+    yield _D04(
+        layer.name,
+        found.severity,
+        0.0,
+        MOMENTUM_LOW,
+        "momentum 0 never updates the running statistics, which eval mode uses; "
+        "training mode normalizes by each batch, and so the weights fit others: "
+        f"running_mean is {found.mean:.2f} standard deviations off and running_var by "
+        f"a factor of {math.exp(found.var):.2f}",
+        "set momentum=0.1 (torch's default), then normkit.calibrate(model, loader); "
+        "to keep the statistics on purpose freeze the layer: "
+        "normkit.convert(model, to='frozen')",
+        {"momentum": 0.0, "tracked": norm.tracked},
+    )
 
 
 def _too_early(statistics: Statistics, norm: NormStatistics) -> str:

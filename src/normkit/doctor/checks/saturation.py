@@ -6,6 +6,7 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.population import train_eval_gap
 from normkit.doctor.checks.progress import (
     has_learned,
     has_learned_nothing,
@@ -54,6 +55,8 @@ FAINT = 1e-3
 # A scale below a thousandth, in most channels.
 COLLAPSED, COLLAPSED_SHARE = 1e-3, 0.5
 
+# Scales that let a twentieth of a signal through.
+SMALL = 0.05
 # Share of all scales that have the other sign: of 16 drawn around zero fewer have it in
 # 2 % of cases. Scales that begin at one keep their sign in training.
 MIXED = 0.25
@@ -202,6 +205,7 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
 def collapsed_scale(statistics: Statistics) -> Iterator[Finding]:
     """Check D19: channels switched off by the scale, learned or drawn."""
     yield from _drawn_around_zero(statistics)
+    yield from _emptied(statistics)
     for layer, norm in statistics.norms:
         if norm.weight is None or norm.is_new:
             continue
@@ -213,6 +217,39 @@ def collapsed_scale(statistics: Statistics) -> Iterator[Finding]:
             COLLAPSED_SHARE,
             f"{share:.0%} of its scales are below {COLLAPSED:g} in size",
             "these channels can be pruned",
+        )
+
+
+def _emptied(statistics: Statistics) -> Iterator[Finding]:
+    """Check for scales that training has made small in all batch norms.
+
+    Such as by a penalty on their size. That some channels are switched off is meant;
+    but not where eval mode has become worse than batch statistics, because what is left
+    of the signals is noise to the running statistics.
+    """
+    norms = [
+        (layer, norm.weight)
+        for layer, norm in statistics.norms
+        if norm.weight is not None and not norm.is_new and not norm.frozen
+    ]
+    if len(norms) < 2 or not any(f.is_alarm for f in train_eval_gap(statistics)):
+        return
+    shares = [float((w.abs() < SMALL).double().mean()) for _, w in norms]
+    channels = [len(w) for _, w in norms]
+    share = sum(s * n for s, n in zip(shares, channels, strict=True)) / sum(channels)
+    if share <= COLLAPSED_SHARE or min(shares) <= COLLAPSED_SHARE / 2:
+        return
+    for (layer, _), own in zip(norms, shares, strict=True):
+        yield _D19(
+            layer.name,
+            "warning",
+            own,
+            COLLAPSED_SHARE / 2,
+            f"{own:.0%} of its scales are below {SMALL:g} in size, and {share:.0%} of "
+            "those of all batch norms: little of any signal is left, and eval mode is "
+            "worse than batch statistics (D02)",
+            "lower the penalty or the decay on the scales of norms; network slimming "
+            "has 1e-4 to 1e-5 times the sum of their sizes",
         )
 
 

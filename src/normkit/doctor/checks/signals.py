@@ -20,7 +20,7 @@ from normkit.doctor.checks.gradients import (
     before_its_branches,
     slope,
 )
-from normkit.doctor.checks.progress import has_learned_all
+from normkit.doctor.checks.progress import has_learned, has_learned_all, loss_fell
 from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import LayerStatistics, Statistics
@@ -59,6 +59,35 @@ def activations_vanish(statistics: Statistics) -> Iterator[Finding]:
         severity, reason = before_its_branches(statistics, severity)
         evidence += reason
         yield _D22(layers[-1].name, severity, ratio, threshold, evidence, START)
+    yield from _at_start(statistics, is_low=True)
+
+
+def _at_start(statistics: Statistics, *, is_low: bool) -> Iterator[Finding]:
+    """Check the signals of the first step of a training that has come to little.
+
+    They may be right by now, and the steps that made them so are lost.
+    """
+    if not statistics.while_training or statistics.began_trained:
+        return
+    if has_learned(statistics) or loss_fell(statistics):
+        return
+    make = _D22 if is_low else _D23
+    for layers in _stacks(statistics, at_start=True):
+        if _too_few_or_not_finite(layers):
+            continue
+        ratio = _trend(layers)
+        is_bad = ratio < VANISH_ERROR if is_low else ratio > EXPLODE_ERROR
+        if is_bad:
+            yield make(
+                layers[-1].name,
+                "warning",
+                ratio,
+                VANISH_ERROR if is_low else EXPLODE_ERROR,
+                "in the first step " + _evidence(layers) + "; it has learned little "
+                "since",
+                START,
+                {"is_origin": True},
+            )
 
 
 def activations_explode(statistics: Statistics) -> Iterator[Finding]:
@@ -76,6 +105,7 @@ def activations_explode(statistics: Statistics) -> Iterator[Finding]:
         if severity == "warning" and has_learned_all(statistics):
             severity, evidence = "info", evidence + _NOTHING_LEFT
         yield _D23(layers[-1].name, severity, ratio, threshold, evidence, fix)
+    yield from _at_start(statistics, is_low=False)
 
 
 class _Signal(NamedTuple):
@@ -110,7 +140,9 @@ def _evidence(layers: Sequence[_Signal]) -> str:
     )
 
 
-def _stacks(statistics: Statistics) -> Collection[Sequence[_Signal]]:
+def _stacks(
+    statistics: Statistics, *, at_start: bool = False
+) -> Collection[Sequence[_Signal]]:
     """Return layers of one kind: the activations, or the weights where there are none.
 
     The output layer is left out: its scale is set by the loss. So are weights whose
@@ -132,7 +164,9 @@ def _stacks(statistics: Statistics) -> Collection[Sequence[_Signal]]:
     norms = {s.name for s in statistics.of_role("norm")}
     starts_anew = not hidden and any(s.fed_by in norms for s in plain)
     for layer in hidden or plain:
-        rms = _unscaled(layer, scales)
+        # A branch whose scale starts at zero has no signal in the first step.
+        start = layer.rms_at_start or None
+        rms = start if at_start else _unscaled(layer, scales)
         if rms is not None:
             place = re.sub(r"\d+", "#", layer.name) if starts_anew else ""
             signal = _Signal(layer.name, layer.kind, rms)

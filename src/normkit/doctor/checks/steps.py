@@ -14,7 +14,7 @@ import statistics as numbers
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from normkit.doctor.checks.progress import has_learned
+from normkit.doctor.checks.progress import has_learned, loss_fell
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import (
     LayerStatistics,
@@ -44,6 +44,8 @@ RECENT = 5
 # Steps from which a rate shows that it has gone, and from which the way that the
 # weights went says something.
 MIN_STEPS = 100
+# Steps after which a warm-up that goes on is no peek at the first of many.
+LONG = 200
 # Share of the steps at less than a thousandth of the largest rate, and that of steps at
 # the largest rate which go as far as all. A cosine to zero has 0.02 and 0.5, a tenth
 # after each third 0 and 0.37, 0.7 per epoch over 30 epochs 0.35 and 0.11.
@@ -189,6 +191,7 @@ def lost_steps(statistics: Statistics) -> Iterator[Finding]:
         return
     yield from _gone(loop)
     yield from _damped(statistics, loop)
+    yield from _rising(statistics, loop)
 
 
 def _gone(loop: TrainingStatistics) -> Iterator[Finding]:
@@ -210,20 +213,42 @@ def _gone(loop: TrainingStatistics) -> Iterator[Finding]:
         )
 
 
-def _damped(statistics: Statistics, loop: TrainingStatistics) -> Iterator[Finding]:
-    """Check for an eps that is far above the roots it is added to."""
-    made, found = loop.updates, loop.optimizer
-    if found is None or found.eps is None or not made or found.damped <= DAMPED:
+def _rising(statistics: Statistics, loop: TrainingStatistics) -> Iterator[Finding]:
+    """Check for a warm-up that is longer than the training."""
+    made, found = loop.updates or 0, loop.optimizer
+    if found is None or not found.is_rising or made < LONG:
         return
+    way = _way(statistics, made)
+    if way is None or has_learned(statistics) or loss_fell(statistics):
+        return
+    if way < WAY:
+        yield _D27(
+            "warning",
+            way,
+            WAY,
+            f"the learning rate rises to the last of {made} steps, which together "
+            f"moved a weight by at most {way:.2g} of its size (median over layers)",
+            "warm up over the first few hundredths of the steps, or train on",
+        )
+
+
+def _way(statistics: Statistics, made: int) -> float | None:
+    """Return the way that all steps together go at most, as a share of the weight."""
     moved = [
         _mean_step(layer.weight) * made
         for layer in statistics.of_role("weight")
         if layer.weight is not None and layer.weight.update_ratio
     ]
-    if not moved:
+    return numbers.median(moved) if moved else None
+
+
+def _damped(statistics: Statistics, loop: TrainingStatistics) -> Iterator[Finding]:
+    """Check for an eps that is far above the roots it is added to."""
+    made, found = loop.updates, loop.optimizer
+    if found is None or found.eps is None or not made or found.damped <= DAMPED:
         return
-    way = numbers.median(moved)
-    if way < WAY:
+    way = _way(statistics, made)
+    if way is not None and way < WAY:
         yield _D27(
             "warning",
             way,

@@ -141,15 +141,29 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
             f"and is {least:.3g}; the loss of log-probabilities is never negative",
             "end the model in log_softmax, or use cross_entropy on its logits",
         )
-    elif "KlDiv" in out.operations and least < 0:
+    elif least < 0 and _is_divergence(statistics, out):
         yield _D34(
             "",
             "error",
             least,
             0.0,
-            f"kl_div is {least:.3g}, and a divergence is never negative",
+            f"the targets are distributions, and the loss is {least:.3g}: a divergence "
+            "is never negative; it is given probabilities, and takes their logarithms",
             "give kl_div log-probabilities first and probabilities second",
         )
+
+
+def _is_divergence(statistics: Statistics, out: OutputStatistics) -> bool:
+    """Return True for a loss with the operations of kl_div, which takes no logarithm.
+
+    It is t·ln t - t·x for targets t and answers x.
+    """
+    wanted = statistics.targets
+    if wanted is None or not wanted.sums_to_one:
+        return False
+    is_probability = out.sums_to_one or "Softmax" in out.operations
+    has_logarithm = bool({"Log", "LogSoftmax"} & out.operations)
+    return is_probability and not has_logarithm and {"Sub", "Mul"} <= out.operations
 
 
 def _pairing(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:

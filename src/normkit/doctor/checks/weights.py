@@ -18,7 +18,7 @@ from normkit.doctor.checks.steps import (
 )
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.measurements import Statistics
+from normkit.doctor.measurements import LayerStatistics, Statistics
 
 __all__ = [
     "CHECKS",
@@ -30,6 +30,10 @@ __all__ = [
 
 # ‖dL/db‖ / ‖dL/dw‖ below which a bias has no effect; rounding leaves 2e-7 to 5e-7.
 BIAS_RATIO = 1e-6
+# Entries of a weight that tell it from others, and digits in which norms of copies are
+# equal: two drawn weights of 16 entries agree in five by chance once in 10^4 pairs, and
+# their gradients besides never.
+MIN_COPIED, DIGITS = 16, 5
 # Decay on a scale shrinks the function, not only its parametrization.
 DECAY_WARNING = 1e-3
 # Half of the units: a few equal pairs occur by chance in small layers.
@@ -112,7 +116,11 @@ def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
 
 
 def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
-    """Check D26: units with equal weights and equal gradients, which stay equal."""
+    """Check D26: units with equal weights and equal gradients, which stay equal.
+
+    Or whole layers, such as branches that are copies of one.
+    """
+    yield from _copies(statistics)
     for layer in statistics.of_role("weight"):
         weight = layer.weight
         if weight is None or layer.is_output:
@@ -138,6 +146,62 @@ def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
         )
 
 
+def _left_out(statistics: Statistics) -> Iterator[Finding]:
+    """Check for scales, shifts and others that the optimizer was not given."""
+    loop = statistics.training
+    if loop is None or loop.is_trial or (loop.updates or 0) < MIN_UPDATES:
+        return
+    told = {layer.name for layer in statistics.layers if is_left_out(layer)}
+    of_layers: dict[str, list[str]] = {}
+    for name in loop.left_out:
+        layer, _, parameter = name.rpartition(".")
+        if layer not in told:
+            of_layers.setdefault(layer, []).append(parameter)
+    for layer, names in of_layers.items():
+        yield _D27(
+            layer,
+            "warning",
+            len(names),
+            0.0,
+            f"its {' and '.join(names)} got gradients that are not zero, none of "
+            f"{loop.updates} steps changed them, and the optimizer does not hold them",
+            "give the optimizer all parameters, those of norms in a group without "
+            "decay: normkit.nn.parameter_groups(model, weight_decay=...); freeze by "
+            "requires_grad_(False) what should stay as it is",
+            {"is_origin": True},
+        )
+
+
+def _copies(statistics: Statistics) -> Iterator[Finding]:
+    """Check for layers with equal weights and gradients that are not one weight."""
+    groups: dict[tuple[object, ...], list[LayerStatistics]] = {}
+    for layer in statistics.of_role("weight"):
+        weight = layer.weight
+        if weight is None or not weight.parameter or weight.size < MIN_COPIED:
+            continue
+        if not (weight.norm > 0 and any(weight.gradient_norm)):
+            continue
+        sizes = (weight.norm, *weight.gradient_norm)
+        # Sums in another order differ by about 1e-6.
+        alike = tuple(float(f"{size:.{DIGITS}g}") for size in sizes)
+        groups.setdefault((layer.kind, weight.size, *alike), []).append(layer)
+    for group in groups.values():
+        tied = {layer.weight.parameter for layer in group if layer.weight is not None}
+        if len(tied) < 2:
+            continue
+        for layer in group[1:]:
+            yield _D26(
+                layer.name,
+                "error",
+                1.0,
+                EQUAL_ROWS,
+                f"its weight and gradients are those of {group[0].name}, though it is "
+                "a layer of its own: both remain one",
+                "draw each by itself: make the layers in a loop, not by deepcopy of "
+                "one, or draw their weights again",
+            )
+
+
 def update_size(statistics: Statistics) -> Iterator[Finding]:
     """Check D27: steps that are far too large or too small for the weights.
 
@@ -146,6 +210,7 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
     """
     yield from lost_steps(statistics)
     yield from blown_up(statistics)
+    yield from _left_out(statistics)
     for layer in statistics.of_role("weight"):
         if layer.weight is None or not layer.weight.update_ratio:
             continue

@@ -32,6 +32,8 @@ __all__ = ["Answers", "channels_of", "label_beyond"]
 MAX_COLUMNS = 64
 # Class numbers above it are no classes, and would fill the memory with counts.
 MAX_CLASSES = 1_000_000
+# Targets of more columns are images or maps, most of whose values may be one.
+FEW_COLUMNS = 16
 # Labels kept per batch where a sample has many, as in segmentation.
 MAX_LABELS = 4096
 
@@ -74,6 +76,8 @@ class Answers:
         self._range = [math.inf, -math.inf]
         self._row_sums: list[float] = []
         self._is_binary = True
+        self._targets_sum_to_one = True
+        self._kept: list[Tensor] = []
 
     def add(self, output: Any, targets: Any, samples: int = 0) -> None:
         """Merge the outputs and targets of one batch of so many samples.
@@ -84,10 +88,7 @@ class Answers:
         if y is not None and y.dim() >= 2:
             flat = y.detach().float().flatten(1)
             self._outputs.append(on_cpu(moments(flat, 0)))
-            sums = flat.sum(1)
-            self._sums_to_one &= bool((flat >= 0).all()) and bool(
-                ((sums - 1).abs() < 1e-3).all()
-            )
+            self._sums_to_one &= _sum_to_one(flat)
         if not isinstance(targets, Tensor) or not targets.numel() or targets.is_meta:
             return
         t = targets.detach()
@@ -157,7 +158,7 @@ class Answers:
             spread=float(merged.var.mean().sqrt()),
             scale=float(merged.mean_square.mean().sqrt()),
             units=merged.mean.numel(),
-            sums_to_one=self._sums_to_one and merged.mean.numel() > 1,
+            sums_to_one=self._sums_to_one,
             classes=None if targets is None else targets.classes,
             loss_kind=getattr(loss_fn, "__name__", type(loss_fn).__name__),
             activation=self._activation,
@@ -196,6 +197,8 @@ class Answers:
             spread=float(values.var.sqrt()),
             mean=float(values.mean),
             labels_per_sample=sum(rows) / len(rows) if is_binary else None,
+            sums_to_one=self._targets_sum_to_one,
+            kurtosis=_kurtosis(self._kept),
             channels=ChannelStatistics.merge_all(columns) if same_size else None,
         )
 
@@ -216,9 +219,18 @@ class Answers:
         self._values.append(on_cpu(moments(t.flatten(), 0)))
         if t.dim() and len(t) > 1:
             self._columns.append(channels_of(t))
+        if t.dim() and t[0].numel() <= FEW_COLUMNS:
+            self._kept.append(t.reshape(len(t), -1)[:MAX_LABELS].double().cpu())
         self._is_binary &= bool(((t == 0) | (t == 1)).all())
+        self._targets_sum_to_one &= t.dim() == 2 and _sum_to_one(t.float())
         if t.dim() == 2 and y is not None and y.shape == t.shape and t.shape[1] > 1:
             self._row_sums.append(float(t.sum(1).mean()))
+
+
+def _sum_to_one(rows: Tensor) -> bool:
+    """Return True for rows `(N, K)` that are distributions over several classes."""
+    is_share = rows.shape[1] > 1 and bool((rows >= 0).all())
+    return is_share and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _has_targets(loss_fn: Callable[..., Any], output: Any, target: Tensor) -> bool:
@@ -336,6 +348,17 @@ def _rows(labels: Tensor, samples: int = 0) -> Tensor:
     if labels.dim() < 2 and samples > 1 and len(rows) % samples == 0:
         rows = rows.view(samples, -1)
     return rows[:, :: max(1, -(-rows.numel() // MAX_LABELS))]
+
+
+def _kurtosis(rows: list[Tensor]) -> float:
+    """Return E[z⁴] of the values z of each column, the largest; nan without any."""
+    if not rows or len({part.shape[1] for part in rows}) > 1:
+        return math.nan
+    values = torch.cat(rows)
+    off = values - values.mean(0)
+    found = off.pow(4).mean(0) / off.square().mean(0).square()
+    found = found[found.isfinite()]
+    return float(found.max()) if found.numel() else math.nan
 
 
 def _most_frequent(parts: list[Tensor]) -> float | None:

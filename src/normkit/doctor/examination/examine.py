@@ -90,7 +90,12 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         samples=sum(batch.samples),
         batches=len(batch.samples),
         data=DataStatistics(
-            batch.input, case.batch_size, case.last, batch.input_columns
+            batch.input,
+            case.batch_size,
+            case.last,
+            batch.input_columns,
+            is_table=batch.is_table,
+            far=batch.far.found(),
         ),
         output=output,
         targets=batch.answers.targets(),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from normkit.doctor.channel_statistics import ChannelStatistics, Padding
 from normkit.doctor.examination.answers import Answers, channels_of, on_cpu
+from normkit.doctor.examination.far_values import FarValues
 from normkit.doctor.measurements import LayerStatistics, NotFinite, WeightStatistics
 from normkit.doctor.probes.layer_probe import LayerProbe, merged
 from normkit.doctor.probes.parts import Parts
@@ -112,6 +113,8 @@ class ForwardPass:
         self.equal_gradients: dict[str, float] = {}
         self.input: Moments | None = None
         self.input_channels: list[ChannelStatistics] = []
+        self.is_table = False
+        self.far = FarValues()
         self.answers = Answers()
         self.parts = Parts()
         # In eval mode before the pass, and in training mode when they were called.
@@ -184,6 +187,8 @@ class ForwardPass:
         x = first_tensor(batch)
         if x is not None:
             flat = x.detach().flatten()
+            self.is_table = x.dim() == 2
+            self.far.add(flat)
             self.input = merged(self.input, on_cpu(moments(flat, 0)))
             if x.dim() > 1 and len(x) > 1:
                 self.input_channels.append(channels_of(x))
@@ -242,6 +247,7 @@ class ForwardPass:
             equal_gradients=self.equal_gradients.get(name),
             usual_norm=probe.usual_norm,
             size=weight.numel(),
+            parameter=id(weight),
             has_bias=probe.module._parameters.get("bias") is not None,
         )
 

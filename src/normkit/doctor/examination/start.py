@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.modeling.norm_types import is_norm
 
-__all__ = ["has_just_begun", "has_moved"]
+__all__ = ["has_just_begun", "has_moved", "was_trained"]
 
 # Writes that are no start, and more than the first steps, which may show nothing yet.
 # torch's initializers make 1 or 2, sparse_ one per column; Adam 1 per step, AdamW 2.
@@ -50,6 +50,15 @@ def has_moved(model: nn.Module) -> bool:
         for module in model.modules()
         if not (is_drawn and is_norm(module))
     )
+
+
+def was_trained(model: nn.Module) -> bool:
+    """Return True after many steps, by what was counted alone.
+
+    A start may be drawn in any way, and steps of a checkpoint count as batches do.
+    """
+    tracked = [n.tracked or 0 for n in norm_statistics(model).values()]
+    return _was_stepped(model) or max(tracked, default=0) > FEW
 
 
 @torch.no_grad()

@@ -49,6 +49,7 @@ def norm_statistics(
             is_trainable=any(p.requires_grad for p in module.parameters()),
             dtype=str(layer.running_var.dtype).removeprefix("torch."),
             is_constant=is_constant,
+            tracks=getattr(layer, "track_running_stats", True) is not False,
             takes_one_value=getattr(layer, "on_small_batch", "raise") != "raise",
         )
     return found

@@ -19,6 +19,8 @@ __all__ = ["Rates", "optimizer_statistics"]
 
 # Part of the largest rate below which a step is none beside those at it.
 GONE = 1e-3
+# The first rate over the largest of a warm-up.
+RISEN = 0.1
 # √v̂ / eps below which a step is less than a tenth of what it is without eps.
 DAMPED = 0.1
 
@@ -30,6 +32,9 @@ class Rates:
         self.total = 0.0
         self.largest = 0.0
         self.gone = 0
+        self.made = 0
+        self.first: float | None = None
+        self.largest_at = 0
 
     def add(self, optimizer: torch.optim.Optimizer) -> None:
         """Record the rate of a step: that of the group with the largest."""
@@ -40,11 +45,19 @@ class Rates:
             if isinstance(found, Tensor) and not found.is_cpu:
                 return
             rate = max(rate, float(found))
+        self.made += 1
+        self.first = rate if self.first is None else self.first
         self.total += rate
         if rate > self.largest:
-            self.largest, self.gone = rate, 0
+            self.largest, self.gone, self.largest_at = rate, 0, self.made
         elif rate < GONE * self.largest:
             self.gone += 1
+
+    @property
+    def is_rising(self) -> bool:
+        """True where the last rate is the largest, and far above the first."""
+        is_last = 0 < self.largest_at == self.made
+        return is_last and (self.first or 0.0) < RISEN * self.largest
 
     @property
     def full_steps(self) -> float:
@@ -65,7 +78,11 @@ def optimizer_statistics(
         elements += int(has_gradient.sum())
         damped += int((has_gradient & (square < (DAMPED * eps * unit) ** 2)).sum())
     return OptimizerStatistics(
-        rates.full_steps, rates.gone, largest, damped / elements if elements else 0.0
+        rates.full_steps,
+        rates.gone,
+        largest,
+        damped / elements if elements else 0.0,
+        is_rising=rates.is_rising,
     )
 
 

@@ -153,6 +153,7 @@ def layer_of(
             norm_at_start=sizes[0],
             usual_norm=probe.usual_norm,
             size=probe.weight_size,
+            parameter=id(probe.module._parameters.get("weight")),
             updated_at=tuple(step for step, value in updates if value is not None),
         )
     return LayerStatistics(
@@ -169,6 +170,7 @@ def layer_of(
         dead=window.dead,
         dead_samples=2 * WINDOW,
         dead_at_start=window.dead_at_start,
+        rms_at_start=next(iter(present(series["output_rms"])), math.nan),
         fed_by=probe.fed_by,
         is_normalized=probe.is_normalized,
         is_factor=probe.is_factor,
