@@ -1,11 +1,13 @@
 """Faults of a doctor that warns where nothing is wrong, for tests/test_sabotage.py."""
 
+import itertools
 import math
 
 import pytest
 
 from sabotage import fault
 
+_numbers = itertools.count(1)
 _QUIET = "tests/doctor/test_quiet.py::"
 
 
@@ -104,3 +106,97 @@ def weights_of_classes_are_not_read(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.examination import answers
 
     patch.setattr(answers, "class_weights", lambda *_: ())
+
+
+_COPIES = "tests/doctor/test_copies.py::"
+
+
+@fault(caught_by=_COPIES + "test_branches_that_are_copies_of_one_stay_one")
+def layers_are_not_held_against_each_other(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import weights
+
+    patch.setattr(weights, "_copies", lambda _: iter(()))
+
+
+@fault(caught_by=_COPIES + "test_tied_weights_are_one_on_purpose")
+def tied_weights_are_copies(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import series
+
+    patch.setattr(series, "id", lambda _: next(_numbers), raising=False)
+
+
+@fault(
+    caught_by="tests/doctor/test_inputs_apart.py::"
+    "test_a_number_that_stands_for_missing_values_is_told"
+)
+def no_value_is_far(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import far_values
+
+    patch.setattr(far_values, "GAP", math.inf)
+
+
+@fault(
+    caught_by="tests/doctor/test_inputs_apart.py::test_a_column_in_another_unit_is_told"
+)
+def columns_may_lie_apart(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import basics
+
+    patch.setattr(basics, "APART", math.inf)
+
+
+@fault(
+    caught_by="tests/doctor/test_left_out.py::"
+    "test_scales_that_the_optimizer_was_not_given_are_told"
+)
+def scales_may_be_left_out(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import left_out
+
+    patch.setattr(left_out.LeftOut, "names", lambda *_: ())
+
+
+@fault(
+    caught_by="tests/doctor/test_left_out.py::"
+    "test_scales_that_another_optimizer_holds_or_that_are_frozen_are_no_fault"
+)
+def versions_are_not_read(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import left_out
+
+    patch.setattr(left_out, "version_of", lambda _: 0)
+
+
+@fault(
+    caught_by="tests/doctor/test_left_out.py::test_a_warm_up_that_does_not_end_is_told"
+)
+def each_warm_up_ends(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import optimizer
+
+    patch.setattr(optimizer, "RISEN", 0.0)
+
+
+_SETTINGS = "tests/doctor/test_norm_settings.py::"
+
+
+@fault(
+    caught_by=_SETTINGS
+    + "test_d04_a_momentum_of_zero_keeps_the_statistics_of_other_data"
+)
+def a_momentum_of_zero_is_meant(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "_never_updated", lambda *_: iter(()))
+
+
+@fault(caught_by=_SETTINGS + "test_d19_scales_that_are_all_small_explain_a_gap")
+def small_scales_explain_nothing(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "SMALL", 0.0)
+
+
+@fault(
+    caught_by="tests/doctor/test_first_step.py::test_signals_of_the_first_step_are_told"
+)
+def the_first_step_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import signals
+
+    patch.setattr(signals, "_at_start", lambda *_, **__: iter(()))

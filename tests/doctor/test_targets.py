@@ -59,6 +59,25 @@ def is_zero(y: Tensor) -> Tensor:
     return (y == 0).long()
 
 
+def as_distribution(y: Tensor) -> Tensor:
+    return 0.9 * F.one_hot(y, 10).float() + 0.01
+
+
+def divergence(
+    taken: Callable[[Tensor, int], Tensor],
+) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda y, t: F.kl_div(taken(y, 1), t, reduction="batchmean")
+
+
+def in_another_unit(y: Tensor, number: int) -> Tensor:
+    """Give digits of which so many in each batch of 64 are hundreds."""
+    return torch.cat([100 * number_of(y[:number]), number_of(y[number:])])
+
+
+def number_of(y: Tensor) -> Tensor:
+    return y.float()[:, None] + 1
+
+
 def in_a_function(y: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy that its name does not tell."""
     return F.cross_entropy(y, target)
@@ -147,6 +166,16 @@ PAIRS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]] = {
         (network(1), lambda y: is_zero(y).float()[:, None], weighting_ones(0.1)),
         (network(1), lambda y: is_zero(y).float()[:, None], weighting_ones(9.0)),
         "rare classes count still less",
+    ),
+    "a divergence of probabilities": (
+        (network(10), as_distribution, divergence(torch.softmax)),
+        (network(10), as_distribution, divergence(torch.log_softmax)),
+        "a divergence is never negative",
+    ),
+    "a few targets in another unit": (
+        (network(1), lambda y: in_another_unit(y, 1), F.mse_loss),
+        (network(1), lambda y: in_another_unit(y, 40), F.mse_loss),
+        "a few targets lie far",
     ),
     "a class without a unit": (
         (network(9), lambda y: y, F.cross_entropy),

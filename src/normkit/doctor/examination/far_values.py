@@ -24,8 +24,8 @@ class FarValues:
         self._entries = 0
 
     def add(self, x: Tensor) -> None:
-        """Enter one batch."""
-        if not x.numel():
+        """Enter one batch; class and token numbers have no distance."""
+        if not x.numel() or not x.is_floating_point():
             return
         x = x.detach()
         low, high = x.aminmax()
