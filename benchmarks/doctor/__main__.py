@@ -1,7 +1,7 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth`,
-`fifth`, `sixth` and `seventh` later sets, `python benchmarks/doctor healthy` the
+`fifth`, `sixth`, `seventh` and `eighth` later sets, `python benchmarks/doctor healthy` the
 healthy programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
 benchmarks/doctor quiet`, `calm` and `still` those of quiet_runs.py, calm_runs.py and
 still_runs.py, `python benchmarks/doctor architectures` fresh networks of the libraries
@@ -30,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import architectures
+import eighth_bugs
 import fifth_bugs
 import fourth_bugs
 import healthy
@@ -103,6 +104,13 @@ LATER = {
         "A seventh set",
         "programs on norms and on training whose bugs cost something",
         seventh_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+    "eighth": Later(
+        "eighth_bugs",
+        "An eighth set",
+        "programs of mistakes that many make",
+        eighth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
 }

@@ -76,7 +76,16 @@ def test_cold_statistics_of_the_first_steps_are_told_and_not_warned_of() -> None
         if isinstance(norm, nn.BatchNorm1d):
             norm.reset_running_stats()
             norm.num_batches_tracked += 5
-    assert {"D01", "D03"} <= alarms(learned)
+    found = diagnose(learned, batches()[:16], F.cross_entropy)
+    assert {"D01", "D02", "D03"} <= set(found.named)
+    # They are no errors yet, as they are after 30 batches.
+    told = [f.severity for f in found.findings if f.id in ("D01", "D02", "D03")]
+    assert set(told) == {"warning"}
+    for norm in learned.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            norm.num_batches_tracked += 25
+    later = diagnose(learned, batches()[:16], F.cross_entropy).findings
+    assert "error" in {f.severity for f in later if f.id == "D01"}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def outliers(statistics: Statistics) -> Iterator[Finding]:
         return
     if not (SQUARED & out.operations and found.kurtosis > OUTLIERS):
         return
-    if has_learned(statistics):
+    # A column of zeros and ones is as uneven as it is rare.
+    is_share = 0 <= found.low <= found.high <= 1
+    if is_share or has_learned(statistics):
         return
     far = max(found.high - found.mean, found.mean - found.low) / found.spread
     yield _D34(

@@ -153,13 +153,19 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             evidence += _HARMLESS
         yield _D01(
             layer.name,
-            severity,
+            _for_now(statistics, severity),
             value,
             threshold,
             evidence,
             fix,
             {"d_mean": found.mean, "d_var": found.var, "noise": found.noise},
         )
+
+
+def _for_now(statistics: Statistics, severity: Severity) -> Severity:
+    """Return the severity in the first steps, where what is an error later passes."""
+    is_error = severity == "error" and statistics.has_just_begun
+    return "warning" if is_error else severity
 
 
 def _of_channel(found: Distance, norm: NormStatistics) -> str:
@@ -231,6 +237,7 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
             severity, threshold = "warning", METRIC_WARNING
         if severity != "clear" and is_starting(statistics):
             severity, evidence = "info", evidence + _STARTING
+        severity = _for_now(statistics, severity)
         yield _D02("", severity, drop, threshold, evidence, fix, details)
         return
     if math.isnan(ratio):
@@ -315,7 +322,7 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
         is_right = is_fitting and severity == "info"
         yield _D03(
             layer.name,
-            severity,
+            _for_now(statistics, severity),
             weight,
             threshold,
             f"after {counted(norm.tracked, 'batch', plural='batches')} at momentum "
