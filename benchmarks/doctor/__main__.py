@@ -1,10 +1,10 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth`,
-`fifth`, `sixth`, `seventh` and `eighth` later sets, `python benchmarks/doctor healthy` the
-healthy programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA), `python
-benchmarks/doctor quiet`, `calm` and `still` those of quiet_runs.py, calm_runs.py and
-still_runs.py, `python benchmarks/doctor architectures` fresh networks of the libraries
+`fifth`, `sixth`, `seventh` and `eighth` later sets, `python benchmarks/doctor healthy`
+the healthy programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA),
+`python benchmarks/doctor quiet`, `calm` and `still` those of quiet_runs.py,
+calm_runs.py and still_runs.py, `python benchmarks/doctor architectures` fresh networks of the libraries
 that are installed, `python benchmarks/doctor overhead` measures the time, and `python
 benchmarks/doctor shrinking` what signals that shrink cost. Each writes its part of
 record.json, and docs/doctor-score.md from the whole; with names behind a part only

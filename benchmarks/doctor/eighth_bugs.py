@@ -58,7 +58,28 @@ __all__ = ["FIRST_SIGHT"]
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "check_before_training_leaves_eval_mode": (("D34",), ()),
+    "frozen_norms_of_a_head_that_is_new": (("D32", "D24", "D34"), ()),
+    "norms_set_back_to_training_by_eval": (("D34",), ()),
+    "labelled_and_unlabelled_in_calls_of_their_own": (("D01", "D02"), ()),
+    "momentum_given_as_eps_to_batch_norms": (("D16", "D22", "D24", "D18", "D34"), ()),
+    "hand_written_norm_with_the_momentum_of_another": ((), ()),
+    "averaged_weights_and_statistics_of_five_batches": (("D03", "D01", "D02"), ()),
+    "scans_scaled_in_training_only": (("D01", "D28", "D02"), ()),
+    "folded_without_the_shift_of_the_norms": (("D01", "D02"), ()),
+    "first_convolution_averaged_over_its_colours": ((), ()),
+    "saturated_units_before_batch_norms": (("D28", "D20", "D18", "D34"), ()),
+    "padding_in_the_statistics_of_group_norms": ((), ()),
+    "weights_that_are_all_one_number": (("D26",), ()),
+    "weights_of_a_vgg_with_a_spread_of_a_hundredth": (("D22", "D24", "D34", "D27"), ()),
+    "plateau_of_the_largest_loss": ((), ()),
+    "relu_behind_the_scores_of_classes": (("D34",), ()),
+    "softmax_between_hidden_layers": (("D24", "D34", "D22", "D27"), ()),
+    "sigmoid_for_standardized_images": (("D20",), ()),
+    "log_softmax_over_the_words_of_a_sentence": ((), ()),
+    "recurrent_relus_that_grow_with_each_step": ((), ()),
+}
 
 
 def adam(model: nn.Module, lr: float = 2e-3) -> torch.optim.Adam:
