@@ -54,6 +54,7 @@ class NormStatistics:
             shift, as a frozen batch norm's.
         constant: Share of the channels whose inputs were one value, per observed
             forward of a training.
+        ignores_eval: It is in training mode after `eval()` of the model.
         tracks: Training mode updates the running statistics (`track_running_stats`).
         is_switched_on: In eval mode before a call of the model, and in training mode
             when it was called within.
@@ -83,6 +84,7 @@ class NormStatistics:
     constant: tuple[float, ...] = ()
     is_switched_on: bool = False
     tracks: bool = True
+    ignores_eval: bool = False
 
     @property
     def has_default_buffers(self) -> bool:

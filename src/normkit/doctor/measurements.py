@@ -181,6 +181,8 @@ class OutputStatistics:
             chosen most often; None without scores.
         softmax_dim: The dimension of the softmax that gives the output; None where
             none does.
+        class_dim: The dimension of the scores that class numbers lack; None where
+            several could be it.
         unregistered: Parameters that the output depends on and that the model does not
             own, as those of layers in a plain list.
         has_critic: The loss computes with parameters that the model does not own, as
@@ -204,6 +206,7 @@ class OutputStatistics:
     operations: frozenset[str] = frozenset()
     most_chosen: float | None = None
     softmax_dim: int | None = None
+    class_dim: int | None = None
     unregistered: tuple[str, ...] = ()
     has_critic: bool = False
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None

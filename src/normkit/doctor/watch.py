@@ -180,7 +180,9 @@ class Watch(Result):
                 f"no module of the watched {type(self.model).__name__} was called "
                 "inside the block; watch the module that the training loop calls"
             )
-        if not self._recorder.observed and not self._recorder.loop.idle_bursts:
+        loop = self._recorder.loop
+        has_calls = loop.idle_bursts or loop.updates_in_eval
+        if not self._recorder.observed and not has_calls:
             reason = "the model was not called in training mode inside the block"
             if self._is_compiled:
                 reason = (

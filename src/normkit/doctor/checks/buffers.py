@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.checks.distance import MAX_NOISE, distance
+from normkit.doctor.checks.modes import is_kept_new
 from normkit.doctor.checks.population import (
     costs_nothing,
     train_eval_gap,
@@ -202,9 +203,12 @@ def default_buffers(statistics: Statistics) -> Iterator[Finding]:
     mode, without a checkpoint.
     """
     yield from _never_loaded(statistics)
+    loop = statistics.training
+    is_in_eval = loop is not None and loop.updates_in_eval > 0
     nothing_learned = is_untrained(statistics)
     for layer, norm in statistics.norms:
-        if norm.is_identity or not norm.tracks:  # D03 tells of a flag
+        # D03 tells of a flag, D08 of a training in eval mode.
+        if norm.is_identity or not norm.tracks or is_in_eval or is_kept_new(norm):
             continue
         if statistics.has_moved and _is_left_new(layer, norm, statistics):
             yield _left_new(layer, norm)

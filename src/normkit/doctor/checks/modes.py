@@ -8,9 +8,20 @@ from functools import partial
 from normkit.doctor.checks.dependence import DEPENDS, reads_batch
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.measurements import Statistics
+from normkit.doctor.measurements import NormStatistics, Statistics
 
-__all__ = ["CHECKS", "eval_forgotten", "frozen_but_training", "stuck_in_eval"]
+__all__ = [
+    "CHECKS",
+    "eval_forgotten",
+    "frozen_but_training",
+    "is_kept_new",
+    "stuck_in_eval",
+]
+
+_KEPT_NEW = (
+    "; its running statistics are the mean 0 and variance 1 of a new layer, so that it "
+    "normalizes nothing"
+)
 
 _D07 = partial(Finding, "D07", "frozen_but_training")
 _D08 = partial(Finding, "D08", "stuck_in_eval")
@@ -93,16 +104,28 @@ def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
             severity = "warning"
         elif not norm.is_trainable:
             severity = "clear"
+        elif is_kept_new(norm):
+            severity = "warning"
         yield _D08(
             layer.name,
             severity,
             norm.eval_steps / seen,
             0.0,
             f"in eval mode in {norm.eval_steps} of {seen} observed training steps"
-            + (", with a scale that is trained" if norm.is_trainable else ""),
-            "call model.train() before each epoch, or freeze the layer's parameters "
-            "as well: normkit.convert(model, to='frozen')",
+            + (", with a scale that is trained" if norm.is_trainable else "")
+            + _KEPT_NEW * is_kept_new(norm),
+            "leave new layers in training mode, and freeze those of the checkpoint"
+            if is_kept_new(norm)
+            else "call model.train() before each epoch, or freeze the layer's "
+            "parameters as well: normkit.convert(model, to='frozen')",
+            {"is_origin": is_kept_new(norm)},
         )
+
+
+def is_kept_new(norm: NormStatistics) -> bool:
+    """Return True for a layer that trains in eval mode with statistics of a start."""
+    is_kept = norm.eval_steps > 0 == norm.train_steps
+    return is_kept and norm.is_trainable and norm.has_default_buffers
 
 
 def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
@@ -126,7 +149,18 @@ def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
             "F.batch_norm",
         )
     for layer, norm in statistics.norms:
-        if norm.is_switched_on:
+        if norm.ignores_eval:
+            yield _D09(
+                layer.name,
+                "error",
+                1.0,
+                0.0,
+                "model.eval() leaves it in training mode: an answer depends on the "
+                "others in its batch, and each call changes the running statistics",
+                "let train(False) reach it: call super().train(mode) last, or set the "
+                "modes of layers only where mode is True",
+            )
+        elif norm.is_switched_on:
             yield _D09(
                 layer.name,
                 "error",

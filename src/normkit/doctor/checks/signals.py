@@ -106,6 +106,32 @@ def activations_explode(statistics: Statistics) -> Iterator[Finding]:
             severity, evidence = "info", evidence + _NOTHING_LEFT
         yield _D23(layers[-1].name, severity, ratio, threshold, evidence, fix)
     yield from _at_start(statistics, is_low=False)
+    yield from _over_steps(statistics)
+
+
+def _over_steps(statistics: Statistics) -> Iterator[Finding]:
+    """Check recurrent layers, which gates or a tanh hold at about one."""
+    for layer in statistics.of_role("recurrent"):
+        if layer.input is None or not float(layer.input.mean_square) > 0:
+            continue
+        given = float(layer.input.mean_square.sqrt())
+        is_seen = math.isfinite(layer.rms_at_start)
+        left = layer.rms_at_start if is_seen else layer.output_rms
+        left = max(left, layer.output_rms)
+        if not (math.isfinite(left) and left > EXPLODE_ERROR * given):
+            continue
+        yield _D23(
+            layer.name,
+            "warning",
+            left / given,
+            EXPLODE_ERROR,
+            f"its inputs have an rms of {given:.3g}, and its outputs "
+            + "of the first step " * (left > layer.output_rms)
+            + f"one of {left:.3g}: they grow with each step of a sequence",
+            "start the weight of its states orthogonal, take tanh, an LSTM or a GRU, "
+            "and clip the gradients",
+            {"is_origin": True},
+        )
 
 
 class _Signal(NamedTuple):

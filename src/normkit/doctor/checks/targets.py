@@ -168,15 +168,19 @@ def _is_divergence(statistics: Statistics, out: OutputStatistics) -> bool:
 
 def _pairing(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
     """Check that each answer is compared with the target of its own sample."""
-    if out.softmax_dim == 0 and NLL & out.operations:
+    taken, right = out.softmax_dim, 1 if out.class_dim is None else out.class_dim
+    is_other = taken == 0 or (out.class_dim is not None and taken != right)
+    if taken is not None and is_other and NLL & out.operations:
+        over = ", the samples of a batch," * (taken == 0)
         yield _D34(
             "",
             "error",
-            0.0,
-            1.0,
-            "the output is a softmax over dimension 0, the samples of a batch, and the "
-            "classes lie along dimension 1",
-            "take the softmax over dimension 1, or give cross_entropy the logits",
+            taken,
+            right,
+            f"the output is a softmax over dimension {taken}{over} and the classes lie "
+            f"along dimension {right}",
+            f"take the softmax over dimension {right}, or give cross_entropy the "
+            "logits",
         )
     loss = statistics.evaluation
     if out.broadcast is None or loss is None or not loss.shuffled_loss:

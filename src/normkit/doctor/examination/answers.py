@@ -63,6 +63,7 @@ class Answers:
         self._activation = ""
         self._operations: frozenset[str] = frozenset()
         self._softmax_dim: int | None = None
+        self._class_dim: int | None = None
         self._unregistered: list[str] = []
         self._has_critic = False
         self._compared: TargetStatistics | None = None
@@ -108,6 +109,7 @@ class Answers:
             self._activation = last_operation(y)
             self._operations = operations_between(loss, y)
             self._softmax_dim = softmax_dim(y)
+            self._class_dim = _class_dim(y, targets)
             self._unregistered = unregistered(model, y)
             self._compared = _made_by_loss(compared_values(loss, y), targets)
             self._class_weights = class_weights(loss, y)
@@ -165,6 +167,7 @@ class Answers:
             operations=self._operations,
             most_chosen=_most_frequent(self._chosen),
             softmax_dim=self._softmax_dim,
+            class_dim=self._class_dim,
             unregistered=tuple(self._unregistered),
             has_critic=self._has_critic,
             broadcast=self._shapes,
@@ -294,6 +297,19 @@ def _made_by_loss(values: Tensor | None, targets: Any) -> TargetStatistics | Non
         return None
     found = moments(values.flatten(), 0)
     return TargetStatistics(low=low, high=high, spread=float(found.var.sqrt()))
+
+
+def _class_dim(scores: Tensor, targets: Any) -> int | None:
+    """Return the one dimension of the scores that the class numbers lack."""
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+        return None
+    shape = tuple(scores.shape)
+    found = [
+        dim
+        for dim in range(len(shape))
+        if shape[:dim] + shape[dim + 1 :] == tuple(targets.shape)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _broadcast(one: Sequence[int], other: Sequence[int]) -> bool:

@@ -61,6 +61,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
                 in_eval=running.channels(name),
                 is_read_in_eval=name in running.seen,
                 is_switched_on=name in running.switched_on,
+                ignores_eval=name in running.left_on,
                 calls=training.calls(name),
                 padding=training.padding(name),
                 had_mask=training.had_mask(name),

@@ -119,6 +119,8 @@ class ForwardPass:
         self.parts = Parts()
         # In eval mode before the pass, and in training mode when they were called.
         self.switched_on: frozenset[str] = frozenset()
+        # In training mode before it.
+        self.left_on: frozenset[str] = frozenset()
         self._equal_rows: dict[str, EqualRows] = {}
 
     def add_probes(self, probes: Probes) -> None:

@@ -20,7 +20,12 @@ from normkit.doctor.probes.probes import Probes
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import device_of, num_samples, to_device
-from normkit.modeling.norm_types import holds_constant_statistics, is_batch_norm
+from normkit.modeling.norm_types import (
+    NORMS,
+    holds_constant_statistics,
+    is_batch_norm,
+    is_norm,
+)
 from normkit.modeling.snapshot import Snapshot, preserved
 
 __all__ = ["Measure", "SingleValueError", "WorkingCopy", "open_working_copy"]
@@ -85,7 +90,28 @@ def _has_two_modes(module: nn.Module) -> bool:
     """Return True for a norm that takes other statistics in eval mode."""
     if isinstance(module, _INSTANCE_NORMS):
         return module.running_mean is not None
-    return is_batch_norm(module)
+    return is_batch_norm(module) or len(_own_averages(module)) > 1
+
+
+def _own_averages(module: nn.Module) -> dict[str, Tensor]:
+    """Return what a norm of a class of its own keeps, in buffers or attributes.
+
+    A mean and a variance have one shape; a mask or a table of positions has no partner.
+    """
+    if isinstance(module, NORMS) or is_batch_norm(module) or not is_norm(module):
+        return {}
+    held = {**vars(module), **dict(module.named_buffers(recurse=False))}
+    kept = {
+        name: value
+        for name, value in held.items()
+        if isinstance(value, Tensor)
+        and not isinstance(value, nn.Parameter)
+        and value.is_floating_point()
+        and value.numel() > 1
+        and value.numel() == max(value.shape)
+    }
+    shapes = [value.shape for value in kept.values()]
+    return {name: v for name, v in kept.items() if shapes.count(v.shape) > 1}
 
 
 class WorkingCopy:
@@ -109,6 +135,13 @@ class WorkingCopy:
         self._before = before
         self.device = device_of(model)
         self.has_batch_norms = any(map(_has_two_modes, model.modules()))
+        # Plain attributes, which a snapshot of the buffers does not hold.
+        self._averages = [
+            (module, name, value.clone())
+            for module in model.modules()
+            for name, value in _own_averages(module).items()
+            if name in vars(module)
+        ]
         self.advance: Callable[[], None] = lambda: None
 
     def use_batch_statistics(self) -> None:
@@ -121,6 +154,8 @@ class WorkingCopy:
     def use_running_statistics(self) -> None:
         """Switch to eval mode and the buffers that the model came with."""
         self._before.restore_values()
+        for module, name, value in self._averages:
+            setattr(module, name, value.clone())
         self.model.eval()
 
     def run(
@@ -175,6 +210,7 @@ class WorkingCopy:
             for name, layer in result.seen.items()
             if name in in_eval and layer.probe.was_training
         )
+        result.left_on = frozenset(result.seen) - in_eval
         if result.answers.beyond is not None:
             result.losses.clear()  # of some batches there is none
         is_called = result.seen or result.parts.attention()
