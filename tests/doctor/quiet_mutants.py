@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 
@@ -200,3 +201,54 @@ def the_first_step_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import signals
 
     patch.setattr(signals, "_at_start", lambda *_, **__: iter(()))
+
+
+_MODES = "tests/doctor/test_modes.py::"
+
+
+@fault(caught_by=_MODES + "test_a_norm_that_eval_does_not_reach_is_told_first")
+def eval_reaches_each_norm(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import working_copy
+
+    run = working_copy.WorkingCopy.run
+
+    def reaching(self: Any, *args: Any, **options: Any) -> Any:
+        found = run(self, *args, **options)
+        found.left_on = frozenset()
+        return found
+
+    patch.setattr(working_copy.WorkingCopy, "run", reaching)
+
+
+@fault(caught_by=_MODES + "test_d02_a_norm_of_a_class_of_its_own_has_two_modes")
+def other_classes_have_one_mode(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import working_copy
+
+    patch.setattr(working_copy, "_own_averages", lambda _: {})
+
+
+@fault(caught_by=_MODES + "test_a_training_that_is_in_eval_mode_throughout_is_told")
+def a_training_in_eval_mode_is_none(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import loop
+
+    patch.setattr(loop.Loop, "updates_in_eval", property(lambda _: 0, _ignored))
+
+
+def _ignored(*_: object) -> None: ...
+
+
+@fault(caught_by=_SETTINGS + "test_d01_a_frozen_network_is_told_of_other_inputs")
+def frozen_norms_fit_any_inputs(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "_of_other_inputs", lambda _: iter(()))
+
+
+@fault(
+    caught_by="tests/doctor/test_first_step.py::"
+    "test_d23_a_recurrence_that_grows_over_the_steps_is_told"
+)
+def a_recurrence_may_grow(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import signals
+
+    patch.setattr(signals, "_over_steps", lambda _: iter(()))

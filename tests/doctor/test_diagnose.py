@@ -95,7 +95,7 @@ def test_a_copy_and_the_model_itself_give_the_same_diagnosis() -> None:
 
 
 def test_json_is_strict_and_complete() -> None:
-    model = trained("mlp", 20, momentum=0.001)
+    model = trained("mlp", 40, momentum=0.001)
     diagnosis = diagnose(model, batches(), LOSS)
 
     def refuse(word: str) -> None:

@@ -50,3 +50,19 @@ def test_what_was_trained_before_has_no_first_step() -> None:
         for _ in range(12):
             nn.functional.cross_entropy(model(x), y).backward()
     assert not [f for f in seen.findings() if "in the first step" in f.evidence]
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(0.4, True), (0.1, False)])
+def test_d23_a_recurrence_that_grows_over_the_steps_is_told(
+    gain: float, *, expected: bool
+) -> None:
+    torch.manual_seed(0)
+    cell = nn.RNN(8, 32, nonlinearity="relu", batch_first=True)
+    nn.init.normal_(cell.weight_hh_l0, std=gain)
+    with watch(cell) as seen:
+        for _ in range(6):
+            cell(torch.randn(16, 40, 8))[0][:, -1].square().mean().backward()
+    told = [f for f in seen.findings() if f.id == "D23" and f.is_alarm]
+    assert bool(told) is expected
+    if expected:
+        assert "grow with each step" in told[0].evidence

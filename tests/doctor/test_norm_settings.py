@@ -1,5 +1,6 @@
 """Settings and scales that part eval mode from training: D03, D04, D16, D19."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -86,3 +87,32 @@ def test_d19_stands_before_the_gap_that_it_explains() -> None:
         ("D19", ""),
         ("D02", "D19"),
     ]
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.3, True), (0.8, False)])
+def test_d01_a_frozen_network_is_told_of_other_inputs(
+    factor: float, *, expected: bool
+) -> None:
+    """Without its first layer's scale, as where three channels become one."""
+    model = copy.deepcopy(trained("mlp")).requires_grad_(False)
+    assert isinstance(model, nn.Sequential)
+    model[0].weight.data *= factor
+    backbone, head = model[:-1].eval(), nn.Linear(48, 10)
+
+    class FineTuned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = backbone, head
+
+        def train(self, mode: bool = True) -> nn.Module:
+            super().train(mode)
+            self.backbone.eval()
+            return self
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.backbone(x))
+
+    found = [f for f in diagnosed(FineTuned()).findings if f.id == "D01"]
+    assert [f.severity for f in found if f.is_alarm] == ["warning"] * expected
+    if expected:
+        assert found[0].layers == ("backbone.1",)

@@ -247,7 +247,12 @@ def test_d08_training_that_goes_on_in_eval_mode() -> None:
     assert worst(loop(build("mlp"), nothing), "D08") == "clear"
     found = of(loop(build("mlp"), validates_and_forgets), "D08")
     assert (found[0].severity, found[0].value) == ("error", 8)
-    assert worst(loop(build("mlp"), keeps_one_in_eval), "D08") == "info"
+    kept = loop(trained("mlp"), keeps_one_in_eval)
+    assert worst(kept, "D08") == "info"
+    # A new one has no statistics to keep.
+    found = loop(build("mlp"), keeps_one_in_eval)
+    assert worst(found, "D08") == "warning"
+    assert not [f for f in of(found, "D32") if f.is_alarm]
     assert worst(loop(build("mlp"), forgets_one), "D08") == "warning"
 
 

@@ -59,6 +59,25 @@ def is_zero(y: Tensor) -> Tensor:
     return (y == 0).long()
 
 
+class Words(nn.Module):
+    """The log-probabilities (N, L, K) of ten words' classes."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim, self.body = dim, network(40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).view(-1, 10, 4).log_softmax(self.dim)
+
+
+def as_words(y: Tensor) -> Tensor:
+    return (y[:, None] + torch.arange(10)) % 4
+
+
+def of_words(y: Tensor, target: Tensor) -> Tensor:
+    return F.nll_loss(y.flatten(0, 1), target.flatten())
+
+
 def as_distribution(y: Tensor) -> Tensor:
     return 0.9 * F.one_hot(y, 10).float() + 0.01
 
@@ -166,6 +185,11 @@ PAIRS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]] = {
         (network(1), lambda y: is_zero(y).float()[:, None], weighting_ones(0.1)),
         (network(1), lambda y: is_zero(y).float()[:, None], weighting_ones(9.0)),
         "rare classes count still less",
+    ),
+    "a softmax over the words": (
+        (Words(1), as_words, of_words),
+        (Words(2), as_words, of_words),
+        "the classes lie along dimension 2",
     ),
     "a divergence of probabilities": (
         (network(10), as_distribution, divergence(torch.softmax)),
