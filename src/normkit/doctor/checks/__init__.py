@@ -2,12 +2,12 @@
 
 Each takes a `Statistics` and yields a `Finding` for every layer it checks: an error, a
 warning, an info, `clear` with the value, or `not_judged` with the reason. Grouped by
-subject: `population` (running statistics against the inputs), `buffers` (values and
-precision of the running statistics), `batch_size`, `batches` (what a batch holds),
-`modes` (training and eval mode), `weights`, `saturation`, `signals` and `gradients`
-(over the depth), `basics` (input, output, order of the layers, with `targets`,
-`progress` and `not_finite`), `transformers` (residual stream, attention, gains,
-post-norm), `spikes` (the loss over the steps).
+subject: `population` (running statistics against the inputs), `averages` (how they are
+kept), `buffers` (their values and precision), `batch_size`, `batches` (what a batch
+holds), `modes` (training and eval mode), `weights` (with `steps`), `saturation`,
+`signals` and `gradients` (over the depth), `basics` (input, output, order of the
+layers, with `targets`, `outliers`, `progress` and `not_finite`), `transformers`
+(residual stream, attention, gains, post-norm), `spikes` (the loss over the steps).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from normkit.doctor.checks import (
+    averages,
     basics,
     batch_size,
     batches,
@@ -40,7 +41,16 @@ CHECKS: dict[str, Check] = dict(
     sorted(
         item
         for group in (
-            *(basics, batch_size, batches, buffers, gradients, modes, population),
+            *(
+                averages,
+                basics,
+                batch_size,
+                batches,
+                buffers,
+                gradients,
+                modes,
+                population,
+            ),
             *(saturation, signals, spikes, transformers, weights),
         )
         for item in group.CHECKS.items()

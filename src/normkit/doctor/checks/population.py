@@ -1,4 +1,4 @@
-"""Checks of the running statistics against the layer's inputs: D01 to D04."""
+"""Checks of the running statistics against the layer's inputs: D01 and D02."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from normkit.doctor.checks.thresholds import above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import (
     Evaluation,
-    LayerStatistics,
     NormStatistics,
     Statistics,
     standard_error,
 )
-from normkit.results import counted
 
 __all__ = [
     "CHECKS",
-    "ema_not_warm",
+    "FITTING",
+    "FITTING_FIX",
+    "HARMLESS",
+    "STARTING",
+    "costs_nothing",
     "eval_is_better",
-    "momentum_convention",
+    "for_now",
     "stale_statistics",
     "train_eval_gap",
+    "weights_fit_statistics",
 ]
 
 # A loss half as large again, as in TheDeepChecker. Accuracy: healthy runs lose at
@@ -36,19 +39,8 @@ METRIC_WARNING, METRIC_ERROR = 0.01, 0.05
 # count as the same.
 NEAR, NEGLIGIBLE = 0.1, 0.01
 
-# The weight of the initial values (mean 0, variance 1) in the running statistics: .05
-# after 29 steps at momentum .1, 299 at .01, 2995 at .001.
-INITIAL_WEIGHT = 0.05
-
-# At .5 the last two batches have a weight of 3/4; at .005 the initial values have 5 %
-# after 600 batches. Reversed conventions give .9 and above, or .001 to .003.
-MOMENTUM_HIGH = 0.5
-MOMENTUM_LOW = 0.005
-
 _D01 = partial(Finding, "D01", "stale_statistics")
 _D02 = partial(Finding, "D02", "train_eval_gap")
-_D03 = partial(Finding, "D03", "ema_not_warm")
-_D04 = partial(Finding, "D04", "momentum_convention")
 
 
 def weights_fit_statistics(statistics: Statistics) -> bool:
@@ -103,16 +95,16 @@ def costs_nothing(statistics: Statistics) -> bool:
     return is_near or not _is_sure(found, found.batch_loss, 1.0)
 
 
-_FITTING = (
+FITTING = (
     "; eval mode is at least as good as batch statistics, so the weights fit them "
     "(frozen batch norm, or training in eval mode)"
 )
-_STARTING = "; training has just begun, and the answers say little yet"
-_HARMLESS = "; eval mode is hardly worse than batch statistics (D02)"
+STARTING = "; training has just begun, and the answers say little yet"
+HARMLESS = "; eval mode is hardly worse than batch statistics (D02)"
 _STALE_FIX = (
     "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
 )
-_FITTING_FIX = (
+FITTING_FIX = (
     "keep the statistics, and the layer frozen: normkit.convert(model, to='frozen')"
 )
 
@@ -139,11 +131,11 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             f"by a factor of {math.exp(found.var):.2f}, on average over the channels"
         )
         if is_fitting and severity != "clear":
-            severity, fix = "info", _FITTING_FIX
-            evidence += _FITTING
+            severity, fix = "info", FITTING_FIX
+            evidence += FITTING
         elif severity != "clear" and is_starting(statistics):
             severity = "info"
-            evidence += _STARTING
+            evidence += STARTING
         elif has_gap and found.outweighs and len(norm.calls) < 2:
             # A feature that is rare has statistics of few batches, and mostly costs
             # nothing: the gap shows that this channel is more than that.
@@ -151,10 +143,10 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             evidence = _of_channel(found, norm) + "; " + evidence
         elif severity == "warning" and is_harmless:
             severity = "info"
-            evidence += _HARMLESS
+            evidence += HARMLESS
         yield _D01(
             layer.name,
-            _for_now(statistics, severity),
+            for_now(statistics, severity),
             value,
             threshold,
             evidence,
@@ -193,7 +185,7 @@ def _of_other_inputs(statistics: Statistics) -> Iterator[Finding]:
     )
 
 
-def _for_now(statistics: Statistics, severity: Severity) -> Severity:
+def for_now(statistics: Statistics, severity: Severity) -> Severity:
     """Return the severity in the first steps, where what is an error later passes."""
     is_error = severity == "error" and statistics.has_just_begun
     return "warning" if is_error else severity
@@ -271,8 +263,8 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
         if severity == "error" and drop < 1 and _are_recent(statistics):
             severity, threshold = "warning", METRIC_WARNING
         if severity != "clear" and is_starting(statistics):
-            severity, evidence = "info", evidence + _STARTING
-        severity = _for_now(statistics, severity)
+            severity, evidence = "info", evidence + STARTING
+        severity = for_now(statistics, severity)
         yield _D02("", severity, drop, threshold, evidence, fix, details)
         return
     if math.isnan(ratio):
@@ -283,7 +275,7 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
     severity: Severity = "warning" if ratio > LOSS_RATIO and sure else "clear"
     evidence += f", on the same {samples} samples"
     if severity != "clear" and is_starting(statistics):
-        severity, evidence = "info", evidence + _STARTING
+        severity, evidence = "info", evidence + STARTING
     yield _D02("", severity, ratio, LOSS_RATIO, evidence, fix, details)
 
 
@@ -321,177 +313,4 @@ def _is_sure(found: Evaluation, batch: tuple[float, ...], sign: float) -> bool:
     return sum(worse) / len(worse) > 2 * error
 
 
-def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
-    """Check D03: the initial values still have weight in the running statistics."""
-    is_fitting = weights_fit_statistics(statistics)
-    nothing_learned = is_untrained(statistics)
-    for layer, norm in statistics.norms:
-        if norm.frozen or norm.momentum is None:
-            continue
-        if norm.is_new or nothing_learned:
-            reason = "the layer is new and has counted no batch yet"
-            yield _D03(layer.name, "not_judged", evidence=reason)
-            continue
-        if not norm.tracks:
-            yield _not_tracking(layer, norm, is_fitting=is_fitting)
-            continue
-        if norm.tracked is None or not (norm.tracked or norm.has_default_buffers):
-            reason = "the layer does not count its batches (num_batches_tracked)"
-            yield _D03(layer.name, "not_judged", evidence=reason)
-            continue
-        if not 0 <= norm.momentum <= 1:
-            reason = f"momentum is {norm.momentum:g}, outside 0 to 1"
-            yield _D03(layer.name, "not_judged", evidence=reason)
-            continue
-        weight = (1 - norm.momentum) ** norm.tracked
-        severity, threshold = above(weight, warning=INITIAL_WEIGHT)
-        measured = distance(norm)
-        if severity != "clear" and measured is not None:
-            if measured.is_small or is_fitting:
-                # Set by a calibration, or right for weights trained on them.
-                severity = "info"
-            elif measured.severity == "error" and norm.momentum > MOMENTUM_LOW:
-                # This is the cause; at a lower momentum D04 is.
-                severity = "error"
-        is_harmless = severity == "warning" and costs_nothing(statistics)
-        if is_harmless:
-            severity = "info"
-        is_early = severity != "clear" and is_starting(statistics)
-        if is_early or (statistics.while_training and severity == "warning"):
-            severity = "info"  # eval mode has not been asked for yet
-        is_right = is_fitting and severity == "info"
-        yield _D03(
-            layer.name,
-            _for_now(statistics, severity),
-            weight,
-            threshold,
-            f"after {counted(norm.tracked, 'batch', plural='batches')} at momentum "
-            f"{norm.momentum:g} the initial mean 0 and variance 1 still have a weight "
-            f"of {weight:.0%}"
-            + _FITTING * is_right
-            + _STARTING * is_early
-            + _HARMLESS * is_harmless,
-            _FITTING_FIX
-            if is_right
-            else "train longer before eval, or normkit.calibrate(model, loader), or "
-            "momentum=None for a cumulative average",
-            {"momentum": norm.momentum, "tracked": norm.tracked},
-        )
-
-
-def _not_tracking(
-    layer: LayerStatistics, norm: NormStatistics, *, is_fitting: bool
-) -> Finding:
-    """Return the finding on a layer whose flag says that it tracks nothing.
-
-    torch reads it in training mode; in eval mode it takes the buffers where there are
-    some.
-    """
-    found = distance(norm)
-    severity: Severity = "info" if found is None or is_fitting else found.severity
-    return _D03(
-        layer.name,
-        severity,
-        1.0,
-        INITIAL_WEIGHT,
-        "track_running_stats is False, so that training never updates the running "
-        "statistics; the layer has them nevertheless, and eval mode uses them",
-        "set track_running_stats=True and normkit.calibrate(model, loader); a layer "
-        "that should keep none is made with track_running_stats=False",
-        {"momentum": norm.momentum, "tracked": norm.tracked},
-    )
-
-
-def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
-    """Check D04: the momentum looks like that of the other convention, 1 − momentum."""
-    has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
-    is_fitting = weights_fit_statistics(statistics)
-    for layer, norm in statistics.norms:
-        momentum = norm.momentum
-        if momentum == 0 and has_gap and not norm.is_constant:
-            yield from _never_updated(layer, norm)
-        # A momentum of 0 is a way to freeze the statistics.
-        if norm.frozen or momentum is None or momentum == 0:
-            continue
-        is_high, is_low = momentum >= MOMENTUM_HIGH, momentum <= MOMENTUM_LOW
-        threshold = MOMENTUM_LOW if is_low else MOMENTUM_HIGH
-        measured = None if norm.is_new else distance(norm)
-        severity: Severity = "clear"
-        off: Severity = "clear"
-        reason = ""
-        if measured is not None and not is_fitting:
-            off = measured.severity
-        if is_high or is_low:
-            severity = "warning"
-            if off == "error" or (off == "warning" and has_gap):
-                severity = "error"
-            elif is_low and measured is not None and measured.is_small:
-                # Slow but arrived: the statistics are right.
-                severity = "info"
-            elif is_low and (reason := _too_early(statistics, norm)):
-                severity = "info"
-        what = (
-            "the running statistics hold only the last "
-            + counted(float(f"{1 / momentum:.2g}"), "batch", plural="batches")
-            if is_high
-            else f"the running statistics need {3 / momentum:,.0f} batches to forget "
-            "their initial values"
-        )
-        yield _D04(
-            layer.name,
-            severity,
-            momentum,
-            threshold,
-            f"momentum {momentum:g} means new = {1 - momentum:g}·old + "
-            f"{momentum:g}·batch here: {what}"
-            + ("" if off == "clear" else ", and they are off")
-            + reason,
-            f"set momentum={round(1 - momentum, 6):g} if the value was written for the "
-            "convention new = momentum·old + …; torch's default is 0.1; "
-            "then normkit.calibrate(model, loader)"
-            if is_high
-            else "set momentum=0.1 (torch's default), then "
-            "normkit.calibrate(model, loader)",
-            {"momentum": momentum, "tracked": norm.tracked},
-        )
-
-
-def _never_updated(layer: LayerStatistics, norm: NormStatistics) -> Iterator[Finding]:
-    """Check a momentum of 0, which keeps the statistics out of eval mode alone."""
-    found = distance(norm)
-    if found is None or found.severity == "clear":
-        return
-    yield _D04(
-        layer.name,
-        found.severity,
-        0.0,
-        MOMENTUM_LOW,
-        "momentum 0 never updates the running statistics, which eval mode uses; "
-        "training mode normalizes by each batch, and so the weights fit others: "
-        f"running_mean is {found.mean:.2f} standard deviations off and running_var by "
-        f"a factor of {math.exp(found.var):.2f}",
-        "set momentum=0.1 (torch's default), then normkit.calibrate(model, loader); "
-        "to keep the statistics on purpose freeze the layer: "
-        "normkit.convert(model, to='frozen')",
-        {"momentum": 0.0, "tracked": norm.tracked},
-    )
-
-
-def _too_early(statistics: Statistics, norm: NormStatistics) -> str:
-    """Return why a slow average can have done no harm yet; "" where it can.
-
-    MNASNet has a momentum of 3e-4, right for the 10,000 batches of its training.
-    """
-    if norm.is_new:
-        return "; no batch has been counted yet"
-    if statistics.while_training and not norm.is_read_in_eval:
-        return "; no call in eval mode has read them yet"
-    return ""
-
-
-CHECKS = {
-    "D01": stale_statistics,
-    "D02": train_eval_gap,
-    "D03": ema_not_warm,
-    "D04": momentum_convention,
-}
+CHECKS = {"D01": stale_statistics, "D02": train_eval_gap}
