@@ -398,9 +398,9 @@ def d18_compares_channels_with_eps_alone(patch: pytest.MonkeyPatch) -> None:
     "test_d04_asks_whether_something_reads_the_statistics"
 )
 def d04_judges_a_setting_by_itself(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import population
+    from normkit.doctor.checks import averages
 
-    patch.setattr(population, "_too_early", lambda statistics, norm: "")
+    patch.setattr(averages, "_too_early", lambda statistics, norm: "")
 
 
 @fault(

@@ -41,17 +41,8 @@ CHECKS: dict[str, Check] = dict(
     sorted(
         item
         for group in (
-            *(
-                averages,
-                basics,
-                batch_size,
-                batches,
-                buffers,
-                gradients,
-                modes,
-                population,
-            ),
-            *(saturation, signals, spikes, transformers, weights),
+            *(averages, basics, batch_size, batches, buffers, gradients, modes),
+            *(population, saturation, signals, spikes, transformers, weights),
         )
         for item in group.CHECKS.items()
     )
