@@ -10,7 +10,12 @@ from normkit.doctor.checks.dependence import dependence
 from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.outliers import outliers
 from normkit.doctor.checks.progress import progress
-from normkit.doctor.checks.targets import is_cross_entropy, targets
+from normkit.doctor.checks.targets import (
+    BINARY,
+    COMPARING,
+    is_cross_entropy,
+    targets,
+)
 from normkit.doctor.checks.thresholds import MIN_SAMPLES, above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import LayerStatistics, Statistics
@@ -236,6 +241,7 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     out, data = statistics.output, statistics.evaluation
     if out is None:
         return
+    yield from _ends_in_norm(statistics)
     if out.sums_to_one and is_cross_entropy(out):
         yield _D34(
             "",
@@ -295,6 +301,31 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
         f"classes is {chance:.3g}",
         "start the last layer with smaller weights: "
         "normkit.initialize(model, example_inputs=inputs)",
+    )
+
+
+def _ends_in_norm(statistics: Statistics) -> Iterator[Finding]:
+    """Check for a batch norm that gives the values which a loss compares.
+
+    Their mean and size in a batch are its shift and scale then, whatever the inputs.
+    Codes may end in one: they are compared with each other.
+    """
+    out, wanted = statistics.output, statistics.targets
+    if out is None or wanted is None or wanted.classes is not None:
+        return
+    if not (COMPARING | BINARY) & out.operations or out.has_critic:
+        return
+    last = statistics.layers[-1]
+    if last.norm is None or not last.is_output or last.norm.frozen:
+        return
+    yield _D34(
+        last.name,
+        "warning",
+        1.0,
+        0.0,
+        "the answers are the output of a batch norm: in training their mean and their "
+        "spread over a batch are its shift and scale, whatever the samples are",
+        "end in the linear layer: move the batch norm in front of its activation",
     )
 
 

@@ -14,7 +14,11 @@ import statistics as numbers
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from normkit.doctor.checks.progress import has_learned, loss_fell
+from normkit.doctor.checks.progress import (
+    has_learned,
+    has_learned_all,
+    loss_fell,
+)
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import (
     LayerStatistics,
@@ -46,6 +50,8 @@ RECENT = 5
 MIN_STEPS = 100
 # Steps after which a warm-up that goes on is no peek at the first of many.
 LONG = 200
+# The way of all steps that is none: a network that learns from a start goes 2 to 20.
+LITTLE = 0.02
 # Share of the steps at less than a thousandth of the largest rate, and that of steps at
 # the largest rate which go as far as all. A cosine to zero has 0.02 and 0.5, a tenth
 # after each third 0 and 0.37, 0.7 per epoch over 30 epochs 0.35 and 0.11.
@@ -155,7 +161,7 @@ def blown_up(statistics: Statistics) -> Iterator[Finding]:
     large = [(ratio, layer) for ratio, layer in found if _is_blown_up(ratio, layer)]
     if not large or len(large) < BLOWN_SHARE * len(found):
         return
-    has_stood = has_learned(statistics)
+    has_stood = has_learned_all(statistics)
     for ratio, layer in sorted(large, key=lambda each: -each[0]):
         yield Finding(
             "D27",
@@ -186,12 +192,33 @@ def _is_blown_up(ratio: float, layer: LayerStatistics) -> bool:
 def lost_steps(statistics: Statistics) -> Iterator[Finding]:
     """Check that the steps arrive: rate, eps of the optimizer, dtype of the weights."""
     yield from _rounded(statistics)
+    yield from _none(statistics)
     loop = statistics.training
     if loop is None or loop.is_trial or (loop.updates or 0) < MIN_STEPS:
         return
     yield from _gone(loop)
     yield from _damped(statistics, loop)
-    yield from _rising(statistics, loop)
+    yield from _too_small(statistics, loop)
+
+
+def _none(statistics: Statistics) -> Iterator[Finding]:
+    """Check for an optimizer that never makes a step."""
+    loop = statistics.training
+    if loop is None or loop.is_trial or loop.updates != 0:
+        return
+    weights = [s.weight for s in statistics.of_role("weight") if s.weight is not None]
+    has_gradients = any(any(w.gradient_norm) for w in weights)
+    # Another optimizer may move them.
+    is_still = all(w.norm == w.norm_at_start for w in weights)
+    if loop.forwards >= MIN_UPDATES and has_gradients and is_still:
+        yield _D27(
+            "warning",
+            0.0,
+            1.0,
+            f"the model was called {loop.forwards} times in training mode and its "
+            "weights got gradients, and the optimizer made no step",
+            "call optimizer.step() behind loss.backward()",
+        )
 
 
 def _gone(loop: TrainingStatistics) -> Iterator[Finding]:
@@ -213,15 +240,15 @@ def _gone(loop: TrainingStatistics) -> Iterator[Finding]:
         )
 
 
-def _rising(statistics: Statistics, loop: TrainingStatistics) -> Iterator[Finding]:
-    """Check for a warm-up that is longer than the training."""
+def _too_small(statistics: Statistics, loop: TrainingStatistics) -> Iterator[Finding]:
+    """Check for steps that lead nowhere, or a warm-up longer than the training."""
     made, found = loop.updates or 0, loop.optimizer
-    if found is None or not found.is_rising or made < LONG:
+    if found is None or made < LONG:
         return
     way = _way(statistics, made)
     if way is None or has_learned(statistics) or loss_fell(statistics):
         return
-    if way < WAY:
+    if found.is_rising and way < WAY:
         yield _D27(
             "warning",
             way,
@@ -229,6 +256,15 @@ def _rising(statistics: Statistics, loop: TrainingStatistics) -> Iterator[Findin
             f"the learning rate rises to the last of {made} steps, which together "
             f"moved a weight by at most {way:.2g} of its size (median over layers)",
             "warm up over the first few hundredths of the steps, or train on",
+        )
+    elif way < LITTLE:
+        yield _D27(
+            "warning",
+            way,
+            LITTLE,
+            f"all {made} steps together moved a weight by at most {way:.2g} of its "
+            "size (median over layers), and the error of the answers has not fallen",
+            "raise the learning rate",
         )
 
 

@@ -44,6 +44,8 @@ OUTSIDE = 0.1
 COMPARING = frozenset({"MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Sub"})
 BINARY = frozenset({"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"})
 NLL = frozenset({"NllLoss", "NllLoss2D"})
+# A cross-entropy with a minus sign, and nothing beside it.
+NEGATED = NLL | {"LogSoftmax", "Neg", "Mean", "Sum", "View", "Transpose", "Permute"}
 # Relative difference of two losses that are one sum in another order: float32 rounds at
 # 6e-8, and a batch of hundreds leaves ten times that.
 SAME = 1e-5
@@ -140,6 +142,16 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
             f"nll_loss gets {'probabilities' if out.sums_to_one else 'raw scores'}, "
             f"and is {least:.3g}; the loss of log-probabilities is never negative",
             "end the model in log_softmax, or use cross_entropy on its logits",
+        )
+    elif least < 0 and "Neg" in out.operations and out.operations <= NEGATED:
+        yield _D34(
+            "",
+            "error",
+            least,
+            0.0,
+            f"the loss is minus a cross-entropy ({least:.3g}), which is least where "
+            "the answers are most wrong",
+            "drop the minus sign: cross_entropy and nll_loss have their own",
         )
     elif least < 0 and _is_divergence(statistics, out):
         yield _D34(
