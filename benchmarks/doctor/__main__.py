@@ -1,14 +1,13 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
-`python benchmarks/doctor` runs the bugs, `python benchmarks/doctor third`, `fourth`,
-`fifth`, `sixth`, `seventh` and `eighth` later sets, `python benchmarks/doctor healthy`
-the healthy programs (20 minutes; those on MNIST and CIFAR-10 need NORMKIT_DATA),
-`python benchmarks/doctor quiet`, `calm` and `still` those of quiet_runs.py,
-calm_runs.py and still_runs.py, `python benchmarks/doctor architectures` fresh networks of the libraries
-that are installed, `python benchmarks/doctor overhead` measures the time, and `python
-benchmarks/doctor shrinking` what signals that shrink cost. Each writes its part of
-record.json, and docs/doctor-score.md from the whole; with names behind a part only
-those are run, and take the place of their earlier runs.
+`python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
+to `ninth` are later sets of bugs; `healthy` the healthy programs (20 minutes; those on
+MNIST and CIFAR-10 need NORMKIT_DATA), `quiet`, `calm` and `still` those of
+quiet_runs.py, calm_runs.py and still_runs.py; `architectures` fresh networks of the
+libraries that are installed; `overhead` measures the time, and `shrinking` what signals
+that shrink cost. Each writes its part of record.json, and docs/doctor-score.md from the
+whole; with names behind a part only those are run, and take the place of their earlier
+runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -35,6 +34,7 @@ import fifth_bugs
 import fourth_bugs
 import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
+import ninth_bugs
 import other_bugs
 import overhead
 import seventh_bugs
@@ -111,6 +111,13 @@ LATER = {
         "An eighth set",
         "programs of mistakes that many make",
         eighth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+    "ninth": Later(
+        "ninth_bugs",
+        "A ninth set",
+        "programs of mistakes that many make, once more",
+        ninth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
 }

@@ -315,8 +315,8 @@ def _ends_in_norm(statistics: Statistics) -> Iterator[Finding]:
         return
     if not (COMPARING | BINARY) & out.operations or out.has_critic:
         return
-    last = statistics.layers[-1]
-    if last.norm is None or not last.is_output or last.norm.frozen:
+    last = statistics.layers[-1] if statistics.layers else None
+    if last is None or last.norm is None or not last.is_output or last.norm.frozen:
         return
     yield _D34(
         last.name,
