@@ -61,7 +61,31 @@ __all__ = ["FIRST_SIGHT"]
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "second_head_on_an_encoder_that_is_not_in_eval_mode": (("D07", "D01", "D02"), ()),
+    "images_segmented_one_at_a_time": (("D01", "D02"), ()),
+    "residual_table_network_with_the_momentum_of_keras": (("D04", "D02"), ()),
+    "functional_norms_that_always_train": (("D34", "D05"), ("D05",)),
+    "validated_in_training_mode_kind_by_kind": (("D09", "D01", "D02"), ()),
+    "bias_of_the_prior_in_all_norms": (("D21", "D23", "D24", "D16", "D18", "D34"), ()),
+    "decay_of_a_tenth_on_all_parameters": (("D16", "D01", "D18", "D14"), ()),
+    "dropout_between_convolutions_and_norms": (("D11", "D02"), ()),
+    "padded_particles_in_norms_and_mean": (("D12",), ()),
+    "weights_copied_layer_by_layer": (("D32", "D03", "D01", "D02"), ()),
+    "two_cameras_through_the_norms_of_one": (("D33", "D02"), ()),
+    "instance_norms_where_the_height_counts": (("D29",), ()),
+    "vectors_of_users_that_are_constant": ((), ()),
+    "gain_of_ten_for_units_of_tanh": ((), ()),
+    "rate_too_high_for_an_inception": ((), ()),
+    "rate_of_fine_tuning_from_scratch": ((), ()),
+    "labels_of_minus_one_under_cross_entropy": (("D34",), ()),
+    "folders_read_one_after_the_other": (("D13", "D21"), ()),
+    "recurrence_with_small_weights": (("D34",), ()),
+    "head_replaced_behind_the_optimizer": (
+        ("D07", "D08", "D02", "D34"),
+        ("D07", "D08"),
+    ),
+}
 
 
 def adam(model: nn.Module, lr: float = 3e-3) -> torch.optim.Adam:

@@ -65,7 +65,7 @@ def of(*weights: WeightStatistics) -> Statistics:
 
 
 # Of 64 inputs and 64 outputs: ‖w‖ is 8 for entries of variance 1/64.
-LARGE = WeightStatistics(8 * 31, usual_norm=8, size=4096)
+LARGE = WeightStatistics(8 * 13.0, usual_norm=8, size=4096)
 USUAL = replace(LARGE, norm=8.0)
 
 
@@ -75,14 +75,15 @@ USUAL = replace(LARGE, norm=8.0)
         (of(LARGE, LARGE), ["warning", "warning"]),
         (of(LARGE, USUAL), ["warning"]),
         (of(LARGE, USUAL, USUAL), []),
-        (of(replace(LARGE, norm=8 * 29.0)), []),
+        (of(replace(LARGE, norm=8 * 9.0, size=1024)), []),
         # What has learned with them can go on.
         (replace(of(LARGE), evaluation=ALL), ["info"]),
         # Drawn from a standard normal, for 1,024 inputs: 32 times as large.
         (of(replace(LARGE, norm=8 * 32.0, size=65_536)), []),
         # Drawn so large: no step has changed that.
-        (of(replace(LARGE, norm_at_start=8 * 31.0)), []),
+        (of(replace(LARGE, norm_at_start=8 * 13.0)), []),
         (of(replace(LARGE, norm_at_start=8.0)), ["warning"]),
+        (of(replace(LARGE, norm_at_start=8.0, size=65_536)), ["warning"]),
         (of(replace(LARGE, norm=math.nan)), []),
     ],
 )

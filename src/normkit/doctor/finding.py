@@ -187,6 +187,8 @@ def _order(finding: Finding) -> int:
         return CAUSES_FIRST.index("D28")
     if finding.details.get("is_of_steps", False):
         return CAUSES_FIRST.index("D27") + 1
+    if finding.id == "D14" and _is_origin(finding):
+        return CAUSES_FIRST.index("D19")  # decay that empties the scales
     is_symptom = finding.details.get("is_symptom", False)
     return CAUSES_FIRST.index("D02" if is_symptom else finding.id)
 

@@ -327,6 +327,7 @@ class Statistics(Result):
         dependence: On what the answers depend; None when not measured.
         has_moved: The weights show that they were trained; False where they can be
             those of a start, None when not measured.
+        came_in_eval: The model was handed over in eval mode.
         has_dropout: The model has a layer that drops something.
         has_just_begun: The weights and the batches counted are those of a few steps.
         training: The training loop; None when it was not watched.
@@ -349,6 +350,7 @@ class Statistics(Result):
     targets: TargetStatistics | None = None
     dependence: DependenceStatistics | None = None
     has_moved: bool | None = None
+    came_in_eval: bool = False
     has_dropout: bool = True
     has_just_begun: bool = False
     training: TrainingStatistics | None = None

@@ -74,6 +74,7 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
     for layer in statistics.layers:
         if layer.own_batches is not None:
             yield _served_by_few(layer.name, layer.own_batches)
+    yield from _trained_on_few(statistics)
     can_do = has_learned(statistics) and costs_nothing(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen or norm.in_training is None:
@@ -104,6 +105,27 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             _LARGER,
             {"n_eff": effective, "fewest_values": norm.in_training.values},
         )
+
+
+def _trained_on_few(statistics: Statistics) -> Iterator[Finding]:
+    """Check the batches of a watched training, whose values are not counted."""
+    loop = statistics.training
+    layers = [layer.name for layer, norm in statistics.norms if norm.train_steps]
+    if loop is None or loop.is_trial or not layers or not 0 < loop.samples <= FEW:
+        return
+    if (loop.updates or 0) > 0 and loop.forwards >= 1.5 * (loop.updates or 1):
+        return  # D15 tells of gradients that are accumulated
+    yield _D05(
+        layers[0],
+        "warning",
+        loop.samples,
+        FEW,
+        f"the training calls the model with {counted(round(loop.samples, 1), 'sample')}"
+        " at a time, on average: the statistics of each batch are those of so few, and "
+        "eval mode has others",
+        _LARGER,
+        {"n_eff": math.nan, "fewest_values": 0},
+    )
 
 
 def _served_by_few(name: str, seen: ChannelStatistics) -> Finding:

@@ -23,6 +23,8 @@ _KEPT_NEW = (
     "normalizes nothing"
 )
 
+_STILL = "; the model came in eval mode, where they stand still"
+
 _D07 = partial(Finding, "D07", "frozen_but_training")
 _D08 = partial(Finding, "D08", "stuck_in_eval")
 _D09 = partial(Finding, "D09", "eval_forgotten")
@@ -41,6 +43,8 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
         layer.weight is not None and layer.weight.gradient_norm
         for layer in statistics.layers
     )
+    # A head may be trained on a network that is left in eval mode.
+    is_still = statistics.came_in_eval and not any(n.is_trainable for _, n in norms)
     # A diagnosis without a loss runs no layer with gradients.
     has_graph = any(layer.had_gradients for layer in statistics.layers)
     for layer, norm in norms:
@@ -51,13 +55,15 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
         has_no_gradient = not norm.is_trainable or is_cut_off
         is_bad = has_no_gradient and is_training and norm.is_read_in_eval is not False
         severity: Severity = "error" if is_bad else "clear"
+        if is_bad and is_still:
+            severity = "info"
         yield _D07(
             layer.name,
             severity,
             float(is_bad),
             0.5,
             "weight and bias get no gradients, but in training mode the running "
-            "statistics keep changing"
+            "statistics keep changing" + _STILL * is_still
             if is_bad
             else "eval mode does not read its statistics"
             if has_no_gradient and is_training
@@ -82,9 +88,12 @@ def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
         yield _D08("", "not_judged", evidence=reason)
     if loop.updates_in_eval:
         is_after = loop.updates_before_eval > 0
+        severity: Severity = "error" if is_after else "warning"
+        if not any(norm.is_trainable for _, norm in statistics.norms):
+            severity = "info"  # as where a head is trained on a frozen network
         yield _D08(
             "",
-            "error" if is_after else "warning",
+            severity,
             loop.updates_in_eval,
             0.0,
             f"{loop.updates_in_eval} optimizer steps with the whole model in eval mode"
@@ -99,7 +108,7 @@ def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:
                 yield _D08(layer.name, "clear", 0.0, 0.0, evidence)
             continue
         # In eval mode from the first step on, with frozen parameters: on purpose.
-        severity: Severity = "info"
+        severity = "info"
         if norm.train_steps:
             severity = "warning"
         elif not norm.is_trainable:

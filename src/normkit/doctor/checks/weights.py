@@ -36,6 +36,8 @@ BIAS_RATIO = 1e-6
 MIN_COPIED, DIGITS = 16, 5
 # Decay on a scale shrinks the function, not only its parametrization.
 DECAY_WARNING = 1e-3
+# Decay that at a rate of 0.1 takes all but a third of a scale in 100 steps.
+STRONG = 0.1
 # Half of the units: a few equal pairs occur by chance in small layers.
 EQUAL_ROWS = 0.5
 # ‖Δw‖/‖w‖ per step, median over the steps after the first tenth; TheDeepChecker has
@@ -112,6 +114,8 @@ def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
         "give these parameters a group of their own without decay: "
         "torch.optim.SGD(normkit.nn.parameter_groups(model, weight_decay="
         f"{loop.weight_decay:g}), …)",
+        # The scales of what the norms give shrink by it, and all that follows.
+        {"is_origin": severity == "warning" and loop.weight_decay >= STRONG},
     )
 
 

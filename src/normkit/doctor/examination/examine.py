@@ -102,6 +102,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         targets=batch.answers.targets(),
         dependence=depends,
         has_moved=has_moved(case.model),
+        came_in_eval=not case.model.training,
         has_dropout=any(
             "drop" in type(module).__name__.lower() for module in case.model.modules()
         ),
