@@ -254,3 +254,44 @@ def a_recurrence_may_grow(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import signals
 
     patch.setattr(signals, "_over_steps", lambda _: iter(()))
+
+
+_STEPS = "tests/doctor/test_no_steps.py::"
+
+
+@fault(caught_by=_STEPS + "test_an_optimizer_that_makes_no_step_is_told")
+def steps_are_always_made(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import steps
+
+    patch.setattr(steps, "_none", lambda _: iter(()))
+
+
+@fault(caught_by=_STEPS + "test_steps_that_lead_nowhere_are_told")
+def any_way_is_far(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import steps
+
+    patch.setattr(steps, "WAY", 0.0)
+
+
+@fault(caught_by=_STEPS + "test_d14_a_strong_decay_stands_before_what_it_does")
+def decay_is_never_a_cause(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import weights
+
+    patch.setattr(weights, "STRONG", math.inf)
+
+
+@fault(caught_by=_STEPS + "test_d05_tells_of_the_batches_of_a_training")
+def batches_of_a_training_are_large(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batch_size
+
+    patch.setattr(batch_size, "_trained_on_few", lambda _: iter(()))
+
+
+@fault(caught_by=_MODES + "test_a_head_on_a_frozen_network_in_eval_mode_is_no_fault")
+def no_network_comes_in_eval_mode(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import examine
+
+    made = examine.Statistics
+    patch.setattr(
+        examine, "Statistics", lambda *a, **k: made(*a, **{**k, "came_in_eval": False})
+    )

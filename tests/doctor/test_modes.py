@@ -1,5 +1,7 @@
 """D08 and D09: modes that a whole training has, or that eval() does not reach."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,21 @@ def test_a_training_that_is_in_eval_mode_throughout_is_told() -> None:
     assert (found.id, found.severity) == ("D08", "warning")
     assert "with the whole model in eval mode" in found.evidence
     assert "D08" not in alarms(watched(build("mlp").train()).findings())
+
+
+def on_frozen(model: nn.Module) -> nn.Module:
+    """Put a head on a network that is frozen, and left in eval mode."""
+    body = model.requires_grad_(False)[:-1]  # pyright: ignore[reportIndexIssue]
+    return nn.Sequential(body, nn.Linear(48, 10)).eval()
+
+
+def test_a_head_on_a_frozen_network_in_eval_mode_is_no_fault() -> None:
+    model = on_frozen(copy.deepcopy(trained("mlp")))
+    assert alarms(watched(model).findings()) == []
+    data = batches()[:16]
+    assert diagnose(model, data, F.cross_entropy).named == []
+    # In training mode its statistics would change.
+    assert diagnose(model.train(), data, F.cross_entropy).named == ["D07"]
 
 
 class Unreached(nn.Module):

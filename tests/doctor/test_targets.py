@@ -186,6 +186,16 @@ PAIRS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]] = {
         (network(1), lambda y: is_zero(y).float()[:, None], weighting_ones(9.0)),
         "rare classes count still less",
     ),
+    "a minus before the loss": (
+        (network(10), lambda y: y, lambda y, t: -F.cross_entropy(y, t)),
+        (network(10), lambda y: y, F.cross_entropy),
+        "minus a cross-entropy",
+    ),
+    "answers of a batch norm": (
+        (network(1, nn.BatchNorm1d(1)), number, F.mse_loss),
+        (network(1), number, F.mse_loss),
+        "the output of a batch norm",
+    ),
     "a softmax over the words": (
         (Words(1), as_words, of_words),
         (Words(2), as_words, of_words),
