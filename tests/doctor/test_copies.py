@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,3 +62,32 @@ def test_copies_one_behind_the_other_part() -> None:
     model = nn.Sequential(one, copy.deepcopy(one), nn.Linear(64, 10))
     found = diagnose(model, batches()[:8], F.cross_entropy).named
     assert "D26" not in found
+
+
+class Ratings(nn.Module):
+    """The product of two vectors, each of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.films = nn.Embedding(10, 4), nn.Embedding(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.users(x[:, 0]) * self.films(x[:, 1])).sum(1)
+
+
+@pytest.mark.parametrize("start", ["constant", "random", "zero and not trained"])
+def test_vectors_of_one_number_stay_so(start: str) -> None:
+    model = Ratings()
+    pairs = torch.randint(10, (64, 2))
+    wanted = torch.randn(64)
+    for table in (model.users, model.films):
+        if start != "random":
+            nn.init.constant_(table.weight, 0.3 if start == "constant" else 0.0)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(20 if start != "zero and not trained" else 0):
+        optimizer.zero_grad()
+        F.mse_loss(model(pairs), wanted).backward()
+        optimizer.step()
+    found = diagnose(model, [(pairs, wanted)] * 4, F.mse_loss).findings
+    told = [f.layers for f in found if f.id == "D26"]
+    assert told == ([("users", "films")] if start == "constant" else [])

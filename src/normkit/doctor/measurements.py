@@ -23,6 +23,7 @@ from normkit.doctor.layer_statistics import (
     WeightStatistics,
 )
 from normkit.doctor.optimizer_statistics import OptimizerStatistics
+from normkit.doctor.training_statistics import TrainingStatistics
 from normkit.doctor.transformer_statistics import AttentionStatistics, BlockStatistics
 from normkit.moments import Moments
 from normkit.results import Result, counted
@@ -272,44 +273,6 @@ class DependenceStatistics:
     ignored: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class TrainingStatistics:
-    """The calls and steps of the training loop.
-
-    Attributes:
-        forwards: Calls in training mode with gradients.
-        updates: Steps of the optimizer; None without one.
-        updates_in_eval: Steps of the optimizer after calls in eval mode only.
-        updates_before_eval: Steps of the optimizer before the first of these.
-        idle_bursts: Number of runs of two or more calls in training mode without
-            gradients, and without a step of any optimizer between them.
-        samples: Samples per forward.
-        weight_decay: The largest decay on a normalization layer's parameters; None
-            without an optimizer.
-        is_decoupled: The decay is multiplied by the learning rate alone (AdamW).
-        is_trial: The loop was a trial on a copy, not the program's own.
-        losses: Step and value of each loss given to `log`.
-        steps: The observed steps.
-        optimizer: Its rates and its state; None without one.
-        left_out: Parameters with gradients that the optimizer was not given and nothing
-            changed, but for the weights of layers, which tell that themselves.
-    """
-
-    forwards: int = 0
-    updates: int | None = None
-    updates_in_eval: int = 0
-    updates_before_eval: int = 0
-    idle_bursts: int = 0
-    samples: float = 0.0
-    weight_decay: float | None = None
-    is_decoupled: bool = False
-    is_trial: bool = False
-    losses: tuple[tuple[int, float], ...] = ()
-    steps: tuple[int, ...] = ()
-    optimizer: OptimizerStatistics | None = None
-    left_out: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, repr=False)
 class Statistics(Result):
     """All measurements of one model.
@@ -327,6 +290,7 @@ class Statistics(Result):
         dependence: On what the answers depend; None when not measured.
         has_moved: The weights show that they were trained; False where they can be
             those of a start, None when not measured.
+        flat_tables: Embeddings whose rows are one number each, and differ by row.
         came_in_eval: The model was handed over in eval mode.
         has_dropout: The model has a layer that drops something.
         has_just_begun: The weights and the batches counted are those of a few steps.
@@ -350,6 +314,7 @@ class Statistics(Result):
     targets: TargetStatistics | None = None
     dependence: DependenceStatistics | None = None
     has_moved: bool | None = None
+    flat_tables: tuple[str, ...] = ()
     came_in_eval: bool = False
     has_dropout: bool = True
     has_just_begun: bool = False

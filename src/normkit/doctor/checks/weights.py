@@ -125,6 +125,16 @@ def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
     Or whole layers, such as branches that are copies of one.
     """
     yield from _copies(statistics)
+    for name in statistics.flat_tables:
+        yield _D26(
+            name,
+            "error",
+            1.0,
+            EQUAL_ROWS,
+            "the numbers of each of its vectors are equal, and training has kept them "
+            "so: each vector remains one number",
+            "start it from random numbers: nn.init.normal_(embedding.weight, std=0.02)",
+        )
     for layer in statistics.of_role("weight"):
         weight = layer.weight
         if weight is None or layer.is_output:

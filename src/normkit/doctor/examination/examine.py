@@ -20,7 +20,11 @@ import torch
 from normkit.doctor.channel_statistics import MIN_EFFECTIVE_BATCHES
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.forward_pass import ForwardPass
-from normkit.doctor.examination.start import has_just_begun, has_moved
+from normkit.doctor.examination.start import (
+    flat_tables,
+    has_just_begun,
+    has_moved,
+)
 from normkit.doctor.examination.working_copy import (
     SingleValueError,
     WorkingCopy,
@@ -102,6 +106,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         targets=batch.answers.targets(),
         dependence=depends,
         has_moved=has_moved(case.model),
+        flat_tables=flat_tables(case.model),
         came_in_eval=not case.model.training,
         has_dropout=any(
             "drop" in type(module).__name__.lower() for module in case.model.modules()

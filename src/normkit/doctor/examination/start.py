@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.modeling.norm_types import is_norm
 
-__all__ = ["has_just_begun", "has_moved", "was_trained"]
+__all__ = ["flat_tables", "has_just_begun", "has_moved", "was_trained"]
 
 # Writes that are no start, and more than the first steps, which may show nothing yet.
 # torch's initializers make 1 or 2, sparse_ one per column; Adam 1 per step, AdamW 2.
@@ -78,6 +78,29 @@ def has_just_begun(model: nn.Module) -> bool:
     norms = [module for module in model.modules() if is_norm(module)]
     held = [p for norm in norms for p in norm.parameters(recurse=False)]
     return bool(held) and all(map(_lies_near, held))
+
+
+@torch.no_grad()
+def flat_tables(model: nn.Module) -> tuple[str, ...]:
+    """Return the embeddings whose rows are one number each, and differ by row.
+
+    Rows that differ were trained; a table that begins at one number is one throughout.
+    """
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        and module.embedding_dim > 1
+        and _is_flat(module.weight)
+    )
+
+
+def _is_flat(table: Tensor) -> bool:
+    if table.is_meta or not table.numel():
+        return False
+    first = table[:, :1]
+    is_flat = bool((table - first).abs().max() <= 1e-5 * table.abs().max())
+    return is_flat and bool((first != first[0]).any())
 
 
 def _lies_near(values: Tensor) -> bool:

@@ -1,0 +1,47 @@
+"""The measurements of a training loop: its calls, its steps, its losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from normkit.doctor.optimizer_statistics import OptimizerStatistics
+
+__all__ = ["TrainingStatistics"]
+
+
+@dataclass(frozen=True)
+class TrainingStatistics:
+    """The calls and steps of the training loop.
+
+    Attributes:
+        forwards: Calls in training mode with gradients.
+        updates: Steps of the optimizer; None without one.
+        updates_in_eval: Steps of the optimizer after calls in eval mode only.
+        updates_before_eval: Steps of the optimizer before the first of these.
+        idle_bursts: Number of runs of two or more calls in training mode without
+            gradients, and without a step of any optimizer between them.
+        samples: Samples per forward.
+        weight_decay: The largest decay on a normalization layer's parameters; None
+            without an optimizer.
+        is_decoupled: The decay is multiplied by the learning rate alone (AdamW).
+        is_trial: The loop was a trial on a copy, not the program's own.
+        losses: Step and value of each loss given to `log`.
+        steps: The observed steps.
+        optimizer: Its rates and its state; None without one.
+        left_out: Parameters with gradients that the optimizer was not given and nothing
+            changed, but for the weights of layers, which tell that themselves.
+    """
+
+    forwards: int = 0
+    updates: int | None = None
+    updates_in_eval: int = 0
+    updates_before_eval: int = 0
+    idle_bursts: int = 0
+    samples: float = 0.0
+    weight_decay: float | None = None
+    is_decoupled: bool = False
+    is_trial: bool = False
+    losses: tuple[tuple[int, float], ...] = ()
+    steps: tuple[int, ...] = ()
+    optimizer: OptimizerStatistics | None = None
+    left_out: tuple[str, ...] = ()
