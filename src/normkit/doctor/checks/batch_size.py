@@ -110,7 +110,11 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
 def _trained_on_few(statistics: Statistics) -> Iterator[Finding]:
     """Check the batches of a watched training, whose values are not counted."""
     loop = statistics.training
-    layers = [layer.name for layer, norm in statistics.norms if norm.train_steps]
+    layers = [
+        layer.name
+        for layer, norm in statistics.norms
+        if norm.train_steps and "Sync" not in layer.kind
+    ]
     if loop is None or loop.is_trial or not layers or not 0 < loop.samples <= FEW:
         return
     if (loop.updates or 0) > 0 and loop.forwards >= 1.5 * (loop.updates or 1):

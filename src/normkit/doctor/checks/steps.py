@@ -211,7 +211,7 @@ def _none(statistics: Statistics) -> Iterator[Finding]:
     has_gradients = any(any(w.gradient_norm) for w in weights)
     # Another optimizer may move them.
     is_still = all(w.norm == w.norm_at_start for w in weights)
-    if loop.forwards >= MIN_UPDATES and has_gradients and is_still:
+    if loop.forwards >= MIN_STEPS and has_gradients and is_still:
         yield _D27(
             "warning",
             0.0,

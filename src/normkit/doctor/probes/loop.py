@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.doctor.measurements import TrainingStatistics
 from normkit.doctor.probes.optimizer import Rates, optimizer_statistics
@@ -44,10 +44,8 @@ class Loop:
         self._idle_calls = 0
         self._called_in_training = model.training
         if model.training:
-            x = first_tensor(args)
-            x = first_tensor(kwargs) if x is None else x
             self.forwards += 1
-            self.samples += x.shape[0] if x is not None and x.dim() else 1
+            self.samples += _samples(args, kwargs)
 
     def add_update(self, optimizer: torch.optim.Optimizer) -> None:
         """Record a step of the optimizer."""
@@ -84,6 +82,16 @@ class Loop:
             if optimizer is None
             else optimizer_statistics(optimizer, self._rates),
         )
+
+
+def _samples(args: Any, kwargs: Any) -> int:
+    """Return the samples of a call; those of a list, as of images, are its items."""
+    given = next(iter(args), None)
+    if isinstance(given, list) and all(isinstance(x, Tensor) for x in given):
+        return len(given)
+    x = first_tensor(args)
+    x = first_tensor(kwargs) if x is None else x
+    return x.shape[0] if x is not None and x.dim() else 1
 
 
 def _is_averaging(model: nn.Module) -> bool:
