@@ -105,3 +105,26 @@ def test_d05_counts_the_images_of_a_list(size: int, *, expected: bool) -> None:
         for _ in range(3):
             model([torch.randn(3, 8, 8) for _ in range(size)]).square().sum().backward()
     assert ("D05" in [f.id for f in seen.findings() if f.is_alarm]) is expected
+
+
+def test_d05_counts_tokens_by_their_sentences() -> None:
+    """And nothing where a call has no tensor."""
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Flatten(), nn.BatchNorm1d(20))
+    with watch(model) as seen:
+        for _ in range(3):
+            model(torch.randint(8, (16, 5))).square().sum().backward()
+    assert seen.statistics().training.samples == 16  # pyright: ignore[reportOptionalMemberAccess]
+    assert "D05" not in [f.id for f in seen.findings() if f.is_alarm]
+
+    class Drawn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, size: int) -> torch.Tensor:
+            return self.norm(torch.randn(size, 4))
+
+    with watch(drawn := Drawn()) as seen:
+        for _ in range(3):
+            drawn(16).square().sum().backward()
+    assert "D05" not in [f.id for f in seen.findings() if f.is_alarm]

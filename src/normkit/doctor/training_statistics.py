@@ -20,7 +20,7 @@ class TrainingStatistics:
         updates_before_eval: Steps of the optimizer before the first of these.
         idle_bursts: Number of runs of two or more calls in training mode without
             gradients, and without a step of any optimizer between them.
-        samples: Samples per forward.
+        samples: Samples per forward; nan where a call has no tensor.
         weight_decay: The largest decay on a normalization layer's parameters; None
             without an optimizer.
         is_decoupled: The decay is multiplied by the learning rate alone (AdamW).

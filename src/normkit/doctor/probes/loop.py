@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from normkit.doctor.measurements import TrainingStatistics
 from normkit.doctor.probes.optimizer import Rates, optimizer_statistics
 from normkit.doctor.probes.roles import role_of
-from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.modeling.norm_types import holds_constant_statistics, is_batch_norm
 
 __all__ = ["Loop"]
@@ -21,7 +22,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.forwards = 0
-        self.samples = 0
+        self.samples = 0.0
         self.updates = 0
         self.updates_in_eval = 0
         self.updates_before_eval = 0
@@ -84,14 +85,17 @@ class Loop:
         )
 
 
-def _samples(args: Any, kwargs: Any) -> int:
-    """Return the samples of a call; those of a list, as of images, are its items."""
+def _samples(args: Any, kwargs: Any) -> float:
+    """Return the samples of a call, by its first tensor; nan without one.
+
+    Those of a list, as of images, are its items.
+    """
     given = next(iter(args), None)
     if isinstance(given, list) and all(isinstance(x, Tensor) for x in given):
         return len(given)
-    x = first_tensor(args)
-    x = first_tensor(kwargs) if x is None else x
-    return x.shape[0] if x is not None and x.dim() else 1
+    tensors = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+    first = next(tensors, None)
+    return math.nan if first is None or not first.dim() else first.shape[0]
 
 
 def _is_averaging(model: nn.Module) -> bool:
