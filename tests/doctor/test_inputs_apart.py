@@ -89,3 +89,18 @@ def test_a_value_is_far_by_its_gap(
     batches: tuple[list[float], ...], expected: float | None
 ) -> None:
     assert far(*batches) == expected
+
+
+class Replacing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.nan_to_num(0.0)
+
+
+def test_missing_values_that_the_model_replaces_are_no_fault() -> None:
+    data = table(missing=math.nan)
+    assert [f.severity for f in told(data, nn.Identity())] == ["error"]
+    assert not told(data, Replacing())
+    found = diagnose(network(Replacing()), data, F.cross_entropy).findings
+    (about,) = [f for f in found if f.id == "D28"]
+    assert "which the model replaces" in about.evidence
+    assert not diagnose(network(Replacing()), data, F.cross_entropy).named

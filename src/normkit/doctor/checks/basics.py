@@ -18,7 +18,7 @@ from normkit.doctor.checks.targets import (
 )
 from normkit.doctor.checks.thresholds import MIN_SAMPLES, above, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.measurements import LayerStatistics, Statistics
+from normkit.doctor.measurements import LayerStatistics, NotFinite, Statistics
 from normkit.results import counted
 
 __all__ = ["CHECKS", "basics", "input_scale", "norm_choice"]
@@ -59,14 +59,17 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         return
     mean, sd = float(found.mean), float(found.var.sqrt())
     if not math.isfinite(mean + sd):
+        is_handled = _replaces_them(statistics)
         yield _D28(
             "",
-            "error",
+            "info" if is_handled else "error",
             math.nan,
             math.inf,
-            "the inputs hold values that are not finite (NaN or infinite)",
+            "the inputs hold values that are not finite (NaN or infinite)"
+            + ", which the model replaces: its answers and losses are finite"
+            * is_handled,
             "find the samples that have them: torch.isfinite(inputs).all()",
-            {"is_not_finite": True},
+            {"is_not_finite": not is_handled},
         )
         return
     first = statistics.layers[0]
@@ -93,6 +96,15 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}",
         "subtract the mean of the training data and divide by its standard deviation",
     )
+
+
+def _replaces_them(statistics: Statistics) -> bool:
+    """Return True for a model whose answers, losses and layers are finite."""
+    out, found = statistics.output, statistics.evaluation
+    losses = () if found is None else (*found.batch_loss, *found.running_loss)
+    values = (*losses, *(() if out is None else (out.spread, out.scale)))
+    is_clean = not any(s.not_finite != NotFinite() for s in statistics.layers)
+    return bool(values) and is_clean and all(map(math.isfinite, values))
 
 
 def _far_value(statistics: Statistics) -> Iterator[Finding]:
