@@ -1,0 +1,48 @@
+"""Healthy programs more, of another author who had not read how the doctor judges.
+
+Each is right by the practice of its field and learns: `python mild_runs.py` trains
+them all without the doctor and prints each score beside its goal. The runs are those
+of calm_runs.py.
+"""
+
+from __future__ import annotations
+
+import mild_models  # noqa: F401 - enters its programs in PROGRAMS
+import mild_sequences  # noqa: F401
+import mild_tables  # noqa: F401
+import mild_vision  # noqa: F401
+from healthy_runs import Runs, Set, built
+from mild_base import PROGRAMS
+
+__all__ = ["MILD"]
+
+EARLY = 0.4
+
+
+def examined(name: str) -> Runs:
+    """Train a program under the doctor; return what each run reported."""
+    runs = Runs()
+    early = built(PROGRAMS, name)
+    for i in range(int(EARLY * early.steps)):
+        early.step(i)
+    for subject in early.subjects:
+        runs.diagnose("diagnosis at 40 %", subject)
+    late = built(PROGRAMS, name)
+    runs.watch("watch", late, range(late.steps))
+    late.score()
+    for subject in late.subjects:
+        runs.diagnose("diagnosis at the end", subject)
+    return runs
+
+
+# `first` is (0, 0) until the doctor has seen the programs.
+MILD = Set(
+    PROGRAMS,
+    examined,
+    "Healthy programs by a fifth hand",
+    "diagnoses after 40 % of the steps and at the end, watches of the whole",
+    (0, 0),
+)
+
+if __name__ == "__main__":
+    MILD.main()
