@@ -35,13 +35,12 @@ def examined(name: str) -> Runs:
     return runs
 
 
-# `first` is (0, 0) until the doctor has seen the programs.
 MILD = Set(
     PROGRAMS,
     examined,
     "Healthy programs by a fifth hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
-    (0, 0),
+    (3, 98),
 )
 
 if __name__ == "__main__":
