@@ -3,11 +3,11 @@
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `ninth` are later sets of bugs; `healthy` the healthy programs (20 minutes; those on
 MNIST and CIFAR-10 need NORMKIT_DATA), `quiet`, `calm`, `still` and `mild` those of
-quiet_runs.py, calm_runs.py, still_runs.py and mild_runs.py; `architectures` fresh networks of the
-libraries that are installed; `overhead` measures the time, and `shrinking` what signals
-that shrink cost. Each writes its part of record.json, and docs/doctor-score.md from the
-whole; with names behind a part only those are run, and take the place of their earlier
-runs.
+quiet_runs.py, calm_runs.py, still_runs.py and mild_runs.py; `architectures` fresh
+networks of the libraries that are installed; `overhead` measures the time, and
+`shrinking` what signals that shrink cost. Each writes its part of record.json, and
+docs/doctor-score.md from the whole; with names behind a part only those are run, and
+take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
