@@ -97,6 +97,7 @@ def no_weight_is_too_large(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import steps
 
     patch.setattr(steps, "BLOWN_UP", math.inf)
+    patch.setattr(steps, "BLOWN_UNSEEN", math.inf)
 
 
 @fault(

@@ -65,8 +65,10 @@ def of(*weights: WeightStatistics) -> Statistics:
 
 
 # Of 64 inputs and 64 outputs: ‖w‖ is 8 for entries of variance 1/64.
-LARGE = WeightStatistics(8 * 13.0, usual_norm=8, size=4096)
+LARGE = WeightStatistics(8 * 33.0, usual_norm=8, size=4096)
 USUAL = replace(LARGE, norm=8.0)
+# As a watch sees it.
+GROWN = WeightStatistics(8 * 13.0, usual_norm=8, size=4096, norm_at_start=8.0)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +77,17 @@ USUAL = replace(LARGE, norm=8.0)
         (of(LARGE, LARGE), ["warning", "warning"]),
         (of(LARGE, USUAL), ["warning"]),
         (of(LARGE, USUAL, USUAL), []),
-        (of(replace(LARGE, norm=8 * 9.0, size=1024)), []),
+        # Drawn by Xavier's rule with a gain of 16, of which no watch knows.
+        (of(replace(LARGE, norm=8 * 16.0, size=1024)), []),
         # What has learned with them can go on.
         (replace(of(LARGE), evaluation=ALL), ["info"]),
         # Drawn from a standard normal, for 1,024 inputs: 32 times as large.
         (of(replace(LARGE, norm=8 * 32.0, size=65_536)), []),
+        (of(GROWN), ["warning"]),
+        (of(replace(GROWN, size=65_536)), ["warning"]),
+        (of(replace(GROWN, norm=8 * 9.0)), []),
         # Drawn so large: no step has changed that.
-        (of(replace(LARGE, norm_at_start=8 * 13.0)), []),
-        (of(replace(LARGE, norm_at_start=8.0)), ["warning"]),
-        (of(replace(LARGE, norm_at_start=8.0, size=65_536)), ["warning"]),
+        (of(replace(GROWN, norm_at_start=8 * 13.0)), []),
         (of(replace(LARGE, norm=math.nan)), []),
     ],
 )

@@ -35,6 +35,8 @@ __all__ = [
 # Samples per batch: accuracy on digits fell by 32 points at 2 and by 1 at 4; on
 # ImageNet by 11, 3.7 and 1.2 points at 2, 4 and 8 (Wu & He 2018).
 SMALL_WARNING, FEW, SMALL_ERROR = 8, 4, 2
+# Calls that are a training, and no trial of one.
+MIN_CALLS = 3
 # Many independent positions compensate few samples, from more than `FEW` on: the
 # standard error of a variance of 16 values is √(2/16) = 35 %, D01's warning.
 MIN_EFFECTIVE = 16.0
@@ -115,7 +117,9 @@ def _trained_on_few(statistics: Statistics) -> Iterator[Finding]:
         for layer, norm in statistics.norms
         if norm.train_steps and "Sync" not in layer.kind
     ]
-    if loop is None or loop.is_trial or not layers or not 0 < loop.samples <= FEW:
+    if loop is None or loop.is_trial or not layers or loop.forwards < MIN_CALLS:
+        return
+    if not 0 < loop.samples <= FEW:
         return
     if (loop.updates or 0) > 0 and loop.forwards >= 1.5 * (loop.updates or 1):
         return  # D15 tells of gradients that are accumulated

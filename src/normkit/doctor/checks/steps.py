@@ -65,12 +65,15 @@ DAMPED, WAY = 0.5, 0.1
 LOST = 0.75
 MIN_UPDATES = 20
 
-# ‖w‖ over that of entries with variance 1/fan_in, and the root mean square of the
-# entries, of half of the weights or more. 114 trained healthy programs have at most 4.1
-# and 1.1 in any layer, standard normal weights √fan_in and 1. Rates that are too high
-# have left 8 to 19 behind batch norms, whose steps shrink as the weights grow, and 100
-# to 3 million elsewhere.
-BLOWN_UP, BLOWN_RMS, BLOWN_SHARE = 10.0, 1.5, 0.5
+# ‖w‖ over that of entries with variance 1/fan_in, of half of the weights or more. 114
+# trained healthy programs have at most 4.1 in any layer. Rates that are too high have
+# left 8 to 19 behind batch norms, whose steps shrink as the weights grow, and 100 to 3
+# million elsewhere.
+BLOWN_UP, BLOWN_SHARE = 10.0, 0.5
+# The same where no watch saw the start, which may have been large: Xavier's with a gain
+# of 16 has 16, a standard normal √fan_in. And the root mean square of the entries, of
+# which a standard normal has 1.
+BLOWN_UNSEEN, BLOWN_RMS = 30.0, 2.0
 
 _D27 = partial(Finding, "D27", "update_size", "")
 
@@ -161,6 +164,7 @@ def blown_up(statistics: Statistics) -> Iterator[Finding]:
     if not large or len(large) < BLOWN_SHARE * len(found):
         return
     has_stood = has_learned_all(statistics)
+    is_seen = any(math.isfinite(s.weight.norm_at_start) for _, s in large if s.weight)
     for ratio, layer in sorted(large, key=lambda each: -each[0]):
         yield Finding(
             "D27",
@@ -168,7 +172,7 @@ def blown_up(statistics: Statistics) -> Iterator[Finding]:
             layer.name,
             "info" if has_stood else "warning",
             ratio,
-            BLOWN_UP,
+            BLOWN_UP if is_seen else BLOWN_UNSEEN,
             f"its weight is {ratio:.3g} times as large as one of so many inputs "
             "begins: steps that were far too large have made it so"
             + "; the network has learned nevertheless"
@@ -184,10 +188,8 @@ def _is_blown_up(ratio: float, layer: LayerStatistics) -> bool:
     if weight is None or not weight.size or not math.isfinite(ratio):
         return False
     if math.isfinite(weight.norm_at_start):
-        has_grown = weight.norm > weight.norm_at_start * BLOWN_UP / 2
-    else:  # not watched: it may have been drawn from a standard normal
-        has_grown = weight.norm / weight.size**0.5 > BLOWN_RMS
-    return ratio > BLOWN_UP and has_grown
+        return ratio > BLOWN_UP and weight.norm > weight.norm_at_start * BLOWN_UP / 2
+    return ratio > BLOWN_UNSEEN and weight.norm / weight.size**0.5 > BLOWN_RMS
 
 
 def lost_steps(statistics: Statistics) -> Iterator[Finding]:
