@@ -17,28 +17,9 @@ import calm_sequences  # noqa: F401
 import calm_tables  # noqa: F401
 import calm_vision  # noqa: F401
 from calm_base import PROGRAMS
-from healthy_runs import Runs, Set, built
+from healthy_runs import Set, early_and_late
 
 __all__ = ["CALM"]
-
-EARLY = 0.4
-
-
-def examined(name: str) -> Runs:
-    """Train a program under the doctor; return what each run reported."""
-    runs = Runs()
-    early = built(PROGRAMS, name)
-    for i in range(int(EARLY * early.steps)):
-        early.step(i)
-    for subject in early.subjects:
-        runs.diagnose("diagnosis at 40 %", subject)
-    late = built(PROGRAMS, name)
-    runs.watch("watch", late, range(late.steps))
-    late.score()
-    for subject in late.subjects:
-        runs.diagnose("diagnosis at the end", subject)
-    return runs
-
 
 # 3 of the 9 runs with an alarm, of own_latent and barlow_twins, told of a fault in
 # them: `_view` draws one shift for a whole batch, which batch statistics remove and
@@ -46,7 +27,7 @@ def examined(name: str) -> Runs:
 # they were at first sight.
 CALM = Set(
     PROGRAMS,
-    examined,
+    early_and_late(PROGRAMS),
     "Healthy programs by a third hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
     (9, 93),

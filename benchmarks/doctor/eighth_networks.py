@@ -301,7 +301,7 @@ class Siamese(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whether pairs (N, 6, 12, 12) are of one kind, as logits (N, 1)."""
+        """Give logits (N, 1) that pairs (N, 6, 12, 12) are of one kind."""
         one, other = self.encoder(torch.cat(x.chunk(2, 1))).chunk(2)
         return self.score((one - other).abs())
 

@@ -21,9 +21,10 @@ from quiet_base import Subject, Training
 
 from normkit.doctor import diagnose, watch
 
-__all__ = ["Runs", "Set", "built"]
+__all__ = ["Runs", "Set", "built", "early_and_late"]
 
 SEED = 0
+EARLY = 0.4
 Programs = Mapping[str, Callable[[], Training]]
 
 
@@ -73,6 +74,30 @@ class Runs(dict[str, list[Any]]):
         except Exception as error:
             traceback.print_exc()
             self[label] = [error]
+
+
+def early_and_late(programs: Programs) -> Callable[[str], Runs]:
+    """Return a function that trains a program under the doctor, twice from one seed.
+
+    For 40 % of its steps, then diagnosed; and to its end, watched throughout, scored,
+    and then diagnosed.
+    """
+
+    def examined(name: str) -> Runs:
+        runs = Runs()
+        early = built(programs, name)
+        for i in range(int(EARLY * early.steps)):
+            early.step(i)
+        for subject in early.subjects:
+            runs.diagnose("diagnosis at 40 %", subject)
+        late = built(programs, name)
+        runs.watch("watch", late, range(late.steps))
+        late.score()
+        for subject in late.subjects:
+            runs.diagnose("diagnosis at the end", subject)
+        return runs
+
+    return examined
 
 
 def _told(finding: Any) -> str | None:

@@ -11,33 +11,14 @@ import mild_models  # noqa: F401 - enters its programs in PROGRAMS
 import mild_sequences  # noqa: F401
 import mild_tables  # noqa: F401
 import mild_vision  # noqa: F401
-from healthy_runs import Runs, Set, built
+from healthy_runs import Set, early_and_late
 from mild_base import PROGRAMS
 
 __all__ = ["MILD"]
 
-EARLY = 0.4
-
-
-def examined(name: str) -> Runs:
-    """Train a program under the doctor; return what each run reported."""
-    runs = Runs()
-    early = built(PROGRAMS, name)
-    for i in range(int(EARLY * early.steps)):
-        early.step(i)
-    for subject in early.subjects:
-        runs.diagnose("diagnosis at 40 %", subject)
-    late = built(PROGRAMS, name)
-    runs.watch("watch", late, range(late.steps))
-    late.score()
-    for subject in late.subjects:
-        runs.diagnose("diagnosis at the end", subject)
-    return runs
-
-
 MILD = Set(
     PROGRAMS,
-    examined,
+    early_and_late(PROGRAMS),
     "Healthy programs by a fifth hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
     (3, 98),

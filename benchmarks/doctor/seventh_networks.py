@@ -42,7 +42,7 @@ class Ranker(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """How much sharper the first of each pair is, as a logit (N,)."""
+        """Give logits (N,) that the first of each pair is the sharper one."""
         first, second = (self.score(self.encoder(x[:, i : i + 1])) for i in range(2))
         return (first - second)[:, 0]
 

@@ -248,7 +248,7 @@ class _RmsBlock(nn.Module):
 
 @program
 def arm_kinematics() -> Training:
-    """Where the hand of an arm of three joints is, from its angles, residual RMS norm.
+    """Place of the hand of an arm of three joints, from its angles, residual RMS norm.
 
     Four blocks, Adam, warmup and cosine, batch 64; R² 0.998.
     """

@@ -343,7 +343,7 @@ def adapters() -> Training:
 
 @program
 def blob_place() -> Training:
-    """Where a blob is among noise, by the soft argmax of a heat map, BN, smooth L1.
+    """Place of a blob among noise, by the soft argmax of a heat map, BN, smooth L1.
 
     Adam, batch 32; R² 0.996.
     """

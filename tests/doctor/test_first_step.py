@@ -25,7 +25,7 @@ def deep(gain: float, *, depth: int = 20) -> nn.Sequential:
     ("gain", "expected"), [(1.0, "D22"), (2**0.5, ""), (2.2, "D23")]
 )
 def test_signals_of_the_first_step_are_told(gain: float, expected: str) -> None:
-    """What follows is as after training: signals that keep their size."""
+    """The steps behind it have signals that keep their size, as after training."""
     model, right = deep(gain), deep(2**0.5)
     x, y = batches()[0]
     with watch(model) as seen:

@@ -28,7 +28,6 @@ from normkit.doctor.measurements import (
 )
 
 __all__ = [
-    "BLOWN_UP",
     "RECENT",
     "UPDATE_LOW",
     "blown_up",
