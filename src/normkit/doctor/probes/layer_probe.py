@@ -20,6 +20,7 @@ from normkit.doctor.probes.tensor_statistics import (
 from normkit.doctor.transformer_statistics import GainStatistics
 from normkit.errors import ArgumentError
 from normkit.masks import broadcast_mask
+from normkit.modeling.norm_types import is_batch_norm
 from normkit.moments import Moments, moments
 
 __all__ = ["LayerProbe", "constant_ends", "merged"]
@@ -36,6 +37,7 @@ class LayerProbe:
         name: Dotted name of the layer.
         module: The layer.
         role: Weight, norm, activation or recurrent.
+        is_batch_norm: Whether the layer normalizes channels by statistics of batches.
         order: Position in the order of execution; None before the first call.
         is_output: The layer's output was the model's output.
         input: Moments of all input values (scalars); None before the first call.
@@ -71,6 +73,7 @@ class LayerProbe:
         self.name = name
         self.module = module
         self.role: Role = role
+        self.is_batch_norm = role == "norm" and is_batch_norm(module)
         self.order: int | None = None
         self.is_output = False
         self.is_running = False

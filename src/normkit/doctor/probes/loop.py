@@ -91,6 +91,8 @@ def _samples(args: Any, kwargs: Any) -> float:
     Those of a list, as of images, are its items.
     """
     given = next(iter(args), None)
+    if isinstance(given, Tensor):
+        return given.shape[0] if given.dim() else math.nan
     if isinstance(given, list) and all(isinstance(x, Tensor) for x in given):
         return len(given)
     tensors = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))

@@ -227,7 +227,7 @@ class Probes:
                 probe.takes_sum |= is_sum(x) or kwargs.get("residual") is not None
             overall = self._known_overall(probe, x)
             x = x.detach()  # nothing below enters a graph
-            if is_batch_norm(probe.module):
+            if probe.is_batch_norm:
                 self._unit_dim = getattr(probe.module, "channel_dim", 1)
                 if self.channels and x.dim() > 1:
                     mask = kwargs.get("mask")
@@ -238,7 +238,7 @@ class Probes:
                         overall = probe.overall
             if self.batch_norms_only:
                 return
-            if is_batch_norm(probe.module):
+            if probe.is_batch_norm:
                 if self.unit is not None:  # while a training is watched
                     probe.add_constant(x)
             elif probe.role == "norm" and not isinstance(probe.module, NORMS):
@@ -281,7 +281,8 @@ class Probes:
         if not self.inside:
             return
         with self._lock:
-            self._unit_dim = unit_dim_after(probe.module, self._unit_dim)
+            if probe.role != "activation":
+                self._unit_dim = unit_dim_after(probe.module, self._unit_dim)
             values = y.detach()
             overall = overall_of(values)
             probe.add_output(values, overall, self._unit_dim)
