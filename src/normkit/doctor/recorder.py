@@ -9,7 +9,7 @@ the device.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -93,7 +93,7 @@ class Recorder:
         self._recent: dict[str, deque[dict[str, float]]] = {}
         self._lost: dict[str, list[float]] = {}
         self._constant: dict[str, list[float]] = {}
-        self._windows = {name: Window() for name in self._probes.layers}
+        self._windows: defaultdict[str, Window] = defaultdict(Window)
         self._modes = {
             name: [0, 0]
             for name, probe in self._probes.layers.items()
@@ -299,7 +299,7 @@ class Recorder:
                 self._lost.setdefault(name, []).append(lost)
             if not math.isnan(share := found.pop("constant", math.nan)):
                 self._constant.setdefault(name, []).append(share)
-            if "input.count" in found:
+            if "input.count" in found or "output.count" in found:
                 found["samples"] = probe.samples
                 if name not in self._recent:
                     self._recent[name] = deque(maxlen=RECENT)

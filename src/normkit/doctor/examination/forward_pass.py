@@ -130,7 +130,7 @@ class ForwardPass:
         called = [
             p
             for p in probes.in_order
-            if p.input is not None or p.calls or not is_measured
+            if p.input is not None or p.output is not None or p.calls or not is_measured
         ]
         numbers = numbers_of(called)
         values = iter(to_floats([v for each in numbers for v in each.values()]))

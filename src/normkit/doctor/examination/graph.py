@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from normkit.doctor.probes.functions import VIEWS
+
 __all__ = [
     "class_weights",
     "compared_values",
@@ -20,14 +22,6 @@ __all__ = [
     "softmax_dim",
 ]
 
-# Operations that leave the values as they are.
-_VIEWS = frozenset(
-    [
-        *("Alias", "AsStrided", "Clone", "Expand", "Flatten", "Permute", "Reshape"),
-        *("ReshapeAlias", "Select", "Slice", "Split", "Squeeze", "T", "ToCopy"),
-        *("Transpose", "Unbind", "UnsafeView", "Unsqueeze", "View"),
-    ]
-)
 # A loss has a dozen operations; one that does not use the output would lead through
 # the whole model.
 MAX_NODES = 64
@@ -39,7 +33,7 @@ def last_operation(output: Tensor) -> str:
     "" where no graph was recorded.
     """
     node: Any = output.grad_fn
-    while node is not None and _name(node) in _VIEWS:
+    while node is not None and _name(node) in VIEWS:
         node = next(iter(_parents(node)), None)
     return "" if node is None else _name(node)
 

@@ -197,7 +197,13 @@ class WorkingCopy:
         with attached, _attention_in_parts():
             for index, batch in enumerate(self.case.batches):
                 backward = gradients and index < self.case.gradient_batches
-                with torch.set_grad_enabled(backward):
+                # Activations that are functions are read from the graph.
+                is_read = (
+                    probes is not None
+                    and measure == "layers"
+                    and (not index or probes.functions.were_found)
+                )
+                with torch.set_grad_enabled(backward or is_read):
                     self._step(
                         result, probes, batch, backward=backward, evaluate=evaluate
                     )

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.doctor.probes.blocks import Blocks
+from normkit.doctor.probes.functions import Functions
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.layer_probe import LayerProbe
 from normkit.doctor.probes.roles import crossed_dims, role_of, unit_dim_after
@@ -101,6 +102,7 @@ class Probes:
             and not isinstance(module, torch.jit.ScriptModule)
             and (not batch_norms_only or is_batch_norm(module))
         }
+        self.functions = Functions(self.layers, unit, gradients=gradients)
         self.blocks: Blocks | None = None
         if not batch_norms_only:
             self.blocks = Blocks(
@@ -181,6 +183,7 @@ class Probes:
         self._unit_dim = -1
         if self.blocks is not None:
             self.blocks.enter()
+            self.functions.enter()
 
     def enter_module(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Measure the current call of `module`, from inside its forward pre-hook.
@@ -206,6 +209,7 @@ class Probes:
         self.inside = False
         if self.blocks is not None:
             self.blocks.leave()
+            self.functions.leave(output)
         last, result = self._last, first_tensor(output)
         if last is not None and result is not None:
             y = last.tensor()
@@ -238,6 +242,7 @@ class Probes:
                         overall = probe.overall
             if self.batch_norms_only:
                 return
+            self.functions.begin_layer(probe)
             if probe.is_batch_norm:
                 if self.unit is not None:  # while a training is watched
                     probe.add_constant(x)
@@ -285,6 +290,7 @@ class Probes:
                 self._unit_dim = unit_dim_after(probe.module, self._unit_dim)
             values = y.detach()
             overall = overall_of(values)
+            self.functions.end_layer(probe, overall, self._unit_dim)
             probe.add_output(values, overall, self._unit_dim)
             probe.add_lost_rows(values)
             if self.counted and probe.role == "norm":
