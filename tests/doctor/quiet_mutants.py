@@ -296,3 +296,45 @@ def no_network_comes_in_eval_mode(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         examine, "Statistics", lambda *a, **k: made(*a, **{**k, "came_in_eval": False})
     )
+
+
+_PAIR = (
+    "tests/doctor/test_targets.py::"
+    "test_a_fault_of_the_targets_is_named_and_its_twin_is_silent"
+)
+
+
+@fault(caught_by=_PAIR)
+def no_target_lies_far(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import outliers
+
+    patch.setattr(outliers, "OUTLIERS", math.inf)
+
+
+@fault(caught_by=_PAIR)
+def a_softmax_may_take_any_dimension(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import answers
+
+    patch.setattr(answers, "softmax_dim", lambda _: None)
+
+
+@fault(caught_by=_PAIR)
+def a_loss_may_have_either_sign(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import targets
+
+    patch.setattr(targets, "NEGATED", frozenset())
+
+
+@fault(
+    caught_by="tests/doctor/test_norm_settings.py::"
+    "test_d03_a_flag_alone_does_not_keep_eval_mode_from_the_buffers"
+)
+def all_norms_track(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import norm_statistics
+
+    made = norm_statistics.NormStatistics
+    patch.setattr(
+        norm_statistics,
+        "NormStatistics",
+        lambda *a, **k: made(*a, **{**k, "tracks": True}),
+    )

@@ -116,8 +116,10 @@ def test_saturation_of_either_form_is_named(act: Call) -> None:
 
 @pytest.mark.parametrize("act", [torch.relu, nn.ReLU()])
 def test_dead_units_of_either_form_are_counted(act: Call) -> None:
-    found = diagnose(Net(act, std=0.1, bias=-3.0), batches(), cross_entropy)
-    assert hidden(found.statistics)[0].dead == 1.0
+    # More batches than a diagnosis runs backward on.
+    found = diagnose(Net(act, std=0.1, bias=-3.0), batches(16, 80), cross_entropy)
+    (layer,) = hidden(found.statistics)
+    assert (layer.dead, layer.dead_samples) == (1.0, 16 * 80)
     assert "D21" in [f.id for f in found.readings if f.severity != "clear"]
 
 
