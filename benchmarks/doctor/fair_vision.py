@@ -170,7 +170,7 @@ def spatial_transformer() -> Training:
 
 @program
 def large_images() -> Training:
-    """Blood-cell-like pictures of 64 × 64, two kinds, BN, SGD, cosine, batches of 8.
+    """Blood-cell-like pictures of 64 × 64, two kinds, BN, SGD, cosine, batches of 16.
 
     The class is whether the discs have a dark centre: 100 %.
     """
@@ -198,8 +198,8 @@ def large_images() -> Training:
         return torch.where(is_flipped, batch[0].flip(3), batch[0]), batch[1]
 
     return supervised(
-        model, train, test, optimizer, size=8, steps=280, goal=0.93, change=flipped,
-        schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 280),
+        model, train, test, optimizer, size=16, steps=160, goal=0.93, change=flipped,
+        schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 160),
     )  # fmt: skip
 
 
