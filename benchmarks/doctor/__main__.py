@@ -2,9 +2,9 @@
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `ninth` are later sets of bugs; `healthy` the healthy programs (20 minutes; those on
-MNIST and CIFAR-10 need NORMKIT_DATA), `quiet`, `calm`, `still` and `mild` those of
-quiet_runs.py, calm_runs.py, still_runs.py and mild_runs.py; `architectures` fresh
-networks of the libraries that are installed; `overhead` measures the time, and
+MNIST and CIFAR-10 need NORMKIT_DATA); `quiet`, `calm`, `still`, `mild` and `fair` are
+sets of healthy programs, those of quiet_runs.py to fair_runs.py; `architectures` are
+fresh networks of the libraries that are installed; `overhead` measures the time, and
 `shrinking` what signals that shrink cost. Each writes its part of record.json, and
 docs/doctor-score.md from the whole; with names behind a part only those are run, and
 take the place of their earlier runs.
@@ -44,6 +44,7 @@ import third_bugs
 import torch
 from bugs import BUGS, Bug, Run
 from calm_runs import CALM
+from fair_runs import FAIR
 from mild_runs import MILD
 from quiet_runs import QUIET
 from still_runs import STILL
@@ -123,7 +124,13 @@ LATER = {
     ),
 }
 
-HEALTHY_SETS = {"quiet": QUIET, "calm": CALM, "still": STILL, "mild": MILD}
+HEALTHY_SETS = {
+    "quiet": QUIET,
+    "calm": CALM,
+    "still": STILL,
+    "mild": MILD,
+    "fair": FAIR,
+}
 
 
 def part_of(bug: Bug) -> str:
