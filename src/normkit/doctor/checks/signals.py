@@ -102,8 +102,9 @@ def activations_explode(statistics: Statistics) -> Iterator[Finding]:
         severity, threshold = above(ratio, warning=EXPLODE_WARNING, error=EXPLODE_ERROR)
         fix = START + (_GROWN if statistics.while_training else "")
         evidence = _evidence(layers)
-        if severity == "warning" and has_learned_all(statistics):
-            severity, evidence = "info", evidence + _NOTHING_LEFT
+        if severity == "warning" and has_learned(statistics):
+            severity = "info"
+            evidence += "; the network has learned nevertheless"
         yield _D23(layers[-1].name, severity, ratio, threshold, evidence, fix)
     yield from _at_start(statistics, is_low=False)
     yield from _over_steps(statistics)

@@ -6,6 +6,7 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.progress import has_learned
 from normkit.doctor.checks.steps import (
     RECENT,
     UPDATE_LOW,
@@ -36,6 +37,9 @@ BIAS_RATIO = 1e-6
 MIN_COPIED, DIGITS = 16, 5
 # Decay on a scale shrinks the function, not only its parametrization.
 DECAY_WARNING = 1e-3
+# Decay from which it is a warning in any case; below, networks learn with scales that
+# it has left above a half: 1e-3 on all parameters is an old habit.
+DECAY_LARGE, KEPT = 1e-2, 0.5
 # Decay that at a rate of 0.1 takes all but a third of a scale in 100 steps.
 STRONG = 0.1
 # Half of the units: a few equal pairs occur by chance in small layers.
@@ -98,6 +102,9 @@ def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
     severity: Severity = "clear"
     if loop.weight_decay > 0:
         is_strong = loop.weight_decay >= DECAY_WARNING and not loop.is_decoupled
+        if loop.weight_decay < DECAY_LARGE and has_learned(statistics):
+            scales = [s.gains.rms for s in statistics.of_role("norm") if s.gains]
+            is_strong &= min(scales, default=0.0) < KEPT
         severity = "warning" if is_strong else "info"
     yield _D14(
         "",
