@@ -94,6 +94,7 @@ def recordings_scored_one_at_a_time(is_bad: bool) -> Run:
     Its twin keeps statistics, and scores windows of all recordings.
 
     First: norms use the statistics of the batch, which is of one kind, in eval mode.
+    Cost: 26 %, which is a guess, in place of 100 %, a loss of 3.07 in place of 0.003.
     """
     model = MovementNet(is_tracked=not is_bad)
     watched = train(model, movements(), steps=300, optimizer=adam(model))
@@ -112,6 +113,7 @@ def fine_tuned_on_pairs_of_images(is_bad: bool) -> Run:
     Its twin has batches of 32.
 
     First: batches are too small for the statistics.
+    Cost: 66 % in place of 100 %, a loss of 1.04 in place of 0.03.
     """
     model = Recogniser()
     train(model, drawings(), steps=200, optimizer=adam(model))
@@ -129,6 +131,7 @@ def decay_of_a_long_training_in_a_short_one(is_bad: bool) -> Run:
     """Take the decay 0.9997 over as momentum=3e-4, for 300 steps.
 
     First: momentum is so small that statistics are still those of a new network.
+    Cost: 84 % of the pixels in place of 97 %, a loss of 0.357 in place of 0.086.
     """
     model = UNet(3e-4 if is_bad else 0.1)
     watched = train(model, tissues(), steps=300, optimizer=adam(model))
@@ -142,6 +145,7 @@ def scales_of_zero_that_are_frozen(is_bad: bool) -> Run:
     """Freeze scales and shifts of all norms, the last of each branch being zero.
 
     First: scales are zero, and stay so: the branches give nothing.
+    Cost: 89 % in place of 100 %, a loss of 1.25 in place of 0.01.
     """
     model = ShortcutNet(is_frozen=is_bad)
     watched = train(model, drawings(), steps=300, optimizer=adam(model))
@@ -158,6 +162,7 @@ def crops_in_training_and_whole_images_in_the_test(is_bad: bool) -> Run:
     """Train on crops around the figure, and answer for whole images.
 
     First: statistics are those of crops.
+    Cost: 27 % in place of 100 %, a loss of 1.79 in place of 0.03.
     """
     model = scene_net()
     watched = train(model, scenes(is_crop=is_bad), steps=350, optimizer=adam(model))
@@ -170,6 +175,7 @@ def batch_norms_whose_forward_only_activates(is_bad: bool) -> Run:
     """Subclass BatchNorm2d, and give the activation of the input in its forward.
 
     First: the norms do nothing, and the signal vanishes with depth.
+    Cost: 17 %, which is a guess, in place of 100 %, a loss of 1.80 in place of 0.03.
     """
     model = plain_vgg(partial(ActivatedNorm, is_bad=is_bad))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
@@ -186,6 +192,7 @@ def inverse_deviations_loaded_as_variances(is_bad: bool) -> Run:
     """Read a file that keeps 1/sqrt(var + eps) where variances are expected.
 
     First: running variances do not fit the data.
+    Cost: 13 % in place of 100 %, a loss of 2.06 in place of 0.002.
     """
     trained = digit_net()
     data = changed(endless(), as_image)
@@ -206,6 +213,7 @@ def statistics_reset_with_each_short_epoch(is_bad: bool) -> Run:
     """Reset running statistics at the start of each epoch, which has four batches.
 
     First: statistics have seen too few batches since they were reset.
+    Cost: a squared error of 0.612 in place of 0.008.
     """
     model = yield_mlp()
     optimizer = adam(model)
@@ -237,6 +245,7 @@ def flag_of_training_set_by_hand(is_bad: bool) -> Run:
     The plants of the validation are all of one site.
 
     First: norms are in training mode while the model is in eval mode.
+    Cost: 85 % in place of 98 %, a loss of 0.39 in place of 0.04.
     """
     model = SiteNet()
     optimizer = adam(model)
@@ -266,6 +275,7 @@ def gradients_of_pairs_of_rows_added_up(is_bad: bool) -> Run:
     """Add up the gradients of 16 batches of two rows, in place of one batch of 32.
 
     First: statistics are those of two rows, however many gradients are added.
+    Cost: 64 % in place of 89 %, a loss of 0.84 in place of 0.26.
     """
     model = LoanNet()
     optimizer = adam(model, 5e-3)
@@ -290,6 +300,7 @@ def padded_atoms_in_norms_and_mean(is_bad: bool) -> Run:
     """Give padded atoms to batch norms and to the mean; serve 80 places.
 
     First: padding enters the statistics and the answers.
+    Cost: 67 % in place of 92 %, a loss of 0.62 in place of 0.21.
     """
     model = GraphNet(is_bad=is_bad)
     watched = train(model, molecules(), steps=400, optimizer=adam(model))
@@ -330,6 +341,7 @@ def towers_with_biases_far_below_zero(is_bad: bool) -> Run:
     """Draw weights by Kaiming's rule and set all biases to -4.
 
     First: units are dead.
+    Cost: 49 %, which is a guess, in place of 92 %, a loss of 3.60 in place of 0.19.
     """
     model, loss_fn = Towers(-4.0 if is_bad else 0.0), F.binary_cross_entropy_with_logits
     watched = train(model, clicks(), loss_fn, steps=500, optimizer=adam(model))
@@ -343,6 +355,7 @@ def prices_and_volumes_as_they_are_for_an_lstm(is_bad: bool) -> Run:
     """Give prices of 180 and volumes of 5000 to an LSTM.
 
     First: the inputs are not scaled.
+    Cost: a squared error of 0.945, which is that of the mean, in place of 0.003.
     """
     model = PriceNet()
     watched = train(
@@ -358,6 +371,7 @@ def rate_of_adam_given_to_sgd(is_bad: bool) -> Run:
     """Replace Adam by SGD without momentum, and keep its rate of 1e-3.
 
     First: the learning rate is too low.
+    Cost: a squared error of 0.781 in place of 0.014.
     """
     model = Keypoints()
     kind: Any = torch.optim.SGD if is_bad else torch.optim.Adam
@@ -379,6 +393,7 @@ def overlap_of_raw_scores(is_bad: bool) -> Run:
     """Give logits to a dice loss that takes probabilities.
 
     First: the loss falls below zero, and has no end.
+    Cost: an overlap of 5 % with the vessels in place of 89 %.
     """
     model = vessel_net()
     loss_fn = partial(_dice, has_sigmoid=not is_bad)
@@ -396,6 +411,7 @@ def first_rows_learned_by_heart(is_bad: bool) -> Run:
     """Train on the first 64 rows, as for a test of the program, and for long.
 
     First: the network is right on its training data, and not on others.
+    Cost: 59 % in place of 86 %, a loss of 1.40 in place of 0.34.
     """
     data = first(genes(), 2 if is_bad else 150)
     model = wide_mlp()
@@ -415,6 +431,7 @@ def first_batch_again_and_again(is_bad: bool) -> Run:
     """Call next(iter(loader)) in each step, without shuffling.
 
     First: all batches are the same one.
+    Cost: 74 % in place of 99 %, a loss of 0.72 in place of 0.04.
     """
     loader = first(sentences(), 60)
     model = LetterNet()
@@ -439,6 +456,7 @@ def optimizer_loaded_with_a_rate_that_ran_out(is_bad: bool) -> Run:
     """Load the state of an optimizer whose schedule is over, to train on a new machine.
 
     First: the learning rate is next to nothing.
+    Cost: 15 % in place of 92 %, a loss of 3.62 in place of 0.31.
     """
     model = Counters()
     before = adam(model, 5e-3)
@@ -469,6 +487,7 @@ def autoencoder_of_weights_of_a_hundredth(is_bad: bool) -> Run:
     """Draw the weights of eight layers of tanh with a spread of 0.01.
 
     First: activations vanish with depth.
+    Cost: a squared error of 0.519, that of the mean, in place of 0.073.
     """
     model = Autoencoder(0.01 if is_bad else None)
     data = changed(endless(), _as_target)
