@@ -319,6 +319,7 @@ def deep_reader_without_a_warm_up(is_bad: bool) -> Run:
     Its twin rises to 1e-3 in sixty steps.
 
     First: post-norm without a warm-up, at a high rate.
+    Cost: 25 %, which is a guess, in place of 96 %, a loss of 1.39 in place of 0.13.
     """
     model = OrderNet()
     optimizer = adam(model, 8e-3 if is_bad else 1e-3)
