@@ -1,7 +1,7 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
-to `ninth` are later sets of bugs; `healthy` the healthy programs (20 minutes; those on
+to `tenth` are later sets of bugs; `healthy` the healthy programs (20 minutes; those on
 MNIST and CIFAR-10 need NORMKIT_DATA); `quiet`, `calm`, `still`, `mild` and `fair` are
 sets of healthy programs, those of quiet_runs.py to fair_runs.py; `architectures` are
 fresh networks of the libraries that are installed; `overhead` measures the time, and
@@ -40,6 +40,7 @@ import overhead
 import seventh_bugs
 import shrinking
 import sixth_bugs
+import tenth_bugs
 import third_bugs
 import torch
 from bugs import BUGS, Bug, Run
@@ -121,6 +122,12 @@ LATER = {
         "programs of mistakes that many make, once more",
         ninth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
+    ),
+    "tenth": Later(
+        "tenth_bugs",
+        "A tenth set",
+        "programs of mistakes that many make, by one more hand",
+        tenth_bugs.FIRST_SIGHT,
     ),
 }
 

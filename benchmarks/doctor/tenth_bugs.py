@@ -69,7 +69,7 @@ __all__ = ["FIRST_SIGHT"]
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT = None
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
 
 def adam(model: nn.Module, lr: float = 3e-3) -> torch.optim.Adam:
