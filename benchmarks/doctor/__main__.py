@@ -218,7 +218,7 @@ def _accuracy(run: Run) -> float:
         for x, y in run.loader:
             if y.is_floating_point():
                 return math.nan
-            scores = run.model(*x) if isinstance(x, tuple) else run.model(x)
+            scores = run.model(*x) if isinstance(x, tuple | list) else run.model(x)
             if scores.dim() != 2 or scores.shape[1] < 2:
                 return math.nan
             right += int((scores.argmax(1) == y).sum())

@@ -112,13 +112,15 @@ class NormStatistics:
         Scales of one value are a start, such as 0 in a residual branch; training makes
         them differ. torch counts a batch before it fails on it.
         """
+        is_fresh = (self.tracked or 0) <= 1 and self.has_default_buffers
+        return is_fresh and self.is_at_start
+
+    @property
+    def is_at_start(self) -> bool:
+        """True where scale and shift are those of a new layer."""
         weight, bias = self.weight, self.bias
-        return (
-            (self.tracked or 0) <= 1
-            and self.has_default_buffers
-            and (weight is None or _is_a_start(weight))
-            and (bias is None or bool((bias == 0).all()))
-        )
+        is_one = weight is None or _is_a_start(weight)
+        return is_one and (bias is None or bool((bias == 0).all()))
 
 
 def _is_a_start(scale: Tensor) -> bool:

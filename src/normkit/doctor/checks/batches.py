@@ -225,8 +225,12 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
         severity,
         value,
         threshold,
-        f"the means of batches vary {value:.3g} times as much as random batches of the "
-        "same samples would (F, median over channels)"
+        (
+            f"the means of batches vary {value:.3g} times as much as random batches of "
+            "the same samples would (F, median over channels)"
+            if math.isfinite(value)
+            else "each batch holds samples of one value"
+        )
         + ("" if name in layers else f", of the {name}")
         + clause,
         "shuffle=True, or a larger shuffle buffer; for several domains a batch norm "
@@ -252,12 +256,16 @@ def _mixed(statistics: Statistics) -> dict[str, ChannelStatistics]:
 
 
 def mixing(channels: ChannelStatistics) -> float:
-    """Return the F ratio of batches, median over channels; nan when unknown."""
+    """Return the F ratio of batches, median over channels; nan when unknown.
+
+    Infinite for a channel that varies between batches alone, as targets do where a
+    batch holds one class.
+    """
     total, batches = channels.sample_means, channels.batches
     spare = total.count.to(torch.float64) - batches
     between = (total.m2 - channels.sample_within) / (batches - 1)
     within = channels.sample_within / spare
-    ratio = (between / within)[(within > 0) & (spare > 0)]
+    ratio = (between / within)[((within > 0) | (between > 0)) & (spare > 0)]
     return float(ratio.median()) if ratio.numel() else math.nan
 
 

@@ -23,6 +23,7 @@ _KEPT_NEW = (
     "normalizes nothing"
 )
 
+_PLAIN = "; scale and shift are those of a new layer"
 _STILL = "; the model came in eval mode, where they stand still"
 
 _D07 = partial(Finding, "D07", "frozen_but_training")
@@ -55,7 +56,9 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
         has_no_gradient = not norm.is_trainable or is_cut_off
         is_bad = has_no_gradient and is_training and norm.is_read_in_eval is not False
         severity: Severity = "error" if is_bad else "clear"
-        if is_bad and is_still:
+        # Never trained, and so of no checkpoint: the layer has no scale and shift.
+        is_plain = is_bad and not is_cut_off and norm.is_at_start
+        if is_bad and (is_still or is_plain):
             severity = "info"
         yield _D07(
             layer.name,
@@ -63,7 +66,7 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
             float(is_bad),
             0.5,
             "weight and bias get no gradients, but in training mode the running "
-            "statistics keep changing" + _STILL * is_still
+            "statistics keep changing" + _STILL * is_still + _PLAIN * is_plain
             if is_bad
             else "eval mode does not read its statistics"
             if has_no_gradient and is_training

@@ -205,6 +205,7 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
 def collapsed_scale(statistics: Statistics) -> Iterator[Finding]:
     """Check D19: channels switched off by the scale, learned or drawn."""
     yield from _drawn_around_zero(statistics)
+    yield from _kept_zero(statistics)
     yield from _emptied(statistics)
     for layer, norm in statistics.norms:
         if norm.weight is None or norm.is_new:
@@ -217,6 +218,36 @@ def collapsed_scale(statistics: Statistics) -> Iterator[Finding]:
             COLLAPSED_SHARE,
             f"{share:.0%} of its scales are below {COLLAPSED:g} in size",
             "these channels can be pruned",
+        )
+
+
+def _kept_zero(statistics: Statistics) -> Iterator[Finding]:
+    """Check for scales of zero that training leaves so, as a step would not.
+
+    A branch may start at a scale of zero: the first step moves it, unless the scale is
+    frozen, or what follows lets no gradient through.
+    """
+    for layer, norm in statistics.norms:
+        scale = norm.weight
+        if scale is None or len(scale) < 2 or bool(scale.any()) or norm.is_constant:
+            continue
+        if norm.is_trainable and not statistics.has_moved:
+            continue
+        yield _D19(
+            layer.name,
+            "warning",
+            1.0,
+            COLLAPSED_SHARE,
+            "all its scales are zero"
+            + (
+                ", and training has not moved them"
+                if norm.is_trainable
+                else ", and no training will move them: they are frozen"
+            )
+            + "; it gives its shift, whatever comes in",
+            "start the scales at 1; at 0 only in the last norm of a branch that is "
+            "added to its input, and there train them",
+            {"is_origin": True},
         )
 
 
