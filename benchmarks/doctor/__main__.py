@@ -52,6 +52,7 @@ from still_runs import STILL
 
 from normkit.doctor import Diagnosis, diagnose
 from normkit.doctor.finding import Finding, ranked
+from normkit.modeling.batch import call_on
 
 PAGE = Path(__file__).parents[2] / "docs" / "doctor-score.md"
 RECORD = Path(__file__).parent / "record.json"
@@ -218,7 +219,7 @@ def _accuracy(run: Run) -> float:
         for x, y in run.loader:
             if y.is_floating_point():
                 return math.nan
-            scores = run.model(*x) if isinstance(x, tuple | list) else run.model(x)
+            scores = call_on(run.model, x)
             if scores.dim() != 2 or scores.shape[1] < 2:
                 return math.nan
             right += int((scores.argmax(1) == y).sum())
