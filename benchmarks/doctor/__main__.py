@@ -129,6 +129,7 @@ LATER = {
         "A tenth set",
         "programs of mistakes that many make, by one more hand",
         tenth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
     ),
 }
 

@@ -69,7 +69,28 @@ __all__ = ["FIRST_SIGHT"]
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "recordings_scored_one_at_a_time": ((), ()),
+    "fine_tuned_on_pairs_of_images": (("D05",), ()),
+    "decay_of_a_long_training_in_a_short_one": (("D04", "D01", "D03", "D02"), ()),
+    "scales_of_zero_that_are_frozen": (("D07", "D24", "D27"), ()),
+    "crops_in_training_and_whole_images_in_the_test": (("D01", "D02"), ()),
+    "batch_norms_whose_forward_only_activates": (("D24", "D22", "D27", "D34"), ()),
+    "inverse_deviations_loaded_as_variances": (("D01", "D02"), ()),
+    "statistics_reset_with_each_short_epoch": (("D03", "D01", "D02"), ()),
+    "flag_of_training_set_by_hand": (("D09", "D01", "D02"), ()),
+    "gradients_of_pairs_of_rows_added_up": (("D15",), ()),
+    "padded_atoms_in_norms_and_mean": (("D01", "D12", "D02"), ()),
+    "deep_reader_without_a_warm_up": (("D24", "D38", "D34"), ()),
+    "towers_with_biases_far_below_zero": (("D21", "D22", "D24", "D34", "D27"), ()),
+    "prices_and_volumes_as_they_are_for_an_lstm": (("D28", "D34"), ()),
+    "rate_of_adam_given_to_sgd": ((), ()),
+    "overlap_of_raw_scores": (("D34",), ()),
+    "first_rows_learned_by_heart": ((), ()),
+    "first_batch_again_and_again": ((), ()),
+    "optimizer_loaded_with_a_rate_that_ran_out": (("D27", "D34", "D24"), ()),
+    "autoencoder_of_weights_of_a_hundredth": (("D24", "D34", "D27"), ()),
+}
 
 
 def adam(model: nn.Module, lr: float = 3e-3) -> torch.optim.Adam:

@@ -48,10 +48,10 @@ SIGNALS = frozenset(["D18", "D20", "D21", "D22", "D23", "D24", "D25"])
 _AVERAGES = frozenset(["D01", "D02", "D03"])
 CONSEQUENCES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("D04", "D09", "D17", "D31", "D32"), _AVERAGES),
-    **dict.fromkeys(("D03", "D05"), frozenset(["D01", "D02"])),
+    **dict.fromkeys(("D03", "D05", "D12"), frozenset(["D01", "D02"])),
     "D16": frozenset(["D29"]),
     "D19": _AVERAGES | {"D16"},
-    **dict.fromkeys(("D01", "D11", "D12", "D33"), frozenset(["D02"])),
+    **dict.fromkeys(("D01", "D11", "D33"), frozenset(["D02"])),
     **dict.fromkeys(("D13", "D27"), SIGNALS),
     "D28": SIGNALS | {"D17"},
 }
@@ -151,12 +151,16 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
     kept = [finding for finding in findings if finding.is_reported]
     worst = min((_level(f) for f in kept if f.id in SIGNALS), default=len(SEVERITIES))
     gap = min((_level(f) for f in kept if f.id == "D02"), default=len(SEVERITIES))
+    stale = min((_level(f) for f in kept if f.id == "D01"), default=len(SEVERITIES))
 
     def rank(finding: Finding) -> tuple[int, float, int]:
         level, order = _level(finding), float(_order(finding))
         own = _order(finding)
         if _is_origin(finding) and worst <= level:
             level, order = worst, min(order, CAUSES_FIRST.index("D01"))
+        elif finding.id == "D12" and finding.is_alarm and stale < level:
+            # Padding enters the running statistics, in other shares than a batch's.
+            level, order = stale, CAUSES_FIRST.index("D01") - 0.5
         elif finding.is_alarm and gap < level and _opens_gap(finding):
             level, order = gap, CAUSES_FIRST.index("D02") - 0.5
         return level, order, own

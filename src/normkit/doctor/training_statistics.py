@@ -30,6 +30,8 @@ class TrainingStatistics:
         optimizer: Its rates and its state; None without one.
         left_out: Parameters with gradients that the optimizer was not given and nothing
             changed, but for the weights of layers, which tell that themselves.
+        compared_calls: Of the first calls, those whose inputs were compared.
+        batches: Different inputs among them.
     """
 
     forwards: int = 0
@@ -45,3 +47,5 @@ class TrainingStatistics:
     steps: tuple[int, ...] = ()
     optimizer: OptimizerStatistics | None = None
     left_out: tuple[str, ...] = ()
+    compared_calls: int = 0
+    batches: int = 0

@@ -6,8 +6,9 @@ subject: `population` (running statistics against the inputs), `averages` (how t
 kept), `buffers` (their values and precision), `batch_size`, `batches` (what a batch
 holds), `modes` (training and eval mode), `weights` (with `steps`), `saturation`,
 `signals` and `gradients` (over the depth), `basics` (input, output, order of the
-layers, with `targets`, `outliers`, `progress` and `not_finite`), `transformers`
-(residual stream, attention, gains, post-norm), `spikes` (the loss over the steps).
+layers, with `targets`, `outliers`, `few_samples`, `progress` and `not_finite`),
+`transformers` (residual stream, attention, gains, post-norm), `spikes` (the loss over
+the steps).
 """
 
 from __future__ import annotations

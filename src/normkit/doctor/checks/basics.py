@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.checks.dependence import dependence
+from normkit.doctor.checks.few_samples import few_samples
 from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.outliers import outliers
 from normkit.doctor.checks.progress import progress
@@ -250,6 +251,7 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     yield from dependence(statistics)
     yield from progress(statistics)
     yield from outliers(statistics)
+    yield from few_samples(statistics)
     out, data = statistics.output, statistics.evaluation
     if out is None:
         return

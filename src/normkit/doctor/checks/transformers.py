@@ -245,7 +245,7 @@ def post_norm_without_warmup(statistics: Statistics) -> Iterator[Finding]:
             f"{RECENT} steps changes their weights by {update:.1e} of their size",
             "raise the learning rate from near zero over the first hundreds of steps, "
             "or put the norms before the branches (pre-norm)",
-            {"update": update, "blocks": len(row)},
+            {"update": update, "blocks": len(row), "is_origin": True},
         )
 
 

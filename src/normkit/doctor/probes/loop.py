@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from normkit.doctor.measurements import TrainingStatistics
 from normkit.doctor.probes.optimizer import Rates, optimizer_statistics
+from normkit.doctor.probes.repeats import Repeats
 from normkit.doctor.probes.roles import role_of
 from normkit.modeling.norm_types import holds_constant_statistics, is_batch_norm
 
@@ -28,6 +29,7 @@ class Loop:
         self.updates_before_eval = 0
         self.idle_bursts = 0
         self._rates = Rates()
+        self._repeats = Repeats()
         self._idle_calls = 0
         # Mode of the last call with gradients since the last update.
         self._called_in_training: bool | None = None
@@ -47,6 +49,7 @@ class Loop:
         if model.training:
             self.forwards += 1
             self.samples += _samples(args, kwargs)
+            self._repeats.add(args, kwargs)
 
     def add_update(self, optimizer: torch.optim.Optimizer) -> None:
         """Record a step of the optimizer."""
@@ -77,6 +80,8 @@ class Loop:
             updates_before_eval=self.updates_before_eval,
             idle_bursts=self.idle_bursts,
             samples=self.samples / max(self.forwards, 1),
+            compared_calls=self._repeats.calls,
+            batches=self._repeats.batches,
             weight_decay=decay,
             is_decoupled=is_decoupled,
             optimizer=None
