@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from sabotage import fault
 
@@ -338,3 +339,62 @@ def all_norms_track(patch: pytest.MonkeyPatch) -> None:
         "NormStatistics",
         lambda *a, **k: made(*a, **{**k, "tracks": True}),
     )
+
+
+_FEW = "tests/doctor/test_few_samples.py::"
+
+
+@fault(caught_by=_FEW + "test_a_few_batches_again_and_again_are_named")
+def any_batch_is_another(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import repeats
+
+    patch.setattr(repeats.Repeats, "batches", property(lambda self: self.calls))
+
+
+@fault(caught_by=_FEW + "test_inputs_are_told_apart_by_values_and_order")
+def the_order_of_values_is_of_no_account(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import repeats
+
+    patch.setattr(repeats, "_weights", lambda n, device: torch.ones(n).double())
+
+
+@fault(caught_by=_FEW + "test_what_may_be_meant_is_not_named")
+def sets_of_any_size_are_small(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import few_samples
+
+    patch.setattr(few_samples, "MOST", 4096)
+
+
+@fault(caught_by=_SETTINGS + "test_d19_scales_of_zero_that_stay_are_the_cause")
+def scales_of_zero_are_always_a_start(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "_kept_zero", lambda _: iter(()))
+
+
+@fault(caught_by=_SETTINGS + "test_d07_scales_of_a_new_layer_are_fixed_and_not_frozen")
+def any_scale_comes_from_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.layer_statistics import NormStatistics
+
+    patch.setattr(NormStatistics, "is_at_start", property(lambda _: False))
+
+
+@fault(
+    caught_by=_SETTINGS + "test_d12_stands_before_the_statistics_that_padding_spoils"
+)
+def stale_statistics_come_before_padding(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor import finding
+
+    patch.setitem(finding.CONSEQUENCES, "D12", frozenset(["D02"]))
+
+
+@fault(caught_by=_QUIET + "test_d13_batches_of_one_class_each_are_not_mixed")
+def what_does_not_vary_within_is_unknown(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    def known(channels: Any) -> float:
+        value = mixing(channels)
+        return value if math.isfinite(value) else math.nan
+
+    mixing = batches.mixing
+    patch.setattr(batches, "mixing", known)

@@ -116,3 +116,61 @@ def test_d01_a_frozen_network_is_told_of_other_inputs(
     assert [f.severity for f in found if f.is_alarm] == ["warning"] * expected
     if expected:
         assert found[0].layers == ("backbone.1",)
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_d19_scales_of_zero_that_stay_are_the_cause(*, is_frozen: bool) -> None:
+    model = trained("mlp")
+    first = norms(model)[0]
+    with torch.no_grad():
+        first.weight.zero_()
+        # Nothing comes through the ReLU behind it.
+        first.bias.fill_(0.0 if is_frozen else -1.0)
+    first.requires_grad_(not is_frozen)
+    found = diagnosed(model).findings
+    assert found[0].id == "D19"
+    assert ("they are frozen" in found[0].evidence) is is_frozen
+    assert {f.follows for f in found if f.id in ("D18", "D21")} <= {"D19"}
+
+
+def test_d19_scales_of_zero_are_a_start() -> None:
+    model = build("mlp")
+    for norm in norms(model):
+        nn.init.zeros_(norm.weight)
+    assert not [f for f in diagnosed(model).findings if f.id == "D19" and f.is_alarm]
+
+
+@pytest.mark.parametrize(("is_new", "expected"), [(True, "info"), (False, "error")])
+def test_d07_scales_of_a_new_layer_are_fixed_and_not_frozen(
+    expected: str, *, is_new: bool
+) -> None:
+    model = trained("mlp")
+    for norm in norms(model):
+        norm.requires_grad_(False)
+        if is_new:
+            norm.weight.data.fill_(1.0)
+            norm.bias.data.zero_()
+    found = [f.severity for f in diagnosed(model).findings if f.id == "D07"]
+    assert found == [expected]
+
+
+def test_d12_stands_before_the_statistics_that_padding_spoils() -> None:
+    stale = Finding("D01", "stale_statistics", "1", "error")
+    gap = Finding("D02", "train_eval_gap", "", "error")
+    padding = Finding("D12", "padding_contaminates", "1", "warning")
+    assert [(f.id, f.follows) for f in by_cause([stale, gap, padding])] == [
+        ("D12", ""),
+        ("D01", "D12"),
+        ("D02", "D12"),
+    ]
+
+
+def test_d38_explains_gradients_that_do_not_arrive() -> None:
+    lost = Finding("D24", "gradients_vanish", "0", "error")
+    start = Finding(
+        "D38", "post_norm_without_warmup", "0", "warning", details={"is_origin": True}
+    )
+    assert [(f.id, f.follows) for f in by_cause([lost, start])] == [
+        ("D38", ""),
+        ("D24", "D38"),
+    ]

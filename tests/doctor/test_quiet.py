@@ -319,3 +319,15 @@ def test_a_trained_network_whose_error_rises_is_not_taken_for_one(
     found = Statistics((layer,), while_training=True, began_trained=True)
     assert has_learned(found) is expected
     assert not has_learned(replace(found, began_trained=False))
+
+
+def test_d13_batches_of_one_class_each_are_not_mixed() -> None:
+    """Without a norm, and with inputs that do not show it, the targets do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    data = [(torch.randn(16, 64), torch.full((16,), i % 10)) for i in range(24)]
+    (found,) = (
+        f for f in diagnose(model, data, F.cross_entropy).findings if f.id == "D13"
+    )
+    assert found.severity == "warning"
+    assert "of one value, of the targets" in found.evidence

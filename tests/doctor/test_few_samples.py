@@ -1,0 +1,71 @@
+"""D34 of a training that gets the same few samples again and again."""
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from doctor.models import batches, build
+from normkit.doctor import Finding, watch
+from normkit.doctor.probes.repeats import MOST, Repeats
+
+Pair = tuple[Tensor, Tensor]
+
+
+def told(model: nn.Module, data: Iterable[Pair], steps: int = 120) -> list[Finding]:
+    """Train on the batches in turn, and return what is said of them."""
+    given = list(data)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with watch(model, optimizer) as seen:
+        for step in range(steps):
+            x, y = given[step % len(given)]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return [f for f in seen.findings() if "different batch" in f.evidence]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 32), (1, 64), (2, 32), (4, 16)])
+def test_a_few_batches_again_and_again_are_named(count: int, size: int) -> None:
+    (found,) = told(build("mlp"), batches(size)[:count])
+    assert (found.id, found.severity) == ("D34", "warning")
+    assert f"{count * size} samples in all" in found.evidence
+
+
+def noisy(pair: Pair) -> list[Pair]:
+    return [(pair[0] + 0.01 * torch.randn_like(pair[0]), pair[1]) for _ in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("data", "steps"),
+    [
+        (batches(64), 120),  # many batches
+        (batches(128)[:1], 120),  # a small set of data, whole
+        (batches(8)[:1], 120),  # a truth table
+        (batches(32)[:1], 60),  # a test of the program
+        (noisy(batches(32)[0]), 120),  # augmented
+    ],
+)
+def test_what_may_be_meant_is_not_named(data: list[Pair], steps: int) -> None:
+    assert not told(build("mlp"), data, steps)
+
+
+def test_a_small_network_cannot_learn_by_heart() -> None:
+    x, y = batches(64)[0]
+    assert not told(nn.Linear(16, 10), [(x[:, 16:32], y)])
+
+
+def test_inputs_are_told_apart_by_values_and_order() -> None:
+    seen, x = Repeats(), torch.randn(16, 4)
+    for given in (x, x.clone(), x.flip(0), {"x": x + 1}, x.double()):
+        seen.add((given,), {})
+    assert (seen.calls, seen.batches) == (5, 3)
+    seen.add((), {"tokens": torch.arange(6)})
+    seen.add((), {"tokens": torch.arange(6).flip(0)})
+    seen.add(("no tensor",), {})
+    assert (seen.calls, seen.batches) == (7, 5)
+    for _ in range(MOST):
+        seen.add((x,), {})
+    assert seen.calls == MOST
