@@ -254,6 +254,8 @@ class DependenceStatistics:
         dropped: The share of the answers that is dropped in training mode: they are the
             output of a dropout; 0 where they are not.
         dropped_by: Name of its module; "" for a function.
+        most_dropped: The largest share that a dropout takes away in training mode.
+        most_dropped_by: Name of its module; "" for a function.
         erased: The mean or the size of the samples, where it explains a target far
             better than the answers do; None where neither does.
         made_norms: Calls of a batch norm that take the statistics of the batch in eval
@@ -263,6 +265,8 @@ class DependenceStatistics:
     dropout: str = ""
     dropped: float = 0.0
     dropped_by: str = ""
+    most_dropped: float = 0.0
+    most_dropped_by: str = ""
     made_norms: int = 0
     erased: Erased | None = None
     is_switched_on: bool = False

@@ -24,7 +24,7 @@ __all__ = [
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """The normalizations of torch.nn; those of normkit.nn derive from them."""
 
-_NAMED = re.compile(r"Norm(\d\w*)?$")
+_NAMED = re.compile(r"(Norm|BN|Normali[sz]ation)(\d\w*)?$")
 
 
 def is_norm(module: nn.Module) -> bool:

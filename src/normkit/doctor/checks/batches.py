@@ -16,8 +16,12 @@ import torch
 from normkit.doctor.channel_statistics import (
     ChannelStatistics,
 )
-from normkit.doctor.checks.population import eval_is_better, train_eval_gap
-from normkit.doctor.checks.progress import has_learned_nothing
+from normkit.doctor.checks.population import (
+    costs_nothing,
+    eval_is_better,
+    train_eval_gap,
+)
+from normkit.doctor.checks.progress import has_learned, has_learned_nothing
 from normkit.doctor.checks.targets import BINARY, COMPARING, NLL
 from normkit.doctor.checks.thresholds import above, below, too_few
 from normkit.doctor.finding import Finding
@@ -59,6 +63,10 @@ COME_AND_GO, TIMES = 0.5, 5
 # Half of fewer channels come and go by chance.
 MIN_CHANNELS = 16
 
+# Share from which a dropout leaves little. Hinton et al. drop 0.2 of the inputs and 0.5
+# of hidden values.
+MOSTLY = 0.75
+
 _D11 = partial(Finding, "D11", "dropout_shift")
 _D12 = partial(Finding, "D12", "padding_contaminates")
 _D13 = partial(Finding, "D13", "batches_not_mixed")
@@ -73,6 +81,7 @@ def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
     noise shift it, too. Or it drops the answers themselves.
     """
     yield from _answers_dropped(statistics)
+    yield from _nearly_all_dropped(statistics)
     is_better = eval_is_better(statistics)
     is_free = (
         not statistics.has_dropout
@@ -149,6 +158,23 @@ def _answers_dropped(statistics: Statistics) -> Iterator[Finding]:
     )
 
 
+def _nearly_all_dropped(statistics: Statistics) -> Iterator[Finding]:
+    """Check for a dropout that leaves little, in a network that has not learned."""
+    found = statistics.dependence
+    if found is None or not MOSTLY < found.most_dropped < 1 or has_learned(statistics):
+        return
+    yield _D11(
+        found.most_dropped_by,
+        "warning",
+        found.most_dropped,
+        MOSTLY,
+        f"a dropout takes {found.most_dropped:.0%} of its values away, and the network "
+        "has learned little",
+        "give the share to drop, not the share to keep: 0.1 to 0.5 are usual",
+        {"is_origin": True},
+    )
+
+
 def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
     """Check D12: the padding of sequences enters the statistics.
 
@@ -187,7 +213,8 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
 def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     """Check D13: the batches differ more than random ones would.
 
-    Judged by the inputs of the batch norms, and of the model, and by the targets. A
+    Judged by the inputs of the batch norms, and of the model, and by the targets; a
+    warning is information where the network has learned, and eval mode is as good. A
     mask or a sequence is one sample: its pixels or tokens are alike in any order.
     """
     readings: list[tuple[float, str]] = []
@@ -220,6 +247,9 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
         clause = (
             "; each batch has the same share of each target: it was put together so"
         )
+    if severity == "warning" and has_learned(statistics) and costs_nothing(statistics):
+        severity = "info"
+        clause += "; the network has learned nevertheless, perhaps from other batches"
     yield _D13(
         name if name in layers else "",
         severity,

@@ -6,7 +6,7 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.population import train_eval_gap
+from normkit.doctor.checks.population import costs_nothing, train_eval_gap
 from normkit.doctor.checks.progress import (
     has_learned,
     has_learned_nothing,
@@ -172,7 +172,8 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
 
     From eps = 1 on nothing is amplified; D16 reports so large an eps. Constant columns
     of the data before the first layer are no fault of the network; nor are channels of
-    a fresh one, whose inputs start at a scale of zero, or below zero before a ReLU.
+    a fresh one, whose inputs start at a scale of zero, or below zero before a ReLU; and
+    where the network has learned, and eval mode is as good, they do no harm.
     """
     first = next(iter(statistics.layers), None)
     for layer, norm in statistics.norms:
@@ -184,7 +185,10 @@ def constant_channels(statistics: Statistics) -> Iterator[Finding]:
         is_faint = (var <= norm.eps) & (var <= FAINT * var.mean().clamp(min=norm.eps))
         share = float((is_faint & (norm.eps < 1)).double().mean())
         severity, threshold = above(share, warning=CONSTANT_SHARE)
-        if severity == "warning" and (layer is first or statistics.has_moved is False):
+        # Of a network that has learned, they are units that are dead behind a ReLU.
+        can_do = has_learned(statistics) and costs_nothing(statistics)
+        is_given = layer is first or statistics.has_moved is False
+        if severity == "warning" and (is_given or can_do):
             severity = "info"
         yield _D18(
             layer.name,

@@ -69,10 +69,10 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
 
     with _Calls(model) as calls:
         y = answers(batch)
-    last = calls.last
+    last, most = calls.last, calls.most
     is_dropped = y is not None and last.is_unchanged(y)
     if y is None or y.dim() < 2 or not y.is_floating_point():
-        return DependenceStatistics()
+        return DependenceStatistics(most_dropped=most.share, most_dropped_by=most.name)
     whole, targets = y, case.targets(batch)
     others = change(lambda: _on_others(answers, model, batch, whole, targets))
     future = change(lambda: _on_future(answers, batch, whole, targets))
@@ -97,6 +97,8 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
         ignored=_ignored(case.loss_fn, whole, targets),
         dropped=last.share if is_dropped else 0.0,
         dropped_by=last.name if is_dropped else "",
+        most_dropped=most.share,
+        most_dropped_by=most.name,
         made_norms=calls.made_norms,
         erased=lost,
     )
@@ -126,6 +128,7 @@ class _Calls(TorchFunctionMode):
     Attributes:
         seen: The name of its function; "" where none is on.
         last: The last one that was called.
+        most: The one with the largest share.
         made_norms: Calls of a batch norm with the statistics of the batch, outside the
             batch norms of `model`.
         is_plain: One was called outside the modules of `model` that were in eval mode
@@ -136,7 +139,7 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self.seen = ""
         self.is_plain = False
-        self.last = _Last()
+        self.last = self.most = _Last()
         self.made_norms = 0
         self._within: list[str] = []
         # Scripted ones take no hooks, and call no function of Python.
@@ -205,6 +208,8 @@ class _Calls(TorchFunctionMode):
                 found = found.clone()
             name = self._within[-1] if self._within else ""
             self.last = _Last(name, share, found, found._version)
+            if share > self.most.share:
+                self.most = _Last(name, share)
         return found
 
 

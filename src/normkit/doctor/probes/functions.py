@@ -34,7 +34,9 @@ VIEWS = frozenset(
         *("Transpose", "Unbind", "UnsafeView", "Unsqueeze", "View"),
     ]
 )
-# What follows a node up to the output: views alone, other operations, a layer with a
+# What layers with a weight do, and programs that hold it themselves.
+_PRODUCTS = frozenset(["Addmm", "Mm", "Convolution"])
+# What follows a node up to the output: views alone, other operations, a product with a
 # weight.
 _VIEWED, _USED, _HIDDEN = range(3)
 
@@ -237,7 +239,8 @@ def _activations(
         operation = _operation(node)
         if call is None and operation in _READ and by != _USED:
             found.append((number, node, by == _VIEWED))
-        if call is not None and call.probe.role in ("weight", "recurrent"):
+        is_layer = call is not None and call.probe.role in ("weight", "recurrent")
+        if is_layer or (call is None and operation in _PRODUCTS):
             by = _HIDDEN
         elif operation not in VIEWS:
             by = max(by, _USED)
