@@ -2,8 +2,8 @@
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `tenth` are later sets of bugs; `healthy` the healthy programs (20 minutes; those on
-MNIST and CIFAR-10 need NORMKIT_DATA); `quiet`, `calm`, `still`, `mild` and `fair` are
-sets of healthy programs, those of quiet_runs.py to fair_runs.py; `architectures` are
+MNIST and CIFAR-10 need NORMKIT_DATA); `quiet`, `calm`, `still`, `mild`, `fair` and
+`plain` are sets of healthy programs, those of quiet_runs.py to plain_runs.py; `architectures` are
 fresh networks of the libraries that are installed; `overhead` measures the time, and
 `shrinking` what signals that shrink cost. Each writes its part of record.json, and
 docs/doctor-score.md from the whole; with names behind a part only those are run, and
@@ -47,6 +47,7 @@ from bugs import BUGS, Bug, Run
 from calm_runs import CALM
 from fair_runs import FAIR
 from mild_runs import MILD
+from plain_runs import PLAIN
 from quiet_runs import QUIET
 from still_runs import STILL
 
@@ -139,6 +140,7 @@ HEALTHY_SETS = {
     "still": STILL,
     "mild": MILD,
     "fair": FAIR,
+    "plain": PLAIN,
 }
 
 
