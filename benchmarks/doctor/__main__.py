@@ -3,11 +3,11 @@
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `tenth` are later sets of bugs; `healthy` the healthy programs (20 minutes; those on
 MNIST and CIFAR-10 need NORMKIT_DATA); `quiet`, `calm`, `still`, `mild`, `fair` and
-`plain` are sets of healthy programs, those of quiet_runs.py to plain_runs.py; `architectures` are
-fresh networks of the libraries that are installed; `overhead` measures the time, and
-`shrinking` what signals that shrink cost. Each writes its part of record.json, and
-docs/doctor-score.md from the whole; with names behind a part only those are run, and
-take the place of their earlier runs.
+`plain` are sets of healthy programs, those of quiet_runs.py to plain_runs.py;
+`architectures` are fresh networks of the libraries that are installed; `overhead`
+measures the time, and `shrinking` what signals that shrink cost. Each writes its part
+of record.json, and docs/doctor-score.md from the whole; with names behind a part only
+those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same

@@ -398,3 +398,13 @@ def what_does_not_vary_within_is_unknown(patch: pytest.MonkeyPatch) -> None:
 
     mixing = batches.mixing
     patch.setattr(batches, "mixing", known)
+
+
+@fault(
+    caught_by="tests/doctor/test_first_step.py::"
+    "test_signals_of_the_first_step_are_told"
+)
+def twenty_steps_should_have_learned(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import signals
+
+    patch.setattr(signals, "MANY", 10)

@@ -22,14 +22,17 @@ def deep(gain: float, *, depth: int = 20) -> nn.Sequential:
 
 
 @pytest.mark.parametrize(
-    ("gain", "expected"), [(1.0, "D22"), (2**0.5, ""), (2.2, "D23")]
+    ("gain", "steps", "expected"),
+    [(1.0, 100, "D22"), (1.0, 20, ""), (2**0.5, 100, ""), (2.2, 100, "D23")],
 )
-def test_signals_of_the_first_step_are_told(gain: float, expected: str) -> None:
+def test_signals_of_the_first_step_are_told(
+    gain: float, steps: int, expected: str
+) -> None:
     """The steps behind it have signals that keep their size, as after training."""
     model, right = deep(gain), deep(2**0.5)
     x, y = batches()[0]
     with watch(model) as seen:
-        for step in range(12):
+        for step in range(steps):
             if step == 1:
                 model.load_state_dict(right.state_dict())
             nn.functional.cross_entropy(model(x), y).backward()
@@ -47,7 +50,7 @@ def test_what_was_trained_before_has_no_first_step() -> None:
                 parameter.add_(0.0)
     x, y = batches()[0]
     with watch(model) as seen:
-        for _ in range(12):
+        for _ in range(100):
             nn.functional.cross_entropy(model(x), y).backward()
     assert not [f for f in seen.findings() if "in the first step" in f.evidence]
 

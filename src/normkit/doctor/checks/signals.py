@@ -30,6 +30,8 @@ __all__ = ["CHECKS", "activations_explode", "activations_vanish"]
 # Last layer against first. tanh: .09 at n·Var[w] = .41, .47 at Xavier's; ReLU: .17 at
 # Xavier's, .97 at Kaiming's.
 VANISH_WARNING, VANISH_ERROR = 0.2, 0.02
+# Calls from which a training should have learned something of its first steps.
+MANY = 100
 EXPLODE_WARNING, EXPLODE_ERROR = 10.0, 100.0
 
 # A new VGG with 25,088 inputs to its first dense layer: 2.6 before the first step of
@@ -67,8 +69,11 @@ def _at_start(statistics: Statistics, *, is_low: bool) -> Iterator[Finding]:
 
     They may be right by now, and the steps that made them so are lost.
     """
-    if not statistics.while_training or statistics.began_trained:
+    loop = statistics.training
+    if loop is None or not statistics.while_training or statistics.began_trained:
         return
+    if loop.forwards < MANY:
+        return  # nothing has come to anything yet
     if has_learned(statistics) or loss_fell(statistics):
         return
     make = _D22 if is_low else _D23
