@@ -401,10 +401,57 @@ def what_does_not_vary_within_is_unknown(patch: pytest.MonkeyPatch) -> None:
 
 
 @fault(
-    caught_by="tests/doctor/test_first_step.py::"
-    "test_signals_of_the_first_step_are_told"
+    caught_by="tests/doctor/test_first_step.py::test_signals_of_the_first_step_are_told"
 )
 def twenty_steps_should_have_learned(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import signals
 
     patch.setattr(signals, "MANY", 10)
+
+
+_NO_FAULT = "tests/doctor/test_what_is_no_fault.py::"
+
+
+@fault(caught_by=_NO_FAULT + "test_order_costs_nothing_where_the_network_has_learned")
+def order_always_costs_something(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    patch.setattr(batches, "costs_nothing", lambda _: False)
+
+
+@fault(
+    caught_by=_NO_FAULT
+    + "test_d11_a_dropout_that_leaves_little_is_told_where_little_was_learned"
+)
+def any_share_may_be_dropped(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    patch.setattr(batches, "MOSTLY", 1.0)
+
+
+@fault(
+    caught_by=_NO_FAULT
+    + "test_d18_dead_units_before_a_norm_cost_nothing_where_it_has_learned"
+)
+def constant_channels_always_cost_something(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "costs_nothing", lambda _: False)
+
+
+@fault(caught_by=_NO_FAULT + "test_d14_asks_what_the_scales_have_kept")
+def scales_keep_nothing(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import weights
+
+    patch.setattr(weights, "KEPT", math.inf)
+
+
+@fault(caught_by=_NO_FAULT + "test_answers_may_be_masked_by_minus_infinity")
+def no_answer_is_masked(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import not_finite
+
+    class Nowhere:
+        isfinite = staticmethod(lambda _: False)
+        nan, inf = math.nan, math.inf
+
+    patch.setattr(not_finite, "math", Nowhere)

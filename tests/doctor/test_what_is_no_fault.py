@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doctor.models import batches
-from normkit.doctor import Diagnosis, diagnose
+from normkit.doctor import Diagnosis, diagnose, watch
 from normkit.doctor.checks import run
 from normkit.doctor.examination.answers import Answers
 
@@ -206,3 +206,122 @@ def test_dropout_before_a_norm_is_no_fault_where_eval_mode_is_better(
     noise = torch.tensor([0.1, -0.1]).repeat(8).tolist()
     assert judged(tuple(map(sum, zip(before, noise, strict=True)))) == {"warning"}
     assert judged(before) == {"warning"}
+
+
+def digits(size: int, *, is_sorted: bool = False) -> Pairs:
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    order = torch.randperm(len(x))
+    if is_sorted:  # in runs of four
+        by_class = order[y[order].argsort(stable=True)]
+        runs = by_class[: len(x) // 4 * 4].view(-1, 4)
+        order = runs[torch.randperm(len(runs))].flatten()
+    return list(zip(x[order].split(size), y[order].split(size), strict=True))
+
+
+def learned(model: nn.Module, steps: int) -> nn.Module:
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    data = digits(64)
+    for step in range(steps):
+        x, y = data[step % len(data)]
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(0, "warning"), (150, "info")])
+def test_order_costs_nothing_where_the_network_has_learned(
+    steps: int, expected: str
+) -> None:
+    """Runs of four samples of one class, in a network without batch norm."""
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    found = diagnose(learned(model, steps), digits(16, is_sorted=True), F.cross_entropy)
+    assert severities(found, "D13") == {expected}
+
+
+class Dropping(nn.Module):
+    """A dropout by its function."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.dropout(torch.relu(self.first(x)), self.share, self.training)
+        return self.last(h)
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "expected"),
+    [(0.95, 0, True), (0.8, 300, False), (0.5, 0, False)],
+)
+def test_d11_a_dropout_that_leaves_little_is_told_where_little_was_learned(
+    share: float, steps: int, *, expected: bool
+) -> None:
+    found = diagnose(learned(Dropping(share), steps), digits(64), F.cross_entropy)
+    told = [f for f in found.findings if f.id == "D11" and f.is_alarm]
+    assert bool(told) is expected
+    if expected:
+        assert "takes 95% of its values away" in told[0].evidence
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(0, "warning"), (150, "info")])
+def test_d18_dead_units_before_a_norm_cost_nothing_where_it_has_learned(
+    steps: int, expected: str
+) -> None:
+    model = nn.Sequential(
+        *(nn.Linear(64, 40), nn.ReLU(), nn.BatchNorm1d(40), nn.Linear(40, 10))
+    )
+    learned(model, 5)
+    with torch.no_grad():
+        model[0].bias[:4] = -100.0  # pyright: ignore[reportIndexIssue]
+    found = diagnose(learned(model, steps), digits(64), F.cross_entropy)
+    assert severities(found, "D18") == {expected}
+
+
+@pytest.mark.parametrize(
+    ("decay", "scale", "expected"),
+    [(1e-3, 1.0, "info"), (1e-3, 0.1, "warning"), (2e-2, 1.0, "warning")],
+)
+def test_d14_asks_what_the_scales_have_kept(
+    decay: float, scale: float, expected: str
+) -> None:
+    model = nn.Sequential(
+        *(nn.Linear(64, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 10))
+    )
+    nn.init.constant_(model[1].weight, scale)  # pyright: ignore[reportArgumentType]
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, 0.9, weight_decay=decay)
+    with watch(model, optimizer) as seen:
+        for _ in range(4):
+            for x, y in digits(64):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+    assert {f.severity for f in seen.readings() if f.id == "D14"} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("reads_all", "expected"), [(False, "info"), (True, "warning")]
+)
+def test_answers_may_be_masked_by_minus_infinity(
+    expected: str, *, reads_all: bool
+) -> None:
+    """A pointer that cannot point at some places; they are no targets."""
+
+    class Pointer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.zeros(12)
+            mask[10:] = -torch.inf
+            return self.fc(x) + mask
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return y.abs().mean() if reads_all else F.cross_entropy(y, target)
+
+    found = diagnose(Pointer(), digits(64), loss)
+    told = {f.severity for f in found.findings if "not finite" in f.evidence}
+    assert told == {expected}

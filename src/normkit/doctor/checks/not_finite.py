@@ -23,7 +23,8 @@ def not_finite(statistics: Statistics) -> Iterator[Finding]:
     """Check for values that are not finite in the model's output.
 
     A layer inside may have some on purpose, as a softmax over scores with a mask of
-    −inf. Inputs of the model that are not finite are D28.
+    −inf; and so may the output, where the loss is finite nevertheless. Inputs of the
+    model that are not finite are D28.
     """
     data = None if statistics.data is None else statistics.data.input
     if data is not None and not math.isfinite(float(data.mean + data.m2)):
@@ -34,12 +35,16 @@ def not_finite(statistics: Statistics) -> Iterator[Finding]:
         details = {"is_not_finite": True, "observation": when}
         yield _D34(layer.name, "error", math.nan, math.inf, evidence, fix, details)
     elif out is not None and not math.isfinite(out.scale):
+        found = statistics.evaluation
+        losses = () if found is None else found.batch_loss
+        is_masked = bool(losses) and all(map(math.isfinite, losses))
         yield _D34(
             "",
-            "warning",
+            "info" if is_masked else "warning",
             out.scale,
             math.inf,
-            "the output holds values that are not finite, those of its layers do not",
+            "the output holds values that are not finite, those of its layers do not"
+            + "; the loss is finite, as with a mask of -inf" * is_masked,
             "look at what the model computes behind its last layer",
         )
 
