@@ -21,7 +21,7 @@ FAIR = Set(
     early_and_late(PROGRAMS),
     "Healthy programs by a sixth hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
-    (0, 0),  # to be entered at first sight
+    (3, 90),
 )
 
 if __name__ == "__main__":

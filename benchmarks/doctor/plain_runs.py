@@ -23,7 +23,7 @@ PLAIN = Set(
     early_and_late(PROGRAMS),
     "Healthy programs by a seventh hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
-    (0, 0),  # to be entered at first sight
+    (2, 90),
 )
 
 if __name__ == "__main__":
