@@ -271,3 +271,54 @@ def test_percentiles_of_a_tanh_are_those_of_its_input() -> None:
         bands.append(series["low"] + series["middle"] + series["high"])
     assert all(math.isfinite(x) for x in bands[0])
     assert bands[0] == pytest.approx(bands[1], abs=1e-4)
+
+
+class GraphConvolution(nn.Module):
+    """A linear layer of a class of its own, with its weight (in, out)."""
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(std * torch.randn(20, 20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class PositionTable(GraphConvolution):
+    """What is called so holds no linear map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight[0]
+
+
+@pytest.mark.parametrize(("std", "expected"), [(0.2, False), (2.0, True)])
+def test_a_linear_layer_of_a_class_of_its_own_is_one(
+    std: float, *, expected: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(GraphConvolution(std), nn.Tanh(), GraphConvolution(std), nn.Tanh()),
+        *(PositionTable(0.1), nn.Linear(20, 4)),
+    )
+    found = train(model).statistics()
+    assert [s.name for s in found.of_role("weight")] == ["0", "2", "5"]
+    assert all(s.weight and s.weight.update_ratio for s in found.of_role("weight"))
+    told = [f.id for f in train(model).findings() if f.is_alarm]
+    assert ("D20" in told) is expected
+
+
+@pytest.mark.parametrize("std", [0.2, 2.0])
+def test_products_that_a_program_holds_itself_follow_an_activation(std: float) -> None:
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = nn.Parameter(std * torch.randn(20, 40))
+            self.last = nn.Parameter(std * torch.randn(40, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x @ self.first) @ self.last
+
+    found = diagnose(Raw(), batches(), cross_entropy)
+    assert [s.name for s in hidden(found.statistics)] == ["tanh of the input"]
+    assert ("D20" in found.named) is (std > 1)

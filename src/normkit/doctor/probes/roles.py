@@ -26,6 +26,7 @@ _NAMED = re.compile(
     r"^(Quick|New|Fast|Hard|Clipped|Laplace)?(Re|Ge|GE|Si|S|E|Ce|CE)?(LU|Swish|Mish|"
     r"Sigmoid|Tanh)\d?(Tanh|Me|Jit|Activation)*$"
 )
+_TABLE = re.compile(r"Embed|Pos|Token|Quer|Prompt|Quanti|Code|Table|Memory|Prototype")
 WEIGHTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -42,7 +43,20 @@ def role_of(module: nn.Module) -> Role:
         return "activation"
     if isinstance(module, RECURRENT):
         return "recurrent"
-    return "other"
+    return "weight" if _holds_matrix(module) else "other"
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    """Return True for a linear layer of a class of its own, by its weight.
+
+    Such as a graph convolution, or the Conv1D of transformers. A table is none: of
+    embeddings, positions, codes or queries.
+    """
+    if type(module).__module__.startswith("torch.") or module._modules:
+        return False
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    is_matrix = weight is not None and weight.dim() >= 2 and min(weight.shape) > 1
+    return is_matrix and not _TABLE.search(type(module).__name__)
 
 
 def slope_limits(module: nn.Module) -> tuple[float, float] | None:
@@ -75,7 +89,7 @@ def unit_dim_after(module: nn.Module, before: int) -> int:
     """
     if isinstance(module, nn.modules.conv._ConvNd):
         return -len(module.kernel_size) - 1
-    if isinstance(module, nn.Linear | nn.Bilinear):
+    if isinstance(module, nn.Linear | nn.Bilinear) or _holds_matrix(module):
         return -1
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         # Over several dimensions, as over (C, H, W), the units stay where they were.
