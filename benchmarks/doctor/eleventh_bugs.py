@@ -88,7 +88,8 @@ def first(batches: Iterator[Any], count: int = 16) -> list[Any]:
     return list(itertools.islice(batches, count))
 
 
-# keras#81 (measure statistics when training is over, as they change), keras#82, blocks#513
+# keras#81 (measure statistics when training is over, as they change), keras#82,
+# blocks#513
 @bug("keras#81, keras#82, mila-iqia/blocks#513", "D01", "D02")
 def population_estimated_after_the_first_epoch(is_bad: bool) -> Run:
     """Estimate the statistics of the population once, and go on with the training.
@@ -120,7 +121,8 @@ def population_estimated_after_the_first_epoch(is_bad: bool) -> Run:
     return Run(model.eval(), first(strokes(seed=1)), seen.findings())
 
 
-# tensorflow#46522 and tensorflow#48039 (the formula of inference has no root), Flux.jl#314
+# tensorflow#46522 and tensorflow#48039 (the formula of inference has no root),
+# Flux.jl#314
 @bug("tensorflow#46522, tensorflow#48039, FluxML/Flux.jl#314", "D02")
 def inference_that_divides_by_the_variance(is_bad: bool) -> Run:
     """Write inference as an affine map a * x + b, and forget the root in a.
@@ -133,7 +135,8 @@ def inference_that_divides_by_the_variance(is_bad: bool) -> Run:
     return Run(model, first(steps(seed=1)), watched)
 
 
-# pytorch#1051 (running statistics are those of the first device), burn#1167, tensorflow#7439
+# pytorch#1051 (running statistics are those of the first device), burn#1167,
+# tensorflow#7439
 @bug("pytorch#1051, tracel-ai/burn#1167, tensorflow#7439", "D01", "D02", "D13")
 def devices_that_have_one_ward_each(is_bad: bool) -> Run:
     """Sort a batch by ward before it is split over four devices.
@@ -147,7 +150,8 @@ def devices_that_have_one_ward_each(is_bad: bool) -> Run:
     return Run(model, first(wards(64, seed=1)), watched)
 
 
-# allennlp#3985 (batches were not shuffled: shortest first), xnmt#70 (one length a batch)
+# allennlp#3985 (batches were not shuffled: shortest first), xnmt#70 (batches of one
+# length)
 @bug("allenai/allennlp#3985, neulab/xnmt#70", "D13", "D02", "D01")
 def buckets_from_short_to_long(is_bad: bool) -> Run:
     """Put tours of one length into a batch, the shortest first in each epoch.
@@ -163,7 +167,7 @@ def buckets_from_short_to_long(is_bad: bool) -> Run:
     return Run(model, first(deliveries(seed=1)), watched, F.mse_loss)
 
 
-# pytorch#90534 (the answer differs with padding), OpenNMT-py#1398 (padding in the mean),
+# pytorch#90534 (answers differ with padding), OpenNMT-py#1398 (padding in the mean),
 # pytorch-seq2seq#76 (what the mask is for)
 @bug("pytorch#90534, OpenNMT-py#1398, bentrevett/pytorch-seq2seq#76", "D12")
 def encoder_without_a_padding_mask(is_bad: bool) -> Run:
@@ -192,7 +196,7 @@ def whitening_of_more_columns_than_rows(is_bad: bool) -> Run:
 
 
 # dain#7 (bad results with a norm of each window, good ones with a z-score), TSB-AD#48
-@bug("passalis/dain#7, TheDatumOrg/TSB-AD#48", "D29")
+@bug("passalis/dain#7, thedatumorg/TSB-AD#48", "D29")
 def wear_behind_instance_norms(is_bad: bool) -> Run:
     """Normalize each window of vibration by itself, where its strength is the answer.
 
@@ -218,7 +222,8 @@ def strength_behind_dropout_and_norms(is_bad: bool) -> Run:
     return Run(model, first(concretes(seed=1)), watched, F.mse_loss)
 
 
-# deepnet#11 (mean and variance of a batch, not of each channel), NumPyNet#7, brain.js#528
+# deepnet#11 (mean and variance of a batch, not of each channel), NumPyNet#7,
+# brain.js#528
 @bug("parasdahal/deepnet#11, NumPyNet#7, BrainJS/brain.js#528", "D28", "D29")
 def one_mean_for_all_columns(is_bad: bool) -> Run:
     """Write a norm with x.mean() and x.std(), for columns in units of their own.
@@ -264,7 +269,8 @@ def checkpoints_averaged_with_their_statistics(is_bad: bool) -> Run:
     return Run(averaged.eval(), first(glyphs(seed=1)), watched)
 
 
-# objax#94 (scales of a norm started as zeros), Non-local_pytorch#22 (scale and shift zero)
+# objax#94 (scales of a norm started as zeros), Non-local_pytorch#22 (scale and shift
+# of zero)
 @bug("google/objax#94, AlexHex7/Non-local_pytorch#22", "D19", "D24", "D21")
 def zeros_for_all_that_is_not_a_matrix(is_bad: bool) -> Run:
     """Give matrices Xavier's weights and all other parameters zeros, scales as well.
@@ -312,8 +318,8 @@ def network_of_sigmoids_without_norms(is_bad: bool) -> Run:
     return Run(model, first(strokes(seed=1)), watched)
 
 
-# DS502#27 (all weights the same: all units the same), MorvanZhou/tutorials#23 (what keeps
-# filters from being the same pattern?)
+# DS502#27 (all weights the same: all units the same), MorvanZhou/tutorials#23 (what
+# keeps filters from being the same pattern?)
 @bug("BitTiger-MP/DS502-AI-Engineer#27, MorvanZhou/tutorials#23", "D26")
 def filters_that_are_copies_of_one(is_bad: bool) -> Run:
     """Set all weights of a network of series to 0.05.
@@ -392,8 +398,8 @@ def _moved(batches: Iterator[Batch]) -> Iterator[Batch]:
         yield x.roll((v, h), (2, 3)) + noise, y
 
 
-# keras#4325 (90 % in training and 30 % in validation), resnet-protofiles#14 (no crops or
-# flips?), MAE#6 (a small data set without augmentation)
+# keras#4325 (90 % in training and 30 % in validation), resnet-protofiles#14 (no crops
+# or flips?), MAE#6 (a small data set without augmentation)
 @bug(
     "keras#4325, antingshen/resnet-protofiles#14, IcarusWizard/MAE#6",
     "D34",

@@ -19,7 +19,6 @@ __all__ = [
     "concretes",
     "deliveries",
     "engines",
-    "flags",
     "flats",
     "glyphs",
     "leaves",
@@ -31,7 +30,6 @@ __all__ = [
     "reviews",
     "rooms",
     "steps",
-    "stores",
     "strokes",
     "wards",
 ]
@@ -47,6 +45,13 @@ def _patches(kinds: int, side: int, seed: int) -> Tensor:
     return torch.randn(kinds, side, side, generator=_source(seed))
 
 
+def _places(at: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return indices of rows, lines and columns of a square at each place."""
+    rows = torch.arange(len(at))[:, None, None]
+    v = at[:, :1, None] + torch.arange(side)[:, None]
+    return rows, v, at[:, 1:, None] + torch.arange(side)
+
+
 def strokes(size: int = 32, seed: int = 0, noise: float = 0.5) -> Iterator[Batch]:
     """Give images (N, 1, 12, 12) of one of six patterns, at any place."""
     shapes, source = _patches(6, 5, 11), _source(seed)
@@ -54,9 +59,8 @@ def strokes(size: int = 32, seed: int = 0, noise: float = 0.5) -> Iterator[Batch
         y = torch.randint(6, (size,), generator=source)
         x = noise * torch.randn(size, 1, 12, 12, generator=source)
         at = torch.randint(8, (size, 2), generator=source)
-        for row in range(size):
-            v, h = at[row].tolist()
-            x[row, 0, v : v + 5, h : h + 5] += shapes[y[row]]
+        rows, v, h = _places(at, 5)
+        x[rows, 0, v, h] += shapes[y]
         yield x, y
 
 
@@ -194,17 +198,17 @@ def flats(size: int = 64, seed: int = 0) -> Iterator[Batch]:
 
 
 def glyphs(size: int = 32, seed: int = 0) -> Iterator[Batch]:
-    """Give images (N, 3, 12, 12) of one of eight patterns in any two colours."""
-    shapes, source = _patches(8, 6, 17).sign(), _source(seed)
+    """Give images (N, 3, 12, 12) of one of six patterns in any colour."""
+    shapes, source = _patches(6, 6, 17).sign(), _source(seed)
     while True:
-        y = torch.randint(8, (size,), generator=source)
+        y = torch.randint(6, (size,), generator=source)
         colour = torch.randn(size, 3, 1, 1, generator=source)
         colour = colour / colour.square().mean(1, keepdim=True).sqrt()
         x = 0.9 * torch.randn(size, 3, 12, 12, generator=source)
         at = torch.randint(7, (size, 2), generator=source)
-        for row in range(size):
-            v, h = at[row].tolist()
-            x[row, :, v : v + 6, h : h + 6] += colour[row] * shapes[y[row]]
+        rows, v, h = _places(at, 6)
+        for channel in range(3):
+            x[rows, channel, v, h] += colour[:, channel] * shapes[y]
         yield x, y
 
 
@@ -214,9 +218,8 @@ def pulses(size: int = 32, seed: int = 0) -> Iterator[Batch]:
     while True:
         y = torch.randint(5, (size,), generator=source)
         x = 0.5 * torch.randn(size, 1, 40, generator=source)
-        at = torch.randint(31, (size,), generator=source).tolist()
-        for row in range(size):
-            x[row, 0, at[row] : at[row] + 9] += forms[y[row]]
+        at = torch.randint(31, (size, 1), generator=source) + torch.arange(9)
+        x[torch.arange(size)[:, None], 0, at] += forms[y]
         yield x, y
 
 
@@ -295,16 +298,6 @@ def rooms(size: int = 64, seed: int = 0, *, is_raw: bool = False) -> Iterator[Ba
         yield x, y[:, None]
 
 
-def flags(size: int = 32, seed: int = 0, noise: float = 0.6) -> Iterator[Batch]:
-    """Give images (N, 3, 10, 10), and which of six patterns fills them."""
-    shapes = torch.randn(6, 3, 10, 10, generator=_source(41))
-    source = _source(seed)
-    while True:
-        y = torch.randint(6, (size,), generator=source)
-        x = 0.5 * shapes[y] + noise * torch.randn(size, 3, 10, 10, generator=source)
-        yield x, y
-
-
 def blocks(size: int = 32, seed: int = 0) -> Iterator[Batch]:
     """Give images (N, 1, 12, 12), and which pixels (N, 12, 12) are of a dark block."""
     source = _source(seed)
@@ -316,16 +309,6 @@ def blocks(size: int = 32, seed: int = 0) -> Iterator[Batch]:
         y = v[:, :, None] & h[:, None]
         x = torch.randn(size, 1, 12, 12, generator=source)
         yield x - 1.5 * y[:, None].float(), y.long()
-
-
-def stores(size: int = 32, seed: int = 0) -> Iterator[Batch]:
-    """Give sixteen scaled columns of a shop (N, 16), and which of four classes."""
-    source = _source(seed)
-    weight = torch.randn(16, 4, generator=_source(51))
-    while True:
-        x = torch.randn(size, 16, generator=source)
-        score = x @ weight + 2.5 * (x[:, :4] * x[:, 4:8])
-        yield x, score.argmax(1)
 
 
 def steps(size: int = 32, seed: int = 0) -> Iterator[Batch]:

@@ -184,7 +184,7 @@ class TourNet(nn.Module):
         self.fc2 = nn.Linear(width, 1)
 
     def forward(self, x: Tensor, is_real: Tensor) -> Tensor:
-        """Times of tours (N, L, 3), of which some stops are padding."""
+        """Return times of tours (N, L, 3), of which some stops are padding."""
         states, _ = self.rnn(x)
         total = (states * is_real[:, :, None]).sum(1)
         return self.fc2(F.relu(self.fc1(self.bn(total))))
