@@ -95,7 +95,7 @@ def population_estimated_after_the_first_epoch(is_bad: bool) -> Run:
     """Estimate the statistics of the population once, and go on with the training.
 
     First: the statistics are not those of the weights.
-    Cost: COST.
+    Cost: 76 % in place of 99 %, a loss of 0.94 in place of 0.04.
     """
     model = StrokeNet(PopulationNorm)
     optimizer, data = adam(model), first(strokes(), 60)
@@ -128,7 +128,7 @@ def inference_that_divides_by_the_variance(is_bad: bool) -> Run:
     """Write inference as an affine map a * x + b, and forget the root in a.
 
     First: the answers of eval mode are not those of training mode.
-    Cost: COST.
+    Cost: 87 % in place of 99.6 %, a loss of 0.31 in place of 0.07.
     """
     model = StepNet(is_bad=is_bad)
     watched = train(model, steps(), steps=300, optimizer=adam(model))
@@ -142,7 +142,7 @@ def devices_that_have_one_ward_each(is_bad: bool) -> Run:
     """Sort a batch by ward before it is split over four devices.
 
     First: the statistics, which are those of the first device, do not fit the data.
-    Cost: COST.
+    Cost: 89 % in place of 99.8 %, a loss of 0.73 in place of 0.01.
     """
     model = Replicas(patient_mlp())
     data = wards(64, by_ward=is_bad)
@@ -157,7 +157,7 @@ def buckets_from_short_to_long(is_bad: bool) -> Run:
     """Put tours of one length into a batch, the shortest first in each epoch.
 
     First: batches are not drawn at random.
-    Cost: COST.
+    Cost: a squared error of 1.14 in place of 0.04.
     """
     model = TourNet()
     data = first(deliveries(is_sorted=is_bad), 100)
@@ -174,11 +174,13 @@ def encoder_without_a_padding_mask(is_bad: bool) -> Run:
     """Let words attend to padding, and take the mean of all places; serve 64 of them.
 
     First: answers depend on padding.
-    Cost: COST.
+    Cost: a squared error of 0.075 in place of 0.015.
     """
     model = ReviewNet(is_masked=not is_bad)
-    watched = train(model, reviews(), steps=350, optimizer=adam(model, 2e-3))
-    return Run(model, first(reviews(seed=1, places=64)), watched)
+    watched = train(
+        model, reviews(), F.mse_loss, steps=350, optimizer=adam(model, 2e-3)
+    )
+    return Run(model, first(reviews(seed=1, places=64)), watched, F.mse_loss)
 
 
 # VkD#4 (whitening is inaccurate at small batches: close to singular), chainer#7905
@@ -187,7 +189,7 @@ def whitening_of_more_columns_than_rows(is_bad: bool) -> Run:
     """Whiten 24 columns by the covariance of 16 rows.
 
     First: batches are too small for the statistics.
-    Cost: COST.
+    Cost: 79 % in place of 89 %, a loss of 0.58 in place of 0.33.
     """
     model = BirdNet()
     size = 16 if is_bad else 256
@@ -201,7 +203,8 @@ def wear_behind_instance_norms(is_bad: bool) -> Run:
     """Normalize each window of vibration by itself, where its strength is the answer.
 
     First: a norm takes away what the network needs.
-    Cost: COST.
+    Cost: 23 %, which is a guess, in place of 94 %, a loss of 1.39 in place
+    of 0.25.
     """
     norm: Any = nn.InstanceNorm1d if is_bad else nn.BatchNorm1d
     model = EngineNet(partial(norm, affine=True))
@@ -215,7 +218,7 @@ def strength_behind_dropout_and_norms(is_bad: bool) -> Run:
     """Put dropout of a half before each batch norm of a regression.
 
     First: dropout before batch norms shifts the variance.
-    Cost: COST.
+    Cost: a squared error of 0.21 in place of 0.03.
     """
     model = mixture_mlp(0.5 if is_bad else 0.0)
     watched = train(model, concretes(), F.mse_loss, steps=600, optimizer=adam(model))
@@ -229,7 +232,7 @@ def one_mean_for_all_columns(is_bad: bool) -> Run:
     """Write a norm with x.mean() and x.std(), for columns in units of their own.
 
     First: inputs of the first layer are badly scaled.
-    Cost: COST.
+    Cost: a squared error of 0.88, about that of the mean, in place of 0.01.
     """
     model = FlatNet(is_bad=is_bad)
     watched = train(model, flats(), F.mse_loss, steps=600, optimizer=adam(model))
@@ -243,23 +246,20 @@ def one_mean_for_all_columns(is_bad: bool) -> Run:
     *("D31", "D01", "D02"),
 )
 def checkpoints_averaged_with_their_statistics(is_bad: bool) -> Run:
-    """Average checkpoints of several cycles of the rate, buffers as all else.
+    """Average the checkpoints of all epochs, buffers as all else.
 
     First: the statistics are not those of the averaged weights.
-    Cost: COST.
+    Cost: 70 % in place of 88 %, a loss of 0.75 in place of 0.44.
     """
-    model, total, cycle = GlyphNet(), 480, 60
-    optimizer = sgd(model, 0.4)
+    model = GlyphNet()
     kept: list[dict[str, Tensor]] = []
 
-    def step_rate(_: Any, step: int) -> None:
-        done = (step % cycle) / cycle
-        optimizer.param_groups[0]["lr"] = 0.4 * (1 - done) + 0.02
-        if step % cycle == cycle - 1 and step > total // 2:
+    def keep(_: Any, step: int) -> None:
+        if step % 40 == 39:
             kept.append({k: v.clone() for k, v in model.state_dict().items()})
 
     watched = train(
-        model, glyphs(), steps=total, optimizer=optimizer, schedule=step_rate
+        model, glyphs(), steps=400, optimizer=sgd(model, 0.05), schedule=keep
     )
     mean = {k: torch.stack([one[k].float() for one in kept]).mean(0) for k in kept[0]}
     averaged: Any = GlyphNet()
@@ -276,7 +276,8 @@ def zeros_for_all_that_is_not_a_matrix(is_bad: bool) -> Run:
     """Give matrices Xavier's weights and all other parameters zeros, scales as well.
 
     First: scales of norms are zero.
-    Cost: COST.
+    Cost: no pixel of a block is found, in place of an overlap of 94 %; a loss of
+    0.36 in place of 0.02.
     """
     model = SegNet()
     for name, parameter in model.named_parameters():
@@ -294,7 +295,7 @@ def moving_average_without_its_second_factor(is_bad: bool) -> Run:
     """Write moving = momentum * moving + batch, so that it becomes ten times as large.
 
     First: moving statistics are not those of the data.
-    Cost: COST.
+    Cost: 36 % in place of 86 %, a loss of 1.58 in place of 0.44.
     """
     model = LeafNet(is_bad=is_bad)
     watched = train(model, leaves(), steps=300, optimizer=adam(model))
@@ -311,10 +312,19 @@ def network_of_sigmoids_without_norms(is_bad: bool) -> Run:
     """Train LeNet with sigmoids by SGD; the twin has batch norms before them.
 
     First: gradients vanish towards the first layers.
-    Cost: COST.
+    Cost: 16 %, which is a guess, in place of 97 %, a loss of 1.79 in place
+    of 0.15.
     """
     model = LeNet(is_normed=not is_bad)
-    watched = train(model, strokes(), steps=350, optimizer=sgd(model, 0.1))
+    optimizer = sgd(model, 0.05)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600, 1e-4)
+    watched = train(
+        model,
+        strokes(),
+        steps=600,
+        optimizer=optimizer,
+        schedule=lambda *_: cosine.step(),
+    )
     return Run(model, first(strokes(seed=1)), watched)
 
 
@@ -325,7 +335,7 @@ def filters_that_are_copies_of_one(is_bad: bool) -> Run:
     """Set all weights of a network of series to 0.05.
 
     First: the units of a layer are equal.
-    Cost: COST.
+    Cost: 68 % in place of 98 %, a loss of 0.76 in place of 0.05.
     """
     model = PulseNet(0.05 if is_bad else None)
     watched = train(model, pulses(), steps=500, optimizer=adam(model, 5e-3))
@@ -339,7 +349,7 @@ def letters_with_weights_of_a_plain_randn(is_bad: bool) -> Run:
     """Draw weights by torch.randn and do not divide by the root of their number.
 
     First: units are saturated.
-    Cost: COST.
+    Cost: 37 % in place of 89 %, a loss of 2.29 in place of 0.82.
     """
     model = NextLetter(is_scaled=not is_bad)
     watched = train(model, names(), steps=2000, optimizer=sgd(model, 0.1))
@@ -353,7 +363,7 @@ def rate_too_high_for_a_forecast(is_bad: bool) -> Run:
     """Train convolutions over time without norms at a rate of 0.5.
 
     First: the rate is too high.
-    Cost: COST.
+    Cost: a squared error of 1.11 in place of 0.005.
     """
     model = LoadNet()
     optimizer = sgd(model, 0.5 if is_bad else 0.05)
@@ -380,7 +390,7 @@ def boxes_in_pixels(is_bad: bool) -> Run:
     """Add the squared error of boxes in pixels to the cross entropy of classes.
 
     First: targets are far larger than answers.
-    Cost: COST.
+    Cost: 24 % of the classes, which is a guess, in place of 100 %; boxes are as good.
     """
     model, data, held = Detector(), objects(), objects(seed=1)
     if is_bad:
@@ -394,7 +404,7 @@ def _moved(batches: Iterator[Batch]) -> Iterator[Batch]:
     source = torch.Generator().manual_seed(9)
     for x, y in batches:
         v, h = torch.randint(12, (2,), generator=source).tolist()
-        noise = 0.5 * torch.randn(x.shape, generator=source)
+        noise = 0.3 * torch.randn(x.shape, generator=source)
         yield x.roll((v, h), (2, 3)) + noise, y
 
 
@@ -405,16 +415,16 @@ def _moved(batches: Iterator[Batch]) -> Iterator[Batch]:
     "D34",
 )
 def few_images_without_augmentation(is_bad: bool) -> Run:
-    """Train on 128 images for 150 epochs; the twin moves them and adds noise.
+    """Train on 128 images for 225 epochs; the twin moves them and adds noise.
 
     First: the network is right on its training data, and not on others.
-    Cost: COST.
+    Cost: 56 % in place of 98 %, a loss of 1.53 in place of 0.08.
     """
     model = StrokeNet(nn.BatchNorm2d)
     data: Any = itertools.cycle(first(strokes(), 4))
     if not is_bad:
         data = _moved(data)
-    watched = train(model, data, steps=600, optimizer=adam(model, 2e-3))
+    watched = train(model, data, steps=900, optimizer=adam(model, 2e-3))
     return Run(model, first(strokes(seed=1)), watched)
 
 
@@ -424,7 +434,7 @@ def state_detached_at_each_step(is_bad: bool) -> Run:
     """Detach the state of a GRU in its loop, where the first letter is the answer.
 
     First: no gradient reaches the first steps.
-    Cost: COST.
+    Cost: 24 % in place of 100 %, a loss of 1.74 in place of 0.001.
     """
     model = FirstLetter(is_detached=is_bad)
     watched = train(model, memories(), steps=500, optimizer=adam(model, 1e-2))
@@ -438,7 +448,7 @@ def seconds_since_1970_among_the_columns(is_bad: bool) -> Run:
     """Give a time in seconds to a perceptron, beside columns that are scaled.
 
     First: an input is far larger than the others.
-    Cost: COST.
+    Cost: a squared error of 15.4 in place of 0.012.
     """
     model = room_mlp()
     watched = train(

@@ -131,16 +131,19 @@ def deliveries(
 def reviews(
     size: int = 32, seed: int = 0, places: int = 16
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Give words (N, places) of 40 with zeros behind them, and which of four topics."""
+    """Give words (N, places) of 40 with zeros behind them, and a rating (N, 1).
+
+    The rating is the mean of what the words are worth, and a little noise.
+    """
+    worth = torch.randn(40, generator=_source(7))
     source = _source(seed)
     while True:
-        y = torch.randint(4, (size,), generator=source)
         length = torch.randint(5, 17, (size,), generator=source)
         x = torch.randint(1, 40, (size, places), generator=source)
-        own = 1 + 4 * torch.randint(9, (size, places), generator=source) + y[:, None]
-        is_own = torch.rand(size, places, generator=source) < 0.45
         is_real = torch.arange(places) < length[:, None]
-        yield {"words": torch.where(is_own, own, x) * is_real, "is_real": is_real}, y
+        y = 3 * (worth[x] * is_real).sum(1) / length
+        y = y + 0.1 * torch.randn(size, generator=source)
+        yield {"words": x * is_real, "is_real": is_real}, y[:, None]
 
 
 def chirps(size: int = 16, seed: int = 0) -> Iterator[Batch]:
@@ -148,7 +151,7 @@ def chirps(size: int = 16, seed: int = 0) -> Iterator[Batch]:
     fixed = _source(8)
     mixing = torch.randn(24, 24, generator=fixed) / 24**0.5
     mixing = mixing * torch.linspace(2, 0.3, 24)[:, None]
-    centres = 1.2 * torch.randn(6, 24, generator=fixed)
+    centres = 0.5 * torch.randn(6, 24, generator=fixed)
     source = _source(seed)
     while True:
         y = torch.randint(6, (size,), generator=source)
@@ -217,7 +220,7 @@ def pulses(size: int = 32, seed: int = 0) -> Iterator[Batch]:
     forms, source = torch.randn(5, 9, generator=_source(21)), _source(seed)
     while True:
         y = torch.randint(5, (size,), generator=source)
-        x = 0.5 * torch.randn(size, 1, 40, generator=source)
+        x = 0.35 * torch.randn(size, 1, 40, generator=source)
         at = torch.randint(31, (size, 1), generator=source) + torch.arange(9)
         x[torch.arange(size)[:, None], 0, at] += forms[y]
         yield x, y

@@ -202,10 +202,10 @@ class ReviewNet(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
-        self.fc = nn.Linear(width, 4)
+        self.fc = nn.Linear(width, 1)
 
     def forward(self, words: Tensor, is_real: Tensor) -> Tensor:
-        """Scores of texts (N, L)."""
+        """Ratings of texts (N, L)."""
         x = self.embedding(words)
         if not self.is_masked:
             return self.fc(self.norm(self.encoder(x)).mean(1))
