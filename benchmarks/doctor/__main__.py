@@ -1,7 +1,7 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
-to `tenth` are later sets of bugs; `healthy` the healthy programs (20 minutes; those on
+to `eleventh` are later sets of bugs; `healthy` the healthy programs (20 minutes; those on
 MNIST and CIFAR-10 need NORMKIT_DATA); `quiet`, `calm`, `still`, `mild`, `fair` and
 `plain` are sets of healthy programs, those of quiet_runs.py to plain_runs.py;
 `architectures` are fresh networks of the libraries that are installed; `overhead`
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import architectures
 import eighth_bugs
+import eleventh_bugs
 import fifth_bugs
 import fourth_bugs
 import healthy
@@ -131,6 +132,12 @@ LATER = {
         "programs of mistakes that many make, by one more hand",
         tenth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
+    ),
+    "eleventh": Later(
+        "eleventh_bugs",
+        "An eleventh set",
+        "programs of what readers of articles on batch norm get wrong",
+        eleventh_bugs.FIRST_SIGHT,
     ),
 }
 
