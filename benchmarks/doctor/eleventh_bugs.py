@@ -70,7 +70,31 @@ __all__ = ["FIRST_SIGHT"]
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "population_estimated_after_the_first_epoch": (("D02",), ()),
+    "inference_that_divides_by_the_variance": (("D02",), ()),
+    "devices_that_have_one_ward_each": (("D01",), ()),
+    "buckets_from_short_to_long": (("D01", "D02", "D39"), ()),
+    "encoder_without_a_padding_mask": ((), ()),
+    "whitening_of_more_columns_than_rows": ((), ()),
+    "wear_behind_instance_norms": (("D29", "D34"), ()),
+    "strength_behind_dropout_and_norms": (("D11",), ()),
+    "one_mean_for_all_columns": (("D28", "D21"), ("D28",)),
+    "checkpoints_averaged_with_their_statistics": (("D02",), ()),
+    "zeros_for_all_that_is_not_a_matrix": (
+        ("D19", "D24", "D16", "D34", "D18", "D27"),
+        (),
+    ),
+    "moving_average_without_its_second_factor": (("D02",), ()),
+    "network_of_sigmoids_without_norms": (("D24", "D27", "D34"), ()),
+    "filters_that_are_copies_of_one": ((), ()),
+    "letters_with_weights_of_a_plain_randn": (("D20",), ("D20",)),
+    "rate_too_high_for_a_forecast": (("D27", "D21", "D22", "D24", "D34", "D39"), ()),
+    "boxes_in_pixels": ((), ()),
+    "few_images_without_augmentation": ((), ()),
+    "state_detached_at_each_step": ((), ()),
+    "seconds_since_1970_among_the_columns": (("D28", "D21", "D34"), ()),
+}
 
 
 def adam(model: nn.Module, lr: float = 3e-3) -> torch.optim.Adam:

@@ -157,6 +157,8 @@ class WeightStatistics:
         updated_at: The training step of each entry of `update_ratio`; empty when not
             known.
         has_bias: The layer adds a bias; None when not observed.
+        began_constant: All its entries were one value, and not zero, when a watched
+            training began.
     """
 
     norm: float
@@ -173,6 +175,7 @@ class WeightStatistics:
     is_left_out: bool | None = None
     updated_at: tuple[int, ...] = ()
     has_bias: bool | None = None
+    began_constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,8 @@ class LayerStatistics:
             per observation, in order; empty where saturation has no meaning.
         dead: Share of units whose output was zero on every one of the last
             `dead_samples` samples; None where that has no meaning.
+        reached: Calls in one forward whose output has a graph, and those of them whose
+            output gets a gradient.
         fed_by: The layer whose unchanged output is this one's input; "" for none.
         is_normalized: A norm took its output, or a view of it, as its input.
         is_factor: Its weight is one number per output, as in a depthwise convolution
@@ -268,6 +273,7 @@ class LayerStatistics:
     saturated: tuple[float, ...] = ()
     dead: float | None = None
     dead_samples: int = 0
+    reached: tuple[int, int] = (0, 0)
     fed_by: str = ""
     is_normalized: bool = False
     is_factor: bool = False

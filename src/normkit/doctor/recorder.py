@@ -92,6 +92,7 @@ class Recorder:
         # Numbers of the last observed steps of each layer, for the checks.
         self._recent: dict[str, deque[dict[str, float]]] = {}
         self._lost: dict[str, list[float]] = {}
+        self._reached: dict[str, tuple[int, int]] = {}
         self._constant: dict[str, list[float]] = {}
         self._windows: defaultdict[str, Window] = defaultdict(Window)
         self._modes = {
@@ -193,10 +194,16 @@ class Recorder:
             series, recent = self._series[probe.name], self._recent[probe.name]
             window = self._windows[probe.name]
             found = layer_of(probe, self.observed, series, recent, window, norm)
+            found = replace(found, reached=self._reached.get(probe.name, (0, 0)))
             if found.weight is not None:
                 lost = tuple(self._lost.get(probe.name, ()))
                 is_out = None if self.optimizer is None else probe.name in left_out
-                weight = replace(found.weight, lost=lost, is_left_out=is_out)
+                weight = replace(
+                    found.weight,
+                    lost=lost,
+                    is_left_out=is_out,
+                    began_constant=probe.name in self._updates.constant,
+                )
                 found = replace(found, weight=weight)
             layers.append(found)
         if not self.observed:
@@ -301,6 +308,8 @@ class Recorder:
                 self._constant.setdefault(name, []).append(share)
             if "input.count" in found or "output.count" in found:
                 found["samples"] = probe.samples
+                if probe.gradient_calls:
+                    self._reached[name] = probe.graph_calls, probe.gradient_calls
                 if name not in self._recent:
                     self._recent[name] = deque(maxlen=RECENT)
                 self._recent[name].append(found)

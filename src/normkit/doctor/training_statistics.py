@@ -32,6 +32,7 @@ class TrainingStatistics:
             changed, but for the weights of layers, which tell that themselves.
         compared_calls: Of the first calls, those whose inputs were compared.
         batches: Different inputs among them.
+        input_dims: Their dimensions.
     """
 
     forwards: int = 0
@@ -49,3 +50,4 @@ class TrainingStatistics:
     left_out: tuple[str, ...] = ()
     compared_calls: int = 0
     batches: int = 0
+    input_dims: int = 0

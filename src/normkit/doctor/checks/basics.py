@@ -10,7 +10,7 @@ from normkit.doctor.checks.dependence import dependence
 from normkit.doctor.checks.few_samples import few_samples
 from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.outliers import outliers
-from normkit.doctor.checks.progress import progress
+from normkit.doctor.checks.progress import has_learned, progress
 from normkit.doctor.checks.targets import (
     BINARY,
     COMPARING,
@@ -129,7 +129,8 @@ def _far_value(statistics: Statistics) -> Iterator[Finding]:
 def _columns_apart(statistics: Statistics) -> Iterator[Finding]:
     """Check for columns of a table in units of very different size.
 
-    A batch norm scales each by itself, and a layer norm by the largest.
+    A batch norm scales each by itself, and a layer norm by the largest. No fault of a
+    network that has learned: its forward may scale them.
     """
     data = statistics.data
     if data is None or not data.is_table or data.columns is None:
@@ -143,7 +144,7 @@ def _columns_apart(statistics: Statistics) -> Iterator[Finding]:
         return
     yield _D28(
         "",
-        "warning",
+        "info" if has_learned(statistics) else "warning",
         largest / middle,
         APART,
         f"the standard deviations of the inputs' columns go from "

@@ -13,8 +13,10 @@ __all__ = ["few_samples"]
 
 # Calls that are compared, and how often each of the batches came.
 MIN_CALLS, TIMES = 100, 20
-# Samples in all. Fewer are a truth table, more may be a small set of data as it is.
-LEAST, MOST = 16, 64
+# Samples in all. Fewer are a truth table, more may be a small table as it is; images
+# are moved and changed where there are few.
+LEAST, MOST, MOST_IMAGES = 16, 64, 256
+IMAGES = 4
 # Parameters per sample, with which these can be learned by heart.
 PER_SAMPLE = 10
 
@@ -31,18 +33,19 @@ def few_samples(statistics: Statistics) -> Iterator[Finding]:
         return
     samples = loop.batches * loop.samples
     size = sum(s.weight.size for s in statistics.layers if s.weight is not None)
-    if loop.batches * TIMES > loop.compared_calls or not LEAST <= samples <= MOST:
+    most = MOST_IMAGES if loop.input_dims >= IMAGES else MOST
+    if loop.batches * TIMES > loop.compared_calls or not LEAST <= samples <= most:
         return
     if size >= PER_SAMPLE * samples:
         yield _D34(
             "",
             "warning",
             samples,
-            MOST,
+            most,
             f"the first {loop.compared_calls} calls got "
             f"{counted(loop.batches, 'different batch', plural='different batches')}, "
             f"{samples:.0f} samples in all, and the weights have {size:,} numbers: "
             "they are learned by heart, and nothing of others",
             "take the batches by `for x, y in loader`, since each `iter(loader)` "
-            "begins anew; train on more data",
+            "begins anew; train on more data, or change it at random in each step",
         )

@@ -132,6 +132,7 @@ def symmetric_weights(statistics: Statistics) -> Iterator[Finding]:
     Or whole layers, such as branches that are copies of one.
     """
     yield from _copies(statistics)
+    yield from _one_value(statistics)
     for name in statistics.flat_tables:
         yield _D26(
             name,
@@ -189,6 +190,28 @@ def _left_out(statistics: Statistics) -> Iterator[Finding]:
             "give the optimizer all parameters, those of norms in a group without "
             "decay: normkit.nn.parameter_groups(model, weight_decay=...); freeze by "
             "requires_grad_(False) what should stay as it is",
+            {"is_origin": True},
+        )
+
+
+def _one_value(statistics: Statistics) -> Iterator[Finding]:
+    """Check for weights that a training began with one value in all entries.
+
+    Biases and rounding part the units slowly: later their rows are not equal.
+    """
+    for layer in statistics.of_role("weight"):
+        weight = layer.weight
+        if weight is None or not weight.began_constant or layer.is_output:
+            continue
+        yield _D26(
+            layer.name,
+            "warning",
+            1.0,
+            EQUAL_ROWS,
+            "its weight was one value in all entries when the training began: all its "
+            "units compute the same, and only their biases and rounding part them",
+            "start from random weights: "
+            "normkit.initialize(model, example_inputs=inputs)",
             {"is_origin": True},
         )
 

@@ -94,6 +94,7 @@ class _Layer:
     beside: str = ""
     is_normalized: bool = False
     crossed: tuple[int, int] | None = None
+    reached: tuple[int, int] = (0, 0)
 
     @property
     def dead(self) -> float | None:
@@ -139,6 +140,8 @@ class ForwardPass:
             layer.samples += probe.samples
             layer.fed_by, layer.beside = probe.fed_by, probe.beside
             layer.crossed = probe.crossed
+            if probe.gradient_calls:
+                layer.reached = probe.graph_calls, probe.gradient_calls
             layer.is_normalized |= probe.is_normalized
             found = {key: next(values) for key in each}
             for side, kept in (("input", layer.input), ("output", layer.output)):
@@ -270,6 +273,7 @@ class ForwardPass:
                 saturated=tuple(layer.saturated),
                 dead=layer.dead,
                 dead_samples=layer.samples,
+                reached=layer.reached,
                 fed_by=layer.fed_by,
                 is_normalized=layer.is_normalized,
                 is_factor=layer.probe.is_factor,

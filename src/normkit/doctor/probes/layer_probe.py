@@ -69,6 +69,8 @@ class LayerProbe:
         unit_values: Values of one unit of the last input, where requested.
         constant: Share of a batch norm's channels whose last input was one value.
         samples: Number of samples.
+        graph_calls: Calls whose output has a graph.
+        gradient_calls: Those whose output got a gradient.
         lost_rows: What `Rows` holds, over all calls; `reset` keeps it.
         before: Histogram of all inputs, where requested; `reset` keeps it.
         after: Histogram of all outputs.
@@ -97,6 +99,8 @@ class LayerProbe:
     def reset(self) -> None:
         """Clear the measurements; the order of execution stays."""
         self.samples = 0
+        self.graph_calls = 0
+        self.gradient_calls = 0
         self.input: Moments | None = None
         self.output: Moments | None = None
         self.gradient_norm: Tensor | None = None
@@ -288,6 +292,7 @@ class LayerProbe:
 
     def add_gradient(self, gradient: Tensor) -> None:
         """Merge one gradient with respect to an output."""
+        self.gradient_calls += 1
         norm = norm_of(gradient)
         if self.gradient_norm is None:
             self.gradient_norm = norm

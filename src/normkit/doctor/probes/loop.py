@@ -82,6 +82,7 @@ class Loop:
             samples=self.samples / max(self.forwards, 1),
             compared_calls=self._repeats.calls,
             batches=self._repeats.batches,
+            input_dims=self._repeats.dims,
             weight_decay=decay,
             is_decoupled=is_decoupled,
             optimizer=None

@@ -282,6 +282,7 @@ class Probes:
         if self.batch_norms_only or y is None or is_traced(y):
             return
         if self.gradients and y.requires_grad:
+            probe.graph_calls += 1
             y.register_hook(Hook(lambda g: self._add_gradient(probe, g)))
         if not self.inside:
             return

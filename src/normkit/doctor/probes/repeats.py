@@ -19,10 +19,15 @@ MOST, MAX_VALUES = 200, 4096
 
 
 class Repeats:
-    """Two sums over the first tensor of each of the first calls."""
+    """Two sums over the first tensor of each of the first calls.
+
+    Attributes:
+        dims: Dimensions of that tensor.
+    """
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
+        self.dims = 0
 
     @property
     def calls(self) -> int:
@@ -47,6 +52,7 @@ class Repeats:
             return
         if is_traced(given) or given.is_complex() or given.layout != torch.strided:
             return
+        self.dims = given.dim()
         values = given.flatten()
         values = values[:: math.ceil(len(values) / MAX_VALUES)].double()
         weights = _weights(len(values), values.device)

@@ -29,6 +29,8 @@ class Updates:
             of the weight, by (layer, "weight_norm" | "weight_gradient_norm" |
             "update_ratio"); with the share of updates that round to nothing,
             (layer, "lost"), of weights in half precision.
+        constant: Layers whose weight was one value throughout, and not zero, in the
+            first step.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Updates:
         self._handles: list[Any] = []
         self._has_gradients = False
         self._awaits_update = False
+        self._is_first = True
+        self.constant: set[str] = set()
 
     def left_out(self) -> set[str]:
         """Return the layers whose weight is in no group of the optimizer."""
@@ -64,6 +68,9 @@ class Updates:
     def open(self) -> None:
         """Begin a step: record its gradients, and wait for its update."""
         self._remove_hooks()
+        if self._is_first:
+            self._is_first = False
+            self.constant = {n for n, w in self._weights.items() if _is_constant(w)}
         self._has_gradients, self._awaits_update = False, True
         self.numbers = {
             (name, "weight_norm"): norm_of(weight.detach())
@@ -143,3 +150,14 @@ class Updates:
     def _remove_hooks(self) -> None:
         while self._handles:
             self._handles.pop().remove()
+
+
+@torch.no_grad()
+def _is_constant(weight: Tensor) -> bool:
+    """Return True for units of several inputs that all have one weight."""
+    if not weight.requires_grad or weight.is_meta or type(weight) is not nn.Parameter:
+        return False
+    if len(weight) < 2 or weight[0].numel() < 2:
+        return False
+    first = weight.flatten()[0]
+    return bool(first != 0) and bool((weight == first).all())
