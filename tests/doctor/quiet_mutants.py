@@ -455,3 +455,47 @@ def no_answer_is_masked(patch: pytest.MonkeyPatch) -> None:
         nan, inf = math.nan, math.inf
 
     patch.setattr(not_finite, "math", Nowhere)
+
+
+@fault(
+    caught_by="tests/doctor/test_copies.py::"
+    "test_weights_that_begin_at_one_value_are_told_of_a_watch"
+)
+def no_weight_begins_at_one_value(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import updates
+
+    patch.setattr(updates, "_is_constant", lambda _: False)
+
+
+_LOOPS = "tests/doctor/test_loops.py::"
+
+
+@fault(caught_by=_LOOPS + "test_a_state_that_is_detached_in_the_loop_is_told")
+def each_call_gets_a_gradient(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import gradients
+
+    patch.setattr(gradients, "_cut_off", lambda _: iter(()))
+
+
+@fault(caught_by=_LOOPS + "test_other_loops_are_not")
+def any_layer_that_is_read_once_is_cut_off(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import gradients
+
+    patch.setattr(gradients, "any", lambda found: all([*found]), raising=False)
+
+
+@fault(caught_by=_FEW + "test_images_are_few_where_they_are_not_changed")
+def few_images_are_as_they_are(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import few_samples
+
+    patch.setattr(few_samples, "MOST_IMAGES", few_samples.MOST)
+
+
+@fault(
+    caught_by="tests/doctor/test_inputs_apart.py::"
+    "test_columns_apart_cost_nothing_where_the_forward_scales_them"
+)
+def columns_apart_always_cost_something(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import basics
+
+    patch.setattr(basics, "has_learned", lambda _: False)

@@ -91,3 +91,33 @@ def test_vectors_of_one_number_stay_so(start: str) -> None:
     found = diagnose(model, [(pairs, wanted)] * 4, F.mse_loss).findings
     told = [f.layers for f in found if f.id == "D26"]
     assert told == ([("users", "films")] if start == "constant" else [])
+
+
+@pytest.mark.parametrize(
+    ("value", "is_frozen", "expected"),
+    [
+        (0.05, False, True),
+        (0.0, False, False),
+        (0.05, True, False),
+        (None, False, False),
+    ],
+)
+def test_weights_that_begin_at_one_value_are_told_of_a_watch(
+    value: float | None, *, is_frozen: bool, expected: bool
+) -> None:
+    """Their biases are drawn, so that no two units stay equal."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    first = model[0]
+    assert isinstance(first, nn.Linear)
+    if value is not None:
+        nn.init.constant_(first.weight, value)
+    first.weight.requires_grad_(not is_frozen)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with watch(model, optimizer) as seen:
+        for x, y in batches()[:25]:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    told = [f for f in seen.findings() if "one value in all entries" in f.evidence]
+    assert [(f.id, f.layer) for f in told] == ([("D26", "0")] if expected else [])

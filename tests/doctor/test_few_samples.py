@@ -69,3 +69,15 @@ def test_inputs_are_told_apart_by_values_and_order() -> None:
     for _ in range(MOST):
         seen.add((x,), {})
     assert seen.calls == MOST
+
+
+@pytest.mark.parametrize(("count", "expected"), [(4, True), (16, False)])
+def test_images_are_few_where_they_are_not_changed(
+    count: int, *, expected: bool
+) -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10))
+    )
+    images = [(x.view(-1, 1, 8, 8), y) for x, y in batches(32)[:count]]
+    found = told(model, images, steps=200)
+    assert [f.id for f in found] == ["D34"] * expected

@@ -45,6 +45,24 @@ def test_a_column_in_another_unit_is_told(first: type) -> None:
     assert not told(table(), first())
 
 
+def test_columns_apart_cost_nothing_where_the_forward_scales_them() -> None:
+    class Scaling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - x.mean(0)) / x.std(0)
+
+    model, data = network(Scaling()), table(APART)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    severities = []
+    for _ in range(2):
+        found = diagnose(model, data, F.cross_entropy).findings
+        severities.append([f.severity for f in found if f.id == "D28"])
+        for x, y in data * 10:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert severities == [["warning"], ["info"]]
+
+
 def test_a_batch_norm_scales_each_column() -> None:
     assert not told(table(APART), nn.BatchNorm1d(6))
 
