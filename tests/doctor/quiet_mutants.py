@@ -499,3 +499,26 @@ def columns_apart_always_cost_something(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import basics
 
     patch.setattr(basics, "has_learned", lambda _: False)
+
+
+_PADDED = "tests/doctor/test_read_padding.py::"
+
+
+@fault(caught_by=_PADDED + "test_a_model_that_reads_padding_is_told")
+def padding_spares_nothing(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import read_padding
+
+    patch.setattr(read_padding, "SPARED", 0.0)
+
+
+@fault(caught_by=_PADDED + "test_what_is_cut")
+def samples_of_one_length_are_padded(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import trimmed
+
+    ends = trimmed._ends  # pyright: ignore[reportPrivateUsage]
+
+    def uneven(x: Any) -> Any:
+        found = ends(x)
+        return found and (found[0] + (torch.arange(len(found[0])) == 0), found[1])
+
+    patch.setattr(trimmed, "_ends", uneven)

@@ -277,6 +277,21 @@ class DependenceStatistics:
     ignored: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Trimmed:
+    """Losses in eval mode, per batch, with and without padding that all samples share.
+
+    Attributes:
+        whole: Of batches as they are.
+        cut: Of batches without the positions behind their longest sample.
+        places: The number of those positions, on average.
+    """
+
+    whole: tuple[float, ...]
+    cut: tuple[float, ...]
+    places: float
+
+
 @dataclass(frozen=True, repr=False)
 class Statistics(Result):
     """All measurements of one model.
@@ -292,6 +307,7 @@ class Statistics(Result):
         output: The model's outputs; None when not measured.
         targets: The targets of the loss; None when not measured.
         dependence: On what the answers depend; None when not measured.
+        trimmed: The loss without padding that no sample needs; None when not measured.
         has_moved: The weights show that they were trained; False where they can be
             those of a start, None when not measured.
         flat_tables: Embeddings whose rows are one number each, and differ by row.
@@ -317,6 +333,7 @@ class Statistics(Result):
     output: OutputStatistics | None = None
     targets: TargetStatistics | None = None
     dependence: DependenceStatistics | None = None
+    trimmed: Trimmed | None = None
     has_moved: bool | None = None
     flat_tables: tuple[str, ...] = ()
     came_in_eval: bool = False

@@ -22,6 +22,7 @@ from normkit.doctor.checks.population import (
     train_eval_gap,
 )
 from normkit.doctor.checks.progress import has_learned, has_learned_nothing
+from normkit.doctor.checks.read_padding import read_padding
 from normkit.doctor.checks.targets import BINARY, COMPARING, NLL
 from normkit.doctor.checks.thresholds import above, below, too_few
 from normkit.doctor.finding import Finding
@@ -183,7 +184,11 @@ def padding_contaminates(statistics: Statistics) -> Iterator[Finding]:
     embedding or a recurrent layer it varies and cannot be told from data: the check
     reports `clear` there. A `mask=` given to one of normkit.nn's layers excludes it.
     Rows `(N·L, C)` of a batch of N are sequences that were flattened.
+
+    And of any model: whether its loss is better without the padding that all samples of
+    a batch share.
     """
+    yield from read_padding(statistics)
     for layer, norm in statistics.norms:
         found = norm.padding
         if norm.frozen or norm.in_training is None:

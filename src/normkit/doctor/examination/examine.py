@@ -25,6 +25,7 @@ from normkit.doctor.examination.start import (
     has_just_begun,
     has_moved,
 )
+from normkit.doctor.examination.trimmed import trimmed_losses
 from normkit.doctor.examination.working_copy import (
     SingleValueError,
     WorkingCopy,
@@ -87,6 +88,10 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         # for each other.
         is_judged = case.gradient_batches and _world_size() == 1
         depends = working.dependence() if is_judged else None
+        trimmed = None
+        if is_judged:
+            working.use_running_statistics()
+            trimmed = trimmed_losses(case, working.model, working.device)
         if output is not None and output.sums_to_one:
             output = replace(output, softmax=working.last_softmax())
     return Statistics(
@@ -105,6 +110,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         output=output,
         targets=batch.answers.targets(),
         dependence=depends,
+        trimmed=trimmed,
         has_moved=has_moved(case.model),
         flat_tables=flat_tables(case.model),
         came_in_eval=not case.model.training,

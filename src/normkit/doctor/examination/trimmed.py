@@ -1,0 +1,97 @@
+"""The loss without the padding that all samples of a batch share.
+
+A batch may be padded to a length that no sample of it has. Without the positions behind
+the longest sample the answers stay as they are, unless the model reads padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from normkit.doctor.examination.case import Case
+from normkit.doctor.measurements import Trimmed
+from normkit.modeling.batch import to_device
+
+__all__ = ["trimmed_losses"]
+
+# Batches that are run a second time, and the fewest that give a standard error.
+MOST, LEAST = 8, 4
+
+
+@torch.no_grad()
+def trimmed_losses(case: Case, model: nn.Module, device: Any) -> Trimmed | None:
+    """Return the losses in eval mode of batches as they are and of trimmed ones.
+
+    None where batches have no such padding, or do not run without it.
+    """
+    loss_fn = case.loss_fn
+    if loss_fn is None:
+        return None
+    whole, cut, places = [], [], []
+    for batch in case.batches[:MOST]:
+        batch = to_device(batch, device)
+        found = _trimmed(batch)
+        if found is None:
+            return None
+        short, kept, length = found
+        try:
+            losses = [
+                float(loss_fn(case.forward(model, each), case.targets(each)))
+                for each in (batch, short)
+            ]
+        except Exception:  # the user's functions, on what they were not given
+            return None
+        whole.append(losses[0])
+        cut.append(losses[1])
+        places.append(length - kept)
+    if len(whole) < LEAST:
+        return None
+    return Trimmed(tuple(whole), tuple(cut), sum(places) / len(places))
+
+
+def _trimmed(batch: Any) -> tuple[Any, int, int] | None:
+    """Return the batch without shared padding, its length and that of the batch."""
+    x = next((v for v in tree_leaves(batch) if isinstance(v, Tensor)), None)
+    if x is None or x.dim() not in (2, 3) or len(x) < 2:
+        return None
+    found = _ends(x)
+    if found is None:
+        return None
+    ends, length = found
+    shared = int(ends.min())
+    # Samples of one length are no sequences that were padded.
+    if not 0 < shared < length or int(ends.max()) == shared:
+        return None
+    kept = length - shared
+
+    def trim(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        for dim in range(1, value.dim()):
+            if value.shape[dim] == length:
+                value = value.narrow(dim, 0, kept)
+        return value
+
+    return tree_map(trim, batch), kept, length
+
+
+def _ends(x: Tensor) -> tuple[Tensor, int] | None:
+    """Return the number of padded positions at the end of each sample, and the length.
+
+    Tokens `(N, L)` that are the last one, or vectors of zeros in `(N, L, C)`, or in
+    `(N, C, L)`.
+    """
+    if x.is_floating_point():
+        if x.dim() != 3:
+            return None
+        same = [(x == 0).all(dim) for dim in (2, 1)]
+        is_pad = same[0] if bool(same[0][:, -1].any()) else same[1]
+    elif x.dim() == 2 and x.dtype in (torch.int64, torch.int32):
+        is_pad = (x == x[:1, -1:]).clone()
+    else:
+        return None
+    return is_pad.flip(1).long().cumprod(1).sum(1), is_pad.shape[1]
