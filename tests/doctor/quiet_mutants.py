@@ -355,7 +355,7 @@ def any_batch_is_another(patch: pytest.MonkeyPatch) -> None:
 def the_order_of_values_is_of_no_account(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.probes import repeats
 
-    patch.setattr(repeats, "_weights", lambda n, device: torch.ones(n).double())
+    patch.setattr(repeats, "_weights", lambda n, *_: torch.ones(n).double())
 
 
 @fault(caught_by=_FEW + "test_what_may_be_meant_is_not_named")

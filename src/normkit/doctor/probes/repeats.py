@@ -54,12 +54,16 @@ class Repeats:
             return
         self.dims = given.dim()
         values = given.flatten()
-        values = values[:: math.ceil(len(values) / MAX_VALUES)].double()
-        weights = _weights(len(values), values.device)
+        values = values[:: math.ceil(len(values) / MAX_VALUES)].to(_dtype(values))
+        weights = _weights(len(values), values.device, values.dtype)
         self._sums.append(torch.stack([values.sum(), values.dot(weights)]))
 
 
+def _dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
 @functools.lru_cache(maxsize=8)
-def _weights(count: int, device: torch.device) -> Tensor:
+def _weights(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return numbers that tell values in another order apart."""
-    return torch.arange(count, device=device, dtype=torch.float64).sin()
+    return torch.arange(count, device=device, dtype=dtype).sin()
