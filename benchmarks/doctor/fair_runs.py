@@ -21,7 +21,7 @@ FAIR = Set(
     early_and_late(PROGRAMS),
     "Healthy programs by a sixth hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
-    (3, 90),
+    (3, 93),
 )
 
 if __name__ == "__main__":

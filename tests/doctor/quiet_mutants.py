@@ -522,3 +522,10 @@ def samples_of_one_length_are_padded(patch: pytest.MonkeyPatch) -> None:
         return found and (found[0] + (torch.arange(len(found[0])) == 0), found[1])
 
     patch.setattr(trimmed, "_ends", uneven)
+
+
+@fault(caught_by=_QUIET + "test_d13_targets_that_never_vary_have_no_order")
+def rounding_is_an_order(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    patch.setattr(batches, "ROUNDED", 0.0)

@@ -331,3 +331,14 @@ def test_d13_batches_of_one_class_each_are_not_mixed() -> None:
     )
     assert found.severity == "warning"
     assert "of one value, of the targets" in found.evidence
+
+
+def test_d13_targets_that_never_vary_have_no_order() -> None:
+    """The true word and five others, as word2vec has them: 1 and five 0."""
+    torch.manual_seed(0)
+    target = torch.zeros(16, 6)
+    target[:, 0] = 1
+    data = [(torch.randn(16, 64), target) for _ in range(24)]
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 6))
+    found = diagnose(model, data, F.binary_cross_entropy_with_logits).readings
+    assert {f.severity for f in found if f.id == "D13"} == {"clear"}

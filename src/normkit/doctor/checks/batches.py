@@ -64,6 +64,9 @@ COME_AND_GO, TIMES = 0.5, 5
 # Half of fewer channels come and go by chance.
 MIN_CHANNELS = 16
 
+# Variance over the squared mean that is nothing but rounding.
+ROUNDED = 1e-9
+
 # Share from which a dropout leaves little. Hinton et al. drop 0.2 of the inputs and 0.5
 # of hidden values.
 MOSTLY = 0.75
@@ -300,7 +303,9 @@ def mixing(channels: ChannelStatistics) -> float:
     spare = total.count.to(torch.float64) - batches
     between = (total.m2 - channels.sample_within) / (batches - 1)
     within = channels.sample_within / spare
-    ratio = (between / within)[((within > 0) | (between > 0)) & (spare > 0)]
+    # Sample means of one value differ by their rounding.
+    varies = between > ROUNDED * total.mean.square()
+    ratio = (between / within)[((within > 0) | varies) & (spare > 0)]
     return float(ratio.median()) if ratio.numel() else math.nan
 
 
