@@ -264,7 +264,7 @@ class _Towers(nn.Module):
 
 @program
 def two_towers() -> Training:
-    """Which of 64 partners belongs to a row, CLIP's loss with learned temperature.
+    """Find which of 64 partners belongs to a row, CLIP's loss with learned temperature.
 
     Layer norm, AdamW, warmup and cosine, batch 64: 94 % of the partners.
     """

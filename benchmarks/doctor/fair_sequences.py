@@ -73,7 +73,7 @@ class _NormedCell(nn.Module):
 
 @program
 def layer_norm_lstm() -> Training:
-    """Whether two of 12 symbols came in the order A before B; LSTM with layer norm.
+    """Tell whether A came before B among 12 symbols; LSTM with layer norm.
 
     AdamW, clipped, batch 50: 100 %.
     """

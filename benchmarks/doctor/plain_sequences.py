@@ -40,7 +40,7 @@ class _LongMemory(nn.Module):
 
 @program
 def deepest_bracket() -> Training:
-    """How far a walk of 16 steps rose at most (0 to 6), LSTM by hand, Adam, clipped.
+    """Tell how far a walk of 16 steps rose (0 to 6), LSTM by hand, Adam, clipped.
 
     Batch 64: held out 98 %.
     """
@@ -80,7 +80,7 @@ class _Gated(nn.Module):
 
 @program
 def after_the_marker() -> Training:
-    """Which of 5 letters follows the last of two markers, padded rows of 6 to 14.
+    """Tell which of 5 letters follows the last of two markers, padded rows of 6 to 14.
 
     GRU by hand with a mask, Adam, batch 50: held out 100 %.
     """
@@ -203,7 +203,7 @@ class _Pointer(nn.Module):
 
 @program
 def nearest_pointer() -> Training:
-    """Which of 3 to 8 points is nearest to another one; dot products, AdamW, cosine.
+    """Tell which of 3 to 8 points is nearest to one more; products, AdamW, cosine.
 
     Padded places are masked, batch 64: held out 95 %.
     """

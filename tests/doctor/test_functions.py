@@ -285,7 +285,7 @@ class GraphConvolution(nn.Module):
 
 
 class PositionTable(GraphConvolution):
-    """What is called so holds no linear map."""
+    """A table by its name, which holds no linear map."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.weight[0]

@@ -75,3 +75,17 @@ def test_a_network_that_has_learned_with_its_last_step_may_detach() -> None:
     """Here the answer is in the last row."""
     data = [(x.flip(1), y) for x, y in rows(8)]
     assert not told(FirstRow(is_detached=True), data, steps=150)
+
+
+def test_a_head_that_is_read_at_the_last_step_carries_no_state() -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.rows, self.last = nn.GRU(8, 24, batch_first=True), nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            states, _ = self.rows(x)
+            return [self.last(h) for h in states.unbind(1)][-1]
+
+    assert not told(Fused(), rows(8), steps=3)

@@ -88,12 +88,12 @@ def gradients_vanish(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _cut_off(statistics: Statistics) -> Iterator[Finding]:
-    """Check for a loop over steps of which a single one gets a gradient.
+    """Check for a cell in a loop over steps of which a single one gets a gradient.
 
-    A layer behind the loop may be called at each step and read at the last alone: one
-    that carries the state gets gradients at all of them then.
+    A layer behind it may be called at each step and read at the last alone; the cell,
+    which carries the state, gets gradients at all of them then.
     """
-    looped = [s for s in statistics.layers if s.reached[0] >= MIN_CALLS]
+    looped = [s for s in statistics.of_role("recurrent") if s.reached[0] >= MIN_CALLS]
     if not looped or any(s.reached[1] > 1 for s in looped) or has_learned(statistics):
         return
     yield _D24(

@@ -91,7 +91,9 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         trimmed = None
         if is_judged:
             working.use_running_statistics()
-            trimmed = trimmed_losses(case, working.model, working.device)
+            trimmed = trimmed_losses(
+                case, working.model, working.device, running.losses
+            )
         if output is not None and output.sums_to_one:
             output = replace(output, softmax=working.last_softmax())
     return Statistics(

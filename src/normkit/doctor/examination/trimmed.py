@@ -6,6 +6,7 @@ the longest sample the answers stay as they are, unless the model reads padding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,39 +19,40 @@ from normkit.modeling.batch import to_device
 
 __all__ = ["trimmed_losses"]
 
-# Batches that are run a second time, and the fewest that give a standard error.
+# Batches that are run once more, and the fewest that give a standard error.
 MOST, LEAST = 8, 4
 
 
 @torch.no_grad()
-def trimmed_losses(case: Case, model: nn.Module, device: Any) -> Trimmed | None:
+def trimmed_losses(
+    case: Case, model: nn.Module, device: Any, losses: Sequence[float]
+) -> Trimmed | None:
     """Return the losses in eval mode of batches as they are and of trimmed ones.
 
     None where batches have no such padding, or do not run without it.
+
+    Args:
+        case: The case.
+        model: Its model, in eval mode.
+        device: Its device.
+        losses: Those of the batches as they are, per batch.
     """
-    loss_fn = case.loss_fn
-    if loss_fn is None:
+    batches = case.batches[:MOST]
+    if case.loss_fn is None or not LEAST <= len(batches) <= len(losses):
         return None
-    whole, cut, places = [], [], []
-    for batch in case.batches[:MOST]:
-        batch = to_device(batch, device)
-        found = _trimmed(batch)
+    cut, places = [], []
+    for batch in batches:
+        found = _trimmed(to_device(batch, device))
         if found is None:
             return None
         short, kept, length = found
         try:
-            losses = [
-                float(loss_fn(case.forward(model, each), case.targets(each)))
-                for each in (batch, short)
-            ]
+            output = case.forward(model, short)
+            cut.append(float(case.loss_fn(output, case.targets(short))))
         except Exception:  # the user's functions, on what they were not given
             return None
-        whole.append(losses[0])
-        cut.append(losses[1])
         places.append(length - kept)
-    if len(whole) < LEAST:
-        return None
-    return Trimmed(tuple(whole), tuple(cut), sum(places) / len(places))
+    return Trimmed(tuple(losses[: len(cut)]), tuple(cut), sum(places) / len(places))
 
 
 def _trimmed(batch: Any) -> tuple[Any, int, int] | None:
@@ -91,7 +93,7 @@ def _ends(x: Tensor) -> tuple[Tensor, int] | None:
         same = [(x == 0).all(dim) for dim in (2, 1)]
         is_pad = same[0] if bool(same[0][:, -1].any()) else same[1]
     elif x.dim() == 2 and x.dtype in (torch.int64, torch.int32):
-        is_pad = (x == x[:1, -1:]).clone()
+        is_pad = x == x[:1, -1:]
     else:
         return None
     return is_pad.flip(1).long().cumprod(1).sum(1), is_pad.shape[1]

@@ -1,4 +1,4 @@
-"""How many different batches the first calls of a training get."""
+"""Count the different batches that the first calls of a training get."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ __all__ = ["Schedule"]
 
 # By default every step of the start, where runs go wrong and as many as D25 and D27
 # need, and later every fiftieth. 28 of 400 steps are then observed: where an observed
-# step takes up to 2.4 times as long, the run takes up to 1.1 times as long. Those of a
-# small residual network and of a perceptron: docs/doctor-score.md.
+# step takes 2.4 times as long, the run takes 1.1 times as long; that of a small
+# perceptron takes more on a slow machine. Measured: docs/doctor-score.md.
 FIRST_STEPS, LATER_EVERY = 20, 50
 # Step times of which the median is taken.
 TIMED = 200

@@ -54,7 +54,6 @@ class Updates:
         self._handles: list[Any] = []
         self._has_gradients = False
         self._awaits_update = False
-        self._is_first = True
         self.constant: set[str] = set()
 
     def left_out(self) -> set[str]:
@@ -68,8 +67,7 @@ class Updates:
     def open(self) -> None:
         """Begin a step: record its gradients, and wait for its update."""
         self._remove_hooks()
-        if self._is_first:
-            self._is_first = False
+        if not self.numbers:  # the first step
             self.constant = {n for n, w in self._weights.items() if _is_constant(w)}
         self._has_gradients, self._awaits_update = False, True
         self.numbers = {
