@@ -50,6 +50,7 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
     **dict.fromkeys(("D04", "D09", "D17", "D31", "D32"), _AVERAGES),
     **dict.fromkeys(("D03", "D05", "D12"), frozenset(["D01", "D02"])),
     "D16": frozenset(["D29"]),
+    "D30": frozenset(["D01", "D02", "D05"]),
     "D19": _AVERAGES | {"D16"},
     **dict.fromkeys(("D01", "D11", "D33"), frozenset(["D02"])),
     **dict.fromkeys(("D13", "D27"), SIGNALS),

@@ -62,6 +62,7 @@ def bias_before_norm(net: str, is_bad: bool) -> Program:
 
 @fault(
     "D18",
+    is_info=True,
     brings={"D25": "batch norm multiplies the gradient of such a channel by 1/√eps"},
 )
 def channels_without_input(net: str, is_bad: bool) -> Program:

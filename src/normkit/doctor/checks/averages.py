@@ -64,9 +64,10 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
         severity, threshold = above(weight, warning=INITIAL_WEIGHT)
         measured = distance(norm)
         if severity != "clear" and measured is not None:
-            if measured.is_small or is_fitting:
-                # Set by a calibration, or right for weights trained on them.
-                severity = "info"
+            if measured.is_small:
+                severity = "clear"  # set by a calibration
+            elif is_fitting:
+                severity = "info"  # right for weights trained on them
             elif measured.severity == "error" and norm.momentum > MOMENTUM_LOW:
                 # This is the cause; at a lower momentum D04 is.
                 severity = "error"
