@@ -190,3 +190,27 @@ def what_one_optimizer_lacks_is_left_out(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import weights
 
     patch.setattr(weights, "is_left_out", lambda layer: layer.weight.is_left_out)
+
+
+@fault(
+    caught_by="tests/doctor/test_targets.py::"
+    "test_scores_that_the_loss_squashes_are_named"
+)
+def what_the_loss_squashes_is_not_seen(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import answers
+
+    patch.setattr(answers, "squashed_by", lambda *_: "")
+
+
+@fault(
+    caught_by="tests/doctor/test_targets.py::"
+    "test_logits_that_the_loss_reads_more_than_once_are_no_fault"
+)
+def any_softmax_in_a_loss_is_before_its_own(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import answers, graph
+
+    def squashed_by(loss, output):
+        names = {graph._name(node) for node in graph._nodes_between(loss, output)}
+        return next(iter(names & {"Softmax", "Tanh"}), "")
+
+    patch.setattr(answers, "squashed_by", squashed_by)

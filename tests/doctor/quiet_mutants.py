@@ -345,10 +345,10 @@ _FEW = "tests/doctor/test_few_samples.py::"
 
 
 @fault(caught_by=_FEW + "test_a_few_batches_again_and_again_are_named")
-def any_batch_is_another(patch: pytest.MonkeyPatch) -> None:
+def any_sample_is_another(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.probes import repeats
 
-    patch.setattr(repeats.Repeats, "batches", property(lambda self: self.calls))
+    patch.setattr(repeats.Repeats, "different", property(lambda self: self.samples))
 
 
 @fault(caught_by=_FEW + "test_inputs_are_told_apart_by_values_and_order")
@@ -356,6 +356,19 @@ def the_order_of_values_is_of_no_account(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.probes import repeats
 
     patch.setattr(repeats, "_weights", lambda n, *_: torch.ones(n).double())
+
+
+@fault(caught_by=_FEW + "test_the_same_few_samples_in_other_batches_are_named")
+def samples_are_told_apart_by_their_batch(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import repeats
+
+    add = repeats.Repeats.add
+
+    def by_batch(self: repeats.Repeats, args: object, kwargs: object) -> None:
+        add(self, args, kwargs)
+        self._sums[-1] = self._sums[-1] + self._sums[-1].sum()
+
+    patch.setattr(repeats.Repeats, "add", by_batch)
 
 
 @fault(caught_by=_FEW + "test_what_may_be_meant_is_not_named")

@@ -135,6 +135,23 @@ def test_a_batch_norm_of_no_module_is_named(kind: str) -> None:
     assert "belongs to none of its modules" in found[0].evidence
 
 
+def test_such_a_norm_is_named_in_a_large_batch_of_images() -> None:
+    """Where each of its statistics is that of thousands of values."""
+
+    class Images(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.batch_norm(self.first(x), None, None, training=True)
+            return self.last(h.relu().mean((2, 3)))
+
+    data = [(torch.randn(64, 1, 12, 12), torch.randint(0, 3, (64,))) for _ in range(4)]
+    found = diagnose(Images(), data, F.cross_entropy).findings
+    assert [f.id for f in found if f.is_alarm] == ["D09"]
+
+
 @pytest.mark.parametrize("kind", ["held", "instances", "none"])
 def test_a_norm_of_a_module_or_of_single_samples_is_no_fault(kind: str) -> None:
     assert "D09" not in diagnose(Made(kind), sequences(), F.cross_entropy).named

@@ -24,14 +24,22 @@ def told(model: nn.Module, data: Iterable[Pair], steps: int = 120) -> list[Findi
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
-    return [f for f in seen.findings() if "different batch" in f.evidence]
+    return [f for f in seen.findings() if "again and again" in f.evidence]
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 32), (1, 64), (2, 32), (4, 16)])
 def test_a_few_batches_again_and_again_are_named(count: int, size: int) -> None:
     (found,) = told(build("mlp"), batches(size)[:count])
     assert (found.id, found.severity) == ("D34", "warning")
-    assert f"{count * size} samples in all" in found.evidence
+    assert f"the same {count * size} samples" in found.evidence
+
+
+def test_the_same_few_samples_in_other_batches_are_named() -> None:
+    x, y = (torch.cat(parts) for parts in zip(*batches(16)[:2], strict=True))
+    draw = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(len(x), (16,), generator=draw) for _ in range(120)]
+    (found,) = told(build("mlp"), [(x[i], y[i]) for i in drawn])
+    assert "the same 32 samples" in found.evidence
 
 
 def noisy(pair: Pair) -> list[Pair]:
@@ -59,13 +67,14 @@ def test_a_small_network_cannot_learn_by_heart() -> None:
 
 def test_inputs_are_told_apart_by_values_and_order() -> None:
     seen, x = Repeats(), torch.randn(16, 4)
-    for given in (x, x.clone(), x.flip(0), {"x": x + 1}, x.double()):
+    for given in (x, x.clone(), x.flip(0), {"x": x + 1}, x.double(), x[:3]):
         seen.add((given,), {})
-    assert (seen.calls, seen.batches) == (5, 3)
-    seen.add((), {"tokens": torch.arange(6)})
-    seen.add((), {"tokens": torch.arange(6).flip(0)})
+    assert (seen.calls, seen.samples, seen.different) == (6, 83, 32)
+    seen.add((x.flip(1),), {})
+    seen.add((), {"tokens": torch.arange(6)[None]})
+    seen.add((), {"tokens": torch.arange(6).flip(0)[None]})
     seen.add(("no tensor",), {})
-    assert (seen.calls, seen.batches) == (7, 5)
+    assert (seen.calls, seen.different) == (9, 32 + 16 + 2)
     for _ in range(MOST):
         seen.add((x,), {})
     assert seen.calls == MOST

@@ -380,3 +380,42 @@ def test_targets_far_from_the_answers_are_the_cause() -> None:
         return F.mse_loss(y, target / 3e5)
 
     assert not basics(regression(3e5, scaled))
+
+
+LOGITS_ONLY: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda y: y.softmax(1),
+    "sigmoid": torch.sigmoid,
+    "tanh": lambda y: torch.tanh(y).view_as(y),
+    "relu": torch.relu,
+}
+
+
+@pytest.mark.parametrize("function", LOGITS_ONLY)
+def test_scores_that_the_loss_squashes_are_named(function: str) -> None:
+    squash = LOGITS_ONLY[function]
+    for units, target, loss in ((10, itself, in_a_function), (1, is_even, LOGITS)):
+        if function == "softmax" and units == 1:
+            continue  # another fault
+        model, pairs = network(units), data(target)
+        assert basics(diagnose(model, pairs, loss)) == []
+        found = diagnose(model, pairs, lambda y, t, loss=loss: loss(squash(y), t))
+        (evidence,) = basics(found)
+        assert f"the {function} of the output" in evidence
+
+
+def itself(y: Tensor) -> Tensor:
+    return y
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y, t: F.cross_entropy(y, t) + 0.1 * (y.softmax(1) * y).sum(1).mean(),
+        lambda y, t: F.cross_entropy(10 * torch.tanh(y / 10), t),
+        lambda y, t: F.nll_loss(y.softmax(1).log(), t),
+        lambda y, t: F.cross_entropy(y.log_softmax(1), t),
+    ],
+)
+def test_logits_that_the_loss_reads_more_than_once_are_no_fault(loss: Any) -> None:
+    """With a reward for entropy, or tanh that keeps logits in bounds."""
+    assert basics(diagnose(network(10), data(itself), loss)) == []

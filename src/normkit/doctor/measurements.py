@@ -178,6 +178,8 @@ class OutputStatistics:
         activation: The operation of autograd that gives the output, such as "Sigmoid";
             "" when no gradient was measured.
         operations: Those between the output and the loss, such as "NllLoss".
+        squashed_by: The function inside the loss whose values it takes for logits, such
+            as "Softmax"; "" for none.
         most_chosen: Share of the samples whose largest score is that of the class
             chosen most often; None without scores.
         softmax_dim: The dimension of the softmax that gives the output; None where
@@ -205,6 +207,7 @@ class OutputStatistics:
     softmax: str = ""
     activation: str = ""
     operations: frozenset[str] = frozenset()
+    squashed_by: str = ""
     most_chosen: float | None = None
     softmax_dim: int | None = None
     class_dim: int | None = None
@@ -246,7 +249,7 @@ class DependenceStatistics:
             so that the model's own forward has switched them on.
         on_chance: Change from one call to the next; measured where there is such a
             dropout, or where something else changes the answers.
-        on_others: Change when half of the batch is left out.
+        on_others: Change of the answers to two samples without the rest of the batch.
         on_future: Change of the answers before the last token when that is another,
             where the targets are the tokens that follow.
         is_elsewhere: The target of a pixel acts on the scores of other pixels, and not

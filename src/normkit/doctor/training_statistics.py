@@ -30,9 +30,10 @@ class TrainingStatistics:
         optimizer: Its rates and its state; None without one.
         left_out: Parameters with gradients that the optimizer was not given and nothing
             changed, but for the weights of layers, which tell that themselves.
-        compared_calls: Of the first calls, those whose inputs were compared.
-        batches: Different inputs among them.
-        input_dims: Their dimensions.
+        compared_calls: Of the first calls, those whose samples were compared.
+        compared_samples: The number of these samples.
+        different_samples: That of different ones among them.
+        input_dims: Dimensions of a batch.
     """
 
     forwards: int = 0
@@ -49,5 +50,6 @@ class TrainingStatistics:
     optimizer: OptimizerStatistics | None = None
     left_out: tuple[str, ...] = ()
     compared_calls: int = 0
-    batches: int = 0
+    compared_samples: int = 0
+    different_samples: int = 0
     input_dims: int = 0

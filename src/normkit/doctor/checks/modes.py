@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.dependence import DEPENDS, reads_batch
+from normkit.doctor.checks.dependence import DEPENDS_BY_NORM, reads_batch
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import NormStatistics, Statistics
@@ -152,9 +152,9 @@ def eval_forgotten(statistics: Statistics) -> Iterator[Finding]:
             "",
             "error",
             found.on_others or 0.0,
-            DEPENDS,
+            DEPENDS_BY_NORM,
             "the model is in eval mode, and a batch norm that belongs to none of its "
-            "modules takes the statistics of the batch: without half of the others "
+            "modules takes the statistics of the batch: without most of the others "
             f"the answer to a sample changes by {found.on_others:.2g} of the spread",
             "make the norm in __init__, where it keeps running statistics, not in "
             "forward; pass training=self.training and both running statistics to "

@@ -129,6 +129,23 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
             "the output is already a sigmoid, and the loss applies another",
             "give binary_cross_entropy_with_logits the logits: drop the last sigmoid",
         )
+    elif out.squashed_by:
+        function = out.squashed_by.lower()
+        is_binary = "BinaryCrossEntropyWithLogits" in out.operations
+        name = (
+            "binary_cross_entropy_with_logits, which has a sigmoid"
+            if is_binary
+            else "cross_entropy, which has a softmax"
+        )
+        yield _D34(
+            "",
+            "warning",
+            1.0,
+            0.0,
+            f"the loss takes the {function} of the output and gives it to {name} of "
+            "its own",
+            f"give the loss the output as it is: drop the {function} in front of it",
+        )
     loss = statistics.evaluation
     least = min(loss.batch_loss, default=0.0) if loss is not None else 0.0
     # A loss may take the logarithm itself.

@@ -19,6 +19,7 @@ from normkit.doctor.examination.graph import (
     leaves_of,
     operations_between,
     softmax_dim,
+    squashed_by,
 )
 from normkit.doctor.examination.unregistered import unregistered
 from normkit.doctor.measurements import OutputStatistics, TargetStatistics
@@ -62,6 +63,7 @@ class Answers:
         self._sums_to_one = True
         self._activation = ""
         self._operations: frozenset[str] = frozenset()
+        self._squashed_by = ""
         self._softmax_dim: int | None = None
         self._class_dim: int | None = None
         self._unregistered: list[str] = []
@@ -108,6 +110,7 @@ class Answers:
         if y is not None and not self._activation:
             self._activation = last_operation(y)
             self._operations = operations_between(loss, y)
+            self._squashed_by = squashed_by(loss, y)
             self._softmax_dim = softmax_dim(y)
             self._class_dim = _class_dim(y, targets)
             self._unregistered = unregistered(model, y)
@@ -165,6 +168,7 @@ class Answers:
             loss_kind=getattr(loss_fn, "__name__", type(loss_fn).__name__),
             activation=self._activation,
             operations=self._operations,
+            squashed_by=self._squashed_by,
             most_chosen=_most_frequent(self._chosen),
             softmax_dim=self._softmax_dim,
             class_dim=self._class_dim,

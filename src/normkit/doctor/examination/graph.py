@@ -20,8 +20,12 @@ __all__ = [
     "leaves_of",
     "operations_between",
     "softmax_dim",
+    "squashed_by",
 ]
 
+# Losses that take logits, and functions that do not give any.
+_OF_LOGITS = frozenset(["LogSoftmax", "BinaryCrossEntropyWithLogits"])
+_SQUASHING = frozenset(["Softmax", "Sigmoid", "Hardsigmoid", "Tanh", "Relu"])
 # A loss has a dozen operations; one that does not use the output would lead through
 # the whole model.
 MAX_NODES = 64
@@ -100,6 +104,25 @@ def class_weights(loss: Tensor, output: Tensor) -> tuple[float, ...]:
         if isinstance(of_ones, Tensor) and of_ones.numel() == 1:
             return 1.0, float(of_ones)
     return ()
+
+
+def squashed_by(loss: Tensor, output: Tensor) -> str:
+    """Return the function inside the loss whose values it takes for logits.
+
+    Such as "Softmax" of `cross_entropy(softmax(output), targets)`; "" for none.
+    """
+    between = _nodes_between(loss, output)
+    for node in between:
+        if _name(node) not in _OF_LOGITS:
+            continue
+        given: Any = node
+        while given in between:
+            given = next(iter(_parents(given)), None)
+            if given is None or _name(given) not in VIEWS:
+                break
+        if given in between and _name(given) in _SQUASHING:
+            return _name(given)
+    return ""
 
 
 def _nodes_between(loss: Tensor, output: Tensor) -> set[Any]:
