@@ -214,3 +214,20 @@ def any_softmax_in_a_loss_is_before_its_own(patch: pytest.MonkeyPatch) -> None:
         return next(iter(names & {"Softmax", "Tanh"}), "")
 
     patch.setattr(answers, "squashed_by", squashed_by)
+
+
+_FIRST = "tests/doctor/test_blown_up.py::"
+
+
+@fault(caught_by=_FIRST + "test_first_steps_that_replace_the_weights_are_the_cause")
+def first_steps_of_any_size_are_too_large(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import steps
+
+    patch.setattr(steps, "TOO_FAR", 1e-4)
+
+
+@fault(caught_by=_FIRST + "test_first_steps_that_replace_the_weights_are_the_cause")
+def first_steps_are_never_too_large(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import steps
+
+    patch.setattr(steps, "TOO_FAR", 1e4)

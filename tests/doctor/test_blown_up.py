@@ -95,3 +95,44 @@ def test_weights_are_held_against_a_start(
     statistics: Statistics, expected: list[str]
 ) -> None:
     assert blown_up(checks.run(statistics, ["D27"])) == expected
+
+
+def convolutions() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            *(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()),
+            *(nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()),
+            *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 64), nn.ReLU()),
+            nn.Linear(64, 10),
+        )
+
+
+def first_steps(rate: float, *, shuffled: bool = False) -> list[Finding]:
+    """Train by Adam, perhaps on targets of other samples; return what a watch says."""
+    model = convolutions()
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    made = batches()
+    draw = torch.Generator().manual_seed(0)
+    with watch(model, optimizer) as seen:
+        for step in range(120):
+            x, y = made[step % len(made)]
+            if shuffled:
+                y = y[torch.randperm(len(y), generator=draw)]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return [f for f in seen.findings() if "steps in a row" in f.evidence]
+
+
+def test_first_steps_that_replace_the_weights_are_the_cause() -> None:
+    found = first_steps(0.1)
+    assert [(f.id, f.severity) for f in found] == [("D27", "warning")]
+    assert found[0].details["is_origin"]
+    assert not first_steps(3e-3)
+    # Nothing to learn, by steps that are none too large.
+    assert not first_steps(3e-3, shuffled=True)
+
+
+def test_large_first_steps_of_a_network_that_learns_are_no_fault() -> None:
+    assert not first_steps(0.01)

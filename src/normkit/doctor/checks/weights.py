@@ -16,6 +16,7 @@ from normkit.doctor.checks.steps import (
     lost_steps,
     median_step,
     steps_of,
+    too_large_at_first,
 )
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
@@ -253,7 +254,8 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
     optimizer that was not given the weight.
     """
     yield from lost_steps(statistics)
-    yield from blown_up(statistics)
+    found = [*blown_up(statistics)]
+    yield from found or too_large_at_first(statistics)
     yield from _left_out(statistics)
     for layer in statistics.of_role("weight"):
         if layer.weight is None or not layer.weight.update_ratio:
