@@ -57,7 +57,8 @@ class _Tanh(nn.Module):
 def makemore_batch_norm() -> Training:
     """Next letter of a name from the last three, BN before tanh, SGD 0.1, batch 32.
 
-    Weights with the gain 5/3 of tanh, rate / 10 at the end: 1.34 nats held out, 2.8 at the start.
+    Weights with the gain 5/3 of tanh, rate / 10 at the end: 1.34 nats held out.
+    At the start it has 2.8.
     """
     words = names(1500)
     train, kinds = _contexts(words, 3)

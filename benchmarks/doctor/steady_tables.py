@@ -168,52 +168,6 @@ def tab_transformer() -> Training:
     )  # fmt: skip
 
 
-class _WideDeep(nn.Module):
-    """A linear map of crossed kinds beside an MLP of embeddings; the sum of both."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.wide = nn.Embedding(12 * 6, 1)
-        nn.init.zeros_(self.wide.weight)
-        self.a, self.b = nn.Embedding(12, 8), nn.Embedding(6, 4)
-        self.deep = nn.Sequential(
-            nn.Linear(18, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(),
-            nn.Linear(64, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(),
-            nn.Linear(32, 1),
-        )  # fmt: skip
-
-    def forward(self, kinds: Tensor, numbers: Tensor) -> Tensor:
-        cross = self.wide(kinds[:, 0] * 6 + kinds[:, 1])
-        x = torch.cat((self.a(kinds[:, 0]), self.b(kinds[:, 1]), numbers), 1)
-        return (cross + self.deep(x))[:, 0]
-
-
-@program
-def wide_and_deep() -> Training:
-    """Wide and deep net of clicks, 15 % positive, BN before ReLU, Adam, batch 128.
-
-    Area under the curve 0.86 held out, where the true chances have 0.89.
-    """
-    n = 9000
-    kinds = torch.stack((torch.randint(12, (n,)), torch.randint(6, (n,))), 1)
-    numbers = torch.randn(n, 6)
-    logit = 1.2 * torch.randn(12, 6)[kinds[:, 0], kinds[:, 1]] - 3.0
-    logit = logit + 2.5 * (numbers[:, 0] * numbers[:, 1]).tanh() + 1.5 * numbers[:, 2]
-    y = (torch.rand(n) < logit.sigmoid()).float()
-    train, test = split((kinds, numbers), y, 7600)
-
-    def area(net: nn.Module, data: Data) -> float:
-        net.eval()
-        with torch.no_grad():
-            return auc(net(*data[0]), data[1] > 0.5)
-
-    model = _WideDeep()
-    return supervised(
-        model, train, test, optim.Adam(model.parameters(), 4e-3), size=128, steps=250,
-        goal=0.85, loss_fn=F.binary_cross_entropy_with_logits, score=area,
-    )  # fmt: skip
-
-
 class _Fourier(nn.Module):
     """Fixed random Fourier features of a place, then an MLP to a colour."""
 
