@@ -275,10 +275,10 @@ class _GAT(nn.Module):
 
 @program
 def graph_attention() -> Training:
-    """GAT of 240 nodes in four communities, 60 of them labelled, full batch.
+    """GAT of 240 nodes in four communities, 100 of them labelled, full batch.
 
-    Dropout of inputs and attention, Adam 5e-3 with decay 5e-4: 90 % of the others,
-    where the features alone allow 73 %.
+    Dropout of inputs and attention, Adam 5e-3 with decay 5e-4: 94 % of the others,
+    where the features alone allow 75 % and two hops of averages 96 %.
     """
     n = 240
     y = torch.arange(4).repeat(n // 4)
@@ -286,7 +286,7 @@ def graph_attention() -> Training:
     chance = torch.where(y[:, None] == y, 0.10, 0.01)
     upper = (torch.rand(n, n) < chance).triu(1)
     links = upper | upper.T | torch.eye(n, dtype=torch.bool)
-    known = torch.arange(n) < 60
+    known = torch.arange(n) < 100
     x, target = x / x.std(), torch.where(known, y, -100)
     model = _GAT()
     optimizer = optim.Adam(model.parameters(), 5e-3, weight_decay=5e-4)
