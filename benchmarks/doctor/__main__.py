@@ -3,7 +3,7 @@
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `eleventh` are later sets of bugs; `healthy` are healthy programs (20 minutes; those
 on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`, `mild`,
-`fair` and `plain`, those of quiet_runs.py to plain_runs.py;
+`fair`, `plain` and `steady`, those of quiet_runs.py to steady_runs.py;
 `architectures` are fresh networks of the libraries that are installed; `overhead`
 measures the time, and `shrinking` what signals that shrink cost. Each writes its part
 of record.json, and docs/doctor-score.md from the whole; with names behind a part only
@@ -50,6 +50,7 @@ from fair_runs import FAIR
 from mild_runs import MILD
 from plain_runs import PLAIN
 from quiet_runs import QUIET
+from steady_runs import STEADY
 from still_runs import STILL
 
 from normkit.doctor import Diagnosis, diagnose
@@ -149,6 +150,7 @@ HEALTHY_SETS = {
     "mild": MILD,
     "fair": FAIR,
     "plain": PLAIN,
+    "steady": STEADY,
 }
 
 
