@@ -549,3 +549,23 @@ def rounding_is_an_order(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import batches
 
     patch.setattr(batches, "ROUNDED", 0.0)
+
+
+_ONE_LENGTH = (
+    "tests/doctor/test_read_padding.py::"
+    "test_some_padding_is_no_fault_of_a_network_that_takes_one_length"
+)
+
+
+@fault(caught_by=_ONE_LENGTH)
+def any_model_takes_one_length(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import examine
+
+    patch.setattr(examine, "has_one_length", lambda *_: True)
+
+
+@fault(caught_by=_ONE_LENGTH)
+def any_model_takes_any_length(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import examine
+
+    patch.setattr(examine, "has_one_length", lambda *_: False)

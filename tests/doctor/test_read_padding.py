@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from doctor.models import batches, train
 from normkit.doctor import Finding, diagnose
 from normkit.doctor.examination.trimmed import (
     _trimmed,  # pyright: ignore[reportPrivateUsage]
@@ -112,3 +113,38 @@ def test_a_model_of_one_length_is_not_judged() -> None:
     data = [batch("features") for _ in range(6)]
     found = diagnose(model, data, F.cross_entropy).readings
     assert not [f for f in found if f.id == "D12"]
+
+
+class SideBySide(nn.Module):
+    """Rows of a digit, a batch norm over them, and what reads them."""
+
+    def __init__(self, *, is_pooled: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv1d(8, 24, 1), nn.BatchNorm1d(24)
+        self.last, self.is_pooled = nn.Linear(24 if is_pooled else 192, 10), is_pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.first(x.mT)).relu()
+        return self.last(h.mean(2) if self.is_pooled else h.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_pooled", "expected"),
+    [(2, False, "info"), (2, True, "warning"), (4, False, "warning")],
+)
+def test_some_padding_is_no_fault_of_a_network_that_takes_one_length(
+    rows: int, expected: str, *, is_pooled: bool
+) -> None:
+    data = []
+    for x, y in batches():
+        images = x.view(-1, 8, 8) + 0.3
+        images[:, 8 - rows :] = 0
+        data.append((images, y))
+    model = SideBySide(is_pooled=is_pooled)
+    train(model, 240, data=data)
+    found = diagnose(model, data, F.cross_entropy)
+    assert {f.severity for f in found.readings if f.id == "D12"} == {expected}
+    if expected == "info":
+        new = diagnose(SideBySide(is_pooled=False).train(), data, F.cross_entropy)
+        assert {f.severity for f in new.readings if f.id == "D12"} == {"warning"}

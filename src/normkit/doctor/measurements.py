@@ -311,6 +311,8 @@ class Statistics(Result):
         targets: The targets of the loss; None when not measured.
         dependence: On what the answers depend; None when not measured.
         trimmed: The loss without padding that no sample needs; None when not measured.
+        has_one_length: Sequences of no other length are taken; measured where they are
+            padded.
         has_moved: The weights show that they were trained; False where they can be
             those of a start, None when not measured.
         flat_tables: Embeddings whose rows are one number each, and differ by row.
@@ -337,6 +339,7 @@ class Statistics(Result):
     targets: TargetStatistics | None = None
     dependence: DependenceStatistics | None = None
     trimmed: Trimmed | None = None
+    has_one_length: bool = False
     has_moved: bool | None = None
     flat_tables: tuple[str, ...] = ()
     came_in_eval: bool = False

@@ -25,7 +25,7 @@ from normkit.doctor.examination.start import (
     has_just_begun,
     has_moved,
 )
-from normkit.doctor.examination.trimmed import trimmed_losses
+from normkit.doctor.examination.trimmed import has_one_length, trimmed_losses
 from normkit.doctor.examination.working_copy import (
     SingleValueError,
     WorkingCopy,
@@ -88,11 +88,15 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         # for each other.
         is_judged = case.gradient_batches and _world_size() == 1
         depends = working.dependence() if is_judged else None
-        trimmed = None
+        trimmed, is_of_one_length = None, False
         if is_judged:
             working.use_running_statistics()
             trimmed = trimmed_losses(
                 case, working.model, working.device, running.losses
+            )
+            is_padded = any(norm.padding is not None for norm in norms.values())
+            is_of_one_length = is_padded and has_one_length(
+                case, working.model, working.device
             )
         if output is not None and output.sums_to_one:
             output = replace(output, softmax=working.last_softmax())
@@ -113,6 +117,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         targets=batch.answers.targets(),
         dependence=depends,
         trimmed=trimmed,
+        has_one_length=is_of_one_length,
         has_moved=has_moved(case.model),
         flat_tables=flat_tables(case.model),
         came_in_eval=not case.model.training,

@@ -6,7 +6,7 @@ the longest sample the answers stay as they are, unless the model reads padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from normkit.doctor.examination.case import Case
 from normkit.doctor.measurements import Trimmed
 from normkit.modeling.batch import to_device
 
-__all__ = ["trimmed_losses"]
+__all__ = ["has_one_length", "trimmed_losses"]
 
 # Batches that are run once more, and the fewest that give a standard error.
 MOST, LEAST = 8, 4
@@ -55,6 +55,53 @@ def trimmed_losses(
     return Trimmed(tuple(losses[: len(cut)]), tuple(cut), sum(places) / len(places))
 
 
+@torch.no_grad()
+def has_one_length(case: Case, model: nn.Module, device: Any) -> bool:
+    """Return True where the model takes sequences of the length of training alone.
+
+    As one does whose linear layer reads all positions side by side: it does not take
+    the first batch without a position, along either of the dimensions.
+    """
+    batch = to_device(case.batches[0], device)
+    x = next((v for v in tree_leaves(batch) if isinstance(v, Tensor)), None)
+    if x is None or x.dim() not in (2, 3):
+        return False
+    for dim in range(1, x.dim()):
+        length = x.shape[dim]
+        if length < 2:
+            continue
+        try:
+            case.forward(model, _cut(batch, length, length - 1, {id(x): dim}))
+        except Exception:  # the user's function, on what it was not given
+            continue
+        return False
+    return True
+
+
+def _cut(
+    batch: Any, length: int, kept: int, dims: Mapping[int, int] | None = None
+) -> Any:
+    """Return a batch with the first `kept` of `length` positions.
+
+    Args:
+        batch: The batch.
+        length: Size of the dimensions that are cut.
+        kept: Their size in what is returned.
+        dims: By the id of a tensor, the one dimension in which that is cut.
+    """
+
+    def trim(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        own = None if dims is None else dims.get(id(value))
+        for dim in range(1, value.dim()):
+            if value.shape[dim] == length and own in (None, dim):
+                value = value.narrow(dim, 0, kept)
+        return value
+
+    return tree_map(trim, batch)
+
+
 def _trimmed(batch: Any) -> tuple[Any, int, int] | None:
     """Return the batch without shared padding, its length and that of the batch."""
     x = next((v for v in tree_leaves(batch) if isinstance(v, Tensor)), None)
@@ -69,16 +116,7 @@ def _trimmed(batch: Any) -> tuple[Any, int, int] | None:
     if not 0 < shared < length or int(ends.max()) == shared:
         return None
     kept = length - shared
-
-    def trim(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        for dim in range(1, value.dim()):
-            if value.shape[dim] == length:
-                value = value.narrow(dim, 0, kept)
-        return value
-
-    return tree_map(trim, batch), kept, length
+    return _cut(batch, length, kept), kept, length
 
 
 def _ends(x: Tensor) -> tuple[Tensor, int] | None:
