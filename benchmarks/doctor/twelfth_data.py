@@ -50,7 +50,7 @@ def marks(
     size: int = 32,
     seed: int = 0,
     *,
-    noise: float = 0.4,
+    noise: float = 0.3,
     added: float = 0.0,
     kinds: int = 8,
     look: int = 21,
@@ -67,7 +67,7 @@ def marks(
 
 def grey(size: int = 32, seed: int = 0, *, kinds: int = 6, look: int = 5) -> Iterator[Batch]:
     """Give photographs (N, 1, 14, 14) of levels from 0 to 1, most of them bright."""
-    for x, y in marks(size, seed, noise=0.4, kinds=kinds, look=look):
+    for x, y in marks(size, seed, noise=0.3, kinds=kinds, look=look):
         yield (0.55 + 0.12 * x).clamp(0, 1), y
 
 
@@ -102,24 +102,25 @@ def volumes(size: int = 2, seed: int = 0) -> Iterator[Batch]:
     source = _source(seed)
     while True:
         y = torch.randint(4, (size,), generator=source)
-        x = 0.7 * torch.randn(size, 1, 8, 8, 8, generator=source)
+        x = 0.5 * torch.randn(size, 1, 8, 8, 8, generator=source)
         for one, kind in zip(x, y.tolist(), strict=True):
-            u, v, w = torch.randint(5, (3,), generator=source).tolist()
+            u, v, w = torch.randint(1, 4, (3,), generator=source).tolist()
             one[0, u : u + 4, v : v + 4, w : w + 4] += shapes[kind]
         yield x, y
 
 
-def clouds(size: int = 8, seed: int = 0) -> Iterator[Batch]:
-    """Give clouds of points (N, 3, 32) on one of five ellipsoids."""
-    axes = torch.tensor(
-        [[1, 1, 1], [1.5, 1, 0.7], [0.6, 1.3, 1], [1, 0.5, 1.4], [0.8, 0.8, 1.6]]
-    )
+def clouds(size: int = 64, seed: int = 0) -> Iterator[Batch]:
+    """Give clouds of points (N, 3, 32) on ellipsoids, and their three axes (N, 3).
+
+    An epoch has ten batches, and what is left: one of an eighth of their size.
+    """
     source = _source(seed)
-    while True:
-        y = torch.randint(5, (size,), generator=source)
-        x = torch.randn(size, 3, 32, generator=source)
-        x = x / x.norm(dim=1, keepdim=True) * axes[y][:, :, None]
-        yield x + 0.08 * torch.randn(x.shape, generator=source), y
+    for step in itertools.count(1):
+        n = size if step % 11 else size // 8
+        axes = 0.6 + torch.rand(n, 3, generator=source)
+        x = torch.randn(n, 3, 32, generator=source)
+        x = x / x.norm(dim=1, keepdim=True) * axes[:, :, None]
+        yield x + 0.03 * torch.randn(x.shape, generator=source), 3 * (axes - 1.1)
 
 
 def sensors(
@@ -153,7 +154,7 @@ def signals(size: int = 32, seed: int = 0) -> Iterator[Batch]:
     source = _source(seed)
     while True:
         y = torch.randint(10, (size,), generator=source)
-        x = 0.5 * torch.randn(size, 2, 40, generator=source)
+        x = 0.8 * torch.randn(size, 2, 40, generator=source)
         at = torch.randint(29, (size, 1, 1), generator=source) + torch.arange(12)
         yield x.scatter_add(2, at.expand(-1, 2, -1), shapes[y]), y
 
@@ -172,10 +173,10 @@ def flagged(size: int = 64, seed: int = 0) -> Iterator[Batch]:
 
 
 def rows(size: int = 32, seed: int = 0) -> Iterator[Batch]:
-    """Give digits as sequences of eight rows (N, 8, 8), epoch after epoch."""
+    """Give digits as sequences of parts of rows (N, 16, 4), epoch after epoch."""
     for epoch in itertools.count(seed):
         for x, y in digits(size, epoch):
-            yield x.reshape(-1, 8, 8), y
+            yield x.reshape(-1, 16, 4), y
 
 
 def written(size: int = 32, seed: int = 0, *, turned: bool = False) -> Iterator[Batch]:

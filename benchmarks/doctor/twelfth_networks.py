@@ -136,18 +136,20 @@ class CloudNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(3, 32, 1)
         self.conv2 = nn.Conv1d(32, 64, 1)
-        self.fc1 = nn.Linear(64, 32)
-        self.fc2 = nn.Linear(32, 5)
+        self.fc1 = nn.Linear(64, 48)
+        self.fc2 = nn.Linear(48, 48)
+        self.fc3 = nn.Linear(48, 3)
         self.bn1, self.bn2 = nn.BatchNorm1d(32), nn.BatchNorm1d(64)
-        self.bn3 = nn.BatchNorm1d(32)
-        for norm in (self.bn1, self.bn2, self.bn3):
+        self.bn3, self.bn4 = nn.BatchNorm1d(48), nn.BatchNorm1d(48)
+        for norm in (self.bn1, self.bn2, self.bn3, self.bn4):
             norm.momentum = momentum
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores of clouds (N, 3, P)."""
+        """Axes of clouds (N, 3, P)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x)).amax(2)
-        return self.fc2(F.relu(self.bn3(self.fc1(x))))
+        x = F.relu(self.bn3(self.fc1(x)))
+        return self.fc3(F.relu(self.bn4(self.fc2(x))))
 
 
 class RecurrentNorm(nn.Module):
@@ -167,9 +169,9 @@ class RowNet(nn.Module):
 
     def __init__(self, *, is_shared: bool, width: int = 48) -> None:
         super().__init__()
-        steps = 1 if is_shared else 8
+        steps = 1 if is_shared else 16
         self.width = width
-        self.weight_ih = nn.Linear(8, 4 * width, bias=False)
+        self.weight_ih = nn.Linear(4, 4 * width, bias=False)
         self.weight_hh = nn.Linear(width, 4 * width, bias=False)
         self.bias = nn.Parameter(torch.zeros(4 * width))
         self.bn_ih = RecurrentNorm(4 * width, steps)
@@ -178,7 +180,7 @@ class RowNet(nn.Module):
         self.fc = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores of digits as rows (N, 8, 8)."""
+        """Scores of digits as parts of rows (N, 16, 4)."""
         h = c = x.new_zeros(len(x), self.width)
         for step in range(x.shape[1]):
             gates = self.bn_ih(self.weight_ih(x[:, step]), step)
