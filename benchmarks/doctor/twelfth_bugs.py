@@ -83,7 +83,7 @@ def scans_in_pairs(is_bad: bool) -> Run:
     """Train on two scans at a time; the last norms see one place of each.
 
     First: batches are too small for the statistics.
-    Cost: TODO
+    Cost: 39 % in place of 99 %, a loss of 1.26 in place of 0.06.
     """
     model, size = ScanNet(), 2 if is_bad else 24
     watched = train(model, volumes(size), steps=500, optimizer=adam(model, 2e-3))
@@ -96,13 +96,14 @@ def all_parameters_uniform(is_bad: bool) -> Run:
     """Draw all parameters from -0.08 to 0.08, those of layer norms among them.
 
     First: scales of norms are close to zero.
-    Cost: TODO
+    Cost: 16 %, which is a guess, in place of 100 %, a loss of 1.79 in place
+    of 0.009.
     """
     model = TokenNet()
     for name, parameter in model.named_parameters():
         if is_bad or "ln_" not in name:
             nn.init.uniform_(parameter, -0.08, 0.08)
-    watched = train(model, flagged(), steps=500, optimizer=adam(model, 2e-3))
+    watched = train(model, flagged(), steps=350, optimizer=adam(model, 2e-3))
     return Run(model, first(flagged(seed=1)), watched)
 
 
@@ -116,7 +117,8 @@ def norms_that_keep_no_statistics(is_bad: bool) -> Run:
     """Switch running statistics off; serve eight frames of one place at a time.
 
     First: eval mode takes the statistics of batches that are not drawn at random.
-    Cost: TODO
+    Cost: 22 %, which is a guess, in place of 100 %, a loss of 1.95 in place
+    of 0.03; the twin keeps 100 % on batches of one place.
     """
     model = FrameNet(partial(nn.BatchNorm2d, track_running_stats=not is_bad))
     watched = train(model, frames(32), steps=250, optimizer=adam(model))
@@ -129,24 +131,26 @@ def norms_that_keep_no_statistics(is_bad: bool) -> Run:
     *("D31", "D01", "D02"),
 )
 def soup_of_fine_tuned_networks(is_bad: bool) -> Run:
-    """Average three networks that were fine tuned from one, with their statistics.
+    """Average the parameters of three networks that were fine tuned from one.
 
-    First: the statistics are not those of the averaged weights.
-    Cost: TODO
+    First: the statistics, which are those of the one, do not fit the average.
+    Cost: 76 % in place of 99.6 %, a loss of 60 in place of 0.02.
     """
     model = MarkNet()
-    watched = train(model, marks(), steps=150, optimizer=adam(model))
-    states = []
+    train(model, marks(), steps=100, optimizer=adam(model))
+    tuned, watched = [], []
     for seed in (2, 3, 4):
-        tuned = copy.deepcopy(model)
-        watched = train(tuned, marks(seed=seed), steps=150, optimizer=sgd(tuned, 0.1))
-        states.append(tuned.state_dict())
-    mean = {k: torch.stack([s[k].float() for s in states]).mean(0) for k in states[0]}
-    soup = MarkNet()
-    soup.load_state_dict(mean)
+        other = copy.deepcopy(model)
+        watched = train(other, marks(seed=seed), steps=120, optimizer=sgd(other, 0.07))
+        tuned.append(other)
+    with torch.no_grad():
+        for old, *new in zip(
+            model.parameters(), *(m.parameters() for m in tuned), strict=True
+        ):
+            old.copy_(torch.stack(new).mean(0))
     if not is_bad:
-        torch.optim.swa_utils.update_bn(first(marks(seed=5), 60), soup)
-    return Run(soup.eval(), first(marks(seed=1)), watched)
+        torch.optim.swa_utils.update_bn(first(marks(seed=5), 60), model)
+    return Run(model.eval(), first(marks(seed=1)), watched)
 
 
 # pytorch-deeplab-xception#140 (norms that are frozen are set to training by train()),
@@ -159,7 +163,8 @@ def frozen_judge_in_training_mode(is_bad: bool) -> Run:
     """Compare images by frozen features whose batch norms train() sets to training.
 
     First: frozen norms are in training mode, and their statistics change.
-    Cost: TODO
+    Cost: a squared error of images of 1.15 in place of 0.03, of features of 1.82
+    in place of 0.04.
     """
     base = nn.Sequential(
         nn.Conv2d(1, 12, 3, padding=1),
@@ -196,7 +201,7 @@ def batches_skipped_behind_the_norms(is_bad: bool) -> Run:
     """Skip a batch when its loss is nan, which the norms have seen by then.
 
     First: running statistics are not finite.
-    Cost: TODO
+    Cost: 15 %, which is a guess, in place of 96 %; the loss is nan in place of 0.12.
     """
     model = machine_mlp()
     optimizer = adam(model)
@@ -222,7 +227,7 @@ def train_called_before_the_epochs(is_bad: bool) -> Run:
     """Call train() once, and eval() at the first validation, after a few batches.
 
     First: norms are in eval mode while the network trains.
-    Cost: TODO
+    Cost: 18 %, which is a guess, in place of 98 %, a loss of 1.79 in place of 0.06.
     """
     model = MarkNet(6)
     optimizer = sgd(model, 0.05)
@@ -251,7 +256,7 @@ def noise_in_training_only(is_bad: bool) -> Run:
     """Add strong noise to all images of the training, and to none that are served.
 
     First: the statistics are not those of the data.
-    Cost: TODO
+    Cost: 36 % in place of 100 %, a loss of 1.43 in place of 0.001.
     """
     model = MarkNet()
     data = marks(noise=0.1, added=1.0 if is_bad else 0.1)
@@ -269,7 +274,7 @@ def clouds_with_a_momentum_of_keras(is_bad: bool) -> Run:
     """Set the momentum of all norms to 0.99; the last batch of an epoch is short.
 
     First: the momentum is that of another convention.
-    Cost: TODO
+    Cost: a squared error of 0.24 in place of 0.013.
     """
     model = CloudNet(0.99 if is_bad else 0.1)
     optimizer = adam(model, 5e-3)
@@ -296,7 +301,7 @@ def one_norm_for_all_steps_of_an_lstm(is_bad: bool) -> Run:
     """Call the batch norms of an LSTM at all steps, which are not distributed alike.
 
     First: a norm is shared by inputs of different distributions.
-    Cost: TODO
+    Cost: 52 % in place of 99 %, a loss of 1.42 in place of 0.07.
     """
     model = RowNet(is_shared=is_bad)
     watched = train(model, rows(), steps=300, optimizer=adam(model))
@@ -309,7 +314,7 @@ def heart_rate_behind_dropout_and_norms(is_bad: bool) -> Run:
     """Put dropout in front of each batch norm of a regression of traces.
 
     First: dropout before batch norms shifts the variance.
-    Cost: TODO
+    Cost: a squared error of 0.11 in place of 0.012.
     """
     model = HeartNet(0.5 if is_bad else 0.0)
     watched = train(model, hearts(), F.mse_loss, steps=500, optimizer=adam(model))
@@ -327,7 +332,7 @@ def frozen_features_of_other_levels(is_bad: bool) -> Run:
     """Train a head on frozen features, whose images are not normalized as before.
 
     First: the frozen statistics are not those of the data.
-    Cost: TODO
+    Cost: 25 % in place of 95 %, a loss of 1.82 in place of 0.16.
     """
 
     def scaled(batches: Iterator[Any], *, is_raw: bool = False) -> Iterator[Any]:
@@ -357,7 +362,7 @@ def adam_at_a_tenth(is_bad: bool) -> Run:
     """Train convolutions without norms by Adam at a rate of 0.1.
 
     First: the rate is too high.
-    Cost: TODO
+    Cost: 10 %, which is a guess, in place of 93 %, a loss of 2.09 in place of 0.20.
     """
     model = PlainNet()
     optimizer = adam(model, 0.1 if is_bad else 2e-3)
@@ -371,7 +376,7 @@ def images_in_the_order_of_their_class(is_bad: bool) -> Run:
     """Read images class by class in each epoch.
 
     First: batches are not drawn at random.
-    Cost: TODO
+    Cost: 12 %, which is a guess, in place of 99 %, a loss of 2.08 in place of 0.07.
     """
     model = PlainNet()
     x, y = (torch.cat(parts) for parts in zip(*first(marks(), 60), strict=True))
@@ -392,7 +397,7 @@ def sixteen_layers_as_torch_draws_them(is_bad: bool) -> Run:
     """Stack sixteen linear layers and rectifiers with the weights of nn.Linear.
 
     First: activations vanish with depth.
-    Cost: TODO
+    Cost: 10 %, which is a guess, in place of 94 %, a loss of 2.30 in place of 0.18.
     """
     model = DeepNet()
     if not is_bad:
@@ -409,7 +414,7 @@ def powers_without_a_scaler(is_bad: bool) -> Run:
     """Give a number and its powers up to the fifth to a perceptron.
 
     First: inputs are badly scaled.
-    Cost: TODO
+    Cost: a squared error of 0.107 in place of 0.004.
     """
     model, is_scaled = curve_mlp(), not is_bad
     data = curves(is_scaled=is_scaled)
@@ -424,7 +429,7 @@ def adadelta_at_the_rate_of_adam(is_bad: bool) -> Run:
     """Train by Adadelta at a rate of 0.001.
 
     First: updates are far too small.
-    Cost: TODO
+    Cost: 9 %, which is a guess, in place of 91 %, a loss of 2.36 in place of 0.31.
     """
     model = SignalNet(nn.Identity())
     optimizer = torch.optim.Adadelta(model.parameters(), 1e-3 if is_bad else 1.0)
@@ -434,14 +439,15 @@ def adadelta_at_the_rate_of_adam(is_bad: bool) -> Run:
 
 # relora#18 (both are zero: no gradient), litgpt#1229, cosmos-predict2.5#15
 @bug(
-    "Guitaricet/relora#18, Lightning-AI/litgpt#1229, nvidia-cosmos/cosmos-predict2.5#15",
+    "Guitaricet/relora#18, Lightning-AI/litgpt#1229, "
+    "nvidia-cosmos/cosmos-predict2.5#15",
     *("D24", "D27", "D26"),
 )
 def adapters_of_which_both_parts_are_zero(is_bad: bool) -> Run:
     """Adapt a network by products of two matrices that both start as zeros.
 
     First: no gradient reaches what is trained.
-    Cost: TODO
+    Cost: 12 % in place of 98 %, a loss of 10.3 in place of 0.06.
     """
     net = nn.Sequential(
         *(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()), nn.Linear(64, 10)
@@ -463,7 +469,7 @@ def weights_with_a_spread_of_one(is_bad: bool) -> Run:
     """Draw all weights by normal_(0, 1), those of linear layers as well.
 
     First: activations grow with depth.
-    Cost: TODO
+    Cost: a squared error of 2661 in place of 0.075, where a mean has 1.
     """
     model = TasteNet()
     if is_bad:
@@ -485,7 +491,7 @@ def nll_of_shares(is_bad: bool) -> Run:
     """Give the softmax to NLLLoss in place of its logarithm.
 
     First: the loss is negative, and expects logarithms.
-    Cost: TODO
+    Cost: 73 % in place of 94 %.
     """
     model = SignalNet(nn.Softmax(1) if is_bad else nn.LogSoftmax(1))
     optimizer = sgd(model, 0.05)

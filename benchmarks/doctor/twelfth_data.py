@@ -65,7 +65,9 @@ def marks(
         yield x + added * torch.randn(x.shape, generator=other), y
 
 
-def grey(size: int = 32, seed: int = 0, *, kinds: int = 6, look: int = 5) -> Iterator[Batch]:
+def grey(
+    size: int = 32, seed: int = 0, *, kinds: int = 6, look: int = 5
+) -> Iterator[Batch]:
     """Give photographs (N, 1, 14, 14) of levels from 0 to 1, most of them bright."""
     for x, y in marks(size, seed, noise=0.3, kinds=kinds, look=look):
         yield (0.55 + 0.12 * x).clamp(0, 1), y
@@ -208,4 +210,7 @@ def ratings(size: int = 64, seed: int = 0) -> Iterator[Batch]:
         who = torch.randint(60, (size,), generator=source)
         what = torch.randint(40, (size,), generator=source)
         y = (readers[who] * books[what]).sum(1, keepdim=True) / 3**0.5
-        yield torch.stack([who, what], 1), y + 0.1 * torch.randn(y.shape, generator=source)
+        yield (
+            torch.stack([who, what], 1),
+            y + 0.1 * torch.randn(y.shape, generator=source),
+        )

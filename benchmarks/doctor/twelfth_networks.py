@@ -223,7 +223,7 @@ class HeartNet(nn.Module):
 
 
 class SignalNet(nn.Module):
-    """Convolutions over a signal, and a head that may give shares or their logarithm."""
+    """Convolutions over a signal, and a head with an activation behind it."""
 
     def __init__(self, last: nn.Module) -> None:
         super().__init__()
