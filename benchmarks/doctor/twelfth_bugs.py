@@ -108,7 +108,8 @@ def all_parameters_uniform(is_bad: bool) -> Run:
 
 
 # keras#3078 (answers depend on the other rows of a batch), IIC#10 (statistics are those
-# of the evaluated data), License_Plate_Detection_Pytorch#22 (95 % or 80 %)
+# of the evaluated data), License_Plate_Detection_Pytorch#22 (95 %, but 80 % one by one:
+# a mean over the batch)
 @bug(
     "keras#3078, xu-ji/IIC#10, xuexingyu24/License_Plate_Detection_Pytorch#22",
     *("D13", "D05", "D09"),
@@ -118,7 +119,7 @@ def norms_that_keep_no_statistics(is_bad: bool) -> Run:
 
     First: eval mode takes the statistics of batches that are not drawn at random.
     Cost: 22 %, which is a guess, in place of 100 %, a loss of 1.95 in place
-    of 0.03; the twin keeps 100 % on batches of one place.
+    of 0.03; the twin has 99.7 % on batches of one place.
     """
     model = FrameNet(partial(nn.BatchNorm2d, track_running_stats=not is_bad))
     watched = train(model, frames(32), steps=250, optimizer=adam(model))
