@@ -1,7 +1,7 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
-to `eleventh` are later sets of bugs; `healthy` are healthy programs (20 minutes; those
+to `twelfth` are later sets of bugs; `healthy` are healthy programs (20 minutes; those
 on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`, `mild`,
 `fair`, `plain` and `steady`, those of quiet_runs.py to steady_runs.py;
 `architectures` are fresh networks of the libraries that are installed; `overhead`
@@ -44,6 +44,7 @@ import sixth_bugs
 import tenth_bugs
 import third_bugs
 import torch
+import twelfth_bugs
 from bugs import BUGS, Bug, Run
 from calm_runs import CALM
 from fair_runs import FAIR
@@ -139,6 +140,13 @@ LATER = {
         "An eleventh set",
         "programs of what readers of articles on batch norm get wrong",
         eleventh_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+    "twelfth": Later(
+        "twelfth_bugs",
+        "A twelfth set",
+        "programs of what people report in public threads",
+        twelfth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
 }
