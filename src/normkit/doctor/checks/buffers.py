@@ -173,6 +173,7 @@ def averaged_weights(statistics: Statistics) -> Iterator[Finding]:
     if not statistics.is_averaged:
         return
     has_gap = any(f.is_alarm for f in train_eval_gap(statistics))
+    can_do = has_learned(statistics) and costs_nothing(statistics)
     for layer, norm in statistics.norms:
         found = None if norm.frozen else distance(norm)
         if found is None or found.noise > MAX_NOISE * AVERAGED_MEAN:
@@ -183,15 +184,16 @@ def averaged_weights(statistics: Statistics) -> Iterator[Finding]:
         if not value / AVERAGED_MEAN > found.var / AVERAGED_VAR:
             value, threshold = found.var, AVERAGED_VAR
         severity, _ = above(value, warning=threshold)
-        if severity != "clear" and has_gap:
-            severity = "error"
+        if severity != "clear":
+            severity = "error" if has_gap else "info" if can_do else severity
         yield _D31(
             layer.name,
             severity,
             value,
             threshold,
             "the weights are an average over training, and the running statistics "
-            f"belong to other weights (d_mean {found.mean:.2f}, d_var {found.var:.2f})",
+            f"belong to other weights (d_mean {found.mean:.2f}, d_var {found.var:.2f})"
+            + "; eval mode is as good as batch statistics" * (severity == "info"),
             "normkit.calibrate(averaged_model, loader) after the last average",
         )
 

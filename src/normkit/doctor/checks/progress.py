@@ -45,6 +45,8 @@ LEARNED_ALL = 0.99
 # variance V and answers explain E of it, the gain is 2E / (V + E), above LEARNED where
 # E > V/3; ‖dL/dy‖ has then fallen to √(1 − E/V) < √(2/3). The other from E > .98 V.
 FALLEN, FALLEN_FAR = math.sqrt(2 / 3), math.sqrt(0.02)
+# Above it the error has not fallen: that of batches alone varies by a hundredth.
+FALLEN_LITTLE = 0.95
 # Above it the error of a network that was trained before has risen. Of 35 healthy
 # trained programs it was .08 to 1.64 after 40 steps more.
 RISEN = 2.0
@@ -98,10 +100,10 @@ def has_learned_nothing(statistics: Statistics) -> bool:
     """Return True where answers are no better than those of other samples.
 
     False where that cannot be told, as where the loss takes no targets. In a watch,
-    where the error of the answers has not fallen.
+    where the error of the answers has hardly fallen.
     """
     if statistics.while_training:
-        return not has_learned(statistics)
+        return not _error_fell(statistics, FALLEN_LITTLE)
     found, data = _gain(statistics), statistics.evaluation
     if found is None or data is None or not data.has_targets or _is_the_same(data):
         return False
