@@ -22,7 +22,7 @@ STEADY = Set(
     early_and_late(PROGRAMS),
     "Healthy programs by an eighth hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
-    (0, 0),
+    (4, 92),
 )
 
 if __name__ == "__main__":

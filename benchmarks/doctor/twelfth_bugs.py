@@ -60,6 +60,31 @@ from normkit.doctor import watch
 
 __all__ = ["FIRST_SIGHT"]
 
+# The alarms of the doctor, in order, when it saw these programs for the first time: on
+# the program, and on its twin.
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "scans_in_pairs": (("D05",), ()),
+    "all_parameters_uniform": (("D29", "D19", "D34"), ()),
+    "norms_that_keep_no_statistics": (("D13", "D05"), ()),
+    "soup_of_fine_tuned_networks": (("D01", "D02"), ()),
+    "frozen_judge_in_training_mode": (("D01", "D34", "D02"), ("D34",)),
+    "batches_skipped_behind_the_norms": (("D34", "D17", "D01", "D02"), ()),
+    "train_called_before_the_epochs": (("D08", "D28"), ("D28", "D02")),
+    "noise_in_training_only": (("D01", "D02"), ()),
+    "clouds_with_a_momentum_of_keras": (("D04", "D01", "D02"), ()),
+    "one_norm_for_all_steps_of_an_lstm": (("D33", "D02"), ()),
+    "heart_rate_behind_dropout_and_norms": (("D11",), ()),
+    "frozen_features_of_other_levels": (("D28",), ()),
+    "adam_at_a_tenth": (("D21", "D24", "D34"), ()),
+    "images_in_the_order_of_their_class": (("D13", "D21", "D24"), ()),
+    "sixteen_layers_as_torch_draws_them": (("D21", "D24", "D22", "D27", "D34"), ()),
+    "powers_without_a_scaler": (("D28", "D20"), ()),
+    "adadelta_at_the_rate_of_adam": (("D27", "D34"), ()),
+    "adapters_of_which_both_parts_are_zero": (("D26", "D27"), ()),
+    "weights_with_a_spread_of_one": (("D34",), ()),
+    "nll_of_shares": (("D34",), ()),
+}
+
 
 def adam(model: nn.Module, lr: float = 3e-3) -> torch.optim.Adam:
     """Return Adam over all parameters that are trained."""

@@ -569,3 +569,47 @@ def any_model_takes_any_length(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.examination import examine
 
     patch.setattr(examine, "has_one_length", lambda *_: False)
+
+
+_PASSED = "tests/doctor/test_frozen_and_passed.py::"
+
+
+@fault(caught_by=_PASSED + "test_frozen_features_that_go_on_counting_are_the_cause")
+def whatever_was_never_trained_is_not_frozen(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import modes
+
+    patch.setattr(modes, "any", lambda found: [*found] == [] or True, raising=False)
+
+
+@fault(caught_by=_PASSED + "test_features_that_are_compared_may_end_in_a_frozen_norm")
+def frozen_layers_are_one_map_with_trained_ones(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import basics
+
+    patch.setattr(basics, "_gets_gradients", lambda _: True)
+
+
+@fault(
+    caught_by=_PASSED
+    + "test_a_batch_that_is_skipped_behind_the_norms_is_told_by_the_norms"
+)
+def what_came_with_a_batch_never_passes(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import not_finite
+
+    patch.setattr(not_finite, "_has_passed", lambda *_: False)
+
+
+@fault(caught_by=_PASSED + "test_half_of_the_units_are_zero_where_nothing_varies")
+def units_that_start_at_zero_are_the_fault_of_biases(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "DEAD_BY_BIAS", 0.5)
+
+
+@fault(
+    caught_by=_PASSED
+    + "test_inputs_far_from_zero_do_no_harm_to_a_network_that_has_learned"
+)
+def inputs_far_from_zero_always_do_harm(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import basics
+
+    patch.setattr(basics, "has_learned_all", lambda _: False)

@@ -108,13 +108,15 @@ def convolutions() -> nn.Sequential:
         )
 
 
-def first_steps(rate: float, *, shuffled: bool = False) -> list[Finding]:
+def first_steps(
+    rate: float, *, shuffled: bool = False, every: int | None = None
+) -> list[Finding]:
     """Train by Adam, perhaps on targets of other samples; return what a watch says."""
     model = convolutions()
     optimizer = torch.optim.Adam(model.parameters(), rate)
     made = batches()
     draw = torch.Generator().manual_seed(0)
-    with watch(model, optimizer) as seen:
+    with watch(model, optimizer, every=every) as seen:
         for step in range(120):
             x, y = made[step % len(made)]
             if shuffled:
@@ -122,14 +124,18 @@ def first_steps(rate: float, *, shuffled: bool = False) -> list[Finding]:
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
-    return [f for f in seen.findings() if "steps in a row" in f.evidence]
+    return [f for f in seen.findings() if "it was replaced" in f.evidence]
 
 
 def test_first_steps_that_replace_the_weights_are_the_cause() -> None:
     found = first_steps(0.1)
     assert [(f.id, f.severity) for f in found] == [("D27", "warning")]
     assert found[0].details["is_origin"]
+    assert "steps in a row" in found[0].evidence
+    (seldom,) = first_steps(0.1, every=6)
+    assert "the first step" in seldom.evidence
     assert not first_steps(3e-3)
+    assert not first_steps(3e-3, every=6)
     # Nothing to learn, by steps that are none too large.
     assert not first_steps(3e-3, shuffled=True)
 

@@ -79,7 +79,8 @@ class Finding:
         details: More numbers by name, plain data. `is_symptom`: what the user sees;
             it ranks behind the causes of its severity. `is_origin`: it explains what
             is wrong in the signals, as the data of D28 do. `is_of_steps`: the layers
-            stand still because all steps are too small, which D27 says.
+            stand still because all steps are too small, which D27 says. `has_passed`:
+            values that are not finite came with a batch, and no weight has kept them.
         layers: All layers with the same cause, `layer` first; empty in a result of one
             check on one layer.
         follows: Id of the finding that explains it; empty for a cause, and in a result
@@ -188,6 +189,8 @@ def _opens_gap(finding: Finding) -> bool:
 
 def _order(finding: Finding) -> int:
     """Return the place of a finding among those of its severity."""
+    if finding.details.get("has_passed", False):
+        return CAUSES_FIRST.index("D32")  # behind the averages that have kept it
     if finding.details.get("is_not_finite", False):
         return CAUSES_FIRST.index("D28")
     if finding.details.get("is_of_steps", False):

@@ -10,7 +10,7 @@ from normkit.doctor.checks.dependence import dependence
 from normkit.doctor.checks.few_samples import few_samples
 from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.outliers import outliers
-from normkit.doctor.checks.progress import has_learned, progress
+from normkit.doctor.checks.progress import has_learned, has_learned_all, progress
 from normkit.doctor.checks.targets import (
     BINARY,
     COMPARING,
@@ -86,6 +86,9 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
     if first.role == "norm":
         # The first layer removes any scale.
         severity = "clear"
+    is_harmless = severity == "warning" and not is_wide and has_learned_all(statistics)
+    if is_harmless:
+        severity = "info"
     threshold = INPUT_HIGH if sd > 1 else INPUT_LOW
     if is_far and not is_wide:
         threshold = INPUT_MEAN
@@ -94,7 +97,8 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         severity,
         sd if is_wide or not is_far else abs(mean) / sd if sd else math.inf,
         threshold,
-        f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}",
+        f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}"
+        + "; the network has learned nevertheless" * is_harmless,
         "subtract the mean of the training data and divide by its standard deviation",
     )
 
@@ -167,7 +171,8 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
         # A branch that starts at a scale of zero has a small one for some steps.
         scale = 1.0 if layer.gains is None else layer.gains.rms
         # What a norm of one value gives is its shift, which differs by channel.
-        left = math.sqrt(max(left**2 - layer.shift_spread**2, 0.0))
+        # (Or less, where what it gives is the same for all samples, but not erased.)
+        left = math.sqrt(abs(left**2 - layer.shift_spread**2))
         is_erased = given > ERASED and not left > ERASED * scale * min(given, 1.0)
         stream = (
             None if layer.norm is None or layer.norm.frozen else layer.norm.in_training
@@ -333,6 +338,8 @@ def _ends_in_norm(statistics: Statistics) -> Iterator[Finding]:
     last = statistics.layers[-1] if statistics.layers else None
     if last is None or last.norm is None or not last.is_output or last.norm.frozen:
         return
+    if last.norm.weight is not None and not last.norm.is_trainable:
+        return  # the features of a frozen network, which are compared
     yield _D34(
         last.name,
         "warning",
@@ -356,6 +363,8 @@ def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
             continue
         if layer.beside or layer.name in sharing:
             continue
+        if _gets_gradients(layer) != _gets_gradients(before):
+            continue  # one of them is that of another network, which is frozen
         given, middle = before.features
         if middle < min(given, layer.features[1]):
             continue
@@ -367,6 +376,10 @@ def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
             f"{before.name} is its input, directly: the two are one linear map",
             "put an activation between them, or merge them",
         )
+
+
+def _gets_gradients(layer: LayerStatistics) -> bool:
+    return layer.weight is not None and bool(layer.weight.gradient_norm)
 
 
 CHECKS = {"D28": input_scale, "D29": norm_choice, "D34": basics}

@@ -47,6 +47,7 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
     # A head may be trained on a network that is left in eval mode.
     is_still = statistics.came_in_eval and not any(n.is_trainable for _, n in norms)
     # A diagnosis without a loss runs no layer with gradients.
+    by_name = {layer.name: layer for layer in statistics.layers if layer.name}
     has_graph = any(layer.had_gradients for layer in statistics.layers)
     for layer, norm in norms:
         if norm.frozen:
@@ -56,8 +57,12 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
         has_no_gradient = not norm.is_trainable or is_cut_off
         is_bad = has_no_gradient and is_training and norm.is_read_in_eval is not False
         severity: Severity = "error" if is_bad else "clear"
-        # Never trained, and so of no checkpoint: the layer has no scale and shift.
+        # Never trained, and so of no checkpoint: the layer has no scale and shift. But
+        # behind a weight that is frozen, too, it is a part of a frozen network.
         is_plain = is_bad and not is_cut_off and norm.is_at_start
+        fed_by = by_name.get(layer.fed_by)
+        if fed_by is not None and fed_by.weight is not None:
+            is_plain &= any(fed_by.weight.gradient_norm)
         if is_bad and (is_still or is_plain):
             severity = "info"
         yield _D07(

@@ -33,6 +33,8 @@ def not_finite(statistics: Statistics) -> Iterator[Finding]:
     if layer is not None:
         when, evidence, fix = _told(statistics, layer)
         details = {"is_not_finite": True, "observation": when}
+        if _has_passed(statistics, layer):
+            details["has_passed"] = True
         yield _D34(layer.name, "error", math.nan, math.inf, evidence, fix, details)
     elif out is not None and not math.isfinite(out.scale):
         found = statistics.evaluation
@@ -47,6 +49,12 @@ def not_finite(statistics: Statistics) -> Iterator[Finding]:
             + "; the loss is finite, as with a mask of -inf" * is_masked,
             "look at what the model computes behind its last layer",
         )
+
+
+def _has_passed(statistics: Statistics, first: LayerStatistics) -> bool:
+    """Return True for values that came with a batch, which no weight has kept."""
+    is_given = first is statistics.layers[0] and first.not_finite.input is not None
+    return is_given and all(s.not_finite.weight is None for s in statistics.layers)
 
 
 def _first(statistics: Statistics) -> LayerStatistics | None:
