@@ -221,13 +221,22 @@ _FIRST = "tests/doctor/test_blown_up.py::"
 
 @fault(caught_by=_FIRST + "test_first_steps_that_replace_the_weights_are_the_cause")
 def first_steps_of_any_size_are_too_large(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import steps
+    from normkit.doctor.checks import too_large
 
-    patch.setattr(steps, "TOO_FAR", 1e-4)
+    patch.setattr(too_large, "TOO_FAR", 1e-4)
 
 
 @fault(caught_by=_FIRST + "test_first_steps_that_replace_the_weights_are_the_cause")
 def first_steps_are_never_too_large(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import steps
+    from normkit.doctor.checks import too_large
 
-    patch.setattr(steps, "TOO_FAR", 1e4)
+    patch.setattr(too_large, "TOO_FAR", 1e4)
+
+
+@fault(
+    caught_by=_FIRST + "test_a_loss_that_rises_until_it_is_not_finite_is_of_the_steps"
+)
+def no_loss_rises(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import too_large
+
+    patch.setattr(too_large, "_rise", lambda _: 1.0)

@@ -95,10 +95,10 @@ def each_watch_begins_with_a_new_network(patch: pytest.MonkeyPatch) -> None:
     "test_steps_that_were_too_large_are_the_cause_of_what_they_left"
 )
 def no_weight_is_too_large(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import steps
+    from normkit.doctor.checks import too_large
 
-    patch.setattr(steps, "BLOWN_UP", math.inf)
-    patch.setattr(steps, "BLOWN_UNSEEN", math.inf)
+    patch.setattr(too_large, "BLOWN_UP", math.inf)
+    patch.setattr(too_large, "BLOWN_UNSEEN", math.inf)
 
 
 @fault(

@@ -55,6 +55,37 @@ def test_steps_that_were_too_large_are_the_cause_of_what_they_left() -> None:
         assert blown_up(found) == []
 
 
+def diverged(rate: float, *, is_logged: bool) -> list[Finding]:
+    """Train by SGD on squared errors, perhaps until they are not finite."""
+    model = plain()
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    made = batches()
+    with watch(model, optimizer, every=1) as seen:
+        for step in range(60):
+            x, _ = made[step % len(made)]
+            optimizer.zero_grad()
+            loss = (model(x) - x[:, 20:30]).square().mean(0).sum()
+            loss.backward()
+            optimizer.step()
+            if is_logged:
+                seen.log(loss=loss.item())
+    return [f for f in seen.findings() if f.is_alarm]
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_a_loss_that_rises_until_it_is_not_finite_is_of_the_steps(
+    *, is_logged: bool
+) -> None:
+    found = diverged(0.3, is_logged=is_logged)
+    assert [(f.id, f.severity) for f in found][:2] == [
+        ("D27", "error"),
+        ("D34", "error"),
+    ]
+    assert "then was not finite" in found[0].evidence
+    assert {f.follows for f in found[1:]} == {"D27"}
+    assert not diverged(0.01, is_logged=is_logged)
+
+
 def of(*weights: WeightStatistics) -> Statistics:
     last = LayerStatistics("last", "Linear", "weight", is_output=True)
     layers = [

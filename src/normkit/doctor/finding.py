@@ -81,6 +81,7 @@ class Finding:
             is wrong in the signals, as the data of D28 do. `is_of_steps`: the layers
             stand still because all steps are too small, which D27 says. `has_passed`:
             values that are not finite came with a batch, and no weight has kept them.
+            `has_diverged`: the loss rose until it was not finite.
         layers: All layers with the same cause, `layer` first; empty in a result of one
             check on one layer.
         follows: Id of the finding that explains it; empty for a cause, and in a result
@@ -191,6 +192,8 @@ def _order(finding: Finding) -> int:
     """Return the place of a finding among those of its severity."""
     if finding.details.get("has_passed", False):
         return CAUSES_FIRST.index("D32")  # behind the averages that have kept it
+    if finding.details.get("has_diverged", False):
+        return CAUSES_FIRST.index("D28") - 1  # before the layer that overflowed
     if finding.details.get("is_not_finite", False):
         return CAUSES_FIRST.index("D28")
     if finding.details.get("is_of_steps", False):
@@ -219,7 +222,10 @@ def by_cause(readings: Iterable[Finding]) -> list[Finding]:
 def _explains(cause: Finding, finding: Finding) -> bool:
     if not (cause.is_alarm and finding.is_alarm):
         return False
-    if cause.details.get("is_not_finite", False):
+    of_values = ("is_not_finite", "has_diverged")
+    if any(cause.details.get(name, False) for name in of_values):
+        if finding.details.get("is_not_finite", False):
+            return True
         return finding.id in NOT_FINITE or not math.isfinite(finding.value)
     if finding.details.get("is_symptom", False):
         return cause.id in STANDSTILL or cause.details.get("is_origin", False)

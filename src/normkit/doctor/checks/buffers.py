@@ -193,7 +193,8 @@ def averaged_weights(statistics: Statistics) -> Iterator[Finding]:
             threshold,
             "the weights are an average over training, and the running statistics "
             f"belong to other weights (d_mean {found.mean:.2f}, d_var {found.var:.2f})"
-            + "; eval mode is as good as batch statistics" * (severity == "info"),
+            + "; eval mode is as good as batch statistics"
+            * (severity == "info"),
             "normkit.calibrate(averaged_model, loader) after the last average",
         )
 

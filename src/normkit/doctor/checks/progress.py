@@ -27,6 +27,7 @@ from normkit.doctor.measurements import (
 )
 
 __all__ = [
+    "READING",
     "has_learned",
     "has_learned_all",
     "has_learned_nothing",

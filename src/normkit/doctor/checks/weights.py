@@ -10,15 +10,14 @@ from normkit.doctor.checks.progress import has_learned
 from normkit.doctor.checks.steps import (
     RECENT,
     UPDATE_LOW,
-    blown_up,
     is_left_out,
     largest_step,
     lost_steps,
     median_step,
     steps_of,
-    too_large_at_first,
 )
 from normkit.doctor.checks.thresholds import above
+from normkit.doctor.checks.too_large import too_large
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import LayerStatistics, Statistics
 
@@ -254,8 +253,7 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
     optimizer that was not given the weight.
     """
     yield from lost_steps(statistics)
-    found = [*blown_up(statistics)]
-    yield from found or too_large_at_first(statistics)
+    yield from too_large(statistics)
     yield from _left_out(statistics)
     for layer in statistics.of_role("weight"):
         if layer.weight is None or not layer.weight.update_ratio:
