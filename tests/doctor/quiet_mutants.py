@@ -613,3 +613,20 @@ def inputs_far_from_zero_always_do_harm(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import basics
 
     patch.setattr(basics, "has_learned_all", lambda _: False)
+
+
+_HELD = "tests/doctor/test_left_out.py::"
+
+
+@fault(caught_by=_HELD + "test_an_optimizer_of_flattened_parameters_holds_them")
+def what_is_flattened_does_not_change(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import left_out
+
+    patch.setattr(left_out, "_is_same", lambda *_: True)
+
+
+@fault(caught_by=_HELD + "test_a_head_that_was_replaced_behind_its_optimizer_is_told")
+def who_holds_nothing_holds_what_is_flattened(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import left_out
+
+    patch.setattr(left_out, "_is_same", lambda *_: False)

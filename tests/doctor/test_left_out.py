@@ -63,6 +63,43 @@ def test_scales_that_another_optimizer_holds_or_that_are_frozen_are_no_fault() -
     assert not watched(frozen, torch.optim.Adam(others, 1e-3))
 
 
+def test_a_head_that_was_replaced_behind_its_optimizer_is_told() -> None:
+    """On a frozen network in eval mode, whose calls are no training steps."""
+
+    def told(*, is_behind: bool) -> list[Finding]:
+        model = build("mlp").eval()
+        model.requires_grad_(False)
+        old = nn.Linear(48, 10)
+        model[-1] = nn.Linear(48, 10)
+        held = old if is_behind else model[-1]
+        return watched(model, torch.optim.Adam(held.parameters(), 1e-2))
+
+    (found,) = told(is_behind=True)
+    assert "weight and bias got gradients" in found.evidence
+    assert not told(is_behind=False)
+
+
+def test_an_optimizer_of_flattened_parameters_holds_them() -> None:
+    model = build("mlp")
+    parts = list(model.parameters())
+    flat = nn.Parameter(torch.cat([p.detach().flatten() for p in parts]))
+    sizes = [p.numel() for p in parts]
+    for p, values in zip(parts, flat.detach().split(sizes), strict=True):
+        p.data = values.view_as(p)
+
+    class Flat(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:
+            flat.grad = torch.cat(
+                [p.grad.flatten() for p in parts if p.grad is not None]
+            )
+            super().step(closure)
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            model.zero_grad(set_to_none)
+
+    assert not watched(model, Flat([flat], 0.05))
+
+
 @pytest.mark.parametrize(
     ("rate", "steps", "expected"),
     [

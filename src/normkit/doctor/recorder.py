@@ -79,7 +79,7 @@ class Recorder:
         self.unit = unit
         self.steps = 0
         self._probes = Probes(self.model, unit=unit, counted=MAX_COUNTED)
-        self._left_out = LeftOut(self.model)
+        self._left_out = LeftOut(self.model, optimizer)
         self._updates = Updates(self._probes.layers.values(), optimizer)
         self.observed: list[int] = []
         self._series: dict[str, dict[str, list[float | None]]] = {}
@@ -229,13 +229,16 @@ class Recorder:
         )
 
     def _names_left_out(self) -> tuple[str, ...]:
-        """Return the parameters that no optimizer moves, but weights with a probe."""
+        """Return the parameters that no optimizer moves, but weights with a probe.
+
+        Of a training in eval mode no step is observed, and probes tell nothing.
+        """
         if self.optimizer is None:
             return ()
         probed = {
             f"{name}.weight"
             for name, probe in self._probes.layers.items()
-            if probe.role == "weight"
+            if probe.role == "weight" and self.observed
         }
         names = self._left_out.names(self.optimizer)
         return tuple(name for name in names if name not in probed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normkit.doctor.probes.tensor_statistics import version_of
 
@@ -14,24 +14,42 @@ class LeftOut:
     """The parameters of a model as they are when a training begins.
 
     torch counts the writes to each: one that was written to belongs to some optimizer.
+
+    Args:
+        model: The model.
+        optimizer: The optimizer of its training; None for none.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None
+    ) -> None:
         self._before = {
             name: (parameter, version_of(parameter))
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
+        # One that holds none of them may hold flattened copies, which share memory with
+        # them: writes to those are not counted.
+        self._sums: dict[str, Tensor] = {}
+        if optimizer is not None and not self._is_held(optimizer):
+            self._sums = {name: _sum(p) for name, (p, _) in self._before.items()}
+
+    def _is_held(self, optimizer: torch.optim.Optimizer) -> bool:
+        owned = _held_by(optimizer)
+        return any(id(p) in owned for p, _ in self._before.values())
+
+    def _stands_still(self) -> bool:
+        """Return True where nothing moves the parameters, held or not."""
+        return bool(self._sums) and all(
+            _is_same(parameter, self._sums[name])
+            for name, (parameter, _) in self._before.items()
+        )
 
     @torch.no_grad()
     def names(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-        """Return the names of those that the optimizer should hold and does not.
-
-        None where it holds no parameter of the model, as one of flattened weights.
-        """
-        groups = optimizer.param_groups
-        owned = {id(p) for group in groups for p in group["params"]}
-        if not any(id(p) in owned for p, _ in self._before.values()):
+        """Return the names of those that the optimizer should hold and does not."""
+        owned = _held_by(optimizer)
+        if not self._is_held(optimizer) and not self._stands_still():
             return ()
         return tuple(
             name
@@ -42,3 +60,19 @@ class LeftOut:
             and parameter.grad is not None
             and bool(parameter.grad.any())
         )
+
+
+def _held_by(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+@torch.no_grad()
+def _sum(x: Tensor) -> Tensor:
+    """Return a number that another content hardly has; nan of parts over ranks."""
+    if type(x.data) is not Tensor or not x.is_floating_point():
+        return torch.tensor(torch.nan)
+    return x.sum(dtype=torch.float32)
+
+
+def _is_same(x: Tensor, before: Tensor) -> bool:
+    return bool(_sum(x).to(before.device) == before)
