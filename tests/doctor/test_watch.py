@@ -4,6 +4,7 @@ import io
 import math
 import pickle
 import random
+import warnings
 from pathlib import Path
 
 import pytest
@@ -491,3 +492,11 @@ def test_a_unit_is_alive_where_one_of_its_values_is_not_zero(shape: tuple) -> No
         others = tuple(dim for dim in range(y.dim()) if dim != unit_dim)
         expected = (y != 0).any(dim=others) if others else y != 0
         assert torch.equal(alive_units(y, unit_dim), expected)
+
+
+def test_a_scripted_model_is_refused_as_the_watch_begins() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        model = torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+    with pytest.raises(ArgumentError, match="watch the module before"):
+        watch(model)

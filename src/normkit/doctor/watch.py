@@ -60,7 +60,7 @@ def watch(
 
     Raises:
         ArgumentError: `every` is below 1, the optimizer has no step hooks, or `model`
-            is no module.
+            is no module, or one that was scripted and takes no hooks.
 
     Example:
         >>> import torch, normkit
@@ -80,6 +80,11 @@ def watch(
             "torch.optim.Optimizer inside it, or none"
         )
     check_model("watch", model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError(
+            f"a {type(model).__name__} takes no hooks; watch the module before "
+            "torch.jit.script or torch.jit.trace"
+        )
     recorder = Recorder(unwrapped(model), optimizer, schedule, unit)
     return Watch(recorder, schedule, is_compiled=is_compiled(model))
 
