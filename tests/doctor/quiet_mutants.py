@@ -630,3 +630,13 @@ def who_holds_nothing_holds_what_is_flattened(patch: pytest.MonkeyPatch) -> None
     from normkit.doctor.probes import left_out
 
     patch.setattr(left_out, "_is_same", lambda *_: False)
+
+
+@fault(
+    caught_by="tests/doctor/test_no_steps.py::"
+    "test_d14_of_adamw_is_judged_by_rate_times_decay"
+)
+def a_decay_that_is_decoupled_takes_nothing(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import weights
+
+    patch.setattr(weights, "TAKES_ALL", math.inf)

@@ -128,3 +128,19 @@ def test_d05_counts_tokens_by_their_sentences() -> None:
         for _ in range(3):
             drawn(16).square().sum().backward()
     assert "D05" not in [f.id for f in seen.findings() if f.is_alarm]
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(8.0, True), (0.1, False)])
+def test_d14_of_adamw_is_judged_by_rate_times_decay(
+    decay: float, *, expected: bool
+) -> None:
+    model = build("mlp")
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=decay)
+    with watch(model, optimizer) as seen:
+        for x, y in batches():
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    (found,) = [f for f in seen.findings() if f.id == "D14"]
+    assert found.is_alarm is expected
+    assert found.details["is_origin"] is expected

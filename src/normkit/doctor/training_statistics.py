@@ -24,6 +24,8 @@ class TrainingStatistics:
         weight_decay: The largest decay on a normalization layer's parameters; None
             without an optimizer.
         is_decoupled: The decay is multiplied by the learning rate alone (AdamW).
+        decay_per_step: The share of these parameters that it then takes in a step, at
+            the present rate; 0 where it is not decoupled.
         is_trial: The loop was a trial on a copy, not the program's own.
         losses: Step and value of each loss given to `log`.
         steps: The observed steps.
@@ -44,6 +46,7 @@ class TrainingStatistics:
     samples: float = 0.0
     weight_decay: float | None = None
     is_decoupled: bool = False
+    decay_per_step: float = 0.0
     is_trial: bool = False
     losses: tuple[tuple[int, float], ...] = ()
     steps: tuple[int, ...] = ()

@@ -42,6 +42,9 @@ DECAY_WARNING = 1e-3
 DECAY_LARGE, KEPT = 1e-2, 0.5
 # Decay that at a rate of 0.1 takes all but a third of a scale in 100 steps.
 STRONG = 0.1
+# The share that AdamW takes of a scale in a step, rate times decay, from which 100
+# steps leave half of it at most; usual are 1e-5 to 1e-4.
+TAKES_ALL = 7e-3
 # Half of the units: a few equal pairs occur by chance in small layers.
 EQUAL_ROWS = 0.5
 # ‖Δw‖/‖w‖ per step, median over the steps after the first tenth; TheDeepChecker has
@@ -100,12 +103,14 @@ def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
     if loop is None or loop.weight_decay is None:
         return
     severity: Severity = "clear"
+    takes_all = False
     if loop.weight_decay > 0:
         is_strong = loop.weight_decay >= DECAY_WARNING and not loop.is_decoupled
+        takes_all = loop.decay_per_step >= TAKES_ALL
         if loop.weight_decay < DECAY_LARGE and has_learned(statistics):
             scales = [s.gains.rms for s in statistics.of_role("norm") if s.gains]
             is_strong &= min(scales, default=0.0) < KEPT
-        severity = "warning" if is_strong else "info"
+        severity = "warning" if is_strong or takes_all else "info"
     yield _D14(
         "",
         severity,
@@ -122,7 +127,10 @@ def decayed_scale(statistics: Statistics) -> Iterator[Finding]:
         "torch.optim.SGD(normkit.nn.parameter_groups(model, weight_decay="
         f"{loop.weight_decay:g}), …)",
         # The scales of what the norms give shrink by it, and all that follows.
-        {"is_origin": severity == "warning" and loop.weight_decay >= STRONG},
+        {
+            "is_origin": severity == "warning"
+            and (takes_all or loop.weight_decay >= STRONG)
+        },
     )
 
 

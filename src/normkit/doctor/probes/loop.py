@@ -72,7 +72,7 @@ class Loop:
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None
     ) -> TrainingStatistics:
         """Return the counts so far."""
-        decay, is_decoupled = _decay_on_norms(model, optimizer)
+        decay, is_decoupled, per_step = _decay_on_norms(model, optimizer)
         return TrainingStatistics(
             forwards=self.forwards,
             updates=None if optimizer is None else self.updates,
@@ -86,6 +86,7 @@ class Loop:
             input_dims=self._repeats.dims,
             weight_decay=decay,
             is_decoupled=is_decoupled,
+            decay_per_step=per_step,
             optimizer=None
             if optimizer is None
             else optimizer_statistics(optimizer, self._rates),
@@ -121,10 +122,13 @@ def _is_averaging(model: nn.Module) -> bool:
 
 def _decay_on_norms(
     model: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> tuple[float | None, bool]:
-    """Return the largest weight decay on parameters of normalization layers."""
+) -> tuple[float | None, bool, float]:
+    """Return the largest weight decay on parameters of normalization layers.
+
+    And whether it is decoupled, and the share that it takes in a step then.
+    """
     if optimizer is None:
-        return None, False
+        return None, False, 0.0
     own = {
         id(parameter)
         for module in model.modules()
@@ -132,11 +136,16 @@ def _decay_on_norms(
         for parameter in module.parameters(recurse=False)
     }
     decays = [
-        (float(group.get("weight_decay", 0.0)), _is_decoupled(optimizer, group))
+        (
+            float(group.get("weight_decay", 0.0)),
+            _is_decoupled(optimizer, group),
+            float(group.get("weight_decay", 0.0)) * float(group.get("lr", 0.0)),
+        )
         for group in optimizer.param_groups
         if any(id(parameter) in own for parameter in group["params"])
     ]
-    return max(decays, default=(0.0, False))
+    decay, is_decoupled, per_step = max(decays, default=(0.0, False, 0.0))
+    return decay, is_decoupled, per_step if is_decoupled else 0.0
 
 
 def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
