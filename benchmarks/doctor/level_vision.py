@@ -205,7 +205,7 @@ def deep_supervision() -> Training:
 
     model = _Deep()
     optimizer = optim.SGD(
-        model.parameters(), 0.02, momentum=0.95, nesterov=True, weight_decay=3e-5
+        model.parameters(), 0.05, momentum=0.95, nesterov=True, weight_decay=3e-5
     )
     return supervised(
         model, train, test, optimizer, size=12, steps=200, goal=0.7, loss_fn=loss_fn,
