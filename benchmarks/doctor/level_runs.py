@@ -8,6 +8,7 @@ prints each score beside its goal. The runs are those of calm_runs.py.
 from __future__ import annotations
 
 import level_models  # noqa: F401 - enters its programs in PROGRAMS
+import level_others  # noqa: F401
 import level_sequences  # noqa: F401
 import level_tables  # noqa: F401
 import level_vision  # noqa: F401
