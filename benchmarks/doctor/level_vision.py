@@ -47,7 +47,7 @@ class _Staged(nn.Module):
 def gradual_unfreezing() -> Training:
     """Transfer from digits 0 to 6 to all ten, transposed; a stage thawed each 40 steps.
 
-    Head with BN, rates fall by 2.6 a stage, AdamW, batch 32: SCORE.
+    Head with BN, rates fall by 2.6 a stage, AdamW, batch 32: 99 %.
     """
     train, test = scaled_digits()
     old = train[1] < 7
@@ -100,7 +100,7 @@ def _sounds(n: int) -> Data:
 def spectrogram_network() -> Training:
     """Five sounds by log spectrograms, frequencies and times masked (SpecAugment).
 
-    BN before ReLU, mean and maximum pooled, AdamW with one-cycle, batch 32: SCORE.
+    BN before ReLU, mean and maximum pooled, AdamW with one-cycle, batch 32: 100 %.
     """
     train, test = split(*_sounds(1500), 1100)
     mean, std = train[0].mean(), train[0].std()
@@ -136,9 +136,8 @@ def spectrogram_network() -> Training:
 
 
 def _instance(i: int, o: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(i, o, 3, stride, 1)
+    conv = nn.Conv2d(i, o, 3, stride, 1, bias=False)
     nn.init.kaiming_normal_(conv.weight, 0.01, nonlinearity="leaky_relu")
-    nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.InstanceNorm2d(o, affine=True), nn.LeakyReLU(0.01))
 
 
@@ -169,7 +168,7 @@ class _Deep(nn.Module):
 def deep_supervision() -> Training:
     """Discs and crosses in 24 × 24 labelled by an nnU-Net, pictures and masks flipped.
 
-    Cross entropy at two scales, Adam with a polynomial decay, batch 12: SCORE (mean IoU).
+    Cross entropy at two scales, Adam, polynomial decay, batch 12: mean IoU 0.95.
     """
     n = 420
     u, v = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
@@ -243,7 +242,7 @@ class _Big(nn.Module):
 def weight_standardization() -> Training:
     """Pre-activation ResNet of digits, standardized filters and group norm (BiT).
 
-    Head from zero, SGD with momentum, warm-up and cosine, batch 64: SCORE.
+    Head from zero, SGD with momentum, warm-up and cosine, batch 64: 99 %.
     """
     train, test = scaled_digits()
     head = nn.Linear(48, 10)
@@ -276,7 +275,7 @@ class _Ghost(nn.BatchNorm2d):
 
 @program
 def ghost_norm_pictures() -> Training:
-    """Gratings of 16 × 16, batches of 128 normed by 16, SGD, step decay: SCORE."""
+    """Gratings of 16 × 16, batches of 128 normed by 16, SGD, step decay: 100 %."""
     train, test = gratings(2200, 16, 1800)
     layers: list[nn.Module] = []
     for i, o in ((3, 16), (16, 24), (24, 32)):
@@ -295,7 +294,7 @@ def ghost_norm_pictures() -> Training:
 def snapshot_ensemble() -> Training:
     """Three cosine cycles of 80 steps, a snapshot after each, BN, SGD, batch 50.
 
-    SCORE by the mean of the three snapshots' probabilities, on digits.
+    99 % by the mean of the three snapshots' probabilities, on digits.
     """
     train, test = scaled_digits()
     model = nn.Sequential(
@@ -344,7 +343,7 @@ class _Autocast(nn.Module):
 def bfloat16_accumulated() -> Training:
     """Digits under autocast to bfloat16, two batches of 32 a step, clipped at 1.
 
-    Convolution, group norm, SiLU; AdamW, smoothing 0.1: SCORE.
+    Convolution, group norm, SiLU; AdamW, smoothing 0.1: 99.7 %.
     """
     train, test = scaled_digits()
     layers: list[nn.Module] = []
