@@ -6,9 +6,8 @@ import copy
 import math
 
 import torch
-from calm_base import Data, conv_norm, endless, neighbours, update, warm_cosine
+from calm_base import Data, conv_norm, endless, update, warm_cosine
 from level_base import program, pulled
-from mild_base import shifted
 from quiet_base import Subject, Training, accuracy, digits, shuffled, supervised
 from still_base import scaled_digits
 from torch import Tensor, nn, optim
@@ -260,7 +259,7 @@ class _Proxies(nn.Module):
 def proxy_anchor() -> Training:
     """Proxy-Anchor loss (margin 0.1, scale 16), proxies at a tenfold rate, AdamW.
 
-    Digits, BN in the body, batch 60, cosine: neighbours 99 %.
+    Digits, BN in the body, batch 60, cosine: 98 % by the nearest proxy.
     """
     train, test = digits()
     model = _Proxies()
@@ -282,57 +281,7 @@ def proxy_anchor() -> Training:
     )  # fmt: skip
     return supervised(
         model, train, test, optimizer, size=60, steps=160, goal=0.95, loss_fn=loss_fn,
-        score=lambda *_: neighbours(model.body),
         schedule=warm_cosine(optimizer, 10, 161),
-    )  # fmt: skip
-
-
-class _Simple(nn.Module):
-    """SimSiam: two views, each predicts the other, which has no gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(conv_norm(1, 24), conv_norm(24, 48, 2), nn.Flatten())
-        self.project = nn.Sequential(
-            nn.Linear(768, 96, bias=False), nn.BatchNorm1d(96), nn.ReLU(),
-            nn.Linear(96, 96, bias=False), nn.BatchNorm1d(96, affine=False),
-        )  # fmt: skip
-        self.predict = nn.Sequential(
-            nn.Linear(96, 24, bias=False), nn.BatchNorm1d(24), nn.ReLU(),
-            nn.Linear(24, 96),
-        )  # fmt: skip
-
-    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-        u, v = self.project(self.body(a)), self.project(self.body(b))
-        return self.predict(u), self.predict(v), u.detach(), v.detach()
-
-
-@program
-def simple_siamese() -> Training:
-    """SimSiam of digits, each image shifted, dimmed and with noise; SGD, cosine.
-
-    BN throughout, batch 100: neighbours 99 %; by pixels 98 %.
-    """
-    x, _ = digits()[0]
-
-    def view(image: Tensor) -> Tensor:
-        light = 0.7 + 0.6 * torch.rand(len(image), 1, 1, 1)
-        return shifted(image, 1) * light + 0.1 * torch.randn_like(image)
-
-    def views(batch: Data) -> Data:
-        return (view(batch[0]), view(batch[0])), batch[1]
-
-    def loss_fn(out: tuple[Tensor, ...], _: Tensor) -> Tensor:
-        p, q, u, v = out
-        return -(F.cosine_similarity(p, v) + F.cosine_similarity(q, u)).mean() / 2
-
-    model = _Simple()
-    data = (x, torch.zeros(len(x)))
-    optimizer = optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    return supervised(
-        model, data, data, optimizer, size=100, steps=220, goal=0.93, loss_fn=loss_fn,
-        score=lambda *_: neighbours(model.body), change=views,
-        schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 221),
     )  # fmt: skip
 
 
