@@ -3,7 +3,7 @@
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `twelfth` are later sets of bugs; `healthy` are healthy programs (20 minutes; those
 on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`, `mild`,
-`fair`, `plain` and `steady`, those of quiet_runs.py to steady_runs.py;
+`fair`, `plain`, `steady` and `level`, those of quiet_runs.py to level_runs.py;
 `architectures` are fresh networks of the libraries that are installed; `overhead`
 measures the time, and `shrinking` what signals that shrink cost. Each writes its part
 of record.json, and docs/doctor-score.md from the whole; with names behind a part only
@@ -48,6 +48,7 @@ import twelfth_bugs
 from bugs import BUGS, Bug, Run
 from calm_runs import CALM
 from fair_runs import FAIR
+from level_runs import LEVEL
 from mild_runs import MILD
 from plain_runs import PLAIN
 from quiet_runs import QUIET
@@ -159,6 +160,7 @@ HEALTHY_SETS = {
     "fair": FAIR,
     "plain": PLAIN,
     "steady": STEADY,
+    "level": LEVEL,
 }
 
 
