@@ -1,7 +1,7 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
-to `twelfth` are later sets of bugs; `healthy` are healthy programs (20 minutes; those
+to `thirteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes; those
 on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`, `mild`,
 `fair`, `plain`, `steady` and `level`, those of quiet_runs.py to level_runs.py;
 `architectures` are fresh networks of the libraries that are installed; `overhead`
@@ -43,6 +43,7 @@ import shrinking
 import sixth_bugs
 import tenth_bugs
 import third_bugs
+import thirteenth_bugs
 import torch
 import twelfth_bugs
 from bugs import BUGS, Bug, Run
@@ -148,6 +149,13 @@ LATER = {
         "A twelfth set",
         "programs of what people report in public threads",
         twelfth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+    "thirteenth": Later(
+        "thirteenth_bugs",
+        "A thirteenth set",
+        "programs of mistakes in projects of one's own",
+        thirteenth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
 }
