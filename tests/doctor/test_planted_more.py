@@ -480,7 +480,7 @@ def test_d26_a_head_of_zeros_or_a_branch_that_starts_at_zero_is_no_symmetry() ->
 
 
 @pytest.mark.parametrize(
-    ("lr", "expected"), [(0.05, "clear"), (1e-7, "warning"), (500.0, "warning")]
+    ("lr", "expected"), [(0.05, "clear"), (1e-7, "warning"), (500.0, "error")]
 )
 def test_d27_steps_that_do_not_fit_the_weights(lr: float, expected: str) -> None:
     model = build("mlp")

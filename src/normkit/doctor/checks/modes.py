@@ -8,7 +8,11 @@ from functools import partial
 from normkit.doctor.checks.dependence import DEPENDS_BY_NORM, reads_batch
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.measurements import NormStatistics, Statistics
+from normkit.doctor.measurements import (
+    LayerStatistics,
+    NormStatistics,
+    Statistics,
+)
 
 __all__ = [
     "CHECKS",
@@ -60,9 +64,7 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
         # Never trained, and so of no checkpoint: the layer has no scale and shift. But
         # behind a weight that is frozen, too, it is a part of a frozen network.
         is_plain = is_bad and not is_cut_off and norm.is_at_start
-        fed_by = by_name.get(layer.fed_by)
-        if fed_by is not None and fed_by.weight is not None:
-            is_plain &= any(fed_by.weight.gradient_norm)
+        is_plain &= not _is_frozen(by_name.get(layer.fed_by))
         if is_bad and (is_still or is_plain):
             severity = "info"
         yield _D07(
@@ -81,6 +83,16 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
             "keep the layer in eval mode, also after model.train(): "
             "normkit.convert(model, to='frozen') does",
         )
+
+
+def _is_frozen(layer: LayerStatistics | None) -> bool:
+    """Return True for a layer whose weight gets no gradients.
+
+    Behind it a scale of zero may make them zero, which is not none.
+    """
+    if layer is None or layer.weight is None:
+        return False
+    return not layer.weight.gradient_norm
 
 
 def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:

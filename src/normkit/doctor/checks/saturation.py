@@ -12,7 +12,7 @@ from normkit.doctor.checks.progress import (
     has_learned_nothing,
     loss_fell,
 )
-from normkit.doctor.checks.signals import VANISH_WARNING
+from normkit.doctor.checks.signals import VANISH_WARNING, activations_vanish
 from normkit.doctor.checks.thresholds import above
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import LayerStatistics, Statistics
@@ -40,10 +40,10 @@ LASTING = 3
 # of the samples is healthy.
 DEAD_WARNING, DEAD_ERROR = 0.10, 0.50
 DEAD_SAMPLES = 1000
-# The share at the start from which biases must have done it. Of signals that are the
-# same for all samples about half are below zero: .64 of 64 units in sixteen layers as
-# torch draws them, which D22 names.
-DEAD_BY_BIAS = 0.75
+# The share at the start below which D22 is the cause where it raises an alarm: of
+# signals that have become the same for all samples about half are below zero, .64 of 64
+# units in sixteen layers as torch draws them.
+DEAD_WHERE_ALIKE = 0.75
 # Dense layers behind convolutions end with .22 to .58 at a good accuracy; networks of
 # one or two inputs start with .12 to .48.
 DEAD_THOUGH_LEARNED = 0.75
@@ -158,7 +158,11 @@ def _judged_dead(
     the units are no fault either where nothing shows that the network does not learn.
     """
     start = layer.dead_at_start
-    if start is not None and start < DEAD_BY_BIAS:
+    most = DEAD_ERROR
+    if start is not None and most <= start < DEAD_WHERE_ALIKE:
+        vanish = activations_vanish(statistics)
+        most = DEAD_WHERE_ALIKE if any(f.is_alarm for f in vanish) else most
+    if start is not None and start < most:
         dead -= start
     severity, threshold = above(dead, warning=DEAD_WARNING, error=DEAD_ERROR)
     if severity == "clear":
