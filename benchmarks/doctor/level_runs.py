@@ -22,7 +22,7 @@ LEVEL = Set(
     early_and_late(PROGRAMS),
     "Healthy programs by a ninth hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
-    (0, 0),
+    (2, 105),
 )
 
 if __name__ == "__main__":

@@ -509,4 +509,25 @@ def residual_units_without_their_shortcut(is_bad: bool) -> Run:
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "target_network_without_statistics": (("D32", "D03", "D01"), ()),
+    "windows_of_one_recording_in_a_batch": (("D13", "D01", "D02"), ()),
+    "eeg_network_with_the_momentum_of_keras": (("D04", "D02"), ()),
+    "leaves_segmented_from_batches_of_one": (("D05", "D01"), ()),
+    "scales_that_were_fixed_at_one": (("D24", "D18", "D34"), ()),
+    "distance_behind_norms_of_each_frame": (("D29",), ()),
+    "prices_of_houses_behind_dropout_and_norms": (("D11",), ()),
+    "served_by_opencv": (("D01", "D02"), ()),
+    "attacked_images_through_the_norms_of_clean_ones": (("D01", "D02"), ()),
+    "port_of_a_frozen_network": (("D07", "D34", "D01", "D02"), ("D34",)),
+    "model_that_comes_in_eval_mode": (("D08", "D34"), ()),
+    "one_batch_of_all_rows_in_each_epoch": (("D03", "D01", "D02"), ()),
+    "faces_that_fall_on_one_point": ((), ()),
+    "demand_of_which_an_lstm_is_the_last_layer": ((), ()),
+    "customers_by_their_numbers": (("D28", "D21"), ("D28",)),
+    "reader_fine_tuned_at_a_high_rate": (("D24", "D34", "D39"), ()),
+    "patients_learned_by_heart": (("D34",), ()),
+    "cosines_without_a_scale": ((), ()),
+    "moves_learned_level_by_level": (("D39",), ()),
+    "residual_units_without_their_shortcut": (("D21", "D24", "D22", "D27", "D34"), ()),
+}
