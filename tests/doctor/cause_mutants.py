@@ -240,3 +240,73 @@ def no_loss_rises(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import too_large
 
     patch.setattr(too_large, "_rise", lambda _: 1.0)
+
+
+_ENDS = "tests/doctor/test_ends_and_orders.py::"
+
+
+@fault(caught_by=_ENDS + "test_targets_beyond_the_states_of_a_last_recurrent_layer")
+def states_have_no_bounds(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import targets
+
+    patch.setattr(targets, "GATED", frozenset())
+
+
+@fault(caught_by=_ENDS + "test_cosines_that_are_scores_are_named_once_they_are_right")
+def scores_of_any_size_are_cosines(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import targets
+
+    patch.setattr(targets, "COSINE", 1e9)
+
+
+@fault(caught_by=_ENDS + "test_vectors_that_are_pulled_to_one_point_are_named")
+def one_answer_for_all_is_always_as_good(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import progress
+
+    patch.setattr(progress, "AS_GOOD", 1e9)
+
+
+@fault(caught_by=_ENDS + "test_of_two_losses_the_targets_of_each_are_its_own")
+def what_two_losses_compare_is_not_known(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import answers
+
+    patch.setattr(answers, "compared_values", lambda *_: None)
+
+
+@fault(
+    caught_by=_ENDS
+    + "test_numbers_of_customers_are_no_inputs_where_embeddings_read_them"
+)
+def ids_are_inputs(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import examine
+
+    patch.setattr(examine, "_has_tables", lambda _: False)
+
+
+@fault(caught_by=_ENDS + "test_scales_that_are_tiny_in_all_norms_are_the_cause")
+def scales_are_never_tiny(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "_tiny", lambda _: iter(()))
+
+
+@fault(caught_by=_ENDS + "test_samples_in_an_order_are_told_while_training")
+def no_order_is_one(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import in_order
+
+    patch.setattr(in_order, "ALIKE", 1e9)
+
+
+@fault(caught_by=_ENDS + "test_samples_in_an_order_are_told_while_training")
+def any_order_is_one(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import in_order
+
+    patch.setattr(in_order, "ALIKE", 0.1)
+    patch.setattr(in_order, "DRIFTS", -1.0)
+
+
+@fault(caught_by=_ENDS + "test_weights_that_outgrow_their_training_are_told")
+def trained_weights_may_grow(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import too_large
+
+    patch.setattr(too_large, "_outgrown", lambda _: iter(()))

@@ -73,6 +73,8 @@ class Evaluation:
         running_metric: Metric per batch in eval mode.
         shuffled_loss: Loss per batch under batch statistics, with each answer given to
             another sample of the batch; empty where answers are not per sample.
+        common_loss: Loss per batch under batch statistics, with the mean of the answers
+            given to every sample; empty where answers are not per sample.
         has_targets: The targets take part in the loss; False where neither it nor its
             gradient changes with them, as that of a density.
     """
@@ -83,6 +85,7 @@ class Evaluation:
     batch_metric: tuple[float, ...] = ()
     running_metric: tuple[float, ...] = ()
     shuffled_loss: tuple[float, ...] = ()
+    common_loss: tuple[float, ...] = ()
     has_targets: bool = True
 
     def mean(self, values: tuple[float, ...]) -> float:
@@ -119,6 +122,7 @@ class DataStatistics:
         columns: Statistics of some of the inputs' columns; None for sizes that vary.
         is_table: The inputs are `(N, F)`.
         far: A value far from all others; None without one.
+        are_ids: All inputs are whole numbers, and the model has embeddings for them.
     """
 
     input: Moments | None = None
@@ -127,6 +131,7 @@ class DataStatistics:
     columns: ChannelStatistics | None = None
     is_table: bool = False
     far: FarValue | None = None
+    are_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,8 @@ class OutputStatistics:
             as "Softmax"; "" for none.
         most_chosen: Share of the samples whose largest score is that of the class
             chosen most often; None without scores.
+        largest: The largest size of a value.
+        right: Share of the labels whose score is the largest; None without scores.
         softmax_dim: The dimension of the softmax that gives the output; None where
             none does.
         class_dim: The dimension of the scores that class numbers lack; None where
@@ -209,6 +216,8 @@ class OutputStatistics:
     operations: frozenset[str] = frozenset()
     squashed_by: str = ""
     most_chosen: float | None = None
+    largest: float = math.nan
+    right: float | None = None
     softmax_dim: int | None = None
     class_dim: int | None = None
     unregistered: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from normkit.doctor.optimizer_statistics import OptimizerStatistics
@@ -35,6 +36,9 @@ class TrainingStatistics:
         compared_calls: Of the first calls, those whose samples were compared.
         compared_samples: The number of these samples.
         different_samples: That of different ones among them.
+        order: By one sum over each sample, the variance between the means of batches
+            over that of random batches (F), and the correlation of each mean with the
+            one before; nan without enough calls.
         input_dims: Dimensions of a batch.
     """
 
@@ -55,4 +59,5 @@ class TrainingStatistics:
     compared_calls: int = 0
     compared_samples: int = 0
     different_samples: int = 0
+    order: tuple[float, float] = (math.nan, math.nan)
     input_dims: int = 0

@@ -4,9 +4,10 @@ Each takes a `Statistics` and yields a `Finding` for every layer it checks: an e
 warning, an info, `clear` with the value, or `not_judged` with the reason. Grouped by
 subject: `population` (running statistics against the inputs), `averages` (how they are
 kept), `buffers` (their values and precision), `batch_size`, `batches` (what a batch
-holds), `modes` (training and eval mode), `weights` (with `steps`), `saturation`,
-`signals` and `gradients` (over the depth), `basics` (input, output, order of the
-layers, with `targets`, `outliers`, `few_samples`, `progress` and `not_finite`),
+holds, with `in_order`), `modes` (training and eval mode), `weights` (with `steps` and
+`too_large`), `saturation`, `signals` and `gradients` (over the depth), `basics` (input,
+output, order of the layers, with `targets`, `outliers`, `few_samples`, `progress` and
+`not_finite`),
 `transformers` (residual stream, attention, gains, post-norm), `spikes` (the loss over
 the steps).
 """

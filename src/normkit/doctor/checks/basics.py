@@ -58,6 +58,10 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         reason = f"{int(found.count)} input values are too few"
         yield _D28("", "not_judged", evidence=reason)
         return
+    if statistics.data is not None and statistics.data.are_ids:
+        reason = "the inputs are whole numbers, and the model has embeddings for them"
+        yield _D28("", "not_judged", evidence=reason)
+        return
     mean, sd = float(found.mean), float(found.var.sqrt())
     if not math.isfinite(mean + sd):
         is_handled = _replaces_them(statistics)

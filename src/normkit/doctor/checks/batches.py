@@ -16,6 +16,7 @@ import torch
 from normkit.doctor.channel_statistics import (
     ChannelStatistics,
 )
+from normkit.doctor.checks.in_order import in_order
 from normkit.doctor.checks.population import (
     costs_nothing,
     eval_is_better,
@@ -234,8 +235,10 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
 
     Judged by the inputs of the batch norms, and of the model, and by the targets; a
     warning is information where the network has learned, and eval mode is as good. A
-    mask or a sequence is one sample: its pixels or tokens are alike in any order.
+    mask or a sequence is one sample: its pixels or tokens are alike in any order. In a
+    watch by the inputs of the model alone.
     """
+    yield from in_order(statistics)
     readings: list[tuple[float, str]] = []
     reason = ""
     for name, channels in _mixed(statistics).items():

@@ -40,9 +40,9 @@ LASTING = 3
 # of the samples is healthy.
 DEAD_WARNING, DEAD_ERROR = 0.10, 0.50
 DEAD_SAMPLES = 1000
-# The share at the start below which D22 is the cause where it raises an alarm: of
-# signals that have become the same for all samples about half are below zero, .64 of 64
-# units in sixteen layers as torch draws them.
+# The share below which D22 is the cause where it raises an alarm: of signals that have
+# become the same for all samples about half are below zero, .64 of 64 units in sixteen
+# layers as torch draws them.
 DEAD_WHERE_ALIKE = 0.75
 # Dense layers behind convolutions end with .22 to .58 at a good accuracy; networks of
 # one or two inputs start with .12 to .48.
@@ -158,15 +158,16 @@ def _judged_dead(
     the units are no fault either where nothing shows that the network does not learn.
     """
     start = layer.dead_at_start
-    most = DEAD_ERROR
-    if start is not None and most <= start < DEAD_WHERE_ALIKE:
-        vanish = activations_vanish(statistics)
-        most = DEAD_WHERE_ALIKE if any(f.is_alarm for f in vanish) else most
-    if start is not None and start < most:
+    are_alike = dead < DEAD_WHERE_ALIKE and any(
+        finding.is_alarm for finding in activations_vanish(statistics)
+    )
+    if start is not None and start < DEAD_ERROR:
         dead -= start
     severity, threshold = above(dead, warning=DEAD_WARNING, error=DEAD_ERROR)
     if severity == "clear":
         return dead, severity, threshold
+    if are_alike:
+        return dead, "info", DEAD_WHERE_ALIKE
     if has_learned(statistics):
         severity, threshold = above(dead, warning=DEAD_THOUGH_LEARNED)
     elif dead <= DEAD_ERROR and (
@@ -220,6 +221,7 @@ def collapsed_scale(statistics: Statistics) -> Iterator[Finding]:
     yield from _drawn_around_zero(statistics)
     yield from _kept_zero(statistics)
     yield from _emptied(statistics)
+    yield from _tiny(statistics)
     for layer, norm in statistics.norms:
         if norm.weight is None or norm.is_new:
             continue
@@ -295,6 +297,35 @@ def _emptied(statistics: Statistics) -> Iterator[Finding]:
             "lower the penalty or the decay on the scales of norms; network slimming "
             "has 1e-4 to 1e-5 times the sum of their sizes",
         )
+
+
+def _tiny(statistics: Statistics) -> Iterator[Finding]:
+    """Check for scales so small in all batch norms that nothing is answered.
+
+    As those of a file whose own framework ignores them (MXNet's `fix_gamma`).
+    """
+    norms = [
+        (layer, float(norm.weight.square().mean().sqrt()))
+        for layer, norm in statistics.norms
+        if norm.weight is not None and not norm.is_new
+    ]
+    if len(norms) < 2 or statistics.while_training or not statistics.has_moved:
+        return
+    if max(size for _, size in norms) >= SMALL or has_learned(statistics):
+        return
+    for layer, size in norms:
+        if size > 0:  # scales of zero are told of as such
+            yield _D19(
+                layer.name,
+                "warning",
+                size,
+                SMALL,
+                f"the rms of its scales is {size:.2g}, that of all batch norms below "
+                f"{SMALL:g}: behind several such norms nothing is left of a signal",
+                "where a checkpoint comes from another framework, look how that stores "
+                "scales: a fixed one may be 1 there, whatever the file holds",
+                {"is_origin": True},
+            )
 
 
 def _drawn_around_zero(statistics: Statistics) -> Iterator[Finding]:

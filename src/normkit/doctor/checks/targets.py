@@ -33,6 +33,9 @@ RANGES = {
     "LogSoftmax": (-math.inf, 0.0),
     "Elu": (-1.0, math.inf),
 }
+# What the states of gated recurrent layers come out of, and those layers.
+STATES = frozenset(["MkldnnRnnLayer", "CudnnRnn", "Stack"])
+GATED = frozenset(["LSTM", "GRU"])
 # Scores that end in one of these cannot become sure: of ten classes a sigmoid's give
 # the right one at most e/(e + 9) = .23, a tanh's .45; a ReLU's have no gradient below
 # zero.
@@ -53,6 +56,10 @@ SAME = 1e-5
 # which weights are meant to even out the shares; and the exponent of weights over
 # shares, -1 for the inverse, from which they do the opposite.
 UNEVEN, TWICE = 2.0, 0.5
+# The largest size of scores that are cosines, which come near to 1, and the share of
+# right answers which tells that a network has learned all the same: other scores grow
+# with what they are sure of. Of few classes a score of 1 is sure enough.
+COSINE, NEAR_ONE, MOST_ARE_RIGHT, MANY = 1.001, 0.7, 0.8, 5
 # Ones per row above which a softmax, whose row sums to one, cannot be right.
 LABELS = 1.01
 
@@ -88,7 +95,7 @@ def targets(statistics: Statistics) -> Iterator[Finding]:
     yield from _output(statistics, out)
     yield from _pairing(statistics, out)
     if found is not None:
-        yield from _values(found, out)
+        yield from _values(statistics, found, out)
         if statistics.samples >= MIN_SAMPLES:
             yield from _variety(found, out)
             yield from _class_weights(found, out)
@@ -128,6 +135,19 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
             0.0,
             "the output is already a sigmoid, and the loss applies another",
             "give binary_cross_entropy_with_logits the logits: drop the last sigmoid",
+        )
+    elif is_cross_entropy(out) and _are_bounded(out):
+        most = 1 / (1 + (out.units - 1) * math.exp(-2.0))
+        yield _D34(
+            "",
+            "warning",
+            out.largest,
+            COSINE,
+            f"{out.right or 0.0:.0%} of the answers are right, and no score is above "
+            f"{out.largest:.3g} in size, as of cosines: the softmax gives the right "
+            f"one of {out.units} classes at most {most:.2g}",
+            "multiply cosines by a scale, such as 16 or a parameter, before "
+            "cross_entropy",
         )
     elif out.squashed_by:
         function = out.squashed_by.lower()
@@ -182,6 +202,12 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
         )
 
 
+def _are_bounded(out: OutputStatistics) -> bool:
+    """Return True for scores within −1 to 1 that are right, and so cannot grow."""
+    is_learned = out.right is not None and out.right > MOST_ARE_RIGHT
+    return is_learned and out.units >= MANY and NEAR_ONE < out.largest <= COSINE
+
+
 def _is_divergence(statistics: Statistics, out: OutputStatistics) -> bool:
     """Return True for a loss with the operations of kl_div, which takes no logarithm.
 
@@ -231,7 +257,9 @@ def _pairing(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]
     )
 
 
-def _values(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]:
+def _values(
+    statistics: Statistics, found: TargetStatistics, out: OutputStatistics
+) -> Iterator[Finding]:
     """Check the range of the targets."""
     raw, found = found, out.compared or found
     if BINARY & out.operations and not 0 <= found.low <= found.high <= 1:
@@ -246,7 +274,12 @@ def _values(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]
             "classes",
         )
     elif COMPARING & out.operations and not NLL & out.operations:
-        low, high = RANGES.get(out.activation, (-math.inf, math.inf))
+        last = statistics.layers[-1] if statistics.layers else None
+        is_state = last is not None and last.kind in GATED and out.activation in STATES
+        name = last.kind if is_state and last is not None else out.activation.lower()
+        low, high = RANGES.get(
+            "Tanh" if is_state else out.activation, (-math.inf, math.inf)
+        )
         away = max(low - found.low, found.high - high)
         # Class numbers have no spread of their own; they are one apart.
         spread = found.spread or 1.0
@@ -257,10 +290,11 @@ def _values(found: TargetStatistics, out: OutputStatistics) -> Iterator[Finding]
                 away,
                 OUTSIDE * spread,
                 f"targets go from {found.low:.3g} to {found.high:.3g}, and the output "
-                f"ends in {out.activation.lower()}, which gives {low:.3g} to "
-                f"{high:.3g}",
-                "drop the activation behind the last layer, or scale the targets to "
-                "its range",
+                f"ends in {name}, which gives {low:.3g} to {high:.3g}",
+                "put a linear layer behind the recurrent one"
+                if is_state
+                else "drop the activation behind the last layer, or scale the targets "
+                "to its range",
             )
     labels = raw.labels_per_sample
     is_softmax = is_cross_entropy(out) or out.sums_to_one

@@ -49,6 +49,7 @@ class Answers:
 
     Attributes:
         shuffled: Loss per batch with each answer given to the sample after it.
+        common: Loss per batch with the mean of the answers given to every sample.
         has_targets: The targets of the first batch with shuffled answers take part in
             its loss.
         beyond: A class number that the output has no unit for, and its units; None
@@ -57,9 +58,12 @@ class Answers:
 
     def __init__(self) -> None:
         self.shuffled: list[float] = []
+        self.common: list[float] = []
         self.has_targets = True
         self.beyond: tuple[int, int] | None = None
         self._outputs: list[Moments] = []
+        self._largest = 0.0
+        self._right = [0, 0]
         self._sums_to_one = True
         self._activation = ""
         self._operations: frozenset[str] = frozenset()
@@ -92,6 +96,7 @@ class Answers:
             flat = y.detach().float().flatten(1)
             self._outputs.append(on_cpu(moments(flat, 0)))
             self._sums_to_one &= _sum_to_one(flat)
+            self._largest = max(self._largest, float(flat.abs().max()))
         if not isinstance(targets, Tensor) or not targets.numel() or targets.is_meta:
             return
         t = targets.detach()
@@ -141,9 +146,18 @@ class Answers:
             is_answer = isinstance(x, Tensor) and x.dim() and len(x) == size
             return x.detach().roll(1, 0) if is_answer else x
 
+        def common(x: Any) -> Any:
+            if not isinstance(x, Tensor) or not x.dim() or len(x) != size:
+                return x
+            if not x.is_floating_point():
+                return x
+            return x.detach().mean(0, keepdim=True).expand_as(x).contiguous()
+
         try:
             with torch.no_grad():
-                self.shuffled.append(float(loss_fn(tree_map(rolled, output), target)))
+                shuffled = float(loss_fn(tree_map(rolled, output), target))
+                self.common.append(float(loss_fn(tree_map(common, output), target)))
+                self.shuffled.append(shuffled)
             if len(self.shuffled) == 1:
                 self.has_targets = _has_targets(loss_fn, output, target)
         except Exception:  # the user's function, called with what it was not given
@@ -170,6 +184,8 @@ class Answers:
             operations=self._operations,
             squashed_by=self._squashed_by,
             most_chosen=_most_frequent(self._chosen),
+            largest=self._largest,
+            right=self._right[0] / self._right[1] if self._right[1] else None,
             softmax_dim=self._softmax_dim,
             class_dim=self._class_dim,
             unregistered=tuple(self._unregistered),
@@ -218,7 +234,10 @@ class Answers:
         self._labels.append(labels)
         self._rows.append(rows)
         if y is not None and y.dim() == t.dim() + 1 and y.shape[1] > 1:
-            self._chosen.append(_rows(y.detach().argmax(1)).flatten().cpu())
+            chosen = y.detach().argmax(1)
+            self._chosen.append(_rows(chosen).flatten().cpu())
+            self._right[0] += int(((chosen == t) & (t >= 0)).sum())
+            self._right[1] += int((t >= 0).sum())
 
     def _add_values(self, y: Tensor | None, t: Tensor) -> None:
         self._range[0] = min(self._range[0], float(t.min()))

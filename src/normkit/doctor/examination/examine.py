@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from normkit.doctor.channel_statistics import MIN_EFFECTIVE_BATCHES
 from normkit.doctor.examination.case import Case
@@ -112,6 +113,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
             batch.input_columns,
             is_table=batch.is_table,
             far=batch.far.found(),
+            are_ids=batch.are_integers and _has_tables(case.model),
         ),
         output=output,
         targets=batch.answers.targets(),
@@ -130,6 +132,11 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         blocks=batch.parts.blocks(),
         attention=batch.parts.attention(),
     )
+
+
+def _has_tables(model: nn.Module) -> bool:
+    tables = (nn.Embedding, nn.EmbeddingBag)
+    return any(isinstance(module, tables) for module in model.modules())
 
 
 def _passes(
@@ -167,8 +174,9 @@ def _evaluation(batch: ForwardPass, running: ForwardPass) -> Evaluation | None:
     if not batch.losses:
         return None
     shuffled = tuple(batch.answers.shuffled)
+    common = tuple(batch.answers.common)
     if len(shuffled) != len(batch.losses):
-        shuffled = ()
+        shuffled = common = ()
     return Evaluation(
         samples=tuple(batch.samples),
         batch_loss=tuple(batch.losses),
@@ -176,5 +184,6 @@ def _evaluation(batch: ForwardPass, running: ForwardPass) -> Evaluation | None:
         batch_metric=tuple(batch.metrics),
         running_metric=tuple(running.metrics),
         shuffled_loss=shuffled,
+        common_loss=common,
         has_targets=batch.answers.has_targets,
     )

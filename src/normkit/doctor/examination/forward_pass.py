@@ -115,6 +115,7 @@ class ForwardPass:
         self.input: Moments | None = None
         self.input_channels: list[ChannelStatistics] = []
         self.is_table = False
+        self.are_integers = True
         self.far = FarValues()
         self.answers = Answers()
         self.parts = Parts()
@@ -193,6 +194,7 @@ class ForwardPass:
         if x is not None:
             flat = x.detach().flatten()
             self.is_table = x.dim() == 2
+            self.are_integers = self.are_integers and bool((flat == flat.round()).all())
             self.far.add(flat)
             self.input = merged(self.input, on_cpu(moments(flat, 0)))
             if x.dim() > 1 and len(x) > 1:

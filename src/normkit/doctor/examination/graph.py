@@ -79,16 +79,19 @@ def operations_between(loss: Tensor, output: Tensor) -> frozenset[str]:
 def compared_values(loss: Tensor, output: Tensor) -> Tensor | None:
     """Return the values that the loss compares `output` with, as it made them.
 
-    None for class numbers, and where there is not one operation that keeps them.
+    None for class numbers, and where there is not one operation that keeps them; of
+    those of several losses that of a binary cross-entropy, which asks most of them.
     """
     kept = [
-        values
+        (_name(node).startswith("BinaryCrossEntropy"), values)
         for node in _nodes_between(loss, output)
         if isinstance(values := getattr(node, "_saved_target", None), Tensor)
         and values.is_floating_point()
         and values.numel()
     ]
-    return kept[0].detach() if len(kept) == 1 else None
+    binary = [each for each in kept if each[0]]
+    found = binary if len(binary) == 1 else kept
+    return found[0][1].detach() if len(found) == 1 else None
 
 
 def class_weights(loss: Tensor, output: Tensor) -> tuple[float, ...]:

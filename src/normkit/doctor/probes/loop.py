@@ -83,6 +83,7 @@ class Loop:
             compared_calls=self._repeats.calls,
             compared_samples=self._repeats.samples,
             different_samples=self._repeats.different,
+            order=self._repeats.order(),
             input_dims=self._repeats.dims,
             weight_decay=decay,
             is_decoupled=is_decoupled,

@@ -18,6 +18,8 @@ __all__ = ["Repeats"]
 MOST, MAX_VALUES = 200, 4096
 # Values of a sample that are read where a batch has very many samples.
 LEAST_VALUES = 16
+# Samples of a batch and batches from which their order is judged.
+LEAST_SAMPLES, LEAST_BATCHES = 4, 50
 
 
 class Repeats:
@@ -49,6 +51,22 @@ class Repeats:
         # Sums of equal rows may differ in the last digits of float64.
         return len(torch.cat([sums.float().cpu() for sums in self._sums]).unique())
 
+    def order(self) -> tuple[float, float]:
+        """Return how the batches differ, by one weighted sum of each sample.
+
+        The variance between batch means over that of random batches (F), and the
+        correlation of each batch's mean with the one before; nan without enough calls.
+        """
+        batches = [s.double().cpu() for s in self._sums if len(s) >= LEAST_SAMPLES]
+        if len(batches) < LEAST_BATCHES:
+            return math.nan, math.nan
+        means = torch.stack([b.mean() for b in batches])
+        within = torch.stack([b.var() / len(b) for b in batches]).mean()
+        if not within > 0 or not means.var() > 0:
+            return math.nan, math.nan
+        pairs = torch.stack([means[1:], means[:-1]])
+        return float(means.var() / within), float(torch.corrcoef(pairs)[0, 1])
+
     @torch.no_grad()
     def add(self, args: Any, kwargs: Any) -> None:
         """Read the inputs of a call."""
@@ -77,4 +95,4 @@ def _dtype(x: Tensor) -> torch.dtype:
 @functools.lru_cache(maxsize=8)
 def _weights(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return numbers that tell values in another order apart."""
-    return 1 + torch.arange(count, device=device, dtype=dtype).sin() / 2
+    return torch.arange(1, count + 1, device=device, dtype=dtype).sin()
