@@ -643,3 +643,13 @@ def a_decay_that_is_decoupled_takes_nothing(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import weights
 
     patch.setattr(weights, "TAKES_ALL", math.inf)
+
+
+@fault(
+    caught_by="tests/doctor/test_modes.py::"
+    "test_norms_that_are_unfrozen_late_were_not_left_in_eval_mode"
+)
+def what_is_frozen_should_train(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor import recorder
+
+    patch.setattr(recorder, "_is_frozen", lambda _: False)

@@ -130,3 +130,24 @@ def test_d02_a_norm_of_a_class_of_its_own_has_two_modes(*, are_buffers: bool) ->
     assert "class of their own" in gap.fix
     assert torch.equal(slow[1].moving_mean, before)  # pyright: ignore[reportIndexIssue]
     assert "D02" not in diagnose(model(0.9), data, F.cross_entropy).named
+
+
+@pytest.mark.parametrize(("is_frozen", "expected"), [(True, False), (False, True)])
+def test_norms_that_are_unfrozen_late_were_not_left_in_eval_mode(
+    *, is_frozen: bool, expected: bool
+) -> None:
+    """As in gradual unfreezing: a part trains, with its norms, from some step on."""
+    model = copy.deepcopy(trained("mlp"))
+    body = list(model[:-1])  # pyright: ignore[reportIndexIssue]
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with watch(model, optimizer, every=1) as seen:
+        for step, (x, y) in enumerate(batches()[:24]):
+            is_late = step >= 12
+            model.train()
+            for layer in body:
+                layer.train(is_late)
+                layer.requires_grad_(is_late or not is_frozen)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert ("D08" in alarms(seen.findings())) is expected

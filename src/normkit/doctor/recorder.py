@@ -95,8 +95,10 @@ class Recorder:
         self._reached: dict[str, tuple[int, int]] = {}
         self._constant: dict[str, list[float]] = {}
         self._windows: defaultdict[str, Window] = defaultdict(Window)
+        # Steps in eval and in training mode, and those of the first in which no
+        # parameter was trained: gradual unfreezing has them on purpose.
         self._modes = {
-            name: [0, 0]
+            name: [0, 0, 0]
             for name, probe in self._probes.layers.items()
             if is_batch_norm(probe.module)
         }
@@ -169,7 +171,7 @@ class Recorder:
         self.finish_step()
         # In eval mode in every observed step: on purpose, or reported by D08.
         frozen = {
-            n for n, (evals, trains) in self._modes.items() if evals > trains == 0
+            n for n, (evals, trains, _) in self._modes.items() if evals > trains == 0
         }
         norms = self._norms_at_end or norm_statistics(self.model)
         norms = {
@@ -183,10 +185,10 @@ class Recorder:
                 continue
             norm = norms.get(probe.name)
             if norm is not None:
-                in_eval, in_training = self._modes[probe.name]
+                in_eval, in_training, while_frozen = self._modes[probe.name]
                 norm = replace(
                     norm,
-                    eval_steps=in_eval,
+                    eval_steps=in_eval - while_frozen * bool(in_training),
                     train_steps=in_training,
                     is_read_in_eval=self._evaluation.ran(probe.name),
                     constant=tuple(self._constant.get(probe.name, ())),
@@ -277,7 +279,9 @@ class Recorder:
         self._open_step = self.steps
         self._updates.open()
         for name, modes in self._modes.items():
-            modes[self._probes.layers[name].module.training] += 1
+            module = self._probes.layers[name].module
+            modes[module.training] += 1
+            modes[2] += not module.training and _is_frozen(module)
         # Values are counted in one of the steps that a layer is judged by: a fifth of
         # the time of all probes.
         self._probes.counted = 0
@@ -327,3 +331,8 @@ class Recorder:
         if self.optimizer is not None:
             self.loop.add_update(self.optimizer)
         self._updates.after()
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    own = list(module.parameters())
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
