@@ -20,7 +20,7 @@ __all__ = ["in_order"]
 # F, and the correlation of each batch with the one before, of samples that come in an
 # order: 23 and .95 where a game gives them level by level, 31 and .64 of digits sorted
 # by class in batches of 64, 1 and 0 where they are drawn. Of 199 healthy programs a
-# policy that learns on what it does has 8.5 and .84; an actor and its critic 49 and .33.
+# policy that learns on what it does has 8.5 and .84, an actor and its critic 49, .33.
 ALIKE, DRIFTS = 12.0, 0.5
 MIN_STEPS = 100
 
