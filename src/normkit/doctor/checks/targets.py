@@ -203,7 +203,12 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
 
 
 def _are_bounded(out: OutputStatistics) -> bool:
-    """Return True for scores within −1 to 1 that are right, and so cannot grow."""
+    """Return True for scores within −1 to 1 that are right, and so cannot grow.
+
+    A loss with a margin, as ArcFace's, scales them itself.
+    """
+    if {"Mul", "Div"} & out.operations:
+        return False
     is_learned = out.right is not None and out.right > MOST_ARE_RIGHT
     return is_learned and out.units >= MANY and NEAR_ONE < out.largest <= COSINE
 
