@@ -158,15 +158,13 @@ def _judged_dead(
     the units are no fault either where nothing shows that the network does not learn.
     """
     start = layer.dead_at_start
-    are_alike = dead < DEAD_WHERE_ALIKE and any(
-        finding.is_alarm for finding in activations_vanish(statistics)
-    )
+    is_most = dead >= DEAD_WHERE_ALIKE
     if start is not None and start < DEAD_ERROR:
         dead -= start
     severity, threshold = above(dead, warning=DEAD_WARNING, error=DEAD_ERROR)
     if severity == "clear":
         return dead, severity, threshold
-    if are_alike:
+    if not is_most and any(f.is_alarm for f in activations_vanish(statistics)):
         return dead, "info", DEAD_WHERE_ALIKE
     if has_learned(statistics):
         severity, threshold = above(dead, warning=DEAD_THOUGH_LEARNED)
