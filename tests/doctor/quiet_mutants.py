@@ -653,3 +653,11 @@ def what_is_frozen_should_train(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor import recorder
 
     patch.setattr(recorder, "_is_frozen", lambda _: False)
+
+
+@fault(caught_by=_FEW + "test_states_of_a_game_and_nodes_of_a_graph_are_few_by_nature")
+def states_of_a_game_are_few_data(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes import repeats
+
+    repeated = property(lambda self: self.different)
+    patch.setattr(repeats.Repeats, "repeated", repeated)

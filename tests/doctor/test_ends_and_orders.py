@@ -191,3 +191,11 @@ def fine_tuned(rate: float) -> list[Finding]:
 def test_weights_that_outgrow_their_training_are_told() -> None:
     assert any("was trained before" in f.evidence for f in fine_tuned(0.03))
     assert not any("was trained before" in f.evidence for f in fine_tuned(1e-4))
+
+
+def test_scores_whose_classes_lie_last_are_no_error() -> None:
+    """A loss in a lambda moves them; positions and classes differ in number."""
+    model = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 12))
+    data = [(torch.randint(12, (16, 7)), torch.randint(12, (16, 7))) for _ in range(4)]
+    found = diagnose(model, data, lambda y, t: F.cross_entropy(y.mT, t))
+    assert found.statistics.output is not None

@@ -42,6 +42,23 @@ def test_the_same_few_samples_in_other_batches_are_named() -> None:
     assert "the same 32 samples" in found.evidence
 
 
+def test_states_of_a_game_and_nodes_of_a_graph_are_few_by_nature() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(24, 3, generator=draw)
+    grids = (torch.randn(24, 64, generator=draw) > 1).float()
+    y = torch.randint(4, (32,), generator=draw)
+    for kinds in (states, grids):
+        drawn = [torch.randint(24, (32,), generator=draw) for _ in range(120)]
+        model = nn.Sequential(
+            nn.Linear(kinds.shape[1], 99), nn.ReLU(), nn.Linear(99, 4)
+        )
+        assert not told(model, [(kinds[i], y) for i in drawn])
+    # One batch of a graph's 240 nodes, of which 17 have other features.
+    nodes = torch.eye(17)[torch.arange(240) % 17]
+    model = nn.Sequential(nn.Linear(17, 200), nn.ReLU(), nn.Linear(200, 4))
+    assert not told(model, [(nodes, torch.arange(240) % 4)])
+
+
 def noisy(pair: Pair) -> list[Pair]:
     return [(pair[0] + 0.01 * torch.randn_like(pair[0]), pair[1]) for _ in range(120)]
 

@@ -35,7 +35,8 @@ class TrainingStatistics:
             changed, but for the weights of layers, which tell that themselves.
         compared_calls: Of the first calls, those whose samples were compared.
         compared_samples: The number of these samples.
-        different_samples: That of different ones among them.
+        different_samples: That of different ones among them; 0 where they may be few by
+            nature, as the states of a game.
         order: By one sum over each sample, the variance between the means of batches
             over that of random batches (F), and the correlation of each mean with the
             one before; nan without enough calls.

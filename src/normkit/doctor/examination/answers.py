@@ -236,8 +236,9 @@ class Answers:
         if y is not None and y.dim() == t.dim() + 1 and y.shape[1] > 1:
             chosen = y.detach().argmax(1)
             self._chosen.append(_rows(chosen).flatten().cpu())
-            self._right[0] += int(((chosen == t) & (t >= 0)).sum())
-            self._right[1] += int((t >= 0).sum())
+            if chosen.shape == t.shape:  # classes may lie along another dimension
+                self._right[0] += int(((chosen == t) & (t >= 0)).sum())
+                self._right[1] += int((t >= 0).sum())
 
     def _add_values(self, y: Tensor | None, t: Tensor) -> None:
         self._range[0] = min(self._range[0], float(t.min()))

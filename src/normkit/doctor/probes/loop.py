@@ -82,7 +82,7 @@ class Loop:
             samples=self.samples / max(self.forwards, 1),
             compared_calls=self._repeats.calls,
             compared_samples=self._repeats.samples,
-            different_samples=self._repeats.different,
+            different_samples=self._repeats.repeated,
             order=self._repeats.order(),
             input_dims=self._repeats.dims,
             weight_decay=decay,

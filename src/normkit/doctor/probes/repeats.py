@@ -20,6 +20,9 @@ MOST, MAX_VALUES = 200, 4096
 LEAST_VALUES = 16
 # Samples of a batch and batches from which their order is judged.
 LEAST_SAMPLES, LEAST_BATCHES = 4, 50
+# How often a batch comes that comes again and again, and the values of a sample from
+# which few different ones in other batches are few data.
+TIMES, LEAST_WIDTH = 20, 16
 
 
 class Repeats:
@@ -27,11 +30,23 @@ class Repeats:
 
     Attributes:
         dims: Dimensions of that tensor.
+        width: Values of a sample.
     """
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
-        self.dims = 0
+        self._counts: list[Tensor] = []
+        self.dims = self.width = 0
+
+    @property
+    def are_counts(self) -> bool:
+        """True where all values are whole numbers, as tokens or states of a game."""
+        return bool(self._counts) and bool(torch.stack(self._counts).all())
+
+    @property
+    def batches(self) -> int:
+        """Number of different batches that were read."""
+        return len({tuple(sums.float().tolist()) for sums in self._sums})
 
     @property
     def calls(self) -> int:
@@ -50,6 +65,19 @@ class Repeats:
             return 0
         # Sums of equal rows may differ in the last digits of float64.
         return len(torch.cat([sums.float().cpu() for sums in self._sums]).unique())
+
+    @property
+    def repeated(self) -> int:
+        """Number of samples that come again and again; 0 where that tells nothing.
+
+        Those of whole batches, or drawn in others. Samples of few numbers, or of whole
+        ones, may be few by nature, as the states of a game are.
+        """
+        batches = self.batches
+        if batches * TIMES <= self.calls:
+            return round(batches * self.samples / self.calls)
+        is_of_states = self.are_counts or self.width < LEAST_WIDTH
+        return 0 if is_of_states else self.different
 
     def order(self) -> tuple[float, float]:
         """Return how the batches differ, by one weighted sum of each sample.
@@ -82,8 +110,10 @@ class Repeats:
             return
         self.dims = given.dim()
         rows = given.flatten(1) if given.dim() > 1 else given.reshape(-1, 1)
+        self.width = rows.shape[1]
         most = max(MAX_VALUES // len(rows), LEAST_VALUES)
         rows = rows[:, :: math.ceil(rows.shape[1] / most)].to(_dtype(rows))
+        self._counts.append((rows == rows.round()).all())
         weights = _weights(rows.shape[1], rows.device, rows.dtype)
         self._sums.append((rows * weights).sum(1))
 
