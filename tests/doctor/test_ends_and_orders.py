@@ -41,14 +41,18 @@ def test_targets_beyond_the_states_of_a_last_recurrent_layer(kind: Any) -> None:
 
 
 class Cosines(nn.Module):
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, how: str = "product") -> None:
         super().__init__()
-        self.body = build("mlp")[:-1]
+        self.body, self.how = build("mlp")[:-1], how
         self.ways, self.scale = nn.Parameter(torch.randn(10, 48)), scale
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.normalize(self.body(x), dim=1)
-        return self.scale * h @ F.normalize(self.ways, dim=1).T
+        h = self.body(x)
+        if self.how == "function":
+            return F.cosine_similarity(h[:, None], self.ways, dim=2) * self.scale
+        if self.how == "small":  # by chance, as of a network that begins to learn
+            return torch.tanh(h @ self.ways.T / 10)
+        return self.scale * F.normalize(h, dim=1) @ F.normalize(self.ways, dim=1).T
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,15 @@ def test_cosines_that_are_scores_are_named_once_they_are_right(
     for loss, count in ((F.cross_entropy, expected), (scaled, 0)):
         found = told(model, batches()[:16], loss, "D34")
         assert len([f for f in found if "as of cosines" in f.evidence]) == count
+
+
+@pytest.mark.parametrize(("how", "expected"), [("function", 1), ("small", 0)])
+def test_cosines_are_told_from_other_small_scores(how: str, expected: int) -> None:
+    torch.manual_seed(0)
+    model = Cosines(1.0, how)
+    train(model, 240)
+    found = told(model, batches()[:16], F.cross_entropy, "D34")
+    assert len([f for f in found if "as of cosines" in f.evidence]) == expected
 
 
 def hardest(vectors: Tensor, y: Tensor, *, pushes: bool) -> Tensor:

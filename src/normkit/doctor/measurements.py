@@ -187,6 +187,7 @@ class OutputStatistics:
             as "Softmax"; "" for none.
         most_chosen: Share of the samples whose largest score is that of the class
             chosen most often; None without scores.
+        are_cosines: They are products of vectors that were divided, as by their norms.
         largest: The largest size of a value.
         right: Share of the labels whose score is the largest; None without scores.
         softmax_dim: The dimension of the softmax that gives the output; None where
@@ -216,6 +217,7 @@ class OutputStatistics:
     operations: frozenset[str] = frozenset()
     squashed_by: str = ""
     most_chosen: float | None = None
+    are_cosines: bool = False
     largest: float = math.nan
     right: float | None = None
     softmax_dim: int | None = None

@@ -56,10 +56,9 @@ SAME = 1e-5
 # which weights are meant to even out the shares; and the exponent of weights over
 # shares, -1 for the inverse, from which they do the opposite.
 UNEVEN, TWICE = 2.0, 0.5
-# The largest size of scores that are cosines, which come near to 1, and the share of
-# right answers which tells that a network has learned all the same: other scores grow
-# with what they are sure of. Of few classes a score of 1 is sure enough.
-COSINE, NEAR_ONE, MOST_ARE_RIGHT, MANY = 1.001, 0.7, 0.8, 5
+# The largest size of a cosine, and the share of right answers which tells that a
+# network has learned all the same. Of few classes a score of 1 is sure enough.
+COSINE, MOST_ARE_RIGHT, MANY = 1.001, 0.8, 5
 # Ones per row above which a softmax, whose row sums to one, cannot be right.
 LABELS = 1.01
 
@@ -203,14 +202,14 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
 
 
 def _are_bounded(out: OutputStatistics) -> bool:
-    """Return True for scores within −1 to 1 that are right, and so cannot grow.
+    """Return True for cosines that are scores, and right, though they cannot grow.
 
     A loss with a margin, as ArcFace's, scales them itself.
     """
-    if {"Mul", "Div"} & out.operations:
+    if not out.are_cosines or {"Mul", "Div"} & out.operations:
         return False
     is_learned = out.right is not None and out.right > MOST_ARE_RIGHT
-    return is_learned and out.units >= MANY and NEAR_ONE < out.largest <= COSINE
+    return is_learned and out.units >= MANY and out.largest <= COSINE
 
 
 def _is_divergence(statistics: Statistics, out: OutputStatistics) -> bool:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.graph import (
+    are_cosines,
     class_weights,
     compared_values,
     last_operation,
@@ -68,6 +69,7 @@ class Answers:
         self._activation = ""
         self._operations: frozenset[str] = frozenset()
         self._squashed_by = ""
+        self._are_cosines = False
         self._softmax_dim: int | None = None
         self._class_dim: int | None = None
         self._unregistered: list[str] = []
@@ -116,6 +118,7 @@ class Answers:
             self._activation = last_operation(y)
             self._operations = operations_between(loss, y)
             self._squashed_by = squashed_by(loss, y)
+            self._are_cosines = are_cosines(y)
             self._softmax_dim = softmax_dim(y)
             self._class_dim = _class_dim(y, targets)
             self._unregistered = unregistered(model, y)
@@ -184,6 +187,7 @@ class Answers:
             operations=self._operations,
             squashed_by=self._squashed_by,
             most_chosen=_most_frequent(self._chosen),
+            are_cosines=self._are_cosines,
             largest=self._largest,
             right=self._right[0] / self._right[1] if self._right[1] else None,
             softmax_dim=self._softmax_dim,

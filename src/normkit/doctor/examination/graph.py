@@ -14,6 +14,7 @@ from torch import Tensor
 from normkit.doctor.probes.functions import VIEWS
 
 __all__ = [
+    "are_cosines",
     "class_weights",
     "compared_values",
     "last_operation",
@@ -107,6 +108,32 @@ def class_weights(loss: Tensor, output: Tensor) -> tuple[float, ...]:
         if isinstance(of_ones, Tensor) and of_ones.numel() == 1:
             return 1.0, float(of_ones)
     return ()
+
+
+def are_cosines(output: Tensor) -> bool:
+    """Return True for products of vectors that were divided, as by their norms.
+
+    Perhaps with a factor that is a number. What else is divided is not excluded: the
+    values tell.
+    """
+    node = _before_factors(output.grad_fn)
+    if node is not None and _name(node) == "Sum":
+        node = _before_factors(next(iter(_parents(node)), None), products=False)
+    if node is None or _name(node) not in ("Mm", "Bmm", "Mul"):
+        return False
+    given = [_before_factors(parent) for parent in _parents(node)]
+    return len(given) == 2 and all(n is not None and _name(n) == "Div" for n in given)
+
+
+def _before_factors(node: Any, *, products: bool = True) -> Any:
+    """Return the node behind views, and behind factors that are numbers."""
+    while node is not None:
+        parents = list(_parents(node))
+        is_factor = products and _name(node) in ("Mul", "Div") and len(parents) == 1
+        if _name(node) not in VIEWS and not is_factor:
+            return node
+        node = next(iter(parents), None)
+    return None
 
 
 def squashed_by(loss: Tensor, output: Tensor) -> str:
