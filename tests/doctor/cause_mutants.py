@@ -310,3 +310,10 @@ def trained_weights_may_grow(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import too_large
 
     patch.setattr(too_large, "_outgrown", lambda _: iter(()))
+
+
+@fault(caught_by=_ENDS + "test_answers_whose_first_dimension_is_time_are_not_one_point")
+def what_is_not_changed_is_one_point(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import answers
+
+    patch.setattr(answers, "UNKNOWN", 0.0)

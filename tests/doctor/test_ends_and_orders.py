@@ -109,6 +109,26 @@ def test_vectors_that_are_pulled_to_one_point_are_named(*, pushes: bool) -> None
     )
 
 
+def test_answers_whose_first_dimension_is_time_are_not_one_point() -> None:
+    """As those of a CTC loss: nothing can be given to another sample."""
+    model = build("mlp", normalized=False, depth=2)
+    train(model, 60)
+
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x).softmax(1).expand(5, -1, -1)
+
+    def of_times(shares: Tensor, y: Tensor) -> Tensor:
+        return 1 - (shares.mean(0) * F.one_hot(y, 10)).sum(1).mean()
+
+    found = told(TimeFirst(), batches()[:16], of_times, "D34")
+    assert not [f for f in found if "one answer" in f.evidence]
+
+
 def test_of_two_losses_the_targets_of_each_are_its_own() -> None:
     """A binary cross entropy of targets that the loss makes, beside squared errors."""
 

@@ -40,6 +40,9 @@ FEW_COLUMNS = 16
 MAX_LABELS = 4096
 
 
+# A loss that was not measured.
+UNKNOWN = math.nan
+
 # Share of the samples with another target than the one before. Two classes of 1 to 20
 # in random order have 0.1; batches of 64 ordered by class, with a border, 0.03.
 MIN_DIFFERENT = 0.05
@@ -154,12 +157,16 @@ class Answers:
                 return x
             if not x.is_floating_point():
                 return x
+            given.append(x)
             return x.detach().mean(0, keepdim=True).expand_as(x).contiguous()
 
+        given: list[Tensor] = []
         try:
             with torch.no_grad():
                 shuffled = float(loss_fn(tree_map(rolled, output), target))
-                self.common.append(float(loss_fn(tree_map(common, output), target)))
+                one = float(loss_fn(tree_map(common, output), target))
+                # Where no answer has the samples first, nothing was changed.
+                self.common.append(one if given else UNKNOWN)
                 self.shuffled.append(shuffled)
             if len(self.shuffled) == 1:
                 self.has_targets = _has_targets(loss_fn, output, target)
