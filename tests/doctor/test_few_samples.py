@@ -84,6 +84,7 @@ def test_a_small_network_cannot_learn_by_heart() -> None:
 
 def test_inputs_are_told_apart_by_values_and_order() -> None:
     seen, x = Repeats(), torch.randn(16, 4)
+    assert (seen.repeated, seen.different, seen.samples) == (0, 0, 0)
     for given in (x, x.clone(), x.flip(0), {"x": x + 1}, x.double(), x[:3]):
         seen.add((given,), {})
     assert (seen.calls, seen.samples, seen.different) == (6, 83, 32)

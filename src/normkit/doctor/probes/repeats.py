@@ -74,6 +74,8 @@ class Repeats:
         ones, may be few by nature, as the states of a game are.
         """
         batches = self.batches
+        if not batches:
+            return 0
         if batches * TIMES <= self.calls:
             return round(batches * self.samples / self.calls)
         is_of_states = self.are_counts or self.width < LEAST_WIDTH
