@@ -34,6 +34,12 @@ def test_a_few_batches_again_and_again_are_named(count: int, size: int) -> None:
     assert f"the same {count * size} samples" in found.evidence
 
 
+def test_a_few_batches_of_whole_numbers_are_named() -> None:
+    x, y = batches(32)[0]
+    (found,) = told(build("mlp"), [((4 * x).round(), y)])
+    assert "the same 32 samples" in found.evidence
+
+
 def test_the_same_few_samples_in_other_batches_are_named() -> None:
     x, y = (torch.cat(parts) for parts in zip(*batches(16)[:2], strict=True))
     draw = torch.Generator().manual_seed(0)
