@@ -11,7 +11,11 @@ from torch.nn import functional as F
 from doctor.models import batches
 from doctor.test_quiet import ALL
 from normkit.doctor import Finding, Statistics, checks, diagnose, watch
-from normkit.doctor.measurements import LayerStatistics, WeightStatistics
+from normkit.doctor.measurements import (
+    LayerStatistics,
+    TrainingStatistics,
+    WeightStatistics,
+)
 
 
 def plain() -> nn.Sequential:
@@ -84,6 +88,16 @@ def test_a_loss_that_rises_until_it_is_not_finite_is_of_the_steps(
     assert "then was not finite" in found[0].evidence
     assert {f.follows for f in found[1:]} == {"D27"}
     assert not diverged(0.01, is_logged=is_logged)
+
+
+def test_a_density_that_falls_below_zero_has_not_risen() -> None:
+    start = [0.1, 0.1, 0.0, -0.1, 0.1]
+    for later, expected in (([-3.0, -5.0, -7.0], False), ([3.0, 5.0, 7.0], True)):
+        losses = tuple(enumerate([*start, *later, math.nan]))
+        loop = TrainingStatistics(losses=losses)
+        seen = replace(of(USUAL), while_training=True, training=loop)
+        found = checks.run(seen, ["D27"])
+        assert any(f.severity == "error" for f in found) is expected
 
 
 def of(*weights: WeightStatistics) -> Statistics:

@@ -140,9 +140,8 @@ def _rise(values: Sequence[float]) -> float:
     if end is None or end <= READING:
         return math.nan
     start = numbers.median(abs(v) for v in values[:READING])
-    return max(map(abs, values[max(READING, end - READING) : end])) / (
-        start or math.inf
-    )
+    # A log-likelihood that falls far below zero has not risen.
+    return max(values[max(READING, end - READING) : end]) / (start or math.inf)
 
 
 def _blown_up(statistics: Statistics) -> Iterator[Finding]:

@@ -41,7 +41,7 @@ class Repeats:
     @property
     def are_counts(self) -> bool:
         """True where all values are whole numbers, as tokens or states of a game."""
-        return bool(self._counts) and bool(torch.stack(self._counts).all())
+        return bool(self._counts) and all(map(bool, self._counts))
 
     @property
     def batches(self) -> int:
