@@ -110,7 +110,7 @@ def matching_network() -> Training:
 
 @program
 def counted_discs() -> Training:
-    """How many of 0 to 8 discs a picture of 20 × 20 has, by the sum over places.
+    """Count the 0 to 8 discs of a picture of 20 × 20 by the sum over places.
 
     Poisson loss, log rates, leaky ReLU, no norm, Adam: 97 % of the variance.
     """

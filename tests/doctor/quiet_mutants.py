@@ -583,16 +583,16 @@ _PASSED = "tests/doctor/test_frozen_and_passed.py::"
 
 @fault(caught_by=_PASSED + "test_frozen_features_that_go_on_counting_are_the_cause")
 def whatever_was_never_trained_is_not_frozen(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import modes
+    from normkit.doctor.measurements import LayerStatistics
 
-    patch.setattr(modes, "_is_frozen", lambda _: False)
+    patch.setattr(LayerStatistics, "gets_gradients", True)
 
 
 @fault(caught_by=_PASSED + "test_features_that_are_compared_may_end_in_a_frozen_norm")
 def frozen_layers_are_one_map_with_trained_ones(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import basics
+    from normkit.doctor.measurements import LayerStatistics
 
-    patch.setattr(basics, "_gets_gradients", lambda _: True)
+    patch.setattr(LayerStatistics, "gets_gradients", True)
 
 
 @fault(

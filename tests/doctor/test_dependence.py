@@ -136,7 +136,7 @@ def test_a_batch_norm_of_no_module_is_named(kind: str) -> None:
 
 
 def test_such_a_norm_is_named_in_a_large_batch_of_images() -> None:
-    """Where each of its statistics is that of thousands of values."""
+    """Each of its statistics is that of thousands of values there."""
 
     class Images(nn.Module):
         def __init__(self) -> None:

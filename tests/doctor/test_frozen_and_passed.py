@@ -84,7 +84,7 @@ def test_a_batch_that_is_skipped_behind_the_norms_is_told_by_the_norms() -> None
 
 
 def test_a_norm_that_gives_one_row_to_all_samples_has_not_erased_it() -> None:
-    """What it gives is scale · row + shift, whose spread may be below the shift's."""
+    """It gives scale · row + shift, whose spread may be below the shift's."""
 
     class Narrow(nn.Module):
         def __init__(self) -> None:

@@ -303,6 +303,11 @@ class LayerStatistics:
         return float(self.output.count) / self.samples / self.units
 
     @property
+    def gets_gradients(self) -> bool:
+        """True for a layer whose weight gets gradients, which may be zeros."""
+        return self.weight is not None and bool(self.weight.gradient_norm)
+
+    @property
     def where(self) -> str:
         """The layer's name, or "(model)" for a model that is one layer."""
         return self.name or "(model)"

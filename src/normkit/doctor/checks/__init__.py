@@ -7,9 +7,8 @@ kept), `buffers` (their values and precision), `batch_size`, `batches` (what a b
 holds, with `in_order`), `modes` (training and eval mode), `weights` (with `steps` and
 `too_large`), `saturation`, `signals` and `gradients` (over the depth), `basics` (input,
 output, order of the layers, with `targets`, `outliers`, `few_samples`, `progress` and
-`not_finite`),
-`transformers` (residual stream, attention, gains, post-norm), `spikes` (the loss over
-the steps).
+`not_finite`), `transformers` (residual stream, attention, gains, post-norm), `spikes`
+(the loss over the steps).
 """
 
 from __future__ import annotations

@@ -367,7 +367,7 @@ def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
             continue
         if layer.beside or layer.name in sharing:
             continue
-        if _gets_gradients(layer) != _gets_gradients(before):
+        if layer.gets_gradients != before.gets_gradients:
             continue  # one of them is that of another network, which is frozen
         given, middle = before.features
         if middle < min(given, layer.features[1]):
@@ -380,10 +380,6 @@ def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
             f"{before.name} is its input, directly: the two are one linear map",
             "put an activation between them, or merge them",
         )
-
-
-def _gets_gradients(layer: LayerStatistics) -> bool:
-    return layer.weight is not None and bool(layer.weight.gradient_norm)
 
 
 CHECKS = {"D28": input_scale, "D29": norm_choice, "D34": basics}

@@ -8,11 +8,7 @@ from functools import partial
 from normkit.doctor.checks.dependence import DEPENDS_BY_NORM, reads_batch
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.measurements import (
-    LayerStatistics,
-    NormStatistics,
-    Statistics,
-)
+from normkit.doctor.measurements import NormStatistics, Statistics
 
 __all__ = [
     "CHECKS",
@@ -64,7 +60,9 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
         # Never trained, and so of no checkpoint: the layer has no scale and shift. But
         # behind a weight that is frozen, too, it is a part of a frozen network.
         is_plain = is_bad and not is_cut_off and norm.is_at_start
-        is_plain &= not _is_frozen(by_name.get(layer.fed_by))
+        before = by_name.get(layer.fed_by)
+        if before is not None and before.weight is not None:
+            is_plain &= before.gets_gradients
         if is_bad and (is_still or is_plain):
             severity = "info"
         yield _D07(
@@ -83,16 +81,6 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
             "keep the layer in eval mode, also after model.train(): "
             "normkit.convert(model, to='frozen') does",
         )
-
-
-def _is_frozen(layer: LayerStatistics | None) -> bool:
-    """Return True for a layer whose weight gets no gradients.
-
-    Behind it a scale of zero may make them zero, which is not none.
-    """
-    if layer is None or layer.weight is None:
-        return False
-    return not layer.weight.gradient_norm
 
 
 def stuck_in_eval(statistics: Statistics) -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """Steps that were far too large, by what they did: part of D27.
 
-By their first sizes, where nothing was learned since; by a loss that rose until it was
-not finite; and by weights of a thousand times the usual size, which they have left.
+By a loss that rose until it was not finite; by weights far above the usual size, which
+they have left; by their first sizes, where nothing was learned since; and by trained
+weights that have become several times as large.
 """
 
 from __future__ import annotations

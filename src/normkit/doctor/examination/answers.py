@@ -22,22 +22,23 @@ from normkit.doctor.examination.graph import (
     softmax_dim,
     squashed_by,
 )
+from normkit.doctor.examination.labels import (
+    MAX_COLUMNS,
+    MAX_LABELS,
+    label_channels,
+    rows_of,
+)
 from normkit.doctor.examination.unregistered import unregistered
 from normkit.doctor.measurements import OutputStatistics, TargetStatistics
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.moments import Moments, moments
 
-__all__ = ["Answers", "channels_of", "label_beyond"]
+__all__ = ["Answers", "channels_of"]
 
-# Columns of inputs and targets that show whether batches are mixed: the standard
-# error of a median of 64 F ratios is a tenth of a sorted loader's excess.
-MAX_COLUMNS = 64
 # Class numbers above it are no classes, and would fill the memory with counts.
 MAX_CLASSES = 1_000_000
 # Targets of more columns are images or maps, most of whose values may be one.
 FEW_COLUMNS = 16
-# Labels kept per batch where a sample has many, as in segmentation.
-MAX_LABELS = 4096
 
 
 # A loss that was not measured.
@@ -215,7 +216,7 @@ class Answers:
                 low=float(min(int(t.min()) for t in self._labels)),
                 high=float(classes - 1),
                 most_frequent=_most_frequent(self._labels),
-                channels=_label_channels(self._rows, classes),
+                channels=label_channels(self._rows, classes),
                 beyond=self.beyond,
             )
         if not self._values:
@@ -237,7 +238,7 @@ class Answers:
         )
 
     def _add_labels(self, y: Tensor | None, t: Tensor, samples: int) -> None:
-        rows = _rows(t, samples).cpu()
+        rows = rows_of(t, samples).cpu()
         # A negative label is one to ignore, such as cross_entropy's -100.
         labels = rows[rows >= 0]
         if not labels.numel() or int(labels.max()) >= MAX_CLASSES:
@@ -246,7 +247,7 @@ class Answers:
         self._rows.append(rows)
         if y is not None and y.dim() == t.dim() + 1 and y.shape[1] > 1:
             chosen = y.detach().argmax(1)
-            self._chosen.append(_rows(chosen).flatten().cpu())
+            self._chosen.append(rows_of(chosen).flatten().cpu())
             if chosen.shape == t.shape:  # classes may lie along another dimension
                 self._right[0] += int(((chosen == t) & (t >= 0)).sum())
                 self._right[1] += int((t >= 0).sum())
@@ -302,26 +303,6 @@ def _has_targets(loss_fn: Callable[..., Any], output: Any, target: Tensor) -> bo
     )
 
 
-def label_beyond(
-    output: Any, targets: Any, ignored: int = -100
-) -> tuple[int, int] | None:
-    """Return a class number that scores `(N, K, …)` have no unit for, and K.
-
-    Args:
-        output: The scores.
-        targets: The class numbers.
-        ignored: The label that the loss ignores.
-    """
-    y = first_tensor(output)
-    if y is None or not isinstance(targets, Tensor) or targets.dtype != torch.int64:
-        return None
-    if y.dim() != targets.dim() + 1 or not targets.numel():
-        return None
-    units, labels = y.shape[1], targets[targets != ignored]
-    beyond = labels[(labels < 0) | (labels >= units)]
-    return (int(beyond[0]), units) if beyond.numel() else None
-
-
 def _made_by_loss(values: Tensor | None, targets: Any) -> TargetStatistics | None:
     """Return the range of what a loss made of the targets; None for the targets."""
     if values is None or not isinstance(targets, Tensor) or not targets.numel():
@@ -362,43 +343,6 @@ def channels_of(x: Tensor) -> ChannelStatistics:
     columns = columns[:, :: -(-columns.shape[1] // MAX_COLUMNS)]
     found = on_cpu(moments(columns.float(), 0))
     return ChannelStatistics.of_batch(found, found)
-
-
-def _label_channels(batches: list[Tensor], classes: int) -> ChannelStatistics | None:
-    """Return the statistics of which labels a sample has, batch by batch.
-
-    A mask or a sequence is one sample, whose mean is the share of each label: its
-    pixels are alike, as no samples drawn at random are.
-
-    Args:
-        batches: Labels `(N, P)` of each batch; those below 0 are ignored.
-        classes: Number of classes.
-    """
-    if any(len(rows) < 2 for rows in batches) or classes < 2:
-        return None
-    width = min(classes, MAX_COLUMNS)
-    found = []
-    for rows in batches:
-        is_label = rows >= 0
-        one_hot = torch.nn.functional.one_hot(rows.clamp(min=0) % width, width)
-        values = moments(one_hot[is_label].double(), 0)
-        counts = is_label.sum(1, keepdim=True)
-        shares = (one_hot * is_label[..., None]).sum(1).double() / counts.clamp(min=1)
-        has_labels = counts > 0
-        by_sample = moments(shares, 0, has_labels.expand(shares.shape))
-        found.append(ChannelStatistics.of_batch(values, by_sample))
-    return ChannelStatistics.merge_all(found)
-
-
-def _rows(labels: Tensor, samples: int = 0) -> Tensor:
-    """Return the labels of each sample `(N, P)`, of a batch at most about MAX_LABELS.
-
-    Labels `(N·P,)` of N samples are those of sequences or images that were flattened.
-    """
-    rows = labels.flatten(1) if labels.dim() > 1 else labels.reshape(-1, 1)
-    if labels.dim() < 2 and samples > 1 and len(rows) % samples == 0:
-        rows = rows.view(samples, -1)
-    return rows[:, :: max(1, -(-rows.numel() // MAX_LABELS))]
 
 
 def _kurtosis(rows: list[Tensor]) -> float:

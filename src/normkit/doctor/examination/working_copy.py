@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from normkit.doctor.examination.answers import label_beyond
 from normkit.doctor.examination.case import Case, accuracy
 from normkit.doctor.examination.dependence import dependence
 from normkit.doctor.examination.forward_pass import ForwardPass
+from normkit.doctor.examination.labels import label_beyond
 from normkit.doctor.measurements import DependenceStatistics
 from normkit.doctor.probes.probes import Probes
 from normkit.doctor.probes.tensor_statistics import first_tensor
