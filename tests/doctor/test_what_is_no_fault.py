@@ -218,8 +218,8 @@ def digits(size: int, *, is_sorted: bool = False) -> Pairs:
     return list(zip(x[order].split(size), y[order].split(size), strict=True))
 
 
-def learned(model: nn.Module, steps: int) -> nn.Module:
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+def learned(model: nn.Module, steps: int, rate: float = 1e-2) -> nn.Module:
+    optimizer = torch.optim.Adam(model.parameters(), rate)
     data = digits(64)
     for step in range(steps):
         x, y = data[step % len(data)]
@@ -276,7 +276,10 @@ def test_d18_dead_units_before_a_norm_cost_nothing_where_it_has_learned(
     learned(model, 5)
     with torch.no_grad():
         model[0].bias[:4] = -100.0  # pyright: ignore[reportIndexIssue]
-    found = diagnose(learned(model, steps), digits(64), F.cross_entropy)
+    learned(model, steps)
+    # At a rate of .01 eval mode can be 1.1 points worse, on some processors: D02.
+    learned(model, steps // 2, 1e-3)
+    found = diagnose(model, digits(64), F.cross_entropy)
     assert severities(found, "D18") == {expected}
 
 
