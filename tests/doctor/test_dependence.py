@@ -101,6 +101,27 @@ def test_a_view_that_mixes_samples_is_told() -> None:
     assert not told(Mixed(is_bad=False), sequences())
 
 
+class OneSize(nn.Module):
+    """It takes no batch but of sixteen; one norm is of the batch, one of a sample."""
+
+    def __init__(self, *, is_bad: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.norm = nn.LayerNorm([16, 12, 16] if is_bad else [12, 16])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.first(x).view(16, 12, 16))
+        return self.last(h.relu().mean(1))
+
+
+def test_a_layer_norm_over_the_batch_is_told() -> None:
+    """No part of the batch can be given alone."""
+    (found,) = told(OneSize(is_bad=True), sequences())
+    assert found.severity == "error"
+    assert "depends on the others in its batch" in found.evidence
+    assert not told(OneSize(is_bad=False), sequences())
+
+
 class Made(nn.Module):
     """A norm of features that no module holds, by one of three ways, or of a module."""
 

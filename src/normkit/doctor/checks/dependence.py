@@ -64,10 +64,11 @@ def dependence(statistics: Statistics) -> Iterator[Finding]:
             found.on_others or 0.0,
             DEPENDS,
             "in eval mode the answer to a sample depends on the others in its batch: "
-            f"without most of them it changes by {found.on_others:.2g} of the spread",
+            "without most of them, or among copies of itself, it changes by "
+            f"{found.on_others:.2g} of the spread",
             "find the layer that takes the samples for another dimension: batch_first "
-            "of recurrent layers and attention, the dim of a softmax or a mean, view "
-            "in place of permute",
+            "of recurrent layers and attention, the dim of a softmax or a mean, the "
+            "shape of a layer norm, view in place of permute",
         )
     for label in found.ignored:
         share = _frequency(statistics.targets, label)

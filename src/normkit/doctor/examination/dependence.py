@@ -236,7 +236,8 @@ def _on_others(
 ) -> float | None:
     """Return the change of the answers to the last samples, given alone.
 
-    Only where the first dimension is sure to be that of the samples: there is one
+    Where the model takes no fewer samples, given among copies of the last one. Only
+    where the first dimension is sure to be that of the samples: there is one
     target for each. A matrix that a recurrent layer reads may be one sequence.
     """
     size = num_samples(batch)
@@ -255,10 +256,21 @@ def _on_others(
         return None
     first = size - LEFT
 
-    def rest(v: Any) -> Any:
-        return v[first:] if isinstance(v, Tensor) and v.dim() and len(v) == size else v
+    def of_samples(change: Callable[[Tensor], Tensor]) -> Any:
+        def changed(v: Any) -> Any:
+            is_own = isinstance(v, Tensor) and v.dim() and len(v) == size
+            return change(v) if is_own else v
 
-    return _relative(answers(tree_map(rest, batch)), whole[first:], whole)
+        return tree_map(changed, batch)
+
+    try:
+        alone = answers(of_samples(lambda v: v[first:]))
+    except Exception:  # the model may take batches of its own size alone
+        among_copies = answers(
+            of_samples(lambda v: torch.cat([v[-1:].expand_as(v)[:first], v[first:]]))
+        )
+        alone = None if among_copies is None else among_copies[first:]
+    return _relative(alone, whole[first:], whole)
 
 
 def _on_future(answers: Any, batch: Any, whole: Tensor, targets: Any) -> float | None:
