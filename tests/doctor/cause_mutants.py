@@ -317,3 +317,13 @@ def what_is_not_changed_is_one_point(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.examination import answers
 
     patch.setattr(answers, "UNKNOWN", 0.0)
+
+
+@fault(
+    caught_by=_NORMS
+    + "test_new_norms_behind_a_bias_are_told_where_eval_mode_says_nothing"
+)
+def a_bias_is_always_that_of_a_fold(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import buffers
+
+    patch.setattr(buffers, "_says_nothing_in_eval", lambda _: False)

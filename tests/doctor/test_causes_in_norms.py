@@ -283,6 +283,16 @@ def test_norms_that_are_frozen_before_they_were_loaded_are_told() -> None:
     assert "strict=False" in found.fix
 
 
+def test_new_norms_behind_a_bias_are_told_where_eval_mode_says_nothing() -> None:
+    """A bias may be that of a fold, but a folded network answers."""
+    model = fine_tuned({}, bias=True, steps=100).eval()
+    assert "D32" not in examined(model).named  # 256 random features tell something
+    nn.init.normal_(model[1].weight, 0, 1e-4)  # pyright: ignore[reportArgumentType]
+    found = examined(model).findings[0]
+    assert (found.id, found.layers) == ("D32", ("0.2", "0.5", "0.8"))
+    assert "no better than the most frequent class" in found.evidence
+
+
 @pytest.mark.parametrize("kind", ["loaded", "folded", "fresh"])
 def test_frozen_norms_that_are_meant_as_they_are_are_silent(kind: str) -> None:
     saved = saved_backbone(is_folded=kind == "folded")

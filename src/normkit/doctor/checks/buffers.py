@@ -15,9 +15,14 @@ from normkit.doctor.checks.population import (
 )
 from normkit.doctor.checks.progress import has_learned, is_untrained
 from normkit.doctor.checks.signals import activations_explode, activations_vanish
-from normkit.doctor.checks.thresholds import above
+from normkit.doctor.checks.thresholds import above, too_few
 from normkit.doctor.finding import SEVERITIES, Finding, Severity
-from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
+from normkit.doctor.measurements import (
+    LayerStatistics,
+    NormStatistics,
+    Statistics,
+    standard_error,
+)
 
 __all__ = [
     "CHECKS",
@@ -214,7 +219,7 @@ def default_buffers(statistics: Statistics) -> Iterator[Finding]:
         if norm.is_identity or not norm.tracks or is_in_eval or is_kept_new(norm):
             continue
         if statistics.has_moved and _is_left_new(layer, norm, statistics):
-            yield _left_new(layer, norm)
+            yield _left_new(layer, norm, _says_nothing_in_eval(statistics))
             continue
         if norm.is_new or nothing_learned:
             reason = "the layer is new: default statistics, scale 1, shift 0"
@@ -249,9 +254,14 @@ def _is_left_new(
     """Return True for a frozen norm that no checkpoint has reached.
 
     One that is the identity on purpose, after its layer was folded, stands behind a
-    bias, which a fold needs. One whose inputs have mean 0 and variance 1 does no harm.
+    bias, which a fold needs, and the network answers well. One whose inputs have mean 0
+    and variance 1 does no harm.
     """
-    if not (norm.frozen and norm.is_new) or norm.is_trainable or norm.is_constant:
+    if not norm.is_new or norm.is_trainable or norm.is_constant:
+        return False
+    if statistics.came_in_eval and _says_nothing_in_eval(statistics):
+        return True
+    if not norm.frozen:
         return False
     fed_by = next(
         (each for each in statistics.layers if each.name == layer.fed_by), None
@@ -262,7 +272,20 @@ def _is_left_new(
     return found is not None and found.severity == "error"
 
 
-def _left_new(layer: LayerStatistics, norm: NormStatistics) -> Finding:
+def _says_nothing_in_eval(statistics: Statistics) -> bool:
+    """Return True where classes in eval mode are as right as the most frequent one."""
+    found, wanted = statistics.evaluation, statistics.targets
+    if found is None or wanted is None or too_few(sum(found.samples)):
+        return False
+    if wanted.most_frequent is None or len(found.running_metric) < 2:
+        return False
+    error = standard_error(found.running_metric)
+    return found.mean(found.running_metric) <= wanted.most_frequent + 2 * error
+
+
+def _left_new(
+    layer: LayerStatistics, norm: NormStatistics, says_nothing: bool
+) -> Finding:
     stream = norm.in_training
     var = math.nan if stream is None else float(stream.pooled.var.mean())
     return _D32(
@@ -272,7 +295,9 @@ def _left_new(layer: LayerStatistics, norm: NormStatistics) -> Finding:
         1.0,
         "it is frozen with the statistics, scale and shift of a new layer, though the "
         "network was trained: it normalizes nothing, and its inputs have a variance "
-        f"of {var:.3g} in place of 1",
+        f"of {var:.3g} in place of 1"
+        + "; in eval mode the answers are no better than the most frequent class"
+        * says_nothing,
         "load the checkpoint that it was frozen for: load_state_dict(strict=False) "
         "returns the names that it did not find, and a prefix such as module. makes "
         "them differ",
