@@ -319,6 +319,13 @@ def what_is_not_changed_is_one_point(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(answers, "UNKNOWN", 0.0)
 
 
+@fault(caught_by=_ENDS + "test_gradients_that_did_not_arrive_for_most_of_a_training")
+def the_last_steps_stand_for_a_training(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import gradients
+
+    patch.setattr(gradients, "LONG", 10**6)
+
+
 @fault(
     caught_by=_NORMS
     + "test_new_norms_behind_a_bias_are_told_where_eval_mode_says_nothing"

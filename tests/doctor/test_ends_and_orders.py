@@ -1,5 +1,6 @@
 """Faults that unseen programs showed: bounded answers, one answer, orders, ids."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -232,3 +233,25 @@ def test_scores_whose_classes_lie_last_are_no_error() -> None:
     data = [(torch.randint(12, (16, 7)), torch.randint(12, (16, 7))) for _ in range(4)]
     found = diagnose(model, data, lambda y, t: F.cross_entropy(y.mT, t))
     assert found.statistics.output is not None
+
+
+@pytest.mark.parametrize("act", [nn.Sigmoid, nn.ReLU])
+def test_gradients_that_did_not_arrive_for_most_of_a_training(act: Any) -> None:
+    """Adam moves the first layers by noise, until a gradient arrives."""
+    torch.manual_seed(0)
+    sizes = (64, *[48] * 8)
+    layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
+    body = [each for layer in layers for each in (layer, act())]
+    model, data = nn.Sequential(*body, nn.Linear(48, 10)), batches()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for step in range(400):
+            x, y = data[step % len(data)]
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    found = [f for f in seen.findings() if f.id == "D24" and f.is_alarm]
+    assert len(found) == (act is nn.Sigmoid)
+    for each in found:
+        assert each.severity == "warning"
+        assert "until then nothing that it does was learned" in each.evidence

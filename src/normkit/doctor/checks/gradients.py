@@ -53,6 +53,9 @@ JUMP, MAX_JUMPS = 10.0, 2
 # ‖Δw‖/‖w‖ below which a layer never moved: a million steps to change by its own size.
 STILL = 1e-6
 RECENT = 5
+# Steps, and their share of a training, in which no gradient arrives: Adam makes steps of
+# one size of any gradient, and in the end one may arrive.
+LONG, LONG_SHARE = 100, 0.5
 
 _D24 = partial(Finding, "D24", "gradients_vanish")
 _D25 = partial(Finding, "D25", "gradients_explode")
@@ -82,7 +85,10 @@ def arrives(statistics: Statistics) -> bool:
 
 def gradients_vanish(statistics: Statistics) -> Iterator[Finding]:
     """Check D24: the gradients do not reach the first layers."""
-    yield from _vanish_backward(statistics)
+    now = [*_vanish_backward(statistics)]
+    yield from now
+    if not any(found.is_alarm for found in now):
+        yield from _vanished_before(statistics)
     yield from _cut_off(statistics)
     yield from _check_still(statistics)
 
@@ -149,6 +155,44 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
         evidence,
         START,
         {"layers": names, "response": response},
+    )
+
+
+def _vanished_before(statistics: Statistics) -> Iterator[Finding]:
+    """Check for gradients that did not arrive for most of the training."""
+    steps = () if statistics.training is None else statistics.training.steps
+    # Layers in branches move the loss little, as at the start of BERT.
+    if not steps or statistics.blocks or statistics.attention:
+        return
+    layers = [
+        layer
+        for layer in _strongest_of_parallel(statistics.of_role("weight"))
+        if len(layer.gradient_norm) == len(steps)
+    ]
+    if len(layers) < MIN_LAYERS:
+        return
+    first, last = layers[0], layers[-1]
+    pairs = zip(first.gradient_norm, last.gradient_norm, strict=True)
+    least = GRADIENT_ERROR * last.output_rms / max(first.output_rms, 1e-30)
+    arrived = (
+        step
+        for step, (here, there) in zip(steps, pairs, strict=True)
+        if not here < least * there
+    )
+    begins = next(arrived, steps[-1])
+    if begins < max(LONG, LONG_SHARE * steps[-1]):
+        return
+    ratio = first.gradient_norm[0] / last.gradient_norm[0]
+    yield _D24(
+        first.name,
+        "info" if has_learned(statistics) else "warning",
+        ratio,
+        GRADIENT_ERROR,
+        f"for the first {begins} of {steps[-1] + 1} steps the response of the loss to "
+        f"it was below {GRADIENT_ERROR:g} of that to {last.name}: until then "
+        "nothing that it does was learned",
+        START,
+        {"is_origin": True},
     )
 
 
