@@ -53,8 +53,8 @@ JUMP, MAX_JUMPS = 10.0, 2
 # ‖Δw‖/‖w‖ below which a layer never moved: a million steps to change by its own size.
 STILL = 1e-6
 RECENT = 5
-# Steps, and their share of a training, in which no gradient arrives: Adam makes steps of
-# one size of any gradient, and in the end one may arrive.
+# Steps, and their share of a training, in which no gradient arrives. Adam makes steps
+# of one size of any gradient, and in the end one may arrive.
 LONG, LONG_SHARE = 100, 0.5
 
 _D24 = partial(Finding, "D24", "gradients_vanish")
