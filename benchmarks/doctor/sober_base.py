@@ -67,7 +67,7 @@ def figures(n: int, side: int, train: int) -> tuple[Data, Data]:
 
 
 def cropped(batch: Data, pad: int = 2) -> Data:
-    """Return pictures flipped from side to side, half of them, and cropped at random."""
+    """Return pictures cropped at random, half of them flipped from side to side."""
     x, y = batch
     x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
     side = x.shape[-1]

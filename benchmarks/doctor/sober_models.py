@@ -100,7 +100,7 @@ class _Filler(nn.Module):
 
 @program
 def pix2pix() -> Training:
-    """Filled figures from their outlines: U-Net, judge of patches, 100 × L1.
+    """Fill outlines of figures: U-Net, judge of patches, 100 × L1.
 
     Instance norm in both, Adam(0.5, 0.999) at 1e-3, batch 16.
     """
@@ -154,7 +154,7 @@ def pix2pix() -> Training:
 
     return Training(
         [
-            Subject(maker, lambda: shuffled(train, 16), against, maker_adam, name="U-Net"),
+            Subject(maker, lambda: shuffled(train, 16), against, maker_adam, name="maker"),
             Subject(
                 judge, lambda: [pair(b) for b in shuffled(train, 16)], told, judge_adam,
                 name="judge",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from calm_base import Data, conv_norm, update, warm_cosine
-from quiet_base import Training, accuracy, split, supervised
+from calm_base import Data, conv_norm, warm_cosine
+from quiet_base import Training, split, supervised
 from sober_base import cropped, explained_share, figure_masks, figures, program
 from still_base import decayed, scaled_digits
 from torch import Tensor, nn, optim
@@ -337,7 +337,7 @@ def displacement() -> Training:
 def effective_numbers() -> Training:
     """Long tail of figures, 600 to 100 a class, weighed by the effective number.
 
-    Balanced from the first step (beta 0.99), BN, AdamW, cosine, batch 64; balanced test.
+    Balanced from the first step (beta 0.99), BN, AdamW, cosine, batch 64; test of equal shares.
     """
     (x, y), test = figures(4000, 16, 3600)
     sizes = [600, 380, 240, 160, 100]
