@@ -154,7 +154,9 @@ def pix2pix() -> Training:
 
     return Training(
         [
-            Subject(maker, lambda: shuffled(train, 16), against, maker_adam, name="maker"),
+            Subject(
+                maker, lambda: shuffled(train, 16), against, maker_adam, name="maker"
+            ),
             Subject(
                 judge, lambda: [pair(b) for b in shuffled(train, 16)], told, judge_adam,
                 name="judge",
@@ -249,7 +251,7 @@ def digit_diffusion() -> Training:
             return 1 - float((mean.eval()(x, t) - noise).square().mean())
 
     return Training(
-        [Subject(model, drawn, F.mse_loss, adam)], step, 200, score, 0.6
+        [Subject(model, drawn, F.mse_loss, adam)], step, 200, score, 0.7
     )  # fmt: skip
 
 
@@ -316,7 +318,7 @@ def simple_siamese() -> Training:
     def score() -> float:
         return neighbours(model.body)
 
-    return Training([Subject(model, drawn, loss_fn, optimizer)], step, 200, score, 0.9)
+    return Training([Subject(model, drawn, loss_fn, optimizer)], step, 200, score, 0.93)
 
 
 class _Masked(nn.Module):
