@@ -3,7 +3,8 @@
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `thirteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
-`mild`, `fair`, `plain`, `steady` and `level`, those of quiet_runs.py to level_runs.py;
+`mild`, `fair`, `plain`, `steady`, `level` and `sober`, those of quiet_runs.py to
+sober_runs.py;
 `architectures` are fresh networks of the libraries that are installed; `overhead`
 measures the time, and `shrinking` what signals that shrink cost. Each writes its part
 of record.json, and docs/doctor-score.md from the whole; with names behind a part only
@@ -53,6 +54,7 @@ from level_runs import LEVEL
 from mild_runs import MILD
 from plain_runs import PLAIN
 from quiet_runs import QUIET
+from sober_runs import SOBER
 from steady_runs import STEADY
 from still_runs import STILL
 
@@ -169,6 +171,7 @@ HEALTHY_SETS = {
     "plain": PLAIN,
     "steady": STEADY,
     "level": LEVEL,
+    "sober": SOBER,
 }
 
 
