@@ -122,3 +122,14 @@ def test_missing_values_that_the_model_replaces_are_no_fault() -> None:
     (about,) = [f for f in found if f.id == "D28"]
     assert "which the model replaces" in about.evidence
     assert not diagnose(network(Replacing()), data, F.cross_entropy).named
+
+
+@pytest.mark.parametrize(("length", "severity"), [(1.0, "info"), (0.1, "warning")])
+def test_rows_of_unit_length_are_scaled(length: float, severity: str) -> None:
+    """Such as tf-idf: 500 columns, a standard deviation of .04."""
+    torch.manual_seed(0)
+    rows = torch.rand(256, 500).pow(20)
+    data = [(length * x, torch.arange(64) % 2) for x in F.normalize(rows).split(64)]
+    model = nn.Sequential(nn.Linear(500, 16), nn.ReLU(), nn.Linear(16, 2))
+    found = diagnose(model, data, F.cross_entropy).findings
+    assert [f.severity for f in found if f.id == "D28"] == [severity]

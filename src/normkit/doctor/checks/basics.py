@@ -38,6 +38,8 @@ ERASED = 1e-3
 # Change of the answers, as a share of their spread, that is none: eps leaves a little
 # of the size of a sample.
 UNMOVED = 1e-2
+# Mean squared length of a table's rows that is about 1.
+UNIT = 1.5
 # Standard deviation over samples divided by the rms, for a constant output: float32
 # rounds at 6e-8, and about ten operations lie between.
 CONSTANT = 1e-6
@@ -91,7 +93,9 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         # The first layer removes any scale.
         severity = "clear"
     is_harmless = severity == "warning" and not is_wide and has_learned_all(statistics)
-    if is_harmless:
+    has_unit_rows = severity == "warning" and not is_far
+    has_unit_rows &= _has_unit_rows(statistics)
+    if is_harmless or has_unit_rows:
         severity = "info"
     threshold = INPUT_HIGH if sd > 1 else INPUT_LOW
     if is_far and not is_wide:
@@ -102,9 +106,19 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         sd if is_wide or not is_far else abs(mean) / sd if sd else math.inf,
         threshold,
         f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}"
-        + "; the network has learned nevertheless" * is_harmless,
+        + "; the network has learned nevertheless" * is_harmless
+        + "; rows of a table have a length of about 1" * has_unit_rows,
         "subtract the mean of the training data and divide by its standard deviation",
     )
+
+
+def _has_unit_rows(statistics: Statistics) -> bool:
+    """Return True for rows that were divided by their length, as tf-idf of words is."""
+    data = statistics.data
+    if data is None or not data.is_table or data.input is None:
+        return False
+    width = int(data.input.count) / max(statistics.samples, 1)
+    return 1 / UNIT < width * float(data.input.mean_square) < UNIT
 
 
 def _replaces_them(statistics: Statistics) -> bool:

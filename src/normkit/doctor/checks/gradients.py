@@ -164,9 +164,10 @@ def _vanished_before(statistics: Statistics) -> Iterator[Finding]:
     # Layers in branches move the loss little, as at the start of BERT.
     if not steps or statistics.blocks or statistics.attention:
         return
+    measured = [s for s in statistics.of_role("weight") if s.gradient_norm]
     layers = [
         layer
-        for layer in _strongest_of_parallel(statistics.of_role("weight"))
+        for layer in _strongest_of_parallel(measured)
         if len(layer.gradient_norm) == len(steps)
     ]
     if len(layers) < MIN_LAYERS:

@@ -34,7 +34,10 @@ __all__ = [
 # A loss half as large again, as in TheDeepChecker. Accuracy: healthy runs lose at
 # most .2 points; momentum .01 lost 2.2 and .001 42.8.
 LOSS_RATIO = 1.5
-METRIC_WARNING, METRIC_ERROR = 0.01, 0.05
+METRIC_WARNING, METRIC_ERROR = 0.01, 0.1
+# A loss of accuracy that is one whatever the loss says. While they learn fast, healthy
+# programs lose up to .085.
+METRIC_SURE = 0.05
 # What a loss may differ by, and what it may be of that of other samples' answers, to
 # count as the same.
 NEAR, NEGLIGIBLE = 0.1, 0.01
@@ -95,11 +98,24 @@ def costs_nothing(statistics: Statistics) -> bool:
     return is_near or not _is_sure(found, found.batch_loss, 1.0)
 
 
+def _costs_little(statistics: Statistics) -> bool:
+    """Return True where eval mode loses at most `METRIC_ERROR` of a metric."""
+    found = statistics.evaluation
+    if found is None or not found.batch_metric or too_few(sum(found.samples)):
+        return False
+    drop = found.mean(found.batch_metric) - found.mean(found.running_metric)
+    return drop <= METRIC_ERROR
+
+
 FITTING = (
     "; eval mode is at least as good as batch statistics, so the weights fit them "
     "(frozen batch norm, or training in eval mode)"
 )
 STARTING = "; training has just begun, and the answers say little yet"
+PASSING = (
+    "; the statistics of each layer are those of its recent inputs: it passes as the "
+    "learning rate falls"
+)
 HARMLESS = "; eval mode is hardly worse than batch statistics (D02)"
 _STALE_FIX = (
     "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
@@ -115,6 +131,7 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     nothing_learned = is_untrained(statistics)
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
     is_harmless = costs_nothing(statistics)
+    costs_little = _costs_little(statistics)
     yield from _of_other_inputs(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen:
@@ -144,6 +161,8 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
         elif severity == "warning" and is_harmless:
             severity = "info"
             evidence += HARMLESS
+        elif severity == "error" and costs_little:
+            severity = "warning"  # no graver than what it does
         yield _D01(
             layer.name,
             for_now(statistics, severity),
@@ -254,14 +273,17 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
             f"on the same {samples} samples; {evidence}"
         )
         severity, threshold = above(drop, warning=METRIC_WARNING, error=METRIC_ERROR)
-        if severity == "warning" and not (
-            ratio > LOSS_RATIO and _is_sure(found, found.batch_metric, -1.0)
-        ):
+        is_sure = ratio > LOSS_RATIO and _is_sure(found, found.batch_metric, -1.0)
+        if severity == "warning" and not (drop > METRIC_SURE or is_sure):
             severity = "clear"
         if weights_fit_statistics(statistics):
             severity = "clear"  # a drop within its error, at a lower loss
-        if severity == "error" and drop < 1 and _are_recent(statistics):
-            severity, threshold = "warning", METRIC_WARNING
+        if severity in ("warning", "error") and drop < 1 and _are_recent(statistics):
+            threshold = METRIC_WARNING
+            if severity == "error":
+                severity = "warning"
+            else:
+                severity, evidence = "info", evidence + PASSING
         if severity != "clear" and is_starting(statistics):
             severity, evidence = "info", evidence + STARTING
         severity = for_now(statistics, severity)
