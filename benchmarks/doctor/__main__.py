@@ -1,7 +1,7 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
-to `thirteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
+to `fourteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
 `mild`, `fair`, `plain`, `steady`, `level` and `sober`, those of quiet_runs.py to
 sober_runs.py;
@@ -33,6 +33,7 @@ import architectures
 import eighth_bugs
 import eleventh_bugs
 import fifth_bugs
+import fourteenth_bugs
 import fourth_bugs
 import healthy
 import more_bugs  # noqa: F401 - enters its programs in BUGS
@@ -158,6 +159,13 @@ LATER = {
         "A thirteenth set",
         "programs of mistakes in projects of one's own",
         thirteenth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+    "fourteenth": Later(
+        "fourteenth_bugs",
+        "A fourteenth set",
+        "programs of mistakes as people write them, from agents to graphs",
+        fourteenth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
 }
