@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 __all__ = [
@@ -401,7 +401,7 @@ class VAE(nn.Module):
 
     def __init__(self, *, is_cut: bool, width: int = 96, code: int = 8) -> None:
         super().__init__()
-        self.is_cut = is_cut
+        self.is_cut, self.divergence = is_cut, torch.zeros(())
         self.encoder = nn.Sequential(nn.Linear(64, width), nn.ReLU())
         self.hidden = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.mu, self.logvar = nn.Linear(width, code), nn.Linear(width, code)
@@ -417,6 +417,8 @@ class VAE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images again: from a draw in training, from the mean otherwise."""
         code = self.encode(x)
+        prior = Normal(torch.zeros_like(code.mean), torch.ones_like(code.mean))
+        self.divergence = kl_divergence(code, prior).mean()
         if not self.training:
             return self.decoder(code.mean)
         return self.decoder(code.sample() if self.is_cut else code.rsample())
