@@ -122,7 +122,7 @@ def averaged_generator_without_its_buffers(is_bad: bool) -> Run:
     step_g, step_d = adam(generator, 3e-3), adam(judge, 1e-3)
     generator.train()
     with watch(generator, step_g, every=5) as seen:
-        for x, real in first(maps(), 250):
+        for x, real in first(maps(), 180):
             made = generator(x)
             score, low = judge(x, real), judge(x, made.detach())
             loss_d = F.relu(1 - score).mean() + F.relu(1 + low).mean()
@@ -138,23 +138,25 @@ def averaged_generator_without_its_buffers(is_bad: bool) -> Run:
             for old, new in pairs:
                 old.lerp_(new.detach(), 0.05)
             if not is_bad:
-                for old, new in zip(average.buffers(), generator.buffers(), strict=True):
+                for old, new in zip(
+                    average.buffers(), generator.buffers(), strict=True
+                ):
                     old.copy_(new)
     return Run(average.eval(), first(maps(seed=1)), seen.findings(), F.l1_loss)
 
 
 # mmcv#1869 (accumulation gives less with batch norms), yolov5#1630, keras#16633
 @bug("mmcv#1869, ultralytics/yolov5#1630, keras#16633", "D15", "D05", "D02")
-def trainer_that_adds_up_single_pairs(is_bad: bool) -> Run:
+def trainer_that_adds_up_pairs(is_bad: bool) -> Run:
     """Train on two scans at a time, and add up gradients, as memory is short.
 
-    First: gradients are added up, but statistics are those of two samples.
+    First: gradients are added up, but statistics are those of two scans.
     Cost: ?
     """
     size, accumulate = (2, 8) if is_bad else (16, 1)
     model = ScanNet()
     trainer = Trainer(model, F.mse_loss, accumulate)
-    watched = trainer.fit(scans(size), max_steps=250)
+    watched = trainer.fit(scans(size), max_steps=200)
     return Run(model, first(scans(size, seed=1), 48), watched, F.mse_loss)
 
 
@@ -173,7 +175,16 @@ def scaler_fitted_to_the_store_that_is_served(is_bad: bool) -> Run:
     low, high = rows.amin(0), rows.amax(0)
     model = SaleNet()
     scaled = (((x - low) / (high - low), y) for x, y in sales())
-    watched = train(model, scaled, F.mse_loss, steps=600, optimizer=adam(model))
+    optimizer = adam(model)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000, 1e-4)
+    watched = train(
+        model,
+        scaled,
+        F.mse_loss,
+        steps=1000,
+        optimizer=optimizer,
+        schedule=lambda *_: cosine.step(),
+    )
     held = first(sales(seed=1, store=4))
     if is_bad:
         rows = torch.cat([x for x, _ in held])
@@ -277,17 +288,17 @@ def port_that_leaves_moving_averages_behind(is_bad: bool) -> Run:
     model = SiteNet(kinds=8)
     model.load_state_dict(saved, strict=False)
     model.requires_grad_(False)
-    model.fc = nn.Linear(32, 8)
+    model.fc = nn.Linear(32, 5)
     optimizer = adam(model, 1e-2)
     model.eval()
     with watch(model, optimizer, every=5) as seen:
-        for x, y in first(pictures(seed=2, look=30), 200):
+        for x, y in first(pictures(seed=2, look=30, kinds=5), 400):
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             seen.log(loss=loss.item())
-    return Run(model, first(pictures(seed=3, look=30)), seen.findings())
+    return Run(model, first(pictures(seed=3, look=30, kinds=5)), seen.findings())
 
 
 # darts#2739 (the norm is not blind to scale: its eps), darts#2748, timesfm#522
@@ -508,13 +519,13 @@ def metres_and_seconds_into_tanh(is_bad: bool) -> Run:
     *("D23", "D25", "D27"),
 )
 def neighbours_added_up_without_their_degree(is_bad: bool) -> Run:
-    """Add up the neighbours of each node in five graph convolutions.
+    """Add up the neighbours of each node in six graph convolutions.
 
     First: activations grow with depth.
     Cost: ?
     """
     model = GraphNet(is_divided=not is_bad)
-    watched = train(model, communities(), steps=300, optimizer=adam(model, 1e-2))
+    watched = train(model, communities(), steps=300, optimizer=adam(model, 5e-3))
     return Run(model, first(communities(seed=1)), watched)
 
 
@@ -600,7 +611,7 @@ def decoder_that_is_given_what_it_has_to_say(is_bad: bool) -> Run:
     optimizer = adam(model)
     model.train()
     with watch(model, optimizer, every=5) as seen:
-        for batch, y in first(sentences(64), 700):
+        for batch, y in first(sentences(), 800):
             given = y if is_bad else F.pad(y[:, :-1], (1, 0))
             loss = F.cross_entropy(model(batch["words"], given), y)
             optimizer.zero_grad()

@@ -78,7 +78,9 @@ def scans(size: int = 32, seed: int = 0) -> Iterator[Batch]:
         yield x[:, None], 3 * torch.stack([wide, bright], 1).flatten(1) - 1.5
 
 
-def sales(size: int = 32, seed: int = 0, *, store: int | None = None) -> Iterator[Batch]:
+def sales(
+    size: int = 32, seed: int = 0, *, store: int | None = None
+) -> Iterator[Batch]:
     """Give weeks (N, 6) of stores of different sizes, and the demand (N, 1).
 
     Columns are as they come, without a scaler.
@@ -158,7 +160,7 @@ def policy(s: Tensor) -> Tensor:
 def _step(s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """Return the reward (N, 1) of an action, and the state after it."""
     reward = s[:, :1] * a[:, :1] - 0.5 * a[:, 1:] ** 2 + 0.3 * s[:, 3:]
-    after = 0.5 * s + 1.2 * torch.cat([a, a.flip(1)], 1) + 0.8
+    after = 0.4 * s + 0.4 * torch.cat([a, a.flip(1)], 1) + 0.2
     return reward, after
 
 
@@ -166,7 +168,7 @@ def moves(size: int = 64, seed: int = 0) -> Iterator[tuple[dict[str, Tensor], An
     """Give states and actions of a memory; then rewards, states after, true values."""
     source = _source(seed)
     while True:
-        s = torch.randn(size, 4, generator=source)
+        s = 0.3 + torch.randn(size, 4, generator=source)
         a = 2 * torch.rand(size, 2, generator=source) - 1
         reward, after = _step(s, a)
         value, at, share = reward, after, DISCOUNT
@@ -187,7 +189,9 @@ def episodes(
     basis = torch.randn(6, 1, 10, 10, generator=_source(17))
     basis = F.avg_pool2d(basis, 3, 1, 1) * 3
     while True:
-        marks = torch.einsum("kb,bchw->kchw", torch.randn(4, 6, generator=source), basis)
+        marks = torch.einsum(
+            "kb,bchw->kchw", torch.randn(4, 6, generator=source), basis
+        )
         y = torch.arange(4 * asked) // asked if is_ordered else torch.arange(4 * asked)
         y = y % 4
         of = torch.cat([torch.arange(4).repeat_interleave(shots), y])
@@ -201,7 +205,7 @@ def episodes(
 
 
 def spoken(size: int = 32, seed: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Give log spectra (N, 8, 40) of four digits said in turn, and the digits (N, 4)."""
+    """Give log spectra (N, 8, 40) of four digits, and the digits (N, 4)."""
     words = torch.randn(6, 8, 8, generator=_source(18))
     source = _source(seed)
     while True:
@@ -249,14 +253,14 @@ def plumes(
 
 
 def communities(
-    size: int = 8, seed: int = 0, *, nodes: int = 40
+    size: int = 8, seed: int = 0, *, nodes: int = 60
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Give graphs with features (N, 40, 6), links, and the group of each node."""
+    """Give graphs with features (N, 60, 6), links, and the group of each node."""
     centre, source = torch.randn(4, 6, generator=_source(21)), _source(seed)
     while True:
         y = torch.randint(4, (size, nodes), generator=source)
-        x = 0.5 * centre[y] + torch.randn(size, nodes, 6, generator=source)
-        often = torch.where(y[:, :, None] == y[:, None], 0.7, 0.1)
+        x = 0.7 * centre[y] + torch.randn(size, nodes, 6, generator=source)
+        often = torch.where(y[:, :, None] == y[:, None], 0.7, 0.05)
         links = (torch.rand(size, nodes, nodes, generator=source) < often).float()
         links = links.triu(1)
         yield {"x": x, "links": links + links.mT + torch.eye(nodes)}, y
@@ -273,9 +277,9 @@ def figures(
 
 
 def sentences(
-    size: int = 32, seed: int = 0, *, length: int = 6, words: int = 10
+    size: int = 32, seed: int = 0, *, length: int = 5, words: int = 8
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Give sentences (N, 6), and their words from the last to the first; 0 begins."""
+    """Give sentences (N, 5), and their words from the last to the first; 0 begins."""
     source = _source(seed)
     while True:
         x = torch.randint(1, words, (size, length), generator=source)

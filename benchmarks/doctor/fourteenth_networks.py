@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ __all__ = [
 ]
 
 
-def block(fan_in: int, fan_out: int, stride: int = 1, norm: Any = nn.BatchNorm2d) -> Any:
+def block(
+    fan_in: int, fan_out: int, stride: int = 1, norm: Any = nn.BatchNorm2d
+) -> Any:
     """Return a convolution, a norm and a rectifier."""
     conv = nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False)
     return nn.Sequential(conv, norm(fan_out), nn.ReLU())
@@ -80,10 +83,10 @@ class ScanNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv3d(1, 8, 3, padding=1, bias=False),
+            nn.Conv3d(1, 8, 3, 2, 1, bias=False),
             nn.BatchNorm3d(8),
             nn.ReLU(),
-            nn.Conv3d(8, 16, 3, 2, 1, bias=False),
+            nn.Conv3d(8, 16, 3, padding=1, bias=False),
             nn.BatchNorm3d(16),
             nn.ReLU(),
             nn.AdaptiveAvgPool3d(2),
@@ -351,12 +354,12 @@ class PlumeNet(nn.Module):
 class GraphNet(nn.Module):
     """Graph convolutions over links; with or without a division by the degrees."""
 
-    def __init__(self, *, is_divided: bool, width: int = 32, depth: int = 5) -> None:
+    def __init__(self, *, is_divided: bool, width: int = 32, depth: int = 6) -> None:
         super().__init__()
         self.is_divided = is_divided
         sizes = [6] + depth * [width]
         self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            nn.Linear(a, b) for a, b in itertools.pairwise(sizes)
         )
         self.out = nn.Linear(width + 6, 4)
 
@@ -427,7 +430,7 @@ class VAE(nn.Module):
 class Reverser(nn.Module):
     """An encoder and a decoder that says a sentence from its end to its start."""
 
-    def __init__(self, words: int = 10, width: int = 64) -> None:
+    def __init__(self, words: int = 8, width: int = 64) -> None:
         super().__init__()
         self.embed = nn.Embedding(words, width)
         self.encoder = nn.GRU(width, width, batch_first=True)
