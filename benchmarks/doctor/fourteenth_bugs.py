@@ -115,7 +115,7 @@ def averaged_generator_without_its_buffers(is_bad: bool) -> Run:
     """Average the parameters of a conditional GAN's generator, and save the average.
 
     First: the statistics of the averaged generator are those of a new one.
-    Cost: ?
+    Cost: an absolute error of 0.35 in place of 0.024.
     """
     generator, judge = Generator(), Discriminator()
     average = copy.deepcopy(generator).requires_grad_(False)
@@ -151,7 +151,7 @@ def trainer_that_adds_up_pairs(is_bad: bool) -> Run:
     """Train on two scans at a time, and add up gradients, as memory is short.
 
     First: gradients are added up, but statistics are those of two scans.
-    Cost: ?
+    Cost: a squared error of 0.49 in place of 0.05.
     """
     size, accumulate = (2, 8) if is_bad else (16, 1)
     model = ScanNet()
@@ -169,7 +169,7 @@ def scaler_fitted_to_the_store_that_is_served(is_bad: bool) -> Run:
     """Fit a min-max scaler to the training set, and one to each store that is served.
 
     First: the statistics are not those of the inputs.
-    Cost: ?
+    Cost: a squared error of 3.08 in place of 0.05.
     """
     rows = torch.cat([x for x, _ in first(sales(), 60)])
     low, high = rows.amin(0), rows.amax(0)
@@ -203,7 +203,7 @@ def statistics_of_the_first_rank(is_bad: bool) -> Run:
     """Give each of four ranks the files of one hospital, and save the first's network.
 
     First: the statistics are those of one part of the data.
-    Cost: ?
+    Cost: 45 % in place of 100 %, a loss of 9.89 in place of 0.01.
     """
     ranks = [SiteNet()]
     for _ in range(3):
@@ -237,7 +237,7 @@ def own_averages_that_start_at_zero(is_bad: bool) -> Run:
     """Keep a mean and a variance by hand, from zero on, with a decay of 0.99.
 
     First: the first values are still in the averages.
-    Cost: ?
+    Cost: 95 % in place of 99 %, a loss of 0.17 in place of 0.05.
     """
 
     def norm() -> OwnNorm:
@@ -259,7 +259,7 @@ def group_of_each_channel_before_the_mean(is_bad: bool) -> Run:
     """Take as many groups as channels for a layer norm, and the mean over places next.
 
     First: a norm erases what the following mean reads.
-    Cost: ?
+    Cost: 16 %, which is a guess, in place of 100 %, a loss of 1.79 in place of 0.003.
     """
     model = LeafNet(is_each_channel=is_bad)
     watched = train(model, leaves(), steps=300, optimizer=adam(model))
@@ -276,7 +276,7 @@ def port_that_leaves_moving_averages_behind(is_bad: bool) -> Run:
     """Load weights of TensorFlow by strict=False, freeze them, and train a head.
 
     First: the statistics of frozen norms were never set.
-    Cost: ?
+    Cost: 62 % in place of 88 %, a loss of 1.33 in place of 0.40.
     """
     source = SiteNet(kinds=8)
     train(source, pictures(), steps=250, optimizer=adam(source))
@@ -307,11 +307,11 @@ def returns_of_minutes_before_an_instance_norm(is_bad: bool) -> Run:
     """Give returns of minutes as they are to an instance norm with its usual eps.
 
     First: eps is far larger than the variances.
-    Cost: ?
+    Cost: 39 % in place of 86 %, a loss of 1.52 in place of 0.36.
     """
     unit = 1.0 if is_bad else 1e4
     model = ReturnNet()
-    watched = train(model, minutes(unit=unit), steps=300, optimizer=adam(model, 1e-3))
+    watched = train(model, minutes(unit=unit), steps=500, optimizer=adam(model, 1e-3))
     return Run(model, first(minutes(seed=1, unit=unit)), watched)
 
 
@@ -326,7 +326,7 @@ def critic_called_for_now_and_then(is_bad: bool) -> Run:
     """Call a critic with batch norms for a step, and again for the step after it.
 
     First: a norm is shared by inputs of different distributions.
-    Cost: ?
+    Cost: a squared error of 5.51 in place of 0.02.
     """
     model = Critic()
     optimizer = adam(model)
@@ -361,7 +361,7 @@ def few_shots_with_the_statistics_of_each_call(is_bad: bool) -> Run:
     """Keep no running statistics in few-shot learning; ask for one kind at a time.
 
     First: answers depend on what else is in the batch.
-    Cost: ?
+    Cost: 92 % in place of 100 %, a loss of 0.26 in place of 0.01.
     """
     model = Prototypes(is_tracked=not is_bad)
     watched = train(model, episodes(), steps=250, optimizer=adam(model, 1e-3))
@@ -374,7 +374,7 @@ def encoder_left_in_eval_mode(is_bad: bool) -> Run:
     """Set encoder and decoder to eval mode to validate, and the decoder alone back.
 
     First: the norms of the encoder are in eval mode while it trains.
-    Cost: ?
+    Cost: 41 % in place of 93 %, a loss of 1.28 in place of 0.33.
     """
     model = Recogniser()
     optimizer = adam(model, 1e-3)
@@ -384,7 +384,7 @@ def encoder_left_in_eval_mode(is_bad: bool) -> Run:
         model.encoder.eval()
         model.decoder.eval()
         with torch.no_grad():
-            losses = [F.cross_entropy(model(**x), y) for x, y in held]
+            losses = [F.cross_entropy(model(**x), y) for x, y in held[:4]]
         model.decoder.train()
         if not is_bad:
             model.encoder.train()
@@ -392,7 +392,7 @@ def encoder_left_in_eval_mode(is_bad: bool) -> Run:
 
     validate()
     with watch(model, optimizer, every=5) as seen:
-        for step, (x, y) in enumerate(first(spoken(), 300)):
+        for step, (x, y) in enumerate(first(spoken(), 280)):
             loss = F.cross_entropy(model(**x), y)
             optimizer.zero_grad()
             loss.backward()
@@ -414,11 +414,11 @@ def revenue_beside_a_vector_of_text(is_bad: bool) -> Run:
     """Join a vector of a report with raw figures of the firm in one layer norm.
 
     First: one channel outweighs all others in the norm.
-    Cost: ?
+    Cost: 39 % in place of 89 %, a loss of 1.33 in place of 0.28.
     """
     model = RatingNet()
     data = reports(is_scaled=not is_bad)
-    watched = train(model, data, steps=500, optimizer=adam(model, 1e-3))
+    watched = train(model, data, steps=900, optimizer=adam(model, 1e-3))
     return Run(model, first(reports(seed=1, is_scaled=not is_bad)), watched)
 
 
@@ -433,7 +433,7 @@ def policy_gradient_of_raw_rewards(is_bad: bool) -> Run:
     """Multiply log probabilities by rewards in cents, of which all are about 600.
 
     First: the loss has a wrong scale and no baseline; the policy is sure at once.
-    Cost: ?
+    Cost: 52 % in place of 89 %, a loss of 3.71 in place of 0.36.
     """
     model = AdviceNet()
     optimizer = adam(model, 1e-2)
@@ -464,7 +464,7 @@ def one_cycle_stepped_once_an_epoch(is_bad: bool) -> Run:
     """Plan a cycle of the rate in batches, and step it at the end of each epoch.
 
     First: the rate is far too small.
-    Cost: ?
+    Cost: 90 % in place of 99.8 %, a loss of 0.30 in place of 0.01.
     """
     model = nn.Sequential(
         *(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()),
@@ -493,7 +493,7 @@ def metres_and_seconds_into_tanh(is_bad: bool) -> Run:
     """Give coordinates in metres and seconds to a physics-informed network of tanh.
 
     First: inputs are far from zero mean and unit variance, and units saturate.
-    Cost: ?
+    Cost: a squared error of 0.29 in place of 0.0004.
     """
     model = PlumeNet(is_scaled=not is_bad)
     optimizer = adam(model, 2e-3)
@@ -522,7 +522,7 @@ def neighbours_added_up_without_their_degree(is_bad: bool) -> Run:
     """Add up the neighbours of each node in six graph convolutions.
 
     First: activations grow with depth.
-    Cost: ?
+    Cost: 68 % in place of 97 %, a loss of 2.06 in place of 0.10.
     """
     model = GraphNet(is_divided=not is_bad)
     watched = train(model, communities(), steps=300, optimizer=adam(model, 5e-3))
@@ -540,7 +540,7 @@ def optimizer_of_the_decoder_alone(is_bad: bool) -> Run:
     """Give the optimizer of an autoencoder the parameters of the decoder.
 
     First: the encoder is trained by no optimizer.
-    Cost: ?
+    Cost: a squared error of 0.37 in place of 0.11.
     """
     model = Compressor()
     part = model.decoder if is_bad else model
@@ -560,7 +560,7 @@ def folders_sorted_as_words(is_bad: bool) -> Run:
     """Train on folders that are sorted as words, and test by the numbers on them.
 
     First: the loss of the test is far above that of the training.
-    Cost: ?
+    Cost: 17 % in place of 99 %, a loss of 6.75 in place of 0.04.
     """
     model = figure_net()
     rank = torch.tensor(sorted(range(12), key=str)).argsort()
@@ -579,7 +579,7 @@ def code_drawn_by_sample(is_bad: bool) -> Run:
     """Draw the code of a variational autoencoder by sample(), not by rsample().
 
     First: no gradient of the error reaches the encoder.
-    Cost: ?
+    Cost: a squared error of 0.52 in place of 0.10.
     """
     model = VAE(is_cut=is_bad)
     optimizer = adam(model, 2e-3)
@@ -605,7 +605,7 @@ def decoder_that_is_given_what_it_has_to_say(is_bad: bool) -> Run:
     """Give a decoder the words of the answer, not shifted by one, in training.
 
     First: the loss of the test is far above that of the training.
-    Cost: ?
+    Cost: 15 % of the words in place of 96 %, a loss of 7.85 in place of 0.25.
     """
     model = Reverser()
     optimizer = adam(model)

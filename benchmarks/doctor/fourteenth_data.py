@@ -86,7 +86,7 @@ def sales(
     Columns are as they come, without a scaler.
     """
     drawn, source = _source(12), _source(seed)
-    level = 20 * torch.exp(0.7 * torch.randn(10, 6, generator=drawn))
+    level = 20 * torch.exp(0.5 * torch.randn(10, 6, generator=drawn))
     effect = torch.randn(6, 1, generator=drawn)
     while True:
         who = torch.randint(10, (size,), generator=source)
