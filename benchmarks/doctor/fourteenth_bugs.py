@@ -6,7 +6,7 @@ the mistake is, what a good doctor would say first, and what the mistake costs i
 mode on the batches of the run (accuracy or loss of the program, then of its twin);
 `expected` has the checks that say it. Both were written, and committed, before the
 doctor saw any of these programs, by an author who knew the names of its checks, neither
-their code nor their documentation.
+their code nor their documentation, but had seen its alarms on the thirteenth set.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def group_of_each_channel_before_the_mean(is_bad: bool) -> Run:
 
 
 # transformers#17554 (moving_mean and moving_variance are not loaded),
-# gen-efficientnet-pytorch#50, fvcore#152
+# gen-efficientnet-pytorch#50
 @bug(
     "transformers#17554, rwightman/gen-efficientnet-pytorch#50",
     *("D32", "D03", "D01", "D07"),
@@ -301,7 +301,7 @@ def port_that_leaves_moving_averages_behind(is_bad: bool) -> Run:
     return Run(model, first(pictures(seed=3, look=30, kinds=5)), seen.findings())
 
 
-# darts#2739 (the norm is not blind to scale: its eps), darts#2748, timesfm#522
+# darts#2739 (the norm is not blind to scale: its eps), darts#2748
 @bug("unit8co/darts#2739, unit8co/darts#2748", "D16", "D22", "D28")
 def returns_of_minutes_before_an_instance_norm(is_bad: bool) -> Run:
     """Give returns of minutes as they are to an instance norm with its usual eps.
