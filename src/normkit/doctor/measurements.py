@@ -39,6 +39,7 @@ __all__ = [
     "NotFinite",
     "OptimizerStatistics",
     "OutputStatistics",
+    "Renumbered",
     "Role",
     "Statistics",
     "TargetStatistics",
@@ -169,6 +170,23 @@ class TargetStatistics:
 
 
 @dataclass(frozen=True)
+class Renumbered:
+    """Answers that give most classes another number than the targets do.
+
+    Attributes:
+        right: Share of the samples whose answer is right.
+        explained: Share whose answer is the one that their class gets most often.
+        label: A class with another answer, and
+        answer: that answer.
+    """
+
+    right: float
+    explained: float
+    label: int
+    answer: int
+
+
+@dataclass(frozen=True)
 class OutputStatistics:
     """The outputs of the model.
 
@@ -204,6 +222,10 @@ class OutputStatistics:
             targets, in one batch; None where it compares with the targets.
         class_weights: The weight of each class in the loss; of a binary cross-entropy
             those of zeros and of ones. Empty without.
+        renumbered: The numbering of the answers, where it is another than that of the
+            targets.
+        same: Share of the samples whose answer is exactly the one given most often,
+            less that of the inputs; 0 where answers are no rows of scores.
     """
 
     spread: float
@@ -227,6 +249,8 @@ class OutputStatistics:
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     compared: TargetStatistics | None = None
     class_weights: tuple[float, ...] = ()
+    renumbered: Renumbered | None = None
+    same: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.answers import answers
 from normkit.doctor.checks.dependence import dependence
 from normkit.doctor.checks.few_samples import few_samples
 from normkit.doctor.checks.not_finite import not_finite
@@ -273,7 +274,10 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     yield from not_finite(statistics)
     yield from targets(statistics)
     yield from dependence(statistics)
-    yield from progress(statistics)
+    told = [*answers(statistics)]
+    yield from told
+    if not told:
+        yield from progress(statistics)
     yield from outliers(statistics)
     yield from few_samples(statistics)
     out, data = statistics.output, statistics.evaluation

@@ -278,7 +278,7 @@ class WorkingCopy:
         is_whole = probes is not None and not probes.batch_norms_only
         if is_whole:
             result.add_input(batch)
-            result.answers.add(output, targets, size)
+            result.answers.add(output, targets, size, batch)
         if loss is None:
             return
         result.losses.append(float(loss.detach()))
