@@ -124,6 +124,8 @@ class DataStatistics:
         is_table: The inputs are `(N, F)`.
         far: A value far from all others; None without one.
         are_ids: All inputs are whole numbers, and the model has embeddings for them.
+        others: Moments of the further floating inputs with one number or one row a
+            sample.
     """
 
     input: Moments | None = None
@@ -133,6 +135,7 @@ class DataStatistics:
     is_table: bool = False
     far: FarValue | None = None
     are_ids: bool = False
+    others: tuple[Moments, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
@@ -39,6 +40,8 @@ ERASED = 1e-3
 # Change of the answers, as a share of their spread, that is none: eps leaves a little
 # of the size of a sample.
 UNMOVED = 1e-2
+# Response in front of a norm over that behind it which is none: rounding leaves 1e-6.
+LET_THROUGH = 1e-4
 # Mean squared length of a table's rows that is about 1.
 UNIT = 1.5
 # Standard deviation over samples divided by the rms, for a constant output: float32
@@ -81,6 +84,7 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         )
         return
     first = statistics.layers[0]
+    yield from _raw_beside(statistics)
     single = [*_far_value(statistics)] or (
         [] if first.norm is not None else [*_columns_apart(statistics)]
     )
@@ -96,7 +100,8 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
     is_harmless = severity == "warning" and not is_wide and has_learned_all(statistics)
     has_unit_rows = severity == "warning" and not is_far
     has_unit_rows &= _has_unit_rows(statistics)
-    if is_harmless or has_unit_rows:
+    is_scaled = severity == "warning" and _is_scaled(first)
+    if is_harmless or has_unit_rows or is_scaled:
         severity = "info"
     threshold = INPUT_HIGH if sd > 1 else INPUT_LOW
     if is_far and not is_wide:
@@ -108,9 +113,37 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         threshold,
         f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}"
         + "; the network has learned nevertheless" * is_harmless
+        + "; the first layer gets them scaled" * is_scaled
         + "; rows of a table have a length of about 1" * has_unit_rows,
         "subtract the mean of the training data and divide by its standard deviation",
     )
+
+
+def _is_scaled(first: LayerStatistics) -> bool:
+    """Return True where the forward scales what the first layer gets."""
+    if first.input is None:
+        return False
+    mean, sd = float(first.input.mean), float(first.input.var.sqrt())
+    return INPUT_LOW <= sd <= INPUT_HIGH and abs(mean) <= INPUT_MEAN * sd
+
+
+def _raw_beside(statistics: Statistics) -> Iterator[Finding]:
+    """Check further inputs, such as a few figures beside a picture or a text."""
+    data = statistics.data
+    for found in () if data is None else data.others:
+        mean, sd = float(found.mean), float(found.var.sqrt())
+        if int(found.count) < MIN_SAMPLES or not sd > INPUT_HIGH:
+            continue
+        yield _D28(
+            "",
+            "info" if has_learned(statistics) else "warning",
+            sd,
+            INPUT_HIGH,
+            f"beside its first input the model gets values with mean {mean:.3g} and "
+            f"standard deviation {sd:.3g}",
+            "subtract the mean of the training data and divide by its standard "
+            "deviation, column by column; of amounts take the logarithm first",
+        )
 
 
 def _has_unit_rows(statistics: Statistics) -> bool:
@@ -209,6 +242,9 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
             continue
         # A batch norm that gives nothing got nothing: D18.
         is_erased &= layer.norm is None
+        if not is_erased and _has_its_mean_read(statistics, layer):
+            yield _of_mean(layer)
+            continue
         if layer.crossed is not None and not is_erased:
             yield _across(layer)
             continue
@@ -250,6 +286,37 @@ def _of_samples(statistics: Statistics) -> Iterator[Finding]:
         "have taken it away",
         "give it back behind the last layer, or beside the other features, or take "
         "batch norm, which keeps how samples differ",
+        {"is_origin": True},
+    )
+
+
+def _has_its_mean_read(statistics: Statistics, layer: LayerStatistics) -> bool:
+    """Return True for a norm over single samples that lets no gradient through.
+
+    What a norm sets itself, such as the mean over the positions, does not depend on
+    its input, and a loss that reads nothing else has no gradient there.
+    """
+    if layer.norm is not None or layer.has_zero_scale or not layer.fed_by:
+        return False
+    before = next((s for s in statistics.layers if s.name == layer.fed_by), None)
+    if before is None or not before.gradient_norm or not layer.gradient_norm:
+        return False
+    pairs = [
+        numbers.median(each.gradient_norm) * each.output_rms for each in (before, layer)
+    ]
+    return pairs[0] < LET_THROUGH * pairs[1]
+
+
+def _of_mean(layer: LayerStatistics) -> Finding:
+    return _D29(
+        layer.name,
+        "error",
+        0.0,
+        LET_THROUGH,
+        f"no gradient passes this {layer.kind}: what is read of its output is what it "
+        "sets itself, such as a mean over the positions that it has normalized",
+        "normalize fewer groups of more channels, or by batch norm, or take another "
+        "summary than the mean, such as a maximum",
         {"is_origin": True},
     )
 
