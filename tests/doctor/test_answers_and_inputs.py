@@ -1,4 +1,4 @@
-"""What a set of unseen programs showed: numbering, one answer, raw figures, lost means."""
+"""What unseen programs showed: numbering, one answer, raw figures, lost means."""
 
 import functools
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from doctor.models import batches, norms, trained
+from doctor.models import batches, trained
 from normkit.doctor import Finding, diagnose, watch
 
 LOSS = nn.CrossEntropyLoss()

@@ -77,7 +77,7 @@ def _one_answer(statistics: Statistics, out: OutputStatistics) -> Iterator[Findi
         "inputs differ: what the last layer reads does not depend on them",
         "look at what is read: the last position of a padded sequence is that of its "
         "padding, and units behind a ReLU may be off",
-        {"is_origin": True},
+        {"is_symptom": True},
     )
 
 
