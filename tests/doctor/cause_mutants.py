@@ -261,9 +261,9 @@ def scores_of_any_size_are_cosines(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by=_ENDS + "test_vectors_that_are_pulled_to_one_point_are_named")
 def one_answer_for_all_is_always_as_good(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import progress
+    from normkit.doctor.checks import answers
 
-    patch.setattr(progress, "AS_GOOD", 1e9)
+    patch.setattr(answers, "AS_GOOD", 1e9)
 
 
 @fault(caught_by=_ENDS + "test_of_two_losses_the_targets_of_each_are_its_own")
@@ -334,3 +334,62 @@ def a_bias_is_always_that_of_a_fold(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import buffers
 
     patch.setattr(buffers, "_says_nothing_in_eval", lambda _: False)
+
+
+_ANSWERS = "tests/doctor/test_answers_and_inputs.py::"
+
+
+@fault(caught_by=_ANSWERS + "test_answers_that_are_wrong_have_no_other_numbering")
+def half_of_the_answers_show_a_numbering(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import renumbered
+
+    patch.setattr(renumbered, "EXPLAINED", 0.1)
+    patch.setattr(renumbered, "TIMES", 0.5)
+
+
+@fault(caught_by=_ANSWERS + "test_one_answer_to_most_samples")
+def a_few_equal_answers_are_too_many(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import answers
+    from normkit.doctor.examination import answers as measured
+
+    patch.setattr(answers, "MANY_SAME", 0.0)
+    patch.setattr(measured, "SAME_ANSWERS", 0.0)
+
+
+@fault(caught_by=_ANSWERS + "test_a_norm_whose_mean_alone_is_read")
+def every_norm_lets_its_gradient_through(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import basics
+
+    patch.setattr(basics, "LET_THROUGH", 0.0)
+
+
+@fault(caught_by=_ANSWERS + "test_a_cycle_of_batches_that_is_stepped_by_epochs")
+def a_cycle_may_change_with_each_step(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import steps
+
+    patch.setattr(steps, "CHANGES", 2.0)
+    patch.setattr(steps, "FAR_BELOW", 0.5)
+
+
+@fault(
+    caught_by="tests/doctor/test_checks.py::"
+    "test_d01_statistics_fit_where_answers_are_good"
+)
+def statistics_fit_whatever_the_answers_are(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "POOR", 1e9)
+
+
+@fault(caught_by=_ANSWERS + "test_units_that_get_a_bias_alone_are_not_dead_by_training")
+def a_bias_alone_leaves_dead_units(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "NOTHING", 0.0)
+
+
+@fault(caught_by=_ANSWERS + "test_raw_figures_beside_another_input")
+def one_input_stands_for_all(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import forward_pass
+
+    patch.setattr(forward_pass, "_is_table", lambda _: False)

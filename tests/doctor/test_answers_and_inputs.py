@@ -42,9 +42,9 @@ def test_answers_that_number_the_classes_otherwise(*, is_renumbered: bool) -> No
 
 
 def test_answers_that_are_wrong_have_no_other_numbering() -> None:
-    """Two classes that are taken for one another by half."""
+    """Each class is taken for the one before it in three of five samples."""
     data = [
-        (x, torch.where(torch.arange(64) % 2 > 0, y, (y + 1) % 10))
+        (x, torch.where(torch.arange(64) % 5 > 2, y, (y + 1) % 10))
         for x, y in batches()[:8]
     ]
     assert not any(
@@ -164,16 +164,6 @@ def test_a_young_network_that_has_learned_has_a_gap(*, is_corrected: bool) -> No
     model = nn.Sequential(*(m for each in layers for m in each), nn.Linear(64, 10))
     fit(model, batches(), 84, 1e-3)
     assert len(told(model, batches(), "D02")) == (not is_corrected)
-
-
-@pytest.mark.parametrize("is_shifted", [True, False])
-def test_inputs_of_another_kind_do_not_fit_the_statistics(*, is_shifted: bool) -> None:
-    """Eval mode is no worse than batch statistics, since both are bad."""
-    model = trained("mlp", 200)
-    data = [(x.flip(1) * 2 + 1.5 if is_shifted else x, y) for x, y in batches()[:16]]
-    found = [f for f in diagnose(model.eval(), data, LOSS).findings if f.id == "D01"]
-    assert bool(found) == is_shifted
-    assert all(f.is_alarm for f in found)
 
 
 def test_a_network_that_has_learned_all_may_saturate() -> None:

@@ -183,6 +183,16 @@ def test_d02_a_difference_within_the_noise_is_clear() -> None:
     assert severity(steady, "D02") == "info"
 
 
+@pytest.mark.parametrize(("common", "expected"), [(2.0, "info"), (0.6, "warning")])
+def test_d01_statistics_fit_where_answers_are_good(
+    common: float, expected: str
+) -> None:
+    """The loss is .45 in eval mode, .55 under batch statistics."""
+    found = evaluation(batch_loss=(0.5, 0.6) * 5, common_loss=(common,) * 10)
+    layers = of_norm(in_training=stream(0.6)).layers
+    assert severity(replace(found, layers=layers), "D01") == expected
+
+
 def test_d02_without_a_metric_goes_by_the_loss() -> None:
     none = {"batch_metric": (), "running_metric": ()}
     worse = evaluation(running_loss=(0.7, 0.8) * 5, **none)
