@@ -40,6 +40,7 @@ from normkit.doctor.probes.series import (
 from normkit.doctor.probes.updates import Updates
 from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
 from normkit.modeling.norm_types import is_batch_norm
+from normkit.torch_state import is_in_backward
 
 __all__ = ["Recorder"]
 
@@ -112,6 +113,11 @@ class Recorder:
     def was_called(self) -> bool:
         """True after a call of a module of the model."""
         return self._entries.was_called
+
+    @property
+    def was_transformed(self) -> bool:
+        """True after a call inside a transform of torch.func, which is not measured."""
+        return self._entries.was_transformed
 
     def attach(self) -> None:
         """Register the hooks."""
@@ -252,6 +258,9 @@ class Recorder:
             self._step_modules.add(module)
             if self._open_step == self.steps - 1:
                 self._probes.enter_module(module, args, kwargs)
+            return
+        # A recomputation by activation checkpointing belongs to the step before.
+        if is_in_backward():
             return
         # The layers' hooks stay registered through backward, where activation
         # checkpointing calls the layers again. Backward is over now; a second call

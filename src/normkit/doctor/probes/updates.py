@@ -49,6 +49,7 @@ class Updates:
             and isinstance(
                 weight := probe.module._parameters.get("weight"), nn.Parameter
             )
+            and not weight.is_meta
         }
         self._old: dict[str, Tensor] = {}
         self._handles: list[Any] = []
