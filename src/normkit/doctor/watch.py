@@ -46,7 +46,8 @@ def watch(
 
     Args:
         model: The model, or a module whose parts are called in the training loop.
-        optimizer: Its optimizer, to record how far each step moves each weight.
+        optimizer: Its optimizer, to record how far each step moves each weight; of
+            several, one: the steps of weights that others move are not judged.
         every: Observe every n-th training step; by default each of the first 20, and
             then every fiftieth (`cost` says what that adds; docs/doctor-score.md has
             it for two small networks over 400 steps). A step is one call of the model
@@ -77,8 +78,9 @@ def watch(
     optimizer = None if optimizer is None else unwrapped_optimizer(optimizer)
     if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
         raise ArgumentError(
-            f"a {type(optimizer).__name__} has no step hooks; pass the "
-            "torch.optim.Optimizer inside it, or none"
+            f"a {type(optimizer).__name__} has no step hooks; pass one "
+            "torch.optim.Optimizer (the steps of weights that others move are not "
+            "judged), or none"
         )
     check_model("watch", model)
     if isinstance(model, torch.jit.ScriptModule):
