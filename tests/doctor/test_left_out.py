@@ -63,6 +63,29 @@ def test_scales_that_another_optimizer_holds_or_that_are_frozen_are_no_fault() -
     assert not watched(frozen, torch.optim.Adam(others, 1e-3))
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+def test_weights_that_another_optimizer_moves_are_not_judged_by_their_steps(
+    is_first: bool,
+) -> None:
+    model = build("mlp")
+    head = torch.optim.Adam(model[-1].parameters(), 1e-3)
+    body = torch.optim.SGD(model[:-1].parameters(), 0.05)
+    with watch(model, head, every=1) as seen:
+        for x, y in batches()[:25]:
+            head.zero_grad()
+            body.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            for each in (body, head) if is_first else (head, body):
+                each.step()
+    found = [f for f in seen.readings() if f.id in ("D24", "D27")]
+    assert not [f for f in found if f.is_alarm]
+    name = str(len(model) - 1)
+    assert [f.layer for f in found if f.id == "D27"] == [name]
+    layers = seen.history["layers"]
+    assert all(layers[name]["update_ratio"])
+    assert not any(layers["0"]["update_ratio"])
+
+
 def test_a_head_that_was_replaced_behind_its_optimizer_is_told() -> None:
     """On a frozen network in eval mode, whose calls are no training steps."""
 

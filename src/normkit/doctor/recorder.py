@@ -1,7 +1,7 @@
 """The measurements of a training, taken by hooks step by step.
 
 Between observed steps two small hooks on the model run, two that count the steps of its
-optimizer, and one that sees those of all optimizers. On an observed step every layer is
+optimizer, and two that see those of all optimizers. On an observed step every layer is
 probed; the measurements become plain numbers at the next one, with one transfer from
 the device.
 """
@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from normkit.doctor.examination.start import was_trained
 from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
 from normkit.doctor.probes.entries import CalledInEval, Entries
+from normkit.doctor.probes.every_optimizer import EveryOptimizer
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.left_out import LeftOut
 from normkit.doctor.probes.loop import Loop
@@ -40,6 +40,7 @@ from normkit.doctor.probes.series import (
 from normkit.doctor.probes.updates import Updates
 from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
 from normkit.modeling.norm_types import is_batch_norm
+from normkit.torch_state import is_in_backward
 
 __all__ = ["Recorder"]
 
@@ -80,7 +81,10 @@ class Recorder:
         self.steps = 0
         self._probes = Probes(self.model, unit=unit, counted=MAX_COUNTED)
         self._left_out = LeftOut(self.model, optimizer)
-        self._updates = Updates(self._probes.layers.values(), optimizer)
+        self._optimizers = EveryOptimizer(self.model, optimizer)
+        self._updates = Updates(
+            self._probes.layers.values(), optimizer, self._optimizers.held_by_others
+        )
         self.observed: list[int] = []
         self._series: dict[str, dict[str, list[float | None]]] = {}
         self._logged: dict[str, list[tuple[int, float]]] = {}
@@ -113,11 +117,15 @@ class Recorder:
         """True after a call of a module of the model."""
         return self._entries.was_called
 
+    @property
+    def was_transformed(self) -> bool:
+        """True after a call inside a transform of torch.func, which is not measured."""
+        return self._entries.was_transformed
+
     def attach(self) -> None:
         """Register the hooks."""
         self._entries.attach()
-        of_any = Hook(lambda *_: self.loop.add_any_update())
-        self._handles.append(register_optimizer_step_post_hook(of_any))
+        self._handles += self._optimizers.register(self.loop.add_any_update)
         if self.optimizer is not None:
             before = Hook(lambda *_: self._updates.before())
             after = Hook(self._after_update)
@@ -144,6 +152,7 @@ class Recorder:
     def history(self) -> dict[str, Any]:
         """Return the whole record, as plain data."""
         self.finish_step()
+        self._drop_updates_elsewhere()
         return {
             "steps": list(self.observed),
             "unit": self.unit,
@@ -169,6 +178,7 @@ class Recorder:
     def statistics(self) -> Statistics:
         """Return the measurements, as the checks read them."""
         self.finish_step()
+        self._drop_updates_elsewhere()
         # In eval mode in every observed step: on purpose, or reported by D08.
         frozen = {
             n for n, (evals, trains, _) in self._modes.items() if evals > trains == 0
@@ -225,10 +235,21 @@ class Recorder:
                 losses=tuple(self._logged.get("loss", ())),
                 steps=tuple(self.observed),
                 left_out=self._names_left_out(),
+                steps_without_gradient=self._optimizers.steps_without_gradient,
+                had_gradients=self._optimizers.found_gradients,
             ),
             blocks=self._parts.blocks(),
             attention=self._parts.attention(),
         )
+
+    def _drop_updates_elsewhere(self) -> None:
+        """Drop the updates of weights that another optimizer moves, as it turned out.
+
+        It may have made its first step after the watched one: they read 0 till then.
+        """
+        for name in self._updates.elsewhere() & self._series.keys():
+            series = self._series[name]
+            series["update_ratio"] = [None] * len(series["update_ratio"])
 
     def _names_left_out(self) -> tuple[str, ...]:
         """Return the parameters that no optimizer moves, but weights with a probe.
@@ -242,7 +263,8 @@ class Recorder:
             for name, probe in self._probes.layers.items()
             if probe.role == "weight" and self.observed
         }
-        names = self._left_out.names(self.optimizer)
+        others = self._optimizers.held_by_others
+        names = self._left_out.names(self.optimizer, others)
         return tuple(name for name in names if name not in probed)
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -252,6 +274,9 @@ class Recorder:
             self._step_modules.add(module)
             if self._open_step == self.steps - 1:
                 self._probes.enter_module(module, args, kwargs)
+            return
+        # A recomputation by activation checkpointing belongs to the step before.
+        if is_in_backward():
             return
         # The layers' hooks stay registered through backward, where activation
         # checkpointing calls the layers again. Backward is over now; a second call

@@ -33,6 +33,9 @@ class TrainingStatistics:
         optimizer: Its rates and its state; None without one.
         left_out: Parameters with gradients that the optimizer was not given and nothing
             changed, but for the weights of layers, which tell that themselves.
+        steps_without_gradient: Steps of optimizers that hold parameters of the model,
+            where none of these had a gradient other than zero in any step; else 0.
+        had_gradients: Some parameter had a gradient in such a step.
         compared_calls: Of the first calls, those whose samples were compared.
         compared_samples: The number of these samples.
         different_samples: That of different ones among them; 0 where they may be few by
@@ -57,6 +60,8 @@ class TrainingStatistics:
     steps: tuple[int, ...] = ()
     optimizer: OptimizerStatistics | None = None
     left_out: tuple[str, ...] = ()
+    steps_without_gradient: int = 0
+    had_gradients: bool = True
     compared_calls: int = 0
     compared_samples: int = 0
     different_samples: int = 0

@@ -46,12 +46,14 @@ def watch(
 
     Args:
         model: The model, or a module whose parts are called in the training loop.
-        optimizer: Its optimizer, to record how far each step moves each weight.
+        optimizer: Its optimizer, to record how far each step moves each weight; of
+            several, one: the steps of weights that others move are not judged.
         every: Observe every n-th training step; by default each of the first 20, and
             then every fiftieth (`cost` says what that adds; docs/doctor-score.md has
             it for two small networks over 400 steps). A step is one call of the model
             in training mode with gradients enabled, or of each of its parts where they
-            are called one by one.
+            are called one by one; not in backward, where activation checkpointing calls
+            them again, nor inside transforms of torch.func.
         unit: The unit (feature or channel) of each layer whose input's {15, 50, 85}
             percentiles are recorded; counted from the end when negative.
 
@@ -76,8 +78,9 @@ def watch(
     optimizer = None if optimizer is None else unwrapped_optimizer(optimizer)
     if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
         raise ArgumentError(
-            f"a {type(optimizer).__name__} has no step hooks; pass the "
-            "torch.optim.Optimizer inside it, or none"
+            f"a {type(optimizer).__name__} has no step hooks; pass one "
+            "torch.optim.Optimizer (the steps of weights that others move are not "
+            "judged), or none"
         )
     check_model("watch", model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -181,21 +184,37 @@ class Watch(Result):
     def _readings(self) -> list[Finding]:
         self._recorder.finish_step()
         if self._has_ended and not (self._recorder.was_called or self._is_compiled):
-            raise ArgumentError(
-                f"no module of the watched {type(self.model).__name__} was called "
-                "inside the block; watch the module that the training loop calls"
-            )
+            raise ArgumentError(self._why_nothing())
         loop = self._recorder.loop
         has_calls = loop.idle_bursts or loop.updates_in_eval
         if not self._recorder.observed and not has_calls:
-            reason = "the model was not called in training mode inside the block"
-            if self._is_compiled:
-                reason = (
-                    "the model is compiled, and hooks do not run inside it; watch a "
-                    "few steps of the model as it was before torch.compile"
-                )
+            reason = self._why_nothing()
             return [Finding("watch", "watch", "", "not_judged", evidence=reason)]
         return checks.run(self.statistics())
+
+    def _why_nothing(self) -> str:
+        """Return why no step was observed."""
+        if self._is_compiled:
+            return (
+                "the model is compiled, and hooks do not run inside it; watch a few "
+                "steps of the model as it was before torch.compile"
+            )
+        if not self._recorder.was_called:
+            return (
+                f"no module of the watched {type(self.model).__name__} was called "
+                "inside the block, or it was compiled there; watch the module that the "
+                "training loop calls, before torch.compile"
+            )
+        if self._recorder.was_transformed and not self.steps:
+            return (
+                "the model was called inside transforms of torch.func (grad, vmap, "
+                "jvp), where nothing can be measured; watch a few steps with "
+                "loss.backward()"
+            )
+        return (
+            "the model was not called in training mode with gradients enabled inside "
+            "the block"
+        )
 
     def to_text(self) -> str:
         """Return the number of observed steps, and the findings after the block."""
@@ -204,10 +223,15 @@ class Watch(Result):
         if self.cost is not None:
             head += f", which added about {self.cost:.0%} to their time"
         # The current step must not be ended by a debugger that shows the object.
-        if not self._has_ended or not self._recorder.observed:
+        if not self._has_ended:
             return head
-        found = self.findings()
-        texts = [f.to_text() for f in found] or ["Nothing found."]
+        try:
+            readings = self.readings()
+        except ArgumentError as error:  # a text is printed, and must not fail
+            return f"{head}: {error}"
+        if [found.id for found in readings] == ["watch"]:
+            return f"{head}: {readings[0].evidence}"
+        texts = [f.to_text() for f in by_cause(readings)] or ["Nothing found."]
         return "\n\n".join([head, *texts])
 
     def to_json(self) -> str:

@@ -5,10 +5,11 @@ warning, an info, `clear` with the value, or `not_judged` with the reason. Group
 subject: `population` (running statistics against the inputs), `averages` (how they are
 kept), `buffers` (their values and precision), `batch_size`, `batches` (what a batch
 holds, with `in_order`), `modes` (training and eval mode), `weights` (with `steps` and
-`too_large`), `saturation`, `signals` and `gradients` (over the depth), `inputs` (their
-scale), `basics` (norms of single samples, output, order of the layers, with `answers`,
-`targets`, `outliers`, `few_samples`, `progress` and `not_finite`), `transformers`
-(residual stream, attention, gains, post-norm), `spikes` (the loss over the steps).
+`too_large`), `saturation`, `signals` and `gradients` (over the depth, with
+`no_gradient`), `inputs` (their scale), `basics` (norms of single samples, output, order
+of the layers, with `answers`, `targets`, `outliers`, `few_samples`, `progress` and
+`not_finite`), `transformers` (residual stream, attention, gains, post-norm), `spikes`
+(the loss over the steps).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from normkit.doctor.checks.no_gradient import cut_off, no_gradient
 from normkit.doctor.checks.progress import has_learned, has_learned_all
 from normkit.doctor.checks.steps import UPDATE_LOW, is_left_out, largest_step
 from normkit.doctor.checks.thresholds import above, below
@@ -36,8 +37,6 @@ __all__ = [
 ]
 
 MIN_LAYERS = 4
-# Calls in a forward that are a loop over steps.
-MIN_CALLS = 4
 GRADIENT_WARNING, GRADIENT_ERROR = 0.02, 1e-4
 # First layer against last, as in torchmortem; and growth from one window of steps to
 # the next, as in TheDeepChecker.
@@ -85,34 +84,15 @@ def arrives(statistics: Statistics) -> bool:
 
 def gradients_vanish(statistics: Statistics) -> Iterator[Finding]:
     """Check D24: the gradients do not reach the first layers."""
+    if none := [*no_gradient(statistics)]:
+        yield from none
+        return
     now = [*_vanish_backward(statistics)]
     yield from now
     if not any(found.is_alarm for found in now):
         yield from _vanished_before(statistics)
-    yield from _cut_off(statistics)
+    yield from cut_off(statistics)
     yield from _check_still(statistics)
-
-
-def _cut_off(statistics: Statistics) -> Iterator[Finding]:
-    """Check for a cell in a loop over steps of which a single one gets a gradient.
-
-    A layer behind it may be called at each step and read at the last alone; the cell,
-    which carries the state, gets gradients at all of them then.
-    """
-    looped = [s for s in statistics.of_role("recurrent") if s.reached[0] >= MIN_CALLS]
-    if not looped or any(s.reached[1] > 1 for s in looped) or has_learned(statistics):
-        return
-    yield _D24(
-        looped[0].name,
-        "warning",
-        1.0,
-        2.0,
-        f"a forward calls it {looped[0].reached[0]} times, and only one of these calls "
-        "gets a gradient: nothing is learned of the steps before it",
-        "do not detach the state inside the loop; detach it between batches, or after "
-        "tens of steps",
-        {"is_origin": True},
-    )
 
 
 def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from normkit.doctor.probes.hook import Hook
+from normkit.torch_state import has_transforms
 
 __all__ = ["CalledInEval", "Entries"]
 
@@ -23,12 +24,18 @@ class Entries:
     Args:
         model: The model.
         before: Called with the module and its arguments as the call begins.
+
+    Attributes:
+        was_called: A module was called.
+        was_transformed: One was called inside a transform of torch.func, where nothing
+            is measured and no step is counted.
     """
 
     def __init__(
         self, model: nn.Module, before: Callable[[nn.Module, Any, Any], None]
     ) -> None:
         self.was_called = False
+        self.was_transformed = False
         self._model = model
         self._before = before
         self._active: nn.Module | None = None
@@ -36,7 +43,7 @@ class Entries:
 
     def attach(self) -> None:
         """Register the hooks."""
-        enter, leave = Hook(self._enter), Hook(self._leave)
+        enter, leave = Hook(self._enter, in_transforms=True), Hook(self._leave)
         for module in self._model.modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # it takes no hooks
@@ -54,7 +61,11 @@ class Entries:
         # An interrupt may have left the module active: it begins anew.
         if self._active not in (None, module):
             return
-        self._active, self.was_called = module, True
+        self.was_called = True
+        if has_transforms():
+            self.was_transformed = True
+            return
+        self._active = module
         if len(self._handles) > 1 and module.training and torch.is_grad_enabled():
             self._remove(*(part for part in module.modules() if part is not module))
         self._before(module, args, kwargs)

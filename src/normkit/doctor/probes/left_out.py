@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from normkit.doctor.probes.every_optimizer import held_by
 from normkit.doctor.probes.tensor_statistics import version_of
 
 __all__ = ["LeftOut"]
@@ -35,7 +36,7 @@ class LeftOut:
             self._sums = {name: _sum(p) for name, (p, _) in self._before.items()}
 
     def _is_held(self, optimizer: torch.optim.Optimizer) -> bool:
-        owned = _held_by(optimizer)
+        owned = held_by(optimizer)
         return any(id(p) in owned for p, _ in self._before.values())
 
     def _stands_still(self) -> bool:
@@ -46,9 +47,11 @@ class LeftOut:
         )
 
     @torch.no_grad()
-    def names(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    def names(
+        self, optimizer: torch.optim.Optimizer, held_by_others: set[int]
+    ) -> tuple[str, ...]:
         """Return the names of those that the optimizer should hold and does not."""
-        owned = _held_by(optimizer)
+        owned = held_by(optimizer) | held_by_others
         if not self._is_held(optimizer) and not self._stands_still():
             return ()
         return tuple(
@@ -60,10 +63,6 @@ class LeftOut:
             and parameter.grad is not None
             and bool(parameter.grad.any())
         )
-
-
-def _held_by(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 @torch.no_grad()

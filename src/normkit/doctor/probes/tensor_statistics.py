@@ -15,7 +15,7 @@ from torch import Tensor
 from normkit.doctor.channel_statistics import Histogram
 from normkit.kernels.cpu import CpuBackend
 from normkit.moments import Moments
-from normkit.torch_state import is_wrapped
+from normkit.torch_state import has_transforms, is_batched_gradient, is_wrapped
 
 __all__ = [
     "MAX_COUNTED",
@@ -66,8 +66,11 @@ def dim_within(x: Tensor, dim: int) -> int:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Return True where x has no values to read (vmap, grad, meta)."""
-    return x.is_meta or is_wrapped(x)
+    """Return True where x has no values to read (vmap, grad, meta).
+
+    Inside a transform the statistics of other tensors have none, too.
+    """
+    return x.is_meta or has_transforms() or is_wrapped(x) or is_batched_gradient(x)
 
 
 def is_sum(x: Tensor) -> bool:

@@ -6,12 +6,13 @@ A step lasts from the call of the model to the first optimizer step after it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from normkit.doctor.probes.every_optimizer import held_by
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.layer_probe import LayerProbe
 from normkit.doctor.probes.tensor_statistics import norm_of
@@ -23,6 +24,11 @@ HALF = (torch.float16, torch.bfloat16)
 
 class Updates:
     """The weights of the probed layers: norms, gradients and changes in one step.
+
+    Args:
+        probes: Probes of the layers.
+        optimizer: The optimizer that moves their weights; None for none.
+        held_by_others: Ids of the weights that other optimizers move, kept up to date.
 
     Attributes:
         numbers: ‖w‖, ‖dL/dw‖ and ‖Δw‖/‖w‖ of the current step as scalars on the device
@@ -37,8 +43,10 @@ class Updates:
         self,
         probes: Iterable[LayerProbe],
         optimizer: torch.optim.Optimizer | None = None,
+        held_by_others: Set[int] = frozenset(),
     ) -> None:
         self._optimizer = optimizer
+        self._held_by_others = held_by_others
         self.numbers: dict[tuple[str, str], Tensor] = {}
         self._weights = {
             probe.name: weight
@@ -49,6 +57,7 @@ class Updates:
             and isinstance(
                 weight := probe.module._parameters.get("weight"), nn.Parameter
             )
+            and not weight.is_meta
         }
         self._old: dict[str, Tensor] = {}
         self._handles: list[Any] = []
@@ -60,9 +69,13 @@ class Updates:
         """Return the layers whose weight is in no group of the optimizer."""
         if self._optimizer is None:
             return set()
-        groups = self._optimizer.param_groups
-        owned = {id(p) for group in groups for p in group["params"]}
+        owned = held_by(self._optimizer) | self._held_by_others
         return {name for name, w in self._weights.items() if id(w) not in owned}
+
+    def elsewhere(self) -> set[str]:
+        """Return the layers whose weight another optimizer moves: not measured."""
+        held = self._held_by_others
+        return {name for name, w in self._weights.items() if id(w) in held}
 
     def open(self) -> None:
         """Begin a step: record its gradients, and wait for its update."""
@@ -88,11 +101,11 @@ class Updates:
     def before(self) -> None:
         """Copy the weights before the optimizer changes them."""
         if self._awaits_update:
-            # A frozen weight has no update to judge.
+            # A frozen weight has no update to judge, nor one that moves elsewhere.
             self._old = {
                 name: weight.detach().clone()
                 for name, weight in self._weights.items()
-                if weight.requires_grad
+                if weight.requires_grad and id(weight) not in self._held_by_others
             }
 
     def after(self) -> None:
@@ -132,7 +145,7 @@ class Updates:
             return {}
         if not type(optimizer).__module__.startswith("torch.optim"):
             return {}
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        owned = held_by(optimizer)
         return {
             name: old
             for name, old in coarse.items()
