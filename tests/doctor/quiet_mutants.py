@@ -142,9 +142,9 @@ def no_value_is_far(patch: pytest.MonkeyPatch) -> None:
     caught_by="tests/doctor/test_inputs_apart.py::test_a_column_in_another_unit_is_told"
 )
 def columns_may_lie_apart(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import basics
+    from normkit.doctor.checks import inputs
 
-    patch.setattr(basics, "APART", math.inf)
+    patch.setattr(inputs, "APART", math.inf)
 
 
 @fault(
@@ -523,9 +523,9 @@ def few_images_are_as_they_are(patch: pytest.MonkeyPatch) -> None:
     "test_columns_apart_cost_nothing_where_the_forward_scales_them"
 )
 def columns_apart_always_cost_something(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import basics
+    from normkit.doctor.checks import inputs
 
-    patch.setattr(basics, "has_learned", lambda _: False)
+    patch.setattr(inputs, "has_learned", lambda _: False)
 
 
 _PADDED = "tests/doctor/test_read_padding.py::"
@@ -620,9 +620,9 @@ def units_that_start_at_zero_are_the_fault_of_biases(patch: pytest.MonkeyPatch) 
     + "test_inputs_far_from_zero_do_no_harm_to_a_network_that_has_learned"
 )
 def inputs_far_from_zero_always_do_harm(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import basics
+    from normkit.doctor.checks import inputs
 
-    patch.setattr(basics, "has_learned_all", lambda _: False)
+    patch.setattr(inputs, "has_learned_all", lambda _: False)
 
 
 _HELD = "tests/doctor/test_left_out.py::"

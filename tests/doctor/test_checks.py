@@ -443,6 +443,11 @@ def test_what_a_clear_reading_says_is_so() -> None:
     assert found.severity == "clear"
     assert "not mean 0 and variance 1" in found.evidence
     assert "learned" not in found.evidence
+    fits = evaluation(batch_loss=(0.9,) * 10).evaluation
+    for tracked, severity_ in ((0, "info"), (200, "warning")):
+        layers = of_norm(weight=scale, tracked=tracked).layers
+        trained = Statistics(layers, evaluation=fits, has_moved=True)
+        assert severity(trained, "D32") == severity_
     lost = reading(of_norm(weight=scale), "D32")
     assert "statistics are mean 0 and variance 1" in lost.evidence
     assert lost.evidence.endswith("yet scale and shift are learned")

@@ -39,6 +39,7 @@ __all__ = [
     "NotFinite",
     "OptimizerStatistics",
     "OutputStatistics",
+    "Renumbered",
     "Role",
     "Statistics",
     "TargetStatistics",
@@ -123,6 +124,8 @@ class DataStatistics:
         is_table: The inputs are `(N, F)`.
         far: A value far from all others; None without one.
         are_ids: All inputs are whole numbers, and the model has embeddings for them.
+        others: Moments of the further floating inputs with one number or one row a
+            sample.
     """
 
     input: Moments | None = None
@@ -132,6 +135,7 @@ class DataStatistics:
     is_table: bool = False
     far: FarValue | None = None
     are_ids: bool = False
+    others: tuple[Moments, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,23 @@ class TargetStatistics:
     kurtosis: float = math.nan
     channels: ChannelStatistics | None = None
     beyond: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """Answers that give most classes another number than the targets do.
+
+    Attributes:
+        right: Share of the samples whose answer is right.
+        explained: Share whose answer is the one that their class gets most often.
+        label: A class with another answer, and
+        answer: that answer.
+    """
+
+    right: float
+    explained: float
+    label: int
+    answer: int
 
 
 @dataclass(frozen=True)
@@ -204,6 +225,10 @@ class OutputStatistics:
             targets, in one batch; None where it compares with the targets.
         class_weights: The weight of each class in the loss; of a binary cross-entropy
             those of zeros and of ones. Empty without.
+        renumbered: The numbering of the answers, where it is another than that of the
+            targets.
+        same: Share of the samples whose answer is exactly the one given most often,
+            less that of the inputs; 0 where answers are no rows of scores.
     """
 
     spread: float
@@ -227,6 +252,8 @@ class OutputStatistics:
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     compared: TargetStatistics | None = None
     class_weights: tuple[float, ...] = ()
+    renumbered: Renumbered | None = None
+    same: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ class OptimizerStatistics:
             for other optimizers.
         damped: Share of the elements, of those with a gradient, whose root is below a
             tenth of `eps`, so that they move less than a tenth as far as the rate says.
+        planned: The largest rate of a schedule of cycles (OneCycleLR, CyclicLR), over
+            that of the steps; None without.
+        changes: Steps whose rate is not that of the step before.
         is_rising: The last learning rate is the largest, and far above the first.
     """
 
@@ -27,3 +30,5 @@ class OptimizerStatistics:
     eps: float | None = None
     damped: float = 0.0
     is_rising: bool = False
+    planned: float | None = None
+    changes: int = 0

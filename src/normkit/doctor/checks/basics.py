@@ -1,16 +1,18 @@
-"""Checks of the input, the output and the order of the layers: D28, D29, D34."""
+"""Checks of norms over single samples, of the output and of the order: D29, D34."""
 
 from __future__ import annotations
 
 import math
+import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.answers import answers
 from normkit.doctor.checks.dependence import dependence
 from normkit.doctor.checks.few_samples import few_samples
 from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.outliers import outliers
-from normkit.doctor.checks.progress import has_learned, has_learned_all, progress
+from normkit.doctor.checks.progress import progress
 from normkit.doctor.checks.targets import (
     BINARY,
     COMPARING,
@@ -19,18 +21,11 @@ from normkit.doctor.checks.targets import (
 )
 from normkit.doctor.checks.thresholds import MIN_SAMPLES, above, too_few
 from normkit.doctor.finding import Finding, Severity
-from normkit.doctor.measurements import LayerStatistics, NotFinite, Statistics
+from normkit.doctor.measurements import LayerStatistics, Statistics
 from normkit.results import counted
 
-__all__ = ["CHECKS", "basics", "input_scale", "norm_choice"]
+__all__ = ["CHECKS", "basics", "norm_choice"]
 
-# |mean| in standard deviations, and the standard deviation itself: pixels from 0 to 1
-# pass (MNIST: mean .13, sd .31), pixels from 0 to 255 (sd 79) and years do not.
-INPUT_MEAN = 3.0
-INPUT_LOW, INPUT_HIGH = 0.05, 20.0
-# Largest spread of a column over their median. Of digits' pixels it is 1.5, of scaled
-# columns beside those that are one in a hundred rows at most 10.
-APART = 100.0
 # Standard deviation of the output below which a norm has erased its input: over two
 # values or more it is about the scale, 1; over one value rounding leaves 1e-5
 # (measured).
@@ -38,142 +33,16 @@ ERASED = 1e-3
 # Change of the answers, as a share of their spread, that is none: eps leaves a little
 # of the size of a sample.
 UNMOVED = 1e-2
-# Mean squared length of a table's rows that is about 1.
-UNIT = 1.5
+# Response in front of a norm over that behind it which is none: rounding leaves 1e-6.
+LET_THROUGH = 1e-4
 # Standard deviation over samples divided by the rms, for a constant output: float32
 # rounds at 6e-8, and about ten operations lie between.
 CONSTANT = 1e-6
 # Loss at the start against ln C; twice is the threshold of TheDeepChecker.
 START_RATIO = 2.0
 
-_D28 = partial(Finding, "D28", "input_scale")
 _D29 = partial(Finding, "D29", "norm_choice")
 _D34 = partial(Finding, "D34", "basics")
-
-
-def input_scale(statistics: Statistics) -> Iterator[Finding]:
-    """Check D28: inputs far from zero mean and unit variance."""
-    found = None if statistics.data is None else statistics.data.input
-    if found is None or not statistics.layers:
-        return
-    if int(found.count) < MIN_SAMPLES:
-        reason = f"{int(found.count)} input values are too few"
-        yield _D28("", "not_judged", evidence=reason)
-        return
-    if statistics.data is not None and statistics.data.are_ids:
-        reason = "the inputs are whole numbers, and the model has embeddings for them"
-        yield _D28("", "not_judged", evidence=reason)
-        return
-    mean, sd = float(found.mean), float(found.var.sqrt())
-    if not math.isfinite(mean + sd):
-        is_handled = _replaces_them(statistics)
-        yield _D28(
-            "",
-            "info" if is_handled else "error",
-            math.nan,
-            math.inf,
-            "the inputs hold values that are not finite (NaN or infinite)"
-            + ", which the model replaces: its answers and losses are finite"
-            * is_handled,
-            "find the samples that have them: torch.isfinite(inputs).all()",
-            {"is_not_finite": not is_handled},
-        )
-        return
-    first = statistics.layers[0]
-    single = [*_far_value(statistics)] or (
-        [] if first.norm is not None else [*_columns_apart(statistics)]
-    )
-    if single:
-        yield from single  # it is what the moments of all values show, too
-        return
-    is_far = not abs(mean) <= INPUT_MEAN * sd
-    is_wide = not INPUT_LOW <= sd <= INPUT_HIGH
-    severity: Severity = "warning" if is_far or is_wide else "clear"
-    if first.role == "norm":
-        # The first layer removes any scale.
-        severity = "clear"
-    is_harmless = severity == "warning" and not is_wide and has_learned_all(statistics)
-    has_unit_rows = severity == "warning" and not is_far
-    has_unit_rows &= _has_unit_rows(statistics)
-    if is_harmless or has_unit_rows:
-        severity = "info"
-    threshold = INPUT_HIGH if sd > 1 else INPUT_LOW
-    if is_far and not is_wide:
-        threshold = INPUT_MEAN
-    yield _D28(
-        "",
-        severity,
-        sd if is_wide or not is_far else abs(mean) / sd if sd else math.inf,
-        threshold,
-        f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}"
-        + "; the network has learned nevertheless" * is_harmless
-        + "; rows of a table have a length of about 1" * has_unit_rows,
-        "subtract the mean of the training data and divide by its standard deviation",
-    )
-
-
-def _has_unit_rows(statistics: Statistics) -> bool:
-    """Return True for rows that were divided by their length, as tf-idf of words is."""
-    data = statistics.data
-    if data is None or not data.is_table or data.input is None:
-        return False
-    width = int(data.input.count) / max(statistics.samples, 1)
-    return 1 / UNIT < width * float(data.input.mean_square) < UNIT
-
-
-def _replaces_them(statistics: Statistics) -> bool:
-    """Return True for a model whose answers, losses and layers are finite."""
-    out, found = statistics.output, statistics.evaluation
-    losses = () if found is None else (*found.batch_loss, *found.running_loss)
-    values = (*losses, *(() if out is None else (out.spread, out.scale)))
-    is_clean = not any(s.not_finite != NotFinite() for s in statistics.layers)
-    return bool(values) and is_clean and all(map(math.isfinite, values))
-
-
-def _far_value(statistics: Statistics) -> Iterator[Finding]:
-    """Check for a number that stands for a missing value."""
-    far = None if statistics.data is None else statistics.data.far
-    if far is None:
-        return
-    yield _D28(
-        "",
-        "warning",
-        far.value,
-        far.high if far.value > 0 else far.low,
-        f"{far.share:.2g} of the entries of the inputs are {far.value:.6g}, and all "
-        f"others lie from {far.low:.3g} to {far.high:.3g}: it seems to stand for "
-        "missing values, and is most of their mean and variance",
-        "put the mean of its column in its place, and tell the network by another "
-        "column where it was",
-    )
-
-
-def _columns_apart(statistics: Statistics) -> Iterator[Finding]:
-    """Check for columns of a table in units of very different size.
-
-    A batch norm scales each by itself, and a layer norm by the largest. No fault of a
-    network that has learned: its forward may scale them.
-    """
-    data = statistics.data
-    if data is None or not data.is_table or data.columns is None:
-        return
-    spreads = data.columns.pooled.var.sqrt()
-    spreads = spreads[spreads > 0]
-    if len(spreads) < 2:
-        return
-    largest, middle = float(spreads.max()), float(spreads.median())
-    if not largest > APART * middle:
-        return
-    yield _D28(
-        "",
-        "info" if has_learned(statistics) else "warning",
-        largest / middle,
-        APART,
-        f"the standard deviations of the inputs' columns go from "
-        f"{float(spreads.min()):.3g} to {largest:.3g} (median {middle:.3g})",
-        "subtract the mean of each column of the training data, and divide by its "
-        "standard deviation",
-    )
 
 
 def norm_choice(statistics: Statistics) -> Iterator[Finding]:
@@ -208,6 +77,9 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
             continue
         # A batch norm that gives nothing got nothing: D18.
         is_erased &= layer.norm is None
+        if not is_erased and _has_its_mean_read(statistics, layer):
+            yield _of_mean(layer)
+            continue
         if layer.crossed is not None and not is_erased:
             yield _across(layer)
             continue
@@ -253,6 +125,37 @@ def _of_samples(statistics: Statistics) -> Iterator[Finding]:
     )
 
 
+def _has_its_mean_read(statistics: Statistics, layer: LayerStatistics) -> bool:
+    """Return True for a norm over single samples that lets no gradient through.
+
+    What a norm sets itself, such as the mean over the positions, does not depend on
+    its input, and a loss that reads nothing else has no gradient there.
+    """
+    if layer.norm is not None or layer.has_zero_scale or not layer.fed_by:
+        return False
+    before = next((s for s in statistics.layers if s.name == layer.fed_by), None)
+    if before is None or not before.gradient_norm or not layer.gradient_norm:
+        return False
+    pairs = [
+        numbers.median(each.gradient_norm) * each.output_rms for each in (before, layer)
+    ]
+    return pairs[0] < LET_THROUGH * pairs[1]
+
+
+def _of_mean(layer: LayerStatistics) -> Finding:
+    return _D29(
+        layer.name,
+        "error",
+        0.0,
+        LET_THROUGH,
+        f"no gradient passes this {layer.kind}: what is read of its output is what it "
+        "sets itself, such as a mean over the positions that it has normalized",
+        "normalize fewer groups of more channels, or by batch norm, or take another "
+        "summary than the mean, such as a maximum",
+        {"is_origin": True},
+    )
+
+
 def _across(layer: LayerStatistics) -> Finding:
     """Return the finding on a norm that takes the steps for the features."""
     given, taken = layer.crossed or (0, 0)
@@ -273,7 +176,10 @@ def basics(statistics: Statistics) -> Iterator[Finding]:
     yield from not_finite(statistics)
     yield from targets(statistics)
     yield from dependence(statistics)
-    yield from progress(statistics)
+    told = [*answers(statistics)]
+    yield from told
+    if not told:
+        yield from progress(statistics)
     yield from outliers(statistics)
     yield from few_samples(statistics)
     out, data = statistics.output, statistics.evaluation
@@ -396,4 +302,4 @@ def _linear_after_linear(statistics: Statistics) -> Iterator[Finding]:
         )
 
 
-CHECKS = {"D28": input_scale, "D29": norm_choice, "D34": basics}
+CHECKS = {"D29": norm_choice, "D34": basics}

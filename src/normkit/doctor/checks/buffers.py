@@ -107,13 +107,20 @@ def narrow_precision(statistics: Statistics) -> Iterator[Finding]:
         )
     for layer in statistics.of_role("norm"):
         if layer.norm is None:
-            yield from _large_eps(layer)
+            yield from _large_eps(layer, statistics)
             yield from _lost_rows(layer)
 
 
-def _large_eps(layer: LayerStatistics) -> Iterator[Finding]:
-    """Check the eps of a norm without running statistics."""
-    if layer.eps is None or layer.input is None or not layer.eps > USUAL_EPS:
+def _large_eps(layer: LayerStatistics, statistics: Statistics) -> Iterator[Finding]:
+    """Check the eps of a norm without running statistics.
+
+    A usual one decides where signals have vanished, whose finding is another, but for
+    the inputs themselves.
+    """
+    if layer.eps is None or layer.input is None:
+        return
+    is_first = layer is statistics.layers[0] and not has_learned(statistics)
+    if not (layer.eps > USUAL_EPS or is_first):
         return
     # No row or group varies more than all values together, on average.
     size = float(layer.input.mean_square)
@@ -124,7 +131,7 @@ def _large_eps(layer: LayerStatistics) -> Iterator[Finding]:
         layer.eps,
         size,
         f"eps={layer.eps:g} is added to variances of at most {size:.3g} on average",
-        _EPS_ARGUMENT,
+        _EPS_ARGUMENT if layer.eps > USUAL_EPS else _LOWER_EPS,
         {"is_origin": severity == "warning"},
     )
 
@@ -233,7 +240,9 @@ def default_buffers(statistics: Statistics) -> Iterator[Finding]:
         is_learned = is_default and norm.weight is not None
         severity: Severity = "error" if is_default else "clear"
         if severity == "error" and weights_fit_statistics(statistics):
-            severity = "info"  # trained in eval mode from the start
+            # Trained in eval mode from the start. But where batches were counted, the
+            # statistics that they gave are lost, and what is trained since fits that.
+            severity = "warning" if norm.tracked else "info"
         yield _D32(
             layer.name,
             severity,

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from normkit.doctor.checks.progress import has_learned
+from normkit.doctor.checks.progress import has_learned, has_learned_all
 from normkit.doctor.checks.steps import UPDATE_LOW, is_left_out, largest_step
 from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.finding import Finding, Severity
@@ -147,6 +147,9 @@ def _vanish_backward(statistics: Statistics) -> Iterator[Finding]:
             f"{step:.3g}-fold behind {names[i]}" for i, step in jumps.items()
         )
         evidence += f"; most of it at single places ({places}), not over the depth"
+    if severity in ("warning", "error") and has_learned_all(statistics):
+        severity = "info"
+        evidence += "; the network has learned all there is to learn"
     yield _D24(
         names[0],
         severity,

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.checks.distance import Distance, distance, has_finite_inputs
-from normkit.doctor.checks.progress import is_starting, is_untrained
+from normkit.doctor.checks.progress import (
+    has_learned,
+    is_starting,
+    is_untrained,
+)
 from normkit.doctor.checks.thresholds import above, too_few
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import (
@@ -38,6 +42,8 @@ METRIC_WARNING, METRIC_ERROR = 0.01, 0.1
 # A loss of accuracy that is one whatever the loss says. While they learn fast, healthy
 # programs lose up to .085.
 METRIC_SURE = 0.05
+# The loss of answers over that of their mean, from which they are of little use.
+POOR = 0.5
 # What a loss may differ by, and what it may be of that of other samples' answers, to
 # count as the same.
 NEAR, NEGLIGIBLE = 0.1, 0.01
@@ -107,6 +113,22 @@ def _costs_little(statistics: Statistics) -> bool:
     return drop <= METRIC_ERROR
 
 
+def _are_poor(statistics: Statistics) -> bool:
+    """Return True where eval mode is hardly better than one answer for all samples."""
+    found = statistics.evaluation
+    if found is None or not found.common_loss:
+        return False
+    return found.mean(found.running_loss) > POOR * found.mean(found.common_loss) > 0
+
+
+_POOR = (
+    "; neither they nor batch statistics give good answers: the inputs are others than "
+    "those of the training"
+)
+_INPUTS_FIX = (
+    "prepare the inputs as those of the training were: range, mean and standard "
+    "deviation of the training data, order of the columns"
+)
 FITTING = (
     "; eval mode is at least as good as batch statistics, so the weights fit them "
     "(frozen batch norm, or training in eval mode)"
@@ -131,7 +153,7 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     nothing_learned = is_untrained(statistics)
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
     is_harmless = costs_nothing(statistics)
-    costs_little = _costs_little(statistics)
+    costs_little, are_poor = _costs_little(statistics), _are_poor(statistics)
     yield from _of_other_inputs(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen:
@@ -147,7 +169,10 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             f"running_mean is {found.mean:.2f} standard deviations off and running_var "
             f"by a factor of {math.exp(found.var):.2f}, on average over the channels"
         )
-        if is_fitting and severity != "clear":
+        if is_fitting and severity == "error" and are_poor and norm.tracked:
+            severity, fix = "warning", _INPUTS_FIX
+            evidence += _POOR
+        elif is_fitting and severity != "clear":
             severity, fix = "info", FITTING_FIX
             evidence += FITTING
         elif severity != "clear" and is_starting(statistics):
@@ -249,7 +274,7 @@ def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
         is_instance = any("InstanceNorm" in layer.kind for layer in statistics.layers)
         fix = _TRACKED_FIX if is_instance else _OWN_FIX
     is_new = all(norm.is_new for norm in norms) if norms else not statistics.has_moved
-    if is_new:
+    if is_new and (norms or not has_learned(statistics)):
         reason = "the layers are new and have counted no batch yet"
         yield _D02("", "not_judged", evidence=reason)
         return

@@ -15,7 +15,7 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.targets import BINARY, COMPARING, NLL, SAME
+from normkit.doctor.checks.targets import COMPARING, SAME
 from normkit.doctor.checks.thresholds import too_few
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import (
@@ -53,9 +53,6 @@ FALLEN_LITTLE = 0.95
 RISEN = 2.0
 # Observed steps whose median is one reading of ‖dL/dy‖, and losses of the loss.
 READING = 5
-# The loss of one answer for all samples over that of each sample's own, up to which its
-# own is of no use: .30 and .29 of faces that fall on one point, .30 and .005 of others.
-AS_GOOD = 1.05
 # Spread of the answers, as a share of their size, from which a loss that compares them
 # with their targets cannot be the same for any pairing.
 VARIES = 1e-3
@@ -190,11 +187,6 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
         )
         yield _D34("", "not_judged", gain, NO_GAIN, reason)
         return
-    if data is not None and out is not None and statistics.has_moved:
-        fallen = [*_one_point(statistics, data, out)]
-        yield from fallen
-        if fallen:
-            return
     if gain > max(NO_GAIN, 2 * error):
         return
     if not _is_none(gain, error):
@@ -244,32 +236,6 @@ def progress(statistics: Statistics) -> Iterator[Finding]:
         "check that inputs and targets belong together, that zero_grad, backward and "
         "step are all called, and try other learning rates",
         {"is_symptom": True},
-    )
-
-
-def _one_point(
-    statistics: Statistics, data: Evaluation, out: OutputStatistics
-) -> Iterator[Finding]:
-    """Check vectors whose loss is as small when all samples have one: they collapse.
-
-    Of losses that compare the answers of samples with each other, by class numbers that
-    they give no score to.
-    """
-    of_classes = NLL | BINARY | {"LogSoftmax", "Logsumexp"}
-    if out.classes is None or of_classes & out.operations or statistics.has_just_begun:
-        return
-    own, common = data.mean(data.batch_loss), data.mean(data.common_loss)
-    if not (math.isfinite(own + common) and 0 <= common <= own * AS_GOOD):
-        return
-    yield _D34(
-        "",
-        "warning",
-        own,
-        common / AS_GOOD,
-        f"the loss is {own:.3g}, and {common:.3g} where all samples have one answer, "
-        "the mean of their batch: vectors of different classes are pulled together",
-        "compare all pairs or semi-hard ones until the loss falls, before the hardest; "
-        "push different classes apart as well, and lower the learning rate",
     )
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from normkit.doctor.checks.population import costs_nothing, train_eval_gap
 from normkit.doctor.checks.progress import (
     has_learned,
+    has_learned_all,
     has_learned_nothing,
     loss_fell,
 )
@@ -44,6 +45,8 @@ DEAD_SAMPLES = 1000
 # become the same for all samples about half are below zero, .64 of 64 units in sixteen
 # layers as torch draws them.
 DEAD_WHERE_ALIKE = 0.75
+# rms of inputs, and share of outputs that comes from them, which is nothing.
+NOTHING = 0.01
 # Dense layers behind convolutions end with .22 to .58 at a good accuracy; networks of
 # one or two inputs start with .12 to .48.
 DEAD_THOUGH_LEARNED = 0.75
@@ -104,6 +107,8 @@ def saturation(statistics: Statistics) -> Iterator[Finding]:
             share, warning=SATURATED_WARNING, error=SATURATED_ERROR
         )
         clause = ""
+        if severity == "error" and has_learned_all(statistics):
+            severity = "warning"
         if severity == "warning" and (has_learned(statistics) or loss_fell(statistics)):
             severity, clause = "info", "; the network has learned with the others"
         yield _D20(
@@ -166,6 +171,8 @@ def _judged_dead(
         return dead, severity, threshold
     if not is_most and any(f.is_alarm for f in activations_vanish(statistics)):
         return dead, "info", DEAD_WHERE_ALIKE
+    if not is_most and _gets_bias_alone(statistics, layer):
+        return dead, "info", DEAD_WHERE_ALIKE
     if has_learned(statistics):
         severity, threshold = above(dead, warning=DEAD_THOUGH_LEARNED)
     elif dead <= DEAD_ERROR and (
@@ -173,6 +180,23 @@ def _judged_dead(
     ):
         severity, threshold = "clear", DEAD_ERROR
     return dead, "info" if severity == "clear" else severity, threshold
+
+
+def _gets_bias_alone(statistics: Statistics, layer: LayerStatistics) -> bool:
+    """Return True behind a layer whose inputs are nothing beside its bias.
+
+    As behind a code that says nothing: half of the units are off for all samples.
+    """
+    for before in statistics.layers[1:]:
+        if before is layer:
+            return False
+        if before.weight is None or before.input is None or before.units < 1:
+            continue
+        size = float(before.input.mean_square.sqrt())
+        own = before.weight.norm / before.units**0.5 * size
+        if size < NOTHING and own < NOTHING * before.output_rms:
+            return True
+    return False
 
 
 def constant_channels(statistics: Statistics) -> Iterator[Finding]:

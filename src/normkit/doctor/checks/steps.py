@@ -22,6 +22,7 @@ from normkit.doctor.measurements import (
     TrainingStatistics,
     WeightStatistics,
 )
+from normkit.results import counted
 
 __all__ = [
     "MIN_STEPS",
@@ -49,6 +50,10 @@ LONG = 200
 # the largest rate which go as far as all. A cosine to zero has 0.02 and 0.5, a tenth
 # after each third 0 and 0.37, 0.7 per epoch over 30 epochs 0.35 and 0.11.
 GONE, WAY_LEFT = 0.5, 0.1
+# The planned rate over the largest so far, and the share of steps that change the rate:
+# one that is stepped with each batch changes with each, and in 100 steps accumulates
+# over fewer than ten.
+FAR_BELOW, CHANGES = 2.0, 0.1
 # Share of the elements whose step eps makes less than a tenth, and the way that all
 # steps together go at most, as a share of the weight. Who sets a large eps on purpose
 # sets a rate to match: the weights move on. 114 healthy programs go 0.28 and more.
@@ -142,6 +147,7 @@ def lost_steps(statistics: Statistics) -> Iterator[Finding]:
     if loop is None or loop.is_trial or (loop.updates or 0) < MIN_STEPS:
         return
     yield from _gone(loop)
+    yield from _slow_cycle(loop)
     yield from _damped(statistics, loop)
     yield from _too_small(statistics, loop)
 
@@ -183,6 +189,24 @@ def _gone(loop: TrainingStatistics) -> Iterator[Finding]:
             "step the schedule once per epoch if its numbers are epochs, or give it "
             "the number of all steps",
         )
+
+
+def _slow_cycle(loop: TrainingStatistics) -> Iterator[Finding]:
+    """Check for a cycle of the rate that is counted in steps and not stepped so."""
+    made, found = loop.updates or 0, loop.optimizer
+    if found is None or found.planned is None or found.planned < FAR_BELOW:
+        return
+    if found.changes > CHANGES * made:
+        return
+    yield _D27(
+        "warning",
+        1 / found.planned,
+        1 / FAR_BELOW,
+        f"the schedule plans a largest rate {found.planned:.3g} times that of the "
+        f"{made} steps, and changed the rate {counted(found.changes, 'time')}",
+        "call scheduler.step() behind each optimizer.step(): OneCycleLR and CyclicLR "
+        "count batches",
+    )
 
 
 def _too_small(statistics: Statistics, loop: TrainingStatistics) -> Iterator[Finding]:

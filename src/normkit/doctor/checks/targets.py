@@ -46,6 +46,7 @@ OUTSIDE = 0.1
 # Losses that compare output and target value by value.
 COMPARING = frozenset({"MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Sub"})
 BINARY = frozenset({"BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"})
+CTC = frozenset({"CtcLoss", "CudnnCtcLoss"})  # of scores (T, N, K) or (N, T, K)
 NLL = frozenset({"NllLoss", "NllLoss2D"})
 # A cross-entropy with a minus sign, and nothing beside it.
 NEGATED = NLL | {"LogSoftmax", "Neg", "Mean", "Sum", "View", "Transpose", "Permute"}
@@ -229,8 +230,10 @@ def _pairing(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]
     """Check that each answer is compared with the target of its own sample."""
     taken, right = out.softmax_dim, 1 if out.class_dim is None else out.class_dim
     is_other = taken == 0 or (out.class_dim is not None and taken != right)
-    if taken is not None and is_other and NLL & out.operations:
-        over = ", the samples of a batch," * (taken == 0)
+    if CTC & out.operations:
+        right, is_other = 2, taken is not None and taken < 2
+    if taken is not None and is_other and (NLL | CTC) & out.operations:
+        over = ", the samples of a batch," * (taken == 0 and right == 1)
         yield _D34(
             "",
             "error",

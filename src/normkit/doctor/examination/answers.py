@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.graph import (
@@ -28,6 +28,7 @@ from normkit.doctor.examination.labels import (
     label_channels,
     rows_of,
 )
+from normkit.doctor.examination.renumbered import renumbered
 from normkit.doctor.examination.unregistered import unregistered
 from normkit.doctor.measurements import OutputStatistics, TargetStatistics
 from normkit.doctor.probes.tensor_statistics import first_tensor
@@ -40,6 +41,9 @@ MAX_CLASSES = 1_000_000
 # Targets of more columns are images or maps, most of whose values may be one.
 FEW_COLUMNS = 16
 
+
+# Share of the samples with one answer from which the inputs are compared, too.
+SAME_ANSWERS = 0.3
 
 # A loss that was not measured.
 UNKNOWN = math.nan
@@ -91,11 +95,19 @@ class Answers:
         self._is_binary = True
         self._targets_sum_to_one = True
         self._kept: list[Tensor] = []
+        self._pairs: tuple[list[Tensor], list[Tensor]] = [], []
+        self._same: list[float] = []
 
-    def add(self, output: Any, targets: Any, samples: int = 0) -> None:
-        """Merge the outputs and targets of one batch of so many samples.
+    def add(
+        self, output: Any, targets: Any, samples: int = 0, inputs: Any = None
+    ) -> None:
+        """Merge the outputs and targets of one batch.
 
-        0 where their number is that of the targets.
+        Args:
+            output: What the model gave.
+            targets: The targets.
+            samples: The number of samples; 0 where it is that of the targets.
+            inputs: The batch, to tell answers apart from inputs that are the same.
         """
         y = first_tensor(output)
         if y is not None and y.dim() >= 2:
@@ -103,6 +115,8 @@ class Answers:
             self._outputs.append(on_cpu(moments(flat, 0)))
             self._sums_to_one &= _sum_to_one(flat)
             self._largest = max(self._largest, float(flat.abs().max()))
+            if y.dim() == 2:
+                self._same.append(_share_of_one_answer(flat, inputs))
         if not isinstance(targets, Tensor) or not targets.numel() or targets.is_meta:
             return
         t = targets.detach()
@@ -205,6 +219,8 @@ class Answers:
             broadcast=self._shapes,
             compared=self._compared,
             class_weights=self._class_weights,
+            renumbered=renumbered(*self._pairs),
+            same=sum(self._same) / len(self._same) if self._same else 0.0,
         )
 
     def targets(self) -> TargetStatistics | None:
@@ -251,6 +267,8 @@ class Answers:
             if chosen.shape == t.shape:  # classes may lie along another dimension
                 self._right[0] += int(((chosen == t) & (t >= 0)).sum())
                 self._right[1] += int((t >= 0).sum())
+                for kept, rows in zip(self._pairs, (t, chosen), strict=True):
+                    kept.append(rows_of(rows).flatten().cpu())
 
     def _add_values(self, y: Tensor | None, t: Tensor) -> None:
         self._range[0] = min(self._range[0], float(t.min()))
@@ -326,6 +344,21 @@ def _class_dim(scores: Tensor, targets: Any) -> int | None:
         if shape[:dim] + shape[dim + 1 :] == tuple(targets.shape)
     ]
     return found[0] if len(found) == 1 else None
+
+
+def _share_of_one_answer(rows: Tensor, inputs: Any) -> float:
+    """Return the share of the answer given most often, less that of the inputs."""
+    share = _most_often(rows)
+    x = next((v for v in tree_leaves(inputs) if isinstance(v, Tensor)), None)
+    if share < SAME_ANSWERS or x is None or x.dim() < 2 or len(x) != len(rows):
+        return 0.0
+    return share - _most_often(x)
+
+
+def _most_often(rows: Tensor) -> float:
+    """Return the share of the row that comes most often."""
+    counts = rows.detach().flatten(1).unique(dim=0, return_counts=True)[1]
+    return float(counts.max()) / len(rows)
 
 
 def _broadcast(one: Sequence[int], other: Sequence[int]) -> bool:

@@ -113,6 +113,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
             batch.input_columns,
             is_table=batch.is_table,
             far=batch.far.found(),
+            others=batch.others,
             are_ids=batch.are_integers and _has_tables(case.model),
         ),
         output=output,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from normkit.doctor.channel_statistics import ChannelStatistics, Padding
 from normkit.doctor.examination.answers import Answers, channels_of, on_cpu
@@ -114,6 +115,7 @@ class ForwardPass:
         self.equal_gradients: dict[str, float] = {}
         self.input: Moments | None = None
         self.input_channels: list[ChannelStatistics] = []
+        self.other_inputs: list[list[Moments]] = []
         self.is_table = False
         self.are_integers = True
         self.far = FarValues()
@@ -188,9 +190,18 @@ class ForwardPass:
             self._equal_rows[name] = EqualRows.of(weight)
         return self._equal_rows[name]
 
-    def add_input(self, batch: Any) -> None:
-        """Merge the values of the first floating-point input."""
+    def add_input(self, batch: Any, given: Any) -> None:
+        """Merge the values of the first floating-point input, and of small ones.
+
+        Args:
+            batch: The batch.
+            given: What the model was called with.
+        """
         x = first_tensor(batch)
+        others = [v for v in tree_leaves(given) if v is not x and _is_table(v)]
+        self.other_inputs.append(
+            [on_cpu(moments(v.detach().flatten(), 0)) for v in others]
+        )
         if x is not None:
             flat = x.detach().flatten()
             self.is_table = x.dim() == 2
@@ -199,6 +210,16 @@ class ForwardPass:
             self.input = merged(self.input, on_cpu(moments(flat, 0)))
             if x.dim() > 1 and len(x) > 1:
                 self.input_channels.append(channels_of(x))
+
+    @property
+    def others(self) -> tuple[Moments, ...]:
+        """Moments of the further inputs; none where batches differ in their number."""
+        if len({len(each) for each in self.other_inputs}) != 1:
+            return ()
+        return tuple(
+            Moments.merge_all(list(each))
+            for each in zip(*self.other_inputs, strict=True)
+        )
 
     @property
     def input_columns(self) -> ChannelStatistics | None:
@@ -363,3 +384,9 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     return None
+
+
+def _is_table(x: Any) -> bool:
+    """Return True for a number or a row of them for each sample."""
+    is_real = isinstance(x, Tensor) and x.is_floating_point()
+    return is_real and x.dim() in (1, 2) and len(x) > 1

@@ -319,7 +319,14 @@ class WorkingCopy:
         evaluate: bool,
     ) -> None:
         batch, size = to_device(batch, self.device), num_samples(batch)
-        output = self._forward(probes, batch, size)
+        given: list[Any] = []
+        handle = self.model.register_forward_pre_hook(
+            lambda _, args, kwargs: given.append((args, kwargs)), with_kwargs=True
+        )
+        try:
+            output = self._forward(probes, batch, size)
+        finally:
+            handle.remove()
         result.samples.append(size)
         if not evaluate:
             return
@@ -330,8 +337,8 @@ class WorkingCopy:
         loss = self._loss(result, output, targets)
         is_whole = probes is not None and not probes.batch_norms_only
         if is_whole:
-            result.add_input(batch)
-            result.answers.add(output, targets, size)
+            result.add_input(batch, given)
+            result.answers.add(output, targets, size, batch)
         if loss is None:
             return
         result.losses.append(float(loss.detach()))

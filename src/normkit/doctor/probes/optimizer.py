@@ -35,6 +35,9 @@ class Rates:
         self.made = 0
         self.first: float | None = None
         self.largest_at = 0
+        self.planned: float | None = None
+        self.changes = 0
+        self._last: float | None = None
 
     def add(self, optimizer: torch.optim.Optimizer) -> None:
         """Record the rate of a step: that of the group with the largest."""
@@ -45,6 +48,11 @@ class Rates:
             if isinstance(found, Tensor) and not found.is_cpu:
                 return
             rate = max(rate, float(found))
+            planned = group.get("max_lr")  # of OneCycleLR and CyclicLR
+            if isinstance(planned, float | int):
+                self.planned = max(self.planned or 0.0, float(planned))
+        self.changes += self._last not in (None, rate)
+        self._last = rate
         self.made += 1
         self.first = rate if self.first is None else self.first
         self.total += rate
@@ -83,6 +91,10 @@ def optimizer_statistics(
         largest,
         damped / elements if elements else 0.0,
         is_rising=rates.is_rising,
+        planned=rates.planned / rates.largest
+        if rates.planned and rates.largest
+        else None,
+        changes=rates.changes,
     )
 
 
