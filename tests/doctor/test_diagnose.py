@@ -274,3 +274,55 @@ def test_bad_input_is_named() -> None:
         diagnose(model, batches(), nn.CrossEntropyLoss(reduction="none"))
     with pytest.raises(ArgumentError, match="no check is called D99"):
         diagnose(model, batches(), LOSS, checks_to_run=["D99"])
+    with pytest.raises(ArgumentError, match=r"write checks_to_run=\['D01'\]"):
+        diagnose(model, batches(), LOSS, checks_to_run="D01")
+    with pytest.raises(ArgumentError, match="2 batches, all of 0 samples"):
+        diagnose(model, [(x[:0], y[:0]) for x, y in batches()[:2]], LOSS)
+
+
+def test_sparse_gradients_have_the_norms_of_dense_ones() -> None:
+    torch.manual_seed(0)
+    data = [(torch.randint(20, (32, 3)), torch.randint(2, (32,))) for _ in range(5)]
+
+    def norms_of(layer: type[nn.Module], *, sparse: bool) -> list[tuple[float, ...]]:
+        torch.manual_seed(0)
+        table: Any = layer(20, 8, sparse=sparse)
+        table.weight.data[3] = table.weight.data[5]  # equal rows are compared
+        tail = [nn.Flatten(1), nn.LazyLinear(2)]
+        model = nn.Sequential(table, *tail)
+        model(data[0][0])
+        layers = diagnose(model, data, LOSS).statistics.layers
+        return [la.weight.gradient_norm for la in layers if la.weight is not None]
+
+    for layer in (nn.Embedding, nn.EmbeddingBag):
+        dense, sparse = (norms_of(layer, sparse=value) for value in (False, True))
+        assert len(dense) > 0
+        assert len(dense) == len(sparse)
+        for one, other in zip(dense, sparse, strict=True):
+            assert one == pytest.approx(other)
+
+
+def test_a_model_of_complex_numbers_is_no_model_that_never_ran() -> None:
+    torch.manual_seed(0)
+    dtype = torch.complex64
+    model = nn.Sequential(nn.Linear(4, 8, dtype=dtype), nn.Linear(8, 2, dtype=dtype))
+    x, y = torch.randn(6, 32, 4, dtype=dtype), torch.randint(2, (6, 32))
+    classes = diagnose(
+        model, list(zip(x, y, strict=True)), lambda o, t: LOSS(o.abs(), t)
+    )
+    assert classes.statistics.samples == 192
+    assert classes.statistics.evaluation.batch_metric == ()
+    values = list(zip(x, x[..., :2], strict=True))
+    found = diagnose(model, values, lambda o, t: (o - t).abs().square().mean())
+    assert found.statistics.evaluation.batch_loss[0] > 0
+
+
+def test_a_diagnosis_in_inference_mode_measures_gradients() -> None:
+    model = trained("mlp")
+    outside = diagnose(model, batches(), LOSS)
+    with torch.inference_mode():
+        data = [(x.clone(), y.clone()) for x, y in batches()]
+        inside = diagnose(model, data, LOSS)
+    assert inside.readings == outside.readings
+    assert inside.statistics.layers[0].weight.gradient_norm
+    assert not torch.is_inference_mode_enabled()

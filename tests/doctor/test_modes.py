@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from doctor.models import batches, build, trained
 from normkit.doctor import Finding, Watch, diagnose, watch
@@ -47,6 +48,31 @@ def test_a_head_on_a_frozen_network_in_eval_mode_is_no_fault() -> None:
     assert diagnose(model, data, F.cross_entropy).named == []
     # In training mode its statistics would change.
     assert diagnose(model.train(), data, F.cross_entropy).named == ["D07"]
+
+
+class Checkpointed(nn.Module):
+    """A reentrant checkpoint, whose first input requires no gradients."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.body, x, use_reentrant=True))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_layer_that_lost_its_gradients_is_not_called_frozen() -> None:
+    model = Checkpointed(copy.deepcopy(trained("mlp"))[:-1])
+    found = diagnose(model, batches()[:16], F.cross_entropy)
+    (lost,) = [f for f in found.findings if f.id == "D07"]
+    assert "require gradients and get none" in lost.evidence
+    assert "use_reentrant=False" in lost.fix
+    model.body.requires_grad_(False)
+    found = diagnose(model, batches()[:16], F.cross_entropy)
+    (frozen,) = [f for f in found.findings if f.id == "D07"]
+    assert "require" not in frozen.evidence
+    assert "use_reentrant" not in frozen.fix
 
 
 class Unreached(nn.Module):

@@ -1,13 +1,16 @@
 """Norms that are not torch's classes, and layers that run without gradients."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doctor.models import batches
-from normkit.doctor import diagnose, watch
+from normkit.doctor import diagnose, explain_gap, watch
 from normkit.doctor.checks.batch_size import batch_too_small
+from normkit.errors import ArgumentError
 from normkit.modeling.norm_types import is_batch_norm
 
 
@@ -225,3 +228,77 @@ def test_flattened_sequences_count_as_samples() -> None:
     assert norm.in_training.samples == 32
     assert int(norm.in_training.pooled.count.max()) == 640
     assert next(batch_too_small(found.statistics)).value == 32
+
+
+class Functional(nn.Module):
+    """A network that calls `F.batch_norm` on buffers of its own, before a dropout."""
+
+    def __init__(self, mean: str = "mean", var: str = "var") -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
+        self.names = mean, var
+        self.register_buffer(mean, torch.zeros(32))
+        self.register_buffer(var, torch.ones(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = (getattr(self, name) for name in self.names)
+        h = F.batch_norm(self.first(x), mean, var, training=self.training, momentum=0.1)
+        return self.head(F.dropout(h.relu(), 0.5, self.training))
+
+
+@pytest.mark.parametrize("names", [("mean", "var"), ("running_mean", "running_var")])
+def test_a_call_outside_batch_norms_takes_batch_statistics(
+    names: tuple[str, str],
+) -> None:
+    model = Functional(*names)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for epoch in range(6):
+        for x, y in batches(seed=epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    healthy = diagnose(model, batches(), F.cross_entropy)
+    assert not any(finding.is_alarm for finding in healthy.findings)
+    getattr(model, names[0]).sub_(3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    found = diagnose(model, batches(), F.cross_entropy)
+    assert found.named == ["D02"]
+    gap = explain_gap(model, batches())
+    right = {"batch": 0, "running": 0}
+    for x, y in batches():
+        h = model.first(x)
+        batch = F.batch_norm(h, None, None, training=True)
+        running = F.batch_norm(h, *(before[name] for name in names))
+        right["batch"] += (model.head(batch.relu()).argmax(1) == y).sum().item()
+        right["running"] += (model.head(running.relu()).argmax(1) == y).sum().item()
+    samples = sum(len(y) for _, y in batches())
+    assert gap.batch == pytest.approx(right["batch"] / samples)
+    assert gap.running == pytest.approx(right["running"] / samples)
+    assert sum(part.value for part in gap.causes) == pytest.approx(gap.gap)
+    assert all(torch.equal(before[name], v) for name, v in model.state_dict().items())
+
+
+def test_a_call_that_is_frozen_while_training_stays_so() -> None:
+    class Still(Functional):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.batch_norm(self.first(x), self.mean, self.var).relu())
+
+    model = Still()
+    model.mean.sub_(3)
+    assert explain_gap(model, batches()).gap == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # scripts are deprecated, and no leaves
+def test_the_gap_of_a_scripted_model_is_found_and_a_traced_one_refused() -> None:
+    model = trained(nn.BatchNorm1d(32))
+    model[1].running_mean -= 5
+    # Of a copy no write is counted, so that values alone tell of the training.
+    scripted = torch.jit.script(copy.deepcopy(model))
+    found = diagnose(scripted, batches(), F.cross_entropy)
+    assert "D02" in found.named
+    model.eval()
+    traced = torch.jit.trace(model, batches()[0][0])
+    for verb in (lambda m, b: diagnose(m, b, F.cross_entropy), explain_gap):
+        with pytest.raises(ArgumentError, match="layer '1' is a batch norm in a trac"):
+            verb(traced, batches())

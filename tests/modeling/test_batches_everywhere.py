@@ -245,3 +245,81 @@ def test_an_average_of_a_model_in_eval_mode_is_calibrated() -> None:
     report = normkit.calibrate(average, [x()])
     assert [layer.name for layer in report.layers] == ["norm"]
     report.undo(average)
+
+
+@pytest.mark.parametrize("verb", [*FROM_LOADER, "initialize", "fuse", "watch"])
+def test_a_model_without_values_is_refused(verb: str) -> None:
+    with pytest.raises(ArgumentError, match=r"meta device.*'first.weight'"):
+        VERBS[verb](Net().to("meta"), [(x(), y())], {})
+
+
+def test_weights_that_each_call_fetches_may_be_on_meta() -> None:
+    model = Net()
+    held = model.first.weight.data
+
+    def fetch(module: nn.Module, _: Any) -> None:
+        module._parameters["weight"] = nn.Parameter(held)
+
+    def drop(module: nn.Module, _: Any, __: Any) -> None:
+        module._parameters["weight"] = nn.Parameter(held.to("meta"))
+
+    model.first.register_forward_pre_hook(fetch)
+    model.first.register_forward_hook(drop)
+    drop(model.first, None, None)
+    assert normkit.calibrate(model, [x(), x()]).batches == 2
+
+
+class Force(nn.Module):
+    """The derivative of a network, taken in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(
+            *(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.LayerNorm(8)),
+            nn.Linear(8, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        e = self.energy(x).square().sum()
+        return torch.autograd.grad(e, x, create_graph=True)[0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_forward_that_differentiates_runs_with_gradients() -> None:
+    torch.manual_seed(0)
+    model, loss = Force(), nn.MSELoss()
+    data = [(3 + x(), torch.randn(16, 6)) for _ in range(10)]
+    values = model.energy[0](torch.cat([x for x, _ in data])).detach()
+    found = normkit.diagnose(model, data, loss, gradient_batches=4)
+    layers = {layer.name: layer for layer in found.statistics.layers}
+    norm = layers["energy.1"].norm
+    assert int(norm.in_training.pooled.count[0]) == 160
+    assert torch.allclose(norm.in_training.pooled.mean, values.double().mean(0))
+    assert int(layers["energy.3"].before.counts.sum()) == 160 * 8
+
+    gap = normkit.explain_gap(model, data, lambda o, t: -loss(o, t))
+    model.eval()
+    right = -sum(float(loss(model(x), t).detach()) for x, t in data) / 10
+    assert gap.running == pytest.approx(right)
+
+    with torch.inference_mode():
+        report = normkit.calibrate(model, data)
+    assert [layer.count for layer in report.layers] == [160.0]
+    assert torch.allclose(model.energy[1].running_mean, values.mean(0), atol=1e-5)
+
+
+def test_the_gradients_of_layers_are_those_of_the_loss_alone() -> None:
+    torch.manual_seed(0)
+    model, loss = Force(), nn.MSELoss()
+    data = [(x(), torch.randn(16, 6))]
+    found = normkit.diagnose(model, data, loss, gradient_batches=1)
+    first = found.statistics.layers[0]
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        kept.append(output)
+
+    kept: list[Tensor] = []
+    model.energy[0].register_forward_hook(keep)
+    (gradient,) = torch.autograd.grad(loss(model(data[0][0]), data[0][1]), kept)
+    assert first.gradient_norm[0] == pytest.approx(float(gradient.norm()), rel=1e-4)

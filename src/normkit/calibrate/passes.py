@@ -24,9 +24,9 @@ from normkit.errors import CalibrationError
 from normkit.modeling.batch import (
     Forward,
     device_of,
-    run_model,
     to_device,
 )
+from normkit.modeling.grad_forward import GradForward
 from normkit.modeling.norm_types import check_num_channels
 from normkit.moments import Moments
 from normkit.sync import merge_over
@@ -109,6 +109,7 @@ def run_pass(
     result = PassResult()
     seen: dict[str, list[Seen]] = {}
     current: dict[str, Tensor | None] = {"mask": None}
+    forward_on = GradForward(forward, before_again=seen.clear)
 
     def observe(layer: Layer) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -139,7 +140,7 @@ def run_pass(
         batch = to_device(batch, device)
         current["mask"] = None if mask is None else mask(batch)
         with suppress(_FarEnough):
-            run_model(transaction.model, batch, forward)
+            forward_on(transaction.model, batch)
         if not is_own:
             return
         bad = _first_nonfinite(seen, index)

@@ -35,7 +35,12 @@ from normkit.calibrate.sharding import (
 )
 from normkit.calibrate.transaction import Transaction
 from normkit.errors import ArgumentError, CalibrationError
-from normkit.modeling.batch import Forward, check_function, check_model
+from normkit.modeling.batch import (
+    Forward,
+    check_function,
+    check_has_values,
+    check_model,
+)
 from normkit.modeling.graph_norms import graph_model, norms_as_modules
 from normkit.modeling.unwrap import unwrapped
 from normkit.progress import tracked
@@ -172,6 +177,11 @@ def calibrate(
             "share; use mode='exact' or 'average', or process_group='local'"
         )
     model = unwrapped(model)
+    check_has_values(
+        model,
+        "calibrate runs the model: load the weights first (to_empty, load_state_dict)",
+        may_fetch=True,
+    )
     with (
         norms_as_modules(model),
         weight_ranges_follow(model),

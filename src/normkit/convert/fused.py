@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from normkit.convert.report import FusionReport
 from normkit.errors import ArgumentError
-from normkit.modeling.batch import Forward, arguments_of, call_on
+from normkit.modeling.batch import (
+    Forward,
+    arguments_of,
+    call_on,
+    check_has_values,
+)
 from normkit.modeling.pytree import tensors_in
 from normkit.modeling.snapshot import preserved, preserved_random
 from normkit.nn.batch_norm_layer import BatchNormLayer
@@ -60,7 +65,12 @@ def fuse(
         1 of 1 fused
           0: relu
     """
-    _check_has_values(model)
+    check_has_values(
+        model,
+        "what is fused is compared on the example inputs: load the weights first "
+        "(to_empty, load_state_dict), or convert without example_inputs=, which fuses "
+        "nothing",
+    )
     norms = {
         path: module
         for path, module in model.named_modules()
@@ -90,18 +100,6 @@ def fuse(
         else:
             left[path] = reason
     return FusionReport(model, fused, left)
-
-
-def _check_has_values(model: nn.Module) -> None:
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    without = [name for name, t in tensors if t.is_meta]
-    if without:
-        raise ArgumentError(
-            f"{len(without)} parameters and buffers are on the meta device and have "
-            f"no values, e.g. {without[0]!r}; what is fused is compared on the example "
-            "inputs: load the weights first (to_empty, load_state_dict), or convert "
-            "without example_inputs=, which fuses nothing"
-        )
 
 
 def _run(model: nn.Module, run: Callable[[], Any], example_inputs: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from normkit.doctor import checks
@@ -13,6 +14,7 @@ from normkit.doctor.diagnosis import Diagnosis
 from normkit.doctor.examination.case import open_case
 from normkit.doctor.examination.examine import examine
 from normkit.doctor.over_ranks import merge_readings, together
+from normkit.errors import ArgumentError
 from normkit.modeling.batch import Forward, Targets
 from normkit.sync import alone
 from normkit.sync.groups import Group
@@ -70,7 +72,8 @@ def diagnose(
 
     Raises:
         ArgumentError: The loader is empty, `loss_fn` returns more than one number,
-            or a check does not exist.
+            `checks_to_run` is a string or names a check that does not exist, or the
+            model has no values (on meta) or a mode that is fixed (traced).
         RanksError: Another rank of `process_group` failed; with its error.
 
     Example:
@@ -87,9 +90,15 @@ def diagnose(
         >>> found.findings[0].layer
         '1'
     """
+    if isinstance(checks_to_run, str):
+        raise ArgumentError(
+            f"checks_to_run={checks_to_run!r} is a string, and must be a list of ids; "
+            f"write checks_to_run=[{checks_to_run!r}]"
+        )
 
     def examined() -> Diagnosis:
-        with alone():
+        # Gradients are measured, also inside torch.inference_mode.
+        with alone(), torch.inference_mode(False):
             case = open_case(
                 model,
                 loader,

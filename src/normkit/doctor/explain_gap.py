@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normkit.doctor.examination.case import Case, accuracy, open_case
+from normkit.doctor.examination.case import Case, open_case, value_of
 from normkit.doctor.examination.examine import examine
 from normkit.doctor.examination.populations import (
     Populations,
@@ -128,8 +128,9 @@ def explain_gap(
 
     Raises:
         ArgumentError: The loader is empty, there is no metric, `reference` holds
-            none of the layers, or `shards` is a single one or given with
-            `train_loader`.
+            none of the layers, `shards` is a single one or given with
+            `train_loader`, or the model has no values (on meta) or a mode that is
+            fixed (traced).
 
     Numerics:
         Each layer's part is measured alone, with running statistics in all others;
@@ -144,6 +145,9 @@ def explain_gap(
         both in the same way causes no gap. Running statistics are attributed to one
         rank, or to the other way of counting padding, where their distance to it is
         less than half the distance between the two. Those further away are stale.
+
+        Calls of `F.batch_norm` outside batch norms, on buffers of a larger module, are
+        counted in both modes; what they lose is in the part "statistics of each batch".
 
         Layers that are in eval mode while the model trains are the same in both modes
         and have no part.
@@ -179,10 +183,10 @@ def explain_gap(
 
 def _as_loss(case: Case) -> Callable[[Any, Any], Tensor]:
     def loss(output: Any, targets: Any) -> Tensor:
-        value = (case.metric or accuracy)(output, targets)
+        value = value_of(case, output, targets)
         if value is None:
             raise ArgumentError(_NO_NUMBER)
-        return torch.tensor(-float(value))
+        return torch.tensor(-value)
 
     return loss
 

@@ -27,7 +27,7 @@ from normkit.doctor.probes.series import SERIES
 from normkit.doctor.recorder import Recorder
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
-from normkit.modeling.batch import check_model
+from normkit.modeling.batch import check_has_values, check_model
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
 from normkit.sync.groups import Group
@@ -88,6 +88,11 @@ def watch(
             f"a {type(model).__name__} takes no hooks; watch the module before "
             "torch.jit.script or torch.jit.trace"
         )
+    check_has_values(
+        model,
+        "watch measures them: load the weights first (to_empty, load_state_dict)",
+        may_fetch=True,
+    )
     recorder = Recorder(unwrapped(model), optimizer, schedule, unit)
     return Watch(recorder, schedule, is_compiled=is_compiled(model))
 

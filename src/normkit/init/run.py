@@ -32,6 +32,7 @@ from normkit.init.variance_scaling import (
 from normkit.modeling.batch import (
     Forward,
     call_on,
+    check_has_values,
     check_model,
     device_of,
     run_model,
@@ -155,6 +156,11 @@ def initialize(
             named = "relu" if scheme == "kaiming" else "linear"
         gain = gain_of(named, slope)
     model = unwrapped(model)
+    check_has_values(
+        model,
+        "initialize draws weights in place: call model.to_empty(device=…) first, and "
+        "reset_parameters() of the layers that it leaves alone, such as norms",
+    )
     maps, left = linear_maps(model)
     maps = chosen_maps(maps, layers, left)
     _check_sizes(maps)

@@ -31,6 +31,7 @@ __all__ = [
     "arguments_of",
     "call_on",
     "check_function",
+    "check_has_values",
     "check_model",
     "device_of",
     "inputs_of",
@@ -232,6 +233,29 @@ def check_model(verb: str, model: Any, batches: Any = None) -> None:
         raise ArgumentError(
             f"{verb} got a {kind} for the batches, which must be iterable; pass a "
             "DataLoader or a list of batches"
+        )
+
+
+def check_has_values(model: nn.Module, why: str, *, may_fetch: bool = False) -> None:
+    """Refuse a model on the meta device.
+
+    Args:
+        model: The model.
+        why: Why values are needed, and how to get them.
+        may_fetch: Take parameters on meta beside tensors with values: hooks that
+            offload weights, such as accelerate's, fetch them in each call.
+
+    Raises:
+        ArgumentError: Parameters or buffers have no values.
+    """
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    without = [name for name, t in tensors if t.is_meta]
+    if may_fetch and len(without) < len(tensors):
+        without = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if without:
+        raise ArgumentError(
+            f"{len(without)} parameters and buffers are on the meta device and have "
+            f"no values, e.g. {without[0]!r}; {why}"
         )
 
 

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normkit.errors import ArgumentError
 
 __all__ = [
+    "SIGNATURES",
     "GraphBatchNorm",
     "graph_model",
     "has_graph_norms",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 # Names of the arguments of the operators, in order.
-_SIGNATURES: dict[Any, tuple[str, ...]] = {
+SIGNATURES: dict[Any, tuple[str, ...]] = {
     torch.ops.aten.batch_norm.default: (
         *("input", "weight", "bias", "running_mean", "running_var"),
         *("training", "momentum", "eps", "cudnn_enabled"),
@@ -163,7 +164,7 @@ def _calls(module: fx.GraphModule) -> Iterator[tuple[fx.Node, dict[str, Any]]]:
     Calls without running statistics are left out.
     """
     for node in module.graph.nodes:
-        signature = _SIGNATURES.get(node.target) if node.op == "call_function" else None
+        signature = SIGNATURES.get(node.target) if node.op == "call_function" else None
         if signature is None:
             continue
         given = {**dict(zip(signature, node.args, strict=False)), **node.kwargs}
@@ -312,7 +313,7 @@ def _write_flags(
 ) -> None:
     """Give each call of the original graph the mode that its module is in."""
     for path, node in flags:
-        signature = _SIGNATURES[node.target]
+        signature = SIGNATURES[node.target]
         place = signature.index("training")
         training = made[path].training
         if "training" in node.kwargs or len(node.args) <= place:

@@ -17,6 +17,7 @@ __all__ = [
     "NORMS",
     "check_num_channels",
     "holds_constant_statistics",
+    "holds_running_statistics",
     "is_batch_norm",
     "is_norm",
 ]
@@ -43,10 +44,18 @@ def is_batch_norm(module: nn.Module) -> bool:
 
     torch's and normkit's are known by their class. Others, as detectron2's frozen one
     and in-place ABN's, derive from Module and are known by their buffers: running_mean
-    and running_var of one shape `(C,)`.
+    and running_var of one shape `(C,)`. A larger module that holds these beside layers
+    with parameters, for a call of `F.batch_norm`, is none.
     """
     if isinstance(module, _NormBase):
         return isinstance(module, _BatchNorm)
+    return holds_running_statistics(module) and not any(
+        True for child in module.children() for _ in child.parameters()
+    )
+
+
+def holds_running_statistics(module: nn.Module) -> bool:
+    """Return whether `module` has buffers running_mean and running_var, both `(C,)`."""
     # A scripted module's `_buffers` is no dict.
     held = dict(module.named_buffers(recurse=False))
     mean, var = held.get("running_mean"), held.get("running_var")

@@ -23,6 +23,20 @@ _KEPT_NEW = (
     "normalizes nothing"
 )
 
+_FROZEN = "weight and bias get no gradients"
+_CUT_OFF = (
+    "weight and bias require gradients and get none: the layer runs without them, as "
+    "under torch.no_grad or in a reentrant checkpoint whose inputs require none"
+)
+_CHANGING = ", but in training mode the running statistics keep changing"
+_RUN_WITH_GRADIENTS = (
+    "if the layer is to be trained, run it with gradients, and checkpoints with "
+    "use_reentrant=False; if not, "
+)
+_KEEP = (
+    "keep the layer in eval mode, also after model.train(): "
+    "normkit.convert(model, to='frozen') does"
+)
 _PLAIN = "; scale and shift are those of a new layer"
 _STILL = "; the model came in eval mode, where they stand still"
 
@@ -70,16 +84,19 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
             severity,
             float(is_bad),
             0.5,
-            "weight and bias get no gradients, but in training mode the running "
-            "statistics keep changing" + _STILL * is_still + _PLAIN * is_plain
+            (_CUT_OFF if is_cut_off and norm.is_trainable else _FROZEN)
+            + _CHANGING
+            + _STILL * is_still
+            + _PLAIN * is_plain
             if is_bad
             else "eval mode does not read its statistics"
             if has_no_gradient and is_training
             else "no parameter of the model is trained"
             if has_no_gradient
             else "weight and bias are trained",
-            "keep the layer in eval mode, also after model.train(): "
-            "normkit.convert(model, to='frozen') does",
+            _RUN_WITH_GRADIENTS + _KEEP
+            if is_bad and is_cut_off and norm.is_trainable
+            else _KEEP,
         )
 
 

@@ -331,9 +331,10 @@ _TRACKED_FIX = (
     "running statistics in eval mode, and no sample by its own"
 )
 _OWN_FIX = (
-    "look at how the norms of a class of their own keep their averages: new = (1 - "
-    "momentum) * old + momentum * batch, from all batches of the training, in buffers; "
-    "or take torch.nn's, whose averages normkit.calibrate(model, loader) recomputes"
+    "look at how norms of a class of their own, or calls of F.batch_norm, keep their "
+    "averages: new = (1 - momentum) * old + momentum * batch, from all batches of the "
+    "training, in buffers; or take torch.nn's, whose averages normkit.calibrate(model, "
+    "loader) recomputes; of a scripted model, before torch.jit.script"
 )
 _GAP_FIX = (
     "recompute the statistics with normkit.calibrate(model, loader); where no other "

@@ -6,11 +6,11 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracedModule
 
 from normkit.doctor.measurements import mean_over_samples
 from normkit.errors import ArgumentError
@@ -18,23 +18,28 @@ from normkit.modeling.batch import (
     Forward,
     Targets,
     check_function,
+    check_has_values,
     check_model,
     device_of,
     num_samples,
-    run_model,
     targets_of,
     to_device,
 )
+from normkit.modeling.grad_forward import GradForward
 from normkit.modeling.graph_norms import graph_model, with_norm_modules
+from normkit.modeling.norm_types import is_batch_norm
+from normkit.modeling.pytree import map_tensors, tensors_in
 from normkit.modeling.snapshot import preserved, preserved_random
 from normkit.modeling.unwrap import is_average, unwrapped
 from normkit.progress import tracked
+from normkit.results import counted
 
 __all__ = [
     "Case",
     "accuracy",
     "measured",
     "open_case",
+    "value_of",
 ]
 
 
@@ -66,7 +71,7 @@ class Case:
     model: nn.Module = field(repr=False)
     batches: list[Any] = field(repr=False)
     loss_fn: Callable[[Any, Any], Tensor] | None
-    forward: Forward
+    forward: GradForward
     targets: Targets
     metric: Callable[[Any, Any], float] | None
     gradient_batches: int = 8
@@ -111,6 +116,12 @@ def open_case(
         )
     has_average = is_average(model)
     model = with_norm_modules(unwrapped(model))
+    check_has_values(
+        model,
+        f"{verb} runs the model: load the weights first (to_empty, load_state_dict)",
+        may_fetch=True,
+    )
+    _check_modes(verb, model)
     holders = [loader, getattr(loader, "sampler", None)]
     kept = HELD_OUT if keeps_some else 0
     with (
@@ -119,21 +130,26 @@ def open_case(
             tracked(loader, "read batches", max_batches + kept, shown=progress)
         ) as drawn,
     ):
-        batches = list(itertools.islice(drawn, max_batches))
-        held_out = list(itertools.islice(drawn, kept))
+        batches = [_plain(b) for b in itertools.islice(drawn, max_batches)]
+        held_out = [_plain(b) for b in itertools.islice(drawn, kept)]
         is_all = len(batches) < max_batches
     if not batches:
         raise ArgumentError(
             "the loader gave no batch; an iterator that is used up must be made again"
         )
     sizes = [num_samples(batch) for batch in batches]
+    if not any(sizes):
+        raise ArgumentError(
+            f"the loader gave {counted(len(sizes), 'batch', plural='batches')}, all of "
+            f"0 samples; {verb} needs samples: look at what filters them out"
+        )
     # A last batch of one is a separate finding (D06), and would fail in every pass.
     several = [b for b, n in zip(batches, sizes, strict=True) if n > 1]
     return Case(
         model,
-        several or batches,
+        several or [b for b, n in zip(batches, sizes, strict=True) if n],
         loss_fn,
-        partial(run_model, forward=forward),
+        GradForward(forward),
         targets or targets_of,
         metric,
         gradient_batches,
@@ -143,6 +159,25 @@ def open_case(
         is_averaged=has_average,
         held_out=[batch for batch in held_out if num_samples(batch) > 1],
     )
+
+
+def _plain(batch: Any) -> Any:
+    """Return a batch that autograd takes, where it was made in inference mode."""
+    if not any(tensor.is_inference() for tensor in tensors_in(batch)):
+        return batch
+    with torch.inference_mode(False):
+        return map_tensors(batch, Tensor.clone)
+
+
+def _check_modes(verb: str, model: nn.Module) -> None:
+    """Refuse batch norms whose mode was fixed by `torch.jit.trace`."""
+    for name, module in model.named_modules():
+        if isinstance(module, TracedModule) and is_batch_norm(module):
+            raise ArgumentError(
+                f"layer {name!r} is a batch norm in a traced model, in the mode in "
+                f"which it was traced; {verb} compares both modes: give it the model "
+                "that was traced"
+            )
 
 
 def _last_batch(loader: Iterable[Any], sizes: list[int] | None) -> int | None:
@@ -164,6 +199,14 @@ def _last_batch(loader: Iterable[Any], sizes: list[int] | None) -> int | None:
     return sizes[-1] if sizes[-1] < sizes[0] else 0
 
 
+def value_of(case: Case, output: Any, targets: Any) -> float | None:
+    """Return the metric, or the accuracy; None where neither is defined."""
+    value = (case.metric or accuracy)(output, targets)
+    if isinstance(value, Tensor):
+        value = value.detach()
+    return None if value is None else float(value)
+
+
 def measured(case: Case) -> float | None:
     """Return the mean of the metric over all samples, in eval mode.
 
@@ -176,10 +219,10 @@ def measured(case: Case) -> float | None:
         for batch in case.batches:
             batch = to_device(batch, device)
             output = case.forward(model, batch)
-            value = (case.metric or accuracy)(output, case.targets(batch))
+            value = value_of(case, output, case.targets(batch))
             if value is None:
                 return None
-            values.append(float(value))
+            values.append(value)
             sizes.append(num_samples(batch))
     return mean_over_samples(values, sizes)
 
@@ -190,6 +233,8 @@ def accuracy(output: Any, targets: Any) -> float | None:
         return None
     if output.dim() != 2 or targets.dim() != 1 or output.shape[1] < 2:
         return None
-    if targets.is_floating_point() or len(output) != len(targets):
+    if output.is_complex() or targets.is_floating_point():
+        return None
+    if len(output) != len(targets):
         return None
     return (output.argmax(1) == targets).double().mean().item()

@@ -144,7 +144,10 @@ def _passes(
     case: Case, working: WorkingCopy, *, progress: bool
 ) -> tuple[ForwardPass, ForwardPass, ForwardPass]:
     """Return the passes in training, under batch and under running statistics."""
-    number = (3 if working.has_batch_norms else 1) * len(case.batches)
+    working.find_calls()
+    has_calls = bool(working.functional_means)
+    number = 3 if working.has_batch_norms else 2 if has_calls else 1
+    number *= len(case.batches)
     with progress_bar("examine", number, shown=progress) as working.advance:
         training = None
         if working.has_batch_norms:
@@ -154,14 +157,14 @@ def _passes(
         batch = working.run(
             "layers", gradients=case.loss_fn is not None, counted=MAX_COUNTED
         )
-        if training is None:
+        if training is None and not has_calls:
             return batch, batch, batch
         working.use_running_statistics()
         with torch.no_grad():
             # Below so many batches nothing is read from their inputs.
             is_enough = len(case.batches) >= MIN_EFFECTIVE_BATCHES
             running = working.run("batch_norms" if is_enough else "calls")
-    return training, batch, running
+    return training or batch, batch, running
 
 
 def _world_size() -> int:

@@ -361,7 +361,10 @@ class EqualRows:
             return sum(map(len, self.groups)) / self.rows
         alike = 0
         for group in self.groups:
-            theirs = gradient.detach().flatten(1)[list(group)].double()
+            places = torch.tensor(group, device=gradient.device)
+            theirs = gradient.detach().index_select(0, places)
+            theirs = theirs.to_dense() if theirs.is_sparse else theirs
+            theirs = theirs.flatten(1).double()
             away = (theirs - theirs[:1]).abs().amax(1)
             same = int((away <= 1e-4 * theirs.abs().amax()).sum())
             alike += same if same > 1 else 0

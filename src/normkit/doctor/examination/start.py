@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from normkit.doctor.probes.norm_statistics import norm_statistics
-from normkit.modeling.norm_types import is_norm
+from normkit.modeling.norm_types import is_batch_norm, is_norm
 
 __all__ = ["flat_tables", "has_just_begun", "has_moved", "was_trained"]
 
@@ -48,7 +48,7 @@ def has_moved(model: nn.Module) -> bool:
     return any(
         _has_moved(module)
         for module in model.modules()
-        if not (is_drawn and is_norm(module))
+        if not (is_drawn and _is_norm(module))
     )
 
 
@@ -124,11 +124,16 @@ def _writes(model: nn.Module) -> float:
     return numbers.median(writes) if writes else 0
 
 
+def _is_norm(module: nn.Module) -> bool:
+    # A scripted batch norm has the class of any scripted module.
+    return is_norm(module) or is_batch_norm(module)
+
+
 def _has_moved(module: nn.Module) -> bool:
     # A scripted module's `_parameters` is no dict.
     held = dict(module.named_parameters(recurse=False))
     weight, bias = held.get("weight"), held.get("bias")
-    if is_norm(module):
+    if _is_norm(module):
         return any(p is not None and _varies(p) for p in (weight, bias))
     inputs = 0
     if isinstance(module, nn.MultiheadAttention):

@@ -11,9 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from normkit.doctor.examination.case import Case, accuracy
+from normkit.doctor.examination.case import Case, value_of
 from normkit.doctor.examination.dependence import dependence
 from normkit.doctor.examination.forward_pass import ForwardPass
+from normkit.doctor.examination.functional_norms import (
+    BatchStatistics,
+    TrainingCalls,
+    held_averages,
+)
 from normkit.doctor.examination.labels import label_beyond
 from normkit.doctor.measurements import DependenceStatistics
 from normkit.doctor.probes.probes import Probes
@@ -23,6 +28,7 @@ from normkit.modeling.batch import device_of, num_samples, to_device
 from normkit.modeling.norm_types import (
     NORMS,
     holds_constant_statistics,
+    holds_running_statistics,
     is_batch_norm,
     is_norm,
 )
@@ -87,10 +93,15 @@ def _attention_in_parts() -> Iterator[None]:
 
 
 def _has_two_modes(module: nn.Module) -> bool:
-    """Return True for a norm that takes other statistics in eval mode."""
+    """Return True for a norm that takes other statistics in eval mode.
+
+    And for a larger module that holds running statistics.
+    """
     if isinstance(module, _INSTANCE_NORMS):
         return module.running_mean is not None
-    return is_batch_norm(module) or len(_own_averages(module)) > 1
+    if holds_running_statistics(module) or is_batch_norm(module):
+        return True
+    return len(_own_averages(module)) > 1
 
 
 def _own_averages(module: nn.Module) -> dict[str, Tensor]:
@@ -123,6 +134,8 @@ class WorkingCopy:
         frozen: The batch norms that are kept frozen on purpose, by dotted name.
         has_batch_norms: Its modes differ in more than dropout: it has batch norms, or
             instance norms with running statistics.
+        functional_means: The running means of batch norm calls outside these, which
+            take the statistics of the batch in training; known after `find_calls`.
         advance: Called after each batch, to move a progress bar.
     """
 
@@ -135,6 +148,8 @@ class WorkingCopy:
         self._before = before
         self.device = device_of(model)
         self.has_batch_norms = any(map(_has_two_modes, model.modules()))
+        self.functional_means: list[Tensor] = []
+        self._batch_calls: Any = contextlib.nullcontext()
         # Plain attributes, which a snapshot of the buffers does not hold.
         self._averages = [
             (module, name, value.clone())
@@ -144,15 +159,39 @@ class WorkingCopy:
         ]
         self.advance: Callable[[], None] = lambda: None
 
+    def find_calls(self) -> None:
+        """Find the batch norm calls outside modules; the model is in training mode.
+
+        One batch runs, and only where a module holds what may be averages.
+        """
+        others = [m for m in self.model.modules() if not is_batch_norm(m)]
+        held = held_averages(others)
+        if not held:
+            return
+        batch = to_device(self.case.batches[0], self.device)
+        calls = TrainingCalls(held)
+        # What fails here fails in the passes, which know the layer at fault.
+        with contextlib.suppress(Exception), torch.no_grad(), calls:
+            self.case.forward(self.model, batch)
+        self.functional_means = calls.means
+        self._before.restore_values()
+
     def use_batch_statistics(self) -> None:
         """Switch to eval mode and the original buffers, batch norms to training."""
         self.use_running_statistics()
+        done = {id(mean) for mean in self.functional_means}
         for name, module in self.model.named_modules():
-            if _has_two_modes(module) and name not in self.frozen:
+            if name in self.frozen or not _has_two_modes(module):
+                continue
+            # The mode of a larger module is that of its dropout as well.
+            if is_norm(module) or done.isdisjoint(map(id, module._buffers.values())):
                 module.training = True
+        if self.functional_means:
+            self._batch_calls = BatchStatistics(self.functional_means)
 
     def use_running_statistics(self) -> None:
         """Switch to eval mode and the buffers that the model came with."""
+        self._batch_calls = contextlib.nullcontext()
         self._before.restore_values()
         for module, name, value in self._averages:
             setattr(module, name, value.clone())
@@ -177,6 +216,18 @@ class WorkingCopy:
             counted: Values of each normalization's input and output to count in a
                 histogram per call; 0 for none.
         """
+        knows_need = self.case.forward.needs_gradients
+        result = self._run(measure, gradients, evaluate, counted)
+        if self.case.forward.needs_gradients == knows_need:
+            return result
+        # A forward was run again, and its layers were measured twice.
+        if self.model.training:
+            self._before.restore_values()
+        return self._run(measure, gradients, evaluate, counted)
+
+    def _run(
+        self, measure: Measure, gradients: bool, evaluate: bool, counted: int
+    ) -> ForwardPass:
         result = ForwardPass()
         torch.manual_seed(self.case.seed)  # the same dropout in every examination
         probes = None
@@ -194,7 +245,7 @@ class WorkingCopy:
             if not probe.module.training
         }
         attached = contextlib.nullcontext() if probes is None else probes.attached()
-        with attached, _attention_in_parts():
+        with attached, _attention_in_parts(), self._batch_calls:
             for index, batch in enumerate(self.case.batches):
                 backward = gradients and index < self.case.gradient_batches
                 # Activations that are functions are read from the graph.
@@ -221,7 +272,10 @@ class WorkingCopy:
             result.losses.clear()  # of some batches there is none
         is_called = result.seen or result.parts.attention()
         is_called = is_called or probes is None or measure != "layers"
-        if probes is not None and probes.layers and not is_called:
+        # Layers of complex numbers were called, and measured nothing.
+        layers = {} if probes is None else probes.layers
+        is_called = is_called or any(p.had_gradients for p in layers.values())
+        if layers and not is_called:
             raise ArgumentError(
                 f"no layer of this {type(self.model).__name__} ran on a batch; pass "
                 "the module that is called in training, or "
@@ -277,10 +331,9 @@ class WorkingCopy:
         if not evaluate:
             return
         targets = self.case.targets(batch)
-        metric = self.case.metric or accuracy
-        value = metric(output, targets)
+        value = value_of(self.case, output, targets)
         if value is not None:
-            result.metrics.append(float(value))
+            result.metrics.append(value)
         loss = self._loss(result, output, targets)
         is_whole = probes is not None and not probes.batch_norms_only
         if is_whole:

@@ -307,7 +307,8 @@ class Probes:
         return "" if self._last is None else self._last.probe.name
 
     def _add_gradient(self, probe: LayerProbe, gradient: Tensor) -> None:
-        if gradient.numel() and not is_traced(gradient):
+        # Those of derivatives that a forward takes are not those of the loss.
+        if gradient.numel() and not self.inside and not is_traced(gradient):
             with self._lock:
                 probe.add_gradient(gradient.detach())
 

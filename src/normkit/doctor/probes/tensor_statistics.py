@@ -121,6 +121,8 @@ def alive_units(y: Tensor, unit_dim: int) -> Tensor:
 
 def norm_of(x: Tensor) -> Tensor:
     """Return ‖x‖, in float32 or better."""
+    if x.is_sparse:  # gradients of embeddings; a row may be in it several times
+        x = x.coalesce().values()
     # A conversion to the dtype that a tensor has is 1 µs, too.
     is_wide = x.dtype == torch.float32 or x.is_complex()
     return torch.linalg.vector_norm(x if is_wide else x.to(_dtype(x)))
