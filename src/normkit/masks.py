@@ -11,7 +11,7 @@ from normkit.torch_state import has_transforms, is_compiling
 __all__ = ["broadcast_mask", "check_mask", "zero_where"]
 
 
-def check_mask(mask: Tensor) -> None:
+def check_mask(mask: object) -> None:
     """Refuse a mask that is no tensor.
 
     Raises:
