@@ -42,6 +42,7 @@ LEVELS = {
     "integrations": 8,
     "normkit_cli": 9,
     "cli": 10,  # its older name
+    "__main__": 10,  # python -m normkit
 }
 FRONT_DOOR = "normkit"
 # Affine.standardize takes Moments: the one arrow between two rooms of one floor.

@@ -8,16 +8,31 @@ from torch import Tensor
 from normkit.errors import ArgumentError
 from normkit.torch_state import has_transforms, is_compiling
 
-__all__ = ["broadcast_mask", "zero_where"]
+__all__ = ["broadcast_mask", "check_mask", "zero_where"]
+
+
+def check_mask(mask: object) -> None:
+    """Refuse a mask that is no tensor.
+
+    Raises:
+        ArgumentError: It is a list, an array or the like.
+    """
+    if not isinstance(mask, Tensor):
+        raise ArgumentError(
+            f"mask is a {type(mask).__name__}, but must be a tensor; use "
+            "torch.as_tensor(mask, dtype=torch.bool)"
+        )
 
 
 def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
     """Return `mask` expanded to the shape of `x`.
 
     Raises:
-        ArgumentError: It does not broadcast, is neither bool nor floating point, or has
-            a negative value, as the additive masks of transformers have.
+        ArgumentError: It is no tensor, does not broadcast, is neither bool nor floating
+            point, or has a NaN or a negative value, as the additive masks of
+            transformers have.
     """
+    check_mask(mask)
     if mask.dtype != torch.bool:
         _check_weights(mask, x)
     try:
@@ -45,12 +60,18 @@ def _check_weights(mask: Tensor, x: Tensor) -> None:
     # Under a compiler or transform there are no values; nor in a meta tensor.
     if is_compiling() or has_transforms() or mask.is_meta:
         return
-    if mask.numel() and bool((mask < 0).any()):
+    # NaN is not ≥ 0.
+    if bool((mask >= 0).all()):
+        return
+    if bool(mask.isnan().any()):
         raise ArgumentError(
-            f"mask has negative values (the least is {float(mask.min()):.4g}), but "
-            "weights are ≥ 0; a transformer's additive mask is 0 where a value counts: "
-            "pass mask == 0"
+            "mask has NaN values, but weights are ≥ 0; give 0 to what does not count"
         )
+    raise ArgumentError(
+        f"mask has negative values (the least is {float(mask.min()):.4g}), but "
+        "weights are ≥ 0; a transformer's additive mask is 0 where a value counts: "
+        "pass mask == 0"
+    )
 
 
 def zero_where(hidden: Tensor, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from normkit.errors import TargetError
 from normkit.modeling.atomic_file import save_atomically
@@ -17,9 +18,14 @@ from normkit.modeling.atomic_file import save_atomically
 __all__ = ["Checkpoint"]
 
 # Keys under which training programs store the weights.
-PLACES = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
-# Prefixes that wrappers add to every name.
+PLACES = (
+    *("state_dict", "model_state_dict", "model", "net", "module", "weights"),
+    *("ema", "model_ema", "state_dict_ema"),  # where a file has no others
+)
+# Prefixes that wrappers add to every name, one inside the other.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+# A number that AveragedModel keeps beside the model.
+_COUNT = "n_averaged"
 
 
 @dataclass
@@ -49,9 +55,11 @@ class Checkpoint:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises anything
+            why = "it is no file of torch.save, or was cut off"
+            if classes := _classes_in(path):
+                why = f"it holds objects of {', '.join(classes[:3])}"
             raise TargetError(
-                f"{path} cannot be read as tensors and plain data: it is no file of "
-                "torch.save, was cut off, or holds objects of classes; save the "
+                f"{path} cannot be read as tensors and plain data: {why}; save the "
                 "weights by torch.save(model.state_dict(), path)"
             ) from error
         found = next(
@@ -85,6 +93,7 @@ class Checkpoint:
         stripped = {
             name.removeprefix(self.prefix): value
             for name, value in self.weights.items()
+            if name in wanted or name != _COUNT
         }
         missing = [name for name in wanted if name not in stripped]
         # Older files have no `num_batches_tracked`.
@@ -140,13 +149,14 @@ class Checkpoint:
         save_atomically(content, path)
 
     def _found_prefix(self, wanted: Mapping[str, Tensor]) -> str:
-        names = list(self.weights)
-        if any(name in wanted for name in names):
-            return ""
-        for prefix in PREFIXES:
-            if all(name.startswith(prefix) for name in names):
-                return prefix
-        return ""
+        names = [name for name in self.weights if name in wanted or name != _COUNT]
+        prefix = ""
+        while not any(name.removeprefix(prefix) in wanted for name in names):
+            longer = (prefix + each for each in PREFIXES)
+            shared = (p for p in longer if all(name.startswith(p) for name in names))
+            if not (prefix := next(shared, "")):
+                break
+        return prefix
 
 
 def _reason_against(found: Tensor, wanted: Tensor) -> str:
@@ -171,8 +181,17 @@ def _is_weights(found: Any) -> bool:
         isinstance(found, Mapping)
         and bool(found)
         and all(isinstance(name, str) for name in found)
-        and all(isinstance(value, Tensor) for value in found.values())
+        and all(isinstance(v, Tensor) for name, v in found.items() if name != _COUNT)
+        and list(found) != [_COUNT]
     )
+
+
+def _classes_in(path: Path) -> list[str]:
+    """Return the classes that a file of `torch.save` needs; none of a damaged one."""
+    try:
+        return get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a damaged file raises anything
+        return []
 
 
 def _item(found: Any, key: str) -> Any:

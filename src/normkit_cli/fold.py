@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,8 +13,6 @@ from normkit_cli.arguments import TARGET, check_file, notes
 from normkit_cli.printing import printable
 
 if TYPE_CHECKING:
-    import torch
-
     from normkit.fold import FoldLedger
 
 EXAMPLES = (
@@ -24,8 +21,6 @@ EXAMPLES = (
 )
 
 _ENDINGS = (".onnx", ".pt2", ".pt", ".pth")
-# Above it the weights of an ONNX model must be in a file of their own.
-_MAX_IN_ONE_FILE = 2**31 - 2**20
 
 
 def command(
@@ -110,6 +105,7 @@ def command(
     from normkit.fold import fold_onnx
 
     check_file("-o", out)
+    batch = ""
     progress = sys.stderr.isatty() and not as_json
     if target.endswith(".onnx"):
         if checkpoint is not None:
@@ -133,7 +129,7 @@ def command(
             progress=progress,
         )
     else:
-        ledger = _fold_target(
+        ledger, batch = _fold_target(
             target,
             checkpoint,
             out,
@@ -149,6 +145,8 @@ def command(
         print(printable(ledger.to_text(pictures=pictures)))
     if out is not None:
         print(f"model  {out.resolve()}", file=notes(as_json))
+    if batch:
+        print(f"batch  {batch}", file=notes(as_json))
     return 1 if ledger.entries and not any(e.how for e in ledger.entries) else 0
 
 
@@ -162,10 +160,13 @@ def _norms(text: str) -> Literal["batch", "all"]:
 
 def _fold_target(
     text: str, checkpoint: Path | None, out: Path | None, **settings: Any
-) -> FoldLedger:
+) -> tuple[FoldLedger, str]:
+    """Return the ledger, and what batch size the exported file takes."""
     from normkit.errors import ArgumentError, DependencyError, TargetError
     from normkit.fold import fold
     from normkit.modeling.batch import inputs_of
+    from normkit_cli.checkpoint import Checkpoint
+    from normkit_cli.exporting import export_model
     from normkit_cli.target import read_target
 
     if out is not None and out.suffix not in _ENDINGS:
@@ -190,40 +191,9 @@ def _fold_target(
             raise TargetError("the target's loader gave no batch; give example_inputs")
         inputs = inputs_of(batch)
     folded, ledger = fold(target.model.eval(), inputs, **settings)
-    if out is not None:
-        _export(folded, inputs, out)
-    return ledger
-
-
-def _export(model: torch.nn.Module, inputs: Any, path: Path) -> None:
-    import torch
-
-    from normkit.modeling.batch import arguments_of
-    from normkit_cli.checkpoint import Checkpoint
-
-    args, kwargs = arguments_of(inputs)
-    if path.suffix == ".pt2":
-        torch.export.save(torch.export.export(model, args, kwargs), path)
-    elif path.suffix == ".onnx":
-        _export_onnx(model, args, kwargs, path)
-    else:
-        Checkpoint({}).save(model, path)
-
-
-def _export_onnx(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
-) -> None:
-    import torch
-
-    stored = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The exporter warns about its own code.
-        torch.onnx.export(
-            model,
-            args,
-            str(path),
-            kwargs=kwargs,
-            dynamo=True,
-            verbose=False,
-            external_data=stored > _MAX_IN_ONE_FILE,
-        )
+    batch = ""
+    if out is not None and out.suffix in (".onnx", ".pt2"):
+        batch = export_model(folded, inputs, out)
+    elif out is not None:
+        Checkpoint({}).save(folded, out)
+    return ledger, batch

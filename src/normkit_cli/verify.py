@@ -6,6 +6,7 @@ import copy
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from zipfile import is_zipfile
 
 import typer
 
@@ -13,6 +14,8 @@ from normkit_cli.arguments import TARGET, AsJson, check_file, notes
 from normkit_cli.printing import printable
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from normkit_cli.target import Target
 
 EXAMPLES = (
@@ -29,7 +32,8 @@ def command(
         str,
         typer.Argument(
             metavar="A",
-            help=f"The model that is right: a file that ends in .onnx, or {TARGET}",
+            help="The model that is right: a file that ends in .onnx (or, with "
+            f"--trust, .pt2), or {TARGET}",
         ),
     ],
     b: Annotated[
@@ -48,6 +52,14 @@ def command(
         float | None,
         typer.Option(help="Largest relative difference that counts as rounding."),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Load .pt2 files (torch.export), which may run code that is in them: "
+            "for files of your own.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     report: Annotated[
         Path | None, typer.Option(help="File for a page that shows where they part.")
@@ -66,15 +78,14 @@ def command(
     from normkit_cli.target import Target
 
     check_file("--report", report)
-    left = _read(a, checkpoint)
+    left = _read(a, checkpoint, trust=trust)
     if b.endswith(_WEIGHTS):
         if not isinstance(left, Target):
             raise ArgumentError(f"{b} holds weights alone, and A, {a}, is no Python")
-        right: str | Target = Target(copy.deepcopy(left.model))
-        assert isinstance(right, Target)
+        right: Any = Target(copy.deepcopy(left.model))
         Checkpoint.read(Path(b)).load_into(right.model)
     else:
-        right = _read(b, checkpoint)
+        right = _read(b, checkpoint, trust=trust)
     targets = [side for side in (left, right) if isinstance(side, Target)]
     inputs = next((i for i in map(_inputs, targets) if i is not None), None)
     if targets and inputs is None and len(targets) == 2:
@@ -95,16 +106,27 @@ def command(
     return 0 if verdict else 1
 
 
-def _read(text: str, checkpoint: Path | None) -> str | Target:
+def _read(
+    text: str, checkpoint: Path | None, *, trust: bool
+) -> str | ExportedProgram | Target:
     from normkit.errors import ArgumentError
     from normkit_cli.target import read_target
 
     if text.endswith(".pt2"):
-        raise ArgumentError(
-            f"{text} is an exported program, which is not read here, since loading it "
-            "may run code; in Python: "
-            f"normkit.verify(a, torch.export.load({text!r}), example_inputs)"
-        )
+        # First: of another file torch logs a traceback.
+        if not is_zipfile(text):
+            raise ArgumentError(
+                f"{text} is no file of torch.export.save, or there is none; give the "
+                "path of one"
+            )
+        if not trust:
+            raise ArgumentError(
+                f"{text} is an exported program, and loading one may run code that is "
+                "in the file; pass --trust if the file is your own"
+            )
+        import torch
+
+        return torch.export.load(text)
     return text if text.endswith(".onnx") else read_target(text, checkpoint)
 
 

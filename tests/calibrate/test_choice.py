@@ -141,11 +141,21 @@ def test_one_batch_in_place_of_many_is_refused(batches: Any) -> None:
         calibrate(nn.BatchNorm1d(2), batches)
 
 
-def test_what_is_not_iterable_is_refused() -> None:
+@pytest.mark.parametrize("batches", [3, None])
+def test_what_is_not_iterable_is_refused(batches: Any) -> None:
+    kind = type(batches).__name__
     with pytest.raises(
-        ArgumentError, match="got a int for the batches, which must be iterable"
+        ArgumentError, match=f"got a {kind} for the batches, which must be iterable"
     ):
-        calibrate(nn.BatchNorm1d(2), 3)  # type: ignore[arg-type]
+        calibrate(nn.BatchNorm1d(2), batches)
+
+
+def test_batches_of_another_dtype_than_the_weights_are_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)).double()
+    with pytest.raises(
+        ArgumentError, match=r"weights of torch.float64 .* batch of torch.float32"
+    ):
+        calibrate(model, [torch.randn(8, 4)])
 
 
 def test_an_empty_tuple_is_no_batch() -> None:
@@ -234,6 +244,14 @@ def test_a_mask_passed_to_the_layer_is_the_one_that_counts() -> None:
 def test_a_mask_that_does_not_fit_names_the_layer() -> None:
     with pytest.raises(CalibrationError, match=r"mask of shape \(3,\) does not fit"):
         calibrate(nn.BatchNorm1d(2), [torch.randn(4, 2)], mask=lambda b: torch.ones(3))
+
+
+def test_a_mask_that_is_no_tensor_or_no_function_is_refused() -> None:
+    data = [torch.randn(4, 2)]
+    with pytest.raises(ArgumentError, match="mask is a list, but must be a tensor"):
+        calibrate(nn.BatchNorm1d(2), data, mask=lambda b: [1] * 4)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ArgumentError, match="mask= is a Tensor; it must be a function"):
+        calibrate(nn.BatchNorm1d(2), data, mask=torch.ones(4))  # type: ignore[arg-type]
 
 
 def test_the_report_measures_the_distance_moved() -> None:

@@ -192,7 +192,10 @@ def test_doctor_watches_the_target_s_own_loop(capsys, place: str) -> None:
         (("doctor", "{}:fresh", "--steps", "0"), "--steps"),
         (("doctor", "{}:fresh", "--report", "/"), "--report / is a folder"),
         (("calibrate", "{}:fresh", "--out", "x.pt"), "--checkpoint"),
-        (("calibrate", "{0}:fresh", "--checkpoint", "{0}", "--out", "x"), "of classes"),
+        (
+            ("calibrate", "{0}:fresh", "--checkpoint", "{0}", "--out", "x"),
+            "no file of torch.save",
+        ),
         (("init", "{}:fresh", "--out", "/"), "--out / is a folder"),
         (("init", "{}:alone"), "pass example_inputs="),
         (("init", "{}:fresh", "--scheme", "magic"), "scheme='magic'"),

@@ -17,6 +17,18 @@ def make():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU())
     return {"model": net, "example_inputs": torch.randn(2, 3, 8, 8)}
 
+class Sized(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).reshape(2, -1)
+
+def sized():
+    net = Sized(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    return {"model": net, "example_inputs": torch.randn(2, 3, 8, 8)}
+
+def single():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    return {"model": net, "example_inputs": torch.randn(1, 3, 8, 8)}
+
 def stays():
     net = nn.Sequential(nn.GELU(), nn.BatchNorm2d(3), nn.GELU())
     return {"model": net, "loader": [(torch.randn(2, 3, 8, 8), torch.zeros(2))]}
@@ -66,9 +78,11 @@ def test_a_checkpoint_is_loaded_folded_and_exported(capsys, factory, tmp_path):
     )  # fmt: skip
     assert code == 0
     assert "1 of 1 batch norms folded" in text
-    x = torch.randn(2, 3, 8, 8)
+    assert text.endswith("batch  any size\n")
     program = torch.export.load(out)
-    assert torch.allclose(program.module()(x), net(x), atol=1e-5)
+    for size in (1, 2, 5):
+        x = torch.randn(size, 3, 8, 8)
+        assert torch.allclose(program.module()(x), net(x), atol=1e-5)
     assert "batch_norm" not in str(program.graph)
 
 
@@ -78,18 +92,44 @@ def test_a_model_is_folded_and_exported_to_onnx(capsys, factory, tmp_path):
     pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
     net, out = trained(), tmp_path / "folded.onnx"
     torch.save(net.state_dict(), tmp_path / "last.pt")
-    code, text, _ = run(
+    code, text, err = run(
         capsys, "fold", f"{factory}:make", "--checkpoint", tmp_path / "last.pt",
         "--export", out, "--json",
     )  # fmt: skip
     assert code == 0
+    assert err.endswith("batch  any size\n")
     assert json.loads(text)["folded"] == 1
     model = onnx.load_model(out)
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
     session = runtime.InferenceSession(out)
-    x = torch.randn(2, 3, 8, 8)
-    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert torch.allclose(torch.from_numpy(y), net(x), atol=1e-5)
+    assert session.get_inputs()[0].shape == ["batch", 3, 8, 8]
+    for size in (1, 2, 5):
+        x = torch.randn(size, 3, 8, 8)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert torch.allclose(torch.from_numpy(y), net(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_a_model_that_holds_its_batch_size_is_exported_for_that_one(
+    capsys, factory, tmp_path, ending
+):
+    """torch.onnx.export would write a header that takes any size."""
+    if ending == ".onnx":
+        pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    out = tmp_path / f"folded{ending}"
+    code, text, _ = run(capsys, "fold", f"{factory}:sized", "--export", out)
+    assert code == 0
+    assert "batch  2 only, as in the example inputs" in text
+
+
+def test_one_example_is_exported_for_any_number(capsys, factory, tmp_path):
+    """torch.export takes a size of 1 for a constant."""
+    out = tmp_path / "folded.pt2"
+    code, text, _ = run(capsys, "fold", f"{factory}:single", "--export", out)
+    assert code == 0
+    assert text.endswith("batch  any size\n")
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.export.load(out).module()(x).shape == (5, 4, 6, 6)
 
 
 def test_an_export_to_onnx_without_its_package_says_what_to_install(
@@ -110,7 +150,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(capsys, factory, tmp_path):
         capsys, "fold", f"{factory}:make", "--checkpoint", tmp_path / "whole.pt"
     )
     assert code == 2
-    assert "cannot be read as tensors and plain data" in err
+    assert "cannot be read as tensors and plain data: it holds objects of " in err
 
 
 def test_json_is_the_ledger(capsys, factory):

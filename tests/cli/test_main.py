@@ -25,6 +25,12 @@ def test_the_version_is_that_of_the_package(capsys) -> None:
     assert run(capsys, "--version") == (0, f"normkit {normkit.__version__}\n", "")
 
 
+def test_python_runs_the_package_as_the_command() -> None:
+    words = [sys.executable, "-m", "normkit", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == f"normkit {normkit.__version__}\n"
+
+
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
 def test_help_lists_the_commands_and_says_where_to_start(capsys, words) -> None:
     code, out, err = run(capsys, *words)

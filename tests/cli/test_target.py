@@ -110,13 +110,17 @@ def test_a_target_says_what_it_lacks() -> None:
         Target(nn.Linear(1, 1)).needs("model", "loader", "loss_fn")
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
-@pytest.mark.parametrize("key", ["", "state_dict", "model"])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "module._orig_mod.", "_orig_mod.module.model."]
+)
+@pytest.mark.parametrize("key", ["", "state_dict", "ema"])
 def test_weights_are_found_and_saved_in_their_form(
     place: Path, tmp_path: Path, prefix: str, key: str
 ) -> None:
     saved = read_target(f"{place}:normed").model
     weights = {prefix + n: v + 1 for n, v in saved.state_dict().items()}
+    if prefix:
+        weights["n_averaged"] = torch.tensor(5)  # of AveragedModel
     content = {key: weights, "epoch": 3} if key else weights
     torch.save(content, tmp_path / "in.pt")
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))

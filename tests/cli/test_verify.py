@@ -90,8 +90,15 @@ def test_a_file_of_the_model_is_the_model(factory: str, tmp_path: Path) -> None:
     assert main(["verify", str(out), str(out)]) == 0
 
 
-def test_an_exported_program_is_an_error_with_the_way_in_python(
-    factory: str, capsys: pytest.CaptureFixture[str]
+def test_an_exported_program_is_loaded_where_it_is_trusted(
+    factory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", f"{factory}:make", "folded.pt2"]) == 2
-    assert "torch.export.load('folded.pt2')" in capsys.readouterr().err
+    out = tmp_path / "folded.pt2"
+    words = ["verify", f"{factory}:make", str(out)]
+    assert main([*words, "--trust"]) == 2
+    assert "no file of torch.export.save, or there is none" in capsys.readouterr().err
+    assert main(["fold", f"{factory}:make", "-o", str(out)]) == 0
+    assert main(words) == 2
+    assert "pass --trust" in capsys.readouterr().err
+    assert main([*words, "--trust"]) == 0
+    assert main(["verify", f"{factory}:changed", str(out), "--trust"]) == 1

@@ -195,12 +195,13 @@ def test_batch_norm_over_time_does_not_fold_into_a_linear_map_of_features():
     )
 
 
-def test_a_batch_norm_in_training_mode_stays_and_its_statistics_do_not_move():
-    net = randomised(nn.Sequential(conv(), nn.BatchNorm2d(4)))
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, normkit.nn.BatchNorm2d])
+def test_a_batch_norm_in_training_mode_stays_and_its_statistics_do_not_move(kind):
+    net = randomised(nn.Sequential(conv(), kind(4)))
     net[1].train()
     before = copy.deepcopy(net.state_dict())
     _, ledger = normkit.fold(net, normal(*IMAGE))
-    assert "statistics of each batch" in ledger.left[0].reason
+    assert "training mode; call model.eval() first" in ledger.left[0].reason
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name])
 

@@ -332,3 +332,47 @@ def test_a_norm_before_a_map_of_another_class_is_not_the_end_of_its_branch() -> 
     initialize(model, "auto", example_inputs=x, generator=source())
     for name in ("1.norm", "2.norm"):
         assert torch.equal(model.get_submodule(name).weight, torch.ones(8))
+
+
+class Cached(nn.Module):
+    """Keys are appended to a cache that starts without elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.head = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([torch.tensor([]), self.key(x)]))
+
+
+def test_signals_pass_what_is_appended_to_an_empty_cache() -> None:
+    x = torch.randn(256, 32, generator=source())
+    report = initialize(Cached(), example_inputs=x, generator=source(1))
+    for line in report.lines:
+        assert line.signal_predicted == pytest.approx(1.0, rel=0.2)
+        assert line.gradient_predicted == pytest.approx(1.0, rel=0.2)
+    assert not report.notes
+
+
+class Positions(nn.Module):
+    """The cosine makes a signal of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) + torch.cos(torch.zeros(x.shape)))
+
+
+def test_a_signal_that_theory_cannot_predict_is_no_number_and_has_a_reason() -> None:
+    report = initialize(Positions(), example_inputs=torch.randn(4, 8))
+    first, last = report.lines
+    assert first.signal_predicted is not None
+    assert last.signal_predicted is None
+    assert last.signal_measured is not None
+    assert "nan" not in report.to_text()
+    assert report.notes == (
+        "predicted as - past cos: theory has no factor where inputs are 0 and outputs "
+        "are not",
+    )

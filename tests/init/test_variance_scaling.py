@@ -261,6 +261,12 @@ def test_the_report_says_what_was_meant_and_drawn() -> None:
     assert '"predicted_back"' in report.to_json()
 
 
+def test_complex_weights_are_measured_by_their_absolute_value() -> None:
+    layer = nn.Linear(256, 256, dtype=torch.complex64)
+    (line,) = initialize(layer, "kaiming", generator=source()).lines
+    assert line.measured == pytest.approx(2.0, rel=tolerance(layer.weight))
+
+
 @pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
 def test_kaiming_mode_keeps_signal_or_gradient(mode: str) -> None:
     model = nn.Linear(300, 100)
@@ -325,11 +331,9 @@ def test_what_is_left_alone_has_a_reason() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table = nn.Embedding(10, 8)
             self.head = nn.Linear(8, 10)
+            self.table = nn.Embedding(10, 8)
             self.head.weight = self.table.weight
-            self.tied = nn.Linear(8, 10)
-            self.tied.weight = self.head.weight
             self.free = nn.Linear(8, 8)
             self.again = nn.Linear(8, 8)
             self.again.weight = self.free.weight
@@ -343,13 +347,14 @@ def test_what_is_left_alone_has_a_reason() -> None:
     report = initialize(model, "normal", std=0.5)
     assert report.left["table"] == "looks rows up and sums nothing"
     assert report.left["again"] == "shares its weight with 'free'"
-    assert report.left["tied"] == "shares its weight with 'head'"
+    tied = "shares its weight with 'table', which is left alone"
+    assert report.left["head"] == tied
     assert "parametrization" in report.left["normed"]
     assert "lazy" in report.left["lazy"]
     assert "PReLU is no linear map" in report.left["scale"]
     assert "norm" not in report.left
-    assert [line.name for line in report.lines] == ["head", "free"]
-    for name in ("norm.weight", "scale.weight"):
+    assert [line.name for line in report.lines] == ["free"]
+    for name in ("head.weight", "head.bias", "norm.weight", "scale.weight"):
         assert torch.equal(kept[name], model.get_parameter(name))
 
 

@@ -191,6 +191,8 @@ def test_a_mask_that_does_not_fit_is_named(layer: nn.Module, training: bool) -> 
         layer(X, mask=torch.ones(4, 7, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"mask must be bool.*torch.int64.*mask.bool"):
         layer(X, mask=torch.ones(4, 1, 1, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="mask is a list, but must be a tensor"):
+        layer(X, mask=[True, False, True, True])
 
 
 def test_instance_norm_warns_of_features_that_it_does_not_use() -> None:
@@ -202,7 +204,7 @@ def test_instance_norm_warns_of_features_that_it_does_not_use() -> None:
             layer(X)
 
 
-@pytest.mark.parametrize("hidden", [-1e9, -float("inf")], ids=str)
+@pytest.mark.parametrize("hidden", [-1e9, -float("inf"), float("nan")], ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(
     "layer",
@@ -215,11 +217,12 @@ def test_instance_norm_warns_of_features_that_it_does_not_use() -> None:
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_an_additive_mask_is_refused_in_both_modes(
+def test_a_negative_or_nan_weight_is_refused_in_both_modes(
     layer: nn.Module, training: bool, hidden: float
 ) -> None:
-    """It is 0 where a value counts, so taken for weights it would hide the rest."""
+    """An additive mask, 0 where a value counts, would hide just those values."""
     mask = torch.zeros(4, 1, 1, 5)
     mask[..., 3:] = hidden
-    with pytest.raises(ValueError, match="pass mask == 0"):
+    told = "pass mask == 0" if hidden < 0 else "mask has NaN values"
+    with pytest.raises(ValueError, match=told):
         layer.train(training)(X, mask=mask)

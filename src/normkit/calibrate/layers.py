@@ -19,6 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import UninitializedBuffer
 
 from normkit.errors import ArgumentError, CalibrationError
+from normkit.masks import check_mask
 from normkit.modeling.norm_types import holds_constant_statistics
 from normkit.moments import Moments, deviations
 
@@ -172,8 +173,10 @@ def fit_mask(mask: Tensor, x: Tensor, layer: Layer) -> Tensor:
         layer: Names the layer and its channel dimension.
 
     Raises:
+        ArgumentError: The mask is no tensor.
         CalibrationError: The shapes do not fit.
     """
+    check_mask(mask)
     channel_dim = 1 if layer.is_instance else getattr(layer.module, "channel_dim", 1)
     channel_dim %= max(x.dim(), 1)
     shape: list[Any] = list(x.shape)

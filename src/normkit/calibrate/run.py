@@ -169,6 +169,7 @@ def calibrate(
     model = graph_model(model)
     check_model("calibrate", model, batches)
     check_function("metric", metric)
+    check_function("mask", mask)
     check_repeatable(batches, order)
     group = chosen_group(process_group)
     if group is not None and mode == "running":

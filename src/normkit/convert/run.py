@@ -120,7 +120,7 @@ def convert(
         1 of 1 fused
           1: relu
     """
-    check_model("convert", model, batches)
+    check_model("convert", model, () if batches is None else batches)
     if call is not None:
         warnings.warn(
             "convert(call=) is now forward=; the old name goes in the next release",

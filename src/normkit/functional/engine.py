@@ -25,7 +25,7 @@ from normkit.kernels.choose import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.spec import Operands, Running, Spec
-from normkit.masks import broadcast_mask
+from normkit.masks import broadcast_mask, check_mask
 from normkit.moments import Moments, statistics_dtype
 from normkit.sync.groups import Ranks
 from normkit.torch_state import PLAIN, is_observed
@@ -57,6 +57,8 @@ def execute(
         aten: torch's operator for the same call, see `aten.tried_first`.
     """
     x, weight, bias, residual, mask = operands
+    if mask is not None:
+        check_mask(mask)
     if spec.given and mask is not None and mask.is_floating_point():
         # Weights count in statistics alone. An additive mask is refused on the way.
         mask = broadcast_mask(mask, x) > 0

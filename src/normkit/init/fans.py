@@ -96,6 +96,9 @@ class LinearMap:
 def linear_maps(model: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
     """Return the linear maps of a model in the order of its modules, each weight once.
 
+    A weight that a module which is no linear map holds as well, as the one that an
+    output layer shares with an embedding, is that module's.
+
     Returns:
         The maps, and the reason against each layer with a weight that is none and no
         normalization.
@@ -103,17 +106,29 @@ def linear_maps(model: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
     maps: list[LinearMap] = []
     left: dict[str, str] = {}
     owners: dict[int, str] = {}
-    for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        if not own:
-            continue
-        reason = _reason_against(module)
-        weight = own.get("weight")
-        if reason is None and weight is not None and id(weight) in owners:
-            reason = f"shares its weight with {owners[id(weight)]!r}"
-        if reason is not None:
+    layers = [
+        (name, module, own)
+        for name, module in model.named_modules()
+        if (own := dict(module.named_parameters(recurse=False)))
+    ]
+    # Before any map: the output layer may come before the embedding.
+    for name, module, own in layers:
+        if (reason := _reason_against(module)) is not None:
             left[name] = reason
-        if reason is not None or is_norm(module):
+            for parameter in own.values():
+                owners.setdefault(id(parameter), name)
+    for name, module, own in layers:
+        if name in left or is_norm(module):
+            continue
+        shared = (
+            owners[id(parameter)]
+            for label, parameter in own.items()
+            if "weight" in label and id(parameter) in owners
+        )
+        if (owner := next(shared, None)) is not None:
+            left[name] = f"shares its weight with {owner!r}"
+            if owner in left:
+                left[name] += ", which is left alone"
             continue
         for parameter in own.values():
             owners.setdefault(id(parameter), name)
@@ -202,5 +217,5 @@ def _gate_maps(name: str, kind: str, module: nn.Module) -> list[LinearMap]:
 
 
 def sample_variance(weight: Tensor) -> float:
-    """Return E[w²], the variance of weights drawn with mean 0."""
-    return float(weight.detach().to(torch.float64).square().mean())
+    """Return E[|w|²], the variance of weights drawn with mean 0."""
+    return float(weight.detach().abs().to(torch.float64).square().mean())

@@ -23,15 +23,15 @@ class InitLine:
         fan_in: Products per output.
         fan_out: Products per gradient of an input.
         predicted: fan_in·Var[w] as meant.
-        measured: fan_in·mean(w²) of the weights drawn: what the layer multiplies the
+        measured: fan_in·mean(|w|²) of the weights drawn: what the layer multiplies the
             mean square of its input by.
         predicted_back: fan_out·Var[w] as meant: likewise for gradients.
-        measured_back: fan_out·mean(w²).
+        measured_back: fan_out·mean(|w|²).
         signal_predicted: Mean square of the output by theory, on the example inputs;
-            None without.
+            None without, and where theory has no number (`notes` says why).
         signal_measured: As measured.
         gradient_predicted: Mean square of the gradient of the output by theory,
-            relative to that of the last layer.
+            relative to that of the last layer; None likewise.
         gradient_measured: As measured.
     """
 
@@ -65,7 +65,7 @@ class InitReport(Result):
         lines: One per linear map: in the order they run where that is known, else in
             the order of the model.
         left: The reason for each layer with parameters that was left alone.
-        notes: What else was done, e.g. a norm's weight set to 0.
+        notes: What else was done, e.g. a norm's weight set to 0, and what is unknown.
     """
 
     scheme: str

@@ -70,8 +70,8 @@ def initialize(
 
     The fans of linear layers, convolutions, transposed convolutions, the projections of
     attention and each gate of an RNN are those of what they compute; the report gives
-    n·Var[w] of each, as intended and as drawn. Normalizations and embeddings are left
-    alone.
+    n·Var[w] of each, as intended and as drawn. Normalizations, embeddings and the
+    layers that share a weight with one are left alone.
 
     Args:
         model: Any module.
@@ -200,6 +200,8 @@ def initialize(
             graph = trace_signals(model, inputs, maps, run)
         if graph is not None:
             lines = _with_signals(lines, graph)
+            if any(map(_is_partly_unknown, lines)):
+                notes.append(graph.reason_unknown())
     return InitReport(scheme, tuple(lines), left, tuple(notes))
 
 
@@ -237,6 +239,15 @@ def _with_signals(lines: Sequence[InitLine], graph: SignalGraph) -> list[InitLin
         )
         for line in lines
     ]
+
+
+def _is_partly_unknown(line: InitLine) -> bool:
+    """Return whether a size was measured that theory has no number for."""
+    pairs = (
+        (line.signal_predicted, line.signal_measured),
+        (line.gradient_predicted, line.gradient_measured),
+    )
+    return any(p is None and m is not None for p, m in pairs)
 
 
 def _zero_weights(model: nn.Module, names: Sequence[str]) -> list[str]:

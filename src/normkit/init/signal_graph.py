@@ -140,7 +140,8 @@ class SignalGraph:
         Returns:
             Signal and gradient of the first call of each map; the gradient relative to
             that of the last map that runs. Norms, sums and activations are followed by
-            theory, other operations by what they were measured to do.
+            theory, other operations by what they were measured to do. A map whose
+            number is unknown is left out; `reason_unknown` says why.
         """
         q = dict(self.sources)
         for step in self.steps:
@@ -183,7 +184,25 @@ class SignalGraph:
         for step in maps:
             signal.setdefault(step.name, q[step.output])
             gradient.setdefault(step.name, ratio(g.get(step.output, math.nan), scale))
-        return signal, gradient
+        return _numbers(signal), _numbers(gradient)
+
+    def reason_unknown(self) -> str:
+        """Return why `predicted` leaves maps out, for the report."""
+        makers = {
+            step.name: None
+            for step in self.steps
+            if step.kind in ("other", "opaque")
+            and math.isnan(ratio(step.after, step.before))
+        }
+        if makers:
+            return (
+                f"predicted as - past {', '.join(makers)}: theory has no factor where "
+                "inputs are 0 and outputs are not"
+            )
+        return (
+            "predicted as -: no path from the layer, or from the last one, to the "
+            "output was followed"
+        )
 
     def measured(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return the same as measured; a map whose gradient was not has none."""
@@ -196,6 +215,10 @@ class SignalGraph:
             if step.gradient is not None and scale:
                 gradient.setdefault(step.name, step.gradient / scale)
         return signal, gradient
+
+
+def _numbers(found: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def is_homogeneous(function: Callable[[Tensor], Tensor]) -> bool:

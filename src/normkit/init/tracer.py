@@ -130,6 +130,8 @@ class _Tracer(TorchFunctionMode):
         if self._depth:
             return func(*args, **kwargs)
         ins = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        # A cache of keys starts without elements: what is appended is the first input.
+        ins = [t for t in ins if t.numel()] or ins
         # Before the call: it may write over its input.
         mean_squares = {id(t): _mean_square(t) for t in ins}
         positive = [bool((t >= 0).all()) for t in ins if _is_value(t)]

@@ -111,7 +111,8 @@ def run_model(model: nn.Module, batch: Any, forward: Forward | None = None) -> A
         forward: `forward(model, batch)`; None to call it on the inputs of the batch.
 
     Raises:
-        ArgumentError: The model does not take the inputs as arguments.
+        ArgumentError: The model does not take the inputs as arguments, or is of
+            another dtype.
         ShapeError: A normalization got another number of channels than it has.
         Exception: Any other error of the model, as it was raised.
     """
@@ -121,6 +122,8 @@ def run_model(model: nn.Module, batch: Any, forward: Forward | None = None) -> A
         _check_layer_at_fault(model, error)
         if forward is None and isinstance(error, TypeError):
             _check_arguments(model, batch, error)
+        if isinstance(error, RuntimeError):
+            _check_dtypes(model, batch if forward else inputs_of(batch), error)
         raise
 
 
@@ -147,6 +150,21 @@ def _check_arguments(model: nn.Module, batch: Any, error: TypeError) -> None:
             f"{type(model).__name__} cannot be called on a batch that is "
             f"{_described(batch)}: model({', '.join(given)}) does not fit "
             f"its forward, {mismatch}; {_convention(batch)}"
+        ) from error
+
+
+def _check_dtypes(model: nn.Module, batch: Any, error: RuntimeError) -> None:
+    """Raise if the model has no tensor of the floating dtype of the batch."""
+    tensors = [t for t in tensors_in(batch) if t.is_floating_point()]
+    own = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    given = {t.dtype for t in tensors}
+    # torch writes "dtype", "scalar type" or "Input type (float) and bias type".
+    if len(own) == 1 and given and not own & given and "type" in str(error):
+        (dtype,) = own
+        raise ArgumentError(
+            f"{type(model).__name__} has weights of {dtype} and got a batch of "
+            f"{', '.join(sorted(map(str, given)))}: {error}; give the batches that "
+            "dtype, or the model that of the batches"
         ) from error
 
 
@@ -187,13 +205,13 @@ def num_samples(batch: Any) -> int:
     return 1 if first is None or first.dim() == 0 else first.shape[0]
 
 
-def check_model(verb: str, model: Any, batches: Any = None) -> None:
+def check_model(verb: str, model: Any, batches: Any = ()) -> None:
     """Refuse a model that is none, and batches that are none, before anything runs.
 
     Args:
         verb: The name of the function that was called, for messages.
         model: The model that was given.
-        batches: The batches; None to check the model alone.
+        batches: The batches; () to check the model alone.
 
     Raises:
         ArgumentError: The two are swapped, the model is no module, or the batches are
@@ -216,8 +234,6 @@ def check_model(verb: str, model: Any, batches: Any = None) -> None:
             f"{verb} got {what} for the model; it must be a torch.nn.Module, an "
             "instance: the model itself, no state_dict, no name, no optimizer"
         )
-    if batches is None:
-        return
     kind = type(batches).__name__
     if isinstance(batches, Tensor | Mapping | str):
         raise ArgumentError(

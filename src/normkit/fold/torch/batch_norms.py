@@ -132,6 +132,8 @@ def norm_modules(trace: Trace) -> list[NormModule]:
             found += _in_module(trace, path, calls[module], places.get(module, []))
         elif isinstance(module, _BatchNorm):
             why = "it did not run on the example inputs"
+            if module.training:
+                why = "it is in training mode; call model.eval() first"
             found.append(NormModule(path, module, [], refusal=why))
     return found
 

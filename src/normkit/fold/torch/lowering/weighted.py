@@ -131,6 +131,8 @@ def _batch_norm(call: TorchCall) -> Node | None:
         return None  # Weight standardization, not a batch norm of activations.
     if is_training:
         locked = "normalizes by the statistics of each batch"
+        if at["running_mean"] is not None:
+            locked += ", as in training mode; call model.eval() first"
     elif call.kwargs.get("mask") is not None:
         locked = "normalizes under a mask, and writes zeros elsewhere"
     node = BatchNorm(
