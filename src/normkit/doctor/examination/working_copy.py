@@ -92,6 +92,25 @@ def _attention_in_parts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def _arguments_given(model: nn.Module) -> Iterator[list[Any]]:
+    """Yield a list that gets the arguments of each call of `model` in the block.
+
+    It stays empty for a scripted module, which takes no hooks.
+    """
+    given: list[Any] = []
+    if isinstance(model, torch.jit.ScriptModule):
+        yield given
+        return
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append((args, kwargs)), with_kwargs=True
+    )
+    try:
+        yield given
+    finally:
+        handle.remove()
+
+
 def _has_two_modes(module: nn.Module) -> bool:
     """Return True for a norm that takes other statistics in eval mode.
 
@@ -319,14 +338,8 @@ class WorkingCopy:
         evaluate: bool,
     ) -> None:
         batch, size = to_device(batch, self.device), num_samples(batch)
-        given: list[Any] = []
-        handle = self.model.register_forward_pre_hook(
-            lambda _, args, kwargs: given.append((args, kwargs)), with_kwargs=True
-        )
-        try:
+        with _arguments_given(self.model) as given:
             output = self._forward(probes, batch, size)
-        finally:
-            handle.remove()
         result.samples.append(size)
         if not evaluate:
             return
