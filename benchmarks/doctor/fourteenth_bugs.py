@@ -624,4 +624,25 @@ def decoder_that_is_given_what_it_has_to_say(is_bad: bool) -> Run:
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "averaged_generator_without_its_buffers": (("D32", "D03", "D01", "D02"), ()),
+    "trainer_that_adds_up_pairs": (("D05", "D15", "D01"), ()),
+    "scaler_fitted_to_the_store_that_is_served": ((), ()),
+    "statistics_of_the_first_rank": (("D01", "D02"), ()),
+    "own_averages_that_start_at_zero": ((), ()),
+    "group_of_each_channel_before_the_mean": (("D24", "D34"), ()),
+    "port_that_leaves_moving_averages_behind": ((), ()),
+    "returns_of_minutes_before_an_instance_norm": (("D21",), ()),
+    "critic_called_for_now_and_then": (("D01", "D02"), ()),
+    "few_shots_with_the_statistics_of_each_call": (("D13",), ("D13",)),
+    "encoder_left_in_eval_mode": (("D08", "D22"), ()),
+    "revenue_beside_a_vector_of_text": ((), ()),
+    "policy_gradient_of_raw_rewards": ((), ()),
+    "one_cycle_stepped_once_an_epoch": ((), ()),
+    "metres_and_seconds_into_tanh": (("D28", "D20"), ("D28",)),
+    "neighbours_added_up_without_their_degree": (("D23",), ()),
+    "optimizer_of_the_decoder_alone": (("D21", "D27"), ()),
+    "folders_sorted_as_words": ((), ()),
+    "code_drawn_by_sample": (("D21", "D24", "D34"), ()),
+    "decoder_that_is_given_what_it_has_to_say": (("D34",), ()),
+}

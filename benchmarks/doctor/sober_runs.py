@@ -22,7 +22,7 @@ SOBER = Set(
     early_and_late(PROGRAMS),
     "Healthy programs by a tenth hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
-    (0, 105),
+    (7, 111),
 )
 
 if __name__ == "__main__":

@@ -228,3 +228,25 @@ def test_units_that_get_a_bias_alone_are_not_dead_by_training(size: float) -> No
         F.mse_loss(model(x), y).backward()
         optimizer.step()
     assert len(told(model, data, "D21", F.mse_loss)) == (size == 1.0)
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_losses_that_fall_show_that_a_network_learns(*, is_logged: bool) -> None:
+    """The gradient of an absolute error is a sign, and does not fall."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for step in range(300):
+            x = torch.randn(128, 8)
+            loss = F.l1_loss(model(x), x[:, :2].sum(1, keepdim=True).sin())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if is_logged:
+                seen.log(loss=loss.item())
+            if step == 20:
+                with torch.no_grad():
+                    model[0].bias[:20] = -30.0  # pyright: ignore[reportIndexIssue]
+    found = [f.severity for f in seen.findings() if f.id == "D21"]
+    assert found == (["info"] if is_logged else ["warning"])

@@ -101,10 +101,11 @@ def has_learned_nothing(statistics: Statistics) -> bool:
     """Return True where answers are no better than those of other samples.
 
     False where that cannot be told, as where the loss takes no targets. In a watch,
-    where the error of the answers has hardly fallen.
+    where the error of the answers has hardly fallen, nor the losses: dL/dy of an
+    absolute error is a sign, and does not fall.
     """
     if statistics.while_training:
-        return not _error_fell(statistics, FALLEN_LITTLE)
+        return not (_error_fell(statistics, FALLEN_LITTLE) or loss_fell(statistics))
     found, data = _gain(statistics), statistics.evaluation
     if found is None or data is None or not data.has_targets or _is_the_same(data):
         return False
