@@ -193,6 +193,23 @@ def test_d01_statistics_fit_where_answers_are_good(
     assert severity(replace(found, layers=layers), "D01") == expected
 
 
+@pytest.mark.parametrize(
+    ("shuffled", "metric", "expected"),
+    [(5.0, 0.90, "warning"), (5.0, 0.80, "error"), (0.5, 0.90, "error")],
+)
+def test_d01_is_no_graver_than_its_cost(
+    shuffled: float, metric: float, expected: str
+) -> None:
+    """Where nothing was learned there is nothing to lose."""
+    found = evaluation(
+        running_metric=(metric,) * 10,
+        running_loss=(0.9,) * 10,
+        shuffled_loss=(shuffled,) * 10,
+    )
+    layers = of_norm(in_training=stream(0.6)).layers
+    assert severity(replace(found, layers=layers), "D01") == expected
+
+
 def test_d02_without_a_metric_goes_by_the_loss() -> None:
     none = {"batch_metric": (), "running_metric": ()}
     worse = evaluation(running_loss=(0.7, 0.8) * 5, **none)

@@ -105,12 +105,15 @@ def costs_nothing(statistics: Statistics) -> bool:
 
 
 def _costs_little(statistics: Statistics) -> bool:
-    """Return True where eval mode loses at most `METRIC_ERROR` of a metric."""
+    """Return True where eval mode loses at most `METRIC_ERROR` of a metric.
+
+    Of answers that say nothing there is nothing to lose.
+    """
     found = statistics.evaluation
-    if found is None or not found.batch_metric or too_few(sum(found.samples)):
+    if found is None or not found.batch_metric or not has_learned(statistics):
         return False
     drop = found.mean(found.batch_metric) - found.mean(found.running_metric)
-    return drop <= METRIC_ERROR
+    return drop <= METRIC_ERROR and not too_few(sum(found.samples))
 
 
 def _are_poor(statistics: Statistics) -> bool:
