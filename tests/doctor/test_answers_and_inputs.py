@@ -52,6 +52,17 @@ def test_answers_that_are_wrong_have_no_other_numbering() -> None:
     )
 
 
+def test_a_loss_may_number_the_classes_itself() -> None:
+    """As one that compares vectors, whose largest value is no class."""
+
+    def loss(y: Tensor, t: Tensor) -> Tensor:
+        return LOSS(y, t - 1)
+
+    data = [(x, y + 1) for x, y in batches()[:8]]
+    assert not told(trained("mlp", 200), data, "D34", loss)
+    assert told(trained("mlp", 200), [(x, (y + 1) % 10) for x, y in data], "D34")
+
+
 class Last(nn.Module):
     """Reads the last position of sequences, some of them padded."""
 

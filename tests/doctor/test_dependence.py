@@ -122,6 +122,16 @@ def test_a_layer_norm_over_the_batch_is_told() -> None:
     assert not told(OneSize(is_bad=False), sequences())
 
 
+def test_nodes_of_one_graph_depend_on_each_other() -> None:
+    """They take one size as well."""
+
+    class Nodes(OneSize):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((torch.eye(16).roll(1, 0) @ x.flatten(1)).view_as(x))
+
+    assert not told(Nodes(is_bad=False), sequences())
+
+
 class Made(nn.Module):
     """A norm of features that no module holds, by one of three ways, or of a module."""
 

@@ -36,9 +36,13 @@ def answers(statistics: Statistics) -> Iterator[Finding]:
     data, out = statistics.evaluation, statistics.output
     if out is None or not statistics.has_moved or too_few(statistics.samples):
         return
-    if out.renumbered is not None:
+    if data is None:
+        return
+    # Vectors that are compared have a largest value, too, and no number of a class.
+    own, common = data.mean(data.batch_loss), data.mean(data.common_loss)
+    if out.renumbered is not None and own > common:
         yield _numbered_otherwise(out.renumbered)
-    elif data is not None and data.has_targets:
+    elif data.has_targets:
         yield from _one_point(statistics, data, out)
         yield from _one_answer(statistics, out)
 

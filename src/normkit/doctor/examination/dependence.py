@@ -236,7 +236,7 @@ def _on_others(
 ) -> float | None:
     """Return the change of the answers to the last samples, given alone.
 
-    Where the model takes no fewer samples, given among copies of the last one. Only
+    Among copies of the last one, where a norm takes batches of this size alone. Only
     where the first dimension is sure to be that of the samples: there is one
     target for each. A matrix that a recurrent layer reads may be one sequence.
     """
@@ -263,14 +263,24 @@ def _on_others(
 
         return tree_map(changed, batch)
 
-    try:
-        alone = answers(of_samples(lambda v: v[first:]))
-    except Exception:  # the model may take batches of its own size alone
+    if any(_is_of_batch(module, size) for module in modules):
         among_copies = answers(
             of_samples(lambda v: torch.cat([v[-1:].expand_as(v)[:first], v[first:]]))
         )
         alone = None if among_copies is None else among_copies[first:]
+    else:
+        alone = answers(of_samples(lambda v: v[first:]))
     return _relative(alone, whole[first:], whole)
+
+
+def _is_of_batch(module: nn.Module, size: int) -> bool:
+    """Return True for a layer norm whose shape may begin with that of the batch.
+
+    The nodes of a graph depend on each other on purpose, and take one size as well.
+    """
+    if not isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return False
+    return len(module.normalized_shape) > 1 and module.normalized_shape[0] == size
 
 
 def _on_future(answers: Any, batch: Any, whole: Tensor, targets: Any) -> float | None:
