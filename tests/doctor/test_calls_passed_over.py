@@ -167,10 +167,3 @@ def test_a_model_saved_in_a_watch_is_read_without_normkit() -> None:
     twin = pickle.loads(made)
     assert torch.equal(twin(X), model(X))
     assert seen.steps == 1
-
-
-def test_a_model_without_values_is_watched() -> None:
-    model = network().to("meta")
-    with watch(model) as seen:
-        model(X.to("meta"))
-    assert seen.findings() == []

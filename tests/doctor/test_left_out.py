@@ -63,6 +63,22 @@ def test_scales_that_another_optimizer_holds_or_that_are_frozen_are_no_fault() -
     assert not watched(frozen, torch.optim.Adam(others, 1e-3))
 
 
+def test_scales_that_the_program_moves_itself_are_no_fault() -> None:
+    """By no optimizer, as the averages of a target network."""
+    model = build("mlp")
+    norms, others = parts(model)
+    optimizer = torch.optim.Adam(others, 1e-3)
+    with watch(model, optimizer) as seen:
+        for x, y in batches()[:25]:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            with torch.no_grad():
+                for parameter in norms:
+                    parameter -= 1e-4 * parameter.grad
+    assert not [f for f in seen.findings() if f.id == "D27" and f.is_alarm]
+
+
 @pytest.mark.parametrize("is_first", [False, True])
 def test_weights_that_another_optimizer_moves_are_not_judged_by_their_steps(
     is_first: bool,
