@@ -1,4 +1,4 @@
-"""What unseen programs showed: numbering, one answer, raw figures, lost means."""
+"""Faults that unseen programs had: numbering, one answer, raw figures, lost means."""
 
 import functools
 from typing import Any

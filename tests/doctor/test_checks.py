@@ -200,7 +200,7 @@ def test_d01_statistics_fit_where_answers_are_good(
 def test_d01_is_no_graver_than_its_cost(
     shuffled: float, metric: float, expected: str
 ) -> None:
-    """Where nothing was learned there is nothing to lose."""
+    """A network that has learned nothing has nothing to lose."""
     found = evaluation(
         running_metric=(metric,) * 10,
         running_loss=(0.9,) * 10,

@@ -39,8 +39,10 @@ def answers(statistics: Statistics) -> Iterator[Finding]:
     if data is None:
         return
     # Vectors that are compared have a largest value, too, and no number of a class.
-    own, common = data.mean(data.batch_loss), data.mean(data.common_loss)
-    if out.renumbered is not None and own > common:
+    is_worse = bool(data.common_loss) and (
+        data.mean(data.batch_loss) > data.mean(data.common_loss)
+    )
+    if out.renumbered is not None and is_worse:
         yield _numbered_otherwise(out.renumbered)
     elif data.has_targets:
         yield from _one_point(statistics, data, out)

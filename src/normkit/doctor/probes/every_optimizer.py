@@ -21,7 +21,7 @@ __all__ = ["EveryOptimizer", "held_by"]
 
 
 class EveryOptimizer:
-    """What the steps of any optimizer show of the parameters of one model.
+    """Record the parameters that the optimizers of one model hold, and gradients.
 
     Args:
         model: The model.
