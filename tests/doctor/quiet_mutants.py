@@ -226,7 +226,7 @@ def eval_reaches_each_norm(patch: pytest.MonkeyPatch) -> None:
 def other_classes_have_one_mode(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.examination import working_copy
 
-    patch.setattr(working_copy, "_own_averages", lambda _: {})
+    patch.setattr(working_copy, "own_averages", lambda _: {})
 
 
 @fault(caught_by=_MODES + "test_a_training_that_is_in_eval_mode_throughout_is_told")

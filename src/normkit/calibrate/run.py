@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from normkit.calibrate.arguments import check_arguments, check_repeatable
 from normkit.calibrate.estimators import (
     Average,
-    Estimate,
     Estimator,
     Exact,
     Running,
@@ -20,11 +19,11 @@ from normkit.calibrate.estimators import (
 from normkit.calibrate.fake_quantization import observers_held, weight_ranges_follow
 from normkit.calibrate.layers import Layer, find_layers
 from normkit.calibrate.lockstep import needs_step
+from normkit.calibrate.outcome import check_data, described, written
 from normkit.calibrate.padding import without_padding
 from normkit.calibrate.passes import PassResult, run_pass
 from normkit.calibrate.report import (
     CalibrationReport,
-    LayerCalibration,
     relative_error,
 )
 from normkit.calibrate.sharding import (
@@ -257,7 +256,7 @@ def _calibrated(
     with Transaction(model, chosen) as transaction:
         before = evaluate()
         result, estimators = measure(chosen)
-        _check_data(result)
+        check_data(result)
         reached = [layer for layer in chosen if estimators[layer.name].batches]
         if not reached:
             raise CalibrationError(
@@ -274,11 +273,9 @@ def _calibrated(
                 layer = by_name[name]
                 _, again = measure([layer], stop_at_first=name not in repeated)
                 estimators[name] = again[name]
-                finished[name] = _written(layer, again[name], keep)
-        new = {la.name: _written(la, estimators[la.name], keep) for la in reached}
-        done = tuple(
-            _described(la, estimators[la.name], new[la.name]) for la in reached
-        )
+                finished[name] = written(layer, again[name], keep)
+        new = {la.name: written(la, estimators[la.name], keep) for la in reached}
+        done = tuple(described(la, estimators[la.name], new[la.name]) for la in reached)
         transaction.commit(new)
         after = evaluate()
     for layer in chosen:
@@ -320,80 +317,12 @@ def _estimator(layer: Layer, mode: str, momentum: float | None) -> Estimator:
     return Exact(layer)
 
 
-def _written(
-    layer: Layer, estimator: Estimator, keep: float
-) -> dict[str, Tensor | int]:
-    """Return the new buffers of a layer, in float64."""
-    estimate = estimator.estimate()
-    _check_estimate(layer, estimate)
-    old = layer.buffers
-    mean, var = estimate.mean, estimate.var
-    if keep:
-        mean = keep * old["running_mean"].reshape(-1).to(mean.dtype) + (1 - keep) * mean
-        var = keep * old["running_var"].reshape(-1).to(var.dtype) + (1 - keep) * var
-    tracked = estimator.batches
-    if isinstance(estimator, Running):
-        tracked = estimator.tracked + estimator.calls
-    return {"running_mean": mean, "running_var": var, "num_batches_tracked": tracked}
-
-
-def _described(
-    layer: Layer, estimator: Estimator, new: Mapping[str, Tensor | int]
-) -> LayerCalibration:
-    estimate = estimator.estimate()
-    mean, var = new["running_mean"], new["running_var"]
-    assert isinstance(mean, Tensor)
-    assert isinstance(var, Tensor)
-    return LayerCalibration(
-        name=layer.name,
-        kind=type(layer.module).__name__,
-        eps=layer.module.eps,
-        count=float(estimate.count.min()),
-        batches=estimator.batches,
-        old={name: buffer.clone() for name, buffer in layer.buffers.items()},
-        mean=mean.clone(),
-        var=var.clone(),
-        mean_error=estimate.mean_error,
-        var_error=estimate.var_error,
-    )
-
-
 def _is_sure(estimator: Estimator, goal: float) -> bool:
     if estimator.batches < FEWEST_BATCHES_TO_STOP:
         return False
     found = estimator.estimate()
     eps = estimator.layer.module.eps
     return relative_error(found.var, found.mean_error, found.var_error, eps) <= goal
-
-
-def _check_data(result: PassResult) -> None:
-    if result.batches:
-        return
-    if result.skipped:
-        raise CalibrationError(
-            f"none of the {len(result.skipped)} batches was finite "
-            f"({result.skipped[0]}); look for NaN in the data and the weights; "
-            "the model is as it was"
-        )
-    raise CalibrationError(
-        "batches held no batch; pass data (a generator can be used only once); the "
-        "model is as it was"
-    )
-
-
-def _check_estimate(layer: Layer, estimate: Estimate) -> None:
-    count = float(estimate.count.min())
-    if count <= 1 or bool(estimate.var.isnan().any()):
-        raise CalibrationError(
-            f"layer {layer.name!r} saw {count:g} values in one of its channels, and a "
-            "variance needs two (mode='average' two in one batch); pass more data or "
-            "leave it out by layers=; the model is as it was"
-        )
-    if not bool((estimate.mean.isfinite() & estimate.var.isfinite()).all()):
-        raise CalibrationError(
-            f"the statistics of layer {layer.name!r} are not finite; the model is as "
-            "it was"
-        )
 
 
 class _Tracked:

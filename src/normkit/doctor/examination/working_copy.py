@@ -20,15 +20,14 @@ from normkit.doctor.examination.functional_norms import (
     held_averages,
 )
 from normkit.doctor.examination.labels import label_beyond
+from normkit.doctor.examination.two_modes import has_two_modes, own_averages
 from normkit.doctor.measurements import DependenceStatistics
 from normkit.doctor.probes.probes import Probes
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import device_of, num_samples, to_device
 from normkit.modeling.norm_types import (
-    NORMS,
     holds_constant_statistics,
-    holds_running_statistics,
     is_batch_norm,
     is_norm,
 )
@@ -37,8 +36,6 @@ from normkit.modeling.snapshot import Snapshot, preserved
 __all__ = ["Measure", "SingleValueError", "WorkingCopy", "open_working_copy"]
 
 Measure = Literal["layers", "batch_norms", "calls", "answers"]
-
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class SingleValueError(ArgumentError):
@@ -111,39 +108,6 @@ def _arguments_given(model: nn.Module) -> Iterator[list[Any]]:
         handle.remove()
 
 
-def _has_two_modes(module: nn.Module) -> bool:
-    """Return True for a norm that takes other statistics in eval mode.
-
-    And for a larger module that holds running statistics.
-    """
-    if isinstance(module, _INSTANCE_NORMS):
-        return module.running_mean is not None
-    if holds_running_statistics(module) or is_batch_norm(module):
-        return True
-    return len(_own_averages(module)) > 1
-
-
-def _own_averages(module: nn.Module) -> dict[str, Tensor]:
-    """Return what a norm of a class of its own keeps, in buffers or attributes.
-
-    A mean and a variance have one shape; a mask or a table of positions has no partner.
-    """
-    if isinstance(module, NORMS) or is_batch_norm(module) or not is_norm(module):
-        return {}
-    held = {**vars(module), **dict(module.named_buffers(recurse=False))}
-    kept = {
-        name: value
-        for name, value in held.items()
-        if isinstance(value, Tensor)
-        and not isinstance(value, nn.Parameter)
-        and value.is_floating_point()
-        and value.numel() > 1
-        and value.numel() == max(value.shape)
-    }
-    shapes = [value.shape for value in kept.values()]
-    return {name: v for name, v in kept.items() if shapes.count(v.shape) > 1}
-
-
 class WorkingCopy:
     """The model under examination, switched from mode to mode.
 
@@ -166,14 +130,14 @@ class WorkingCopy:
         self.frozen = frozen
         self._before = before
         self.device = device_of(model)
-        self.has_batch_norms = any(map(_has_two_modes, model.modules()))
+        self.has_batch_norms = any(map(has_two_modes, model.modules()))
         self.functional_means: list[Tensor] = []
         self._batch_calls: Any = contextlib.nullcontext()
         # Plain attributes, which a snapshot of the buffers does not hold.
         self._averages = [
             (module, name, value.clone())
             for module in model.modules()
-            for name, value in _own_averages(module).items()
+            for name, value in own_averages(module).items()
             if name in vars(module)
         ]
         self.advance: Callable[[], None] = lambda: None
@@ -200,7 +164,7 @@ class WorkingCopy:
         self.use_running_statistics()
         done = {id(mean) for mean in self.functional_means}
         for name, module in self.model.named_modules():
-            if name in self.frozen or not _has_two_modes(module):
+            if name in self.frozen or not has_two_modes(module):
                 continue
             # The mode of a larger module is that of its dropout as well.
             if is_norm(module) or done.isdisjoint(map(id, module._buffers.values())):
