@@ -1,5 +1,7 @@
 """Faults that the tests of lost steps and of causes must catch."""
 
+from typing import Any
+
 import pytest
 
 from sabotage import fault, wrap
@@ -345,6 +347,21 @@ def half_of_the_answers_show_a_numbering(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(renumbered, "EXPLAINED", 0.1)
     patch.setattr(renumbered, "TIMES", 0.5)
+
+
+@fault(
+    caught_by=_ANSWERS + "test_batches_in_the_order_of_their_classes_show_no_numbering"
+)
+def a_numbering_is_told_beside_no_loss_of_one_answer(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.checks import answers
+
+    def numbered(statistics: Any) -> Any:
+        if statistics.output.renumbered is not None:
+            yield answers._numbered_otherwise(statistics.output.renumbered)
+
+    patch.setattr("normkit.doctor.checks.basics.answers", numbered)
 
 
 @fault(caught_by=_ANSWERS + "test_one_answer_to_most_samples")

@@ -66,7 +66,7 @@ def test_labels_to_ignore_have_no_share_in_a_sample() -> None:
     answers = Answers()
     target = torch.tensor([[0, 1, -100, -100], [1, 1, 1, 0], [-100] * 4])
     answers.add(torch.randn(3, 2, 4), target)
-    found = answers.targets()
+    found = answers.targets.statistics()
     assert found is not None
     assert found.channels is not None
     assert found.classes == 2

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.examination.graph import (
     are_cosines,
     class_weights,
@@ -22,25 +21,20 @@ from normkit.doctor.examination.graph import (
     softmax_dim,
     squashed_by,
 )
-from normkit.doctor.examination.labels import (
-    MAX_COLUMNS,
-    MAX_LABELS,
-    label_channels,
-    rows_of,
-)
+from normkit.doctor.examination.labels import rows_of
 from normkit.doctor.examination.renumbered import renumbered
+from normkit.doctor.examination.targets import (
+    Targets,
+    most_frequent,
+    on_cpu,
+    sum_to_one,
+)
 from normkit.doctor.examination.unregistered import unregistered
 from normkit.doctor.measurements import OutputStatistics, TargetStatistics
 from normkit.doctor.probes.tensor_statistics import first_tensor
 from normkit.moments import Moments, moments
 
-__all__ = ["Answers", "channels_of"]
-
-# Class numbers above it are no classes, and would fill the memory with counts.
-MAX_CLASSES = 1_000_000
-# Targets of more columns are images or maps, most of whose values may be one.
-FEW_COLUMNS = 16
-
+__all__ = ["Answers"]
 
 # Share of the samples with one answer from which the inputs are compared, too.
 SAME_ANSWERS = 0.3
@@ -61,15 +55,14 @@ class Answers:
         common: Loss per batch with the mean of the answers given to every sample.
         has_targets: The targets of the first batch with shuffled answers take part in
             its loss.
-        beyond: A class number that the output has no unit for, and its units; None
-            where every label has one.
+        targets: The targets.
     """
 
     def __init__(self) -> None:
         self.shuffled: list[float] = []
         self.common: list[float] = []
         self.has_targets = True
-        self.beyond: tuple[int, int] | None = None
+        self.targets = Targets()
         self._outputs: list[Moments] = []
         self._largest = 0.0
         self._right = [0, 0]
@@ -86,15 +79,6 @@ class Answers:
         self._class_weights: tuple[float, ...] = ()
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
-        self._labels: list[Tensor] = []
-        self._rows: list[Tensor] = []
-        self._values: list[Moments] = []
-        self._columns: list[ChannelStatistics] = []
-        self._range = [math.inf, -math.inf]
-        self._row_sums: list[float] = []
-        self._is_binary = True
-        self._targets_sum_to_one = True
-        self._kept: list[Tensor] = []
         self._pairs: tuple[list[Tensor], list[Tensor]] = [], []
         self._same: list[float] = []
 
@@ -113,7 +97,7 @@ class Answers:
         if y is not None and y.dim() >= 2:
             flat = y.detach().float().flatten(1)
             self._outputs.append(on_cpu(moments(flat, 0)))
-            self._sums_to_one &= _sum_to_one(flat)
+            self._sums_to_one &= sum_to_one(flat)
             self._largest = max(self._largest, float(flat.abs().max()))
             if y.dim() == 2:
                 self._same.append(_share_of_one_answer(flat, inputs))
@@ -123,9 +107,10 @@ class Answers:
         if y is not None and _broadcast(y.shape, t.shape):
             self._shapes = tuple(y.shape), tuple(t.shape)
         if t.dtype == torch.int64:
-            self._add_labels(y, t, samples)
+            if self.targets.add_labels(t, samples) and y is not None:
+                self._add_choices(y, t)
         elif t.is_floating_point():
-            self._add_values(y, t)
+            self.targets.add_values(t, y)
 
     def add_graph(
         self, model: nn.Module, output: Any, targets: Any, loss: Tensor
@@ -197,7 +182,7 @@ class Answers:
         if not self._outputs or len({a.mean.shape for a in self._outputs}) > 1:
             return None
         merged = Moments.merge_all(self._outputs)
-        targets = self.targets()
+        targets = self.targets.statistics()
         return OutputStatistics(
             spread=float(merged.var.mean().sqrt()),
             scale=float(merged.mean_square.mean().sqrt()),
@@ -208,7 +193,7 @@ class Answers:
             activation=self._activation,
             operations=self._operations,
             squashed_by=self._squashed_by,
-            most_chosen=_most_frequent(self._chosen),
+            most_chosen=most_frequent(self._chosen),
             are_cosines=self._are_cosines,
             largest=self._largest,
             right=self._right[0] / self._right[1] if self._right[1] else None,
@@ -223,71 +208,17 @@ class Answers:
             same=sum(self._same) / len(self._same) if self._same else 0.0,
         )
 
-    def targets(self) -> TargetStatistics | None:
-        """Return statistics of the targets; None where they are no tensor."""
-        if self._labels:
-            classes = 1 + max(int(t.max()) for t in self._labels)
-            return TargetStatistics(
-                classes=classes,
-                low=float(min(int(t.min()) for t in self._labels)),
-                high=float(classes - 1),
-                most_frequent=_most_frequent(self._labels),
-                channels=label_channels(self._rows, classes),
-                beyond=self.beyond,
-            )
-        if not self._values:
-            return None
-        columns = self._columns
-        same_size = len({c.within.shape for c in columns}) == 1
-        rows = self._row_sums
-        is_binary = self._is_binary and bool(rows)
-        values = Moments.merge_all(self._values)
-        return TargetStatistics(
-            low=self._range[0],
-            high=self._range[1],
-            spread=float(values.var.sqrt()),
-            mean=float(values.mean),
-            labels_per_sample=sum(rows) / len(rows) if is_binary else None,
-            sums_to_one=self._targets_sum_to_one,
-            kurtosis=_kurtosis(self._kept),
-            channels=ChannelStatistics.merge_all(columns) if same_size else None,
-        )
-
-    def _add_labels(self, y: Tensor | None, t: Tensor, samples: int) -> None:
-        rows = rows_of(t, samples).cpu()
-        # A negative label is one to ignore, such as cross_entropy's -100.
-        labels = rows[rows >= 0]
-        if not labels.numel() or int(labels.max()) >= MAX_CLASSES:
+    def _add_choices(self, y: Tensor, t: Tensor) -> None:
+        """Record which class each row of scores gives, beside the right one."""
+        if y.dim() != t.dim() + 1 or y.shape[1] <= 1:
             return
-        self._labels.append(labels)
-        self._rows.append(rows)
-        if y is not None and y.dim() == t.dim() + 1 and y.shape[1] > 1:
-            chosen = y.detach().argmax(1)
-            self._chosen.append(rows_of(chosen).flatten().cpu())
-            if chosen.shape == t.shape:  # classes may lie along another dimension
-                self._right[0] += int(((chosen == t) & (t >= 0)).sum())
-                self._right[1] += int((t >= 0).sum())
-                for kept, rows in zip(self._pairs, (t, chosen), strict=True):
-                    kept.append(rows_of(rows).flatten().cpu())
-
-    def _add_values(self, y: Tensor | None, t: Tensor) -> None:
-        self._range[0] = min(self._range[0], float(t.min()))
-        self._range[1] = max(self._range[1], float(t.max()))
-        self._values.append(on_cpu(moments(t.flatten(), 0)))
-        if t.dim() and len(t) > 1:
-            self._columns.append(channels_of(t))
-        if t.dim() and t[0].numel() <= FEW_COLUMNS:
-            self._kept.append(t.reshape(len(t), -1)[:MAX_LABELS].double().cpu())
-        self._is_binary &= bool(((t == 0) | (t == 1)).all())
-        self._targets_sum_to_one &= t.dim() == 2 and _sum_to_one(t.float())
-        if t.dim() == 2 and y is not None and y.shape == t.shape and t.shape[1] > 1:
-            self._row_sums.append(float(t.sum(1).mean()))
-
-
-def _sum_to_one(rows: Tensor) -> bool:
-    """Return True for rows `(N, K)` that are distributions over several classes."""
-    is_share = rows.shape[1] > 1 and bool((rows >= 0).all())
-    return is_share and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
+        chosen = y.detach().argmax(1)
+        self._chosen.append(rows_of(chosen).flatten().cpu())
+        if chosen.shape == t.shape:  # classes may lie along another dimension
+            self._right[0] += int(((chosen == t) & (t >= 0)).sum())
+            self._right[1] += int((t >= 0).sum())
+            for kept, rows in zip(self._pairs, (t, chosen), strict=True):
+                kept.append(rows_of(rows).flatten().cpu())
 
 
 def _has_targets(loss_fn: Callable[..., Any], output: Any, target: Tensor) -> bool:
@@ -368,35 +299,3 @@ def _broadcast(one: Sequence[int], other: Sequence[int]) -> bool:
     except RuntimeError:
         return False
     return math.prod(one) == math.prod(other) < math.prod(both)
-
-
-def channels_of(x: Tensor) -> ChannelStatistics:
-    """Return the statistics of one batch, column by column, thinned evenly."""
-    columns = x.detach().flatten(1) if x.dim() > 1 else x.detach()[:, None]
-    columns = columns[:, :: -(-columns.shape[1] // MAX_COLUMNS)]
-    found = on_cpu(moments(columns.float(), 0))
-    return ChannelStatistics.of_batch(found, found)
-
-
-def _kurtosis(rows: list[Tensor]) -> float:
-    """Return E[z⁴] of the values z of each column, the largest; nan without any."""
-    if not rows or len({part.shape[1] for part in rows}) > 1:
-        return math.nan
-    values = torch.cat(rows)
-    off = values - values.mean(0)
-    found = off.pow(4).mean(0) / off.square().mean(0).square()
-    found = found[found.isfinite()]
-    return float(found.max()) if found.numel() else math.nan
-
-
-def _most_frequent(parts: list[Tensor]) -> float | None:
-    """Return the share of the most frequent value; None without values."""
-    if not parts:
-        return None
-    counts = torch.bincount(torch.cat(parts))
-    return float(counts.max()) / float(counts.sum())
-
-
-def on_cpu(found: Moments) -> Moments:
-    """Return moments for the report: float64, on the CPU."""
-    return found.to(device="cpu", dtype=torch.float64)

@@ -117,7 +117,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
             are_ids=batch.are_integers and _has_tables(case.model),
         ),
         output=output,
-        targets=batch.answers.targets(),
+        targets=batch.answers.targets.statistics(),
         dependence=depends,
         trimmed=trimmed,
         has_one_length=is_of_one_length,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from normkit.doctor.channel_statistics import ChannelStatistics, Padding
-from normkit.doctor.examination.answers import Answers, channels_of, on_cpu
+from normkit.doctor.examination.answers import Answers
 from normkit.doctor.examination.far_values import FarValues
+from normkit.doctor.examination.targets import channels_of, on_cpu
 from normkit.doctor.measurements import LayerStatistics, NotFinite, WeightStatistics
 from normkit.doctor.probes.layer_probe import LayerProbe, merged
 from normkit.doctor.probes.parts import Parts

@@ -251,7 +251,7 @@ class WorkingCopy:
             if name in in_eval and layer.probe.was_training
         )
         result.left_on = frozenset(result.seen) - in_eval
-        if result.answers.beyond is not None:
+        if result.answers.targets.beyond is not None:
             result.losses.clear()  # of some batches there is none
         is_called = result.seen or result.parts.attention()
         is_called = is_called or probes is None or measure != "layers"
@@ -350,14 +350,14 @@ class WorkingCopy:
         beyond = label_beyond(output, targets, ignored)
         if beyond is not None and not targets.is_cpu:
             # A failed index on a GPU ends the process's use of it.
-            result.answers.beyond = beyond
+            result.answers.targets.beyond = beyond
             return None
         try:
             loss = self.case.loss_fn(output, targets)
         except (IndexError, RuntimeError):
             if beyond is None:
                 raise
-            result.answers.beyond = beyond
+            result.answers.targets.beyond = beyond
             return None
         if loss.numel() != 1:
             raise ArgumentError(
