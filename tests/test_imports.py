@@ -13,6 +13,7 @@ COMMANDS = SOURCE.with_name("normkit_cli")
 
 LEVELS = {
     "errors": 1,
+    "version": 1,
     "progress": 1,
     "results": 1,
     "torch_state": 1,

@@ -13,8 +13,7 @@ from normkit.functional.memory.saved_memory import saved_memory
 from normkit.init import InitReport, initialize
 from normkit.kernels import backend, deterministic
 from normkit.moments import Moments, moments
-
-__version__ = "0.1.0"
+from normkit.version import __version__
 
 __all__ = [
     "Affine",

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from normkit.kernels import explain
+from normkit.version import __version__
 
 __all__ = ["Environment", "environment"]
 
@@ -124,7 +125,7 @@ def environment() -> Environment:
     """
     images = torch.empty(8, 4, 8, 8)
     return Environment(
-        normkit=metadata.version("normkit"),
+        normkit=__version__,
         python=platform.python_version(),
         torch=str(torch.__version__),
         system=f"{platform.system()} {platform.machine()}",

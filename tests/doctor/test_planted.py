@@ -68,7 +68,7 @@ def test_a_momentum_of_the_other_convention_is_named(net: str, seed: int) -> Non
 def test_a_momentum_that_forgets_at_once_is_named() -> None:
     diagnosis = examined(trained("mlp", size=16, momentum=0.99))
     assert diagnosis.named[0] == "D04"
-    assert "hold only the last 1 batch" in diagnosis.findings[0].evidence
+    assert "are those of the last batch" in diagnosis.findings[0].evidence
     assert "momentum=0.01" in diagnosis.findings[0].fix
 
 

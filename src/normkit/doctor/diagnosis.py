@@ -11,8 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import date
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -31,7 +29,7 @@ from normkit.doctor.fixes.trial_training import (
 )
 from normkit.doctor.measurements import Statistics
 from normkit.doctor.over_ranks import merge_confirmations, merge_readings, merged_over
-from normkit.doctor.pages import diagnosis_page
+from normkit.doctor.pages import diagnosis_page, made
 from normkit.errors import ArgumentError
 from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
@@ -317,9 +315,7 @@ class Diagnosis(Result):
                 f"{type(self.case.model).__name__}, {batches} of {size}, seed "
                 f"{self.case.seed}"
             )
-        today = date.today().isoformat()
-        seen.append(f"{today}, normkit {version('normkit')}, torch {torch.__version__}")
-        return "; ".join(seen) + "."
+        return made(*seen)
 
     def to_rows(self) -> list[dict[str, object]]:
         """Return one row per cause, for tables in notebooks."""

@@ -6,7 +6,10 @@ import math
 import statistics as numbers
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import date
 from typing import Any
+
+import torch
 
 from normkit.doctor.checks.distance import D_MEAN_WARNING, D_VAR_WARNING
 from normkit.doctor.explain_gap import GapExplanation
@@ -37,8 +40,9 @@ from normkit.report import (
 from normkit.report import Severity as Sign
 from normkit.report.charts import thinned
 from normkit.results import counted
+from normkit.version import __version__
 
-__all__ = ["diagnosis_page", "finding_cards", "watch_page"]
+__all__ = ["diagnosis_page", "finding_cards", "made", "watch_page"]
 
 _SIGN: dict[Severity, Sign] = {
     "error": "error",
@@ -48,6 +52,13 @@ _SIGN: dict[Severity, Sign] = {
     "not_judged": "not judged",
 }
 MAX_HISTOGRAMS = 6
+
+
+def made(*seen: str) -> str:
+    """Return what was examined, the date and the versions in one sentence."""
+    today = date.today().isoformat()
+    versions = f"{today}, normkit {__version__}, torch {torch.__version__}"
+    return "; ".join([*seen, versions]) + "."
 
 
 def diagnosis_page(
@@ -92,6 +103,7 @@ def watch_page(
     statistics: Statistics,
     *,
     steps: int,
+    made: str = "",
 ) -> Page:
     """Return the page of a watched training.
 
@@ -100,13 +112,14 @@ def watch_page(
         readings: The results of all checks.
         statistics: The measurements that the checks read.
         steps: Number of training steps, observed or not.
+        made: What was watched, when, and by which versions, in one sentence.
     """
     findings = by_cause(readings)
     number = "Nothing" if not findings else counted(len(findings), "finding")
     return Page(
         title="Watched training",
         lead=f"{number} in {counted(len(history['layers']), 'layer')}, observed on "
-        f"{len(history['steps'])} of {counted(steps, 'step')}.",
+        f"{len(history['steps'])} of {counted(steps, 'step')}. {made}".strip(),
         blocks=[
             *_outcome(findings, readings),
             *history_charts(history),

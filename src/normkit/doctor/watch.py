@@ -21,7 +21,7 @@ from normkit.doctor import checks
 from normkit.doctor.finding import Finding, by_cause, plain
 from normkit.doctor.measurements import Statistics
 from normkit.doctor.over_ranks import merge_readings, merged_over
-from normkit.doctor.pages import watch_page
+from normkit.doctor.pages import made, watch_page
 from normkit.doctor.probes.schedule import Schedule
 from normkit.doctor.probes.series import SERIES
 from normkit.doctor.recorder import Recorder
@@ -252,7 +252,11 @@ class Watch(Result):
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the record and the findings as one HTML page, written to `path`."""
         page = watch_page(
-            self.history, self.readings(), self.statistics(), steps=self.steps
+            self.history,
+            self.readings(),
+            self.statistics(),
+            steps=self.steps,
+            made=made(type(self.model).__name__),
         )
         if path is not None:
             page.write(path)

@@ -11,6 +11,7 @@ from normkit.doctor.checks.population import (
     FITTING,
     FITTING_FIX,
     HARMLESS,
+    MOMENTUM_HIGH,
     STARTING,
     costs_nothing,
     for_now,
@@ -29,9 +30,8 @@ __all__ = ["CHECKS", "ema_not_warm", "momentum_convention"]
 # after 29 steps at momentum .1, 299 at .01, 2995 at .001.
 INITIAL_WEIGHT = 0.05
 
-# At .5 the last two batches have a weight of 3/4; at .005 the initial values have 5 %
-# after 600 batches. Reversed conventions give .9 and above, or .001 to .003.
-MOMENTUM_HIGH = 0.5
+# The initial values have 5 % after 600 batches. The reversed convention gives .001 to
+# .003.
 MOMENTUM_LOW = 0.005
 
 _D03 = partial(Finding, "D03", "ema_not_warm")
@@ -120,6 +120,14 @@ def _not_tracking(
     )
 
 
+def _held(momentum: float) -> str:
+    """Return of which batches the running statistics are, at a high momentum."""
+    batches = float(f"{1 / momentum:.2g}")
+    if batches < 1.5:
+        return "the running statistics are those of the last batch"
+    return f"the running statistics hold only the last {batches:g} batches"
+
+
 def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
     """Check D04: the momentum looks like that of the other convention, 1 − momentum."""
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
@@ -149,8 +157,7 @@ def momentum_convention(statistics: Statistics) -> Iterator[Finding]:
             elif is_low and (reason := _too_early(statistics, norm)):
                 severity = "info"
         what = (
-            "the running statistics hold only the last "
-            + counted(float(f"{1 / momentum:.2g}"), "batch", plural="batches")
+            _held(momentum)
             if is_high
             else f"the running statistics need {3 / momentum:,.0f} batches to forget "
             "their initial values"

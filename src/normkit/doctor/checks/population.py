@@ -26,6 +26,7 @@ __all__ = [
     "FITTING",
     "FITTING_FIX",
     "HARMLESS",
+    "MOMENTUM_HIGH",
     "STARTING",
     "costs_nothing",
     "eval_is_better",
@@ -44,6 +45,10 @@ METRIC_WARNING, METRIC_ERROR = 0.01, 0.1
 METRIC_SURE = 0.05
 # The loss of answers over that of their mean, from which they are of little use.
 POOR = 0.5
+
+# At .5 the last two batches have a weight of 3/4. The reversed convention gives .9 and
+# above.
+MOMENTUM_HIGH = 0.5
 # What a loss may differ by, and what it may be of that of other samples' answers, to
 # count as the same.
 NEAR, NEGLIGIBLE = 0.1, 0.01
@@ -352,7 +357,10 @@ def _are_recent(statistics: Statistics) -> bool:
     Their small errors then add up over the layers, as those of the last few weights do
     while a network learns fast: it passes as the learning rate falls.
     """
-    found = [distance(norm) for _, norm in statistics.norms if not norm.frozen]
+    moving = [norm for _, norm in statistics.norms if not norm.frozen]
+    found = [distance(norm) for norm in moving]
+    if any((norm.momentum or 0) >= MOMENTUM_HIGH for norm in moving):
+        return False  # they are those of a batch or two, and stay so
     return bool(found) and all(d is not None and d.severity == "clear" for d in found)
 
 
