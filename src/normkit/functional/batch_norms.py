@@ -84,7 +84,8 @@ def batch_norm(
             samples. None is this rank alone.
 
     Returns:
-        The normalized values, shape, dtype and layout of `input`.
+        The normalized values, shape and dtype of `input`, contiguous but where that is
+        in channels_last, or lies as `channel_dim` says.
 
     Raises:
         ArgumentError: One value per channel in training without other ranks, a
@@ -208,7 +209,7 @@ def batch_norm(
         vector=tuple(shape),
     )
     operands = input, weight, bias, residual, mask
-    return execute(spec, operands, running, key=key)
+    return execute(spec, operands, running, key=key, lies_as_input=dim != 1)
 
 
 def instance_norm(
@@ -223,6 +224,7 @@ def instance_norm(
     *,
     mask: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
+    lies_as_input: bool = False,
 ) -> Tensor:
     """Normalize each channel of each sample over its positions.
 
@@ -240,9 +242,12 @@ def instance_norm(
         mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
         num_batches_tracked: Int64 scalar; counts in place the batches that entered the
             running statistics. Required when `momentum` is None.
+        lies_as_input: Give the output the strides of `input` whatever they are, so
+            that nothing is copied.
 
     Returns:
-        The normalized values, shape, dtype and layout of `input`.
+        The normalized values, shape and dtype of `input`, contiguous but where that is
+        in channels_last.
 
     Raises:
         ArgumentError: One position per channel when its statistics are asked for.
@@ -268,7 +273,7 @@ def instance_norm(
         if running_mean is not None or running_var is not None:
             averages = Running(running_mean, running_var, None, num_batches_tracked)
         operands = input, weight, bias, None, mask
-        key = signature(("instance_norm", eps), operands, averages)
+        key = signature(("instance_norm", eps, lies_as_input), operands, averages)
     call = find(key)
     if call is not None:
         y = run(call, input, weight, bias, None, mask, None, found)
@@ -286,6 +291,7 @@ def instance_norm(
             eps=eps,
             mask=mask,
             num_batches_tracked=num_batches_tracked,
+            lies_as_input=lies_as_input,
         )
     check_floating(input, "instance_norm")
     check_eps(eps, "instance_norm", "finite")
@@ -322,7 +328,7 @@ def instance_norm(
         vector=(1, channels) + (1,) * (input.dim() - 2),
     )
     operands = input, weight, bias, None, mask
-    y = execute(spec, operands, found=found, key=key)
+    y = execute(spec, operands, found=found, key=key, lies_as_input=lies_as_input)
     if found and input.shape[0]:
         _update_by_instances(
             *(running_mean, running_var, found[0], momentum, num_batches_tracked)

@@ -17,6 +17,7 @@ from normkit.functional.autograd import Call
 from normkit.functional.dtensor import is_dtensor
 from normkit.functional.dtensor_call import on_shards
 from normkit.functional.ema import update
+from normkit.functional.layout import CopiedOut, is_laid_as_torch
 from normkit.functional.passes import Passes
 from normkit.functional.ranks_call import ranks_call_for
 from normkit.functional.route import Route, route_of
@@ -43,6 +44,7 @@ def execute(
     found: list[Moments] | None = None,
     key: Hashable | None = None,
     aten: Operator | None = None,
+    lies_as_input: bool = False,
 ) -> Tensor:
     """Run one normalization by its route.
 
@@ -55,7 +57,23 @@ def execute(
         found: List that receives the Moments of the batch, or None.
         key: Signature under which the call is cached.
         aten: torch's operator for the same call, see `aten.tried_first`.
+        lies_as_input: The output has the strides of x, not the layout of torch's.
     """
+    y, call = _run(spec, operands, running, found, aten)
+    is_laid = lies_as_input or is_laid_as_torch(y)
+    if call is not None and key is not None:
+        remember(key, call if is_laid else CopiedOut(call))
+    return y if is_laid else y.contiguous()
+
+
+def _run(
+    spec: Spec,
+    operands: Operands,
+    running: Running | None,
+    found: list[Moments] | None,
+    aten: Operator | None,
+) -> tuple[Tensor, Call | AtenCall | None]:
+    """Return the output in some layout, and the call that a signature may have."""
     x, weight, bias, residual, mask = operands
     if mask is not None:
         check_mask(mask)
@@ -70,10 +88,10 @@ def execute(
             aten=aten,
         )
         if y is not None:
-            return y
+            return y, None
     route = route_of(spec, operands, running)
     if route is Route.OPERATOR and found is None:
-        return gpu_operators.normalize(spec, operands, running)
+        return gpu_operators.normalize(spec, operands, running), None
     if route is Route.DIFFERENTIABLE:
         if mask is not None:
             mask = spec.seen(broadcast_mask(mask, x))
@@ -81,13 +99,14 @@ def execute(
         if spec.given:
             assert running is not None
             constants = differentiable.constants_of(spec, x, running)
-            return differentiable.normalize_by_constants(spec, operands, *constants)
+            y = differentiable.normalize_by_constants(spec, operands, *constants)
+            return y, None
         y, measured = differentiable.normalize(spec, operands)
         if running is not None:
             update(running, measured)
         if found is not None:
             found.append(measured)
-        return y
+        return y, None
     if asked_for() in (None, "cpu") and type(x) in PLAIN:
         # Copies where they are views; autograd records the copy.
         weight = None if weight is None else weight.contiguous()
@@ -97,13 +116,10 @@ def execute(
     call = _kernels_for(spec, operands, running)
     if type(call) is NativeCall and aten is not None:
         first = tried_first(aten, call, x, (weight, bias))
-        if key is not None:
-            remember(key, first)
         if type(first) is AtenCall:
-            return first.run(x, weight, bias)
-    elif key is not None and type(call) is not Passes:
-        remember(key, call)
-    return autograd.run(call, x, weight, bias, residual, mask, running, found)
+            return first.run(x, weight, bias), first
+    y = autograd.run(call, x, weight, bias, residual, mask, running, found)
+    return y, None if type(call) is Passes else call
 
 
 def _kernels_for(spec: Spec, operands: Operands, running: Running | None) -> Call:
@@ -188,7 +204,7 @@ def normalize(
         group=group,
         vector=vector,
     )
-    y = execute(spec, operands, found=found, key=key)
+    y = execute(spec, operands, found=found, key=key, lies_as_input=True)
     return y, found[0]
 
 
@@ -230,7 +246,8 @@ def standardize(
         statistic=tuple(mean.shape),
     )
     given = Running(mean, var)
-    return execute(spec, (x, weight, bias, epilogue.residual, mask), given)
+    operands = x, weight, bias, epilogue.residual, mask
+    return execute(spec, operands, given, lies_as_input=True)
 
 
 def _check_shapes(

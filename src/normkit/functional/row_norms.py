@@ -44,6 +44,7 @@ def layer_norm(
     *,
     mask: Tensor | None = None,
     residual: None = None,
+    lies_as_input: bool = False,
 ) -> Tensor: ...
 @overload
 def layer_norm(
@@ -55,6 +56,7 @@ def layer_norm(
     *,
     mask: Tensor | None = None,
     residual: Tensor,
+    lies_as_input: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
 def layer_norm(
     input: Tensor,  # noqa: A002  torch.nn.functional's name
@@ -65,6 +67,7 @@ def layer_norm(
     *,
     mask: Tensor | None = None,
     residual: Tensor | None = None,
+    lies_as_input: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Normalize over the last dimensions, separately at each position.
 
@@ -80,10 +83,12 @@ def layer_norm(
         mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
         residual: Added to `input` first, of its shape: the norm is that of the sum, as
             before the next sub-layer of a transformer block.
+        lies_as_input: Give the output the strides of `input` whatever they are, so
+            that nothing is copied.
 
     Returns:
-        The normalized values, shape, dtype and layout of `input`. With a residual
-        these, and `input + residual`.
+        The normalized values, shape and dtype of `input`, contiguous but where
+        that is in channels_last. With a residual these, and `input + residual`.
 
     Raises:
         ShapeError: `input` does not end in `normalized_shape`, or `weight`, `bias` or
@@ -100,7 +105,8 @@ def layer_norm(
         )
     sizes, key = tuple(normalized_shape), None
     if not is_observed():
-        known = ("layer_norm", sizes, eps), (input, weight, bias, None, mask)
+        name = "layer_norm as it lies" if lies_as_input else "layer_norm"
+        known = (name, sizes, eps), (input, weight, bias, None, mask)
         if (y := run_remembered(*known)) is not None:
             return y
         key = signature(*known)
@@ -110,6 +116,7 @@ def layer_norm(
             *(layer_norm, tensors, input, normalized_shape, weight, bias),
             eps=eps,
             mask=mask,
+            lies_as_input=lies_as_input,
         )
     if input.is_nested:
         return on_values(
@@ -122,7 +129,8 @@ def layer_norm(
         return torch.native_layer_norm(x, sizes, w, b, eps)
 
     aten = None if mask is not None else Operator(operator, MAX_LAYER_VALUES)
-    return execute(spec, (input, weight, bias, None, mask), key=key, aten=aten)
+    operands = input, weight, bias, None, mask
+    return execute(spec, operands, key=key, aten=aten, lies_as_input=lies_as_input)
 
 
 @overload
@@ -169,8 +177,8 @@ def rms_norm(
         residual: Added to `input` first, of its shape; see `layer_norm`.
 
     Returns:
-        The scaled values, shape, dtype and layout of `input`. With a residual these,
-        and `input + residual`.
+        The scaled values, shape and dtype of `input`, contiguous but where that is in
+        channels_last. With a residual these, and `input + residual`.
 
     Raises:
         ShapeError: `input` does not end in `normalized_shape`, or `weight` or
@@ -229,7 +237,8 @@ def group_norm(
         mask: Which values count, broadcastable to `input`; outputs are 0 elsewhere.
 
     Returns:
-        The normalized values, shape, dtype and layout of `input`.
+        The normalized values, shape and dtype of `input`, contiguous but where that is
+        in channels_last.
 
     Raises:
         ArgumentError: One value per group.

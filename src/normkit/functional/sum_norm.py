@@ -81,7 +81,8 @@ def sum_norm(
             f"input, {tuple(x.shape)}; use expand()"
         )
     key = call = None
-    is_plain = memory_mode() is None and not is_observed()
+    # The norm of a sum in another layout is copied into torch's.
+    is_plain = memory_mode() is None and not is_observed() and x.is_contiguous()
     if is_plain and residual.dtype is x.dtype:
         key = signature(options, (x, weight, bias, residual, None))
     if key is not None:

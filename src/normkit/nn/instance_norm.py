@@ -105,6 +105,7 @@ class InstanceNormLayer(RunningStateLayer, torch.nn.modules.instancenorm._Instan
             self.eps,
             mask=mask,
             num_batches_tracked=counter,
+            lies_as_input=self.channel_dim != 1,
         )
 
     def _check_features(self, input: Tensor) -> None:  # noqa: A002

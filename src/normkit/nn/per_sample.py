@@ -157,7 +157,9 @@ class LayerNorm(torch.nn.LayerNorm):
     def _over_last(self, input: Tensor, mask: Tensor | None) -> Tensor:  # noqa: A002
         weight, bias = learned(self)
         return layer_norm(
-            input, self.normalized_shape, weight, bias, self.eps, mask=mask
+            *(input, self.normalized_shape, weight, bias, self.eps),
+            mask=mask,
+            lies_as_input=self.channel_dim != -1,
         )
 
     def _recorded(self, input: Tensor) -> Tensor:  # noqa: A002
