@@ -261,7 +261,7 @@ def outputs_lie_as_the_kernels_leave_them(patch: pytest.MonkeyPatch) -> None:
 def a_cached_call_forgets_the_copy(patch: pytest.MonkeyPatch) -> None:
     from normkit.functional import engine
 
-    patch.setattr(engine, "CopiedOut", lambda call: call)
+    patch.setattr(engine, "Copied", lambda call, **_: call)
 
 
 @fault(caught_by="tests/functional/test_layout.py")

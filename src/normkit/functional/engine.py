@@ -17,7 +17,7 @@ from normkit.functional.autograd import Call
 from normkit.functional.dtensor import is_dtensor
 from normkit.functional.dtensor_call import on_shards
 from normkit.functional.ema import update
-from normkit.functional.layout import CopiedOut, is_laid_as_torch
+from normkit.functional.layout import Copied, is_laid_as_torch
 from normkit.functional.passes import Passes
 from normkit.functional.ranks_call import ranks_call_for
 from normkit.functional.route import Route, route_of
@@ -59,10 +59,10 @@ def execute(
         aten: torch's operator for the same call, see `aten.tried_first`.
         lies_as_input: The output has the strides of x, not the layout of torch's.
     """
-    y, call = _run(spec, operands, running, found, aten)
+    y, call = _run(spec, operands, running, found, aten, lies_as_input)
     is_laid = lies_as_input or is_laid_as_torch(y)
     if call is not None and key is not None:
-        remember(key, call if is_laid else CopiedOut(call))
+        remember(key, call if is_laid else Copied(call))
     return y if is_laid else y.contiguous()
 
 
@@ -72,7 +72,8 @@ def _run(
     running: Running | None,
     found: list[Moments] | None,
     aten: Operator | None,
-) -> tuple[Tensor, Call | AtenCall | None]:
+    lies_as_input: bool,
+) -> tuple[Tensor, Call | AtenCall | Copied | None]:
     """Return the output in some layout, and the call that a signature may have."""
     x, weight, bias, residual, mask = operands
     if mask is not None:
@@ -114,6 +115,13 @@ def _run(
         residual = None if residual is None else residual.resolve_neg()
     operands = x, weight, bias, residual, mask
     call = _kernels_for(spec, operands, running)
+    if type(call) is Passes and not (lies_as_input or is_laid_as_torch(x)):
+        operands = x.contiguous(), weight, bias, residual, mask
+        y, found_call = _run(spec, operands, running, found, aten, lies_as_input)
+        if found_call is None:
+            return y, None
+        is_aten = type(found_call) is AtenCall
+        return y, Copied(found_call, copies_input=True, tries_operator=is_aten)
     if type(call) is NativeCall and aten is not None:
         first = tried_first(aten, call, x, (weight, bias))
         if type(first) is AtenCall:

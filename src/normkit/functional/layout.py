@@ -10,20 +10,28 @@ from typing import Any, final
 
 from torch import Tensor
 
-__all__ = ["CopiedOut", "is_laid_as_torch"]
+__all__ = ["Copied", "is_laid_as_torch"]
 
 
 @final
-class CopiedOut:
-    """A call whose output is copied into torch's layout; it keeps x as it is.
+class Copied:
+    """A call between copies: of its input, or of its output into torch's layout.
 
-    To copy x first would take as long, and a backward would keep that copy.
+    Args:
+        call: The call.
+        copies_input: No kernel takes x as it lies, as that of a layer norm of
+            transposed tokens; torch copies it, too. Else y is copied: a copy of x would
+            take as long, and a backward would keep it.
+        tries_operator: It is an `aten.AtenCall`.
     """
 
-    __slots__ = ("call",)
+    __slots__ = ("call", "copies_input", "tries_operator")
 
-    def __init__(self, call: Any) -> None:
+    def __init__(
+        self, call: Any, *, copies_input: bool = False, tries_operator: bool = False
+    ) -> None:
         self.call = call
+        self.copies_input, self.tries_operator = copies_input, tries_operator
 
 
 def is_laid_as_torch(y: Tensor) -> bool:
