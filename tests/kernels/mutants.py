@@ -151,3 +151,10 @@ if find_spec("triton") is not None:
         *("gpu_rows_forget_the_mean_of_g", "test_rows_and_their"),
         *("rows", "dx = dx - level[:, None]", "dx = dx"),
     )
+
+
+@fault(caught_by="tests/kernels/test_templates.py")
+def each_cached_call_holds_tensors(patch: pytest.MonkeyPatch) -> None:
+    from normkit.kernels.cpu import call
+
+    patch.setattr(call, "template", call.doubles)
