@@ -83,6 +83,15 @@ def any_gap_is_an_error(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(population, "_are_recent", lambda _: False)
 
 
+@fault(
+    caught_by="tests/doctor/test_checks.py::test_d02_at_a_high_momentum_does_not_pass"
+)
+def a_gap_passes_at_any_momentum(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "MOMENTUM_HIGH", 2.0)
+
+
 @fault(caught_by=_QUIET + "test_a_watch_that_begins_with_a_trained_network_knows_that")
 def each_watch_begins_with_a_new_network(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor import recorder

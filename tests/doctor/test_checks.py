@@ -13,7 +13,7 @@ from normkit.doctor import Finding, Statistics, checks
 from normkit.doctor.channel_statistics import ChannelStatistics
 from normkit.doctor.checks.distance import distance
 from normkit.doctor.checks.thresholds import above, below
-from normkit.doctor.finding import plain
+from normkit.doctor.finding import by_cause, plain
 from normkit.doctor.measurements import (
     Evaluation,
     LayerStatistics,
@@ -181,6 +181,19 @@ def test_d02_a_difference_within_the_noise_is_clear() -> None:
     steady = evaluation(running_metric=lower, running_loss=(0.9,) * 10)
     assert severity(shaky, "D02") == "clear"
     assert severity(steady, "D02") == "info"
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.999])
+def test_d02_at_a_high_momentum_does_not_pass(momentum: float) -> None:
+    """Statistics of the last batch are recent, and as bad after the training."""
+    worse = evaluation(running_metric=(0.93, 0.94) * 5, running_loss=(0.9,) * 10)
+    layers = of_norm(momentum=momentum).layers
+    found = by_cause(checks.run(replace(worse, layers=layers), ["D02", "D04"]))
+    gap = next(f for f in found if f.id == "D02")
+    is_high = momentum > 0.5
+    assert gap.follows == ("D04" if is_high else "")
+    assert gap.severity == ("warning" if is_high else "info")
+    assert ("it passes" in gap.evidence) != is_high
 
 
 @pytest.mark.parametrize(("common", "expected"), [(2.0, "info"), (0.6, "warning")])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import date
+from importlib import metadata
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from normkit.doctor.measurements import (
     TrainingStatistics,
     WeightStatistics,
 )
+from normkit.doctor.provenance import provenance
+from normkit.environment import environment
 from normkit.moments import moments
 
 
@@ -169,6 +172,29 @@ def test_a_repair_says_which_line_of_the_program_must_change(
     assert "D04" in applied
     line = "in code  D04: where the layers are made, write momentum=0.1"
     assert line in applied.to_text().split("\n")
+
+
+def test_the_head_of_a_watched_training_says_what_was_watched() -> None:
+    model = trained("mlp", steps=0)
+    with watch(model) as seen:
+        model(batches()[0][0]).sum().backward()
+    page = seen.to_html()
+    lead = page[: page.index("<h2")]
+    for words in ("Sequential; ", date.today().isoformat(), f"{torch.__version__}"):
+        assert words in lead
+
+
+def test_the_version_is_known_without_an_installed_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where `src` is on the path of Python, and nothing is installed."""
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert environment().normkit == normkit.__version__
+    assert f"normkit {normkit.__version__}" in provenance()
 
 
 def test_the_head_of_a_page_says_what_was_examined(wrong_momentum: Diagnosis) -> None:

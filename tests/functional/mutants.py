@@ -254,20 +254,18 @@ def a_kept_tensor_is_not_watched(patch: pytest.MonkeyPatch) -> None:
 def outputs_lie_as_the_kernels_leave_them(patch: pytest.MonkeyPatch) -> None:
     from normkit.functional import engine
 
-    patch.setattr(engine, "is_laid_as_torch", lambda y: True)
+    patch.setattr(engine, "is_laid_as_torch", lambda x: True)
 
 
 @fault(caught_by="tests/functional/test_layout.py")
 def a_cached_call_forgets_the_copy(patch: pytest.MonkeyPatch) -> None:
     from normkit.functional import engine
 
-    patch.setattr(engine, "Copied", lambda call, **_: call)
+    patch.setattr(engine, "Copied", lambda call: call)
 
 
 @fault(caught_by="tests/functional/test_layout.py")
-def the_input_is_copied_and_not_the_output(patch: pytest.MonkeyPatch) -> None:
-    def broken(honest, spec, operands, *args, **options):
-        x, *others = operands
-        return honest(spec, (x.contiguous(), *others), *args, **options)
+def images_in_channels_last_are_copied(patch: pytest.MonkeyPatch) -> None:
+    from normkit.functional import engine
 
-    wrap(patch, "normkit.functional.engine._run", broken)
+    patch.setattr(engine, "is_laid_as_torch", lambda x: x.is_contiguous())

@@ -155,6 +155,10 @@ if find_spec("triton") is not None:
 
 @fault(caught_by="tests/kernels/test_templates.py")
 def each_cached_call_holds_tensors(patch: pytest.MonkeyPatch) -> None:
-    from normkit.kernels.cpu import call
+    from normkit.kernels.cpu import call, packing
 
-    patch.setattr(call, "template", call.doubles)
+    class Own(packing.Doubles):
+        def __init__(self, shape: tuple[int, ...]) -> None:
+            self._shape, self._like = shape, packing.doubles(shape)
+
+    patch.setattr(call, "Doubles", Own)

@@ -29,7 +29,8 @@ from normkit.doctor.fixes.trial_training import (
 )
 from normkit.doctor.measurements import Statistics
 from normkit.doctor.over_ranks import merge_confirmations, merge_readings, merged_over
-from normkit.doctor.pages import diagnosis_page, made
+from normkit.doctor.pages import diagnosis_page
+from normkit.doctor.provenance import provenance
 from normkit.errors import ArgumentError
 from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
@@ -315,7 +316,7 @@ class Diagnosis(Result):
                 f"{type(self.case.model).__name__}, {batches} of {size}, seed "
                 f"{self.case.seed}"
             )
-        return made(*seen)
+        return provenance(*seen)
 
     def to_rows(self) -> list[dict[str, object]]:
         """Return one row per cause, for tables in notebooks."""

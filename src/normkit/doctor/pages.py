@@ -6,10 +6,7 @@ import math
 import statistics as numbers
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import date
 from typing import Any
-
-import torch
 
 from normkit.doctor.checks.distance import D_MEAN_WARNING, D_VAR_WARNING
 from normkit.doctor.explain_gap import GapExplanation
@@ -40,9 +37,8 @@ from normkit.report import (
 from normkit.report import Severity as Sign
 from normkit.report.charts import thinned
 from normkit.results import counted
-from normkit.version import __version__
 
-__all__ = ["diagnosis_page", "finding_cards", "made", "watch_page"]
+__all__ = ["diagnosis_page", "finding_cards", "watch_page"]
 
 _SIGN: dict[Severity, Sign] = {
     "error": "error",
@@ -52,13 +48,6 @@ _SIGN: dict[Severity, Sign] = {
     "not_judged": "not judged",
 }
 MAX_HISTOGRAMS = 6
-
-
-def made(*seen: str) -> str:
-    """Return what was examined, the date and the versions in one sentence."""
-    today = date.today().isoformat()
-    versions = f"{today}, normkit {__version__}, torch {torch.__version__}"
-    return "; ".join([*seen, versions]) + "."
 
 
 def diagnosis_page(

@@ -21,9 +21,10 @@ from normkit.doctor import checks
 from normkit.doctor.finding import Finding, by_cause, plain
 from normkit.doctor.measurements import Statistics
 from normkit.doctor.over_ranks import merge_readings, merged_over
-from normkit.doctor.pages import made, watch_page
+from normkit.doctor.pages import watch_page
 from normkit.doctor.probes.schedule import Schedule
 from normkit.doctor.probes.series import SERIES
+from normkit.doctor.provenance import provenance
 from normkit.doctor.recorder import Recorder
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
@@ -256,7 +257,7 @@ class Watch(Result):
             self.readings(),
             self.statistics(),
             steps=self.steps,
-            made=made(type(self.model).__name__),
+            made=provenance(type(self.model).__name__),
         )
         if path is not None:
             page.write(path)

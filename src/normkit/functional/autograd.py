@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from normkit.functional import differentiable
-from normkit.functional.layout import Copied
 from normkit.functional.memory.block import memory_mode
 from normkit.functional.memory.int8_activations import from_bytes, to_bytes
 from normkit.functional.memory.recipes import (
@@ -156,7 +155,7 @@ _apply, _is_grad_enabled = unwrapped_apply(Normalize), torch.is_grad_enabled
 
 
 def run(
-    call: Call | Copied,
+    call: Call,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -169,13 +168,6 @@ def run(
 
     `found` receives the Moments of the batch, if a list is given.
     """
-    if type(call) is Copied:
-        if call.copies_input:
-            x = x.contiguous()
-        if call.tries_operator:
-            return call.call.run(x, weight, bias)
-        y = run(call.call, x, weight, bias, residual, mask, running, found)
-        return y if call.copies_input else y.contiguous()
     if mask is not None:
         mask = broadcast_mask(mask, x)
         if type(call) is NativeCall:

@@ -17,6 +17,7 @@ from normkit.functional.arguments import (
 from normkit.functional.autograd import run
 from normkit.functional.ema import check_buffers, check_update, update
 from normkit.functional.engine import execute
+from normkit.functional.layout import Copied
 from normkit.functional.remembered import run_remembered
 from normkit.functional.signature import find, signature
 from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
@@ -276,7 +277,10 @@ def instance_norm(
         key = signature(("instance_norm", eps, lies_as_input), operands, averages)
     call = find(key)
     if call is not None:
-        y = run(call, input, weight, bias, None, mask, None, found)
+        x = input
+        if type(call) is Copied:
+            x, call = x.contiguous(), call.call
+        y = run(call, x, weight, bias, None, mask, None, found)
         if found:
             _update_by_instances(
                 *(running_mean, running_var, found[0], momentum, num_batches_tracked)

@@ -59,11 +59,14 @@ def execute(
         aten: torch's operator for the same call, see `aten.tried_first`.
         lies_as_input: The output has the strides of x, not the layout of torch's.
     """
-    y, call = _run(spec, operands, running, found, aten, lies_as_input)
-    is_laid = lies_as_input or is_laid_as_torch(y)
+    x, *others = operands
+    is_copied = not (lies_as_input or is_laid_as_torch(x))
+    if is_copied:
+        operands = (x.contiguous(), *others)
+    y, call = _run(spec, operands, running, found, aten)
     if call is not None and key is not None:
-        remember(key, call if is_laid else Copied(call))
-    return y if is_laid else y.contiguous()
+        remember(key, Copied(call) if is_copied else call)
+    return y
 
 
 def _run(
@@ -72,9 +75,8 @@ def _run(
     running: Running | None,
     found: list[Moments] | None,
     aten: Operator | None,
-    lies_as_input: bool,
-) -> tuple[Tensor, Call | AtenCall | Copied | None]:
-    """Return the output in some layout, and the call that a signature may have."""
+) -> tuple[Tensor, Call | AtenCall | None]:
+    """Return the output, laid out like x, and the call that a signature may have."""
     x, weight, bias, residual, mask = operands
     if mask is not None:
         check_mask(mask)
@@ -115,13 +117,6 @@ def _run(
         residual = None if residual is None else residual.resolve_neg()
     operands = x, weight, bias, residual, mask
     call = _kernels_for(spec, operands, running)
-    if type(call) is Passes and not (lies_as_input or is_laid_as_torch(x)):
-        operands = x.contiguous(), weight, bias, residual, mask
-        y, found_call = _run(spec, operands, running, found, aten, lies_as_input)
-        if found_call is None:
-            return y, None
-        is_aten = type(found_call) is AtenCall
-        return y, Copied(found_call, copies_input=True, tries_operator=is_aten)
     if type(call) is NativeCall and aten is not None:
         first = tried_first(aten, call, x, (weight, bias))
         if type(first) is AtenCall:

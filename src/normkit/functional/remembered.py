@@ -12,6 +12,7 @@ from torch import Tensor
 
 from normkit.functional.aten import AtenCall
 from normkit.functional.autograd import run
+from normkit.functional.layout import Copied
 from normkit.functional.signature import calls, find, on_cpu, signature
 from normkit.kernels.spec import Operands, Running
 from normkit.torch_state import PLAIN
@@ -36,13 +37,15 @@ def run_remembered(
     if on_cpu.find is not None:
         # Called from here: a function of Python in between would be one more frame.
         call = on_cpu.find(calls, operation, *operands, running)
-    x, weight, bias, *_ = operands
+    x, weight, bias, residual, mask = operands
     if call is None:
         if type(x) not in PLAIN or not x.is_cuda:
             return None
         call = find(signature(operation, operands, running))
         if call is None:
             return None
+    if type(call) is Copied:
+        x, call = x.contiguous(), call.call
     if type(call) is AtenCall:
         return call.run(x, weight, bias)
-    return run(call, *operands, running)
+    return run(call, x, weight, bias, residual, mask, running)

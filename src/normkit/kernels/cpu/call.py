@@ -26,11 +26,10 @@ from normkit.kernels.cpu.loading import (
 from normkit.kernels.cpu.packing import (
     ACTIVATION_CODES,
     DTYPES,
+    Doubles,
     as_mask,
-    doubles,
     flags_of,
     laid_like,
-    template,
     threads_for,
 )
 from normkit.kernels.primitives import Grads
@@ -49,7 +48,6 @@ class NativeCall:
     __slots__ = (
         *("spec", "_fixed", "_forward", "_backward", "_shape", "_values"),
         *("_two_rows", "_all_rows", "_is_given", "_is_masked", "_is_row_mask", "sums"),
-        "_statistics",
     )
 
     def __init__(
@@ -79,9 +77,8 @@ class NativeCall:
         self._shape = spec.kept(x.shape)
         self._is_given, self._is_masked = spec.given, is_masked
         self._is_row_mask = bool(flags & ROW_MASK)
-        self._statistics = statistics
-        self._two_rows = template((2, statistics))
-        self._all_rows = template((4, statistics))
+        self._two_rows = Doubles((2, statistics))
+        self._all_rows = Doubles((4, statistics))
 
     def forward(
         self,
@@ -105,11 +102,7 @@ class NativeCall:
         buffer = None
         if keeps != "nothing":
             whole = keeps == "all" or mask is not None
-            like = self._all_rows if whole else self._two_rows
-            if like is not None:
-                buffer = _empty_like(like)
-            else:
-                buffer = doubles((4 if whole else 2, self._statistics))
+            buffer = self._all_rows() if whole else self._two_rows()
         status = self._forward(
             self._fixed, x, weight, bias, residual, mask, running, buffer, y, total
         )

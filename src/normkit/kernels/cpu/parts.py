@@ -32,7 +32,7 @@ from normkit.kernels.cpu.loading import (
 )
 from normkit.kernels.cpu.packing import (
     ACTIVATION_CODES,
-    doubles,
+    Doubles,
     flags_of,
     laid_like,
     threads_for,
@@ -80,13 +80,13 @@ class NativeParts:
         size = self._size = batch * groups
         self._values, self._eps = over * sub_runs * inner, spec.eps
         self._counts, self._is_masked = size if is_masked else 1, is_masked
-        self._local, self._statistics = doubles((3, size)), doubles((4, size))
-        self._message = doubles((self._counts + 2 * size,))
-        self._sums = doubles((2, size))
+        self._local, self._statistics = Doubles((3, size)), Doubles((4, size))
+        self._message = Doubles((self._counts + 2 * size,))
+        self._sums = Doubles((2, size))
 
     def measure(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return this rank's mean, m2 and count (under a mask), float64 `(3, C)`."""
-        local = _empty_like(self._local)
+        local = self._local()
         row, mean = 8 * self._size, local.data_ptr()
         self._run(
             *("normkit_forward", self._measure, x),
@@ -99,7 +99,7 @@ class NativeParts:
 
     def message(self, local: Tensor, pivot: Tensor | None = None) -> Tensor:
         """Return the message of `local` around the means in `pivot`, or 0."""
-        message = _empty_like(self._message)
+        message = self._message()
         row, mean = 8 * self._size, local.data_ptr()
         self._library.normkit_pack_for_ranks(
             _pack_ranks(
@@ -114,7 +114,7 @@ class NativeParts:
         self, message: Tensor, pivot: Tensor | None = None
     ) -> tuple[Tensor, bool]:
         """Return the statistics, and whether they have lost digits around the pivot."""
-        found = _empty_like(self._statistics)
+        found = self._statistics()
         row, mean = 8 * self._size, found.data_ptr()
         is_far = self._library.normkit_finish_from_ranks(
             _pack_ranks(
@@ -170,7 +170,7 @@ class NativeParts:
         `outputs`: memory for the gradients of weight and bias, and for g; or None.
         """
         x, weight, bias, residual, mask, gate, (statistics,) = saved
-        sums = _empty_like(self._sums)
+        sums = self._sums()
         mean, row = statistics.data_ptr(), 8 * self._size
         dweight, dbias, gated = outputs
         self._run(
