@@ -59,10 +59,10 @@ def execute(
         aten: torch's operator for the same call, see `aten.tried_first`.
         lies_as_input: The output has the strides of x, not the layout of torch's.
     """
-    x, *others = operands
+    x, weight, bias, residual, mask = operands
     is_copied = not (lies_as_input or is_laid_as_torch(x))
     if is_copied:
-        operands = (x.contiguous(), *others)
+        operands = x.contiguous(), weight, bias, residual, mask
     y, call = _run(spec, operands, running, found, aten)
     if call is not None and key is not None:
         remember(key, Copied(call) if is_copied else call)
