@@ -233,9 +233,9 @@ def eval_reaches_each_norm(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by=_MODES + "test_d02_a_norm_of_a_class_of_its_own_has_two_modes")
 def other_classes_have_one_mode(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.examination import working_copy
+    from normkit.doctor.examination import two_modes
 
-    patch.setattr(working_copy, "own_averages", lambda _: {})
+    patch.setattr(two_modes, "own_averages", lambda _: {})
 
 
 @fault(caught_by=_MODES + "test_a_training_that_is_in_eval_mode_throughout_is_told")

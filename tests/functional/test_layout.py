@@ -72,10 +72,15 @@ def test_a_call_is_cached_in_every_layout(name: str, given: str) -> None:
         torch.testing.assert_close(y, layer(x.contiguous()), rtol=1e-4, atol=1e-5)
 
 
-def test_the_strides_of_the_input_can_be_asked_for() -> None:
-    x = torch.randn(2, 16, 5).transpose(1, 2)
-    for _ in range(2):
-        assert layer_norm(x, (16,), lies_as_input=True).stride() == x.stride()
-        assert layer_norm(x, (16,)).is_contiguous()
-        assert instance_norm(x, lies_as_input=True).stride() == x.stride()
-        assert instance_norm(x).is_contiguous()
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_the_strides_of_the_input_can_be_asked_for(needs_gradient: bool) -> None:
+    """Also of small inputs that need a gradient, on which torch's operator is tried."""
+    tokens = torch.randn(2, 16, 5).transpose(1, 2).requires_grad_(needs_gradient)
+    samples = torch.randn(8, 2, 32).transpose(0, 1).requires_grad_(needs_gradient)
+    for x in (tokens, samples):
+        for _ in range(2):
+            y = layer_norm(x, x.shape[-1:], lies_as_input=True)
+            assert y.stride() == x.stride()
+            assert layer_norm(x, x.shape[-1:]).is_contiguous()
+            assert instance_norm(x, lies_as_input=True).stride() == x.stride()
+            assert instance_norm(x).is_contiguous()
