@@ -3,12 +3,11 @@
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `fourteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
-`mild`, `fair`, `plain`, `steady`, `level` and `sober`, those of quiet_runs.py to
-sober_runs.py;
-`architectures` are fresh networks of the libraries that are installed; `overhead`
-measures the time, and `shrinking` what signals that shrink cost. Each writes its part
-of record.json, and docs/doctor-score.md from the whole; with names behind a part only
-those are run, and take the place of their earlier runs.
+`mild`, `fair`, `plain`, `steady`, `level`, `sober` and `gentle`, those of quiet_runs.py
+to gentle_runs.py; `architectures` are fresh networks of the libraries that are
+installed; `overhead` measures the time, and `shrinking` what signals that shrink cost.
+Each writes its part of record.json, and docs/doctor-score.md from the whole; with names
+behind a part only those are run, and take the place of their earlier runs.
 
 Detected: the program with the bug raises an alarm. Named: the first alarm, of the
 diagnosis or of the watched training, is one that was expected. Silent twin: the same
@@ -51,6 +50,7 @@ import twelfth_bugs
 from bugs import BUGS, Bug, Run
 from calm_runs import CALM
 from fair_runs import FAIR
+from gentle_runs import GENTLE
 from level_runs import LEVEL
 from mild_runs import MILD
 from plain_runs import PLAIN
@@ -180,6 +180,7 @@ HEALTHY_SETS = {
     "steady": STEADY,
     "level": LEVEL,
     "sober": SOBER,
+    "gentle": GENTLE,
 }
 
 
