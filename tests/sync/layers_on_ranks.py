@@ -220,7 +220,7 @@ def ghosts_at_once(rank: int, state: dict[str, Tensor], parts: list[Tensor]) -> 
         if rank == 0:
             model[2](x)
         inside = len(sizes)
-    return inside, sizes, [list(layer.buffers()) for layer in model]
+    return inside, sizes, [(*layer.buffers(), layer.skipped) for layer in model]
 
 
 def as_whole(

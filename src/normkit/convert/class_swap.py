@@ -10,7 +10,6 @@ from torch import nn
 import normkit.nn as ours
 from normkit.convert.group_norm_fit import Match, fitting_groups
 from normkit.convert.targets import base_of, extras_of
-from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = ["layer_state", "swap_back", "swap_class", "swap_to_group_norm"]
 
@@ -54,24 +53,14 @@ def swap_class(
         _forget_ours(module)
         if isinstance(module, nn.SyncBatchNorm):
             module.process_group = group
-    if isinstance(module, BatchNormLayer) and module.running_mean is not None:
-        _count_skipped(module)
 
 
 def _forget_ours(module: nn.Module) -> None:
-    module._buffers.pop("num_batches_skipped", None)
-    module._non_persistent_buffers_set.discard("num_batches_skipped")
     for key in (
         *("is_frozen", "_mode_to_return_to", "estimator", "_observer"),
-        *("memory", "defers"),
+        *("memory", "defers", "_skipped"),
     ):
         module.__dict__.pop(key, None)
-
-
-def _count_skipped(module: BatchNormLayer) -> None:
-    if module.skipped is None and module.running_mean is not None:
-        skipped = torch.zeros((), dtype=torch.int64, device=module.running_mean.device)
-        module.register_buffer("num_batches_skipped", skipped, persistent=False)
 
 
 def swap_to_group_norm(module: Any, num_groups: int, match: Match | None) -> None:
@@ -79,19 +68,15 @@ def swap_to_group_norm(module: Any, num_groups: int, match: Match | None) -> Non
     channels: int = module.num_features
     affine = module.affine or match is not None
     was_frozen = isinstance(module, ours.FrozenBatchNorm)
-    for name in (
-        *("running_mean", "running_var", "num_batches_tracked"),
-        "num_batches_skipped",
-    ):
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
         module._buffers.pop(name, None)
-        module._non_persistent_buffers_set.discard(name)
     like = match.weight if match is not None else None
     module.__class__ = ours.GroupNorm
     for name in (
         *("num_features", "momentum", "track_running_stats", "_origin"),
         *("process_group", "ghost_size", "debias", "on_small_batch", "estimator"),
         *("is_frozen", "_mode_to_return_to", "_trained", "_observer"),
-        *("memory", "defers"),
+        *("memory", "defers", "_skipped"),
     ):
         value = module.__dict__.pop(name, None)
         if was_frozen and name == "_mode_to_return_to" and value is not None:

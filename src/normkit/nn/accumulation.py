@@ -71,8 +71,8 @@ def accumulate(model: nn.Module) -> Generator[None]:
     pool.merge_ghosts(layers.values())
     for layer, merged in pool.merged.items():
         layer.update_running(merged)
-        if layer.skipped is not None:
-            layer.skipped.add_(pool.skipped[layer])
+        if (counter := layer.skip_counter()) is not None:
+            counter.add_(pool.skipped[layer])
 
 
 def backward_as_whole(

@@ -108,10 +108,6 @@ class BatchNormLayer(BatchStatisticsLayer):
             if value != getattr(type(self), name):
                 setattr(self, name, value)
         self._check_extras()
-        if self.running_mean is not None:
-            # No part of the state: checkpoints stay those of torch.nn.
-            skipped = torch.zeros((), dtype=torch.int64, device=device)
-            self.register_buffer("num_batches_skipped", skipped, persistent=False)
 
     def forward(
         self,
@@ -193,7 +189,9 @@ class BatchNormLayer(BatchStatisticsLayer):
         if updates:
             momentum = self.momentum
             batches = buffers["num_batches_tracked"]
-            skipped = buffers.get("num_batches_skipped")
+            skipped = self._skipped
+            if is_seen or skipped is None or skipped.device != x.device:
+                skipped = self.skip_counter()
         if updates or not self.training:
             mean, var = buffers["running_mean"], buffers["running_var"]
         weight, bias = learned(self)
@@ -242,9 +240,8 @@ class BatchNormLayer(BatchStatisticsLayer):
                 parts.append(f"{name}={value!r}")
         if self.is_frozen:
             parts.append("frozen")
-        skipped = self.skipped
-        if skipped is not None and not skipped.is_meta and int(skipped):
-            parts.append(f"{int(skipped)} non-finite batches skipped")
+        if skipped := self.skipped:
+            parts.append(f"{skipped} non-finite batches skipped")
         return ", ".join(parts)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class BatchRenormLayer(BatchNormLayer):
             mask=mask,
             channel_dim=self.channel_dim,
             num_batches_tracked=self.num_batches_tracked,
-            num_batches_skipped=self.skipped,
+            num_batches_skipped=self.skip_counter(),
             activation=self.activation,
             negative_slope=self.negative_slope,
             residual=residual,

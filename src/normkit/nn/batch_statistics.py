@@ -32,7 +32,13 @@ from normkit.nn.running_state import (
     is_recomputing,
 )
 from normkit.sync import merge_over
-from normkit.torch_state import is_jit_tracing
+from normkit.torch_state import (
+    PLAIN,
+    has_mode_or_tracer,
+    has_transforms,
+    is_compiling,
+    is_jit_tracing,
+)
 
 __all__ = ["ESTIMATORS", "SMALL_BATCH_POLICIES", "BatchStatisticsLayer", "Observer"]
 
@@ -77,20 +83,41 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
     is_observable: ClassVar[bool] = True
     _observer: Observer | None = None
 
+    # No buffer: code that pairs the buffers of two models, or hands a state_dict to
+    # functional_call, relies on those of torch.
+    _skipped: Tensor | None = None
+
     @property
-    def skipped(self) -> Tensor | None:
+    def skipped(self) -> int:
         """Number of batches that a NaN or Inf kept out of the running statistics.
 
-        An int64 scalar on the device of the layer; None for a layer that was not made
-        by its constructor.
+        Of the calls that no compiler, function transform or dispatch mode observes;
+        in the others such batches are kept out, too, and not counted.
         """
-        return self._buffers.get("num_batches_skipped")
+        return 0 if self._skipped is None else int(self._skipped)
+
+    def skip_counter(self) -> Tensor | None:
+        """Return the int64 scalar that counts `skipped` batches, on the device.
+
+        None where a tracer would take it for a constant.
+        """
+        mean, counter = self._buffers["running_mean"], self._skipped
+        if is_compiling() or has_transforms() or has_mode_or_tracer():
+            return None
+        if mean is None or mean.is_meta or type(mean) not in PLAIN:
+            return None
+        if counter is None or counter.device != mean.device:
+            # In inference mode, the tensor could not be changed outside.
+            with torch.inference_mode(mode=False):
+                if counter is None:
+                    counter = torch.zeros((), dtype=torch.int64, device=mean.device)
+                self._skipped = counter = counter.to(mean.device)
+        return counter
 
     def reset_running_stats(self) -> None:
         """Reset to mean 0, variance 1, no batch counted and none skipped."""
         super().reset_running_stats()
-        if self.skipped is not None:
-            self.skipped.zero_()
+        self._skipped = None
 
     @property
     def is_synchronized(self) -> bool:
@@ -120,7 +147,7 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
         update_running(
             *(self.running_mean, self.running_var, measured, self._rate()),
             num_batches_tracked=self.num_batches_tracked,
-            num_batches_skipped=self.skipped,
+            num_batches_skipped=self.skip_counter(),
         )
 
     def _rate(self) -> float | Tensor | None:

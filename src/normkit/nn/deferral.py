@@ -99,7 +99,7 @@ class Deferral:
         # The state at the time of the call: `functional_call` puts it back after.
         buffers = layer._buffers
         self._running = (buffers["running_mean"], buffers["running_var"])
-        self._counters = (buffers["num_batches_tracked"], layer.skipped)
+        self._counters = (buffers["num_batches_tracked"], layer.skip_counter())
         read = self.inputs if uses_batch else (*self.inputs, *self._running)
         self._versions = [(t, version_of(t)) for t in read if t is not None]
 

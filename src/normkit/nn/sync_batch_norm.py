@@ -151,10 +151,6 @@ class SyncBatchNorm(BatchNormLayer):
                 layer.__class__ = cls
             assert isinstance(layer, SyncBatchNorm)
             layer.process_group = group if process_group is None else process_group
-            counter = layer.num_batches_tracked
-            if counter is not None and layer.skipped is None:
-                skipped = torch.zeros_like(counter)
-                layer.register_buffer("num_batches_skipped", skipped, persistent=False)
         return module
 
     @property
