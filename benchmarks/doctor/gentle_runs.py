@@ -22,7 +22,7 @@ GENTLE = Set(
     early_and_late(PROGRAMS),
     "Healthy programs by an eleventh hand",
     "diagnoses after 40 % of the steps and at the end, watches of the whole",
-    (0, 108),
+    (11, 108),
 )
 
 if __name__ == "__main__":

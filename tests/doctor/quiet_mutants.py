@@ -677,3 +677,35 @@ def states_of_a_game_are_few_data(patch: pytest.MonkeyPatch) -> None:
 
     repeated = property(lambda self: self.different)
     patch.setattr(repeats.Repeats, "repeated", repeated)
+
+
+_LEARNS = "tests/doctor/test_learns_all_the_same.py::test_"
+
+
+@fault(caught_by=_LEARNS + "one_pair_of_linear_layers_costs_a_deep_network_little")
+def one_pair_of_linear_layers_is_many(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import basics
+
+    patch.setattr(basics, "MANY_PAIRS", 0.0)
+
+
+@fault(caught_by=_LEARNS + "counts_that_the_network_is_given_are_no_labels")
+def counts_that_are_given_are_labels(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination.targets import Targets
+
+    honest = Targets.add_values
+    patch.setattr(Targets, "add_values", lambda s, t, y, _: honest(s, t, y))
+
+
+@fault(caught_by=_LEARNS + "d21_dead_units_are_no_alarm_where_the_network_is_learning")
+def nothing_is_learning(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import saturation
+
+    patch.setattr(saturation, "is_learning", lambda _: False)
+
+
+@fault(caught_by=_LEARNS + "d27_what_nothing_reads_need_not_change")
+def everything_is_read(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import weights
+
+    patch.setattr(weights, "_unread", lambda _: set())

@@ -11,6 +11,7 @@ from normkit.doctor.checks.progress import (
     has_learned,
     has_learned_all,
     has_learned_nothing,
+    is_learning,
     loss_fell,
 )
 from normkit.doctor.checks.signals import VANISH_WARNING, activations_vanish
@@ -173,7 +174,7 @@ def _judged_dead(
         return dead, "info", DEAD_WHERE_ALIKE
     if not is_most and _gets_bias_alone(statistics, layer):
         return dead, "info", DEAD_WHERE_ALIKE
-    if has_learned(statistics):
+    if has_learned(statistics) or is_learning(statistics):
         severity, threshold = above(dead, warning=DEAD_THOUGH_LEARNED)
     elif dead <= DEAD_ERROR and (
         statistics.has_moved is False or not has_learned_nothing(statistics)

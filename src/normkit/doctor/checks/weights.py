@@ -263,6 +263,7 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
     yield from lost_steps(statistics)
     yield from too_large(statistics)
     yield from _left_out(statistics)
+    unread = _unread(statistics)
     for layer in statistics.of_role("weight"):
         if layer.weight is None or not layer.weight.update_ratio:
             continue
@@ -270,6 +271,8 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             continue  # it runs under no_grad, and is not meant to move
         if layer.is_factor and layer.is_normalized:
             continue  # the norm removes the factor: its gradient is rounding
+        if layer.name in unread:
+            continue
         ratios = layer.weight.update_ratio
         if len(ratios) < MIN_UPDATES:
             reason = f"{len(ratios)} observed updates are too few"
@@ -320,6 +323,22 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             else "raise the learning rate, or check that gradients reach this layer, "
             "and are clipped behind scaler.unscale_() in mixed precision",
         )
+
+
+def _unread(statistics: Statistics) -> set[str]:
+    """Return the last layers of a forward that no gradient reaches, as others do.
+
+    Nothing reads them, as the features of the last layer of a graph network whose
+    answer are the places.
+    """
+    found: set[str] = set()
+    for layer in reversed(statistics.of_role("weight")):
+        if layer.weight is None or any(layer.weight.gradient_norm):
+            return found
+        if layer.is_output:
+            break  # read, but not by the loss
+        found.add(layer.name)
+    return set()
 
 
 CHECKS = {

@@ -110,7 +110,7 @@ class Answers:
             if self.targets.add_labels(t, samples) and y is not None:
                 self._add_choices(y, t)
         elif t.is_floating_point():
-            self.targets.add_values(t, y)
+            self.targets.add_values(t, y, first_tensor(inputs))
 
     def add_graph(
         self, model: nn.Module, output: Any, targets: Any, loss: Tensor

@@ -61,8 +61,10 @@ class Targets:
         self._rows.append(rows)
         return True
 
-    def add_values(self, t: Tensor, y: Tensor | None) -> None:
-        """Merge the values of a batch, and the outputs beside them."""
+    def add_values(
+        self, t: Tensor, y: Tensor | None, given: Tensor | None = None
+    ) -> None:
+        """Merge the values of a batch, beside its outputs and inputs."""
         self._range[0] = min(self._range[0], float(t.min()))
         self._range[1] = max(self._range[1], float(t.max()))
         self._values.append(on_cpu(moments(t.flatten(), 0)))
@@ -72,7 +74,10 @@ class Targets:
             self._kept.append(t.reshape(len(t), -1)[:MAX_LABELS].double().cpu())
         self._is_binary &= bool(((t == 0) | (t == 1)).all())
         self._sum_to_one &= t.dim() == 2 and sum_to_one(t.float())
-        if t.dim() == 2 and y is not None and y.shape == t.shape and t.shape[1] > 1:
+        # The counts of a multinomial autoencoder are its inputs, and no labels.
+        is_given = given is not None and given.shape == t.shape and given.equal(t)
+        fits = t.dim() == 2 and y is not None and y.shape == t.shape and not is_given
+        if fits and t.shape[1] > 1:
             self._row_sums.append(float(t.sum(1).mean()))
 
     def statistics(self) -> TargetStatistics | None:

@@ -1,0 +1,100 @@
+"""What healthy programs have that looks like a fault, and costs them little."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from doctor.models import batches
+from normkit.doctor import Diagnosis, diagnose, watch
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def severities(found: Diagnosis, id_: str, text: str = "") -> set[str]:
+    return {f.severity for f in found.readings if f.id == id_ and text in f.evidence}
+
+
+@pytest.mark.parametrize("hidden", [1, 2, 3, 6])
+def test_one_pair_of_linear_layers_costs_a_deep_network_little(hidden: int) -> None:
+    """A gate of a paper, a map of codes; of three or four layers it is half of all."""
+    layers = [nn.Linear(64, 32), nn.Linear(32, 32)]
+    for _ in range(hidden):
+        layers += [nn.ReLU(), nn.Linear(32, 32)]
+    found = diagnose(nn.Sequential(*layers), batches()[:8])
+    wanted = "warning" if hidden < 3 else "info"
+    assert severities(found, "D34", "one linear map") == {wanted}
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_counts_that_the_network_is_given_are_no_labels(is_given: bool) -> None:
+    """A multinomial autoencoder (Mult-VAE), and a softmax over several true labels."""
+    rows = (torch.rand(8, 32, 40) < 0.2).float()
+    labels = rows if is_given else rows.flip(1)
+    data = list(zip(rows, labels, strict=True))
+    found = diagnose(nn.Sequential(nn.Linear(40, 40)), data, F.cross_entropy)
+    told = severities(found, "D34", "the softmax shares one")
+    assert told == (set() if is_given else {"warning"})
+
+
+def half_dead(*, steps: int) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """60 % of the units are off for all samples, and six labels of ten are random."""
+    model = nn.Sequential(nn.Linear(16, 50), nn.ReLU(), nn.Linear(50, 4))
+    with torch.no_grad():
+        model[0].bias[:30] = -100.0  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    x = torch.randn(48, 32, 16)
+    y = x[..., :4].argmax(2)
+    y = torch.where(torch.rand(y.shape) < 0.5, torch.randint(4, y.shape), y)
+    data = list(zip(x, y, strict=True))
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for i in range(steps):
+        xi, yi = data[i % len(data)]
+        optimizer.zero_grad()
+        F.cross_entropy(model(xi), yi).backward()
+        optimizer.step()
+    return model, data
+
+
+def test_d21_dead_units_are_no_alarm_where_the_network_is_learning() -> None:
+    assert severities(diagnose(*half_dead(steps=3), F.cross_entropy), "D21") == {
+        "error"
+    }
+    assert severities(diagnose(*half_dead(steps=300), F.cross_entropy), "D21") == {
+        "info"
+    }
+
+
+class _Graph(nn.Module):
+    """The last layer makes features, and the answer are the places."""
+
+    def __init__(self, *, gives_features: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 32)
+        self.move = nn.Linear(32, 10)
+        self.node = nn.Linear(32, 10)
+        self.gives_features = gives_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        places, features = self.move(h), self.node(h)
+        return features if self.gives_features else places
+
+
+@pytest.mark.parametrize("gives_features", [False, True])
+def test_d27_what_nothing_reads_need_not_change(gives_features: bool) -> None:
+    """A head that the model answers with, and that the loss forgets, has to."""
+    model = _Graph(gives_features=gives_features)
+    kept: list[Tensor] = []
+    model.move.register_forward_hook(lambda _m, _i, y: kept.append(y))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with watch(model, optimizer) as training:
+        for x, y in batches()[:40]:
+            optimizer.zero_grad()
+            _ = model(x)
+            (F.cross_entropy(kept.pop(), y) + 0.0 * model.node.weight.sum()).backward()
+            optimizer.step()
+    told = {f.layer for f in training.findings() if f.id == "D27" and f.is_alarm}
+    assert ("node" in told) is gives_features
