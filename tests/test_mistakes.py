@@ -34,6 +34,11 @@ def samples() -> TensorDataset:
     return TensorDataset(torch.randn(16, 3, 8, 8), torch.randint(0, 4, (16,)))
 
 
+def _nested(layer: nn.Module) -> None:
+    with n.accumulate(layer), n.accumulate(layer):
+        pass
+
+
 def loader() -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(samples(), batch_size=8)
 
@@ -125,6 +130,24 @@ LAYERS: dict[str, tuple[Mistake, list[str]]] = {
     "an additive mask": (
         lambda: n.LayerNorm(5)(STEPS, mask=torch.full((3, 4, 1), -1e9)),
         ["-1e+09", "mask == 0"],
+    ),
+    "a mask of samples or of channels": (
+        lambda: n.BatchNorm1d(4)(ones(4, 4, 5), mask=ones(4, 5).bool()),
+        ["(4, 5)", "(4, 4, 5)", "two ways", "mask[:, None]", "(4, 1, 5)"],
+    ),
+    "a mask of infinite weights": (
+        lambda: n.LayerNorm(5)(STEPS, mask=torch.full((3, 4, 1), float("inf"))),
+        ["infinite", "finite"],
+    ),
+    "a packed sequence": (
+        lambda: n.BatchNormLSTM(4, 2, max_steps=3)(
+            nn.utils.rnn.pack_padded_sequence(STEPS, torch.tensor([3, 2, 2, 1]))
+        ),
+        ["PackedSequence", "pad_packed_sequence", "lengths"],
+    ),
+    "accumulation inside accumulation": (
+        lambda: _nested(n.BatchNorm1d(4)),
+        ["(model)", "do not nest"],
     ),
     "a residual": (
         lambda: n.BatchNorm1d(4)(ROWS, residual=ones(3, 1)),
@@ -234,6 +257,28 @@ VERBS: dict[str, tuple[Mistake, list[str]]] = {
     "diagnose: a class": (
         lambda: normkit.diagnose(nn.BatchNorm2d, loader()),  # type: ignore[arg-type]
         ["the class BatchNorm2d", "an instance"],
+    ),
+    "calibrate: statistics that are not kept": (
+        lambda: normkit.calibrate(
+            nn.BatchNorm2d(3, track_running_stats=False), loader()
+        ),
+        ["keeps no running statistics", "track_running_stats=True"],
+    ),
+    "calibrate: scripted": (
+        lambda: normkit.calibrate(torch.jit.script(net()), loader()),
+        ["scripted", "before torch.jit.script"],
+    ),
+    "fold: scripted": (
+        lambda: normkit.fold(torch.jit.script(net().eval()), IMAGES),
+        ["scripted", "before torch.jit.script"],
+    ),
+    "fold: no values": (
+        lambda: normkit.fold(net().eval().to("meta"), IMAGES),
+        ["meta device", "'0.weight'", "to_empty"],
+    ),
+    "verify: no values": (
+        lambda: normkit.verify(net().eval(), net().to("meta"), IMAGES),
+        ["verify runs b", "meta device", "to_empty"],
     ),
     "initialize: a tensor": (
         lambda: normkit.initialize(IMAGES),  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,12 +31,20 @@ def broadcast_mask(mask: Tensor, x: Tensor) -> Tensor:
 
     Raises:
         ArgumentError: It is no tensor, does not broadcast, is neither bool nor floating
-            point, or has a NaN or a negative value, as the additive masks of
-            transformers have.
+            point, has a NaN, an Inf or a negative value, as the additive masks of
+            transformers have, or lacks a dimension and fits samples and channels alike.
     """
     check_mask(mask)
     if mask.dtype != torch.bool:
         _check_weights(mask, x)
+    lacks_one = 1 < mask.dim() == x.dim() - 1
+    if lacks_one and mask.shape[0] == x.shape[0] == x.shape[1] > 1:
+        n, *rest = mask.shape
+        raise ArgumentError(
+            f"mask of shape {tuple(mask.shape)} can be read in two ways beside x of "
+            f"shape {tuple(x.shape)}; use mask[:, None], of shape {(n, 1, *rest)}, for "
+            f"one of each sample, or mask[None], of shape {(1, n, *rest)}"
+        )
     try:
         return mask.expand(x.shape)
     except RuntimeError:
@@ -61,8 +71,13 @@ def _check_weights(mask: Tensor, x: Tensor) -> None:
     if is_compiling() or has_transforms() or mask.is_meta:
         return
     # NaN is not ≥ 0.
-    if bool((mask >= 0).all()):
+    if bool(((mask >= 0) & (mask < math.inf)).all()):
         return
+    if bool(mask.isinf().any()) and not bool((mask < 0).any()):
+        raise ArgumentError(
+            "mask has infinite values, but weights are finite; a value of infinite "
+            "weight would leave the others nothing"
+        )
     if bool(mask.isnan().any()):
         raise ArgumentError(
             "mask has NaN values, but weights are ≥ 0; give 0 to what does not count"

@@ -26,7 +26,11 @@ EXAMPLES = (
 def command(
     target: Annotated[str, typer.Argument(help=TARGET)],
     checkpoint: Annotated[
-        Path, typer.Option(help="File with the weights; only plain tensors are read.")
+        Path,
+        typer.Option(
+            help="File with the weights, of torch.save or .safetensors; only plain "
+            "tensors are read."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="File to save to; may be the same.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from normkit.errors import TargetError
 from normkit.modeling.atomic_file import save_atomically
+from normkit_cli.safetensors_file import (
+    SUFFIX,
+    read_safetensors,
+    write_safetensors,
+)
 
 __all__ = ["Checkpoint"]
 
@@ -30,17 +35,19 @@ _COUNT = "n_averaged"
 
 @dataclass
 class Checkpoint:
-    """Contents of a file of `torch.save`.
+    """Contents of a file of `torch.save`, or of safetensors.
 
     Attributes:
         content: The whole contents.
         place: Key of the weights; "" when they are the whole contents.
         prefix: Prefix of each of the model's names, such as "module.".
+        metadata: That of a file of safetensors.
     """
 
     content: Any
     place: str = ""
     prefix: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -52,6 +59,9 @@ class Checkpoint:
         """
         if not path.is_file():
             raise TargetError(f"there is no checkpoint {path}; give the path of a file")
+        if path.suffix == SUFFIX:
+            weights, metadata = read_safetensors(path)
+            return cls(weights, metadata=metadata)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises anything
@@ -96,6 +106,10 @@ class Checkpoint:
             if name in wanted or name != _COUNT
         }
         missing = [name for name in wanted if name not in stripped]
+        # A file of safetensors has a tensor that two names share once.
+        shared = _shared(wanted, stripped)
+        stripped |= {name: stripped[first] for name, first in shared.items()}
+        missing = [name for name in missing if name not in shared]
         # Older files have no `num_batches_tracked`.
         if all(name.endswith("num_batches_tracked") for name in missing):
             stripped |= {name: wanted[name] for name in missing}
@@ -131,9 +145,25 @@ class Checkpoint:
 
         All others keep their bytes, dtypes and order, and the mapping its class and
         metadata. Names that the file did not hold (a count of batches) are added.
+
+        Raises:
+            TargetError: Other contents than weights, for a file of safetensors.
+            DependencyError: safetensors is not installed, for such a file.
         """
+        if path.suffix == SUFFIX and self.place:
+            raise TargetError(
+                f"{path} can hold weights alone, and the checkpoint has them under "
+                f"{self.place!r}, beside other contents; save to a file in .pt"
+            )
         weights: Any = copy.copy(self.weights)
-        for name, value in model.state_dict().items():
+        state = model.state_dict()
+        shared: dict[str, str] = {}
+        if path.suffix == SUFFIX and weights:
+            held = [name for name in state if self.prefix + name in weights]
+            shared = _shared(state, held)
+        for name, value in state.items():
+            if name in shared:
+                continue
             key, new = self.prefix + name, value.detach().cpu()
             old = weights.get(key)
             if old is None:
@@ -142,6 +172,9 @@ class Checkpoint:
                 old.to(new.dtype), new, rtol=0, atol=0, equal_nan=True
             ):
                 weights[key] = new.to(old.dtype)
+        if path.suffix == SUFFIX:
+            write_safetensors(weights, path, self.metadata)
+            return
         content = weights
         if self.place:
             content = copy.copy(self.content)
@@ -174,6 +207,21 @@ def _reason_against(found: Tensor, wanted: Tensor) -> str:
     if found.is_complex() and not wanted.is_complex():
         return f"is complex ({found.dtype})"
     return ""
+
+
+def _shared(state: Mapping[str, Tensor], held: Collection[str]) -> dict[str, str]:
+    """Return the names that are not held, and the held one that is the same tensor."""
+    at = {
+        (t.data_ptr(), t.shape, t.stride()): name
+        for name, t in state.items()
+        if name in held and t.numel() and not t.is_meta
+    }
+    found = {
+        name: at.get((t.data_ptr(), t.shape, t.stride()))
+        for name, t in state.items()
+        if name not in held and not t.is_meta
+    }
+    return {name: first for name, first in found.items() if first is not None}
 
 
 def _is_weights(found: Any) -> bool:

@@ -20,7 +20,7 @@ EXAMPLES = (
     "`normkit fold train.py:make --checkpoint last.pt -o folded.pt2`"
 )
 
-_ENDINGS = (".onnx", ".pt2", ".pt", ".pth")
+_ENDINGS = (".onnx", ".pt2", ".pt", ".pth", ".safetensors")
 
 
 def command(
@@ -32,7 +32,7 @@ def command(
         typer.Option(
             *("-o", "--out", "--export"),
             help="File for the folded model: .onnx, and of Python code also .pt2 "
-            "(torch.export) or .pt (weights alone).",
+            "(torch.export), .pt or .safetensors (weights alone).",
         ),
     ] = None,
     checkpoint: Annotated[

@@ -24,7 +24,7 @@ EXAMPLES = (
     "quantized.py:make --report parts.html`"
 )
 
-_WEIGHTS = (".pt", ".pth")
+_WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
 def command(
@@ -40,8 +40,8 @@ def command(
         str,
         typer.Argument(
             metavar="B",
-            help="The model in question: likewise, or a .pt or .pth file with other "
-            "weights for A.",
+            help="The model in question: likewise, or a .pt, .pth or .safetensors file "
+            "with other weights for A.",
         ),
     ],
     checkpoint: Annotated[

@@ -94,3 +94,46 @@ def test_keys_that_are_no_names_are_no_weights(tmp_path: Path) -> None:
     torch.save({0: torch.ones(2), ("a", 1): torch.ones(2)}, tmp_path / "in.pt")
     with pytest.raises(TargetError, match="no mapping from names to tensors"):
         Checkpoint.read(tmp_path / "in.pt")
+
+
+def test_safetensors_stay_safetensors(tmp_path: Path) -> None:
+    """With their metadata; a head that shares the embedding's weight is there once."""
+    files = pytest.importorskip("safetensors.torch", reason="safetensors is missing")
+
+    def made() -> nn.Module:
+        model = nn.Sequential(nn.Embedding(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 5))
+        model[2].weight = model[0].weight
+        return model
+
+    model, again = made(), made()
+    state = {"model." + k: v for k, v in model.state_dict().items() if k != "2.weight"}
+    files.save_file(state, tmp_path / "in.safetensors", {"format": "pt", "by": "us"})
+    file = Checkpoint.read(tmp_path / "in.safetensors")
+    file.load_into(again)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    again[1].running_var.fill_(7)
+    file.save(again, tmp_path / "out.safetensors")
+    found = files.load_file(tmp_path / "out.safetensors")
+    assert set(found) == set(state)
+    assert (found.pop("model.1.running_var") == 7).all()
+    for name, value in found.items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0)
+    out = Checkpoint.read(tmp_path / "out.safetensors")
+    assert out.metadata == {"format": "pt", "by": "us"}
+    Checkpoint({}).save(again, tmp_path / "new.safetensors")
+    Checkpoint.read(tmp_path / "new.safetensors").load_into(made())
+    file.save(again, tmp_path / "out.pt")
+    saved = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert set(saved) == {*state, "model.2.weight"}
+
+
+def test_safetensors_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="safetensors is missing")
+    model = nn.Linear(2, 2)
+    torch.save({"epoch": 3, "model": model.state_dict()}, tmp_path / "in.pt")
+    file = Checkpoint.read(tmp_path / "in.pt")
+    with pytest.raises(TargetError, match=r"weights alone.*save to a file in \.pt"):
+        file.save(model, tmp_path / "out.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes((tmp_path / "in.pt").read_bytes())
+    with pytest.raises(TargetError, match="no file of safetensors, or was cut off"):
+        Checkpoint.read(tmp_path / "bad.safetensors")

@@ -121,3 +121,13 @@ def a_deferred_output_forgets_its_residual(patch: pytest.MonkeyPatch) -> None:
         return values(self, None, *rest)
 
     wrap(patch, "normkit.nn.deferral.Deferral.values", broken)
+
+
+@fault(
+    caught_by="tests/convert/test_convert.py::"
+    "test_a_batch_norm_of_a_class_of_its_own_is_left_and_reported"
+)
+def batch_norms_of_their_own_are_passed_over(patch: pytest.MonkeyPatch) -> None:
+    from normkit.convert import run
+
+    patch.setattr(run, "of_its_own", lambda _: "")

@@ -127,10 +127,13 @@ def test_what_cannot_be_carried_is_refused_by_name_and_nothing_changes() -> None
 def test_frozen_and_back_keeps_modes_and_gradients() -> None:
     model = network().train()
     model[4].weight.requires_grad_(False)
+    model(torch.randn(6, 3, 5, 5)).square().sum().backward()
+    optimizer = torch.optim.AdamW(model[1].parameters(), 0.1)
     state = copy.deepcopy(model.state_dict())
     x = torch.randn(6, 3, 5, 5)
     wanted = copy.deepcopy(model).eval()(x)
     convert(model, to="frozen")
+    optimizer.step()  # between backward and step: no last move, no decay
     model.train()
     torch.testing.assert_close(model(x), wanted)
     torch.testing.assert_close(model.state_dict(), state)
@@ -216,6 +219,7 @@ def test_an_error_on_the_way_undoes_all(monkeypatch: pytest.MonkeyPatch) -> None
     from normkit.convert import run
 
     model = network()
+    model(torch.randn(6, 3, 5, 5)).square().sum().backward()
     before = [dict(vars(m)) for m in model]
     honest, calls = run.swap_class, []
 
@@ -232,8 +236,25 @@ def test_an_error_on_the_way_undoes_all(monkeypatch: pytest.MonkeyPatch) -> None
         *(nn.BatchNorm2d, nn.Conv2d, nn.BatchNorm2d, Activated)
     ]
     assert [vars(m).keys() for m in model] == [b.keys() for b in before]
-    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad and p.grad is not None for p in model.parameters())
     assert model[1].training
+
+
+def test_a_batch_norm_of_a_class_of_its_own_is_left_and_reported() -> None:
+    """Torchvision's FrozenBatchNorm2d, and in-place ABN."""
+
+    class FrozenBatchNorm2d(nn.Module):
+        def __init__(self, *buffers: str) -> None:
+            super().__init__()
+            for name in ("running_mean", "running_var", *buffers):
+                self.register_buffer(name, torch.ones(3))
+
+    model = nn.Sequential(FrozenBatchNorm2d("weight", "bias"), FrozenBatchNorm2d())
+    for to in ("sync", "frozen", "ghost", "normkit", "torch", "group"):
+        size = {"ghost_size": 2} if to == "ghost" else {}
+        left = convert(model, to=to, **size).untouched  # type: ignore[arg-type]
+        assert "frozen by its class" in left["0"]
+        assert "a batch norm by its buffers" in left["1"]
 
 
 @pytest.mark.parametrize("system", ["keras", "flax", "onnx", "torch"])

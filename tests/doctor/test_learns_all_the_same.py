@@ -1,5 +1,7 @@
 """What healthy programs have that looks like a fault, and costs them little."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -87,7 +89,7 @@ class _Graph(nn.Module):
 def test_d27_what_nothing_reads_need_not_change(gives_features: bool) -> None:
     """A head that the model answers with, and that the loss forgets, has to."""
     model = _Graph(gives_features=gives_features)
-    kept: list[Tensor] = []
+    kept: list[Any] = []
     model.move.register_forward_hook(lambda _m, _i, y: kept.append(y))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with watch(model, optimizer) as training:

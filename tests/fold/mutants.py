@@ -223,3 +223,19 @@ def a_tensor_that_a_hook_keeps_is_overlooked(patch: pytest.MonkeyPatch) -> None:
     from normkit.fold.torch.tensors import TensorTable
 
     patch.setattr(TensorTable, "pin_if_kept", lambda self, tensor, reason: None)
+
+
+@fault(
+    caught_by="tests/fold/test_ways.py::test_a_model_is_folded_inside_inference_mode"
+)
+def a_fold_stays_in_inference_mode(patch: pytest.MonkeyPatch) -> None:
+    import contextlib
+
+    import torch
+
+    real = torch.inference_mode
+    patch.setattr(
+        torch,
+        "inference_mode",
+        lambda mode=True: real() if mode else contextlib.nullcontext(),
+    )

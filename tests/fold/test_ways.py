@@ -7,8 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import normkit
 from fold.randomised import check, randomised
 from fold.test_traps import IMAGE, Net, conv, normal
+
+
+def test_a_model_is_folded_inside_inference_mode():
+    """Its tensors and those of the inputs have no version counter there."""
+    outside = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with torch.inference_mode():
+        inside = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+        x = torch.randn(2, 3, 8, 8)
+        for model in (outside, inside):
+            folded, ledger = normkit.fold(model, x)
+            assert hows(ledger) == {"1": "into '0' before it"}
+            assert normkit.verify(model, folded, x).equal
+            assert not folded[0].weight.is_inference()
+    folded, _ = normkit.fold(inside, x)
+    folded[0].weight.data.mul_(2)
 
 
 def hows(ledger):

@@ -34,6 +34,23 @@ def transposed_convolutions_get_the_fan_of_their_shape(
     wrap(patch, "normkit.init.fans._maps_of", maps_of)
 
 
+_SCALING = "tests/init/test_variance_scaling.py::test_"
+
+
+@fault(caught_by=_SCALING + "what_is_frozen_keeps_the_weights_of_its_checkpoint")
+def frozen_weights_are_drawn(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init import run
+
+    patch.setattr(run, "_trained_maps", lambda maps, left: maps)
+
+
+@fault(caught_by=_SCALING + "a_refused_initialization_changes_nothing")
+def options_of_other_schemes_are_passed_over(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init import run
+
+    patch.setattr(run, "_check_options", lambda scheme, given: None)
+
+
 @fault(
     caught_by="tests/init/test_variance_scaling.py::"
     "test_kaiming_mode_keeps_signal_or_gradient"

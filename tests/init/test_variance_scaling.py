@@ -378,6 +378,13 @@ def test_layers_are_chosen_by_name() -> None:
         ({"scheme": "kaiming", "mode": "fan"}, "mode='fan' must be"),
         ({"scheme": "kaiming", "activation": "relux"}, "activation='relux'"),
         ({"scheme": "xavier", "distribution": "cauchy"}, "distribution='cauchy'"),
+        ({"scheme": "kaiming", "gain": -1.0}, "gain=-1.0 must be"),
+        ({"scheme": "kaiming", "gain": math.nan}, "gain=nan must be"),
+        ({"scheme": "constant", "value": math.nan}, "value=nan must be finite"),
+        ({"scheme": "kaiming", "bias": math.inf}, "bias=inf must be finite"),
+        ({"scheme": "kaiming", "std": 0.1}, r"std=0.1 says nothing of .*'normal'"),
+        ({"scheme": "normal", "gain": 2.0}, "gain=2.0 says nothing of"),
+        ({"scheme": "xavier", "mode": "fan_out"}, "mode='fan_out' says nothing of"),
     ],
 )
 def test_a_refused_initialization_changes_nothing(
@@ -390,6 +397,32 @@ def test_a_refused_initialization_changes_nothing(
     assert all(
         torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize("kind", ["linear", "attention"])
+def test_what_is_frozen_keeps_the_weights_of_its_checkpoint(kind: str) -> None:
+    """Unless it is named; its own part of the report says so."""
+    body = nn.MultiheadAttention(4, 2) if kind == "attention" else nn.Linear(4, 4)
+    model = nn.ModuleDict({"body": body, "head": nn.Linear(4, 2)})
+    body.requires_grad_(False)
+    before = [p.clone() for p in body.parameters()]
+    report = initialize(model, "kaiming")
+    assert [line.name for line in report.lines] == ["head"]
+    for name, reason in report.left.items():
+        assert name.startswith("body")
+        assert reason == "frozen (requires_grad is False); layers= draws it"
+    for was, p in zip(before, body.parameters(), strict=True):
+        assert torch.equal(was, p)
+    assert initialize(model, "kaiming", layers=["body*"]).lines
+    assert not torch.equal(before[0], next(body.parameters()))
+
+
+def test_a_model_made_in_inference_mode_is_refused_in_words() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(3, 3)
+        assert initialize(model, "kaiming").lines
+    with pytest.raises(ArgumentError, match=r"made inside torch\.inference_mode"):
+        initialize(model, "kaiming")
 
 
 def test_constant_units_stay_equal_in_training() -> None:

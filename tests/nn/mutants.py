@@ -347,3 +347,37 @@ def training_that_is_exported_as_torchs(patch: pytest.MonkeyPatch) -> None:
         "normkit.nn.batch_norm_layer.is_recorded_as_torch",
         lambda layer, x, mask, updates=False: is_exporting(),
     )
+
+
+@fault(caught_by="tests/nn/test_drop_in.py::test_its_buffers_are_those_of_torchs")
+def a_batch_norm_has_a_buffer_more(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def broken(honest: Any, self: Any, *args: Any, **options: Any) -> None:
+        honest(self, *args, **options)
+        skipped = torch.zeros((), dtype=torch.int64)
+        self.register_buffer("num_batches_skipped", skipped, persistent=False)
+
+    wrap(patch, "normkit.nn.batch_norm_layer.BatchNormLayer.__init__", broken)
+
+
+@fault(
+    caught_by="tests/test_mistakes.py::"
+    "test_the_message_names_the_mistake_and_the_way_out"
+)
+def a_mask_of_samples_is_taken_for_channels(patch: pytest.MonkeyPatch) -> None:
+    def broken(honest: Any, mask: Any, x: Any) -> Any:
+        return honest(mask if mask.dim() == x.dim() else mask.expand(x.shape), x)
+
+    wrap(patch, "normkit.functional.autograd.broadcast_mask", broken)
+
+
+@fault(caught_by="tests/nn/test_frozen.py::test_freezing_parameters_is_asked_for")
+def a_freeze_leaves_the_gradients(patch: pytest.MonkeyPatch) -> None:
+    def broken(honest: Any, self: Any, *, parameters: bool = False) -> None:
+        kept = [p.grad for p in self.parameters(recurse=False)]
+        honest(self, parameters=parameters)
+        for p, grad in zip(self.parameters(recurse=False), kept, strict=True):
+            p.grad = grad
+
+    wrap(patch, "normkit.nn.running_state.RunningStateLayer.freeze", broken)

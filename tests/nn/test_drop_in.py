@@ -37,6 +37,25 @@ def built(name: str, namespace: object = normkit.nn) -> tuple[nn.Module, Tensor]
 
 
 @each_layer
+def test_its_buffers_are_those_of_torchs(name: str) -> None:
+    """Averages pair them, `functional_call` asks for all, a trace saves them."""
+    layer, x = built(name)
+    theirs, _ = built(name, nn)
+    layer.train()(x)
+    wanted = [key for key, _ in theirs.named_buffers()]
+    assert [key for key, _ in layer.named_buffers()] == wanted
+    average = torch.optim.swa_utils.AveragedModel(theirs, use_buffers=True)
+    average.update_parameters(theirs)
+    average.update_parameters(layer)
+    y = torch.func.functional_call(layer, dict(layer.state_dict()), (x,), strict=True)
+    assert y.shape == x.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a trace warns of what it fixes
+        traced = torch.jit.trace(layer.eval(), x)
+    theirs.load_state_dict(traced.state_dict())
+
+
+@each_layer
 def test_it_is_an_instance_of_the_layer_of_torch(name: str) -> None:
     layer, _ = built(name)
     assert isinstance(layer, getattr(nn, name))

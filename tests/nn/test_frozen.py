@@ -34,8 +34,12 @@ def test_torch_86590_a_freeze_survives_train() -> None:
 
 def test_freezing_parameters_is_asked_for() -> None:
     layer = InstanceNorm1d(3, affine=True, track_running_stats=True)
+    layer(torch.randn(4, 3, 5)).square().sum().backward()
+    optimizer = torch.optim.AdamW(layer.parameters(), 0.1)
     layer.freeze(parameters=True)
     assert not any(p.requires_grad for p in layer.parameters())
+    optimizer.step()  # between backward and step: no last move, no decay
+    assert (layer.weight == 1).all()
     layer.unfreeze(parameters=True)
     assert all(p.requires_grad for p in layer.parameters())
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from normkit.audit.comparison import Comparison, LayerAgreement, Parting
@@ -17,7 +18,7 @@ from normkit.errors import ArgumentError, DependencyError, NormkitError
 from normkit.fold.equivalence import TOLERANCE
 from normkit.fold.onnx.rejection import RejectedModelError
 from normkit.fold.torch.harness import perturbed, resized
-from normkit.modeling.batch import check_model
+from normkit.modeling.batch import check_has_values, check_model
 from normkit.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -92,17 +93,19 @@ def verify(
         >>> verify(net, net, x).equal
         True
     """
-    left = _side("a", a)
-    try:
-        right = _side("b", b)
-    except RejectedModelError as error:
-        limit = TOLERANCE if tolerance is None else tolerance
-        return _unequal(str(error).replace("the model given", "b"), limit)
-    inputs = example_inputs
-    if inputs is None:
-        inputs = _drawn(left, right)
-    with progress_bar("verify", 4, shown=progress) as advance:
-        return _verdict(left, right, inputs, tolerance, advance)
+    # Tensors of inference mode have no version counter, which the trace reads.
+    with torch.inference_mode(mode=False):
+        left = _side("a", a)
+        try:
+            right = _side("b", b)
+        except RejectedModelError as error:
+            limit = TOLERANCE if tolerance is None else tolerance
+            return _unequal(str(error).replace("the model given", "b"), limit)
+        inputs = example_inputs
+        if inputs is None:
+            inputs = _drawn(left, right)
+        with progress_bar("verify", 4, shown=progress) as advance:
+            return _verdict(left, right, inputs, tolerance, advance)
 
 
 def _verdict(
@@ -178,6 +181,11 @@ def _side(which: str, model: Any) -> TorchSide | OnnxSide:
 
         return TorchSide(as_module(cast("ExportedProgram", model)))
     if isinstance(model, nn.Module):
+        check_has_values(
+            model,
+            f"verify runs {which}: load the weights first (to_empty, load_state_dict)",
+            may_fetch=True,
+        )
         return TorchSide(model)
     if isinstance(model, str | PathLike) or type(model).__name__ == "ModelProto":
         try:

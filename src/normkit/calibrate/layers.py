@@ -23,7 +23,7 @@ from normkit.masks import check_mask
 from normkit.modeling.norm_types import holds_constant_statistics
 from normkit.moments import Moments, deviations
 
-__all__ = ["Layer", "Seen", "find_layers"]
+__all__ = ["NO_STATISTICS", "Layer", "Seen", "find_layers"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,9 @@ class Layer:
         return Seen(instances.merge_dim(0), mean, var, weight)
 
 
+NO_STATISTICS = "keeps no running statistics"
+
+
 def find_layers(
     model: nn.Module, patterns: Sequence[str] | None
 ) -> tuple[list[Layer], dict[str, str]]:
@@ -150,7 +153,7 @@ def find_layers(
 
 def _reason_against(module: _NormBase) -> str | None:
     if module.running_mean is None or module.running_var is None:
-        return "keeps no running statistics"
+        return NO_STATISTICS
     if not module.track_running_stats and isinstance(module, _InstanceNorm):
         return "uses the statistics of its input in eval, too"
     if getattr(module, "is_frozen", False) or getattr(module, "frozen", False):

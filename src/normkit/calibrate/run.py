@@ -17,7 +17,7 @@ from normkit.calibrate.estimators import (
     merge_estimators,
 )
 from normkit.calibrate.fake_quantization import observers_held, weight_ranges_follow
-from normkit.calibrate.layers import Layer, find_layers
+from normkit.calibrate.layers import NO_STATISTICS, Layer, find_layers
 from normkit.calibrate.lockstep import needs_step
 from normkit.calibrate.outcome import check_data, described, written
 from normkit.calibrate.padding import without_padding
@@ -180,6 +180,7 @@ def calibrate(
     check_has_values(
         model,
         "calibrate runs the model: load the weights first (to_empty, load_state_dict)",
+        is_changed=True,
         may_fetch=True,
     )
     with (
@@ -295,6 +296,11 @@ def _calibrated(
 
 
 def _nothing_to_calibrate(model: nn.Module, untouched: Mapping[str, str]) -> str:
+    if isinstance(model, torch.jit.ScriptModule):
+        return (
+            "a scripted model takes no hooks, so nothing can be measured in it; "
+            "calibrate the module before torch.jit.script"
+        )
     if not untouched:
         return (
             f"{type(model).__name__} has no layer with running statistics, so there is "
@@ -302,10 +308,14 @@ def _nothing_to_calibrate(model: nn.Module, untouched: Mapping[str, str]) -> str
             "have them"
         )
     listed = "; ".join(f"{name!r}: {why}" for name, why in untouched.items())
-    return (
-        f"there is nothing to calibrate: {listed}. Name layers by layers= to calibrate "
-        "frozen ones, or call model.eval() first"
-    )
+    if set(untouched.values()) == {NO_STATISTICS}:
+        way_out = "Make the layers with track_running_stats=True to give them some"
+    else:
+        way_out = (
+            "Name layers by layers= to calibrate frozen ones, or call model.eval() "
+            "first"
+        )
+    return f"there is nothing to calibrate: {listed}. {way_out}"
 
 
 def _estimator(layer: Layer, mode: str, momentum: float | None) -> Estimator:

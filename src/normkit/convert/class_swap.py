@@ -49,6 +49,7 @@ def swap_class(
         ]
         for p in module.parameters(recurse=False):
             p.requires_grad_(False)
+            p.grad = None  # a step of an optimizer would still follow it
     elif to == "torch":
         _forget_ours(module)
         if isinstance(module, nn.SyncBatchNorm):
@@ -100,7 +101,7 @@ def layer_state(module: nn.Module) -> dict[str, Any]:
     for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
         state[name] = state[name].copy()
     state["_needed"] = {
-        key: (p.requires_grad, p.detach().clone())
+        key: (p.requires_grad, p.detach().clone(), p.grad)
         for key, p in module._parameters.items()
         if p is not None
     }
@@ -112,9 +113,10 @@ def swap_back(module: nn.Module, before: dict[str, Any]) -> None:
     needed = before.pop("_needed")
     module.__dict__.clear()
     module.__dict__.update(before)
-    for key, (requires_grad, value) in needed.items():
+    for key, (requires_grad, value, grad) in needed.items():
         parameter = module._parameters[key]
         assert parameter is not None
         with torch.no_grad():
             parameter.copy_(value)
         parameter.requires_grad_(requires_grad)
+        parameter.grad = grad

@@ -26,6 +26,7 @@ from normkit.convert.targets import (
     class_for,
     is_current,
     is_meant,
+    of_its_own,
     scripted_norm,
 )
 from normkit.errors import ArgumentError
@@ -146,6 +147,8 @@ def convert(
             refused[name] = reason
             continue
         if not is_meant(module, to):
+            if reason := of_its_own(module):
+                untouched[name] = reason
             continue
         if is_current(module, to, options):
             untouched[name] = f"it is {base_of(module).__name__} already"

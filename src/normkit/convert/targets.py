@@ -27,7 +27,11 @@ from torch.nn.utils import parametrize
 
 import normkit.nn as ours
 from normkit.convert.detect import Detected, detect, looks_like_a_norm
-from normkit.modeling.norm_types import NORMS
+from normkit.modeling.norm_types import (
+    NORMS,
+    holds_constant_statistics,
+    is_batch_norm,
+)
 from normkit.nn.batch_norm_layer import BatchNormLayer
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "class_for",
     "is_current",
     "is_meant",
+    "of_its_own",
     "scripted_norm",
 ]
 
@@ -68,6 +73,19 @@ def is_meant(module: nn.Module, to: str) -> bool:
         is_alike = to == "normkit" and looks_like_a_norm(module)
         return isinstance(module, NORMS) or is_alike
     return isinstance(module, _BatchNorm)
+
+
+def of_its_own(module: nn.Module) -> str:
+    """Return the reason against a batch norm that derives from none of torch's.
+
+    As the frozen one of torchvision, or in-place ABN; empty for any other module.
+    """
+    if isinstance(module, NORMS) or not is_batch_norm(module):
+        return ""
+    name = type(module).__name__
+    if holds_constant_statistics(module):
+        return f"{name} is frozen by its class, which is no torch.nn.BatchNorm"
+    return f"{name} is a batch norm by its buffers, and no torch.nn.BatchNorm"
 
 
 def is_current(module: nn.Module, to: str, options: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ numbers of kernel positions. Zero padding makes the sums at the border shorter.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,7 @@ class LinearMap:
         bias: Its bias, or the part that belongs; None without.
         fans: Its fans.
         layout: Where the weight keeps groups, outputs and inputs.
+        is_frozen: No weight of the layer requires a gradient.
     """
 
     name: str
@@ -81,6 +82,7 @@ class LinearMap:
     bias: Tensor | None
     fans: Fans
     layout: WeightLayout = LINEAR
+    is_frozen: bool = False
 
     def rows(self) -> Tensor:
         """Return weights as `(groups, outputs, terms of a sum)`, a view or a copy."""
@@ -132,7 +134,9 @@ def linear_maps(model: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
             continue
         for parameter in own.values():
             owners.setdefault(id(parameter), name)
-        maps += _maps_of(name, module)
+        weights = [own[label] for label in own if "weight" in label]
+        is_frozen = bool(weights) and not any(p.requires_grad for p in weights)
+        maps += [replace(m, is_frozen=is_frozen) for m in _maps_of(name, module)]
     return maps, left
 
 

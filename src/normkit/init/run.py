@@ -43,6 +43,16 @@ from normkit.modeling.unwrap import unwrapped
 
 __all__ = ["initialize"]
 
+# What each option says something of; its default, in `initialize`.
+OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "activation": (None, ("xavier", "kaiming", "orthogonal", "lsuv")),
+    "gain": (None, ("xavier", "kaiming", "orthogonal", "lsuv")),
+    "mode": ("fan_in", ("kaiming",)),
+    "std": (SMALL_STD, ("normal",)),
+    "distribution": ("normal", ("auto", "xavier", "kaiming")),
+    "value": (0.0, ("constant",)),
+    "per_channel": (False, ("lsuv",)),
+}
 SCHEMES = ("auto", "constant", "normal", "xavier", "kaiming", "orthogonal", "lsuv")
 
 
@@ -107,7 +117,8 @@ def initialize(
         residual: For `"auto"`: treat residual branches.
         per_channel: For `"lsuv"`: every channel gets mean 0 (by the bias) and variance
             1, not the layer as a whole.
-        layers: Dotted names, `*` for any part, of the layers to draw; None is all.
+        layers: Dotted names, `*` for any part, of the layers to draw; None is all whose
+            weight is trained. Frozen ones hold what a checkpoint gave them.
         generator: Source of random numbers; None is torch's global one.
         progress: Show a progress bar while `"lsuv"` runs the model layer by layer.
 
@@ -148,8 +159,24 @@ def initialize(
             f"scheme={scheme!r} reads the model from a run: pass example_inputs=, or "
             "choose scheme='kaiming'"
         )
-    if not 0 <= std < math.inf:
-        raise ArgumentError(f"std={std} must be finite and not negative")
+    _check_options(
+        scheme,
+        {
+            "activation": activation,
+            "gain": gain,
+            "mode": mode,
+            "std": std,
+            "distribution": distribution,
+            "value": value,
+            "per_channel": per_channel,
+        },
+    )
+    for name, number in (("std", std), ("gain", gain)):
+        if number is not None and not 0 <= number < math.inf:
+            raise ArgumentError(f"{name}={number} must be finite and not negative")
+    for name, number in (("value", value), ("bias", bias)):
+        if number is not None and not math.isfinite(number):
+            raise ArgumentError(f"{name}={number} must be finite")
     if gain is None:
         named = activation
         if named is None:
@@ -160,8 +187,11 @@ def initialize(
         model,
         "initialize draws weights in place: call model.to_empty(device=…) first, and "
         "reset_parameters() of the layers that it leaves alone, such as norms",
+        is_changed=True,
     )
     maps, left = linear_maps(model)
+    if layers is None:
+        maps = _trained_maps(maps, left)
     maps = chosen_maps(maps, layers, left)
     _check_sizes(maps)
     if scheme == "xavier":
@@ -374,6 +404,30 @@ def chosen_maps(
         if each not in chosen:
             left[each.name] = "not named in layers="
     return chosen
+
+
+def _check_options(scheme: str, given: Mapping[str, Any]) -> None:
+    """Refuse options that the scheme would pass over.
+
+    Raises:
+        ArgumentError: One that differs from its default and belongs to other schemes.
+    """
+    for name, value in given.items():
+        default, schemes = OPTIONS[name]
+        if value != default and scheme not in schemes:
+            listed = " and ".join(map(repr, schemes))
+            raise ArgumentError(
+                f"{name}={value!r} says nothing of scheme={scheme!r}; it belongs to "
+                f"{listed}: leave it out, or choose one of them"
+            )
+
+
+def _trained_maps(maps: list[LinearMap], left: dict[str, str]) -> list[LinearMap]:
+    """Return the maps whose weight is trained; the others go to `left`."""
+    for each in maps:
+        if each.is_frozen:
+            left[each.name] = "frozen (requires_grad is False); layers= draws it"
+    return [each for each in maps if not each.is_frozen]
 
 
 def _check_sizes(maps: Sequence[LinearMap]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset, IterableDataset
 
@@ -252,17 +253,21 @@ def check_model(verb: str, model: Any, batches: Any = ()) -> None:
         )
 
 
-def check_has_values(model: nn.Module, why: str, *, may_fetch: bool = False) -> None:
-    """Refuse a model on the meta device.
+def check_has_values(
+    model: nn.Module, why: str, *, is_changed: bool = False, may_fetch: bool = False
+) -> None:
+    """Refuse a model on the meta device, or whose values cannot be changed.
 
     Args:
         model: The model.
         why: Why values are needed, and how to get them.
+        is_changed: Its values will be changed in place.
         may_fetch: Take parameters on meta beside tensors with values: hooks that
             offload weights, such as accelerate's, fetch them in each call.
 
     Raises:
-        ArgumentError: Parameters or buffers have no values.
+        ArgumentError: Parameters or buffers have no values, or are to be changed and
+            were made in inference mode, outside of it.
     """
     tensors = (*model.named_parameters(), *model.named_buffers())
     without = [name for name, t in tensors if t.is_meta]
@@ -272,6 +277,13 @@ def check_has_values(model: nn.Module, why: str, *, may_fetch: bool = False) -> 
         raise ArgumentError(
             f"{len(without)} parameters and buffers are on the meta device and have "
             f"no values, e.g. {without[0]!r}; {why}"
+        )
+    fixed = [name for name, t in tensors if not is_lazy(t) and t.is_inference()]
+    if fixed and is_changed and not torch.is_inference_mode_enabled():
+        raise ArgumentError(
+            f"{len(fixed)} parameters and buffers were made inside torch.inference_mode"
+            f", e.g. {fixed[0]!r}, and torch lets nothing change them outside; make or "
+            "copy the model outside"
         )
 
 

@@ -380,7 +380,8 @@ def _observed(
         for name, layer in layers.items():
             if layer._observer is not None:
                 raise ArgumentError(
-                    f"{name!r} is being accumulated already; blocks do not nest"
+                    f"layer {name or '(model)'!r} is being accumulated already; blocks "
+                    "do not nest: leave the inner one out"
                 )
             layer._observer = observer
             stack.callback(layer.__dict__.pop, "_observer", None)

@@ -8,6 +8,7 @@ h_t = σ(o)·tanh(BN(c_t))
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ class BatchNormLSTM(nn.Module):
         input: Tensor,  # noqa: A002
         state: tuple[Tensor, Tensor] | None = None,
         *,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run over a batch of sequences.
 
@@ -133,9 +134,9 @@ class BatchNormLSTM(nn.Module):
             input: Shape `(T, N, input_size)`, or `(N, T, input_size)` if batch_first.
             state: h and c before the first step, shape `(num_layers, N, H)` each; 0
                 by default.
-            lengths: Valid steps of each sequence, int64 of shape `(N,)`, 1 to T; all T
-                by default. Values after a sequence's end have no effect: they enter
-                no statistic, the state does not change, and the output is 0.
+            lengths: Valid steps of each sequence, int64 of shape `(N,)` or a list, 1 to
+                T; all T by default. Values after a sequence's end have no effect: they
+                enter no statistic, the state does not change, and the output is 0.
 
         Returns:
             The output of the last layer at every step, and the state of every layer
@@ -212,11 +213,12 @@ class BatchNormLSTM(nn.Module):
 
 
 def _mask(
-    lengths: Tensor | None, steps: int, batch: int, device: torch.device
+    lengths: Tensor | Sequence[int] | None, steps: int, batch: int, device: torch.device
 ) -> Tensor | None:
     """Return the valid entries as a mask of shape `(T, N, 1)`."""
     if lengths is None:
         return None
+    lengths = torch.as_tensor(lengths)
     if tuple(lengths.shape) != (batch,):
         raise ShapeError(
             f"lengths must have shape ({batch},), one for each sequence, got "

@@ -90,7 +90,8 @@ class RunningStateLayer(_NormBase):
         """Stay in eval mode, also under `train()`, until `unfreeze()`.
 
         Args:
-            parameters: Stop the gradients of weight and bias, too.
+            parameters: Stop the gradients of weight and bias, too, and drop those they
+                have: an optimizer would move them once more.
 
         Example:
             >>> import normkit
@@ -109,6 +110,7 @@ class RunningStateLayer(_NormBase):
         if parameters:
             for parameter in self.parameters(recurse=False):
                 parameter.requires_grad_(False)
+                parameter.grad = None
 
     def unfreeze(self, *, parameters: bool = False) -> None:
         """Return to the mode that the model was last put in.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Proxy, Tracer
+from torch.nn.utils.rnn import PackedSequence
 
 from normkit.errors import ArgumentError
 from normkit.torch_state import PLAIN, is_exporting, is_jit_tracing, is_observed
@@ -61,6 +62,12 @@ def recorded_call(layer: torch.nn.Module, x: Any, **extras: Any) -> Any:
     Raises:
         ArgumentError: `x` is nothing that torch takes for a tensor.
     """
+    if isinstance(x, PackedSequence):
+        raise ArgumentError(
+            f"{type(layer).__name__} takes a tensor, got a PackedSequence; use "
+            "x, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed), and tell it "
+            "the lengths (BatchNormLSTM) or a mask"
+        )
     if not hasattr(type(x), "__torch_function__"):
         raise ArgumentError(
             f"{type(layer).__name__} takes a tensor, got {type(x).__qualname__}; "

@@ -24,6 +24,7 @@ from normkit.fold.torch.folding import Folding
 from normkit.fold.torch.harness import Harness
 from normkit.fold.torch.materialized import computed_weights
 from normkit.fold.torch.materialized import materialize as store_computed
+from normkit.modeling.batch import check_has_values
 from normkit.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -123,11 +124,47 @@ def fold(
             f"fold needs a torch.nn.Module, got {type(model).__name__}; "
             "for a file in ONNX format use fold_onnx"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise FoldError(
+            "a scripted model shows no operations to fold; fold the module before "
+            "torch.jit.script"
+        )
+    check_has_values(
+        model,
+        "the folded model is compared with it: load the weights first (to_empty, "
+        "load_state_dict)",
+        may_fetch=True,
+    )
     if norms not in ("batch", "all"):
         raise ArgumentError(f'norms must be "batch" or "all", got {norms!r}')
     if layer_to_rms and norms != "all":
         raise ArgumentError('layer_to_rms=True needs norms="all"')
     args, kwargs = _arguments(example_inputs)
+    # Tensors of inference mode have no version counter, which the trace reads, and the
+    # folded model could not be changed outside.
+    with torch.inference_mode(mode=False):
+        return _folded(
+            *(model, args, kwargs, norms),
+            inplace=inplace,
+            layer_to_rms=layer_to_rms,
+            materialize=materialize,
+            equalize=equalize,
+            progress=progress,
+        )
+
+
+def _folded(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    norms: str,
+    *,
+    inplace: bool,
+    layer_to_rms: bool,
+    materialize: bool,
+    equalize: bool,
+    progress: bool,
+) -> tuple[nn.Module, FoldLedger]:
     source, kept = model, computed_weights(model)
     if materialize and kept:
         source = copied(model)
