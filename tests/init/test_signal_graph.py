@@ -376,3 +376,29 @@ def test_a_signal_that_theory_cannot_predict_is_no_number_and_has_a_reason() -> 
         "predicted as - past cos: theory has no factor where inputs are 0 and outputs "
         "are not",
     )
+
+
+class Gated(nn.Module):
+    """The feed-forward part of Llama, behind its own RMS norm, written out."""
+
+    def __init__(self, width: int = 256) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(width, width), nn.Linear(width, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+def test_each_factor_of_a_product_has_the_gradient_of_the_other() -> None:
+    """That of `up` is the size of silu(gate), a quarter of that of `gate`'s input."""
+    torch.manual_seed(0)
+    first, block = nn.Linear(256, 256), Gated()
+    x = 0.05 * torch.randn(512, 256)
+    model = nn.Sequential(first, block)
+    report = initialize(model, "kaiming", example_inputs=x, generator=source())
+    for line in report.lines:
+        measured, predicted = line.gradient_measured, line.gradient_predicted
+        assert measured is not None
+        assert predicted == pytest.approx(measured, rel=0.35), line.name

@@ -33,7 +33,7 @@ class Step:
         after: Mean square of the output, as measured.
         function: The activation, as a function of a tensor.
         gradient: Mean square of the gradient of the output, once measured.
-        kept: Mean square of the gradient of the first input, per that of the output, as
+        kept: Mean square of the gradient of each input, per that of the output, as
             measured by itself; None where it was not.
         is_nonnegative: Whether the first input has no negative value.
     """
@@ -46,7 +46,7 @@ class Step:
     after: float
     function: Callable[[Tensor], Tensor] | None = None
     gradient: float | None = None
-    kept: float | None = None
+    kept: tuple[float | None, ...] = ()
     is_nonnegative: bool = False
 
     def activated(self, mean_square: float, *, is_nonnegative: bool) -> float:
@@ -171,12 +171,12 @@ class SignalGraph:
                     factor = step.activated(1.0, is_nonnegative=True)
             elif step.kind == "add":
                 factor = 1.0
-            elif step.kept is not None:
-                factor = step.kept
             else:
                 factor = ratio(step.after, step.before)
-            for value in step.inputs:
-                g[value] = g.get(value, 0.0) + here * factor
+            kept = step.kept or (None,) * len(step.inputs)
+            for value, own in zip(step.inputs, kept, strict=True):
+                # Of a product each factor's gradient has the size of the other's.
+                g[value] = g.get(value, 0.0) + here * (factor if own is None else own)
         signal: dict[str, float] = {}
         gradient: dict[str, float] = {}
         maps = [step for step in self.steps if step.kind == "linear"]

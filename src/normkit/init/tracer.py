@@ -141,14 +141,13 @@ class _Tracer(TorchFunctionMode):
         if not numbers or not outs:
             return output
         kind, name, function = self._classified(func, args, kwargs, ins, outs[0])
-        first = next(t for t in ins if _is_value(t))
-        used = numbers if kind == "add" else numbers[:1] if kind != "other" else numbers
+        values = [t for t in ins if _is_value(t)]
+        count = len(values) if kind in ("add", "other") else 1
+        size = mean_squares[id(values[0])]
         for out in outs:
-            step = Step(
-                kind, name, tuple(used), 0, mean_squares[id(first)], 0, function
-            )
+            step = Step(kind, name, tuple(numbers[:count]), 0, size, 0, function)
             step.is_nonnegative = positive[0]
-            self._write(step, first, out)
+            self._write(step, values[:count], out)
         return output
 
     def _classified(
@@ -183,12 +182,12 @@ class _Tracer(TorchFunctionMode):
         self._numbers[id(tensor)] = len(self._alive)
         return len(self._alive)
 
-    def _write(self, step: Step, first: Tensor, out: Tensor) -> None:
+    def _write(self, step: Step, inputs: Sequence[Tensor], out: Tensor) -> None:
         """Complete a step by its output, and append it."""
         step.output, step.after = self._give_number(out), _mean_square(out)
         self.graph.steps.append(step)
         if step.kind in ("norm", "opaque", "other"):
-            step.kept = _kept_gradient(first, out)
+            step.kept = tuple(_kept_gradient(t, out) for t in inputs)
         if step.kind == "linear" and out.requires_grad:
             out.register_hook(lambda g: setattr(step, "gradient", _mean_square(g)))
 
@@ -209,7 +208,7 @@ class _Tracer(TorchFunctionMode):
                 for out in tensors_in(output):
                     if out.is_floating_point():
                         step = Step(kind, name, (number,), 0, mean_square, 0)
-                        self._write(step, first, out)
+                        self._write(step, [first], out)
             self._depth -= 1
 
         return enter, leave
@@ -251,15 +250,15 @@ def _alone(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
     return lambda z: func(z.clone(), *rest, **keywords)
 
 
-def _kept_gradient(first: Tensor, out: Tensor) -> float | None:
-    """Return the mean square of `first`'s gradient for a unit normal one of `out`."""
+def _kept_gradient(given: Tensor, out: Tensor) -> float | None:
+    """Return the mean square of an input's gradient for a unit normal one of `out`."""
     # Written over, or a view of it: it is then no longer what went in.
-    if first is out or not (first.requires_grad and out.requires_grad):
+    if given is out or not (given.requires_grad and out.requires_grad):
         return None
     source = torch.Generator().manual_seed(0)
     v = torch.randn(out.shape, generator=source).to(out.device, out.dtype)
     (gradient,) = torch.autograd.grad(
-        out, first, v, retain_graph=True, allow_unused=True
+        out, given, v, retain_graph=True, allow_unused=True
     )
     return None if gradient is None else _mean_square(gradient)
 
