@@ -1,7 +1,7 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
-to `fourteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
+to `fifteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
 `mild`, `fair`, `plain`, `steady`, `level`, `sober` and `gentle`, those of quiet_runs.py
 to gentle_runs.py; `architectures` are fresh networks of the libraries that are
@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import architectures
 import eighth_bugs
 import eleventh_bugs
+import fifteenth_bugs
 import fifth_bugs
 import fourteenth_bugs
 import fourth_bugs
@@ -168,6 +169,12 @@ LATER = {
         fourteenth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
+    "fifteenth": Later(
+        "fifteenth_bugs",
+        "A fifteenth set",
+        "programs whose bugs cost something, most on norms",
+        fifteenth_bugs.FIRST_SIGHT,
+    ),
 }
 
 HEALTHY_SETS = {
@@ -185,9 +192,9 @@ HEALTHY_SETS = {
 
 
 def part_of(bug: Bug) -> str:
-    """Return the part of the record in which a bug is."""
-    module = bug.program.__module__
-    return next((name for name, s in LATER.items() if s.module == module), "bugs")
+    """Return the part of the record in which a bug is; a set may have several files."""
+    name = bug.program.__module__.partition("_")[0]
+    return name if name in LATER else "bugs"
 
 
 @dataclass(frozen=True)
