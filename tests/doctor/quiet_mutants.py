@@ -709,3 +709,12 @@ def everything_is_read(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import weights
 
     patch.setattr(weights, "_unread", lambda _: set())
+
+
+@fault(caught_by=_LEARNS + "units_whose_number_varies_are_positions")
+def units_never_vary_in_number(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes.series import Window
+
+    patch.setattr(
+        Window, "has_varied", property(lambda _: False, lambda *_: None), raising=False
+    )

@@ -100,3 +100,13 @@ def test_d27_what_nothing_reads_need_not_change(gives_features: bool) -> None:
             optimizer.step()
     told = {f.layer for f in training.findings() if f.id == "D27" and f.is_alarm}
     assert ("node" in told) is gives_features
+
+
+def test_units_whose_number_varies_are_positions() -> None:
+    """A rectifier over `(N, C, L)` whose length L is that of the longest recording."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Flatten(0, 1), nn.ReLU())
+    with watch(model, every=1) as seen:
+        for i in range(90):
+            x = torch.randn(1, 40, 20 + i % 7, 8)
+            model[2](model[0](x).mean(-1)[0]).sum().backward()
+    assert {f.severity for f in seen.readings() if f.id == "D21"} == {"not_judged"}

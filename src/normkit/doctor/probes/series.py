@@ -206,11 +206,15 @@ class Window:
         self.samples = 0
         self.alive: Tensor | None = None
         self.before: Tensor | None = None
+        self.has_varied = False
 
     @property
     def dead(self) -> float | None:
-        """Share of units that were zero in both windows; None before there are two."""
-        if self.before is None:
+        """Share of units that were zero in both windows; None before there are two.
+
+        None where their number has varied: they are positions of some length then.
+        """
+        if self.before is None or self.has_varied:
             return None
         alive = self.before if self.alive is None else self.before | self.alive
         return 1 - float(alive.double().mean())
@@ -223,7 +227,9 @@ class Window:
             self.dead_at_start = float((~probe.alive).float().mean())
         if self.samples >= WINDOW:
             self.before, self.alive, self.samples = self.alive, None, 0
-        if self.alive is None or self.alive.shape != probe.alive.shape:
+        known = self.alive if self.alive is not None else self.before
+        self.has_varied |= known is not None and known.shape != probe.alive.shape
+        if self.alive is None or self.has_varied:
             self.alive = probe.alive
         else:
             self.alive = self.alive | probe.alive
