@@ -174,6 +174,7 @@ LATER = {
         "A fifteenth set",
         "programs whose bugs cost something, most on norms",
         fifteenth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
     ),
 }
 

@@ -718,3 +718,19 @@ def units_never_vary_in_number(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Window, "has_varied", property(lambda _: False, lambda *_: None), raising=False
     )
+
+
+@fault(caught_by=_LEARNS + "d05_batches_of_four_are_no_alarm_where_the_network_learns")
+def batches_of_four_are_too_few_for_all(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batch_size
+
+    patch.setattr(batch_size, "SMALL_ERROR", 4)
+
+
+@fault(caught_by=_LEARNS + "d27_gradients_of_an_earlier_training_are_none_of_this_one")
+def gradients_that_were_there_before_count(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes.left_out import LeftOut
+
+    patch.setattr(
+        LeftOut, "_got_gradient", lambda _, __, p: p.grad is not None and p.grad.any()
+    )

@@ -110,3 +110,45 @@ def test_units_whose_number_varies_are_positions() -> None:
             x = torch.randn(1, 40, 20 + i % 7, 8)
             model[2](model[0](x).mean(-1)[0]).sum().backward()
     assert {f.severity for f in seen.readings() if f.id == "D21"} == {"not_judged"}
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_d05_batches_of_four_are_no_alarm_where_the_network_learns(
+    learns: bool,
+) -> None:
+    model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU())
+    model.append(nn.Linear(32, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3 if learns else 0.0)
+    parts = [(x, y) for xs, ys in batches() for x, y in zip(xs.split(4), ys.split(4))]  # noqa: B905
+    with watch(model, optimizer) as seen:
+        for x, y in parts[:400]:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    told = {f.severity for f in seen.readings() if f.id == "D05"}
+    assert told == {"info" if learns else "warning"}
+
+
+def test_d27_gradients_of_an_earlier_training_are_none_of_this_one() -> None:
+    """A second head on a frozen trunk: the first still has its last gradients."""
+    trunk, first, second = nn.Linear(64, 32), nn.Linear(32, 10), nn.Linear(32, 10)
+    model = nn.ModuleDict({"trunk": trunk, "first": first, "second": second})
+    data = batches()[:30]
+    F.cross_entropy(first(trunk(data[0][0]).relu()), data[0][1]).backward()
+    trunk.requires_grad_(False)
+    optimizer = torch.optim.SGD(second.parameters(), 0.1)
+    with watch(model, optimizer) as seen:
+        for x, y in data:
+            optimizer.zero_grad()
+            F.cross_entropy(second(trunk(x).relu()), y).backward()
+            optimizer.step()
+    assert not [f for f in seen.findings() if f.id == "D27" and f.is_alarm]
+    # Gradients that gather are of this one.
+    with watch(model, optimizer) as seen:
+        for x, y in data:
+            optimizer.zero_grad()
+            h = trunk(x).relu()
+            F.cross_entropy(first(h) + second(h), y).backward()
+            optimizer.step()
+    told = {f.layer for f in seen.findings() if f.id == "D27" and f.is_alarm}
+    assert told == {"first"}

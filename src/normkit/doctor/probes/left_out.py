@@ -29,6 +29,12 @@ class LeftOut:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
+        # What a training before has left: of a head that is not called any more, say.
+        self._left_over = {
+            name: (parameter.grad, version_of(parameter.grad))
+            for name, (parameter, _) in self._before.items()
+            if parameter.grad is not None
+        }
         # One that holds none of them may hold flattened copies, which share memory with
         # them: writes to those are not counted.
         self._sums: dict[str, Tensor] = {}
@@ -60,9 +66,16 @@ class LeftOut:
             if id(parameter) not in owned
             and parameter.requires_grad
             and version_of(parameter) == version >= 0
-            and parameter.grad is not None
-            and bool(parameter.grad.any())
+            and self._got_gradient(name, parameter)
         )
+
+    def _got_gradient(self, name: str, parameter: Tensor) -> bool:
+        """Return True for a gradient that is not zero, and was not there before."""
+        grad = parameter.grad
+        if grad is None or not grad.any():
+            return False
+        before, version = self._left_over.get(name, (None, 0))
+        return grad is not before or version_of(grad) != version
 
 
 @torch.no_grad()
