@@ -360,5 +360,5 @@ def _compare_state(case: LayerCase, way: str, layer: Any, state: State) -> None:
     skipped = getattr(layer, "skipped", None)
     if skipped is not None:
         # torch.func's transforms would take the counter for a constant.
-        wanted = 0 if way in ("vjp", "jvp", "vmap") else state.skipped
-        assert skipped == wanted, f"{way}: {skipped} skipped"
+        may_miss = way in ("vjp", "jvp", "vmap") and not skipped
+        assert may_miss or skipped == state.skipped, f"{way}: {skipped} skipped"

@@ -174,8 +174,10 @@ def _judged_dead(
         return dead, "info", DEAD_WHERE_ALIKE
     if not is_most and _gets_bias_alone(statistics, layer):
         return dead, "info", DEAD_WHERE_ALIKE
-    if has_learned(statistics) or is_learning(statistics):
+    if has_learned(statistics):
         severity, threshold = above(dead, warning=DEAD_THOUGH_LEARNED)
+    elif dead <= DEAD_THOUGH_LEARNED and is_learning(statistics):
+        severity, threshold = "clear", DEAD_THOUGH_LEARNED
     elif dead <= DEAD_ERROR and (
         statistics.has_moved is False or not has_learned_nothing(statistics)
     ):
