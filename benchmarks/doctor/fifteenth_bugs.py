@@ -43,113 +43,22 @@ __all__ = ["FIRST_SIGHT"]
 FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "yield_of_a_plant": (("D34",), ()),
     "digits_with_a_schedule": (("D27",), ()),
-    "new_classes_for_an_old_network": (
-        (
-            "D27",
-            "D34",
-        ),
-        (),
-    ),
-    "ring_of_eight": (
-        (
-            "D32",
-            "D03",
-            "D01",
-            "D08",
-            "D02",
-        ),
-        (),
-    ),
-    "weights_in_a_file": (
-        (
-            "D32",
-            "D03",
-            "D01",
-            "D02",
-        ),
-        (),
-    ),
-    "folder_of_validation_images": (
-        (
-            "D09",
-            "D01",
-            "D02",
-        ),
-        (),
-    ),
-    "second_head_on_a_frozen_trunk": (
-        (
-            "D07",
-            "D01",
-            "D27",
-            "D02",
-        ),
-        ("D27",),
-    ),
-    "average_for_the_release": (
-        (
-            "D32",
-            "D03",
-            "D01",
-            "D02",
-        ),
-        (),
-    ),
+    "new_classes_for_an_old_network": (("D27", "D34"), ()),
+    "ring_of_eight": (("D32", "D03", "D01", "D08", "D02"), ()),
+    "weights_in_a_file": (("D32", "D03", "D01", "D02"), ()),
+    "folder_of_validation_images": (("D09", "D01", "D02"), ()),
+    "second_head_on_a_frozen_trunk": (("D07", "D01", "D27", "D02"), ("D27",)),
+    "average_for_the_release": (("D32", "D03", "D01", "D02"), ()),
     "recordings_of_any_length": ((), ("D05",)),
     "plant_with_four_sensors": (("D34",), ()),
-    "token_for_each_column": (
-        (
-            "D29",
-            "D34",
-        ),
-        (),
-    ),
+    "token_for_each_column": (("D29", "D34"), ()),
     "values_with_dropout": (("D11",), ()),
-    "cells_with_a_norm_for_all": (
-        (
-            "D33",
-            "D02",
-        ),
-        (),
-    ),
-    "weights_as_in_the_tutorial": (
-        (
-            "D19",
-            "D16",
-        ),
-        (),
-    ),
+    "cells_with_a_norm_for_all": (("D33", "D02"), ()),
+    "weights_as_in_the_tutorial": (("D19", "D16"), ()),
     "decay_of_a_recipe": (("D14",), ()),
     "transformer_in_bfloat16": (("D27",), ()),
-    "ported_from_keras": (
-        (
-            "D05",
-            "D04",
-            "D02",
-        ),
-        ("D05",),
-    ),
-    "denoiser_with_slow_statistics": (
-        (
-            "D04",
-            "D01",
-            "D03",
-            "D02",
-        ),
-        (),
-    ),
-    "three_hospitals": (
-        (
-            "D01",
-            "D02",
-        ),
-        (),
-    ),
-    "cells_that_fill_the_memory": (
-        (
-            "D05",
-            "D15",
-        ),
-        (),
-    ),
+    "ported_from_keras": (("D05", "D04", "D02"), ("D05",)),
+    "denoiser_with_slow_statistics": (("D04", "D01", "D03", "D02"), ()),
+    "three_hospitals": (("D01", "D02"), ()),
+    "cells_that_fill_the_memory": (("D05", "D15"), ()),
 }

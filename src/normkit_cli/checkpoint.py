@@ -159,7 +159,7 @@ class Checkpoint:
         state = model.state_dict()
         shared: dict[str, str] = {}
         if path.suffix == SUFFIX and weights:
-            held = [name for name in state if self.prefix + name in weights]
+            held = {name for name in state if self.prefix + name in weights}
             shared = _shared(state, held)
         for name, value in state.items():
             if name in shared:

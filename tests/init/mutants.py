@@ -41,14 +41,14 @@ _SCALING = "tests/init/test_variance_scaling.py::test_"
 def frozen_weights_are_drawn(patch: pytest.MonkeyPatch) -> None:
     from normkit.init import run
 
-    patch.setattr(run, "_trained_maps", lambda maps, left: maps)
+    patch.setattr(run, "trained_maps", lambda maps, left: maps)
 
 
 @fault(caught_by=_SCALING + "a_refused_initialization_changes_nothing")
 def options_of_other_schemes_are_passed_over(patch: pytest.MonkeyPatch) -> None:
     from normkit.init import run
 
-    patch.setattr(run, "_check_options", lambda scheme, given: None)
+    patch.setattr(run, "check_options", lambda *_: None)
 
 
 @fault(

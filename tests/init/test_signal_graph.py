@@ -402,3 +402,17 @@ def test_each_factor_of_a_product_has_the_gradient_of_the_other() -> None:
         measured, predicted = line.gradient_measured, line.gradient_predicted
         assert measured is not None
         assert predicted == pytest.approx(measured, rel=0.35), line.name
+
+
+def test_a_square_hands_its_gradient_back_once() -> None:
+    class Squared(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 256), Squared(), nn.Linear(256, 256))
+    x = torch.randn(512, 256)
+    report = initialize(model, "kaiming", example_inputs=x, generator=source())
+    line = report.lines[0]
+    assert line.gradient_measured is not None
+    assert line.gradient_predicted == pytest.approx(line.gradient_measured, rel=0.2)

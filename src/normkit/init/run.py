@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 
 from normkit.errors import ArgumentError
 from normkit.init.automatic import Plan, plan
+from normkit.init.choice import check_sizes, chosen_maps, trained_maps
 from normkit.init.data_dependent import unit_variance_
 from normkit.init.fans import LinearMap, linear_maps, sample_variance
+from normkit.init.options import SCHEMES, check_numbers, check_options
 from normkit.init.report import InitLine, InitReport
 from normkit.init.signal_graph import SignalGraph
 from normkit.init.theory import gain_of
@@ -42,18 +43,6 @@ from normkit.modeling.snapshot import Snapshot
 from normkit.modeling.unwrap import unwrapped
 
 __all__ = ["initialize"]
-
-# What each option says something of; its default, in `initialize`.
-OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "activation": (None, ("xavier", "kaiming", "orthogonal", "lsuv")),
-    "gain": (None, ("xavier", "kaiming", "orthogonal", "lsuv")),
-    "mode": ("fan_in", ("kaiming",)),
-    "std": (SMALL_STD, ("normal",)),
-    "distribution": ("normal", ("auto", "xavier", "kaiming")),
-    "value": (0.0, ("constant",)),
-    "per_channel": (False, ("lsuv",)),
-}
-SCHEMES = ("auto", "constant", "normal", "xavier", "kaiming", "orthogonal", "lsuv")
 
 
 def initialize(
@@ -159,24 +148,17 @@ def initialize(
             f"scheme={scheme!r} reads the model from a run: pass example_inputs=, or "
             "choose scheme='kaiming'"
         )
-    _check_options(
-        scheme,
-        {
-            "activation": activation,
-            "gain": gain,
-            "mode": mode,
-            "std": std,
-            "distribution": distribution,
-            "value": value,
-            "per_channel": per_channel,
-        },
-    )
-    for name, number in (("std", std), ("gain", gain)):
-        if number is not None and not 0 <= number < math.inf:
-            raise ArgumentError(f"{name}={number} must be finite and not negative")
-    for name, number in (("value", value), ("bias", bias)):
-        if number is not None and not math.isfinite(number):
-            raise ArgumentError(f"{name}={number} must be finite")
+    given = {
+        "activation": activation,
+        "gain": gain,
+        "mode": mode,
+        "std": std,
+        "distribution": distribution,
+        "value": value,
+        "per_channel": per_channel,
+    }
+    check_options(scheme, given, initialize.__kwdefaults__ or {})
+    check_numbers(std=std, gain=gain, value=value, bias=bias)
     if gain is None:
         named = activation
         if named is None:
@@ -191,9 +173,9 @@ def initialize(
     )
     maps, left = linear_maps(model)
     if layers is None:
-        maps = _trained_maps(maps, left)
+        maps = trained_maps(maps, left)
     maps = chosen_maps(maps, layers, left)
-    _check_sizes(maps)
+    check_sizes(maps)
     if scheme == "xavier":
         mode = "fan_avg"
     draw = _Draw(scheme, gain, mode, distribution, std, value, generator)
@@ -381,62 +363,6 @@ def line_of(each: LinearMap, rule: str, var: float) -> InitLine:
         predicted_back=fan_out * var,
         measured_back=fan_out * drawn,
     )
-
-
-def chosen_maps(
-    maps: list[LinearMap], patterns: Sequence[str] | None, left: dict[str, str]
-) -> list[LinearMap]:
-    """Return the maps whose layer a pattern names; the others go to `left`.
-
-    Raises:
-        ArgumentError: A pattern that names none.
-    """
-    if patterns is None:
-        return maps
-    for pattern in patterns:
-        if not any(fnmatchcase(each.name, pattern) for each in maps):
-            names = sorted({each.name for each in maps})
-            raise ArgumentError(
-                f"layers={pattern!r} matches no linear map; there are {names}"
-            )
-    chosen = [m for m in maps if any(fnmatchcase(m.name, p) for p in patterns)]
-    for each in maps:
-        if each not in chosen:
-            left[each.name] = "not named in layers="
-    return chosen
-
-
-def _check_options(scheme: str, given: Mapping[str, Any]) -> None:
-    """Refuse options that the scheme would pass over.
-
-    Raises:
-        ArgumentError: One that differs from its default and belongs to other schemes.
-    """
-    for name, value in given.items():
-        default, schemes = OPTIONS[name]
-        if value != default and scheme not in schemes:
-            listed = " and ".join(map(repr, schemes))
-            raise ArgumentError(
-                f"{name}={value!r} says nothing of scheme={scheme!r}; it belongs to "
-                f"{listed}: leave it out, or choose one of them"
-            )
-
-
-def _trained_maps(maps: list[LinearMap], left: dict[str, str]) -> list[LinearMap]:
-    """Return the maps whose weight is trained; the others go to `left`."""
-    for each in maps:
-        if each.is_frozen:
-            left[each.name] = "frozen (requires_grad is False); layers= draws it"
-    return [each for each in maps if not each.is_frozen]
-
-
-def _check_sizes(maps: Sequence[LinearMap]) -> None:
-    for each in maps:
-        if not each.weight.numel():
-            raise ArgumentError(
-                f"layer {each.name!r} has a weight of shape {tuple(each.weight.shape)} "
-                "without elements; leave it out by layers="
-            )
 
 
 def _set_bias(each: LinearMap, bias: float | None) -> None:

@@ -142,8 +142,12 @@ class _Tracer(TorchFunctionMode):
             return output
         kind, name, function = self._classified(func, args, kwargs, ins, outs[0])
         values = [t for t in ins if _is_value(t)]
-        count = len(values) if kind in ("add", "other") else 1
         size = mean_squares[id(values[0])]
+        if kind == "other":
+            # Of x·x the gradient of x is that of both places.
+            values = list({id(t): t for t in values}.values())
+            numbers = list(dict.fromkeys(numbers))
+        count = len(values) if kind in ("add", "other") else 1
         for out in outs:
             step = Step(kind, name, tuple(numbers[:count]), 0, size, 0, function)
             step.is_nonnegative = positive[0]

@@ -189,8 +189,11 @@ class BatchNormLayer(BatchStatisticsLayer):
         if updates:
             momentum = self.momentum
             batches = buffers["num_batches_tracked"]
-            skipped = self._skipped
-            if is_seen or skipped is None or skipped.device != x.device:
+            if (
+                is_seen
+                or (skipped := self._skipped) is None
+                or skipped.device != x.device
+            ):
                 skipped = self.skip_counter()
         if updates or not self.training:
             mean, var = buffers["running_mean"], buffers["running_var"]

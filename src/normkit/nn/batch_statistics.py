@@ -101,9 +101,10 @@ class BatchStatisticsLayer(RunningStateLayer, torch.nn.modules.batchnorm._BatchN
 
         None where a tracer would take it for a constant.
         """
-        mean, counter = self._buffers["running_mean"], self._skipped
+        # First: a compiler would guard on the counter, and compile again for the next.
         if is_compiling() or has_transforms() or has_mode_or_tracer():
             return None
+        mean, counter = self._buffers["running_mean"], self._skipped
         if mean is None or mean.is_meta or type(mean) not in PLAIN:
             return None
         if counter is None or counter.device != mean.device:
