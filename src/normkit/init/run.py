@@ -184,7 +184,7 @@ def initialize(
     with _restored_on_error(model):
         graph = None
         if example_inputs is not None:
-            graph = trace_signals(model, inputs, maps, run)
+            graph = trace_signals(model, inputs, maps, run, gradients=False)
             place = {name: i for i, name in enumerate(graph.order())}
             maps.sort(key=lambda each: place.get(each.name, len(place)))
         made = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,14 @@ __all__ = ["SignalGraph", "Step", "is_homogeneous", "ratio"]
 # Functions that multiply by a matrix. Where one is no linear map known by name, as in
 # transformers' Conv1D, what came before it does not end the branch.
 PRODUCTS = frozenset(("linear", "addmm", "mm", "matmul", "einsum", "tensordot"))
+
+# Operations that send a gradient to the largest of their inputs alone.
+PICKING = frozenset(
+    (
+        *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d"),
+        *("adaptive_max_pool2d", "adaptive_max_pool3d", "amax", "max", "maximum"),
+    )
+)
 
 
 @dataclass
@@ -33,9 +42,11 @@ class Step:
         after: Mean square of the output, as measured.
         function: The activation, as a function of a tensor.
         gradient: Mean square of the gradient of the output, once measured.
-        kept: Mean square of the gradient of each input, per that of the output, as
-            measured by itself; None where it was not.
+        kept: Mean square of the gradient that each input receives, per that of the
+            output, as measured; None where it was not.
         is_nonnegative: Whether the first input has no negative value.
+        inside: Share of the products of a linear map that meet values and no padding,
+            for the output and for the gradient of the input.
     """
 
     kind: str
@@ -48,6 +59,7 @@ class Step:
     gradient: float | None = None
     kept: tuple[float | None, ...] = ()
     is_nonnegative: bool = False
+    inside: tuple[float, float] = (1.0, 1.0)
 
     def activated(self, mean_square: float, *, is_nonnegative: bool) -> float:
         """Return the mean square after the activation.
@@ -92,6 +104,43 @@ class SignalGraph:
             if step.kind not in ("linear", "opaque"):
                 reached.add(step.output)
         return None
+
+    def shared(self) -> frozenset[int]:
+        """Return the values that several steps read."""
+        readers = Counter(v for step in self.steps for v in set(step.inputs))
+        return frozenset(value for value, count in readers.items() if count > 1)
+
+    def is_measured(self, step: Step) -> bool:
+        """Return whether theory does not say what a step keeps of a gradient.
+
+        Nor of an activation before a choice of the largest: positive values are chosen,
+        of which a ReLU keeps the whole gradient.
+        """
+        if step.kind == "activation":
+            return any(
+                each.name in PICKING and step.output in each.inputs
+                for each in self.steps
+            )
+        return step.kind in ("norm", "opaque", "other")
+
+    def _coherence(self) -> dict[int, float]:
+        """Return the measured gradient of shared values per sum of their readers'.
+
+        1 where what the readers send is uncorrelated, as theory takes it to be.
+        """
+        shared, sent = self.shared(), dict[int, float]()
+        for step in self.steps:
+            if step.gradient is None:
+                continue
+            known = (1.0,) * len(step.inputs) if step.kind == "add" else step.kept
+            for value, kept in zip(step.inputs, known, strict=False):
+                kept = math.nan if kept is None else kept
+                sent[value] = sent.get(value, 0.0) + kept * step.gradient
+        return {
+            step.output: step.gradient / sent[step.output]
+            for step in self.steps
+            if step.output in shared and step.gradient and sent.get(step.output, 0) > 0
+        }
 
     def order(self) -> list[str]:
         """Return the names of the linear maps in the order of their first calls."""
@@ -139,15 +188,17 @@ class SignalGraph:
 
         Returns:
             Signal and gradient of the first call of each map; the gradient relative to
-            that of the last map that runs. Norms, sums and activations are followed by
-            theory, other operations by what they were measured to do. A map whose
+            that of the last map that runs. Maps and activations are followed by theory,
+            with what padding takes from a convolution. Norms and other operations keep
+            of a gradient what they were measured to keep, and the gradients that meet
+            at a value add up as they were measured to. A map whose
             number is unknown is left out; `reason_unknown` says why.
         """
         q = dict(self.sources)
         for step in self.steps:
             first = q.get(step.inputs[0], step.before)
             if step.kind == "linear":
-                q[step.output] = forward.get(step.name, 1.0) * first
+                q[step.output] = forward.get(step.name, 1.0) * step.inside[0] * first
             elif step.kind == "activation" and step.function is not None:
                 positive = step.is_nonnegative
                 q[step.output] = step.activated(first, is_nonnegative=positive)
@@ -158,13 +209,15 @@ class SignalGraph:
             else:
                 q[step.output] = first * ratio(step.after, step.before)
         g: dict[int, float] = dict.fromkeys(self.outputs, 1.0)
+        coherence = self._coherence()
         for step in reversed(self.steps):
-            here = g.get(step.output)
-            if here is None:
+            if step.output not in g:
                 continue
+            g[step.output] *= coherence.get(step.output, 1.0)
+            here = g[step.output]
             first = q.get(step.inputs[0], step.before)
             if step.kind == "linear":
-                factor = backward.get(step.name, 1.0)
+                factor = backward.get(step.name, 1.0) * step.inside[1]
             elif step.kind == "activation" and step.function is not None:
                 factor = kept_gradient(step.function, first)
                 if step.is_nonnegative and is_homogeneous(step.function):
@@ -173,7 +226,9 @@ class SignalGraph:
                 factor = 1.0
             else:
                 factor = ratio(step.after, step.before)
-            kept = step.kept or (None,) * len(step.inputs)
+            kept: tuple[float | None, ...] = (None,) * len(step.inputs)
+            if self.is_measured(step) and step.kept:
+                kept = step.kept
             for value, own in zip(step.inputs, kept, strict=True):
                 # Of a product each factor's gradient has the size of the other's.
                 g[value] = g.get(value, 0.0) + here * (factor if own is None else own)

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from normkit.calibrate.layers import find_layers
 from normkit.errors import ArgumentError
 from normkit.init.fans import LinearMap
-from normkit.init.signal_graph import SignalGraph, Step
+from normkit.init.padding import inside
+from normkit.init.signal_graph import SignalGraph, Step, ratio
 from normkit.modeling.batch import Forward, call_on
 from normkit.modeling.norm_types import NORMS
 from normkit.modeling.pytree import tensors_in
@@ -48,6 +50,8 @@ def trace_signals(
     inputs: Any,
     maps: Sequence[LinearMap],
     forward: Forward = call_on,
+    *,
+    gradients: bool = True,
 ) -> SignalGraph:
     """Run `model` once, forward and backward, and record its graph.
 
@@ -56,13 +60,14 @@ def trace_signals(
         inputs: The example inputs.
         maps: The linear maps to know by name.
         forward: `forward(model, inputs)`.
+        gradients: False runs it forward alone.
 
     Raises:
         ArgumentError: No tensor comes out of the model.
     """
     graph = SignalGraph()
-    with at_the_start(model), torch.enable_grad():
-        tracer = _Tracer(model, graph, {id(each.weight): each.name for each in maps})
+    with at_the_start(model), torch.set_grad_enabled(gradients):
+        tracer = _Tracer(model, graph, {id(each.weight): each for each in maps})
         try:
             with tracer:
                 output = forward(model, inputs)
@@ -101,14 +106,16 @@ class _Tracer(TorchFunctionMode):
     """Records each torch function that meets a floating tensor in a SignalGraph."""
 
     def __init__(
-        self, model: nn.Module, graph: SignalGraph, names: Mapping[int, str]
+        self, model: nn.Module, graph: SignalGraph, maps: Mapping[int, LinearMap]
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.names = names
+        self.maps = maps
         self._numbers: dict[int, int] = {}
         self._alive: list[Tensor] = []  # ids are those of living tensors only
         self._depth = 0
+        self._shared = frozenset[int]()
+        self._within = False  # the backward pass of one operation
         self._handles: list[RemovableHandle] = []
         for name, module in model.named_modules():
             if isinstance(module, (*NORMS, *_OPAQUE)):
@@ -134,6 +141,7 @@ class _Tracer(TorchFunctionMode):
         ins = [t for t in ins if t.numel()] or ins
         # Before the call: it may write over its input.
         mean_squares = {id(t): _mean_square(t) for t in ins}
+        edges = {id(t): _edge(t) for t in ins}
         positive = [bool((t >= 0).all()) for t in ins if _is_value(t)]
         numbers = [self.number(t, mean_squares[id(t)]) for t in ins if _is_value(t)]
         output = func(*args, **kwargs)
@@ -151,17 +159,21 @@ class _Tracer(TorchFunctionMode):
         for out in outs:
             step = Step(kind, name, tuple(numbers[:count]), 0, size, 0, function)
             step.is_nonnegative = positive[0]
-            self._write(step, values[:count], out)
+            if kind == "linear" and "conv" in _name(func):
+                each = next(self.maps[id(t)] for t in ins if id(t) in self.maps)
+                step.inside = inside(
+                    func, args, kwargs, values[0], each.weight, each.fans
+                )
+            self._write(step, [edges[id(t)] for t in values[:count]], out)
         return output
 
     def _classified(
         self, func: Any, args: Any, kwargs: Any, ins: list[Tensor], out: Tensor
     ) -> tuple[str, str, Callable[[Tensor], Tensor] | None]:
         for tensor in ins:
-            if id(tensor) in self.names:
-                return "linear", self.names[id(tensor)], None
-        name = getattr(func, "__name__", type(func).__name__)
-        plain = name.strip("_")
+            if id(tensor) in self.maps:
+                return "linear", self.maps[id(tensor)].name, None
+        plain = _name(func)
         if plain in ACTIVATIONS:
             return "activation", plain, _alone(func, args, kwargs)
         if plain in _NORM_FUNCTIONS:
@@ -186,25 +198,67 @@ class _Tracer(TorchFunctionMode):
         self._numbers[id(tensor)] = len(self._alive)
         return len(self._alive)
 
-    def _write(self, step: Step, inputs: Sequence[Tensor], out: Tensor) -> None:
+    def _write(
+        self, step: Step, inputs: Sequence[GradientEdge | None], out: Tensor
+    ) -> None:
         """Complete a step by its output, and append it."""
         step.output, step.after = self._give_number(out), _mean_square(out)
         self.graph.steps.append(step)
-        if step.kind in ("norm", "opaque", "other"):
-            step.kept = tuple(_kept_gradient(t, out) for t in inputs)
-        if step.kind == "linear" and out.requires_grad:
-            out.register_hook(lambda g: setattr(step, "gradient", _mean_square(g)))
+        edge = _edge(out)
+        if edge is None:
+            return
+
+        def arrived(gradient: Tensor) -> None:
+            if self._within:
+                return
+            step.gradient = _mean_square(gradient)
+            if self.graph.is_measured(step) or not self._shared.isdisjoint(step.inputs):
+                step.kept = self._kept(edge, inputs, gradient, step.gradient)
+
+        out.register_hook(arrived)
+
+    def _kept(
+        self,
+        out: GradientEdge,
+        inputs: Sequence[GradientEdge | None],
+        gradient: Tensor,
+        mean_square: float,
+    ) -> tuple[float | None, ...]:
+        """Return what one operation hands each input of the gradient that arrives.
+
+        Of that gradient, not of a random one: what arrives at a concatenation, a choice
+        of one token or a mean over positions has the structure of what follows.
+        """
+        known = [each for each in inputs if each is not None]
+        # Behind an operation in place on a view, torch cannot stop at one operation.
+        if not known or out.node.name() == "CopySlices":
+            return (None,) * len(inputs)
+        self._within = True
+        try:
+            found = torch.autograd.grad(
+                *([out], known, [gradient]), retain_graph=True, allow_unused=True
+            )
+        finally:
+            self._within = False
+        own = iter(found)
+        kept = [None if each is None else next(own) for each in inputs]
+        return tuple(
+            None if each is None else ratio(_mean_square(each), mean_square)
+            for each in kept
+        )
 
     def _around(self, kind: str, name: str) -> tuple[Any, Any]:
         """Return hooks that record a whole module as one step."""
-        before: list[tuple[Tensor, int, float]] = []
+        before: list[tuple[GradientEdge | None, int, float]] = []
 
         def enter(module: nn.Module, args: Any) -> None:
             # Deeper first: what is computed here is no part of the model.
             self._depth += 1
             if self._depth == 1:
                 values = [t for t in tensors_in(args) if t.is_floating_point()]
-                before[:] = [(t, self.number(t), _mean_square(t)) for t in values[:1]]
+                before[:] = [
+                    (_edge(t), self.number(t), _mean_square(t)) for t in values[:1]
+                ]
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if self._depth == 1 and before:
@@ -222,13 +276,16 @@ class _Tracer(TorchFunctionMode):
         live = [t for t in outputs if t.requires_grad]
         if not live:
             return
+        self._shared = self.graph.shared()
         source = torch.Generator().manual_seed(0)
         cotangents = [
             torch.randn(t.shape, generator=source).to(t.device, t.dtype) for t in live
         ]
         wanted = [t for t in self._alive if t.is_leaf and t.requires_grad]
         wanted += self._parameters(live)
-        torch.autograd.grad(live, wanted, cotangents, allow_unused=True)
+        torch.autograd.grad(
+            *(live, wanted, cotangents), allow_unused=True, retain_graph=True
+        )
 
     def _parameters(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the leaves behind outputs, whose .grad autograd.grad leaves alone."""
@@ -254,17 +311,14 @@ def _alone(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
     return lambda z: func(z.clone(), *rest, **keywords)
 
 
-def _kept_gradient(given: Tensor, out: Tensor) -> float | None:
-    """Return the mean square of an input's gradient for a unit normal one of `out`."""
-    # Written over, or a view of it: it is then no longer what went in.
-    if given is out or not (given.requires_grad and out.requires_grad):
-        return None
-    source = torch.Generator().manual_seed(0)
-    v = torch.randn(out.shape, generator=source).to(out.device, out.dtype)
-    (gradient,) = torch.autograd.grad(
-        out, given, v, retain_graph=True, allow_unused=True
-    )
-    return None if gradient is None else _mean_square(gradient)
+def _edge(tensor: Tensor) -> GradientEdge | None:
+    """Return where a value's gradient arrives; an operation in place moves that."""
+    is_followed = tensor.requires_grad and torch.is_grad_enabled()
+    return get_gradient_edge(tensor) if is_followed else None
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__).strip("_")
 
 
 def _is_value(tensor: Tensor) -> bool:
