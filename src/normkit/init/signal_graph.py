@@ -45,6 +45,7 @@ class Step:
         kept: Mean square of the gradient that each input receives, per that of the
             output, as measured; None where it was not.
         is_nonnegative: Whether the first input has no negative value.
+        mean: Mean of the first input, per root of its mean square.
         inside: Share of the products of a linear map that meet values and no padding,
             for the output and for the gradient of the input.
     """
@@ -59,9 +60,12 @@ class Step:
     gradient: float | None = None
     kept: tuple[float | None, ...] = ()
     is_nonnegative: bool = False
+    mean: float = 0.0
     inside: tuple[float, float] = (1.0, 1.0)
 
-    def activated(self, mean_square: float, *, is_nonnegative: bool) -> float:
+    def activated(
+        self, mean_square: float, *, is_nonnegative: bool, mean: float = 0.0
+    ) -> float:
         """Return the mean square after the activation.
 
         By theory for normal inputs; where those are not negative and the activation is
@@ -69,9 +73,21 @@ class Step:
         """
         assert self.function is not None
         if is_nonnegative and is_homogeneous(self.function):
-            one = self.function(torch.ones(1, dtype=torch.float64))
-            return float(one.square()) * mean_square
-        return kept_signal(self.function, mean_square)
+            return self._slope_squared() * mean_square
+        mean *= math.sqrt(mean_square)
+        return kept_signal(self.function, mean_square, mean=mean)
+
+    def kept_by_theory(self, mean_square: float) -> float:
+        """Return what the activation keeps of the mean square of a gradient."""
+        assert self.function is not None
+        if self.is_nonnegative and is_homogeneous(self.function):
+            return self._slope_squared()
+        mean = self.mean * math.sqrt(mean_square)
+        return kept_gradient(self.function, mean_square, mean=mean)
+
+    def _slope_squared(self) -> float:
+        assert self.function is not None
+        return float(self.function(torch.ones(1, dtype=torch.float64)).square())
 
 
 @dataclass
@@ -160,7 +176,10 @@ class SignalGraph:
         ends: list[Step] = []
         for index, step in enumerate(self.steps):
             past = frozenset[int]().union(*(made_by.get(v, ()) for v in step.inputs))
-            latest = next((last.get(v) for v in step.inputs if last.get(v)), None)
+            ends_here = {id(e): e for v in step.inputs if (e := last.get(v))}
+            # Of two that are put side by side, neither alone ends the branch; one at 0
+            # whose other reader is a norm would send that norm constants.
+            latest = next(iter(ends_here.values())) if len(ends_here) == 1 else None
             if step.kind in ("linear", "norm", "opaque"):
                 past, latest = past | {index}, step
             elif step.kind == "activation" or step.name in PRODUCTS:
@@ -200,8 +219,9 @@ class SignalGraph:
             if step.kind == "linear":
                 q[step.output] = forward.get(step.name, 1.0) * step.inside[0] * first
             elif step.kind == "activation" and step.function is not None:
-                positive = step.is_nonnegative
-                q[step.output] = step.activated(first, is_nonnegative=positive)
+                q[step.output] = step.activated(
+                    first, is_nonnegative=step.is_nonnegative, mean=step.mean
+                )
             elif step.kind == "norm":
                 q[step.output] = step.after
             elif step.kind == "add":
@@ -219,9 +239,7 @@ class SignalGraph:
             if step.kind == "linear":
                 factor = backward.get(step.name, 1.0) * step.inside[1]
             elif step.kind == "activation" and step.function is not None:
-                factor = kept_gradient(step.function, first)
-                if step.is_nonnegative and is_homogeneous(step.function):
-                    factor = step.activated(1.0, is_nonnegative=True)
+                factor = step.kept_by_theory(first)
             elif step.kind == "add":
                 factor = 1.0
             else:

@@ -98,26 +98,52 @@ _NODES, _WEIGHTS = _panels()
 
 
 def kept_signal(
-    activation: str | Function, mean_square: float = 1.0, slope: float = 0.01
+    activation: str | Function,
+    mean_square: float = 1.0,
+    slope: float = 0.01,
+    *,
+    mean: float = 0.0,
 ) -> float:
-    """Return E[φ(√q·z)²], the mean square after an activation of one of q."""
-    function, scale = activation_function(activation, slope), math.sqrt(mean_square)
-    return gaussian_mean(lambda z: function(scale * z).square())
+    """Return E[φ(z)²] for z normal, the mean square after an activation.
+
+    Args:
+        activation: A name, or a function of a tensor.
+        mean_square: E[z²].
+        slope: Negative slope of a leaky ReLU.
+        mean: E[z], as behind a sum of outputs of a ReLU.
+    """
+    function = activation_function(activation, slope)
+    std = _std(mean_square, mean)
+    return gaussian_mean(lambda z: function(mean + std * z).square())
 
 
 def kept_gradient(
-    activation: str | Function, mean_square: float = 1.0, slope: float = 0.01
+    activation: str | Function,
+    mean_square: float = 1.0,
+    slope: float = 0.01,
+    *,
+    mean: float = 0.0,
 ) -> float:
-    """Return E[φ'(√q·z)²], the factor on the gradient's mean square."""
-    function, scale = activation_function(activation, slope), math.sqrt(mean_square)
+    """Return E[φ'(z)²], the factor on the gradient's mean square; see `kept_signal`."""
+    function = activation_function(activation, slope)
+    std = _std(mean_square, mean)
 
     def squared_derivative(z: Tensor) -> Tensor:
         with torch.enable_grad():
-            z = (scale * z).detach().requires_grad_()
+            z = (mean + std * z).detach().requires_grad_()
             (derivative,) = torch.autograd.grad(function(z).sum(), z)
         return derivative.square()
 
     return gaussian_mean(squared_derivative)
+
+
+def _std(mean_square: float, mean: float) -> float:
+    if mean * mean > mean_square:
+        raise ArgumentError(
+            f"mean={mean} has a square of {mean * mean:.4g}, above mean_square="
+            f"{mean_square:.4g}; E[z]² is at most E[z²]"
+        )
+    return math.sqrt(mean_square - mean * mean)
 
 
 def gain_of(activation: str | Function, slope: float = 0.01) -> float:

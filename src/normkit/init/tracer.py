@@ -8,6 +8,7 @@ as at the start of training, and comes back as it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -142,7 +143,9 @@ class _Tracer(TorchFunctionMode):
         # Before the call: it may write over its input.
         mean_squares = {id(t): _mean_square(t) for t in ins}
         edges = {id(t): _edge(t) for t in ins}
-        positive = [bool((t >= 0).all()) for t in ins if _is_value(t)]
+        first = next((t for t in ins if _is_value(t)), None)
+        is_nonnegative = first is not None and bool((first >= 0).all())
+        mean = 0.0 if first is None else _mean_per_root(first, mean_squares[id(first)])
         numbers = [self.number(t, mean_squares[id(t)]) for t in ins if _is_value(t)]
         output = func(*args, **kwargs)
         outs = [t for t in tensors_in(output) if t.is_floating_point()]
@@ -158,7 +161,7 @@ class _Tracer(TorchFunctionMode):
         count = len(values) if kind in ("add", "other") else 1
         for out in outs:
             step = Step(kind, name, tuple(numbers[:count]), 0, size, 0, function)
-            step.is_nonnegative = positive[0]
+            step.is_nonnegative, step.mean = is_nonnegative, mean
             if kind == "linear" and "conv" in _name(func):
                 each = next(self.maps[id(t)] for t in ins if id(t) in self.maps)
                 step.inside = inside(
@@ -323,6 +326,14 @@ def _name(function: Any) -> str:
 
 def _is_value(tensor: Tensor) -> bool:
     return not isinstance(tensor, nn.Parameter)
+
+
+def _mean_per_root(tensor: Tensor, mean_square: float) -> float:
+    if not mean_square:
+        return 0.0
+    wide = torch.float64 if tensor.device.type != "mps" else torch.float32
+    mean = float(tensor.detach().to(wide).mean()) / math.sqrt(mean_square)
+    return max(-1.0, min(1.0, mean))  # a constant's is one, and its rounding
 
 
 def _mean_square(tensor: Tensor) -> float:
