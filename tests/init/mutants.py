@@ -76,8 +76,73 @@ def lsuv_forgets_to_fold(patch: pytest.MonkeyPatch) -> None:
     "test_each_factor_of_a_product_has_the_gradient_of_the_other"
 )
 def all_factors_have_the_gradient_of_the_first(patch: pytest.MonkeyPatch) -> None:
-    def write(honest, self, step, inputs, out):
-        honest(self, step, inputs, out)
-        step.kept = step.kept[:1] * len(step.kept)
+    def kept(honest, self, *given):
+        found = honest(self, *given)
+        return found[:1] * len(found)
 
-    wrap(patch, "normkit.init.tracer._Tracer._write", write)
+    wrap(patch, "normkit.init.tracer._Tracer._kept", kept)
+
+
+@fault(
+    caught_by="tests/init/test_predictions.py::"
+    "test_a_relu_before_a_choice_of_the_largest_keeps_the_gradient"
+)
+def gradients_are_followed_by_a_random_one(patch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def kept(honest, self, out, inputs, gradient, mean_square):
+        drawn = torch.randn_like(gradient)
+        return honest(self, out, inputs, drawn, float(drawn.square().mean()))
+
+    wrap(patch, "normkit.init.tracer._Tracer._kept", kept)
+
+
+@fault(caught_by="tests/init/test_predictions.py::test_padding_is_no_product")
+def padding_is_a_product(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init import tracer
+
+    patch.setattr(tracer, "inside", lambda *given: (1.0, 1.0))
+
+
+@fault(
+    caught_by="tests/init/test_predictions.py::"
+    "test_gradients_of_many_readers_meet_as_they_do"
+)
+def gradients_of_readers_are_uncorrelated(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init.signal_graph import SignalGraph
+
+    patch.setattr(SignalGraph, "_coherence", lambda self: {})
+
+
+@fault(
+    caught_by="tests/init/test_predictions.py::"
+    "test_a_relu_before_a_choice_of_the_largest_keeps_the_gradient"
+)
+def a_choice_of_the_largest_is_overlooked(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init import signal_graph
+
+    patch.setattr(signal_graph, "PICKING", frozenset())
+
+
+@fault(
+    caught_by="tests/init/test_predictions.py::"
+    "test_a_sum_of_rectified_values_is_followed_with_its_mean"
+)
+def inputs_of_activations_have_no_mean(patch: pytest.MonkeyPatch) -> None:
+    from normkit.init import tracer
+
+    patch.setattr(tracer, "_mean_per_root", lambda tensor, mean_square: 0.0)
+
+
+@fault(
+    caught_by="tests/init/test_predictions.py::"
+    "test_a_norm_that_another_norm_reads_does_not_start_at_zero"
+)
+def halves_put_side_by_side_end_a_branch(patch: pytest.MonkeyPatch) -> None:
+    def ends(honest, self):
+        for step in self.steps:  # a concatenation passes on the end of its first half
+            if step.name == "cat":
+                step.inputs = step.inputs[:1]
+        return honest(self)
+
+    wrap(patch, "normkit.init.signal_graph.SignalGraph.branch_ends", ends)
