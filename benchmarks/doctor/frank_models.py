@@ -1,8 +1,9 @@
-"""Healthy generators, views, students that are thinned or rounded, and control."""
+"""Healthy generators and views, and trained nets that are thinned or rounded."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import torch
@@ -241,7 +242,7 @@ def preconditioned_diffusion() -> Training:
         model.eval()
         times = torch.linspace(5 ** (1 / 7), 0.01 ** (1 / 7), 16) ** 7
         x = times[0] * torch.randn(400, 2)
-        for now, then in zip(times[:-1], times[1:], strict=True):
+        for now, then in itertools.pairwise(times):
             slope = (x - model(x, now.expand(400, 1))) / now
             first = x + (then - now) * slope
             other = (first - model(first, then.expand(400, 1))) / then
@@ -339,7 +340,7 @@ class _RoundedReLU(nn.Module):
 
 @program
 def quantization_aware() -> Training:
-    """A trained BN net of letters goes on with 8-bit weights and activations (QAT).
+    """Tune a trained BN net of letters with 8-bit weights and activations (QAT).
 
     SGD 0.01 with momentum, decay 1e-4, cosine, batch 64.
     """
@@ -371,7 +372,7 @@ def quantization_aware() -> Training:
 
 @program
 def pruned_and_tuned() -> Training:
-    """A trained BN net of digits loses 60 % of its weights, then trains on.
+    """Tune a trained BN net of digits without the smaller 60 % of its weights.
 
     The smallest of each layer are masked (torch's prune), SGD 0.02 with momentum,
     decay 1e-4, cosine, batch 50.
@@ -391,95 +392,3 @@ def pruned_and_tuned() -> Training:
         model, train, test, optimizer, size=50, steps=200, goal=0.95,
         schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 200),
     )  # fmt: skip
-
-
-def _entered(n: int) -> Tensor:
-    """Return way to go, lane, and the place and lane of a block, of n cars."""
-    lane, other = 2.0 * torch.randint(2, (2, n)) - 1
-    return torch.stack((torch.ones(n), lane, 0.2 + 0.6 * torch.rand(n), other), 1)
-
-
-def _driven(car: Tensor, act: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Go on slowly, change the lane, or go fast; return cars, rewards and ends."""
-    way, lane, block, other = car.unbind(1)
-    lane = torch.where(act == 1, -lane, lane)
-    pace = torch.where((act == 2) & (torch.rand(len(act)) < 0.8), 0.25, 0.1)
-    ahead = way - pace
-    hit = (lane == other) & (way >= block) & (ahead <= block)
-    out = (ahead <= 0) & ~hit
-    reward = out.float() - hit.float() - 0.03
-    return torch.stack((ahead, lane, block, other), 1), reward, out | hit
-
-
-@program
-def categorical_q() -> Training:
-    """C51: the law of returns on 21 places; cars pass a block in one of two lanes.
-
-    32 cars, replay, epsilon from 1 to 0.1, target kept for 15 steps, Adam 2e-3, batch
-    128; the mean return of greedy cars.
-    """
-    places, fade = torch.linspace(-1, 1, 21), 0.97
-    model = nn.Sequential(
-        nn.Linear(4, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 63),
-        nn.Unflatten(1, (3, 21)),
-    )  # fmt: skip
-    kept = copy.deepcopy(model).requires_grad_(False)
-    optimizer = optim.Adam(model.parameters(), 2e-3)
-    seen: list[tuple[Tensor, ...]] = []
-    cars = _entered(32)
-
-    def best(net: nn.Module, car: Tensor) -> Tensor:
-        with torch.no_grad():
-            return (net(car).softmax(2) * places).sum(2).argmax(1)
-
-    def play(epsilon: float) -> None:
-        nonlocal cars
-        act = best(model, cars)
-        free = torch.rand(32) < epsilon
-        act = torch.where(free, torch.randint(3, (32,)), act)
-        then, reward, end = _driven(cars, act)
-        seen.append((cars, act, reward, then, end.float()))
-        del seen[:-250]
-        cars = torch.where(end[:, None], _entered(32), then)
-
-    @torch.no_grad()
-    def projected(reward: Tensor, then: Tensor, end: Tensor) -> Tensor:
-        law = kept(then).softmax(2)[torch.arange(len(end)), best(model, then)]
-        at = (reward[:, None] + fade * (1 - end[:, None]) * places).clamp(-1, 1)
-        near = (1 - (at[:, :, None] - places).abs() / 0.1).clamp(min=0)
-        return (law[:, :, None] * near).sum(1)
-
-    def drawn() -> list[Data]:
-        car, act, reward, then, end = map(torch.cat, zip(*seen, strict=True))
-        found = []
-        for _ in range(20):
-            i = torch.randint(len(act), (128,))
-            law = projected(reward[i], then[i], end[i])
-            found.append((car[i], torch.cat((act[i, None].float(), law), 1)))
-        return found
-
-    def loss_fn(out: Tensor, y: Tensor) -> Tensor:
-        chosen = out[torch.arange(len(y)), y[:, 0].long()]
-        return F.cross_entropy(chosen, y[:, 1:])
-
-    for _ in range(20):
-        play(1.0)
-
-    def step(i: int) -> float:
-        model.train()
-        if i % 15 == 0:
-            kept.load_state_dict(model.state_dict())
-        play(max(0.1, 1 - i / 120))
-        x, y = drawn()[0]
-        return update(optimizer, loss_fn(model(x), y))
-
-    def score() -> float:
-        car, total, alive = _entered(400), torch.zeros(400), torch.ones(400)
-        for _ in range(20):
-            car, reward, end = _driven(car, best(model, car))
-            total, alive = total + alive * reward, alive * (1 - end.float())
-        return float(total.mean())
-
-    return Training(
-        [Subject(model, drawn, loss_fn, optimizer)], step, 300, score, 0.7
-    )
