@@ -255,9 +255,7 @@ def preconditioned_diffusion() -> Training:
             inside |= (p.abs() < 0.83) & (q.abs() < 0.18)
         return float(inside.float().mean())
 
-    return Training(
-        [Subject(model, drawn, loss_fn, optimizer)], step, 300, score, 0.8
-    )
+    return Training([Subject(model, drawn, loss_fn, optimizer)], step, 300, score, 0.8)
 
 
 def _two_views(x: Tensor) -> Tensor:

@@ -141,9 +141,7 @@ class _Inception(nn.Module):
         self.five = nn.Sequential(
             conv_norm(i, five // 2, kernel=1), conv_norm(five // 2, five, kernel=5)
         )
-        self.pool = nn.Sequential(
-            nn.MaxPool2d(3, 1, 1), conv_norm(i, pool, kernel=1)
-        )
+        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), conv_norm(i, pool, kernel=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat((self.one(x), self.three(x), self.five(x), self.pool(x)), 1)
@@ -261,7 +259,7 @@ def probe_then_tune() -> Training:
 
 
 class _Pyramid(nn.Module):
-    """Feature pyramid: three scales, added from coarse to fine, summed at the finest."""
+    """Feature pyramid: three scales, added from coarse to fine, then summed."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
