@@ -181,7 +181,7 @@ def news_bags() -> Training:
         return accuracy(model, joined(list(range(2200, n))))
 
     subject = Subject(model, epoch, F.cross_entropy, optimizer)
-    return Training([subject], step, 260, score, 0.85)
+    return Training([subject], step, 260, score, 0.8)
 
 
 class _Uncertain(nn.Module):
