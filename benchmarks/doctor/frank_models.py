@@ -210,7 +210,7 @@ def preconditioned_diffusion() -> Training:
         a, b = flat.unbind(1)
         return torch.stack((
             a * turn.cos() - b * turn.sin(), a * turn.sin() + b * turn.cos()
-        ), 1) / 0.94  # fmt: skip
+        ), 1) / 0.66  # fmt: skip
 
     def drawn() -> list[Data]:
         found = []
@@ -247,7 +247,7 @@ def preconditioned_diffusion() -> Training:
             first = x + (then - now) * slope
             other = (first - model(first, then.expand(400, 1))) / then
             x = x + (then - now) * (slope + other) / 2
-        a, b = (0.94 * x).unbind(1)
+        a, b = (0.66 * x).unbind(1)
         inside = torch.zeros(400, dtype=torch.bool)
         for turn in (0.7, -0.7):
             p = a * math.cos(turn) + b * math.sin(turn)
@@ -273,7 +273,7 @@ def _two_views(x: Tensor) -> Tensor:
 def aligned_and_uniform() -> Training:
     """Digits on a sphere: views of one near, all spread (Wang and Isola 2020).
 
-    BN in body and head, SGD 0.3 with momentum, decay 1e-4, cosine, batch 128; share
+    BN in body and head, SGD 0.1 with momentum, decay 1e-4, cosine, batch 128; share
     of digits whose nearest neighbours' class is theirs.
     """
     (x, y), (a, b) = digits()

@@ -310,14 +310,16 @@ def light_graph_pairs() -> Training:
     many = int(0.8 * len(pairs))
     known, held = pairs[:many], pairs[many:]
 
-    def others(rows: Tensor) -> Tensor:
-        chance = (~liked[rows[:, 0]]).float()
-        return torch.multinomial(chance, 1)[:, 0]
+    seen = torch.zeros_like(liked)
+    seen[known[:, 0], known[:, 1]] = True
+
+    def others(rows: Tensor, unlike: Tensor) -> Tensor:
+        return torch.multinomial((~unlike[rows[:, 0]]).float(), 1)[:, 0]
 
     def epoch() -> list[Data]:
         found = []
         for rows, _ in shuffled((known, known[:, 0]), 256):
-            x = (rows[:, 0], rows[:, 1], others(rows))
+            x = (rows[:, 0], rows[:, 1], others(rows, seen))
             found.append((x, torch.ones(256)))
         return found
 
@@ -334,7 +336,7 @@ def light_graph_pairs() -> Training:
         return update(optimizer, loss_fn(model(*x), y))
 
     def score() -> float:
-        x = (held[:, 0], held[:, 1], others(held))
+        x = (held[:, 0], held[:, 1], others(held, liked))
         return float((outputs(model, (x, held)) > 0).float().mean())
 
     return Training([Subject(model, epoch, loss_fn, optimizer)], step, 250, score, 0.8)

@@ -53,7 +53,7 @@ def passengers() -> Training:
     3e-3, decay 1e-4, batch 32; AUC.
     """
     n = 1309
-    rank, woman = torch.multinomial(torch.tensor([0.25, 0.2, 0.55]), n, True), 0
+    rank = torch.multinomial(torch.tensor([0.25, 0.2, 0.55]), n, True)
     woman = (torch.rand(n) < 0.36).float()
     age = (29 + 14 * torch.randn(n)).clamp(0.5, 75)
     family = torch.poisson(torch.full((n,), 0.9))
