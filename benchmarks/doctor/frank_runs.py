@@ -41,7 +41,7 @@ FRANK = Set(
     examined,
     "Healthy programs by a twelfth hand",
     "diagnoses after 20 % and 50 % of the steps and at the end",
-    (0, 3 * len(PROGRAMS)),
+    (9, 108),
 )
 
 if __name__ == "__main__":

@@ -734,3 +734,33 @@ def gradients_that_were_there_before_count(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         LeftOut, "_got_gradient", lambda _, __, p: p.grad is not None and p.grad.any()
     )
+
+
+@fault(
+    caught_by="tests/doctor/test_learns_all_the_same.py::"
+    "test_labels_that_the_loss_divides_are_a_distribution"
+)
+def what_a_loss_makes_of_labels_is_overlooked(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import answers
+
+    patch.setattr(answers, "has_distributions", lambda loss, output: False)
+
+
+@fault(
+    caught_by="tests/doctor/test_learns_all_the_same.py::"
+    "test_a_dropout_of_a_third_before_a_norm_costs_little"
+)
+def a_dropout_is_a_fault_whatever_it_costs(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batches
+
+    patch.setattr(batches, "costs_nothing", lambda statistics: False)
+
+
+@fault(
+    caught_by="tests/doctor/test_learns_all_the_same.py::"
+    "test_scores_of_a_critic_are_not_those_of_the_model"
+)
+def a_critic_is_no_one(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import answers
+
+    patch.setattr(answers, "leaves_of", lambda loss: [])

@@ -42,6 +42,55 @@ def test_counts_that_the_network_is_given_are_no_labels(is_given: bool) -> None:
     assert told == (set() if is_given else {"warning"})
 
 
+@pytest.mark.parametrize("is_divided", [True, False])
+def test_labels_that_the_loss_divides_are_a_distribution(is_divided: bool) -> None:
+    """ListNet: one or two of the offers of a search are booked."""
+    x = torch.randn(8, 32, 10)
+    labels = (x > 1).float()
+    labels[..., 0] = 1
+
+    def loss_fn(scores: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(scores, y / y.sum(1, keepdim=True) if is_divided else y)
+
+    data = list(zip(x, labels, strict=True))
+    found = diagnose(nn.Sequential(nn.Linear(10, 10)), data, loss_fn)
+    told = severities(found, "D34", "the softmax shares one")
+    assert told == (set() if is_divided else {"warning"})
+
+
+@pytest.mark.parametrize("is_generator", [True, False])
+def test_scores_of_a_critic_are_not_those_of_the_model(is_generator: bool) -> None:
+    """A generator ends in tanh; a classifier scores what it made."""
+    classifier = nn.Linear(10, 10) if is_generator else nn.Identity()
+
+    def loss_fn(made: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(classifier(made), y)
+
+    data = [(x, x[:, :10].argmax(1)) for x in torch.randn(8, 32, 16)]
+    found = diagnose(nn.Sequential(nn.Linear(16, 10), nn.Tanh()), data, loss_fn)
+    told = severities(found, "D34", "the scores end in tanh")
+    assert told == (set() if is_generator else {"warning"})
+
+
+@pytest.mark.parametrize(("p", "expected"), [(0.3, "info"), (0.6, "warning")])
+def test_a_dropout_of_a_third_before_a_norm_costs_little(
+    p: float, expected: str
+) -> None:
+    layers: list[nn.Module] = []
+    for width in (64, 48):
+        layers += [nn.Linear(width, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Dropout(p)]
+    model = nn.Sequential(*layers, nn.Linear(48, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for i in range(200):
+        x, y = batches()[i % 16]
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    found = diagnose(model, batches()[:16], F.cross_entropy)
+    told = {f.severity for f in found.readings if f.id == "D11"} - {"clear"}
+    assert told == {expected}
+
+
 def half_dead(*, steps: int) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     """60 % of the units are off for all samples, and six labels of ten are random."""
     model = nn.Sequential(nn.Linear(16, 50), nn.ReLU(), nn.Linear(50, 4))

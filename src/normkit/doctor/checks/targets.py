@@ -115,7 +115,9 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
             "use a sigmoid: binary_cross_entropy_with_logits on the one unit, or give "
             "the last layer a unit per class",
         )
-    elif out.activation in SQUASHED and is_cross_entropy(out):
+    elif (
+        out.activation in SQUASHED and is_cross_entropy(out) and not out.has_critic
+    ):  # the scores are a critic's, as those of a GAN with classes
         yield _D34(
             "",
             "warning",
@@ -305,7 +307,12 @@ def _values(
             )
     labels = raw.labels_per_sample
     is_softmax = is_cross_entropy(out) or out.sums_to_one
-    if labels is not None and labels > LABELS and is_softmax:
+    if (
+        labels is not None
+        and labels > LABELS
+        and is_softmax
+        and not out.has_distributions
+    ):
         yield _D34(
             "",
             "warning",

@@ -15,6 +15,7 @@ from normkit.doctor.examination.graph import (
     are_cosines,
     class_weights,
     compared_values,
+    has_distributions,
     last_operation,
     leaves_of,
     operations_between,
@@ -76,6 +77,7 @@ class Answers:
         self._unregistered: list[str] = []
         self._has_critic = False
         self._compared: TargetStatistics | None = None
+        self._has_distributions = False
         self._class_weights: tuple[float, ...] = ()
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
@@ -126,6 +128,7 @@ class Answers:
             self._class_dim = _class_dim(y, targets)
             self._unregistered = unregistered(model, y)
             self._compared = _made_by_loss(compared_values(loss, y), targets)
+            self._has_distributions = has_distributions(loss, y)
             self._class_weights = class_weights(loss, y)
             owned = {id(p) for p in model.parameters()} | {
                 id(leaf) for leaf in leaves_of(y)
@@ -203,6 +206,7 @@ class Answers:
             has_critic=self._has_critic,
             broadcast=self._shapes,
             compared=self._compared,
+            has_distributions=self._has_distributions,
             class_weights=self._class_weights,
             renumbered=renumbered(*self._pairs),
             same=sum(self._same) / len(self._same) if self._same else 0.0,

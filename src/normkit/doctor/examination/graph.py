@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from normkit.doctor.examination.targets import sum_to_one
 from normkit.doctor.probes.functions import VIEWS
 
 __all__ = [
     "are_cosines",
     "class_weights",
     "compared_values",
+    "has_distributions",
     "last_operation",
     "leaves_of",
     "operations_between",
@@ -108,6 +110,24 @@ def class_weights(loss: Tensor, output: Tensor) -> tuple[float, ...]:
         if isinstance(of_ones, Tensor) and of_ones.numel() == 1:
             return 1.0, float(of_ones)
     return ()
+
+
+def has_distributions(loss: Tensor, output: Tensor) -> bool:
+    """Return True where log-probabilities are weighted by rows that sum to one.
+
+    As `cross_entropy(scores, counts / counts.sum(1, keepdim=True))`, and ListNet.
+    """
+    for node in _nodes_between(loss, output):
+        behind = [_name(parent) for parent in _parents(node)]
+        if _name(node) != "Mul" or "LogSoftmax" not in behind:
+            continue
+        for kept in ("_saved_self", "_saved_other"):
+            weights = getattr(node, kept, None)
+            if isinstance(weights, Tensor) and weights.dim() > 1:
+                rows = weights.detach().float().flatten(1)
+                if sum_to_one(rows):
+                    return True
+    return False
 
 
 def are_cosines(output: Tensor) -> bool:
