@@ -1,0 +1,472 @@
+"""A sixteenth set of bugs of public threads: these are about norms.
+
+Eight about training in general are in sixteenth_training.py. Each docstring says what
+the mistake is, what a good doctor would say first, and what the mistake costs in eval
+mode on the batches of the run; `expected` has the checks that say it. Both were written
+before the doctor saw any of these programs, by an author who knew the titles of its
+checks, neither their code nor their documentation.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from typing import Any
+
+import sixteenth_training  # noqa: F401 - enters its programs in BUGS
+import torch
+from bugs import Batch, Run, bug
+from sixteenth_data import (
+    customers,
+    fruits,
+    heartbeats,
+    loader,
+    molecules,
+    patients,
+    reviews,
+    scans,
+    sounds,
+    spectra,
+)
+from sixteenth_networks import (
+    BeatNet,
+    DomainNet,
+    FruitNet,
+    GraphNet,
+    Own,
+    PatientNet,
+    ResNet,
+    ScanNet,
+    SoundNet,
+    TextConv,
+    customer_net,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.utils.data import DataLoader, Dataset
+
+from normkit.doctor import watch
+
+__all__ = ["FIRST_SIGHT"]
+
+
+class Trainer:
+    """Trains on batches of named inputs, and validates after each epoch."""
+
+    def __init__(self, model: nn.Module, *, is_bad: bool) -> None:
+        self.model, self.is_bad = model, is_bad
+        self.optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+
+    def train_epoch(self, batches: list[Any], seen: Any) -> None:
+        """Go through the data once."""
+        self.model.train()
+        for inputs, target in batches:
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.model(**inputs), target)
+            loss.backward()
+            self.optimizer.step()
+            seen.log(loss=loss.item())
+
+    def validate(self, batches: list[Any]) -> float:
+        """Return the accuracy on data that were held out."""
+        if not self.is_bad:
+            self.model.eval()
+        right = total = 0
+        with torch.no_grad():
+            for inputs, target in batches:
+                right += int((self.model(**inputs).argmax(1) == target).sum())
+                total += len(target)
+        return right / total
+
+
+def named(data: Any, order: Tensor, size: int = 32) -> list[Any]:
+    """Return batches of a mapping and its labels in an order."""
+    inputs, labels = data
+    return [
+        ({k: v[i] for k, v in inputs.items()}, labels[i]) for i in order.split(size)
+    ]
+
+
+# Forum: "is torch.no_grad() enough for validation?", "model.eval() vs torch.no_grad()"
+@bug("forum 19615, StackOverflow 55627780", "D09", "D01", "D02", "D13")
+def validation_under_no_grad_alone(is_bad: bool) -> Run:
+    """Validate under no_grad(), and take it for eval mode; folders are in order.
+
+    First: the model is validated in training mode.
+    Cost: ?
+    """
+    train, held = patients(1024, 1), patients(512, 2)
+    by_folder = named(held, held[1].argsort())
+    trainer = Trainer(PatientNet(), is_bad=is_bad)
+    with watch(trainer.model, trainer.optimizer, every=5) as seen:
+        for _ in range(5):
+            trainer.train_epoch(named(train, torch.randperm(1024)), seen)
+            trainer.validate(by_folder)
+    return Run(trainer.model, by_folder, seen.findings())
+
+
+def accuracy(model: nn.Module, batches: Any) -> float:
+    """Return the accuracy in eval mode, as a helper of many programs does."""
+    model.eval()
+    right = total = 0
+    with torch.no_grad():
+        for x, y in batches:
+            right += int((model(x).argmax(1) == y).sum())
+            total += len(y)
+    return right / total
+
+
+# Forum: "the accuracy stays low after I evaluate within the loop": train() is called
+# once, before the loop, and a baseline is measured before the first step
+@bug("forum 49299, pytorch/examples#286", "D08", "D32", "D03")
+def baseline_measured_before_the_first_step(is_bad: bool) -> Run:
+    """Call train() once; the helper that measures accuracy calls eval().
+
+    First: batch norms are in eval mode while the network trains.
+    Cost: ?
+    """
+    model = ResNet(widths=(16, 16, 24, 24, 32, 32))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    train, test = loader(fruits(1024, 1)), list(loader(fruits(512, 2), shuffle=False))
+    model.train()
+    history = [accuracy(model, test)]
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(4):
+            if not is_bad:
+                model.train()
+            for x, y in train:
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+            history.append(accuracy(model, test))
+    return Run(model, test, seen.findings())
+
+
+# Forum: "BatchNorm3d and a batch size of 2", nnU-Net and MONAI use instance norm
+@bug("forum 117091, Project-MONAI/MONAI#1044", "D05", "D02")
+def volumes_two_at_a_time(is_bad: bool) -> Run:
+    """Train a network of volumes on batches of two, as no more fit into memory.
+
+    First: statistics are of too few values.
+    Cost: ?
+    """
+    size = 2 if is_bad else 32
+    data = scans(640, 1)
+    model = ScanNet()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(2 if is_bad else 6):
+            for x, y in loader(data, size):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    return Run(model, list(loader(scans(256, 2), size, shuffle=False)), seen.findings())
+
+
+class Photographs(Dataset):
+    """Images with a transform, as of torchvision."""
+
+    def __init__(self, count: int, seed: int, transform: Any = None) -> None:
+        self.images, self.labels = fruits(count, seed)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x = self.images[index]
+        if self.transform is not None:
+            x = self.transform(x)
+        return x, int(self.labels[index])
+
+
+def standardised(x: Tensor) -> Tensor:
+    """Subtract the means of ImageNet and divide by its deviations."""
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    return (x - mean) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+# Forum: "99 % in validation, wrong for every new image": Normalize was left out
+@bug("forum 33584, StackOverflow 66660236", "D01", "D02", "D28")
+def test_set_without_normalize(is_bad: bool) -> Run:
+    """Give the transform to the training set, and forget it for the test set.
+
+    First: running statistics are not those of these inputs.
+    Cost: ?
+    """
+    train = Photographs(1024, 1, standardised)
+    test = Photographs(512, 2, None if is_bad else standardised)
+    model = FruitNet()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(5):
+            model.train()
+            for x, y in DataLoader(train, 32, shuffle=True):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    return Run(model, list(DataLoader(test, 32)), seen.findings())
+
+
+# Forum: "requires_grad=False, yet the frozen model's outputs change": fine-tuning on
+# few recordings, which are masked and made louder at random
+@bug("forum 7351, keras#9214, fastai forum 'bn_freeze'", "D07", "D01", "D02")
+def frozen_backbone_and_augmented_sounds(is_bad: bool) -> Run:
+    """Freeze a backbone by requires_grad, and train a head in training mode.
+
+    First: statistics of a frozen backbone change.
+    Cost: ?
+    """
+    model = SoundNet()
+    first = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(4):
+        for x, y in loader(spectra(1024, 1)):
+            first.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            first.step()
+
+    for p in model.backbone.parameters():
+        p.requires_grad = False
+    model.head = nn.Linear(32, 4)
+    optimizer = torch.optim.Adam(model.head.parameters(), 5e-3)
+    few = spectra(256, 3, words=4, look=9)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(20):
+            model.train()
+            if not is_bad:
+                model.backbone.eval()
+            for x, y in loader(few, 16):
+                x = x + 1.5 * torch.rand(16, 1, 1, 1)
+                hidden = torch.rand(16, 1, 16, 1) < 0.3
+                x = x.masked_fill(hidden, 0.0)
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    held = spectra(512, 4, words=4, look=9)
+    return Run(model, list(loader(held, shuffle=False)), seen.findings())
+
+
+# Forum: "SWA gives random accuracy": update_bn was not called
+@bug("forum 'SWA accuracy', timgaripov/swa#10", "D31", "D32", "D03", "D01")
+def averaged_model_without_update_bn(is_bad: bool) -> Run:
+    """Average weights by AveragedModel, and leave out update_bn().
+
+    First: averaged weights have statistics that are not theirs.
+    Cost: ?
+    """
+    train = loader(fruits(1024, 1))
+    model = ResNet()
+    swa_model = AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    with watch(model, optimizer, every=5) as seen:
+        for epoch in range(8):
+            for x, y in train:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+            if epoch >= 4:
+                swa_model.update_parameters(model)
+    if not is_bad:
+        update_bn(train, swa_model)
+    swa_model.eval()
+    held = loader(fruits(512, 2), shuffle=False)
+    return Run(swa_model, list(held), seen.findings())
+
+
+# Forum: "validation dice jumps from 0.2 to 0.9 and back": momentum=0.99 of Keras
+@bug("forum 29439, qubvel/segmentation_models.pytorch#18", "D04", "D01", "D02")
+def u_net_of_beats_with_the_momentum_of_keras(is_bad: bool) -> Run:
+    """Port a U-Net with momentum=0.99, and train it on batches of eight.
+
+    First: the momentum is that of another convention.
+    Cost: ?
+    """
+    model = BeatNet(momentum=0.99, eps=1e-3) if is_bad else BeatNet()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    criterion = nn.BCEWithLogitsLoss()
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(4):
+            for x, y in loader(heartbeats(512, 1), 8):
+                optimizer.zero_grad()
+                loss = criterion(model(x), y)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    held = loader(heartbeats(128, 2), 8, shuffle=False)
+    return Run(model, list(held), seen.findings(), criterion)
+
+
+# StackOverflow: "why does the prediction for one row depend on the others?"
+@bug("StackOverflow 'own batch norm', forum 18412", "D09", "D05")
+def own_norm_with_the_statistics_of_each_batch(is_bad: bool) -> Run:
+    """Write a batch norm by x.mean(0) and x.std(0), and serve four rows at a time.
+
+    First: the output for a row depends on the batch that it is in.
+    Cost: ?
+    """
+    model = customer_net(Own if is_bad else nn.BatchNorm1d)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(15):
+            for x, y in loader(customers(2048, 1), 128):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    held = loader(customers(128, 2), 4, shuffle=False)
+    return Run(model, list(held), seen.findings())
+
+
+def collated(data: Batch, size: int = 16) -> list[Batch]:
+    """Return batches of texts of like length, cut to the longest of each."""
+    x, y = data
+    order = (x > 0).sum(1).argsort()
+    parts = list(order.split(size))
+    shuffled = [parts[i] for i in torch.randperm(len(parts)).tolist()]
+    return [(x[i, : int((x[i] > 0).sum(1).max())], y[i]) for i in shuffled]
+
+
+# Forum: "batch norm after Conv1d and padded sequences", accuracy depends on max_length
+@bug("forum 36630, pytorch/text#... padding", "D12", "D01", "D02")
+def reviews_padded_to_the_longest_of_all(is_bad: bool) -> Run:
+    """Train on bucketed texts, and pad to a fixed length to serve; norms see it.
+
+    First: padding enters the statistics.
+    Cost: ?
+    """
+    model = TextConv(is_masked=not is_bad)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(6):
+            for x, y in collated(reviews(1536, 1)):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    held = loader(reviews(512, 2, longest=96), shuffle=False)
+    return Run(model, list(held), seen.findings())
+
+
+def night(x: Tensor) -> Tensor:
+    """Return dark images of less contrast."""
+    return 0.25 * x
+
+
+# Forum: "batch norm with source and target batches in domain adaptation"
+@bug("forum 'domain adaptation batchnorm', kekmodel/FixMatch#6", "D33", "D02", "D01")
+def day_and_night_in_two_passes(is_bad: bool) -> Run:
+    """Give images of the day and of the night to shared layers, in two passes.
+
+    First: a norm gets inputs of different distributions.
+    Cost: ?
+    """
+    model = DomainNet()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    day, dark = loader(fruits(1024, 1)), loader(fruits(1024, 3))
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(6):
+            for (xs, ys), (xt, _) in zip(day, dark, strict=True):
+                xt = night(xt)
+                if is_bad:
+                    source, target = model.embed(xs), model.embed(xt)
+                else:
+                    source, target = model.embed(torch.cat([xs, xt])).chunk(2)
+                apart = (source.mean(0) - target.mean(0)).square().mean()
+                loss = F.cross_entropy(model.classifier(source), ys) + 0.1 * apart
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    x, y = fruits(512, 2)
+    mixed = torch.where(torch.arange(512).view(-1, 1, 1, 1) % 2 > 0, night(x), x)
+    return Run(model, list(loader((mixed, y), shuffle=False)), seen.findings())
+
+
+# Forum: "running_var is nan, but the loss in training is fine": silence has log(0), and
+# mixed precision leaves out the steps whose gradients are not finite
+@bug("pytorch#1206, forum 'BatchNorm running_mean nan'", "D17")
+def logarithm_of_silence(is_bad: bool) -> Run:
+    """Take the logarithm of powers, some zero; steps that are not finite are skipped.
+
+    First: running statistics are not finite.
+    Cost: ?
+    """
+    eps = 0.0 if is_bad else 1e-4
+    x, y = sounds(1024, 1)
+    x[::40, :, :3] = 0.0
+    model = SoundNet()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(6):
+            for power, label in loader((x, y), 16):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model((power + eps).log().unsqueeze(1)), label)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                if torch.isfinite(norm):
+                    optimizer.step()
+                    seen.log(loss=loss.item())
+    model.eval()
+    power, label = sounds(512, 2)
+    held = loader(((power + eps).log().unsqueeze(1), label), shuffle=False)
+    return Run(model, list(held), seen.findings())
+
+
+# Forum: "Missing keys: module. ..."; the advice to give strict=False loads nothing
+@bug("forum 473, StackOverflow 54058256", "D32", "D03", "D01")
+def file_of_data_parallel_and_strict_false(is_bad: bool) -> Run:
+    """Load a file of DataParallel, whose names begin with module., by strict=False.
+
+    First: statistics, as all else, are those of a new network.
+    Cost: ?
+    """
+    (atoms, bonds), y = molecules(2048, 1)
+    model = GraphNet()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(12):
+            for a, b, label in loader((atoms, bonds, y), 64):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(a, b), label)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+
+    file = io.BytesIO()
+    torch.save({f"module.{k}": v for k, v in model.state_dict().items()}, file)
+    file.seek(0)
+
+    served = GraphNet()
+    weights = torch.load(file)
+    if not is_bad:
+        weights = {k.removeprefix("module."): v for k, v in weights.items()}
+    served.load_state_dict(weights, strict=False)
+    served.eval()
+    (atoms, bonds), y = molecules(512, 2)
+    parts = loader((atoms, bonds, y), shuffle=False)
+    return Run(served, [((a, b), label) for a, b, label in parts], seen.findings())
+
+
+# The alarms of the doctor, in order, when it saw these programs for the first time: on
+# the program, and on its twin.
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}

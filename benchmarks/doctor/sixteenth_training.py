@@ -1,0 +1,1 @@
+"""The sixteenth set: mistakes of training in general."""
