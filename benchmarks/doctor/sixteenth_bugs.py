@@ -23,10 +23,10 @@ from sixteenth_data import (
     loader,
     molecules,
     patients,
-    reviews,
     scans,
     sounds,
     spectra,
+    vitals,
 )
 from sixteenth_networks import (
     BeatNet,
@@ -38,13 +38,13 @@ from sixteenth_networks import (
     ResNet,
     ScanNet,
     SoundNet,
-    TextConv,
+    WardNet,
     customer_net,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, update_bn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from normkit.doctor import watch
 
@@ -97,7 +97,7 @@ def validation_under_no_grad_alone(is_bad: bool) -> Run:
     Cost: ?
     """
     train, held = patients(1024, 1), patients(512, 2)
-    by_folder = named(held, held[1].argsort())
+    by_folder = named(held, held[1].argsort(), 4)
     trainer = Trainer(PatientNet(), is_bad=is_bad)
     with watch(trainer.model, trainer.optimizer, every=5) as seen:
         for _ in range(5):
@@ -126,13 +126,13 @@ def baseline_measured_before_the_first_step(is_bad: bool) -> Run:
     First: batch norms are in eval mode while the network trains.
     Cost: ?
     """
-    model = ResNet(widths=(16, 16, 24, 24, 32, 32))
+    model = ResNet()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-4)
     train, test = loader(fruits(1024, 1)), list(loader(fruits(512, 2), shuffle=False))
     model.train()
     history = [accuracy(model, test)]
     with watch(model, optimizer, every=5) as seen:
-        for _ in range(4):
+        for _ in range(6):
             if not is_bad:
                 model.train()
             for x, y in train:
@@ -145,6 +145,11 @@ def baseline_measured_before_the_first_step(is_bad: bool) -> Run:
     return Run(model, test, seen.findings())
 
 
+def grouped(width: int) -> nn.GroupNorm:
+    """Return what takes its statistics in each volume by itself."""
+    return nn.GroupNorm(4, width)
+
+
 # Forum: "BatchNorm3d and a batch size of 2", nnU-Net and MONAI use instance norm
 @bug("forum 117091, Project-MONAI/MONAI#1044", "D05", "D02")
 def volumes_two_at_a_time(is_bad: bool) -> Run:
@@ -153,20 +158,19 @@ def volumes_two_at_a_time(is_bad: bool) -> Run:
     First: statistics are of too few values.
     Cost: ?
     """
-    size = 2 if is_bad else 32
-    data = scans(640, 1)
-    model = ScanNet()
+    model = ScanNet(nn.BatchNorm3d if is_bad else grouped)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     with watch(model, optimizer, every=5) as seen:
-        for _ in range(2 if is_bad else 6):
-            for x, y in loader(data, size):
+        for _ in range(4):
+            for x, y in loader(scans(720, 1), 2):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(x), y)
                 loss.backward()
                 optimizer.step()
                 seen.log(loss=loss.item())
     model.eval()
-    return Run(model, list(loader(scans(256, 2), size, shuffle=False)), seen.findings())
+    held = loader(scans(256, 2), 2, shuffle=False)
+    return Run(model, list(held), seen.findings())
 
 
 class Photographs(Dataset):
@@ -217,45 +221,58 @@ def test_set_without_normalize(is_bad: bool) -> Run:
     return Run(model, list(DataLoader(test, 32)), seen.findings())
 
 
-# Forum: "requires_grad=False, yet the frozen model's outputs change": fine-tuning on
-# few recordings, which are masked and made louder at random
-@bug("forum 7351, keras#9214, fastai forum 'bn_freeze'", "D07", "D01", "D02")
-def frozen_backbone_and_augmented_sounds(is_bad: bool) -> Run:
-    """Freeze a backbone by requires_grad, and train a head in training mode.
+class Assistant(nn.Module):
+    """A network of words, and a second head that says who is far away."""
 
-    First: statistics of a frozen backbone change.
+    def __init__(self, words: SoundNet) -> None:
+        super().__init__()
+        self.words = words
+        self.distance = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores of the words."""
+        return self.words(x)
+
+
+# lightly#1438 (deactivate_requires_grad does not fix the model), pytorch#86590 (feature
+# extractors that are not entirely frozen), chemprop#952
+@bug("lightly-ai/lightly#1438, pytorch#86590, chemprop#952", "D07", "D01", "D02")
+def second_head_of_an_assistant(is_bad: bool) -> Run:
+    """Freeze a network by requires_grad, and train a second head in training mode.
+
+    First: statistics of frozen layers change.
     Cost: ?
     """
-    model = SoundNet()
-    first = torch.optim.Adam(model.parameters(), 2e-3)
-    for _ in range(4):
+    words = SoundNet()
+    first = torch.optim.Adam(words.parameters(), 2e-3)
+    for _ in range(6):
         for x, y in loader(spectra(1024, 1)):
             first.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            F.cross_entropy(words(x), y).backward()
             first.step()
 
-    for p in model.backbone.parameters():
+    model = Assistant(words)
+    for p in model.words.parameters():
         p.requires_grad = False
-    model.head = nn.Linear(32, 4)
-    optimizer = torch.optim.Adam(model.head.parameters(), 5e-3)
-    few = spectra(256, 3, words=4, look=9)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, 3e-3)
     with watch(model, optimizer, every=5) as seen:
-        for _ in range(20):
+        for _ in range(4):
             model.train()
             if not is_bad:
-                model.backbone.eval()
-            for x, y in loader(few, 16):
-                x = x + 1.5 * torch.rand(16, 1, 1, 1)
-                hidden = torch.rand(16, 1, 16, 1) < 0.3
-                x = x.masked_fill(hidden, 0.0)
+                model.words.eval()
+            for x, _ in loader(spectra(512, 3), 16):
+                far = torch.randint(2, (16,))
+                x = 0.6 * x - 0.5 - far.view(-1, 1, 1, 1)
                 optimizer.zero_grad()
-                loss = F.cross_entropy(model(x), y)
+                scores = model.distance(model.words.backbone(x))
+                loss = F.cross_entropy(scores, far)
                 loss.backward()
                 optimizer.step()
                 seen.log(loss=loss.item())
     model.eval()
-    held = spectra(512, 4, words=4, look=9)
-    return Run(model, list(loader(held, shuffle=False)), seen.findings())
+    held = loader(spectra(512, 4), shuffle=False)
+    return Run(model, list(held), seen.findings())
 
 
 # Forum: "SWA gives random accuracy": update_bn was not called
@@ -266,24 +283,24 @@ def averaged_model_without_update_bn(is_bad: bool) -> Run:
     First: averaged weights have statistics that are not theirs.
     Cost: ?
     """
-    train = loader(fruits(1024, 1))
+    train = loader(fruits(1024, 1, 0.25))
     model = ResNet()
     swa_model = AveragedModel(model)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), 0.2, momentum=0.9)
     with watch(model, optimizer, every=5) as seen:
-        for epoch in range(8):
+        for epoch in range(6):
             for x, y in train:
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(x), y)
                 loss.backward()
                 optimizer.step()
                 seen.log(loss=loss.item())
-            if epoch >= 4:
+            if epoch >= 2:
                 swa_model.update_parameters(model)
     if not is_bad:
         update_bn(train, swa_model)
     swa_model.eval()
-    held = loader(fruits(512, 2), shuffle=False)
+    held = loader(fruits(512, 2, 0.25), shuffle=False)
     return Run(swa_model, list(held), seen.findings())
 
 
@@ -298,9 +315,10 @@ def u_net_of_beats_with_the_momentum_of_keras(is_bad: bool) -> Run:
     model = BeatNet(momentum=0.99, eps=1e-3) if is_bad else BeatNet()
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     criterion = nn.BCEWithLogitsLoss()
+    train = DataLoader(TensorDataset(*heartbeats(514, 1)), 8, shuffle=True)
     with watch(model, optimizer, every=5) as seen:
         for _ in range(4):
-            for x, y in loader(heartbeats(512, 1), 8):
+            for x, y in train:
                 optimizer.zero_grad()
                 loss = criterion(model(x), y)
                 loss.backward()
@@ -334,41 +352,45 @@ def own_norm_with_the_statistics_of_each_batch(is_bad: bool) -> Run:
     return Run(model, list(held), seen.findings())
 
 
-def collated(data: Batch, size: int = 16) -> list[Batch]:
-    """Return batches of texts of like length, cut to the longest of each."""
+def stays(data: Batch, size: int = 16) -> list[Batch]:
+    """Return batches in any order, each cut to the longest stay in it."""
     x, y = data
-    order = (x > 0).sum(1).argsort()
-    parts = list(order.split(size))
-    shuffled = [parts[i] for i in torch.randperm(len(parts)).tolist()]
-    return [(x[i, : int((x[i] > 0).sum(1).max())], y[i]) for i in shuffled]
+    parts = torch.randperm(len(x)).split(size)
+    return [(x[i, : int((x[i, :, 0] > 0).sum(1).max())], y[i]) for i in parts]
 
 
-# Forum: "batch norm after Conv1d and padded sequences", accuracy depends on max_length
-@bug("forum 36630, pytorch/text#... padding", "D12", "D01", "D02")
-def reviews_padded_to_the_longest_of_all(is_bad: bool) -> Run:
-    """Train on bucketed texts, and pad to a fixed length to serve; norms see it.
+# pytorch#70529 (statistics include padded values), deepspeech.pytorch#312,
+# Multilingual_Text_to_Speech#81
+@bug(
+    "pytorch#70529, SeanNaren/deepspeech.pytorch#312, "
+    "Tomiinek/Multilingual_Text_to_Speech#81",
+    *("D12", "D01", "D02"),
+)
+def vital_signs_padded_with_zeros(is_bad: bool) -> Run:
+    """Pad series of vital signs with zeros in front of a batch norm and a GRU.
 
     First: padding enters the statistics.
     Cost: ?
     """
-    model = TextConv(is_masked=not is_bad)
+    model = WardNet(is_masked=not is_bad)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    train = vitals(1024, 1)
     with watch(model, optimizer, every=5) as seen:
-        for _ in range(6):
-            for x, y in collated(reviews(1536, 1)):
+        for _ in range(8):
+            for x, y in stays(train):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(x), y)
                 loss.backward()
                 optimizer.step()
                 seen.log(loss=loss.item())
     model.eval()
-    held = loader(reviews(512, 2, longest=96), shuffle=False)
+    held = loader(vitals(512, 2), shuffle=False)
     return Run(model, list(held), seen.findings())
 
 
 def night(x: Tensor) -> Tensor:
     """Return dark images of less contrast."""
-    return 0.25 * x
+    return 0.2 * x
 
 
 # Forum: "batch norm with source and target batches in domain adaptation"
@@ -444,7 +466,7 @@ def file_of_data_parallel_and_strict_false(is_bad: bool) -> Run:
     model = GraphNet()
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     with watch(model, optimizer, every=5) as seen:
-        for _ in range(12):
+        for _ in range(15):
             for a, b, label in loader((atoms, bonds, y), 64):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(a, b), label)

@@ -25,9 +25,9 @@ __all__ = [
     "patients",
     "reviews",
     "scans",
-    "scores",
     "sounds",
     "spectra",
+    "vitals",
 ]
 
 
@@ -66,17 +66,19 @@ def patients(count: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
     return {"image": image, "record": record}, label
 
 
-def scans(count: int, seed: int, noise: float = 0.7) -> Batch:
+def scans(count: int, seed: int, noise: float = 0.3) -> Batch:
     """Return volumes (N, 1, 8, 8, 8) of four shapes, each of a scanner's brightness."""
-    shapes = torch.randn(4, 1, 4, 4, 4, generator=_source(6))
+    shapes = torch.randn(4, 1, 2, 2, 2, generator=_source(6))
+    shapes = F.interpolate(shapes, scale_factor=2.0)
     source = _source(seed)
     labels = torch.randint(4, (count,), generator=source)
     x = noise * torch.randn(count, 1, 8, 8, 8, generator=source)
     corner = torch.randint(5, (count, 3), generator=source).tolist()
     for one, label, (a, b, c) in zip(x, labels.tolist(), corner, strict=True):
         one[:, a : a + 4, b : b + 4, c : c + 4] += shapes[label]
-    gain = torch.exp(0.5 * torch.randn(count, 1, 1, 1, 1, generator=source))
-    return gain * x + torch.randn(count, 1, 1, 1, 1, generator=source), labels
+    gain = torch.exp(0.9 * torch.randn(count, 1, 1, 1, 1, generator=source))
+    level = 2.0 * torch.randn(count, 1, 1, 1, 1, generator=source)
+    return gain * x + level, labels
 
 
 def sounds(count: int, seed: int, words: int = 6, look: int = 7) -> Batch:
@@ -87,7 +89,7 @@ def sounds(count: int, seed: int, words: int = 6, look: int = 7) -> Batch:
     x = torch.randn(count, 16, 32, generator=source)
     place = torch.randint(25, (count,), generator=source).tolist()
     for one, label, start in zip(x, labels.tolist(), place, strict=True):
-        one[:, start : start + 8] += spoken[label]
+        one[:, start : start + 8] += 1.3 * spoken[label]
     return torch.exp(x - 3), labels
 
 
@@ -107,8 +109,8 @@ def heartbeats(count: int, seed: int) -> Batch:
     far = torch.minimum(far, pace - far)
     wave = torch.exp(-((far / 1.5) ** 2)) - 0.4 * torch.exp(-(((far - 5) / 2) ** 2))
     x = wave + 0.25 * torch.randn(count, 96, generator=source)
-    gain = torch.exp(0.8 * torch.randn(count, 1, generator=source))
-    level = torch.randn(count, 1, generator=source)
+    gain = torch.exp(1.0 * torch.randn(count, 1, generator=source))
+    level = 2.0 * torch.randn(count, 1, generator=source)
     return (gain * x + level).unsqueeze(1), (far < 3).float().unsqueeze(1)
 
 
@@ -169,6 +171,26 @@ def reviews(count: int, seed: int, longest: int = 48, mean: float = 2.3) -> Batc
     return x, labels
 
 
+def vitals(count: int, seed: int, longest: int = 48) -> Batch:
+    """Return stays (N, hours, 3) with zeros behind their end, and their courses.
+
+    The signs are pulse, temperature and oxygen; one of them drifts, or none.
+    """
+    source = _source(seed)
+    labels = torch.randint(4, (count,), generator=source)
+    x = torch.randn(count, longest, 3, generator=source)
+    x = x + 0.7 * torch.randn(count, 1, 3, generator=source)
+    sizes = torch.exp(2.6 + 0.6 * torch.randn(count, generator=source))
+    sizes = sizes.int().clamp(6, longest).tolist()
+    for one, label, size in zip(x, labels.tolist(), sizes, strict=True):
+        if label:
+            one[:size, label - 1] += torch.linspace(0.0, 4.0, size)
+    x = x * torch.tensor([9.0, 0.4, -1.5]) + torch.tensor([78.0, 36.8, 97.0])
+    for one, size in zip(x, sizes, strict=True):
+        one[size:] = 0.0
+    return x, labels
+
+
 def molecules(count: int, seed: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Return atoms (N, 10, 5) and bonds (N, 10, 10), and one of three kinds.
 
@@ -181,17 +203,6 @@ def molecules(count: int, seed: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
     atoms = F.one_hot(colour, 4).float()
     near = (bonds @ atoms)[..., 1:]
     red = atoms[..., :1]
-    counts = (near * red).sum(1) + 0.01 * torch.rand(count, 3, generator=source)
+    counts = (near * red).sum(1)
     weight = 1 + 0.1 * torch.randn(count, 10, 1, generator=source)
     return (torch.cat([atoms, weight], 2), bonds), counts.argmax(1)
-
-
-def scores(count: int, seed: int, length: int = 60) -> Batch:
-    """Return notes (N, length, 2), and the sum (N, 1) of the two that are marked."""
-    source = _source(seed)
-    value = torch.rand(count, length, generator=source)
-    marks = torch.zeros(count, length)
-    first = torch.randint(length // 2, (count, 1), generator=source)
-    second = torch.randint(length // 2, length, (count, 1), generator=source)
-    marks.scatter_(1, first, 1.0).scatter_(1, second, 1.0)
-    return torch.stack([value, marks], 2), (value * marks).sum(1, keepdim=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ __all__ = [
     "ResNet",
     "ScanNet",
     "SoundNet",
-    "TextConv",
+    "WardNet",
     "customer_net",
 ]
 
@@ -111,27 +112,22 @@ class ResNet(nn.Module):
 class ScanNet(nn.Module):
     """Convolutions in three dimensions."""
 
-    def __init__(self, width: int = 12) -> None:
+    def __init__(self, norm: Callable[[int], nn.Module], width: int = 12) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            *self._layer(1, width),
-            *self._layer(width, 2 * width, 2),
-            *self._layer(2 * width, 2 * width, 2),
-            nn.Flatten(),
-            nn.Linear(2 * width * 8, 4),
-        )
-
-    @staticmethod
-    def _layer(inputs: int, width: int, stride: int = 1) -> list[nn.Module]:
-        return [
-            nn.Conv3d(inputs, width, 3, stride, 1),
-            nn.BatchNorm3d(width),
-            nn.ReLU(),
-        ]
+        layers: list[nn.Module] = []
+        for a, b, stride in [(1, 1, 1), (1, 2, 2), (2, 2, 2)]:
+            inputs = width * a if layers else 1
+            layers += [
+                nn.Conv3d(inputs, width * b, 3, stride, 1),
+                norm(width * b),
+                nn.ReLU(),
+            ]
+        self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool3d(1), nn.Flatten())
+        self.classifier = nn.Linear(2 * width, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores of four shapes."""
-        return self.layers(x)
+        return self.classifier(self.features(x))
 
 
 class SoundNet(nn.Module):
@@ -215,33 +211,28 @@ def customer_net(norm: type[nn.Module], width: int = 48) -> nn.Sequential:
     )
 
 
-class TextConv(nn.Module):
-    """Convolutions over words, and the mean over a text."""
+class WardNet(nn.Module):
+    """A batch norm as scaler, and a GRU that answers by its last state."""
 
     def __init__(self, width: int = 32, *, is_masked: bool) -> None:
         super().__init__()
         self.is_masked = is_masked
-        self.embed = nn.Embedding(60, width, padding_idx=0)
-        self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, 3, padding=1) for _ in range(2)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(2))
-        self.fc = nn.Linear(width, 3)
+        self.scaler = nn.BatchNorm1d(3)
+        self.gru = nn.GRU(3, width, batch_first=True)
+        self.norm = nn.BatchNorm1d(width)
+        self.fc = nn.Linear(width, 4)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the scores of three opinions."""
-        real = tokens > 0
-        h = self.embed(tokens)
-        for layer, norm in zip(self.convs, self.norms, strict=True):
-            h = layer(h.mT).mT
-            if self.is_masked:
-                out = torch.zeros_like(h)
-                out[real] = norm(h[real])
-                h = F.relu(out)
-            else:
-                h = F.relu(norm(h.mT).mT)
-        h = h * real.unsqueeze(2)
-        return self.fc(h.sum(1) / real.sum(1, keepdim=True))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores of stays (N, hours, 3), with zeros behind the end."""
+        real = x[..., 0] > 0
+        if self.is_masked:
+            h = torch.zeros_like(x)
+            h[real] = self.scaler(x[real])
+        else:
+            h = self.scaler(x.mT).mT
+        states, _ = self.gru(h)
+        last = states[torch.arange(len(x)), real.sum(1) - 1]
+        return self.fc(F.relu(self.norm(last)))
 
 
 class DomainNet(nn.Module):
