@@ -88,8 +88,13 @@ def named(data: Any, order: Tensor, size: int = 32) -> list[Any]:
     ]
 
 
-# Forum: "is torch.no_grad() enough for validation?", "model.eval() vs torch.no_grad()"
-@bug("forum 19615, StackOverflow 55627780", "D09", "D01", "D02", "D13")
+# pytorch-unet-segmentation#18 (validation has no_grad alone), stacked_hourglass#44,
+# Pytorch-UNet#31, forum 19615 (eval() or no_grad()?)
+@bug(
+    "ugent-korea/pytorch-unet-segmentation#18, milesial/Pytorch-UNet#31, "
+    "princeton-vl/pytorch_stacked_hourglass#44",
+    *("D09", "D01", "D02", "D13"),
+)
 def validation_under_no_grad_alone(is_bad: bool) -> Run:
     """Validate under no_grad(), and take it for eval mode; folders are in order.
 
@@ -117,9 +122,8 @@ def accuracy(model: nn.Module, batches: Any) -> float:
     return right / total
 
 
-# Forum: "the accuracy stays low after I evaluate within the loop": train() is called
-# once, before the loop, and a baseline is measured before the first step
-@bug("forum 49299, pytorch/examples#286", "D08", "D32", "D03")
+# tutorials#1624 (in the second epoch layers are still in eval mode), metal#70
+@bug("pytorch/tutorials#1624, HazyResearch/metal#70", "D08", "D32", "D03")
 def baseline_measured_before_the_first_step(is_bad: bool) -> Run:
     """Call train() once; the helper that measures accuracy calls eval().
 
@@ -150,8 +154,13 @@ def grouped(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(4, width)
 
 
-# Forum: "BatchNorm3d and a batch size of 2", nnU-Net and MONAI use instance norm
-@bug("forum 117091, Project-MONAI/MONAI#1044", "D05", "D02")
+# CycleGAN-and-pix2pix#213 (really bad results with batches of 2 or 4), DMS#30,
+# Shift-Net#47
+@bug(
+    "junyanz/pytorch-CycleGAN-and-pix2pix#213, BCV-Uniandes/DMS#30, "
+    "Zhaoyi-Yan/Shift-Net_pytorch#47",
+    *("D05", "D02"),
+)
 def volumes_two_at_a_time(is_bad: bool) -> Run:
     """Train a network of volumes on batches of two, as no more fit into memory.
 
@@ -196,8 +205,12 @@ def standardised(x: Tensor) -> Tensor:
     return (x - mean) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-# Forum: "99 % in validation, wrong for every new image": Normalize was left out
-@bug("forum 33584, StackOverflow 66660236", "D01", "D02", "D28")
+# deco#22 (the normalization of the training is missing in inference.py), automl#872,
+# UNIQUE#7
+@bug(
+    "sha2nkt/deco#22, google/automl#872, zwx8981/UNIQUE#7",
+    *("D01", "D02", "D28"),
+)
 def test_set_without_normalize(is_bad: bool) -> Run:
     """Give the transform to the training set, and forget it for the test set.
 
@@ -275,8 +288,8 @@ def second_head_of_an_assistant(is_bad: bool) -> Run:
     return Run(model, list(held), seen.findings())
 
 
-# Forum: "SWA gives random accuracy": update_bn was not called
-@bug("forum 'SWA accuracy', timgaripov/swa#10", "D31", "D32", "D03", "D01")
+# composer#624 (statistics of the average are not updated: very poor), swa#7
+@bug("mosaicml/composer#624, timgaripov/swa#7", "D31", "D01", "D02")
 def averaged_model_without_update_bn(is_bad: bool) -> Run:
     """Average weights by AveragedModel, and leave out update_bn().
 
@@ -304,10 +317,14 @@ def averaged_model_without_update_bn(is_bad: bool) -> Run:
     return Run(swa_model, list(held), seen.findings())
 
 
-# Forum: "validation dice jumps from 0.2 to 0.9 and back": momentum=0.99 of Keras
-@bug("forum 29439, qubvel/segmentation_models.pytorch#18", "D04", "D01", "D02")
+# PyTorch-YOLOv3#230 (0.9 keeps a tenth of the old), tacotron_pytorch#19, ludwig#2100
+@bug(
+    "eriklindernoren/PyTorch-YOLOv3#230, r9y9/tacotron_pytorch#19, "
+    "ludwig-ai/ludwig#2100",
+    *("D04", "D01", "D02"),
+)
 def u_net_of_beats_with_the_momentum_of_keras(is_bad: bool) -> Run:
-    """Port a U-Net with momentum=0.99, and train it on batches of eight.
+    """Port a U-Net with momentum=0.99, on batches of eight, the last of two.
 
     First: the momentum is that of another convention.
     Cost: ?
@@ -329,8 +346,8 @@ def u_net_of_beats_with_the_momentum_of_keras(is_bad: bool) -> Run:
     return Run(model, list(held), seen.findings(), criterion)
 
 
-# StackOverflow: "why does the prediction for one row depend on the others?"
-@bug("StackOverflow 'own batch norm', forum 18412", "D09", "D05")
+# kapre#16 (predictions depend on the size of the batch), keras#3085, deepinv#908
+@bug("keunwoochoi/kapre#16, keras#3085, deepinv/deepinv#908", "D09", "D05")
 def own_norm_with_the_statistics_of_each_batch(is_bad: bool) -> Run:
     """Write a batch norm by x.mean(0) and x.std(0), and serve four rows at a time.
 
@@ -393,8 +410,13 @@ def night(x: Tensor) -> Tensor:
     return 0.2 * x
 
 
-# Forum: "batch norm with source and target batches in domain adaptation"
-@bug("forum 'domain adaptation batchnorm', kekmodel/FixMatch#6", "D33", "D02", "D01")
+# adapt#92 (source and target come in batches of their own), skada#252 (concatenate),
+# self-ensemble-visual-domain-adapt-photo#3
+@bug(
+    "adapt-python/adapt#92, scikit-adaptation/skada#252, "
+    "Britefury/self-ensemble-visual-domain-adapt-photo#3",
+    *("D33", "D02", "D01"),
+)
 def day_and_night_in_two_passes(is_bad: bool) -> Run:
     """Give images of the day and of the night to shared layers, in two passes.
 
@@ -424,9 +446,9 @@ def day_and_night_in_two_passes(is_bad: bool) -> Run:
     return Run(model, list(loader((mixed, y), shuffle=False)), seen.findings())
 
 
-# Forum: "running_var is nan, but the loss in training is fine": silence has log(0), and
-# mixed precision leaves out the steps whose gradients are not finite
-@bug("pytorch#1206, forum 'BatchNorm running_mean nan'", "D17")
+# pytorch#1206 (running statistics are nan, training is perfect), sudo_rm_rf#1 (zeros in
+# front of a logarithm), pyannote-audio#1332 (batches whose loss is nan are skipped)
+@bug("pytorch#1206, etzinis/sudo_rm_rf#1, pyannote/pyannote-audio#1332", "D17")
 def logarithm_of_silence(is_bad: bool) -> Run:
     """Take the logarithm of powers, some zero; steps that are not finite are skipped.
 
@@ -454,8 +476,12 @@ def logarithm_of_silence(is_bad: bool) -> Run:
     return Run(model, list(held), seen.findings())
 
 
-# Forum: "Missing keys: module. ..."; the advice to give strict=False loads nothing
-@bug("forum 473, StackOverflow 54058256", "D32", "D03", "D01")
+# pytorch#3805 (names begin with module.), PyTorch-Encoding#100 (use strict=False; does
+# it solve the issue or just hide it?)
+@bug(
+    "pytorch#3805, zhanghang1989/PyTorch-Encoding#100",
+    *("D32", "D03", "D01"),
+)
 def file_of_data_parallel_and_strict_false(is_bad: bool) -> Run:
     """Load a file of DataParallel, whose names begin with module., by strict=False.
 
