@@ -19,8 +19,8 @@ __all__ = [
     "fruits",
     "heartbeats",
     "houses",
-    "loader",
     "load_curves",
+    "loader",
     "molecules",
     "patients",
     "reviews",
@@ -110,7 +110,7 @@ def heartbeats(count: int, seed: int) -> Batch:
     wave = torch.exp(-((far / 1.5) ** 2)) - 0.4 * torch.exp(-(((far - 5) / 2) ** 2))
     x = wave + 0.25 * torch.randn(count, 96, generator=source)
     gain = torch.exp(1.0 * torch.randn(count, 1, generator=source))
-    level = 2.0 * torch.randn(count, 1, generator=source)
+    level = 5.0 * torch.randn(count, 1, generator=source)
     return (gain * x + level).unsqueeze(1), (far < 3).float().unsqueeze(1)
 
 

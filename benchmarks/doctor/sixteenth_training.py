@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
 
 import torch
 from bugs import Batch, Run, bug
@@ -31,7 +31,7 @@ class OpinionLSTM(nn.Module):
         return self.last(self.fc(h.amax(1)))
 
 
-# doronharitan#4 (remove the softmax, it converges faster), pytorch-DANN#7
+# human_activity_recognition_LRCN#4 (remove the softmax, it converges faster), pytorch-DANN#7
 @bug(
     "doronharitan/human_activity_recognition_LRCN#4, NaJaeMin92/pytorch-DANN#7",
     "D34",
@@ -40,7 +40,7 @@ def opinions_behind_a_softmax(is_bad: bool) -> Run:
     """End an LSTM with a softmax, and train it by CrossEntropyLoss.
 
     First: the loss takes scores, and gets shares that sum to one.
-    Cost: ?
+    Cost: 91 % in place of 98 %, a loss of 0.88 in place of 0.14.
     """
     model = OpinionLSTM(nn.Softmax(dim=1) if is_bad else nn.Identity())
     criterion = nn.CrossEntropyLoss()
@@ -87,7 +87,7 @@ def vision_transformer_at_three_hundredths(is_bad: bool) -> Run:
     """Train a vision transformer by Adam at 0.03.
 
     First: steps are far too large.
-    Cost: ?
+    Cost: 41 % in place of 94 %, a loss of 1.68 in place of 0.23.
     """
     (x, y), test = digits()
     model = ViT()
@@ -124,7 +124,7 @@ def houses_without_a_scaler(is_bad: bool) -> Run:
     """Give columns in their units to a perceptron; the population is in thousands.
 
     First: inputs are far from a mean of zero and a variance of one.
-    Cost: ?
+    Cost: a squared error of 1.53 in place of 0.05, where the mean has 1.
     """
     x, y = houses(2048, 1)
     mean, std = x.mean(0), x.std(0)
@@ -169,7 +169,7 @@ def load_in_megawatts(is_bad: bool) -> Run:
     """Scale the inputs of an LSTM, and leave its targets in megawatts.
 
     First: targets are far from what the output can reach.
-    Cost: ?
+    Cost: a squared error of 2.7e7 in place of 1.6e4, in square megawatts.
     """
 
     def prepared(data: Batch) -> Batch:
@@ -195,12 +195,13 @@ def autoencoder(activation: type[nn.Module]) -> nn.Sequential:
     """Return an autoencoder of digits with six hidden layers."""
     widths = [64, 96, 64, 32, 16, 32, 64, 96]
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, width in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, width in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, width), activation()]
     return nn.Sequential(*layers, nn.Linear(96, 64))
 
 
-# lsgan#3, MollyZhang#15 (leaky ReLU converges faster than a sigmoid)
+# Multi-task-TCGA-learning#15 (leaky ReLU converges faster than a sigmoid and is not
+# stuck at 0), vae_tutorial#5
 @bug(
     "MollyZhang/Multi-task-TCGA-learning#15, cdoersch/vae_tutorial#5",
     *("D24", "D22", "D20"),
@@ -209,7 +210,7 @@ def autoencoder_of_sigmoids(is_bad: bool) -> Run:
     """Put a sigmoid behind each layer of a deep autoencoder.
 
     First: gradients do not reach the first layers.
-    Cost: ?
+    Cost: a squared error of 0.074, which is that of a mean image, not 0.025.
     """
     (x, _), (held, _) = digits()
     model = autoencoder(nn.Sigmoid if is_bad else nn.LeakyReLU)
@@ -256,7 +257,7 @@ def one_of_two_optimizers_is_not_cleared(is_bad: bool) -> Run:
     """Call zero_grad() of the decoder's optimizer alone.
 
     First: gradients of the encoder add up, so that its steps are far too large.
-    Cost: ?
+    Cost: 7 %, which is a guess, in place of 97 %; a loss of 2.31 in place of 0.14.
     """
     train, test = digits()
     model = TwoParts()
@@ -297,7 +298,7 @@ def recurrence_without_clipping(is_bad: bool) -> Run:
     """Train a recurrent network over 36 steps, and do not clip its gradients.
 
     First: gradients explode.
-    Cost: ?
+    Cost: a squared error that is nan in place of 0.06.
     """
     model = Recurrent()
     optimizer = torch.optim.SGD(model.parameters(), lr=2e-3, momentum=0.9)
@@ -370,7 +371,7 @@ def mask_of_another_attention(is_bad: bool) -> Run:
     """Give scaled_dot_product_attention a mask that is True at padding.
 
     First: attention reads nothing but padding.
-    Cost: ?
+    Cost: 32 %, which is a guess, in place of 100 %; a loss of 1.10 in place of 0.002.
     """
     model = Reader(is_bad=is_bad)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
