@@ -31,7 +31,7 @@ class OpinionLSTM(nn.Module):
         return self.last(self.fc(h.amax(1)))
 
 
-# human_activity_recognition_LRCN#4 (remove the softmax, it converges faster), pytorch-DANN#7
+# human_activity_recognition_LRCN#4 (it converges faster without), pytorch-DANN#7
 @bug(
     "doronharitan/human_activity_recognition_LRCN#4, NaJaeMin92/pytorch-DANN#7",
     "D34",
