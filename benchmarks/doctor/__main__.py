@@ -1,7 +1,7 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
-to `fifteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
+to `sixteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
 `mild`, `fair`, `plain`, `steady`, `level`, `sober`, `gentle` and `frank`, those of
 quiet_runs.py to frank_runs.py; `architectures` are fresh networks of the libraries that
@@ -43,6 +43,7 @@ import other_bugs
 import overhead
 import seventh_bugs
 import shrinking
+import sixteenth_bugs
 import sixth_bugs
 import tenth_bugs
 import third_bugs
@@ -176,6 +177,13 @@ LATER = {
         "A fifteenth set",
         "programs whose bugs cost something, most on norms",
         fifteenth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+    "sixteenth": Later(
+        "sixteenth_bugs",
+        "A sixteenth set",
+        "programs of frequent mistakes, by one who chose as threads would",
+        sixteenth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
 }
