@@ -292,4 +292,25 @@ def logarithm_of_silence(is_bad: bool) -> Run:
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "validation_under_no_grad_alone": (("D09", "D01", "D02"), ()),
+    "baseline_measured_before_the_first_step": (("D08", "D34"), ()),
+    "second_head_of_an_assistant": (("D07", "D01", "D02"), ()),
+    "averaged_model_without_update_bn": (("D31", "D01", "D02"), ()),
+    "file_of_data_parallel_and_strict_false": ((), ()),
+    "opinions_behind_a_softmax": (("D34",), ()),
+    "vision_transformer_at_three_hundredths": (("D36",), ()),
+    "houses_without_a_scaler": (("D28",), ()),
+    "load_in_megawatts": (("D34",), ()),
+    "autoencoder_of_sigmoids": (("D24", "D34"), ()),
+    "one_of_two_optimizers_is_not_cleared": (("D27", "D21", "D24", "D34"), ()),
+    "recurrence_without_clipping": (("D27", "D34", "D25", "D39"), ()),
+    "mask_of_another_attention": (("D36", "D34"), ()),
+    "volumes_two_at_a_time": (("D05",), ()),
+    "test_set_without_normalize": (("D01", "D02"), ()),
+    "u_net_of_beats_with_the_momentum_of_keras": (("D04", "D01", "D05", "D02"), ()),
+    "own_norm_with_the_statistics_of_each_batch": (("D34", "D28"), ("D05",)),
+    "vital_signs_padded_with_zeros": (("D12", "D01", "D02"), ()),
+    "day_and_night_in_two_passes": ((), ()),
+    "logarithm_of_silence": (("D17", "D34", "D01", "D25", "D02"), ()),
+}
