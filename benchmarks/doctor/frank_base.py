@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 from calm_base import Data
-from quiet_base import Training, feed, shuffled, split
+from gentle_base import outputs
+from quiet_base import Training, shuffled, split
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
@@ -71,14 +72,6 @@ def letters(n: int, side: int, train: int) -> tuple[Data, Data]:
     x = mask * colour + (1 - mask) * ground + 0.15 * torch.randn(n, 3, side, side)
     mean, std = x[:train].mean((0, 2, 3)), x[:train].std((0, 2, 3))
     return split((x - mean[:, None, None]) / std[:, None, None], kind, train)
-
-
-def outputs(model: nn.Module, data: Data) -> Tensor:
-    """Return the outputs in eval mode, without a graph."""
-    model.eval()
-    with torch.no_grad():
-        out: Tensor = feed(model, data)
-    return out
 
 
 def pretrained(

@@ -35,7 +35,7 @@ class _Maker(nn.Module):
 
 
 class _Judge(nn.Module):
-    """Whether a digit is real, and which it is."""
+    """A critic and a classifier of digits in one."""
 
     def __init__(self) -> None:
         super().__init__()

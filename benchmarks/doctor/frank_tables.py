@@ -47,7 +47,7 @@ def fuel_economy() -> Training:
 
 @program
 def passengers() -> Training:
-    """Who survives, from class, sex, age, family, fare and port; one-hot kinds.
+    """Predict survival from class, sex, age, family, fare and port; one-hot kinds.
 
     Absent ages take the median with a flag. BN and dropout 0.3, He weights, BCE, Adam
     3e-3, decay 1e-4, batch 32; AUC.

@@ -59,6 +59,20 @@ def test_labels_that_the_loss_divides_are_a_distribution(is_divided: bool) -> No
 
 
 @pytest.mark.parametrize("is_generator", [True, False])
+def test_logits_of_a_critic_are_not_those_of_the_model(is_generator: bool) -> None:
+    """A generator of pictures ends in a sigmoid, and its critic gives logits."""
+    critic = nn.Linear(10, 1) if is_generator else nn.Identity()
+
+    def loss_fn(made: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(critic(made)[:, :1], y)
+
+    data = [(x, (x[:, :1] > 0).float()) for x in torch.randn(8, 32, 16)]
+    found = diagnose(nn.Sequential(nn.Linear(16, 10), nn.Sigmoid()), data, loss_fn)
+    told = severities(found, "D34", "already a sigmoid")
+    assert told == (set() if is_generator else {"warning"})
+
+
+@pytest.mark.parametrize("is_generator", [True, False])
 def test_scores_of_a_critic_are_not_those_of_the_model(is_generator: bool) -> None:
     """A generator ends in tanh; a classifier scores what it made."""
     classifier = nn.Linear(10, 10) if is_generator else nn.Identity()

@@ -46,7 +46,7 @@ def seeded():
 def test_padding_is_no_product(what: str) -> None:
     """On maps of 3x3 values six layers of 3x3 kernels keep .6 each: .047 of it all."""
     layers = [
-        nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()) for _ in "123456"
+        nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()) for _ in range(6)
     ]
     model = nn.Sequential(*layers)
     assert farthest(ratios(model, torch.randn(64, 64, 3, 3), what)) < 2
@@ -77,10 +77,10 @@ def test_the_products_of_a_convolution_are_counted() -> None:
 
 
 def test_a_relu_before_a_choice_of_the_largest_keeps_the_gradient() -> None:
-    """Four of them: a half each would be .06 of it."""
-    block = [nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3)]
+    """A half for each of the three would be an eighth of it."""
     layers = [
-        nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), *block[1:]) for _ in range(3)
+        nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3))
+        for _ in range(3)
     ]
     assert farthest(ratios(nn.Sequential(*layers), torch.randn(8, 32, 54, 54))) < 1.5
 
@@ -148,7 +148,7 @@ class Sums(nn.Module):
 
 
 def test_a_sum_of_rectified_values_is_followed_with_its_mean() -> None:
-    """A half of the gradient for each ReLU would be 12 times less at the start."""
+    """A ReLU keeps more than a half of the gradient of inputs with a positive mean."""
     found = ratios(Sums(), torch.randn(16, 32, 12, 12).relu())
     assert farthest(found) < 3
 
@@ -199,6 +199,25 @@ def test_no_grad_and_writing_in_place_on_a_view_are_followed() -> None:
     body, head = report.lines
     assert body.gradient_measured is None
     assert head.gradient_predicted == pytest.approx(head.gradient_measured, rel=0.3)
+
+
+class Force(nn.Module):
+    """A model that differentiates in its forward, as those of energies do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 64), nn.Linear(64, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        energy = self.last(torch.tanh(self.first(x)))
+        (force,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        return energy, force
+
+
+def test_a_model_that_differentiates_in_its_forward_is_followed() -> None:
+    report = initialize(Force(), "kaiming", example_inputs=torch.randn(64, 4))
+    assert all(line.gradient_measured for line in report.lines)
 
 
 # How far the farthest layer may be off. Where a gate of eight channels squeezes and

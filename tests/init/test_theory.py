@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from normkit.errors import ArgumentError
 from normkit.init import (
     gain_of,
     gaussian_mean,
@@ -146,3 +148,17 @@ def test_wide_networks_do_what_the_recursion_says(
             strict=True,
         ):
             assert line.signal_predicted == pytest.approx(signal.before, rel=1e-6)
+
+
+def test_a_constant_input_has_no_variance() -> None:
+    """√q·√q is above q for some q, by rounding."""
+    for q in (0.1, 0.5, 2.0, 3.0, 5.0, 7.7):
+        mean = math.sqrt(q)
+        wanted = float(F.gelu(torch.tensor(mean, dtype=torch.float64)).square())
+        assert kept_signal("gelu", q, mean=mean) == pytest.approx(wanted, rel=1e-6)
+    assert kept_gradient("relu", 2.0, mean=math.sqrt(2.0)) == pytest.approx(1.0)
+
+
+def test_a_mean_above_the_root_mean_square_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"mean=2.0 has a square of 4"):
+        kept_signal("relu", 1.0, mean=2.0)

@@ -85,6 +85,16 @@ class Step:
         mean = self.mean * math.sqrt(mean_square)
         return kept_gradient(self.function, mean_square, mean=mean)
 
+    def is_measured(self, picked: frozenset[int]) -> bool:
+        """Return whether theory does not say what the step keeps of a gradient.
+
+        Nor of an activation before a choice of the largest: positive values are chosen,
+        of which a ReLU keeps the whole gradient.
+        """
+        if self.kind == "activation":
+            return self.output in picked
+        return self.kind in ("norm", "opaque", "other")
+
     def _slope_squared(self) -> float:
         assert self.function is not None
         return float(self.function(torch.ones(1, dtype=torch.float64)).square())
@@ -126,18 +136,10 @@ class SignalGraph:
         readers = Counter(v for step in self.steps for v in set(step.inputs))
         return frozenset(value for value, count in readers.items() if count > 1)
 
-    def is_measured(self, step: Step) -> bool:
-        """Return whether theory does not say what a step keeps of a gradient.
-
-        Nor of an activation before a choice of the largest: positive values are chosen,
-        of which a ReLU keeps the whole gradient.
-        """
-        if step.kind == "activation":
-            return any(
-                each.name in PICKING and step.output in each.inputs
-                for each in self.steps
-            )
-        return step.kind in ("norm", "opaque", "other")
+    def picked(self) -> frozenset[int]:
+        """Return the values of which an operation chooses the largest."""
+        choices = (step for step in self.steps if step.name in PICKING)
+        return frozenset(value for step in choices for value in step.inputs)
 
     def _coherence(self) -> dict[int, float]:
         """Return the measured gradient of shared values per sum of their readers'.
@@ -229,7 +231,7 @@ class SignalGraph:
             else:
                 q[step.output] = first * ratio(step.after, step.before)
         g: dict[int, float] = dict.fromkeys(self.outputs, 1.0)
-        coherence = self._coherence()
+        coherence, picked = self._coherence(), self.picked()
         for step in reversed(self.steps):
             if step.output not in g:
                 continue
@@ -245,7 +247,7 @@ class SignalGraph:
             else:
                 factor = ratio(step.after, step.before)
             kept: tuple[float | None, ...] = (None,) * len(step.inputs)
-            if self.is_measured(step) and step.kept:
+            if step.kept and step.is_measured(picked):
                 kept = step.kept
             for value, own in zip(step.inputs, kept, strict=True):
                 # Of a product each factor's gradient has the size of the other's.

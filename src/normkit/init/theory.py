@@ -138,12 +138,13 @@ def kept_gradient(
 
 
 def _std(mean_square: float, mean: float) -> float:
-    if mean * mean > mean_square:
+    variance = mean_square - mean * mean
+    if variance < -1e-9 * mean_square:  # that of a constant is 0, up to rounding
         raise ArgumentError(
             f"mean={mean} has a square of {mean * mean:.4g}, above mean_square="
             f"{mean_square:.4g}; E[z]² is at most E[z²]"
         )
-    return math.sqrt(mean_square - mean * mean)
+    return math.sqrt(max(variance, 0.0))
 
 
 def gain_of(activation: str | Function, slope: float = 0.01) -> float:

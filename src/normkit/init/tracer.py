@@ -40,9 +40,12 @@ ACTIVATIONS = frozenset(
         *("hardsigmoid", "hardswish"),
     )
 )
-# Through 64 units of independent weights rectified inputs get a mean of up to .1 of
-# their root mean square, by the draw: theory takes that for 0.
+# Rectified inputs have a mean of .56 of their root mean square; independent weights
+# give each of n units one of .56/√n by the draw, .07 for 64: theory takes that for 0.
 LEAST_MEAN = 0.15
+CONVOLUTIONS = frozenset(
+    f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)
+)
 _NORM_FUNCTIONS = frozenset(
     ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 )
@@ -64,13 +67,13 @@ def trace_signals(
         inputs: The example inputs.
         maps: The linear maps to know by name.
         forward: `forward(model, inputs)`.
-        gradients: False runs it forward alone.
+        gradients: False sends none back.
 
     Raises:
         ArgumentError: No tensor comes out of the model.
     """
     graph = SignalGraph()
-    with at_the_start(model), torch.set_grad_enabled(gradients):
+    with at_the_start(model), torch.enable_grad():
         tracer = _Tracer(model, graph, {id(each.weight): each for each in maps})
         try:
             with tracer:
@@ -84,7 +87,8 @@ def trace_signals(
                 "tensor; initialize needs one to follow"
             )
         graph.outputs = tuple(tracer.number(t) for t in tensors)
-        tracer.measure_gradients(tensors)
+        if gradients:
+            tracer.measure_gradients(tensors)
     return graph
 
 
@@ -118,8 +122,9 @@ class _Tracer(TorchFunctionMode):
         self._numbers: dict[int, int] = {}
         self._alive: list[Tensor] = []  # ids are those of living tensors only
         self._depth = 0
-        self._shared = frozenset[int]()
-        self._within = False  # the backward pass of one operation
+        self._shared = self._picked = frozenset[int]()
+        # Not to a backward pass inside of the model, nor to that of one operation.
+        self._is_listening = False
         self._handles: list[RemovableHandle] = []
         for name, module in model.named_modules():
             if isinstance(module, (*NORMS, *_OPAQUE)):
@@ -165,7 +170,7 @@ class _Tracer(TorchFunctionMode):
         for out in outs:
             step = Step(kind, name, tuple(numbers[:count]), 0, size, 0, function)
             step.is_nonnegative, step.mean = is_nonnegative, mean
-            if kind == "linear" and "conv" in _name(func):
+            if kind == "linear" and _name(func) in CONVOLUTIONS:
                 each = next(self.maps[id(t)] for t in ins if id(t) in self.maps)
                 step.inside = inside(
                     func, args, kwargs, values[0], each.weight, each.fans
@@ -215,10 +220,11 @@ class _Tracer(TorchFunctionMode):
             return
 
         def arrived(gradient: Tensor) -> None:
-            if self._within:
+            if not self._is_listening:
                 return
             step.gradient = _mean_square(gradient)
-            if self.graph.is_measured(step) or not self._shared.isdisjoint(step.inputs):
+            is_shared = not self._shared.isdisjoint(step.inputs)
+            if is_shared or step.is_measured(self._picked):
                 step.kept = self._kept(edge, inputs, gradient, step.gradient)
 
         out.register_hook(arrived)
@@ -239,13 +245,13 @@ class _Tracer(TorchFunctionMode):
         # Behind an operation in place on a view, torch cannot stop at one operation.
         if not known or _is_written_through(out):
             return (None,) * len(inputs)
-        self._within = True
+        self._is_listening = False
         try:
             found = torch.autograd.grad(
                 *([out], known, [gradient]), retain_graph=True, allow_unused=True
             )
         finally:
-            self._within = False
+            self._is_listening = True
         own = iter(found)
         kept = [None if each is None else next(own) for each in inputs]
         return tuple(
@@ -282,7 +288,8 @@ class _Tracer(TorchFunctionMode):
         live = [t for t in outputs if t.requires_grad]
         if not live:
             return
-        self._shared = self.graph.shared()
+        self._shared, self._picked = self.graph.shared(), self.graph.picked()
+        self._is_listening = True
         source = torch.Generator().manual_seed(0)
         cotangents = [
             torch.randn(t.shape, generator=source).to(t.device, t.dtype) for t in live

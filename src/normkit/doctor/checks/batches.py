@@ -40,7 +40,8 @@ __all__ = [
 # var with dropout off / var with dropout on: .97 to 1.05 without dropout before it,
 # .78 to .85 at p = .2, .43 to .46 at p = .5.
 DROPOUT_INFO, DROPOUT_WARNING = 0.9, 0.7
-# .63 to .69 at p = .3, which many networks for tables have before a batch norm.
+# From here on a warning whatever it costs; p = .3 before a linear layer leaves .63 to
+# .69, which many networks for tables have.
 DROPOUT_MUCH = 0.55
 
 # Layers with weights, as autograd names them: a loss with none takes the answers.
@@ -87,8 +88,8 @@ def dropout_shift(statistics: Statistics) -> Iterator[Finding]:
 
     No fault where eval mode is better than batch statistics nevertheless, nor where a
     network without dropout layers learns, and hardly loses by it: sampled codes and
-    noise shift it, too. A third of the variance is information where eval mode costs
-    nothing. Or it drops the answers themselves.
+    noise shift it, too. So is a shift down to `DROPOUT_MUCH` where a network has
+    learned and eval mode costs nothing. Or it drops the answers themselves.
     """
     yield from _answers_dropped(statistics)
     yield from _nearly_all_dropped(statistics)

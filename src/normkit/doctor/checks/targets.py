@@ -102,7 +102,11 @@ def targets(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
-    """Check the function that gives the output against the loss."""
+    """Check the function that gives the output against the loss.
+
+    Not where the scores are a critic's, as those of what a generator made.
+    """
+    is_scored = not out.has_critic
     if out.units == 1 and (
         is_cross_entropy(out) or out.activation in ("Softmax", "LogSoftmax")
     ):
@@ -115,9 +119,7 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
             "use a sigmoid: binary_cross_entropy_with_logits on the one unit, or give "
             "the last layer a unit per class",
         )
-    elif (
-        out.activation in SQUASHED and is_cross_entropy(out) and not out.has_critic
-    ):  # the scores are a critic's, as those of a GAN with classes
+    elif is_scored and out.activation in SQUASHED and is_cross_entropy(out):
         yield _D34(
             "",
             "warning",
@@ -127,8 +129,10 @@ def _output(statistics: Statistics, out: OutputStatistics) -> Iterator[Finding]:
             "its softmax to them",
             "give cross_entropy the logits: drop the activation behind the last layer",
         )
-    elif out.activation == "Sigmoid" and (
-        "BinaryCrossEntropyWithLogits" in out.operations
+    elif (
+        is_scored
+        and out.activation == "Sigmoid"
+        and "BinaryCrossEntropyWithLogits" in out.operations
     ):
         yield _D34(
             "",
