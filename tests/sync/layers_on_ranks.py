@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from typing import Any
 from unittest import mock
 
@@ -83,6 +85,17 @@ def collectives(rank: int, state: dict[str, Tensor], parts: list[Tensor]) -> Any
     with mock.patch.object(dist, "all_reduce", counted):
         layer(x).square().sum().backward()
     return calls
+
+
+def holders(rank: int, x: Tensor) -> tuple[int, int]:
+    """Return the references to the group before and after a step of a living layer."""
+    layer = normkit.nn.SyncBatchNorm(x.shape[1])
+    group = dist.group.WORLD
+    gc.collect()
+    before = sys.getrefcount(group)
+    layer(x.clone().requires_grad_()).sum().backward()
+    gc.collect()
+    return before, sys.getrefcount(group)
 
 
 def second_derivative(

@@ -169,3 +169,16 @@ def an_error_of_the_backend_names_no_layer(patch: pytest.MonkeyPatch) -> None:
         return x
 
     wrap(patch, "normkit.functional.ranks_call.all_reduce_", plainly)
+
+
+@fault(
+    caught_by="tests/sync/test_sync_batch_norm.py::test_a_step_holds_no_process_group"
+)
+def a_call_holds_its_group(patch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def init(real, self, group, name):
+        held.append(group)
+        real(self, group, name)
+
+    wrap(patch, "normkit.sync.groups.Ranks.__init__", init)

@@ -194,6 +194,12 @@ def test_groups_are_taken_as_objects_names_and_mesh_dimensions(
             assert_close(torch.cat([found[r][k] for r in pair]), y, 1e-12)
 
 
+def test_a_step_holds_no_process_group(four_ranks: Ranks) -> None:
+    """One that lives longer than destroy_process_group aborts at the end of gloo."""
+    found = four_ranks.run(layers_on_ranks.holders, torch.randn(3, 5, 7))
+    assert all(before == after for before, after in found)
+
+
 def test_it_takes_one_collective_forward_and_one_backward(four_ranks: Ranks) -> None:
     """pytorch#39358: the message does not grow with the number of ranks."""
     parts = parts_of((3, 4, 2, 5), (4, 6), torch.float32)

@@ -17,8 +17,11 @@ from normkit.torch_state import is_compiling
 __all__ = ["is_over_ranks", "ranks_of", "with_group_name"]
 
 # The process_group of a layer, the default group at that time, and what they mean. Not
-# on the layers: a copy, a pickle or another class would have to leave it behind.
-_known: WeakKeyDictionary[nn.Module, tuple[Any, Any, Ranks]] = WeakKeyDictionary()
+# on the layers: a copy, a pickle or another class would have to leave it behind. The
+# default group is not held: `Ranks` says why.
+_known: WeakKeyDictionary[nn.Module, tuple[Any, weakref.ref[Any], Ranks]] = (
+    WeakKeyDictionary()
+)
 
 
 def with_group_name(state: dict[str, Any]) -> dict[str, Any]:
@@ -50,13 +53,13 @@ def ranks_of(layer: nn.Module) -> Any:
         return process_group_of(asked_for)
     known, world = _known.get(layer), dist.group.WORLD
     # Looked up once: which group a mesh means, and whether this rank is in it.
-    if known is None or known[0] is not asked_for or known[1] is not world:
+    if known is None or known[0] is not asked_for or known[1]() is not world:
         group = process_group_of(asked_for)
-        if known is None or known[2].group is not group:
+        if known is None or not known[2].is_of(group):
             ranks = Ranks(group, _name_of(layer))
         else:
             ranks = known[2]
-        known = _known[layer] = asked_for, world, ranks
+        known = _known[layer] = asked_for, weakref.ref(world), ranks
     return known[2]
 
 
