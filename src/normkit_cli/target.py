@@ -21,7 +21,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -102,6 +103,33 @@ def read_target(text: str, checkpoint: Path | None = None) -> Target:
             "package.module:factory"
         )
     is_file = place.endswith(".py") or "/" in place or "\\" in place
+    with _own_arguments(place):
+        return _read(place, name, text, checkpoint, is_file=is_file)
+
+
+@contextmanager
+def _own_arguments(place: str) -> Iterator[None]:
+    """Let the program read a command line of its own, without arguments.
+
+    A program that parses its arguments, or exits, does so as under `python file.py`.
+    """
+    given = sys.argv
+    sys.argv = [place]
+    try:
+        yield
+    except SystemExit as error:
+        raise TargetError(
+            f"{place} exited with {error.code!r} while it was read; it is run without "
+            "arguments: give each a default, and let nothing exit on import or in the "
+            "factory"
+        ) from error
+    finally:
+        sys.argv = given
+
+
+def _read(
+    place: str, name: str, text: str, checkpoint: Path | None, *, is_file: bool
+) -> Target:
     module = _from_file(Path(place)) if is_file else _from_name(place)
     factory = getattr(module, name, None)
     is_made = isinstance(factory, nn.Module | Mapping | Target)

@@ -34,6 +34,12 @@ def too_many(): return 1, 2, 3, 4
 def fails(): return 1 / 0
 def takes_one(x): return x
 def normed(): return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+def parses():
+    import argparse
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--width", type=int, default=2)
+    return nn.Linear(parser.parse_args().width, 1)
+def leaves(): raise SystemExit(3)
 number = 3
 made = nn.Linear(2, 1)
 made_dict = {"model": nn.Linear(2, 1), "loader": [beside.BATCH]}
@@ -170,3 +176,15 @@ def test_a_checkpoint_without_counts_of_batches_loads(tmp_path: Path) -> None:
     weights = {n: v for n, v in model.state_dict().items() if "tracked" not in n}
     torch.save(weights, tmp_path / "in.pt")
     Checkpoint.read(tmp_path / "in.pt").load_into(model)
+
+
+def test_a_program_that_parses_its_arguments_gets_none(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["normkit", "doctor", f"{place}:parses", "--json"]
+    monkeypatch.setattr(sys, "argv", given)
+    assert read_target(f"{place}:parses").model.in_features == 2
+    assert sys.argv is given
+    with pytest.raises(TargetError, match="exited with 3 while it was read"):
+        read_target(f"{place}:leaves")
+    assert sys.argv is given

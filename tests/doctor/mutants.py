@@ -522,3 +522,84 @@ def points_of_a_chart_have_no_names(patch: pytest.MonkeyPatch) -> None:
     from normkit.report import drawing
 
     patch.setattr(drawing, "_titles", lambda chart: {})
+
+
+@fault(
+    caught_by="tests/doctor/test_leaves_others_alone.py::"
+    "test_a_critic_in_the_loss_keeps_its_statistics_and_gets_no_gradients"
+)
+def modules_beside_the_model_are_not_put_back(patch: pytest.MonkeyPatch) -> None:
+    from normkit.modeling.other_modules import OtherModules
+
+    def call(self, module, args):
+        self.own_ran = True
+
+    patch.setattr(OtherModules, "__call__", call)
+
+
+@fault(
+    caught_by="tests/doctor/test_leaves_others_alone.py::"
+    "test_a_penalty_on_the_weights_leaves_the_gradients_that_were_there"
+)
+def a_backward_adds_to_the_gradients_of_others(patch: pytest.MonkeyPatch) -> None:
+    def backward_into(real, model, loss):
+        loss.backward()
+
+    where = "normkit.doctor.examination.working_copy.backward_into"
+    wrap(patch, where, backward_into)
+
+
+@fault(
+    caught_by="tests/doctor/test_leaves_others_alone.py::"
+    "test_a_model_that_cannot_be_copied_keeps_its_plain_attributes"
+)
+def plain_attributes_are_not_put_back(patch: pytest.MonkeyPatch) -> None:
+    from normkit.modeling import snapshot
+
+    patch.setattr(snapshot, "_KEPT", ())
+
+
+@fault(caught_by="tests/doctor/test_uncleared.py::test_cleared_gradients_are_none")
+def a_gradient_of_zeros_is_taken_for_one_that_was_kept(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    from normkit.doctor.probes.uncleared import Uncleared
+
+    def arrive(self, _):
+        self._was_cleared |= self._has_stepped and self._weight.grad is None
+        self._was_added_to = True
+
+    patch.setattr(Uncleared, "_arrive", arrive)
+
+
+@fault(
+    caught_by="tests/doctor/test_other_scale.py::"
+    "test_a_slow_average_over_raw_inputs_is_not_taken_for_another_scale"
+)
+def channels_that_differ_are_taken_for_one_factor(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    def first(statistics):
+        return statistics.norms[0][0].name, 2.0
+
+    patch.setattr(population, "of_other_scale", first)
+
+
+@fault(
+    caught_by="tests/doctor/test_watch_ends.py::"
+    "test_findings_are_those_of_the_end_of_the_block"
+)
+def a_watch_reads_the_model_after_its_block(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.watch import Watch
+
+    patch.setattr(Watch, "statistics", lambda self: self._recorder.statistics())
+
+
+@fault(
+    caught_by="tests/doctor/test_transformers.py::"
+    "test_d39_leaps_at_one_distance_are_the_loops_own"
+)
+def d39_takes_any_leaps_for_those_of_the_loop(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import spikes
+
+    patch.setattr(spikes, "EVEN", 1.0)

@@ -118,6 +118,7 @@ def watched(model: nn.Module, *, evaluates: bool) -> list[str]:
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     with watch(model, optimizer) as seen:
         for x, y in batches()[:8]:
+            optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
         if evaluates:

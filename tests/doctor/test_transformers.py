@@ -399,6 +399,16 @@ def test_d39_a_large_loss_of_one_batch_does_not_stay_up() -> None:
     assert "warning" not in loud
 
 
+def test_d39_leaps_at_one_distance_are_the_loops_own() -> None:
+    # The loss of a Q-network rises with each copy of its target network.
+    tooth = [0.05 + 0.3 * 0.7**i for i in range(50)]
+    found = alarm(losses(*[0.02] * 25, *tooth * 4), "D39")
+    assert found.severity == "info"
+    assert "it leaps every 50 steps" in found.evidence
+    uneven = [*tooth, *tooth[:31], *tooth[:44]]
+    assert alarm(losses(*[0.02] * 25, *uneven), "D39").severity == "warning"
+
+
 def test_d39_a_leap_stays_where_most_later_losses_are_above_all_before() -> None:
     fallen = [2.0 * 0.9**i + 0.02 for i in range(80)]
 

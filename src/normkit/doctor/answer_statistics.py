@@ -35,6 +35,7 @@ class TargetStatistics:
         channels: Statistics of the labels as one-hot vectors, or of the values.
         beyond: A class number without a unit in the output, and the units; None where
             every label has one.
+        not_finite: Share of the values that are NaN or infinite.
     """
 
     low: float
@@ -48,6 +49,7 @@ class TargetStatistics:
     kurtosis: float = math.nan
     channels: ChannelStatistics | None = None
     beyond: tuple[int, int] | None = None
+    not_finite: float = 0.0
 
 
 @dataclass(frozen=True)

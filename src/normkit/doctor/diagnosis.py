@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -32,12 +33,18 @@ from normkit.doctor.over_ranks import merge_confirmations, merge_readings, merge
 from normkit.doctor.pages import diagnosis_page
 from normkit.doctor.provenance import provenance
 from normkit.errors import ArgumentError
+from normkit.modeling.batch import check_function, check_model
 from normkit.modeling.unwrap import unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
 from normkit.sync import alone
 from normkit.sync.groups import Group
 
 __all__ = ["SCHEMA", "Diagnosis"]
+
+_OTHER_SCALE = (
+    "this loader gives the inputs on another scale than training did, and statistics of "
+    "these would be wrong for those"
+)
 
 SCHEMA = "normkit.diagnosis/1"
 
@@ -199,8 +206,14 @@ class Diagnosis(Result):
             ArgumentError: `steps` is below 1, there is neither an optimizer nor
                 `train`, or the diagnosis holds no case or no loss.
         """
-        if steps < 1:
-            raise ArgumentError(f"steps={steps} trains nothing; give 1 or more")
+        if not isinstance(steps, Integral) or steps < 1:
+            raise ArgumentError(f"steps={steps!r} trains nothing; give an int from 1")
+        check_function("train", train)
+        if isinstance(optimizer, type):
+            raise ArgumentError(
+                f"optimizer is the class {optimizer.__name__}; make one, of the model "
+                f"that was examined: {optimizer.__name__}(model.parameters(), lr=…)"
+            )
         if self.case is None:
             raise ArgumentError("train needs the model, and the diagnosis holds none")
         case = self.case
@@ -245,6 +258,7 @@ class Diagnosis(Result):
             model = self.case.model
         if model is None:
             raise ArgumentError("repair needs a model, and the diagnosis holds none")
+        check_model("repair", model)
         model = unwrapped(model)
         groups = repairable(ranked(self.readings), self.statistics)
         confirmations, missing = self.confirmations, "a loss_fn is needed to confirm it"
@@ -260,7 +274,13 @@ class Diagnosis(Result):
         for id_, group in groups.items():
             if id_ in good:
                 REPAIRS[id_](model, self.statistics, group)
-        declined = {
+        # Statistics of inputs on another scale would be wrong for those of training.
+        scaled = {
+            f.id: f"{f.id}: {_OTHER_SCALE}"
+            for f in self.readings
+            if f.is_alarm and f.details.get("is_of_inputs", False)
+        }
+        declined = scaled | {
             id_: confirmed[id_].to_text() if id_ in confirmed else f"{id_}: {missing}"
             for id_ in self.named
             if id_ in groups and id_ not in good
@@ -357,7 +377,8 @@ class Diagnosis(Result):
         `before`, `after`, `error`, `helps`, `harms` and `improves`. `gap` is null
         before `explain`.
         A number that is not finite is a string ("nan", "inf"). docs/guide/doctor.md
-        has the schema; `normkit.doctor.schema.DIAGNOSIS` is the same for a validator.
+        has the schema; `DIAGNOSIS` of the module `normkit.doctor.schema` is the same
+        for a validator.
         """
         return json.dumps(
             {

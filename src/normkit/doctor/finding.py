@@ -81,7 +81,8 @@ class Finding:
             is wrong in the signals, as the data of D28 do. `is_of_steps`: the layers
             stand still because all steps are too small, which D27 says. `has_passed`:
             values that are not finite came with a batch, and no weight has kept them.
-            `has_diverged`: the loss rose until it was not finite.
+            `has_diverged`: the loss rose until it was not finite. `is_of_inputs`: the
+            loader gives the inputs on another scale than training did.
         layers: All layers with the same cause, `layer` first; empty in a result of one
             check on one layer.
         follows: Id of the finding that explains it; empty for a cause, and in a result
@@ -154,6 +155,7 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
     kept = [finding for finding in findings if finding.is_reported]
     worst = min((_level(f) for f in kept if f.id in SIGNALS), default=len(SEVERITIES))
     gap = min((_level(f) for f in kept if f.id == "D02"), default=len(SEVERITIES))
+    are_scaled = any(f.details.get("is_of_inputs", False) for f in kept)
     stale = min((_level(f) for f in kept if f.id == "D01"), default=len(SEVERITIES))
 
     def rank(finding: Finding) -> tuple[int, float, int]:
@@ -161,6 +163,8 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
         own = _order(finding)
         if _is_origin(finding) and worst <= level:
             level, order = worst, min(order, CAUSES_FIRST.index("D01"))
+        elif finding.id == "D28" and finding.is_alarm and are_scaled:
+            level, order = min(level, stale), CAUSES_FIRST.index("D01") - 0.5
         elif finding.id == "D12" and finding.is_alarm and stale < level:
             # Padding enters the running statistics, in other shares than a batch's.
             level, order = stale, CAUSES_FIRST.index("D01") - 0.5
@@ -227,6 +231,8 @@ def _explains(cause: Finding, finding: Finding) -> bool:
         if finding.details.get("is_not_finite", False):
             return True
         return finding.id in NOT_FINITE or not math.isfinite(finding.value)
+    if cause.id == "D28" and finding.details.get("is_of_inputs", False):
+        return True
     if finding.details.get("is_symptom", False):
         return cause.id in STANDSTILL or cause.details.get("is_origin", False)
     if cause.details.get("is_origin", False) and finding.id in SIGNALS:

@@ -159,6 +159,7 @@ class WeightStatistics:
         has_bias: The layer adds a bias; None when not observed.
         began_constant: All its entries were one value, and not zero, when a watched
             training began.
+        rate: The last learning rate of its group; None when not known.
     """
 
     norm: float
@@ -176,6 +177,7 @@ class WeightStatistics:
     updated_at: tuple[int, ...] = ()
     has_bias: bool | None = None
     began_constant: bool = False
+    rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def _by_layer(statistics: Statistics, readings: list[Finding]) -> Iterable[Block
             layer.kind,
             *_mean_and_std(layer),
             layer.output_rms,
-            layer.gradient_norm[-1] if layer.gradient_norm else None,
+            numbers.median(layer.gradient_norm) if layer.gradient_norm else None,
         ]
         for layer in layers
     ]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from normkit.doctor.examination.start import was_trained
-from normkit.doctor.measurements import LayerStatistics, NormStatistics, Statistics
+from normkit.doctor.measurements import LayerStatistics, Statistics
 from normkit.doctor.probes.entries import CalledInEval, Entries
 from normkit.doctor.probes.every_optimizer import EveryOptimizer
 from normkit.doctor.probes.hook import Hook
@@ -27,6 +27,7 @@ from normkit.doctor.probes.loop import Loop
 from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.doctor.probes.parts import Parts
 from normkit.doctor.probes.probes import Probes
+from normkit.doctor.probes.roles import role_of
 from normkit.doctor.probes.schedule import Schedule
 from normkit.doctor.probes.series import (
     RECENT,
@@ -37,8 +38,9 @@ from normkit.doctor.probes.series import (
     to_floats,
     with_spread,
 )
+from normkit.doctor.probes.uncleared import Uncleared
 from normkit.doctor.probes.updates import Updates
-from normkit.modeling.graph_norms import GraphBatchNorm, norms_as_modules
+from normkit.modeling.graph_norms import norms_as_modules
 from normkit.modeling.norm_types import is_batch_norm
 from normkit.torch_state import is_in_backward
 
@@ -71,9 +73,8 @@ class Recorder:
         unit: int,
     ) -> None:
         self.model = model
-        # Layers of a graph are modules until the block ends; their last statistics.
+        # Layers of a graph are modules until the block ends.
         self._as_modules = ExitStack()
-        self._norms_at_end: dict[str, NormStatistics] | None = None
         self._as_modules.enter_context(norms_as_modules(self.model))
         self.optimizer = optimizer
         self._schedule = schedule
@@ -82,6 +83,7 @@ class Recorder:
         self._probes = Probes(self.model, unit=unit, counted=MAX_COUNTED)
         self._left_out = LeftOut(self.model, optimizer)
         self._optimizers = EveryOptimizer(self.model, optimizer)
+        self._uncleared = Uncleared(self.model)
         self._updates = Updates(
             self._probes.layers.values(), optimizer, self._optimizers.held_by_others
         )
@@ -122,10 +124,21 @@ class Recorder:
         """True after a call inside a transform of torch.func, which is not measured."""
         return self._entries.was_transformed
 
+    def made_later(self) -> list[str]:
+        """Return the layers with parameters that the model did not have at the start."""
+        own = {id(probe.module) for probe in self._probes.layers.values()}
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if role_of(module) in ("weight", "norm", "recurrent")
+            and id(module) not in own
+        ]
+
     def attach(self) -> None:
         """Register the hooks."""
         self._entries.attach()
         self._handles += self._optimizers.register(self.loop.add_any_update)
+        self._uncleared.attach()
         if self.optimizer is not None:
             before = Hook(lambda *_: self._updates.before())
             after = Hook(self._after_update)
@@ -137,9 +150,8 @@ class Recorder:
         self._probes.detach()
         self._entries.detach()
         self._updates.close()
+        self._uncleared.detach()
         self._evaluation.detach()
-        if any(isinstance(m, GraphBatchNorm) for m in self.model.modules()):
-            self._norms_at_end = norm_statistics(self.model)
         self._as_modules.close()
         while self._handles:
             self._handles.pop().remove()
@@ -183,12 +195,11 @@ class Recorder:
         frozen = {
             n for n, (evals, trains, _) in self._modes.items() if evals > trains == 0
         }
-        norms = self._norms_at_end or norm_statistics(self.model)
         norms = {
             name: replace(norm, frozen=norm.frozen or name in frozen)
-            for name, norm in norms.items()
+            for name, norm in norm_statistics(self.model).items()
         }
-        left_out = self._updates.left_out()
+        left_out, rates = self._updates.left_out(), self._updates.rates()
         layers = []
         for probe in self._probes.in_order:
             if probe.name not in self._recent:
@@ -214,6 +225,7 @@ class Recorder:
                     found.weight,
                     lost=lost,
                     is_left_out=is_out,
+                    rate=rates.get(probe.name),
                     began_constant=probe.name in self._updates.constant,
                 )
                 found = replace(found, weight=weight)
@@ -237,6 +249,7 @@ class Recorder:
                 left_out=self._names_left_out(),
                 steps_without_gradient=self._optimizers.steps_without_gradient,
                 had_gradients=self._optimizers.found_gradients,
+                uncleared_steps=self._uncleared.steps,
             ),
             blocks=self._parts.blocks(),
             attention=self._parts.attention(),

@@ -36,6 +36,8 @@ class TrainingStatistics:
         steps_without_gradient: Steps of optimizers that hold parameters of the model,
             where none of these had a gradient other than zero in any step; else 0.
         had_gradients: Some parameter had a gradient in such a step.
+        uncleared_steps: Steps whose gradient was added to that of the step before,
+            where it was so in all; else 0.
         compared_calls: Of the first calls, those whose samples were compared.
         compared_samples: The number of these samples.
         different_samples: That of different ones among them; 0 where they may be few by
@@ -62,6 +64,7 @@ class TrainingStatistics:
     left_out: tuple[str, ...] = ()
     steps_without_gradient: int = 0
     had_gradients: bool = True
+    uncleared_steps: int = 0
     compared_calls: int = 0
     compared_samples: int = 0
     different_samples: int = 0

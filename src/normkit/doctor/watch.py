@@ -10,6 +10,7 @@ bitwise the run without them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -109,7 +110,8 @@ class Watch(Result):
         self._is_compiled = is_compiled
         self._schedule = schedule
         self._recorder = recorder
-        self._has_ended = False
+        self._has_begun = self._has_ended = False
+        self._at_end: Statistics | None = None
 
     @property
     def steps(self) -> int:
@@ -117,6 +119,7 @@ class Watch(Result):
         return self._recorder.steps
 
     def __enter__(self) -> Watch:
+        self._has_begun = True
         try:
             self._recorder.attach()
         except BaseException:
@@ -125,8 +128,14 @@ class Watch(Result):
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if self._has_ended:
+            return
         try:
             self._recorder.finish_step()
+            # What fails here fails again where the findings are asked for, and does not
+            # end a training that is over.
+            with contextlib.suppress(Exception):
+                self._at_end = self._recorder.statistics()
         finally:
             self._end()
 
@@ -166,8 +175,11 @@ class Watch(Result):
         return self._recorder.history()
 
     def statistics(self) -> Statistics:
-        """Return the measurements, as the checks read them."""
-        return self._recorder.statistics()
+        """Return the measurements, as the checks read them.
+
+        After the block those at its end: the program may go on with the model.
+        """
+        return self._at_end or self._recorder.statistics()
 
     def readings(self, process_group: Group = None) -> list[Finding]:
         """Return the result of every check, `clear` and `not_judged` included.
@@ -184,8 +196,15 @@ class Watch(Result):
 
         Args:
             process_group: As in `readings`.
+
+        Raises:
+            ArgumentError: No step was observed before the end of the block.
         """
-        return by_cause(self.readings(process_group))
+        readings = self.readings(process_group)
+        is_over = self._has_ended or not self._has_begun
+        if is_over and [found.id for found in readings] == ["watch"]:
+            raise ArgumentError(readings[0].evidence)
+        return by_cause(readings)
 
     def _readings(self) -> list[Finding]:
         self._recorder.finish_step()
@@ -200,6 +219,11 @@ class Watch(Result):
 
     def _why_nothing(self) -> str:
         """Return why no step was observed."""
+        if not self._has_begun:
+            return (
+                "the watch was not entered; train inside a block of "
+                "`with normkit.watch(model, optimizer) as seen:`"
+            )
         if self._is_compiled:
             return (
                 "the model is compiled, and hooks do not run inside it; watch a few "
@@ -228,6 +252,12 @@ class Watch(Result):
         head = f"{len(self._recorder.observed)} of {steps} observed"
         if self.cost is not None:
             head += f", which added about {self.cost:.0%} to their time"
+        if late := self._recorder.made_later():
+            was = "was" if len(late) == 1 else "were"
+            head += (
+                f"; {counted(len(late), 'layer')} {was} made inside the block and not "
+                f"observed ({late[0]} …): run the model once before"
+            )
         # The current step must not be ended by a debugger that shows the object.
         if not self._has_ended:
             return head

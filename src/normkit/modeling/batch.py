@@ -241,6 +241,11 @@ def check_model(verb: str, model: Any, batches: Any = ()) -> None:
             f"{verb} got one {kind} for the batches, which must be an iterable of "
             "batches; wrap a single batch in a list"
         )
+    if _is_pair(batches):
+        raise ArgumentError(
+            f"{verb} got a tuple of two tensors of one length for the batches: one "
+            "batch of (inputs, targets), as it seems; wrap it in a list"
+        )
     if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
         raise ArgumentError(
             f"{verb} got a data set ({kind}) for the batches, which gives single "
@@ -251,6 +256,16 @@ def check_model(verb: str, model: Any, batches: Any = ()) -> None:
             f"{verb} got a {kind} for the batches, which must be iterable; pass a "
             "DataLoader or a list of batches"
         )
+
+
+def _is_pair(batches: Any) -> bool:
+    """Return True for inputs and targets: two tensors that are no batches alike."""
+    if type(batches) is not tuple or len(batches) != 2:
+        return False
+    if not all(isinstance(t, Tensor) and t.dim() for t in batches):
+        return False
+    x, y = batches
+    return len(x) == len(y) and (x.dtype, x.shape[1:]) != (y.dtype, y.shape[1:])
 
 
 def check_has_values(
@@ -266,8 +281,8 @@ def check_has_values(
             offload weights, such as accelerate's, fetch them in each call.
 
     Raises:
-        ArgumentError: Parameters or buffers have no values, or are to be changed and
-            were made in inference mode, outside of it.
+        ArgumentError: Parameters or buffers have no values (on meta, or lazy), or are
+            to be changed and were made in inference mode, outside of it.
     """
     tensors = (*model.named_parameters(), *model.named_buffers())
     without = [name for name, t in tensors if t.is_meta]
@@ -278,7 +293,13 @@ def check_has_values(
             f"{len(without)} parameters and buffers are on the meta device and have "
             f"no values, e.g. {without[0]!r}; {why}"
         )
-    fixed = [name for name, t in tensors if not is_lazy(t) and t.is_inference()]
+    lazy = [name for name, t in tensors if is_lazy(t)]
+    if lazy:
+        raise ArgumentError(
+            f"{len(lazy)} parameters and buffers are lazy and have no values yet, e.g. "
+            f"{lazy[0]!r}; run the model on one batch first"
+        )
+    fixed = [name for name, t in tensors if t.is_inference()]
     if fixed and is_changed and not torch.is_inference_mode_enabled():
         raise ArgumentError(
             f"{len(fixed)} parameters and buffers were made inside torch.inference_mode"

@@ -15,6 +15,10 @@ from torch.nn.parameter import is_lazy
 
 __all__ = ["Snapshot", "preserved", "preserved_random"]
 
+# Attributes that a forward may change. Others stay as it left them: a flag may say that
+# hooks are there, and None may stand for what the first call makes.
+_KEPT = (int, float, tuple, Tensor)
+
 
 @contextmanager
 def preserved_random(
@@ -137,6 +141,9 @@ class Snapshot:
 def preserved(model: nn.Module, *, seed: int | None = None) -> Iterator[Snapshot]:
     """Restore modes, buffers, gradients and random states after the block.
 
+    And the numbers and tensors that modules hold beside their buffers: counters, the
+    queue of a momentum encoder, the window of Swin.
+
     Args:
         model: The model.
         seed: As in `preserved_random`.
@@ -145,8 +152,30 @@ def preserved(model: nn.Module, *, seed: int | None = None) -> Iterator[Snapshot
         The snapshot that is restored.
     """
     before = Snapshot.take(model)
-    with preserved_random(model, seed=seed):
+    with preserved_random(model, seed=seed), _attributes_kept(model):
         try:
             yield before
         finally:
             before.restore()
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    held = [
+        (vars(module), name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) in _KEPT
+    ]
+    tensors = {id(v): v for _, _, v in held if isinstance(v, Tensor) and not is_lazy(v)}
+    copies = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+    try:
+        yield
+    finally:
+        for attributes, name, value in held:
+            if name in attributes and attributes[name] is not value:
+                attributes[name] = value
+        with torch.no_grad():
+            for tensor, copy in copies:
+                if not torch.equal(tensor, copy):
+                    tensor.copy_(copy)

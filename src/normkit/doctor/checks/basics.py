@@ -10,6 +10,7 @@ from functools import partial
 from normkit.doctor.checks.answers import answers
 from normkit.doctor.checks.dependence import dependence
 from normkit.doctor.checks.few_samples import few_samples
+from normkit.doctor.checks.no_gradient import uncleared
 from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.outliers import outliers
 from normkit.doctor.checks.progress import progress
@@ -176,6 +177,7 @@ def _across(layer: LayerStatistics) -> Finding:
 def basics(statistics: Statistics) -> Iterator[Finding]:
     """Check D34: output, loss and order of the layers."""
     yield from _linear_after_linear(statistics)
+    yield from uncleared(statistics)
     yield from not_finite(statistics)
     yield from targets(statistics)
     yield from dependence(statistics)

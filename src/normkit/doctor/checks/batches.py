@@ -267,6 +267,8 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     # A layer is named rather than the data, where it shows.
     of_layers = [r for r in readings if r[1] in layers and r[0] > MIXED_WARNING]
     value, name = max(of_layers or readings)
+    evaluation = statistics.evaluation
+    has_targets = evaluation is None or evaluation.has_targets
     severity, threshold = above(value, warning=MIXED_WARNING, error=MIXED_ERROR)
     if severity == "error" and not layers:
         severity, threshold = "warning", MIXED_WARNING  # no statistics are spoiled
@@ -291,7 +293,7 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
             if math.isfinite(value)
             else "each batch holds samples of one value"
         )
-        + ("" if name in layers else f", of the {name}")
+        + ("" if name in layers else f", of the {name if has_targets else 'inputs'}")
         + clause,
         "shuffle=True, or a larger shuffle buffer; for several domains a batch norm "
         "for each",

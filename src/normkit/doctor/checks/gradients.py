@@ -19,7 +19,12 @@ from functools import partial
 
 from normkit.doctor.checks.no_gradient import cut_off, no_gradient
 from normkit.doctor.checks.progress import has_learned, has_learned_all
-from normkit.doctor.checks.steps import UPDATE_LOW, is_left_out, largest_step
+from normkit.doctor.checks.steps import (
+    UPDATE_LOW,
+    has_no_rate,
+    is_left_out,
+    largest_step,
+)
 from normkit.doctor.checks.thresholds import above, below
 from normkit.doctor.finding import Finding, Severity
 from normkit.doctor.measurements import LayerStatistics, Statistics
@@ -350,7 +355,8 @@ def _check_still(statistics: Statistics) -> Iterator[Finding]:
         if layer.weight is not None
         and layer.weight.update_ratio
         and layer.had_gradients is not False
-        and not is_left_out(layer)  # D27 reports it; its gradients may be large
+        # D27 reports these; their gradients may be large.
+        and not (is_left_out(layer) or has_no_rate(layer.weight))
     }
     if not updates:
         return

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.population import SCALE_FIX, of_other_scale
 from normkit.doctor.checks.progress import has_learned, has_learned_all
 from normkit.doctor.checks.thresholds import MIN_SAMPLES
 from normkit.doctor.finding import Finding, Severity
@@ -74,6 +75,9 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
     is_scaled = severity == "warning" and _is_scaled(first)
     if is_harmless or has_unit_rows or is_scaled:
         severity = "info"
+    scaled, _ = of_other_scale(statistics)
+    if severity == "warning" and scaled:
+        severity = "error"
     threshold = INPUT_HIGH if sd > 1 else INPUT_LOW
     if is_far and not is_wide:
         threshold = INPUT_MEAN
@@ -85,8 +89,13 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}"
         + "; the network has learned nevertheless" * is_harmless
         + "; the first layer gets them scaled" * is_scaled
-        + "; rows of a table have a length of about 1" * has_unit_rows,
-        "subtract the mean of the training data and divide by its standard deviation",
+        + "; rows of a table have a length of about 1" * has_unit_rows
+        + f"; the running statistics of {scaled} are of inputs on another scale"
+        * (severity == "error"),
+        SCALE_FIX
+        if severity == "error"
+        else "subtract the mean of the training data and divide by its standard "
+        "deviation",
     )
 
 

@@ -37,6 +37,10 @@ _KEEP = (
     "keep the layer in eval mode, also after model.train(): "
     "normkit.convert(model, to='frozen') does"
 )
+_UNFREEZE = (
+    "where no checkpoint was loaded, requires_grad_(True): a new layer has nothing to "
+    "keep; else "
+)
 _PLAIN = "; scale and shift are those of a new layer"
 _STILL = "; the model came in eval mode, where they stand still"
 
@@ -87,7 +91,7 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
             (_CUT_OFF if is_cut_off and norm.is_trainable else _FROZEN)
             + _CHANGING
             + _STILL * is_still
-            + _PLAIN * is_plain
+            + _PLAIN * (is_bad and norm.is_at_start)
             if is_bad
             else "eval mode does not read its statistics"
             if has_no_gradient and is_training
@@ -96,6 +100,8 @@ def frozen_but_training(statistics: Statistics) -> Iterator[Finding]:
             else "weight and bias are trained",
             _RUN_WITH_GRADIENTS + _KEEP
             if is_bad and is_cut_off and norm.is_trainable
+            else _UNFREEZE + _KEEP
+            if is_bad and norm.is_at_start
             else _KEEP,
         )
 

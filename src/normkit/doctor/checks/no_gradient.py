@@ -1,4 +1,4 @@
-"""Checks of parameters that never get a gradient, and of a state cut off: D24."""
+"""Checks of gradients that never come or are never cleared, and of a state cut off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from normkit.doctor.checks.progress import has_learned
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import Statistics
 
-__all__ = ["cut_off", "no_gradient"]
+__all__ = ["cut_off", "no_gradient", "uncleared"]
 
 # Fewer may be batches that lie beyond the margin of a hinge.
 MIN_STEPS = 5
@@ -39,6 +39,25 @@ def no_gradient(statistics: Statistics) -> Iterator[Finding]:
         if loop.had_gradients
         else "call optimizer.step() behind loss.backward() and before zero_grad(), on "
         "the parameters of the model that the loss is computed with",
+        {"is_origin": True},
+    )
+
+
+def uncleared(statistics: Statistics) -> Iterator[Finding]:
+    """Check for gradients that add up over all steps: no zero_grad. Part of D34."""
+    loop = statistics.training
+    if loop is None or loop.is_trial or loop.uncleared_steps < MIN_STEPS:
+        return
+    yield Finding(
+        "D34",
+        "basics",
+        "",
+        "error",
+        loop.uncleared_steps,
+        0,
+        f"the gradient was cleared before none of {loop.uncleared_steps} steps: each "
+        "follows the sum of all gradients since the first",
+        "call optimizer.zero_grad() in each step, before backward",
         {"is_origin": True},
     )
 

@@ -26,6 +26,7 @@ def not_finite(statistics: Statistics) -> Iterator[Finding]:
     −inf; and so may the output, where the loss is finite nevertheless. Inputs of the
     model that are not finite are D28.
     """
+    yield from _targets(statistics)
     data = None if statistics.data is None else statistics.data.input
     if data is not None and not math.isfinite(float(data.mean + data.m2)):
         return
@@ -49,6 +50,25 @@ def not_finite(statistics: Statistics) -> Iterator[Finding]:
             + "; the loss is finite, as with a mask of -inf" * is_masked,
             "look at what the model computes behind its last layer",
         )
+
+
+def _targets(statistics: Statistics) -> Iterator[Finding]:
+    """Check for targets that are not numbers; a loss may leave them out on purpose."""
+    found, evaluation = statistics.targets, statistics.evaluation
+    losses = () if evaluation is None else evaluation.batch_loss
+    if found is None or not found.not_finite or all(map(math.isfinite, losses)):
+        return
+    yield _D34(
+        "",
+        "error",
+        found.not_finite,
+        0.0,
+        f"{found.not_finite:.2g} of the targets are not finite (NaN or infinite), and "
+        "so are losses of their batches",
+        "find the samples that have them, and leave them out of the loss: "
+        "torch.isfinite(targets).all()",
+        {"is_not_finite": True, "is_origin": True},
+    )
 
 
 def _has_passed(statistics: Statistics, first: LayerStatistics) -> bool:

@@ -6,7 +6,12 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.distance import Distance, distance, has_finite_inputs
+from normkit.doctor.checks.distance import (
+    Distance,
+    distance,
+    has_finite_inputs,
+    scaled_by,
+)
 from normkit.doctor.checks.progress import (
     has_learned,
     is_starting,
@@ -147,6 +152,10 @@ PASSING = (
     "learning rate falls"
 )
 HARMLESS = "; eval mode is hardly worse than batch statistics (D02)"
+SCALE_FIX = (
+    "give this loader the preprocessing of the training data; where it is the right "
+    "one, normkit.calibrate(model, loader)"
+)
 _STALE_FIX = (
     "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
 )
@@ -163,6 +172,7 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     is_harmless = costs_nothing(statistics)
     costs_little, are_poor = _costs_little(statistics), _are_poor(statistics)
     yield from _of_other_inputs(statistics)
+    scaled, factor = of_other_scale(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen:
             continue
@@ -196,6 +206,14 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             evidence += HARMLESS
         elif severity == "error" and costs_little:
             severity = "warning"  # no graver than what it does
+        is_of_inputs = layer.name == scaled and severity in ("error", "warning")
+        if is_of_inputs:
+            evidence += (
+                f"; the variance of every channel is {factor:.3g} times that of "
+                "training, and the statistics of the later norms are right: this "
+                "loader gives the inputs on another scale"
+            )
+            fix = SCALE_FIX
         yield _D01(
             layer.name,
             for_now(statistics, severity),
@@ -203,8 +221,28 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             threshold,
             evidence,
             fix,
-            {"d_mean": found.mean, "d_var": found.var, "noise": found.noise},
+            {
+                "d_mean": found.mean,
+                "d_var": found.var,
+                "noise": found.noise,
+                "is_of_inputs": is_of_inputs,
+            },
         )
+
+
+def of_other_scale(statistics: Statistics) -> tuple[str, float]:
+    """Return the first norm and the factor, where its inputs alone are scaled.
+
+    What it gives in training mode has no scale, so the norms behind it are right.
+    Otherwise ("", 1).
+    """
+    norms = [(s, norm) for s, norm in statistics.norms if not norm.frozen]
+    distances = [distance(norm) for _, norm in norms[1:]]
+    if not distances or any(d is None or d.severity != "clear" for d in distances):
+        return "", 1.0
+    layer, first = norms[0]
+    factor = None if first.is_new else scaled_by(first)
+    return ("", 1.0) if factor is None else (layer.name, factor)
 
 
 def _of_other_inputs(statistics: Statistics) -> Iterator[Finding]:

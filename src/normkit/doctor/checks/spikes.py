@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics as numbers
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ BEFORE, AFTER, FEW = 20, 5, 10
 DEVIATIONS, RATIO, GAINED = 10.0, 2.0, 0.2
 # A layer has moved where its step or gradient is so many times the median before.
 MOVED = 4.0
+# So many leaps at one distance, to a tenth of it and of FEW losses or more, are the
+# loop's own: a copied target network, or an order of the batches.
+PERIODS, EVEN = 3, 0.1
 
 _D39 = partial(Finding, "D39", "loss_spike")
 
@@ -64,9 +68,14 @@ def loss_spike(statistics: Statistics) -> Iterator[Finding]:
     usual = numbers.median(values[at - BEFORE : at])
     step = loop.losses[at][0]
     layer, how = _first_moved(statistics, step)
+    period = 0.0 if layer else _period([loop.losses[i][0] for i in spikes])
+    if period:
+        how += (
+            f"; it leaps every {period:.3g} steps, as when a target network is copied"
+        )
     yield _D39(
         layer,
-        "warning" if lasting else "info",
+        "warning" if lasting and not period else "info",
         leaps[at].ratio,
         RATIO,
         f"at step {step} the loss leaps from {usual:.3g} to {loop.losses[at][1]:.3g}"
@@ -98,6 +107,27 @@ def _lasts(values: Sequence[float], at: int, first: int) -> bool:
     highest = max(values[start : at - AFTER])
     level = numbers.median(later) if len(later) >= FEW else min(later)
     return level > highest
+
+
+def _period(steps: Sequence[int]) -> float:
+    """Return the number of steps from leap to leap, where it is one; else 0.
+
+    A leap may be high for some steps: those that follow the one before within half of
+    the longest distance belong to it.
+    """
+    gaps = [b - a for a, b in itertools.pairwise(steps)]
+    longest = max(gaps, default=0)
+    starts = [
+        steps[0],
+        *(b for gap, b in zip(gaps, steps[1:], strict=True) if gap > longest / 2),
+    ]
+    between = [b - a for a, b in itertools.pairwise(starts)]
+    if longest < FEW or len(between) < PERIODS - 1:
+        return 0.0
+    usual = numbers.median(between)
+    # One that is passed over, because it is lower, leaves a multiple.
+    is_even = all(abs(gap / usual - round(gap / usual)) <= EVEN for gap in between)
+    return usual if is_even else 0.0
 
 
 def _clause(values: Sequence[float], at: int, *, lasts: bool) -> str:

@@ -139,6 +139,11 @@ def is_left_out(layer: LayerStatistics) -> bool:
     )
 
 
+def has_no_rate(weight: WeightStatistics) -> bool:
+    """Return True for a weight that stays as it is at a learning rate of zero."""
+    return weight.rate == 0 and not any(weight.update_ratio)
+
+
 def lost_steps(statistics: Statistics) -> Iterator[Finding]:
     """Check that the steps arrive: rate, eps of the optimizer, dtype of the weights."""
     yield from _rounded(statistics)

@@ -90,8 +90,8 @@ def targets(statistics: Statistics) -> Iterator[Finding]:
             if label >= units
             else "number the classes from 0, or pass ignore_index= to the loss",
         )
-    if out is None:
-        return
+    if out is None or (found is not None and found.not_finite):
+        return  # what is not finite is told on its own
     yield from _output(statistics, out)
     yield from _pairing(statistics, out)
     if found is not None:

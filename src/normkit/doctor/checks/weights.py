@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +11,7 @@ from normkit.doctor.checks.progress import has_learned
 from normkit.doctor.checks.steps import (
     RECENT,
     UPDATE_LOW,
+    has_no_rate,
     is_left_out,
     largest_step,
     lost_steps,
@@ -291,6 +293,17 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
                 "requires_grad_(False) where it should stay as it is",
             )
             continue
+        if has_no_rate(layer.weight):
+            yield _D27(
+                layer.name,
+                "warning",
+                0.0,
+                UPDATE_LOW,
+                "the learning rate of its parameter group is 0: no step changes it",
+                "give the group a learning rate, or freeze the layer by "
+                "requires_grad_(False) where it should stay as it is",
+            )
+            continue
         ratio, size = median_step(layer.weight, without=WARMUP), "its size"
         usual = layer.weight.usual_norm
         is_grown = layer.weight.norm_at_start < NO_SIZE * usual
@@ -320,6 +333,8 @@ def update_size(statistics: Statistics) -> Iterator[Finding]:
             f"a step changes the weight by {ratio:.1e} of {size} (median)" + clause,
             "lower the learning rate"
             if ratio > UPDATE_HIGH
+            else "find the first value that is not finite; lower the learning rate"
+            if math.isnan(ratio)
             else "raise the learning rate, or check that gradients reach this layer, "
             "and are clipped behind scaler.unscale_() in mixed precision",
         )

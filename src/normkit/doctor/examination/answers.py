@@ -17,7 +17,6 @@ from normkit.doctor.examination.graph import (
     compared_values,
     has_distributions,
     last_operation,
-    leaves_of,
     operations_between,
     softmax_dim,
     squashed_by,
@@ -33,6 +32,7 @@ from normkit.doctor.examination.targets import (
 from normkit.doctor.examination.unregistered import unregistered
 from normkit.doctor.measurements import OutputStatistics, TargetStatistics
 from normkit.doctor.probes.tensor_statistics import first_tensor
+from normkit.modeling.other_modules import leaves_of
 from normkit.moments import Moments, moments
 
 __all__ = ["Answers"]

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -109,10 +110,20 @@ def open_case(
     check_model(verb, model, loader)
     check_function("loss_fn", loss_fn)
     check_function("metric", metric)
-    if max_batches < 1:
+    check_function("forward", forward)
+    check_function("targets", targets)
+    if metric is not None and is_torch_loss(metric):
         raise ArgumentError(
-            f"max_batches={max_batches} leaves no batch; give 1 or more"
+            "metric= is a loss, of which lower is better, and higher must be; negate "
+            "it: metric=lambda output, targets: -float(loss_fn(output, targets))"
         )
+    if not isinstance(max_batches, Integral) or max_batches < 1:
+        raise ArgumentError(
+            f"max_batches={max_batches!r} is no number of batches; give an int of 1 or "
+            "more"
+        )
+    if not isinstance(seed, Integral):
+        raise ArgumentError(f"seed={seed!r} is no seed; give an int")
     has_average = is_average(model)
     model = with_norm_modules(unwrapped(model))
     check_has_values(
@@ -198,6 +209,15 @@ def _last_batch(loader: Iterable[Any], sizes: list[int] | None) -> int | None:
     if sizes is None or len(sizes) < 2:
         return None
     return sizes[-1] if sizes[-1] < sizes[0] else 0
+
+
+def is_torch_loss(function: Any) -> bool:
+    """Return True for a loss of torch, a function or a module."""
+    if isinstance(function, nn.modules.loss._Loss):
+        return True
+    name, module = (getattr(function, key, "") for key in ("__name__", "__module__"))
+    is_loss = "loss" in str(name) or "cross_entropy" in str(name)
+    return module == "torch.nn.functional" and is_loss
 
 
 def value_of(case: Case, output: Any, targets: Any) -> float | None:

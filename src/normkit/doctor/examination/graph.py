@@ -20,7 +20,6 @@ __all__ = [
     "compared_values",
     "has_distributions",
     "last_operation",
-    "leaves_of",
     "operations_between",
     "softmax_dim",
     "squashed_by",
@@ -56,19 +55,6 @@ def softmax_dim(output: Tensor) -> int | None:
     # A negative one is read as an unsigned number.
     dim = int(node._saved_dim)
     return dim if dim < output.dim() else dim - (1 << 64) + output.dim()
-
-
-def leaves_of(output: Tensor) -> Iterator[Tensor]:
-    """Yield the tensors that require gradients and from which `output` is made."""
-    seen, waiting = set(), [output.grad_fn]
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        waiting += _parents(node)
 
 
 def operations_between(loss: Tensor, output: Tensor) -> frozenset[str]:

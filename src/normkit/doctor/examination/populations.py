@@ -250,8 +250,14 @@ def reference_of(
     trains are left out: they are the same in both modes.
 
     Raises:
-        ArgumentError: `reference` holds none of the layers, or of another shape.
+        ArgumentError: `reference` holds none of the layers, or of another shape, or is
+            neither a model nor a state dict.
     """
+    if not isinstance(reference, nn.Module | Mapping):
+        raise ArgumentError(
+            f"reference is a {type(reference).__name__}; give a model or its state "
+            "dict: torch.load(path)"
+        )
     state: Mapping[str, Any] = (
         unwrapped(reference).state_dict()
         if isinstance(reference, nn.Module)

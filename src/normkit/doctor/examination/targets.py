@@ -44,6 +44,7 @@ class Targets:
         self._is_binary = True
         self._sum_to_one = True
         self._kept: list[Tensor] = []
+        self._not_finite = 0
 
     def add_labels(self, labels: Tensor, samples: int) -> bool:
         """Merge the class numbers of a batch; False where they are none.
@@ -65,6 +66,7 @@ class Targets:
         self, t: Tensor, y: Tensor | None, given: Tensor | None = None
     ) -> None:
         """Merge the values of a batch, beside its outputs and inputs."""
+        self._not_finite += int((~t.isfinite()).sum())
         self._range[0] = min(self._range[0], float(t.min()))
         self._range[1] = max(self._range[1], float(t.max()))
         self._values.append(on_cpu(moments(t.flatten(), 0)))
@@ -102,6 +104,7 @@ class Targets:
         return TargetStatistics(
             low=self._range[0],
             high=self._range[1],
+            not_finite=self._not_finite / float(values.count),
             spread=float(values.var.sqrt()),
             mean=float(values.mean),
             labels_per_sample=sum(rows) / len(rows) if is_binary else None,

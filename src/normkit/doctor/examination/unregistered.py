@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normkit.doctor.examination.graph import leaves_of
+from normkit.modeling.other_modules import leaves_of
 
 __all__ = ["unregistered"]
 

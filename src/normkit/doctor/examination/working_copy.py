@@ -31,6 +31,11 @@ from normkit.modeling.norm_types import (
     is_batch_norm,
     is_norm,
 )
+from normkit.modeling.other_modules import (
+    OtherModules,
+    backward_into,
+    others_preserved,
+)
 from normkit.modeling.snapshot import Snapshot, preserved
 
 __all__ = ["Measure", "SingleValueError", "WorkingCopy", "open_working_copy"]
@@ -57,14 +62,18 @@ class SingleValueError(ArgumentError):
 def open_working_copy(case: Case) -> Iterator[WorkingCopy]:
     """Yield a copy of the case's model in training mode.
 
-    A model that cannot be copied is used itself; its buffers, modes and gradients are
-    restored after the block, so the block must not change anything else.
+    A model that cannot be copied is used itself; what a forward changes in it is
+    restored after the block, as it is in other modules that run there, such as a critic
+    in the loss.
     """
     try:
         model = copy.deepcopy(case.model)
     except Exception:  # deepcopy calls anything that a model may hold
         model = case.model
-    with preserved(model, seed=case.seed) as before:
+    with (
+        preserved(model, seed=case.seed) as before,
+        others_preserved(model) as others,
+    ):
         # A model in training mode is left as it is. One in eval mode gets `train()`,
         # which a model that keeps its batch norms frozen overrides.
         if not model.training:
@@ -75,7 +84,7 @@ def open_working_copy(case: Case) -> Iterator[WorkingCopy]:
             if is_batch_norm(module)
             and (not module.training or holds_constant_statistics(module))
         }
-        yield WorkingCopy(case, model, before, frozen)
+        yield WorkingCopy(case, model, before, frozen, others)
 
 
 @contextmanager
@@ -123,12 +132,18 @@ class WorkingCopy:
     """
 
     def __init__(
-        self, case: Case, model: nn.Module, before: Snapshot, frozen: set[str]
+        self,
+        case: Case,
+        model: nn.Module,
+        before: Snapshot,
+        frozen: set[str],
+        others: OtherModules,
     ) -> None:
         self.case = case
         self.model = model
         self.frozen = frozen
         self._before = before
+        self._others = others
         self.device = device_of(model)
         self.has_batch_norms = any(map(has_two_modes, model.modules()))
         self.functional_means: list[Tensor] = []
@@ -140,6 +155,7 @@ class WorkingCopy:
             for name, value in own_averages(module).items()
             if name in vars(module)
         ]
+        self._batch: Any = None
         self.advance: Callable[[], None] = lambda: None
 
     def find_calls(self) -> None:
@@ -259,12 +275,15 @@ class WorkingCopy:
         layers = {} if probes is None else probes.layers
         is_called = is_called or any(p.had_gradients for p in layers.values())
         if layers and not is_called:
-            raise ArgumentError(
-                f"no layer of this {type(self.model).__name__} ran on a batch; pass "
-                "the module that is called in training, or "
-                "forward=lambda model, batch: … that calls the model it is given"
-            )
+            raise self._not_run()
         return result
+
+    def _not_run(self) -> ArgumentError:
+        return ArgumentError(
+            f"no layer of this {type(self.model).__name__} ran on a batch; pass the "
+            "module that is called in training, or forward=lambda model, batch: … that "
+            "calls the model it is given, and not one of its own"
+        )
 
     def dependence(self) -> DependenceStatistics:
         """Return on what the answers to the first batch depend, in eval mode."""
@@ -302,8 +321,11 @@ class WorkingCopy:
         evaluate: bool,
     ) -> None:
         batch, size = to_device(batch, self.device), num_samples(batch)
+        self._batch = batch
         with _arguments_given(self.model) as given:
             output = self._forward(probes, batch, size)
+        if probes is not None and probes.layers and not self._others.own_ran:
+            raise self._not_run()
         result.samples.append(size)
         if not evaluate:
             return
@@ -324,7 +346,7 @@ class WorkingCopy:
         if backward and loss.requires_grad:
             result.answers.add_graph(self.model, output, targets, loss)
             self.model.zero_grad(set_to_none=True)
-            loss.backward()
+            backward_into(self.model, loss)
             result.add_gradients(self.model)
             self.model.zero_grad(set_to_none=True)
 
@@ -354,14 +376,33 @@ class WorkingCopy:
             return None
         try:
             loss = self.case.loss_fn(output, targets)
-        except (IndexError, RuntimeError):
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
             if beyond is None:
+                self._check_has_targets(targets, error)
                 raise
             result.answers.targets.beyond = beyond
             return None
-        if loss.numel() != 1:
-            raise ArgumentError(
-                f"loss_fn gave a tensor of shape {tuple(loss.shape)}; it must give one "
-                "number, e.g. by reduction='mean'"
-            )
+        _check_is_loss(loss)
         return loss
+
+    def _check_has_targets(self, targets: Any, error: Exception) -> None:
+        if targets is self._batch:
+            raise ArgumentError(
+                f"loss_fn failed ({error}) on the output and the batch, which has no "
+                "second item to be the targets; give batches of (inputs, targets), or "
+                "targets=lambda batch: …"
+            ) from error
+
+
+def _check_is_loss(loss: Any) -> None:
+    """Refuse what is no tensor of one number."""
+    if not isinstance(loss, Tensor):
+        raise ArgumentError(
+            f"loss_fn gave a {type(loss).__name__}; it must give a tensor of one "
+            "number, without .item(), and where it gives several things that one alone"
+        )
+    if loss.numel() != 1:
+        raise ArgumentError(
+            f"loss_fn gave a tensor of shape {tuple(loss.shape)}; it must give one "
+            "number, e.g. by reduction='mean'"
+        )

@@ -105,7 +105,12 @@ def repairable(
 ) -> dict[str, list[Finding]]:
     """Return the alarms that have a repair, by check, in the order to apply them."""
     found: dict[str, list[Finding]] = {}
+    findings = list(findings)
+    # Statistics of inputs on another scale would be wrong for those of training.
+    are_scaled = any(f.details.get("is_of_inputs", False) for f in findings)
     for finding in findings:
+        if are_scaled and finding.id in _OF_STATISTICS:
+            continue
         if finding.is_alarm and can_repair(finding, statistics):
             found.setdefault(finding.id, []).append(finding)
     return {id_: found[id_] for id_ in REPAIRS if id_ in found}

@@ -22,6 +22,7 @@ from normkit.doctor.finding import Finding
 from normkit.doctor.watch import Watch, watch
 from normkit.errors import ArgumentError
 from normkit.modeling.batch import device_of, to_device
+from normkit.modeling.other_modules import backward_into, others_preserved
 from normkit.modeling.snapshot import Snapshot, preserved_random
 from normkit.progress import tracked
 
@@ -69,12 +70,17 @@ def train_copy(
         device = device_of(model)
         if not model.training:
             model.train()
-        with watch(model, twin, every=_every(steps)) as watched, torch.enable_grad():
+        with (
+            others_preserved(model),
+            watch(model, twin, every=_every(steps)) as watched,
+            torch.enable_grad(),
+        ):
             batches = itertools.islice(itertools.cycle(case.batches), steps)
             for batch in tracked(batches, "train", steps, shown=progress):
                 batch = to_device(batch, device)
                 twin.zero_grad()
-                loss_fn(case.forward(model, batch), case.targets(batch)).backward()
+                loss = loss_fn(case.forward(model, batch), case.targets(batch))
+                backward_into(model, loss)
                 twin.step()
         return _readings(watched, is_trial=True)
 

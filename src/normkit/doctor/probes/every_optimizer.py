@@ -17,7 +17,7 @@ from torch.optim.optimizer import (
 from normkit.doctor.probes.hook import Hook
 from normkit.doctor.probes.tensor_statistics import is_traced
 
-__all__ = ["EveryOptimizer", "held_by"]
+__all__ = ["EveryOptimizer", "held_by", "is_readable"]
 
 
 class EveryOptimizer:
@@ -94,7 +94,7 @@ class EveryOptimizer:
                 if gradient is None:
                     continue
                 self.found_gradients = True
-                if not _is_readable(gradient) or bool(gradient.any()):
+                if not is_readable(gradient) or bool(gradient.any()):
                     self.found_nonzero = True
                     return
 
@@ -106,7 +106,7 @@ def held_by(optimizer: Optimizer | None) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def _is_readable(gradient: Tensor) -> bool:
+def is_readable(gradient: Tensor) -> bool:
     """Return True where a value can be read: not while a CUDA graph is captured.
 
     Nor of parts over ranks, where each would wait for the others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics as numbers
 import time
 from collections import deque
+from numbers import Integral
 
 from normkit.errors import ArgumentError
 
@@ -27,12 +28,14 @@ class Schedule:
             `LATER_EVERY`-th.
 
     Raises:
-        ArgumentError: `every` is below 1.
+        ArgumentError: `every` is no int, or below 1.
     """
 
     def __init__(self, every: int | None) -> None:
-        if every is not None and every < 1:
-            raise ArgumentError(f"every={every} observes no step; give 1 or more")
+        if every is not None and (not isinstance(every, Integral) or every < 1):
+            raise ArgumentError(
+                f"every={every!r} observes no step; give an int of 1 or more, or None"
+            )
         self.every = every
         self._times = {
             is_observed: deque[float](maxlen=TIMED) for is_observed in (True, False)

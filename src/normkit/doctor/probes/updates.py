@@ -72,6 +72,17 @@ class Updates:
         owned = held_by(self._optimizer) | self._held_by_others
         return {name for name, w in self._weights.items() if id(w) not in owned}
 
+    def rates(self) -> dict[str, float]:
+        """Return the learning rates of the layers' weights, where they are numbers."""
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        by_id = {
+            id(parameter): group.get("lr")
+            for group in groups
+            for parameter in group["params"]
+        }
+        found = {name: by_id.get(id(weight)) for name, weight in self._weights.items()}
+        return {n: float(lr) for n, lr in found.items() if isinstance(lr, int | float)}
+
     def elsewhere(self) -> set[str]:
         """Return the layers whose weight another optimizer moves: not measured."""
         held = self._held_by_others

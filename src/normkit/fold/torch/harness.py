@@ -95,29 +95,8 @@ class Harness:
     def _prepared(self) -> Iterator[None]:
         """Use the same random numbers in each run; put the state back after it."""
         mode = InFloat64() if self.in_float64 else contextlib.nullcontext()
-        with preserved(self.model, seed=0), _attributes_kept(self.model), mode:
+        with preserved(self.model, seed=0), mode:
             yield
-
-
-@contextlib.contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Put the sizes that modules hold back, such as the window of Swin.
-
-    Some forwards set them by the size of their input, and stay changed for the next.
-    Other attributes stay as the forward left them: a flag may say that hooks are there.
-    """
-    held = [
-        (vars(module), name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if type(value) in (int, float, tuple)
-    ]
-    try:
-        yield
-    finally:
-        for attributes, name, value in held:
-            if name in attributes and attributes[name] is not value:
-                attributes[name] = value
 
 
 @dataclass(frozen=True)
