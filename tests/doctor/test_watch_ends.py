@@ -32,8 +32,8 @@ def test_findings_are_those_of_the_end_of_the_block() -> None:
     seen = trained(model, [{"params": model.parameters()}], 0.1)
     before = [f.to_json() for f in seen.readings()]
     with torch.no_grad():
-        model[1].running_var.fill_(torch.nan)
-        model[0].weight.zero_()
+        model.get_buffer("1.running_var").fill_(torch.nan)
+        model.get_parameter("0.weight").zero_()
     assert [f.to_json() for f in seen.readings()] == before
 
 

@@ -42,8 +42,8 @@ from normkit.sync.groups import Group
 __all__ = ["SCHEMA", "Diagnosis"]
 
 _OTHER_SCALE = (
-    "this loader gives the inputs on another scale than training did, and statistics of "
-    "these would be wrong for those"
+    "this loader gives the inputs on another scale than training did, whose statistics "
+    "would be lost"
 )
 
 SCHEMA = "normkit.diagnosis/1"

@@ -125,7 +125,7 @@ class Recorder:
         return self._entries.was_transformed
 
     def made_later(self) -> list[str]:
-        """Return the layers with parameters that the model did not have at the start."""
+        """Return the layers that the model did not have at the start."""
         own = {id(probe.module) for probe in self._probes.layers.values()}
         return [
             name
