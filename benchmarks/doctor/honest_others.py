@@ -1,4 +1,4 @@
-"""Healthy programs of further kinds: solids, flows, graphs, waves, dynamics."""
+"""Healthy programs of further kinds: solids, flows, graphs, waves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import torch
 from calm_base import Data, endless, update
 from honest_base import conv_group, outputs, program
-from level_base import columns
 from quiet_base import Subject, Training, digits, split, supervised
 from sober_base import explained_share
 from torch import Tensor, nn, optim
@@ -175,7 +174,7 @@ class _String(nn.Module):
 
 @program
 def wave_on_string() -> Training:
-    """A plucked string by the wave equation at 200 new points a step (PINN).
+    """Motion of a string by the wave equation at 200 new points a step (PINN).
 
     Start and ends built in, tanh from Xavier, Adam 5e-3, exponential decay; the share
     of the exact motion.
@@ -207,39 +206,3 @@ def wave_on_string() -> Training:
         forward=lambda net, batch: net.residual(batch[0]),
     )  # fmt: skip
     return Training([subject], step, 300, score, 0.95)
-
-
-@program
-def learned_dynamics() -> Training:
-    """Next state of a pendulum under pushes, mean and log variance (as in PETS).
-
-    Inputs and changes standardized, SiLU, no norm, bounded log variance, Adam 2e-3,
-    decay 1e-4, batch 128; the share of the changes.
-    """
-    n = 5000
-    angle, speed = 2 * math.pi * torch.rand(n), 3 * torch.randn(n)
-    push = 2 * (2 * torch.rand(n) - 1)
-    change = 0.05 * (15 * angle.sin() + 3 * push)
-    noise = 0.05 * torch.randn(n, 2)
-    y = torch.stack((0.05 * (speed + change), change), 1) + noise * 0.5
-    x = torch.stack((angle.cos(), angle.sin(), speed, push), 1)
-    train, test = columns(x, (y - y[:4000].mean(0)) / y[:4000].std(0), 4000)
-    model = nn.Sequential(
-        nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 4)
-    )
-
-    def loss_fn(out: Tensor, y: Tensor) -> Tensor:
-        mean, log_var = out.chunk(2, 1)
-        log_var = 0.5 - F.softplus(0.5 - log_var)
-        log_var = -6 + F.softplus(log_var + 6)
-        return 0.5 * ((mean - y).square() * (-log_var).exp() + log_var).mean()
-
-    def told(net: nn.Module, data: Data) -> float:
-        left = outputs(net, data)[:, :2] - data[1]
-        return float(1 - left.square().mean() / data[1].var(0).mean())
-
-    optimizer = optim.Adam(model.parameters(), 2e-3, weight_decay=1e-4)
-    return supervised(
-        model, train, test, optimizer, size=128, steps=250, goal=0.9, loss_fn=loss_fn,
-        score=told,
-    )  # fmt: skip

@@ -111,7 +111,7 @@ class _Chorales(nn.Module):
 
 @program
 def chorales_gru() -> Training:
-    """Notes (of 36) of the next beat of chorales, 0 or 1 each, from those so far.
+    """Next beat of chorales, 36 notes of 0 or 1, from those so far.
 
     GRU, dropout 0.2, biases near the notes' rate, BCE, Adam 5e-3, clip 1, batch 32;
     the precision of the four likeliest.
@@ -158,7 +158,7 @@ class _Adder(nn.Module):
 
 @program
 def long_addition() -> Training:
-    """Sums of numbers of seven digits, units first, one-hot, by an LSTM.
+    """Add numbers of seven digits, units first, one-hot, by an LSTM.
 
     Adam 0.01, cosine, clip 1, batch 128; the share of right digits.
     """

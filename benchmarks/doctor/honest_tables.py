@@ -1,4 +1,4 @@
-"""Healthy programs on tables: incomes, rentals, credit, shares, hazards, clicks."""
+"""Healthy programs on tables: incomes, rentals, credit, quantiles, hazards."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def adult_income() -> Training:
 
 @program
 def bike_sharing() -> Training:
-    """Logs of hourly rentals by weather and by sines of hour and month; no norm.
+    """Log of hourly rentals by weather and by sines of hour and month; no norm.
 
     MLP of two ReLU layers, targets standardized, MSE, Adam 2e-3, batch 64.
     """
@@ -192,7 +192,7 @@ def growing_quantiles() -> Training:
 
 @program
 def piecewise_hazard() -> Training:
-    """Times of failure by constant hazards of six spans (PEANN), a third censored.
+    """Time of failure by constant hazards of six spans (PEANN), a third censored.
 
     MLP with BN and dropout 0.1, exposures' likelihood, AdamW 2e-3, batch 128; the
     share of pairs whose order is told.
@@ -231,61 +231,6 @@ def piecewise_hazard() -> Training:
         model, train, test, optimizer, size=128, steps=200, goal=0.72, loss_fn=loss_fn,
         score=concordance,
         schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 200),
-    )  # fmt: skip
-
-
-class _Interest(nn.Module):
-    """History weighed by its fit to the offered item, then an MLP (DIN)."""
-
-    def __init__(self, items: int, users: int, width: int = 16) -> None:
-        super().__init__()
-        self.item = nn.Embedding(items + 1, width, padding_idx=0)
-        self.user = nn.Embedding(users, 8)
-        for table in (self.item, self.user):
-            nn.init.normal_(table.weight, std=0.1)
-        self.weigh = nn.Sequential(nn.Linear(4 * width, 24), nn.PReLU())
-        self.weight = nn.Linear(24, 1)
-        self.top = nn.Sequential(
-            nn.Linear(3 * width + 8, 48), nn.BatchNorm1d(48), nn.PReLU(),
-            nn.Linear(48, 24), nn.BatchNorm1d(24), nn.PReLU(), nn.Linear(24, 1),
-        )  # fmt: skip
-
-    def forward(self, history: Tensor, item: Tensor, user: Tensor) -> Tensor:
-        past, now = self.item(history), self.item(item)
-        each = now[:, None].expand_as(past)
-        fit = self.weight(
-            self.weigh(torch.cat((past, each, past - each, past * each), 2))
-        )
-        fit = fit.masked_fill(history[..., None] == 0, -torch.inf).softmax(1)
-        liked = (fit * past).sum(1)
-        return self.top(torch.cat((liked, now, liked * now, self.user(user)), 1))
-
-
-@program
-def deep_interest() -> Training:
-    """Is an offer clicked, by the 4 to 10 items a user had before? (DIN)
-
-    Ten kinds of items, three kept by a user; BN, PReLU, Adam 4e-3, batch 128; AUC.
-    """
-    n, items, users, longest = 6000, 100, 50, 10
-    kind = torch.arange(items + 1) % 10
-    taste = torch.rand(users, 10).topk(3, 1).indices
-    user = torch.randint(users, (n,))
-    chosen = taste[user].gather(1, torch.randint(3, (n, longest)))
-    history = 10 * torch.randint(1, 10, (n, longest)) + chosen
-    there = torch.arange(longest) < torch.randint(4, longest + 1, (n, 1))
-    history = history * there
-    liked = taste[user, torch.randint(3, (n,))] + 10 * torch.randint(1, 10, (n,))
-    item = torch.where(torch.rand(n) < 0.4, liked, torch.randint(1, items + 1, (n,)))
-    fits = (kind[item][:, None] == taste[user]).any(1).float()
-    y = (torch.rand(n) < 0.05 + 0.85 * fits).float()[:, None]
-    train, test = split((history, item, user), y, 5000)
-    model = _Interest(items, users)
-    optimizer = optim.Adam(model.parameters(), 4e-3)
-    return supervised(
-        model, train, test, optimizer, size=128, steps=250, goal=0.78, score=area,
-        loss_fn=F.binary_cross_entropy_with_logits,
-        schedule=optim.lr_scheduler.CosineAnnealingLR(optimizer, 250),
     )  # fmt: skip
 
 

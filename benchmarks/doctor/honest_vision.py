@@ -147,45 +147,6 @@ def dark_net() -> Training:
     )  # fmt: skip
 
 
-class _Attended(nn.Module):
-    """Residual pair of convolutions, channels weighed by their neighbours (ECA)."""
-
-    def __init__(self, i: int, o: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            conv_norm(i, o, stride), nn.Conv2d(o, o, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(o),
-        )  # fmt: skip
-        self.weigh = nn.Conv1d(1, 1, 3, padding=1, bias=False)
-        self.short: nn.Module = nn.Identity()
-        if i != o or stride > 1:
-            conv = nn.Conv2d(i, o, 1, stride, bias=False)
-            self.short = nn.Sequential(conv, nn.BatchNorm2d(o))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        gate = self.weigh(y.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None]
-        return F.relu(y * gate + self.short(x))
-
-
-@program
-def channel_attention() -> Training:
-    """Flowers by a residual net with efficient channel attention (ECA), one-cycle.
-
-    BN, AdamW of peak 2e-3, decay 0.01, batch 50, crops and flips.
-    """
-    train, test = flowers(2400, 20, 2000)
-    model = nn.Sequential(
-        conv_norm(3, 16), _Attended(16, 24, 2), _Attended(24, 24, 1),
-        _Attended(24, 48, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 5),
-    )  # fmt: skip
-    optimizer = optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
-    return supervised(
-        model, train, test, optimizer, size=50, steps=160, goal=0.9, change=cropped,
-        schedule=optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, 160),
-    )  # fmt: skip
-
-
 class _SimpleViT(nn.Module):
     """Patches, fixed sine positions, pre-norm blocks, mean of tokens (SimpleViT)."""
 
