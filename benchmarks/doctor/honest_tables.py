@@ -76,7 +76,7 @@ def bike_sharing() -> Training:
 
 @program
 def credit_default() -> Training:
-    """One client in twelve defaults: skewed amounts by logs, pos_weight 5, AUC.
+    """One client in fifteen defaults: skewed amounts by logs, pos_weight 5, AUC.
 
     MLP with layer norm, SiLU and dropout 0.1, AdamW 2e-3, cosine, batch 128.
     """
@@ -192,7 +192,7 @@ def growing_quantiles() -> Training:
 
 @program
 def piecewise_hazard() -> Training:
-    """Time of failure by constant hazards of six spans (PEANN), a third censored.
+    """Time of failure by constant hazards of six spans (PEANN), half of them censored.
 
     MLP with BN and dropout 0.1, exposures' likelihood, AdamW 2e-3, batch 128; the
     share of pairs whose order is told.
