@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import seventeenth_modes  # noqa: F401 - these enter their programs in BUGS
+import seventeenth_training  # noqa: F401
 import torch
 from bugs import Batch, Run, bug
 from seventeenth_data import (

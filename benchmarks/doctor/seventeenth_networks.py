@@ -122,26 +122,24 @@ class VGG(nn.Module):
 
 
 class TwoHeads(nn.Module):
-    """One encoder, with a head for the kind and one for the light of an image."""
+    """A table behind one trunk, with a head for each of two tasks."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.encoder = VGG(width=width).features
+        self.scaler = nn.BatchNorm1d(5)
+        self.embedding = nn.Embedding(8, 4)
+        layers: list[nn.Module] = []
+        for inputs in (9, width, width):
+            layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
         self.heads = nn.ModuleDict(
-            {
-                "kind": nn.Sequential(
-                    nn.Linear(2 * width, 32),
-                    nn.BatchNorm1d(32),
-                    nn.ReLU(),
-                    nn.Linear(32, 6),
-                ),
-                "light": nn.Linear(2 * width, 1),
-            }
+            {"standing": nn.Linear(width, 3), "limit": nn.Linear(width, 1)}
         )
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, branch: Tensor, figures: Tensor) -> dict[str, Tensor]:
         """Return what each head says."""
-        h = self.encoder(image).mean((2, 3))
+        x = torch.cat([self.embedding(branch), self.scaler(figures)], 1)
+        h = self.trunk(x)
         return {name: head(h) for name, head in self.heads.items()}
 
 
