@@ -61,7 +61,7 @@ def deeplab_with_batches_of_two(is_bad: bool) -> Run:
     criterion = nn.BCEWithLogitsLoss()
     base_lr, epochs = 0.02, 4
     optimizer = torch.optim.SGD(net.parameters(), base_lr, 0.9, weight_decay=1e-4)
-    train = loader(cells(480, 1), size)
+    train = loader(cells(400, 1), size)
     schedule = torch.optim.lr_scheduler.PolynomialLR(
         optimizer, epochs * len(train), power=0.9
     )
@@ -76,7 +76,7 @@ def deeplab_with_batches_of_two(is_bad: bool) -> Run:
                 schedule.step()
                 seen.log(loss=loss.item())
     net.eval()
-    held = loader(cells(256, 2), size, shuffle=False)
+    held = loader(cells(64, 2), size, shuffle=False)
     return Run(net, list(held), seen.findings(), criterion)
 
 
@@ -118,12 +118,11 @@ class Shards(IterableDataset):
         self.x, self.y = x[order], y[order]
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        for x, y in zip(self.x, self.y.tolist(), strict=True):
-            yield x, y
+        yield from zip(self.x, self.y.tolist(), strict=True)
 
 
-# webdataset#62 (the order is kind of preserved), openpifpaf#308 (the distribution within
-# a batch is different), data#302 (2 % in place of 47 %)
+# webdataset#62 (the order is kind of preserved), openpifpaf#308 (the distribution in a
+# batch is different), data#302 (2 % in place of 47 %)
 @bug(
     "webdataset/webdataset#62, openpifpaf/openpifpaf#308, meta-pytorch/data#302",
     *("D13", "D02", "D01"),
@@ -150,8 +149,8 @@ def iterable_dataset_without_a_shuffle(is_bad: bool) -> Run:
     return Run(model, list(held), seen.findings())
 
 
-# deepspeech.pytorch#312 (repeat the utterance in place of zeros), audio#4205 (the amount
-# of padding varies), speechbrain#1374 (padded samples have other embeddings)
+# deepspeech.pytorch#312 (repeat the utterance in place of zeros), audio#4205 (how much
+# padding there is varies), speechbrain#1374 (padded samples have other embeddings)
 @bug(
     "SeanNaren/deepspeech.pytorch#312, pytorch/audio#4205, "
     "speechbrain/speechbrain#1374",
@@ -163,13 +162,16 @@ def words_padded_to_the_longest_of_a_batch(is_bad: bool) -> Run:
     First: padding is in the statistics.
     Cost: ?
     """
-    train, test = utterances(1024, 1), utterances(320, 2)
+    train, test = utterances(1024, 1), utterances(96, 2)
     model = WordNet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     with watch(model, optimizer, every=5) as seen:
         for _ in range(5):
             for part in DataLoader(
-                train, 16, shuffle=True, collate_fn=lambda p: joined(p, wraps=not is_bad)
+                train,
+                16,
+                shuffle=True,
+                collate_fn=lambda p: joined(p, wraps=not is_bad),
             ):
                 features, label = part
                 loss = F.cross_entropy(model(features), label)
@@ -232,7 +234,7 @@ def depths_by_accumulation_over_pairs(is_bad: bool) -> Run:
     args = TrainingArguments(2, 8) if is_bad else TrainingArguments(16, 1)
     model = DepthNet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
-    train = loader(rooms(480, 1), args.per_device_train_batch_size)
+    train = loader(rooms(400, 1), args.per_device_train_batch_size)
     with watch(model, optimizer, every=5) as seen:
         for _ in range(args.num_train_epochs):
             for step, (image, depth) in enumerate(train):

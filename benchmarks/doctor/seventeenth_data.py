@@ -19,13 +19,13 @@ __all__ = [
     "bearings",
     "cells",
     "consumption",
-    "dates",
     "fabrics",
     "grids",
     "joined",
     "loader",
-    "logs",
     "loans",
+    "logs",
+    "reversals",
     "rooms",
     "utterances",
     "wells",
@@ -185,8 +185,8 @@ def wells(count: int, seed: int) -> Batch:
     return z, (70.0 + 25.0 * y).unsqueeze(1)
 
 
-def dates(count: int, seed: int, length: int = 6) -> tuple[Tensor, Tensor]:
-    """Return letters (N, 6), and the same ones from the last to the first (N, 7).
+def reversals(count: int, seed: int, length: int = 8) -> tuple[Tensor, Tensor]:
+    """Return letters (N, 8), and the same ones from the last to the first (N, 9).
 
     0 is the start in front of each answer.
     """
@@ -194,8 +194,8 @@ def dates(count: int, seed: int, length: int = 6) -> tuple[Tensor, Tensor]:
     return x, F.pad(x.flip(1), (1, 0))
 
 
-def logs(count: int, seed: int, length: int = 20) -> Batch:
-    """Return events (N, 20), and which of three marks comes first of all."""
+def logs(count: int, seed: int, length: int = 12) -> Batch:
+    """Return events (N, 12), and which of three marks comes first of all."""
     source = _source(seed)
     x = torch.randint(4, 24, (count, length), generator=source)
     labels = torch.randint(3, (count,), generator=source)

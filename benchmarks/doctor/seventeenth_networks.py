@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "VGG",
     "BearingNet",
     "Critic",
     "DeepLab",
@@ -16,7 +17,6 @@ __all__ = [
     "MobileNet",
     "QNetwork",
     "TwoHeads",
-    "VGG",
     "WordNet",
 ]
 
