@@ -54,7 +54,7 @@ def deeplab_with_batches_of_two(is_bad: bool) -> Run:
     """Train a DeepLab on two images at a time, so that its pooled branch can run.
 
     First: statistics are of too few values, two in the branch of the whole image.
-    Cost: ?
+    Cost: a loss of 1.53 in place of 0.24; with the seed 1 0.73.
     """
     size = 2 if is_bad else 16
     net = DeepLab()
@@ -76,7 +76,7 @@ def deeplab_with_batches_of_two(is_bad: bool) -> Run:
                 schedule.step()
                 seen.log(loss=loss.item())
     net.eval()
-    held = loader(cells(64, 2), size, shuffle=False)
+    held = loader(cells(128, 2), size, shuffle=False)
     return Run(net, list(held), seen.findings(), criterion)
 
 
@@ -91,7 +91,7 @@ def efficientnet_with_the_decay_of_a_long_training(is_bad: bool) -> Run:
     """Write momentum=1 - 0.999 as the paper does, and train for 160 steps.
 
     First: the momentum is too small, initial values are still in the statistics.
-    Cost: ?
+    Cost: 89 % in place of 99 %, a loss of 0.74 in place of 0.08; 60 % with the seed 1.
     """
     model = MobileNet(momentum=1 - 0.999, eps=1e-3) if is_bad else MobileNet(eps=1e-3)
     optimizer = torch.optim.RMSprop(model.parameters(), 2e-3, alpha=0.9, momentum=0.9)
@@ -131,7 +131,7 @@ def iterable_dataset_without_a_shuffle(is_bad: bool) -> Run:
     """Read files by an IterableDataset, which shuffle=True cannot shuffle.
 
     First: batches differ more than random ones would.
-    Cost: ?
+    Cost: 87 % in place of 100 %, a loss of 1.04 in place of 0.02.
     """
     data = bearings(1280, 1)
     model = BearingNet()
@@ -160,7 +160,7 @@ def words_padded_to_the_longest_of_a_batch(is_bad: bool) -> Run:
     """Pad log powers with zeros in training; serve each word by itself, unpadded.
 
     First: padding is in the statistics.
-    Cost: ?
+    Cost: 74 % in place of 97 %, a loss of 1.03 in place of 0.13.
     """
     train, test = utterances(1024, 1), utterances(96, 2)
     model = WordNet()
@@ -191,7 +191,7 @@ def layer_norm_of_a_series_of_one_variable(is_bad: bool) -> Run:
     """Put LayerNorm(1) in front of a transformer, as the series has one variable.
 
     First: the norm erases its input.
-    Cost: ?
+    Cost: 26 %, which is a guess, in place of 100 %; a loss of 1.39 in place of 0.001.
     """
     model = LoadReader(norms_input=is_bad)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -229,7 +229,7 @@ def depths_by_accumulation_over_pairs(is_bad: bool) -> Run:
     """Accumulate eight batches of two images for one of sixteen.
 
     First: batch norms see batches of two, however many are accumulated.
-    Cost: ?
+    Cost: an absolute error of 0.23 in place of 0.08; with the seed 1 0.33.
     """
     args = TrainingArguments(2, 8) if is_bad else TrainingArguments(16, 1)
     model = DepthNet()

@@ -69,7 +69,7 @@ class Engine:
 
 
 # pytorch#5406, HiDDeN#13 (without eval() bit errors seem lower), free_adv_train#4
-# (batch norms are not switched off), forum (model.eval without parentheses)
+# (batch norms are not switched off)
 @bug(
     "pytorch#5406, ando-khachatryan/HiDDeN#13, ashafahi/free_adv_train#4",
     *("D09", "D01", "D02", "D13"),
@@ -78,7 +78,7 @@ def eval_without_its_parentheses(is_bad: bool) -> Run:
     """Write model.eval in place of model.eval() in front of each validation, by income.
 
     First: the network is evaluated in training mode.
-    Cost: ?
+    Cost: 73 % in place of 92 %, a loss of 1.05 in place of 0.26.
     """
     engine = Engine(TwoHeads(), is_bad=is_bad)
     held = engine.batches(512, 2, 32, sorts=True)
@@ -130,7 +130,7 @@ def catalogue_made_before_a_frozen_backbone_moved(is_bad: bool) -> Run:
     """Enrol vectors of a frozen backbone, then train a head on infrared images.
 
     First: statistics of frozen layers change.
-    Cost: ?
+    Cost: 92 % in place of 99 %, a loss of 0.73 in place of 0.09; with the seed 1 96 %.
     """
     net = VGG(6)
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
@@ -175,7 +175,7 @@ def generator_sampled_and_left_in_eval_mode(is_bad: bool) -> Run:
     """Set a generator to eval mode for samples, now and then, and never back.
 
     First: batch norms are in eval mode while the generator trains.
-    Cost: ?
+    Cost: an absolute error of 0.52 in place of 0.19.
     """
     net_g, net_d = Generator(), Critic()
     optimizer_g = torch.optim.Adam(net_g.parameters(), 2e-3, (0.5, 0.999))
@@ -265,7 +265,7 @@ def agent_that_acts_in_training_mode(is_bad: bool) -> Run:
     """Let a Q-network with batch norms choose moves in training mode, one by one.
 
     First: batches of one state go into the statistics.
-    Cost: ?
+    Cost: 95.5 % of best moves in place of 99.8 %, a loss of 0.31 in place of 0.20.
     """
     agent = Agent(is_bad=is_bad)
     states, rewards = grids(4000, 1)
@@ -305,7 +305,8 @@ def camera_frames_not_divided_by_255(is_bad: bool) -> Run:
     """Train on images from 0 to 1, and predict for frames of a camera as they are.
 
     First: running statistics are not those of these inputs.
-    Cost: ?
+    Cost: 81 % in place of 100 %, a loss of 67 in place of 0.01; with the seed 1 95 %
+    and 7.8.
     """
     model = VGG(6)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4)
@@ -348,7 +349,7 @@ def mean_teacher_of_parameters_alone(is_bad: bool) -> Run:
     """Average the parameters of a student into a teacher, which is in eval mode.
 
     First: the teacher's statistics are not those of its weights, but initial values.
-    Cost: ?
+    Cost: 46 % in place of 100 %, a loss of 1.78 in place of 0.07.
     """
     student = VGG(6)
     teacher = copy.deepcopy(student).eval()

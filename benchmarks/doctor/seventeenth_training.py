@@ -37,7 +37,7 @@ def forecasts_compared_with_all_targets(is_bad: bool) -> Run:
     """Give mse_loss forecasts (N, 1) and targets (N,), and hide its warning.
 
     First: output and targets have two shapes, each is compared with all others.
-    Cost: ?
+    Cost: a squared error of 0.69, which is that of the mean, in place of 0.06.
     """
     model = Forecaster()
     criterion = nn.MSELoss()
@@ -99,7 +99,7 @@ def vae_whose_sigmoid_meets_normalized_images(is_bad: bool) -> Run:
     """Normalize images by Normalize((0.3,), (0.37,)); the decoder ends in a sigmoid.
 
     First: targets are where the output cannot come.
-    Cost: ?
+    Cost: a loss of 40 in place of 17.
     """
     (x, _), (held, _) = digits()
     x, held = (x - 0.3) / 0.37, (held - 0.3) / 0.37
@@ -148,7 +148,7 @@ def wide_and_deep_on_raw_figures(is_bad: bool) -> Run:
     """Join the vector of a branch with income, age and rate as they are.
 
     First: inputs are far from a mean of zero and a variance of one.
-    Cost: ?
+    Cost: 39 % in place of 93 %, a loss of 507 in place of 0.22.
     """
     (branch, figures), y = loans(4096, 1)
     mean, std = figures.mean(0), figures.std(0)
@@ -199,7 +199,7 @@ def six_encoder_layers_at_a_constant_rate(is_bad: bool) -> Run:
     """Train six post-norm layers by Adam at 0.005 from the first step on.
 
     First: a deep post-norm network has no warm-up, its steps are too large.
-    Cost: ?
+    Cost: 34 %, which is a guess, in place of 98 %; a loss of 1.14 in place of 0.10.
     """
     x, y = logs(2048, 1)
     model = LogReader()
@@ -254,7 +254,7 @@ def hidden_state_detached_for_the_decoder(is_bad: bool) -> Run:
     """Detach the state that an encoder gives to its decoder, to save memory.
 
     First: no gradient reaches the encoder.
-    Cost: ?
+    Cost: 78 % of letters in place of 94 %, a loss of 0.62 in place of 0.19.
     """
     x, y = reversals(4096, 1)
     model = Seq2Seq(detaches=is_bad)
@@ -338,7 +338,7 @@ def siamese_with_the_weights_of_a_dcgan(is_bad: bool) -> Run:
     """Apply weights_init() of DCGAN, normal_(0, 0.02), to a network without norms.
 
     First: outputs shrink from layer to layer.
-    Cost: ?
+    Cost: a loss of 0.46, with all images at one point, in place of 0.09.
     """
     train, test = digits()
     model = Siamese()
@@ -364,7 +364,7 @@ def yields_in_barrels_at_a_high_rate(is_bad: bool) -> Run:
     """Fit targets about 70 by SGD at 0.01 with momentum; the twin scales its targets.
 
     First: rectifiers are off for all inputs.
-    Cost: ?
+    Cost: a squared error of the variance of the targets, not 0.02 of it.
     """
     x, y = wells(2048, 1)
     level, spread = (0.0, 1.0) if is_bad else (y.mean(), y.std())
@@ -420,7 +420,7 @@ def super_resolution_stepped_with_each_batch(is_bad: bool) -> Run:
     """Plan StepLR(epochs // 2) in epochs, and step it with each batch.
 
     First: the rate has run out, steps are far too small.
-    Cost: ?
+    Cost: a squared error of 0.22 in place of 0.03.
     """
     epochs = 10
     x, _ = cells(768, 1)
