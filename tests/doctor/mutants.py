@@ -576,13 +576,13 @@ def a_gradient_of_zeros_is_taken_for_one_that_was_kept(
     caught_by="tests/doctor/test_other_scale.py::"
     "test_a_slow_average_over_raw_inputs_is_not_taken_for_another_scale"
 )
-def channels_that_differ_are_taken_for_one_factor(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import population
+def later_norms_are_not_asked_whether_they_are_right(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import distance
 
-    def first(statistics):
-        return statistics.norms[0][0].name, 2.0
+    def clear(real, norm):
+        return distance.Distance(0.0, 0.0, 0.0)
 
-    patch.setattr(population, "of_other_scale", first)
+    wrap(patch, "normkit.doctor.checks.population.distance", clear)
 
 
 @fault(

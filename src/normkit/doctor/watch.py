@@ -29,7 +29,7 @@ from normkit.doctor.provenance import provenance
 from normkit.doctor.recorder import Recorder
 from normkit.doctor.tensorboard import write_history
 from normkit.errors import ArgumentError
-from normkit.modeling.batch import check_has_values, check_model
+from normkit.modeling.batch import check_has_run, check_has_values, check_model
 from normkit.modeling.unwrap import is_compiled, unwrapped, unwrapped_optimizer
 from normkit.results import Result, counted
 from normkit.sync.groups import Group
@@ -95,6 +95,7 @@ def watch(
         "watch measures them: load the weights first (to_empty, load_state_dict)",
         may_fetch=True,
     )
+    check_has_run(model)
     recorder = Recorder(unwrapped(model), optimizer, schedule, unit)
     return Watch(recorder, schedule, is_compiled=is_compiled(model))
 

@@ -32,6 +32,7 @@ __all__ = [
     "arguments_of",
     "call_on",
     "check_function",
+    "check_has_run",
     "check_has_values",
     "check_model",
     "device_of",
@@ -281,8 +282,8 @@ def check_has_values(
             offload weights, such as accelerate's, fetch them in each call.
 
     Raises:
-        ArgumentError: Parameters or buffers have no values (on meta, or lazy), or are
-            to be changed and were made in inference mode, outside of it.
+        ArgumentError: Parameters or buffers have no values, or are to be changed and
+            were made in inference mode, outside of it.
     """
     tensors = (*model.named_parameters(), *model.named_buffers())
     without = [name for name, t in tensors if t.is_meta]
@@ -293,18 +294,27 @@ def check_has_values(
             f"{len(without)} parameters and buffers are on the meta device and have "
             f"no values, e.g. {without[0]!r}; {why}"
         )
-    lazy = [name for name, t in tensors if is_lazy(t)]
-    if lazy:
-        raise ArgumentError(
-            f"{len(lazy)} parameters and buffers are lazy and have no values yet, e.g. "
-            f"{lazy[0]!r}; run the model on one batch first"
-        )
-    fixed = [name for name, t in tensors if t.is_inference()]
+    fixed = [name for name, t in tensors if not is_lazy(t) and t.is_inference()]
     if fixed and is_changed and not torch.is_inference_mode_enabled():
         raise ArgumentError(
             f"{len(fixed)} parameters and buffers were made inside torch.inference_mode"
             f", e.g. {fixed[0]!r}, and torch lets nothing change them outside; make or "
             "copy the model outside"
+        )
+
+
+def check_has_run(model: nn.Module) -> None:
+    """Refuse a model with lazy layers that no batch has given their shapes.
+
+    Raises:
+        ArgumentError: Parameters or buffers are lazy.
+    """
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    lazy = [name for name, t in tensors if is_lazy(t)]
+    if lazy:
+        raise ArgumentError(
+            f"{len(lazy)} parameters and buffers are lazy and have no values yet, e.g. "
+            f"{lazy[0]!r}; run the model on one batch first"
         )
 
 

@@ -18,6 +18,7 @@ from normkit.modeling.batch import (
     Forward,
     Targets,
     check_function,
+    check_has_run,
     check_has_values,
     check_model,
     device_of,
@@ -131,6 +132,7 @@ def open_case(
         f"{verb} runs the model: load the weights first (to_empty, load_state_dict)",
         may_fetch=True,
     )
+    check_has_run(model)
     _check_modes(verb, model)
     holders = [loader, getattr(loader, "sampler", None)]
     kept = HELD_OUT if keeps_some else 0
