@@ -1,10 +1,10 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
-to `sixteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
+to `seventeenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
-`mild`, `fair`, `plain`, `steady`, `level`, `sober`, `gentle` and `frank`, those of
-quiet_runs.py to frank_runs.py; `architectures` are fresh networks of the libraries that
+`mild`, `fair`, `plain`, `steady`, `level`, `sober`, `gentle`, `frank` and `honest`,
+those of quiet_runs.py to honest_runs.py; `architectures` are fresh networks of the libraries that
 are installed; `overhead` measures the time, and `shrinking` what signals that shrink
 cost.
 Each writes its part of record.json, and docs/doctor-score.md from the whole; with names
@@ -41,6 +41,7 @@ import more_bugs  # noqa: F401 - enters its programs in BUGS
 import ninth_bugs
 import other_bugs
 import overhead
+import seventeenth_bugs
 import seventh_bugs
 import shrinking
 import sixteenth_bugs
@@ -55,6 +56,7 @@ from calm_runs import CALM
 from fair_runs import FAIR
 from frank_runs import FRANK
 from gentle_runs import GENTLE
+from honest_runs import HONEST
 from level_runs import LEVEL
 from mild_runs import MILD
 from plain_runs import PLAIN
@@ -186,6 +188,13 @@ LATER = {
         sixteenth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
+    "seventeenth": Later(
+        "seventeenth_bugs",
+        "A seventeenth set",
+        "programs of frequent mistakes, chosen from threads by another hand",
+        seventeenth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
 }
 
 HEALTHY_SETS = {
@@ -200,6 +209,7 @@ HEALTHY_SETS = {
     "sober": SOBER,
     "gentle": GENTLE,
     "frank": FRANK,
+    "honest": HONEST,
 }
 
 
