@@ -4,9 +4,9 @@
 to `seventeenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
 `mild`, `fair`, `plain`, `steady`, `level`, `sober`, `gentle`, `frank` and `honest`,
-those of quiet_runs.py to honest_runs.py; `architectures` are fresh networks of the libraries that
-are installed; `overhead` measures the time, and `shrinking` what signals that shrink
-cost.
+those of quiet_runs.py to honest_runs.py; `architectures` are fresh networks of the
+libraries that are installed; `overhead` measures the time, and `shrinking` what signals
+that shrink cost.
 Each writes its part of record.json, and docs/doctor-score.md from the whole; with names
 behind a part only those are run, and take the place of their earlier runs.
 
@@ -289,10 +289,14 @@ def _accuracy(run: Run) -> float:
     right = total = 0
     with torch.no_grad():
         for x, y in run.loader:
-            if y.is_floating_point():
+            if not isinstance(y, torch.Tensor) or y.is_floating_point():
                 return math.nan
             scores = call_on(run.model, x)
-            if scores.dim() != 2 or scores.shape[1] < 2:
+            if (
+                not isinstance(scores, torch.Tensor)
+                or scores.dim() != 2
+                or scores.shape[1] < 2
+            ):
                 return math.nan
             right += int((scores.argmax(1) == y).sum())
             total += len(y)
