@@ -252,4 +252,128 @@ def depths_by_accumulation_over_pairs(is_bad: bool) -> Run:
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "eval_without_its_parentheses": (
+        (
+            "D09",
+            "D01",
+            "D02",
+        ),
+        (),
+    ),
+    "catalogue_made_before_a_frozen_backbone_moved": (
+        (
+            "D07",
+            "D01",
+            "D27",
+            "D02",
+        ),
+        (),
+    ),
+    "generator_sampled_and_left_in_eval_mode": (
+        (
+            "D08",
+            "D01",
+        ),
+        (),
+    ),
+    "agent_that_acts_in_training_mode": (
+        (
+            "D09",
+            "D01",
+            "D02",
+        ),
+        (),
+    ),
+    "camera_frames_not_divided_by_255": (
+        (
+            "D28",
+            "D01",
+            "D02",
+        ),
+        (),
+    ),
+    "mean_teacher_of_parameters_alone": (
+        (
+            "D32",
+            "D03",
+            "D01",
+            "D02",
+        ),
+        (),
+    ),
+    "forecasts_compared_with_all_targets": (("D34",), ()),
+    "vae_whose_sigmoid_meets_normalized_images": (("D34",), ()),
+    "wide_and_deep_on_raw_figures": (("D28",), ()),
+    "six_encoder_layers_at_a_constant_rate": (
+        (
+            "D38",
+            "D24",
+            "D34",
+        ),
+        (),
+    ),
+    "hidden_state_detached_for_the_decoder": ((), ()),
+    "siamese_with_the_weights_of_a_dcgan": (
+        (
+            "D22",
+            "D24",
+            "D27",
+            "D34",
+        ),
+        (),
+    ),
+    "yields_in_barrels_at_a_high_rate": (
+        (
+            "D34",
+            "D27",
+            "D21",
+            "D39",
+        ),
+        (),
+    ),
+    "super_resolution_stepped_with_each_batch": (("D27",), ()),
+    "deeplab_with_batches_of_two": (
+        (
+            "D05",
+            "D01",
+            "D02",
+        ),
+        (),
+    ),
+    "efficientnet_with_the_decay_of_a_long_training": (
+        (
+            "D04",
+            "D01",
+            "D03",
+            "D02",
+        ),
+        (),
+    ),
+    "iterable_dataset_without_a_shuffle": ((), ()),
+    "words_padded_to_the_longest_of_a_batch": (
+        (
+            "D05",
+            "D01",
+            "D29",
+        ),
+        (
+            "D05",
+            "D29",
+        ),
+    ),
+    "layer_norm_of_a_series_of_one_variable": (
+        (
+            "D29",
+            "D34",
+        ),
+        (),
+    ),
+    "depths_by_accumulation_over_pairs": (
+        (
+            "D15",
+            "D01",
+        ),
+        (),
+    ),
+}
