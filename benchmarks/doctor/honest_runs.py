@@ -40,7 +40,7 @@ HONEST = Set(
     examined,
     "Healthy programs by a thirteenth hand",
     "diagnoses after 20 % and 50 % of the steps and at the end",
-    (0, 3 * len(PROGRAMS)),
+    (11, 105),
 )
 
 if __name__ == "__main__":
