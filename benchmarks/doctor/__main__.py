@@ -371,7 +371,8 @@ def _later(later: Later, scores: list[Score]) -> list[str]:
         f"{named} of {met}, twins silent {sum(not twin for *_, twin in first)} of "
         f"{met}.",
     ]
-    if later.after:
+    now = {s.name: (tuple(s.alarms), tuple(s.twin_alarms)) for s in scores}
+    if later.after and now != later.first:
         lines += [
             f"{later.after}: an alarm on "
             f"{sum(s.is_detected for s in scores)} of {n}, the right check first on "

@@ -174,10 +174,11 @@ class Set:
             for each in dict.fromkeys(told):
                 by_check[each].append(key.replace("_", " "))
         loud = sum(bool(told) for told in runs.values())
-        text += [
-            f"After changes of the doctor that they led to, {loud} of {len(runs)};",
-            "this is no rate on unseen programs any more.",
-        ]
+        if (loud, len(runs)) != self.first:
+            text += [
+                f"After changes of the doctor that they led to, {loud} of {len(runs)};",
+                "this is no rate on unseen programs any more.",
+            ]
         if by_check:
             text += ["", "| alarm | runs | which |", "| --- | --- | --- |"]
             text += [

@@ -210,7 +210,7 @@ def layer_norm_of_a_series_of_one_variable(is_bad: bool) -> Run:
 
 
 class TrainingArguments:
-    """What a trainer is told."""
+    """Arguments of a trainer."""
 
     def __init__(self, size: int, accumulation: int, epochs: int = 4) -> None:
         self.per_device_train_batch_size = size

@@ -582,7 +582,7 @@ def later_norms_are_not_asked_whether_they_are_right(patch: pytest.MonkeyPatch) 
     def clear(real, norm):
         return distance.Distance(0.0, 0.0, 0.0)
 
-    wrap(patch, "normkit.doctor.checks.population.distance", clear)
+    wrap(patch, "normkit.doctor.checks.other_scale.distance", clear)
 
 
 @fault(

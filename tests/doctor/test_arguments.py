@@ -59,7 +59,11 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "train": (lambda: diagnosed().train(3, train=3), "train= is a int"),  # type: ignore[attr-defined]
     "optimizer": (
         lambda: diagnosed().train(3, torch.optim.SGD),  # type: ignore[attr-defined]
-        "optimizer is the class SGD",
+        "the optimizer is the class SGD",
+    ),
+    "watch of a class": (
+        lambda: normkit.watch(network(), torch.optim.SGD),  # type: ignore[arg-type]
+        "the optimizer is the class SGD",
     ),
     "lazy, diagnose": (
         lambda: normkit.diagnose(network(is_lazy=True), BATCHES, LOSS),
@@ -82,6 +86,10 @@ def test_the_error_says_what_was_given_and_what_to_give(case: str) -> None:
 def test_two_batches_of_inputs_may_be_a_tuple() -> None:
     given = tuple(torch.randn(2, 64, 4))
     assert normkit.diagnose(network(), given).statistics.batches == 2
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4)
+    of_two_lengths = torch.randn(16, 4, 10), torch.randn(16, 4, 12)
+    assert normkit.calibrate(norm, of_two_lengths).batches == 2
 
 
 def test_targets_that_are_not_finite_are_the_cause_of_such_gradients() -> None:

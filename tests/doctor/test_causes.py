@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 
 from doctor.models import batches, build, norms, train, trained
-from normkit.doctor import Diagnosis, Finding, diagnose, explain_gap, watch
-from normkit.doctor.finding import Severity, by_cause, ranked
+from normkit.doctor import Diagnosis, Finding, checks, diagnose, explain_gap, watch
+from normkit.doctor.finding import CAUSES_FIRST, Severity, by_cause, ranked
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -155,3 +155,7 @@ def test_only_the_symptom_of_d34_follows_from_dead_units() -> None:
 
     assert told(is_symptom=True) == {"D21": "", "D34": "D21"}
     assert told() == {"D34": "", "D21": ""}
+
+
+def test_every_check_has_its_place_among_the_causes() -> None:
+    assert sorted(CAUSES_FIRST) == sorted(checks.CHECKS)

@@ -1,4 +1,4 @@
-"""What runs beside the examined model is left as it was: critics, losses, the model."""
+"""Critics, losses and models beside the examined one are left as they were."""
 
 import copy
 import threading

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import normkit
-from normkit.doctor.checks.distance import distance, scaled_by
-from normkit.doctor.checks.population import of_other_scale
+from normkit.doctor.checks.distance import distance
+from normkit.doctor.checks.other_scale import of_other_scale, scaled_by
 
 SAMPLES = torch.randn(1280, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -54,6 +54,7 @@ def test_the_scale_of_the_loader_is_named_and_nothing_is_repaired(
     assert (stale.layer, stale.layers) == ("1", ("1",))
     repaired = found.repair()
     assert list(repaired) == []
+    assert repaired.declined.keys() >= {"D01", "D02"} & set(found.named)
     assert "another scale" in repaired.declined["D01"]
     state = model.state_dict()
     assert all(torch.equal(before[name], state[name]) for name in before)

@@ -1,4 +1,4 @@
-"""What a watch says after its block, and where it has observed nothing."""
+"""A watch after its block, and one that has observed nothing."""
 
 import pytest
 import torch
@@ -91,3 +91,20 @@ def test_layers_that_are_made_inside_the_block_are_told() -> None:
     with watch(model) as seen:
         model(torch.randn(32, 4)).square().mean().backward()
     assert "made inside" not in seen.to_text()
+    model.head = nn.Linear(2, 2)
+    assert "made inside" not in seen.to_text()
+
+
+def test_a_watch_that_is_entered_again_goes_on_and_leaves_no_hooks() -> None:
+    model = network()
+    seen = watch(model, every=1)
+    for _ in range(2):
+        with seen:
+            for _ in range(3):
+                model(torch.randn(32, 4)).square().mean().backward()
+    assert seen.steps == 6
+    assert seen.history["steps"] == list(range(6))
+    assert len(seen.statistics().training.steps) == 6
+    hooks = [[*m._forward_hooks, *m._forward_pre_hooks] for m in model.modules()]
+    assert not any(hooks)
+    assert not any(p._backward_hooks for p in model.parameters())

@@ -21,7 +21,12 @@ from normkit.doctor import checks
 from normkit.doctor.examination.case import Case
 from normkit.doctor.explain_gap import GapExplanation, explain_case
 from normkit.doctor.finding import Finding, by_cause, grouped, ranked
-from normkit.doctor.fixes.confirm import Confirmation, confirm, repairable
+from normkit.doctor.fixes.confirm import (
+    Confirmation,
+    confirm,
+    declined_unseen,
+    repairable,
+)
 from normkit.doctor.fixes.repairs import REPAIRS, RepairResult
 from normkit.doctor.fixes.trial_training import (
     train_copy,
@@ -40,11 +45,6 @@ from normkit.sync import alone
 from normkit.sync.groups import Group
 
 __all__ = ["SCHEMA", "Diagnosis"]
-
-_OTHER_SCALE = (
-    "this loader gives the inputs on another scale than training did, whose statistics "
-    "would be lost"
-)
 
 SCHEMA = "normkit.diagnosis/1"
 
@@ -209,11 +209,6 @@ class Diagnosis(Result):
         if not isinstance(steps, Integral) or steps < 1:
             raise ArgumentError(f"steps={steps!r} trains nothing; give an int from 1")
         check_function("train", train)
-        if isinstance(optimizer, type):
-            raise ArgumentError(
-                f"optimizer is the class {optimizer.__name__}; make one, of the model "
-                f"that was examined: {optimizer.__name__}(model.parameters(), lr=…)"
-            )
         if self.case is None:
             raise ArgumentError("train needs the model, and the diagnosis holds none")
         case = self.case
@@ -274,13 +269,7 @@ class Diagnosis(Result):
         for id_, group in groups.items():
             if id_ in good:
                 REPAIRS[id_](model, self.statistics, group)
-        # Statistics of inputs on another scale would be wrong for those of training.
-        scaled = {
-            f.id: f"{f.id}: {_OTHER_SCALE}"
-            for f in self.readings
-            if f.is_alarm and f.details.get("is_of_inputs", False)
-        }
-        declined = scaled | {
+        declined = declined_unseen(self.readings) | {
             id_: confirmed[id_].to_text() if id_ in confirmed else f"{id_}: {missing}"
             for id_ in self.named
             if id_ in groups and id_ not in good

@@ -9,6 +9,7 @@ the device.
 from __future__ import annotations
 
 import math
+import weakref
 from collections import defaultdict, deque
 from contextlib import ExitStack
 from dataclasses import replace
@@ -76,6 +77,7 @@ class Recorder:
         # Layers of a graph are modules until the block ends.
         self._as_modules = ExitStack()
         self._as_modules.enter_context(norms_as_modules(self.model))
+        self._present = weakref.WeakSet(self.model.modules())
         self.optimizer = optimizer
         self._schedule = schedule
         self.unit = unit
@@ -126,12 +128,11 @@ class Recorder:
 
     def made_later(self) -> list[str]:
         """Return the layers that the model did not have at the start."""
-        own = {id(probe.module) for probe in self._probes.layers.values()}
         return [
             name
             for name, module in self.model.named_modules()
-            if role_of(module) in ("weight", "norm", "recurrent")
-            and id(module) not in own
+            if module not in self._present
+            and role_of(module) in ("weight", "norm", "recurrent")
         ]
 
     def attach(self) -> None:

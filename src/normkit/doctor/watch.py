@@ -113,6 +113,7 @@ class Watch(Result):
         self._recorder = recorder
         self._has_begun = self._has_ended = False
         self._at_end: Statistics | None = None
+        self._late: list[str] = []
 
     @property
     def steps(self) -> int:
@@ -120,7 +121,7 @@ class Watch(Result):
         return self._recorder.steps
 
     def __enter__(self) -> Watch:
-        self._has_begun = True
+        self._has_begun, self._has_ended, self._at_end = True, False, None
         try:
             self._recorder.attach()
         except BaseException:
@@ -133,6 +134,7 @@ class Watch(Result):
             return
         try:
             self._recorder.finish_step()
+            self._late = self._recorder.made_later()
             # What fails here fails again where the findings are asked for, and does not
             # end a training that is over.
             with contextlib.suppress(Exception):
@@ -253,11 +255,11 @@ class Watch(Result):
         head = f"{len(self._recorder.observed)} of {steps} observed"
         if self.cost is not None:
             head += f", which added about {self.cost:.0%} to their time"
-        if late := self._recorder.made_later():
-            was = "was" if len(late) == 1 else "were"
+        if self._late:
+            was = "was" if len(self._late) == 1 else "were"
             head += (
-                f"; {counted(len(late), 'layer')} {was} made inside the block and not "
-                f"observed ({late[0]} …): run the model once before"
+                f"; {counted(len(self._late), 'layer')} {was} made inside the block and"
+                f" not observed ({self._late[0]} …): run the model once before"
             )
         # The current step must not be ended by a debugger that shows the object.
         if not self._has_ended:

@@ -266,7 +266,8 @@ def _is_pair(batches: Any) -> bool:
     if not all(isinstance(t, Tensor) and t.dim() for t in batches):
         return False
     x, y = batches
-    return len(x) == len(y) and (x.dtype, x.shape[1:]) != (y.dtype, y.shape[1:])
+    # Two batches may differ in their lengths.
+    return len(x) == len(y) and (x.dtype, x.dim()) != (y.dtype, y.dim())
 
 
 def check_has_values(

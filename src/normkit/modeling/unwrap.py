@@ -15,6 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from normkit.errors import ArgumentError
+
 __all__ = ["eager", "is_average", "is_compiled", "unwrapped", "unwrapped_optimizer"]
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -75,7 +77,15 @@ def unwrapped_optimizer(optimizer: Optimizer) -> Optimizer:
     """Return the optimizer inside the wrappers of accelerate and Lightning.
 
     Their classes derive from Optimizer and lack its hooks.
+
+    Raises:
+        ArgumentError: It is a class.
     """
+    if isinstance(optimizer, type):
+        raise ArgumentError(
+            f"the optimizer is the class {optimizer.__name__}; make one of the model: "
+            f"{optimizer.__name__}(model.parameters(), lr=…)"
+        )
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer

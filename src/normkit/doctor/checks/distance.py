@@ -32,7 +32,6 @@ __all__ = [
     "Distance",
     "distance",
     "has_finite_inputs",
-    "scaled_by",
 ]
 
 # Healthy runs stay at or below .12 / .08 (.23 for d_var after 40 steps at batch 128);
@@ -42,11 +41,6 @@ D_VAR_WARNING, D_VAR_ERROR = 0.35, 1.0
 # The largest sampling noise at which a distance is judged, as a share of the warning
 # threshold.
 MAX_NOISE = 0.4
-# Least |ln| of one factor on all variances of the first norm, and the largest standard
-# deviation of ln over its channels: .11 to .18 where a loader gave pixels from 0 to 255
-# or 0 to 1 for standardized ones, or the reverse (CNN on MNIST; padding stays zero),
-# .54 where weights had moved.
-SCALED, UNEVEN = math.log(4.0), 0.25
 
 
 @dataclass(frozen=True)
@@ -142,17 +136,3 @@ def has_finite_inputs(norm: NormStatistics) -> bool:
     """Return True where the inputs are finite; D17 checks the running statistics."""
     pooled = None if norm.in_training is None else norm.in_training.pooled
     return pooled is None or bool((pooled.mean + pooled.m2).isfinite().all())
-
-
-def scaled_by(norm: NormStatistics) -> float | None:
-    """Return the factor by which all variances of a norm's inputs have changed.
-
-    None where the channels differ, or where it is near 1.
-    """
-    if norm.in_training is None or len(norm.calls) > 1 or not has_finite_inputs(norm):
-        return None
-    var = norm.in_training.pooled.unbiased_var + norm.eps
-    ratios = (var / (norm.running_var + norm.eps)).log()
-    if len(ratios) < 2 or not abs(float(ratios.mean())) > SCALED:
-        return None
-    return math.exp(float(ratios.mean())) if float(ratios.std()) < UNEVEN else None

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.population import SCALE_FIX, of_other_scale
+from normkit.doctor.checks.other_scale import SCALE_FIX, of_other_scale
+from normkit.doctor.checks.population import costs_nothing
 from normkit.doctor.checks.progress import has_learned, has_learned_all
 from normkit.doctor.checks.thresholds import MIN_SAMPLES
 from normkit.doctor.finding import Finding, Severity
@@ -76,7 +77,7 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
     if is_harmless or has_unit_rows or is_scaled:
         severity = "info"
     scaled, _ = of_other_scale(statistics)
-    if severity == "warning" and scaled:
+    if severity == "warning" and scaled and not costs_nothing(statistics):
         severity = "error"
     threshold = INPUT_HIGH if sd > 1 else INPUT_LOW
     if is_far and not is_wide:

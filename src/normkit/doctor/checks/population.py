@@ -6,12 +6,8 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.distance import (
-    Distance,
-    distance,
-    has_finite_inputs,
-    scaled_by,
-)
+from normkit.doctor.checks.distance import Distance, distance, has_finite_inputs
+from normkit.doctor.checks.other_scale import SCALE_FIX, of_other_scale
 from normkit.doctor.checks.progress import (
     has_learned,
     is_starting,
@@ -152,10 +148,6 @@ PASSING = (
     "learning rate falls"
 )
 HARMLESS = "; eval mode is hardly worse than batch statistics (D02)"
-SCALE_FIX = (
-    "give this loader the preprocessing of the training data; where it is the right "
-    "one, normkit.calibrate(model, loader)"
-)
 _STALE_FIX = (
     "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
 )
@@ -228,21 +220,6 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
                 "is_of_inputs": is_of_inputs,
             },
         )
-
-
-def of_other_scale(statistics: Statistics) -> tuple[str, float]:
-    """Return the first norm and the factor, where its inputs alone are scaled.
-
-    What it gives in training mode has no scale, so the norms behind it are right.
-    Otherwise ("", 1).
-    """
-    norms = [(s, norm) for s, norm in statistics.norms if not norm.frozen]
-    distances = [distance(norm) for _, norm in norms[1:]]
-    if not distances or any(d is None or d.severity != "clear" for d in distances):
-        return "", 1.0
-    layer, first = norms[0]
-    factor = None if first.is_new else scaled_by(first)
-    return ("", 1.0) if factor is None else (layer.name, factor)
 
 
 def _of_other_inputs(statistics: Statistics) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from normkit.doctor.examination.functional_norms import (
     TrainingCalls,
     held_averages,
 )
-from normkit.doctor.examination.labels import label_beyond
+from normkit.doctor.examination.loss_value import loss_value
 from normkit.doctor.examination.two_modes import has_two_modes, own_averages
 from normkit.doctor.measurements import DependenceStatistics
 from normkit.doctor.probes.probes import Probes
@@ -155,7 +155,6 @@ class WorkingCopy:
             for name, value in own_averages(module).items()
             if name in vars(module)
         ]
-        self._batch: Any = None
         self.advance: Callable[[], None] = lambda: None
 
     def find_calls(self) -> None:
@@ -321,7 +320,6 @@ class WorkingCopy:
         evaluate: bool,
     ) -> None:
         batch, size = to_device(batch, self.device), num_samples(batch)
-        self._batch = batch
         with _arguments_given(self.model) as given:
             output = self._forward(probes, batch, size)
         if probes is not None and probes.layers and not self._others.own_ran:
@@ -333,7 +331,8 @@ class WorkingCopy:
         value = value_of(self.case, output, targets)
         if value is not None:
             result.metrics.append(value)
-        loss = self._loss(result, output, targets)
+        loss, beyond = loss_value(self.case, output, targets, batch)
+        result.answers.targets.beyond = beyond or result.answers.targets.beyond
         is_whole = probes is not None and not probes.batch_norms_only
         if is_whole:
             result.add_input(batch, given)
@@ -363,46 +362,3 @@ class WorkingCopy:
             raise
         probes.leave(output)
         return output
-
-    def _loss(self, result: ForwardPass, output: Any, targets: Any) -> Tensor | None:
-        """Return the loss; None without one, or where a label is beyond the output."""
-        if self.case.loss_fn is None:
-            return None
-        ignored = getattr(self.case.loss_fn, "ignore_index", -100)
-        beyond = label_beyond(output, targets, ignored)
-        if beyond is not None and not targets.is_cpu:
-            # A failed index on a GPU ends the process's use of it.
-            result.answers.targets.beyond = beyond
-            return None
-        try:
-            loss = self.case.loss_fn(output, targets)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            if beyond is None:
-                self._check_has_targets(targets, error)
-                raise
-            result.answers.targets.beyond = beyond
-            return None
-        _check_is_loss(loss)
-        return loss
-
-    def _check_has_targets(self, targets: Any, error: Exception) -> None:
-        if targets is self._batch:
-            raise ArgumentError(
-                f"loss_fn failed ({error}) on the output and the batch, which has no "
-                "second item to be the targets; give batches of (inputs, targets), or "
-                "targets=lambda batch: …"
-            ) from error
-
-
-def _check_is_loss(loss: Any) -> None:
-    """Refuse what is no tensor of one number."""
-    if not isinstance(loss, Tensor):
-        raise ArgumentError(
-            f"loss_fn gave a {type(loss).__name__}; it must give a tensor of one "
-            "number, without .item(), and where it gives several things that one alone"
-        )
-    if loss.numel() != 1:
-        raise ArgumentError(
-            f"loss_fn gave a tensor of shape {tuple(loss.shape)}; it must give one "
-            "number, e.g. by reduction='mean'"
-        )

@@ -41,7 +41,7 @@ from normkit.modeling.batch import num_samples
 from normkit.progress import tracked
 from normkit.results import Result
 
-__all__ = ["Confirmation", "confirm", "repairable"]
+__all__ = ["Confirmation", "confirm", "declined_unseen", "repairable"]
 
 # The least gain that counts: a point of the metric, or a tenth of the loss.
 MIN_METRIC_GAIN, MIN_LOSS_GAIN = 0.01, 0.1
@@ -106,14 +106,28 @@ def repairable(
     """Return the alarms that have a repair, by check, in the order to apply them."""
     found: dict[str, list[Finding]] = {}
     findings = list(findings)
-    # Statistics of inputs on another scale would be wrong for those of training.
-    are_scaled = any(f.details.get("is_of_inputs", False) for f in findings)
+    harmful = declined_unseen(findings)
     for finding in findings:
-        if are_scaled and finding.id in _OF_STATISTICS:
+        if finding.id in harmful:
             continue
         if finding.is_alarm and can_repair(finding, statistics):
             found.setdefault(finding.id, []).append(finding)
     return {id_: found[id_] for id_ in REPAIRS if id_ in found}
+
+
+def declined_unseen(findings: Iterable[Finding]) -> dict[str, str]:
+    """Return the alarms whose repair no trial may show to help, with the reason.
+
+    On a loader with inputs on another scale any statistics of it look better.
+    """
+    alarms = [finding for finding in findings if finding.is_alarm]
+    if not any(f.details.get("is_of_inputs", False) for f in alarms):
+        return {}
+    reason = (
+        "this loader gives the inputs on another scale than training did, whose "
+        "statistics would be lost"
+    )
+    return {f.id: f"{f.id}: {reason}" for f in alarms if f.id in _OF_STATISTICS}
 
 
 def confirm(

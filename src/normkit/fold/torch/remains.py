@@ -60,7 +60,7 @@ class Rest:
             "sigmoid": nn.Sigmoid,
             "tanh": nn.Tanh,
         }
-        return made[self.activation]() if self.activation in made else None
+        return None if self.activation == "none" else made[self.activation]()
 
 
 class Sum(nn.Module):

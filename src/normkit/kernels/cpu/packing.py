@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normkit.kernels.cpu.geometry import Geometry
 from normkit.kernels.cpu.loading import FIXED, POINTERS, STREAM
-from normkit.kernels.epilogue import ACTIVATIONS, Epilogue
+from normkit.kernels.epilogue import Epilogue
 
 __all__ = [
     "ACTIVATION_CODES",
@@ -32,7 +32,17 @@ __all__ = [
 ]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-ACTIVATION_CODES = {name: k for k, name in enumerate(ACTIVATIONS)}
+# As in native/call.hpp, where a number that it does not know is no activation at all: a
+# new one has to be entered in both.
+ACTIVATION_CODES = {
+    "none": 0,
+    "relu": 1,
+    "leaky_relu": 2,
+    "silu": 3,
+    "gelu": 4,
+    "sigmoid": 5,
+    "tanh": 6,
+}
 
 # Below this many values a second thread costs more than it saves.
 _SERIAL = 32_768

@@ -107,6 +107,8 @@ def activated(z, slope, ACTIVATION: tl.constexpr):
         z = _tanh(z)
     elif ACTIVATION == "gelu":
         z = z * _normal_cdf(z)
+    else:
+        tl.static_assert(ACTIVATION == "none", "an activation without a kernel")
     return z
 
 
@@ -130,6 +132,8 @@ def through(dy, z, slope, ACTIVATION: tl.constexpr):
         # φ(z) = exp(−z²/2)/√(2π)
         density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
         dy = dy * (_normal_cdf(z) + z * density)
+    else:
+        tl.static_assert(ACTIVATION == "none", "an activation without a kernel")
     return dy
 
 
