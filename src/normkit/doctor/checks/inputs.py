@@ -91,7 +91,7 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         + "; the network has learned nevertheless" * is_harmless
         + "; the first layer gets them scaled" * is_scaled
         + "; rows of a table have a length of about 1" * has_unit_rows
-        + f"; the running statistics of {scaled} are of inputs on another scale"
+        + f"; the running statistics of layer {scaled} are of inputs on another scale"
         * (severity == "error"),
         SCALE_FIX
         if severity == "error"
