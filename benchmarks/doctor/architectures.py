@@ -12,6 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -78,7 +79,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         "random weights as their library starts them and after `normkit.initialize`,",
         f"diagnosed and watched for 20 steps: {len(runs) - len(failed)} runs, "
         f"{len(told)} with an alarm.",
-        f"{', '.join(names)}.",
+        *wrap(f"{', '.join(names)}.", 100, break_on_hyphens=False),
         *[f"Not run: {run}, {ids[0]}." for run, ids in failed.items()],
         *(["", "| run | alarms |", "| --- | --- |", *rows] if told else []),
     ]

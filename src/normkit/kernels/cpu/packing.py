@@ -32,8 +32,7 @@ __all__ = [
 ]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-# As in native/call.hpp, where a number that it does not know is no activation at all: a
-# new one has to be entered in both.
+# As in native/call.hpp; a number without a kernel there gives NaN.
 ACTIVATION_CODES = {
     "none": 0,
     "relu": 1,

@@ -2,7 +2,8 @@
 //
 // float: polynomials fitted for this file (Chebyshev, errors at most 5e-8 before
 // rounding); double: the C library, lane by lane. A NaN passes through each of them,
-// and relu and leaky_relu pass gradients as torch does where the input is NaN.
+// and relu and leaky_relu pass gradients as torch does where the input is NaN. A number
+// that stands for no activation gives NaN, so that a new one that has no case is seen.
 #pragma once
 #include "call.hpp"
 #include "fault.hpp"
@@ -79,7 +80,8 @@ template <class V> __attribute__((noinline)) V activate(int64_t f, V z, V slope)
     case kGelu: return z * normal_cdf(z);
     case kSigmoid: return one / (one + exp_of(-z));
     case kTanh: return tanh_of(z);
-    default: return z;
+    case kNone: return z;
+    default: return z + std::numeric_limits<float>::quiet_NaN();
   }
 }
 
@@ -104,7 +106,8 @@ template <class V> __attribute__((noinline)) V gate(int64_t f, V dy, V z, V slop
       V t = tanh_of(z);
       return dy * fused(-t, t, one);
     }
-    default: return dy;
+    case kNone: return dy;
+    default: return dy + std::numeric_limits<float>::quiet_NaN();
   }
 }
 
