@@ -764,3 +764,34 @@ def a_critic_is_no_one(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.examination import answers
 
     patch.setattr(answers, "leaves_of", lambda loss: [])
+
+
+_LEARNS = "tests/doctor/test_learns_all_the_same.py::"
+
+
+@fault(caught_by=_LEARNS + "test_d28_words_may_be_shares_of_their_row")
+def a_mean_of_one_over_the_width_makes_shares(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import forward_pass
+
+    patch.setattr(forward_pass, "_are_shares", lambda rows: True)
+
+
+@fault(caught_by=_LEARNS + "test_d34_of_targets_a_loss_takes_apart_no_range_is_known")
+def targets_of_any_size_are_compared(patch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from normkit.doctor.examination.answers import Answers
+
+    real = Answers.output
+    patch.setattr(
+        Answers,
+        "output",
+        lambda self, loss_fn: replace(real(self, loss_fn), has_their_size=True),
+    )
+
+
+@fault(caught_by=_LEARNS + "test_d01_statistics_that_cost_no_right_answer_are_no_alarm")
+def a_larger_loss_is_a_gap_whatever_the_answers(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import population
+
+    patch.setattr(population, "_keeps_metric", lambda statistics: False)

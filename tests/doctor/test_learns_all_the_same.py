@@ -216,3 +216,86 @@ def test_d27_gradients_of_an_earlier_training_are_none_of_this_one() -> None:
             optimizer.step()
     told = {f.layer for f in seen.findings() if f.id == "D27" and f.is_alarm}
     assert told == {"first"}
+
+
+@pytest.mark.parametrize("are_shares", [True, False])
+def test_d28_words_may_be_shares_of_their_row(are_shares: bool) -> None:
+    """As in a graph of papers; the same numbers in other rows are small inputs."""
+    y = torch.randint(4, (400,))
+    x = (
+        torch.rand(400, 200) < 0.04 + 0.2 * (y[:, None] == torch.arange(200) % 4)
+    ).float()
+    x = x / x.sum(1, keepdim=True)
+    if not are_shares:
+        x = x.flatten()[torch.randperm(x.numel())].view_as(x)
+    model = nn.Sequential(nn.Linear(200, 32), nn.ReLU(), nn.Linear(32, 4))
+    data = list(zip(x.split(50), y.split(50), strict=True))
+    found = [
+        f for f in diagnose(model, data, F.cross_entropy).readings if f.id == "D28"
+    ]
+    assert [f.severity for f in found] == ["info" if are_shares else "warning"]
+
+
+class Boxes(nn.Module):
+    """Boxes by a sigmoid beside the scores of kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 32), nn.ReLU())
+        self.box, self.kind = nn.Linear(32, 4), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.body(x)
+        return self.box(y).sigmoid(), self.kind(y)
+
+
+@pytest.mark.parametrize("has_kinds", [True, False])
+def test_d34_of_targets_a_loss_takes_apart_no_range_is_known(has_kinds: bool) -> None:
+    """The kind, 0 to 2, lies in a column behind the box; or boxes of 0 to 2."""
+    x = torch.randn(256, 6)
+    box, kind = torch.rand(256, 4), torch.randint(3, (256, 1)).float()
+    if not has_kinds:
+        box = 2 * box
+
+    def loss_fn(out: tuple[Tensor, Tensor], t: Tensor) -> Tensor:
+        far = (out[0] - t[:, :4]).abs().mean()
+        return far + F.cross_entropy(out[1], t[:, 4].long()) if has_kinds else far
+
+    t = torch.cat((box, kind), 1) if has_kinds else box
+    data = list(zip(x.split(32), t.split(32), strict=True))
+    found = diagnose(Boxes(), data, loss_fn)
+    alarms = [f.evidence for f in found.findings if f.id == "D34" and f.is_alarm]
+    assert any("ends in sigmoid" in text for text in alarms) is not has_kinds
+
+
+def _statistics_off_by(factor: float) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Return a trained network whose running variance is off, and its batches."""
+    y = torch.randint(4, (1600,))
+    x = 3 * F.one_hot(y, 8).float() + torch.randn(1600, 8)
+    model = nn.Sequential(
+        nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4)
+    )
+    data = list(zip(x.split(100), y.split(100), strict=True))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for inputs, wanted in data * 2:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), wanted).backward()
+        optimizer.step()
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_var is not None
+    norm.running_var *= factor
+    return model, data
+
+
+@pytest.mark.parametrize("factor", [2.2, 8.0])
+def test_d01_statistics_that_cost_no_right_answer_are_no_alarm(factor: float) -> None:
+    """The loss is larger for smaller scores; as many answers are right."""
+    model, data = _statistics_off_by(factor)
+    found = diagnose(model, data, F.cross_entropy)
+    seen = found.statistics.evaluation
+    assert seen is not None
+    loss, batch = seen.mean(seen.running_loss), seen.mean(seen.batch_loss)
+    assert loss > 1.1 * batch
+    severities = {f.severity for f in found.readings if f.id == "D01"}
+    assert severities == {"info" if factor < 3 else "warning"}

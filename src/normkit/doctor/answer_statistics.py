@@ -103,6 +103,8 @@ class OutputStatistics:
             a loss that takes them as they are would compare each with all the others.
         compared: The range and spread of the values that the loss itself makes of the
             targets, in one batch; None where it compares with the targets.
+        has_their_size: Outputs hold as many values as targets, so that each can be
+            compared with one.
         has_distributions: The loss weights the log-probabilities of a sample by
             numbers that sum to one.
         class_weights: The weight of each class in the loss; of a binary cross-entropy
@@ -133,6 +135,7 @@ class OutputStatistics:
     has_critic: bool = False
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     compared: TargetStatistics | None = None
+    has_their_size: bool = True
     has_distributions: bool = False
     class_weights: tuple[float, ...] = ()
     renumbered: Renumbered | None = None

@@ -130,6 +130,7 @@ class DataStatistics:
             None when unknown.
         columns: Statistics of some of the inputs' columns; None for sizes that vary.
         is_table: The inputs are `(N, F)`.
+        are_shares: Each row of such a table sums to one, or is empty.
         far: A value far from all others; None without one.
         are_ids: All inputs are whole numbers, and the model has embeddings for them.
         others: Moments of the further floating inputs with one number or one row a
@@ -141,6 +142,7 @@ class DataStatistics:
     last: int | None = None
     columns: ChannelStatistics | None = None
     is_table: bool = False
+    are_shares: bool = False
     far: FarValue | None = None
     are_ids: bool = False
     others: tuple[Moments, ...] = ()

@@ -22,7 +22,7 @@ INPUT_LOW, INPUT_HIGH = 0.05, 20.0
 # Largest spread of a column over their median. Of digits' pixels it is 1.5, of scaled
 # columns beside those that are one in a hundred rows at most 10.
 APART = 100.0
-# Mean squared length of a table's rows that is about 1.
+# Mean squared length, or mean sum, of a table's rows that is about 1.
 UNIT = 1.5
 
 _D28 = partial(Finding, "D28", "input_scale")
@@ -90,7 +90,7 @@ def input_scale(statistics: Statistics) -> Iterator[Finding]:
         f"the inputs have mean {mean:.3g} and standard deviation {sd:.3g}"
         + "; the network has learned nevertheless" * is_harmless
         + "; the first layer gets them scaled" * is_scaled
-        + "; rows of a table have a length of about 1" * has_unit_rows
+        + "; rows of a table have a length or a sum of about 1" * has_unit_rows
         + f"; the running statistics of layer {scaled} are of inputs on another scale"
         * (severity == "error"),
         SCALE_FIX
@@ -128,12 +128,16 @@ def _raw_beside(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _has_unit_rows(statistics: Statistics) -> bool:
-    """Return True for rows that were divided by their length, as tf-idf of words is."""
+    """Return True for rows divided by their length or by their sum.
+
+    As tf-idf of words, and as the words of papers in a graph (Kipf & Welling, 2017).
+    """
     data = statistics.data
     if data is None or not data.is_table or data.input is None:
         return False
     width = int(data.input.count) / max(statistics.samples, 1)
-    return 1 / UNIT < width * float(data.input.mean_square) < UNIT
+    are_shares = data.are_shares and 1 / UNIT < width * float(data.input.mean) < UNIT
+    return are_shares or 1 / UNIT < width * float(data.input.mean_square) < UNIT
 
 
 def _replaces_them(statistics: Statistics) -> bool:

@@ -122,6 +122,14 @@ def _costs_little(statistics: Statistics) -> bool:
     return drop <= METRIC_ERROR and not too_few(sum(found.samples))
 
 
+def _keeps_metric(statistics: Statistics) -> bool:
+    """Return True where a metric tells no gap (D02) of a network that has learned."""
+    found = statistics.evaluation
+    gaps = {finding.severity for finding in train_eval_gap(statistics)}
+    is_judged = found is not None and bool(found.batch_metric)
+    return is_judged and gaps == {"clear"} and has_learned(statistics)
+
+
 def _are_poor(statistics: Statistics) -> bool:
     """Return True where eval mode is hardly better than one answer for all samples."""
     found = statistics.evaluation
@@ -161,7 +169,7 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     is_fitting = weights_fit_statistics(statistics)
     nothing_learned = is_untrained(statistics)
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
-    is_harmless = costs_nothing(statistics)
+    is_harmless = costs_nothing(statistics) or _keeps_metric(statistics)
     costs_little, are_poor = _costs_little(statistics), _are_poor(statistics)
     yield from _of_other_inputs(statistics)
     scaled, factor = of_other_scale(statistics)

@@ -275,6 +275,7 @@ def _values(
 ) -> Iterator[Finding]:
     """Check the range of the targets."""
     raw, found = found, out.compared or found
+    is_paired = out.compared is not None or out.has_their_size
     if BINARY & out.operations and not 0 <= found.low <= found.high <= 1:
         yield _D34(
             "",
@@ -286,7 +287,7 @@ def _values(
             "scale the targets to 0 to 1, or use cross_entropy for more than two "
             "classes",
         )
-    elif COMPARING & out.operations and not NLL & out.operations:
+    elif is_paired and COMPARING & out.operations and not NLL & out.operations:
         last = statistics.layers[-1] if statistics.layers else None
         is_state = last is not None and last.kind in GATED and out.activation in STATES
         name = last.kind if is_state and last is not None else out.activation.lower()

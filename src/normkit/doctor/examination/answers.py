@@ -78,6 +78,7 @@ class Answers:
         self._has_critic = False
         self._compared: TargetStatistics | None = None
         self._has_distributions = False
+        self._has_their_size = True
         self._class_weights: tuple[float, ...] = ()
         self._shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self._chosen: list[Tensor] = []
@@ -106,8 +107,10 @@ class Answers:
         if not isinstance(targets, Tensor) or not targets.numel() or targets.is_meta:
             return
         t = targets.detach()
-        if y is not None and _broadcast(y.shape, t.shape):
-            self._shapes = tuple(y.shape), tuple(t.shape)
+        if y is not None:
+            self._has_their_size &= y.numel() == t.numel()
+            if _broadcast(y.shape, t.shape):
+                self._shapes = tuple(y.shape), tuple(t.shape)
         if t.dtype == torch.int64:
             if self.targets.add_labels(t, samples) and y is not None:
                 self._add_choices(y, t)
@@ -206,6 +209,7 @@ class Answers:
             has_critic=self._has_critic,
             broadcast=self._shapes,
             compared=self._compared,
+            has_their_size=self._has_their_size,
             has_distributions=self._has_distributions,
             class_weights=self._class_weights,
             renumbered=renumbered(*self._pairs),

@@ -112,6 +112,7 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
             case.last,
             batch.input_columns,
             is_table=batch.is_table,
+            are_shares=batch.are_shares and batch.input is not None,
             far=batch.far.found(),
             others=batch.others,
             are_ids=batch.are_integers and _has_tables(case.model),

@@ -118,6 +118,7 @@ class ForwardPass:
         self.input_channels: list[ChannelStatistics] = []
         self.other_inputs: list[list[Moments]] = []
         self.is_table = False
+        self.are_shares = True
         self.are_integers = True
         self.far = FarValues()
         self.answers = Answers()
@@ -206,6 +207,7 @@ class ForwardPass:
         if x is not None:
             flat = x.detach().flatten()
             self.is_table = x.dim() == 2
+            self.are_shares &= self.is_table and _are_shares(x.detach())
             self.are_integers = self.are_integers and bool((flat == flat.round()).all())
             self.far.add(flat)
             self.input = merged(self.input, on_cpu(moments(flat, 0)))
@@ -385,6 +387,14 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     return None
+
+
+def _are_shares(rows: Tensor) -> bool:
+    """Return True for rows that sum to one, or are empty."""
+    if not rows.numel() or float(rows.min()) < 0:
+        return False
+    sums = rows.float().sum(1)
+    return bool((((sums - 1).abs() < 1e-3) | (sums == 0)).all())
 
 
 def _is_table(x: Any) -> bool:
