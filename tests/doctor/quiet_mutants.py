@@ -795,3 +795,26 @@ def a_larger_loss_is_a_gap_whatever_the_answers(patch: pytest.MonkeyPatch) -> No
     from normkit.doctor.checks import population
 
     patch.setattr(population, "_keeps_metric", lambda statistics: False)
+
+
+_NO_GRADIENT = "tests/doctor/test_no_gradient.py::"
+
+
+@fault(
+    caught_by=_NO_GRADIENT
+    + "test_layers_without_a_gradient_that_no_loss_reads_are_no_fault"
+)
+def layers_without_a_gradient_are_cut_off(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import working_copy
+
+    patch.setattr(working_copy, "detached", lambda loss, layers: tuple(layers))
+
+
+@fault(
+    caught_by=_NO_GRADIENT
+    + "test_a_forward_that_leaves_the_graph_is_named_with_its_layers"
+)
+def no_change_of_the_loss_is_enough(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import detached
+
+    patch.setattr(detached, "CHANGED", 100.0)

@@ -1,6 +1,8 @@
-"""D24 of a training in which no parameter gets a gradient."""
+"""D24 of parameters that get no gradient: all, or those behind a cut."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from doctor.models import batches, build
-from normkit.doctor import Finding, watch
+from normkit.doctor import Finding, diagnose, watch
 
 
 class LowRank(nn.Module):
@@ -98,3 +100,77 @@ def test_gradients_of_a_closure_count(is_kept: bool) -> None:
             if not is_kept:
                 optimizer.zero_grad()
     assert not [f for f in seen.findings() if f.id == "D24" and f.severity == "error"]
+
+
+class TwoParts(nn.Module):
+    """Features and a head; `passes` is how the features get to the head."""
+
+    def __init__(self, passes: Callable[[Tensor], Tensor], kind: str = "") -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16)
+        )
+        self.head, self.pooler = nn.Linear(16, 3), nn.Linear(16, 5)
+        self.passes, self.kind = passes, kind
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "no_grad":
+            with torch.no_grad():
+                h = self.features(x)
+        else:
+            h = self.passes(self.features(x))
+        if self.kind == "pooler":
+            self.pooler(h)  # nothing reads it
+        if self.kind == "first":
+            return self.pooler(h), self.head(h)
+        return self.head(h)
+
+
+def _labelled() -> list[tuple[Tensor, Tensor]]:
+    y = torch.randint(3, (400,))
+    x = torch.randn(400, 8) + 2 * F.one_hot(y, 8)
+    return list(zip(x.split(40), y.split(40), strict=True))
+
+
+def _cut_off(model: nn.Module, loss: Any = F.cross_entropy) -> list[Finding]:
+    found = diagnose(model, _labelled(), loss).readings
+    return [f for f in found if f.id == "D24" and "out of the graph" in f.evidence]
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        Tensor.detach,
+        lambda h: h.data,
+        lambda h: torch.tensor(h.tolist()),
+        lambda h: torch.from_numpy(h.detach().numpy()),
+    ],
+    ids=["detach", "data", "tolist", "numpy"],
+)
+def test_a_forward_that_leaves_the_graph_is_named_with_its_layers(passes: Any) -> None:
+    model = TwoParts(passes)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    (found,) = _cut_off(model)
+    assert (found.severity, found.layer) == ("warning", "features.3")
+    assert found.details["layers"] == ["features.0", "features.1", "features.3"]
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("kind", ["", "pooler", "no_grad", "first"])
+def test_layers_without_a_gradient_that_no_loss_reads_are_no_fault(kind: str) -> None:
+    """Nor features that are computed without gradients, which D07 tells of."""
+
+    def loss(out: Any, y: Tensor) -> Tensor:
+        return F.cross_entropy(out[1] if kind == "first" else out, y)
+
+    assert not _cut_off(TwoParts(lambda h: h, kind), loss)
+
+
+def test_features_that_were_trained_may_be_detached() -> None:
+    model = TwoParts(Tensor.detach)
+    norm = model.features[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    nn.init.normal_(norm.weight, 1.0, 0.2)
+    (found,) = _cut_off(model)
+    assert found.severity == "info"

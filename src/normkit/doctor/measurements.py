@@ -178,6 +178,8 @@ class Statistics(Result):
         output: The model's outputs; None when not measured.
         targets: The targets of the loss; None when not measured.
         dependence: On what the answers depend; None when not measured.
+        detached: Layers that the loss depends on, and that get no gradient.
+        has_moved_detached: What one of these holds cannot be a start.
         trimmed: The loss without padding that no sample needs; None when not measured.
         has_one_length: Sequences of no other length are taken; measured where they are
             padded.
@@ -206,6 +208,8 @@ class Statistics(Result):
     output: OutputStatistics | None = None
     targets: TargetStatistics | None = None
     dependence: DependenceStatistics | None = None
+    detached: tuple[str, ...] = ()
+    has_moved_detached: bool = False
     trimmed: Trimmed | None = None
     has_one_length: bool = False
     has_moved: bool | None = None

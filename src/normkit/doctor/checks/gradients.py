@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from normkit.doctor.checks.no_gradient import cut_off, no_gradient
+from normkit.doctor.checks.no_gradient import cut_off, detached, no_gradient
 from normkit.doctor.checks.progress import has_learned, has_learned_all
 from normkit.doctor.checks.steps import (
     UPDATE_LOW,
@@ -97,6 +97,7 @@ def gradients_vanish(statistics: Statistics) -> Iterator[Finding]:
     if not any(found.is_alarm for found in now):
         yield from _vanished_before(statistics)
     yield from cut_off(statistics)
+    yield from detached(statistics)
     yield from _check_still(statistics)
 
 

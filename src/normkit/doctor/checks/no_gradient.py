@@ -1,4 +1,4 @@
-"""Checks of gradients that never come or are never cleared, and of a state cut off."""
+"""Checks of gradients that never come or are never cleared, or are cut off."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from functools import partial
 from normkit.doctor.checks.progress import has_learned
 from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import Statistics
+from normkit.results import counted
 
-__all__ = ["cut_off", "no_gradient", "uncleared"]
+__all__ = ["cut_off", "detached", "no_gradient", "uncleared"]
 
 # Fewer may be batches that lie beyond the margin of a hinge.
 MIN_STEPS = 5
@@ -40,6 +41,35 @@ def no_gradient(statistics: Statistics) -> Iterator[Finding]:
         else "call optimizer.step() behind loss.backward() and before zero_grad(), on "
         "the parameters of the model that the loss is computed with",
         {"is_origin": True},
+    )
+
+
+def detached(statistics: Statistics) -> Iterator[Finding]:
+    """Check for layers that the loss depends on and whose gradients are cut off.
+
+    Layers that were trained before may give features on purpose.
+    """
+    names = statistics.detached
+    if not names:
+        return
+    is_kept = statistics.has_moved_detached
+    before = counted(len(names) - 1, "layer")
+    others = f" and on {before} before it" * (len(names) > 1)
+    yield _D24(
+        names[-1],
+        "info" if is_kept else "warning",
+        0.0,
+        0.0,
+        f"the loss depends on it{others}, and no gradient arrives there: "
+        "the forward takes values out of the graph"
+        + "; they were trained before, and may be meant to stay"
+        * is_kept,
+        "set requires_grad=False on these parameters, and leave them out of the "
+        "optimizer"
+        if is_kept
+        else "remove .detach(), .data, .item(), .numpy() or torch.tensor(...) from the "
+        "forward, between this layer and the loss",
+        {"is_origin": True, "layers": list(names)},
     )
 
 

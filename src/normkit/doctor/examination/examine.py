@@ -22,6 +22,7 @@ from normkit.doctor.channel_statistics import MIN_EFFECTIVE_BATCHES
 from normkit.doctor.examination.case import Case
 from normkit.doctor.examination.forward_pass import ForwardPass
 from normkit.doctor.examination.start import (
+    any_has_moved,
     flat_tables,
     has_just_begun,
     has_moved,
@@ -90,7 +91,9 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         is_judged = case.gradient_batches and _world_size() == 1
         depends = working.dependence() if is_judged else None
         trimmed, is_of_one_length = None, False
+        lost: tuple[str, ...] = ()
         if is_judged:
+            lost = working.detached(batch.unreached)
             working.use_running_statistics()
             trimmed = trimmed_losses(
                 case, working.model, working.device, running.losses
@@ -120,6 +123,8 @@ def _examine(case: Case, *, progress: bool) -> Statistics:
         output=output,
         targets=batch.answers.targets.statistics(),
         dependence=depends,
+        detached=lost,
+        has_moved_detached=any_has_moved(case.model, lost),
         trimmed=trimmed,
         has_one_length=is_of_one_length,
         has_moved=has_moved(case.model),

@@ -114,6 +114,7 @@ class ForwardPass:
         self.seen: dict[str, _Layer] = {}
         self.gradients: dict[tuple[str, str], list[float]] = {}
         self.equal_gradients: dict[str, float] = {}
+        self._with_gradient: set[str] = set()
         self.input: Moments | None = None
         self.input_channels: list[ChannelStatistics] = []
         self.other_inputs: list[list[Moments]] = []
@@ -170,12 +171,29 @@ class ForwardPass:
                 layer.calls.append(_Channels())
             layer.calls[index].add(call)
 
+    @property
+    def unreached(self) -> dict[str, nn.Module]:
+        """Layers called with gradients enabled whose parameters never had one."""
+        if not self._with_gradient:
+            return {}
+        return {
+            name: seen.probe.module
+            for name, seen in self.seen.items()
+            if seen.probe.had_gradients
+            and name not in self._with_gradient
+            and any(
+                p.requires_grad for p in seen.probe.module.parameters(recurse=False)
+            )
+        }
+
     def add_gradients(self, model: nn.Module) -> None:
         """Record the norms of the gradients of weights and biases."""
         found: dict[tuple[str, str], Tensor] = {}
         for name, module in model.named_modules():
             # A scripted module's `_parameters` is no dict.
             held = dict(module.named_parameters(recurse=False))
+            if any(p.grad is not None for p in held.values()):
+                self._with_gradient.add(name)
             for kind in ("weight", "bias"):
                 parameter = held.get(kind)
                 if parameter is not None and parameter.grad is not None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import statistics as numbers
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,13 @@ from torch import Tensor, nn
 from normkit.doctor.probes.norm_statistics import norm_statistics
 from normkit.modeling.norm_types import is_batch_norm, is_norm
 
-__all__ = ["flat_tables", "has_just_begun", "has_moved", "was_trained"]
+__all__ = [
+    "any_has_moved",
+    "flat_tables",
+    "has_just_begun",
+    "has_moved",
+    "was_trained",
+]
 
 # Writes that are no start, and more than the first steps, which may show nothing yet.
 # torch's initializers make 1 or 2, sparse_ one per column; Adam 1 per step, AdamW 2.
@@ -50,6 +57,13 @@ def has_moved(model: nn.Module) -> bool:
         for module in model.modules()
         if not (is_drawn and _is_norm(module))
     )
+
+
+@torch.no_grad()
+def any_has_moved(model: nn.Module, names: Iterable[str]) -> bool:
+    """Return True where what one of these layers holds cannot be a start."""
+    held = dict(model.named_modules())
+    return any(_has_moved(held[name]) for name in names if name in held)
 
 
 def was_trained(model: nn.Module) -> bool:

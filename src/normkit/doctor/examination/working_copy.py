@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from normkit.doctor.examination.case import Case, value_of
 from normkit.doctor.examination.dependence import dependence
+from normkit.doctor.examination.detached import detached
 from normkit.doctor.examination.forward_pass import ForwardPass
 from normkit.doctor.examination.functional_norms import (
     BatchStatistics,
@@ -290,6 +292,21 @@ class WorkingCopy:
         batch = to_device(self.case.batches[0], self.device)
         with _attention_in_parts():
             return dependence(self.case, self.model, batch)
+
+    def detached(self, layers: dict[str, nn.Module]) -> tuple[str, ...]:
+        """Return those of `layers`, which get no gradient, that the loss depends on."""
+        self.use_running_statistics()
+        batch = to_device(self.case.batches[0], self.device)
+        targets = self.case.targets(batch)
+
+        def loss() -> float:
+            torch.manual_seed(self.case.seed)
+            with torch.no_grad():
+                output = self.case.forward(self.model, batch)
+                found, _ = loss_value(self.case, output, targets, batch)
+            return math.nan if found is None else float(found)
+
+        return detached(loss, layers)
 
     def last_softmax(self) -> str:
         """Return the name of the `nn.Softmax` that gives the output; "" for none."""
