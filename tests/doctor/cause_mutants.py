@@ -299,6 +299,15 @@ def no_order_is_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(in_order, "ALIKE", 1e9)
 
 
+@fault(caught_by=_ENDS + "test_signals_of_any_phase_come_in_an_order_of_their_size")
+def the_size_of_a_sample_tells_no_order(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.probes.repeats import Repeats
+
+    patch.setattr(
+        Repeats, "_sizes", property(lambda _: [], lambda *_: None), raising=False
+    )
+
+
 @fault(caught_by=_ENDS + "test_samples_in_an_order_are_told_while_training")
 def any_order_is_one(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import in_order

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from doctor.models import batches, build, norms, train
 from normkit.doctor import Finding, diagnose, watch
+from normkit.doctor.probes.repeats import Repeats
 
 
 def told(model: nn.Module, data: Any, loss: Any, id_: str) -> list[Finding]:
@@ -204,6 +205,23 @@ def test_samples_in_an_order_are_told_while_training() -> None:
     (found,) = trained_in(lambda y: y.argsort(stable=True), 1e-2)
     assert "samples come in an order" in found.evidence
     assert not trained_in(lambda y: torch.arange(len(y)), 1e-2)
+
+
+def test_signals_of_any_phase_come_in_an_order_of_their_size() -> None:
+    """The sum of such a signal has a mean of zero, whatever its class."""
+
+    def order(labels: Tensor) -> tuple[float, float]:
+        seen = Repeats()
+        time = torch.arange(64.0)
+        for y in labels.split(16):
+            phase = 6.3 * torch.rand(len(y), 1)
+            seen.add(((1 + y[:, None]) * (0.7 * time + phase).sin(),), {})
+        return seen.order()
+
+    labels = torch.randint(4, (1600,), generator=torch.Generator().manual_seed(0))
+    alike, drift = order(labels.sort().values)
+    assert (alike > 12, drift > 0.5) == (True, True)
+    assert order(labels)[0] < 2
 
 
 def fine_tuned(rate: float) -> list[Finding]:

@@ -25,6 +25,8 @@ LEAST_SAMPLES, LEAST_BATCHES = 4, 50
 # How often a batch comes that comes again and again, and the values of a sample from
 # which few different ones in other batches are few data.
 TIMES, LEAST_WIDTH = 20, 16
+# Added to squares, whose logarithm is taken.
+TINY = 1e-12
 
 
 class Repeats:
@@ -37,6 +39,7 @@ class Repeats:
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
+        self._sizes: list[Tensor] = []
         self._counts: list[Tensor] = []
         self.dims = self.width = 0
 
@@ -84,20 +87,17 @@ class Repeats:
         return 0 if is_of_states else self.different
 
     def order(self) -> tuple[float, float]:
-        """Return how the batches differ, by one weighted sum of each sample.
+        """Return how the batches differ, by a weighted sum of each sample or its size.
+
+        Signals of any phase, such as sound, have sums of zero mean, and differ in size.
 
         The variance between batch means over that of random batches (F), and the
-        correlation of each batch's mean with the one before; nan without enough calls.
+        correlation of each batch's mean with the one before, of the two where F is
+        larger; nan without enough calls.
         """
-        batches = [s.double().cpu() for s in self._sums if len(s) >= LEAST_SAMPLES]
-        if len(batches) < LEAST_BATCHES:
-            return math.nan, math.nan
-        means = torch.stack([b.mean() for b in batches])
-        within = torch.stack([b.var() / len(b) for b in batches]).mean()
-        if not within > 0 or not means.var() > 0:
-            return math.nan, math.nan
-        pairs = torch.stack([means[1:], means[:-1]])
-        return float(means.var() / within), float(torch.corrcoef(pairs)[0, 1])
+        found = [_order(self._sums), _order(self._sizes)]
+        known = [pair for pair in found if not math.isnan(pair[0])]
+        return max(known, default=found[0])
 
     @torch.no_grad()
     def add(self, args: Any, kwargs: Any) -> None:
@@ -121,6 +121,20 @@ class Repeats:
             self._counts.append((rows == rows.round()).all())
         weights = _weights(rows.shape[1], rows.device, rows.dtype)
         self._sums.append(rows @ weights)
+        self._sizes.append(rows.square().sum(1).add(TINY).log())
+
+
+def _order(numbers: list[Tensor]) -> tuple[float, float]:
+    """Return F of one number for each sample, and how each batch follows the last."""
+    batches = [s.double().cpu() for s in numbers if len(s) >= LEAST_SAMPLES]
+    if len(batches) < LEAST_BATCHES:
+        return math.nan, math.nan
+    means = torch.stack([b.mean() for b in batches])
+    within = torch.stack([b.var() / len(b) for b in batches]).mean()
+    if not within > 0 or not means.var() > 0:
+        return math.nan, math.nan
+    pairs = torch.stack([means[1:], means[:-1]])
+    return float(means.var() / within), float(torch.corrcoef(pairs)[0, 1])
 
 
 def _dtype(x: Tensor) -> torch.dtype:
