@@ -54,7 +54,7 @@ def _grid(size: int) -> tuple[Tensor, Tensor]:
     return y, x
 
 
-def signs(count: int, seed: int, noise: float = 0.15) -> tuple[Tensor, Tensor, Tensor]:
+def signs(count: int, seed: int, noise: float = 0.08) -> tuple[Tensor, Tensor, Tensor]:
     """Return images (N, 3, 16, 16) in [0, 1], which of six signs each has, and where.
 
     Where is a box: its centre and its size, all from -1 to 1 (N, 3).
@@ -101,7 +101,7 @@ def poses(count: int, seed: int) -> tuple[Tensor, Tensor]:
     image = image + 0.15 * torch.randn(image.shape, generator=source)
     gain = torch.exp(0.6 * torch.randn(count, 1, 1, 1, generator=source))
     level = 1.5 * torch.randn(count, 1, 1, 1, generator=source)
-    return gain * image + level, torch.exp(-(dy**2 + dx**2) / 2)
+    return gain * image + level, 3 * torch.exp(-(dy**2 + dx**2) / 4)
 
 
 def roads(count: int, seed: int) -> Batch:
@@ -116,12 +116,12 @@ def roads(count: int, seed: int) -> Batch:
     slope = 0.4 + 0.4 * torch.rand(count, 1, 1, generator=source)
     road = (x - middle).abs() < 1 + slope * (y - horizon)
     mask = torch.where(y < horizon, 2, torch.where(road, 0, 1))
-    colours = torch.tensor([[0.3, 0.3, 0.35], [0.2, 0.45, 0.15], [0.5, 0.6, 0.8]])
+    colours = torch.tensor([[0.3, 0.3, 0.35], [0.25, 0.4, 0.25], [0.4, 0.45, 0.6]])
     image = colours[mask].movedim(3, 1)
     light = torch.exp(0.5 * torch.randn(count, 1, 1, 1, generator=source))
     fog = 0.5 * torch.rand(count, 1, 1, 1, generator=source)
     image = light * image + fog
-    return image + 0.12 * torch.randn(image.shape, generator=source), mask
+    return image + 0.15 * torch.randn(image.shape, generator=source), mask
 
 
 def exposures(count: int, seed: int) -> Batch:
@@ -158,18 +158,18 @@ def clouds(count: int, seed: int, points: int = 48) -> Batch:
 
 
 def molecules(count: int, seed: int, kinds: int = 4) -> list[Graph]:
-    """Return graphs of 6 to 30 atoms: features (n, 8), bonds (n, n), and the kind.
+    """Return graphs of 6 to 60 atoms: features (n, 8), bonds (n, n), and the kind.
 
-    A group of four atoms in a row, somewhere in a graph, tells its kind.
+    Most are small. A group of four atoms in a row, somewhere, tells the kind.
     """
     groups = torch.randn(kinds, 4, 8, generator=_source(18))
     source = _source(seed)
     found = []
     for label in torch.randint(kinds, (count,), generator=source).tolist():
-        n = int(torch.randint(6, 31, (1,), generator=source))
+        n = 6 + int(54 * torch.rand(1, generator=source) ** 3)
         x = torch.randn(n, 8, generator=source)
         at = int(torch.randint(n - 3, (1,), generator=source))
-        x[at : at + 4] += 0.9 * groups[label]
+        x[at : at + 4] += 1.2 * groups[label]
         bonds = torch.eye(n)
         chain = torch.arange(n - 1)
         bonds[chain, chain + 1] = bonds[chain + 1, chain] = 1.0
@@ -216,7 +216,7 @@ def activities(count: int, seed: int) -> Batch:
     phase = 2 * math.pi * torch.rand(count, 6, 1, generator=source)
     x = torch.sin(pace * time + phase) + 0.5 * way[labels]
     wear = 0.6 * torch.randn(count, 6, 1, generator=source)
-    return x + wear + 0.8 * torch.randn(count, 6, 32, generator=source), labels
+    return x + wear + 0.6 * torch.randn(count, 6, 32, generator=source), labels
 
 
 def digit_images() -> tuple[Batch, Batch]:

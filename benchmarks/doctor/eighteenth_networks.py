@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -57,11 +58,12 @@ class FCN(nn.Module):
 
     def __init__(self, width: int = 16, kinds: int = 3) -> None:
         super().__init__()
-        self.conv1 = conv(3, width)
-        self.conv2 = conv(width, 2 * width, 2)
-        self.conv3 = conv(2 * width, 2 * width, 2)
-        self.score2 = nn.Conv2d(2 * width, kinds, 1)
-        self.score3 = nn.Conv2d(2 * width, kinds, 1)
+        wide = 2 * width
+        self.conv1 = nn.Sequential(conv(3, width), conv(width, width))
+        self.conv2 = nn.Sequential(conv(width, wide, 2), conv(wide, wide))
+        self.conv3 = nn.Sequential(conv(wide, wide, 2), conv(wide, wide))
+        self.score2 = nn.Conv2d(wide, kinds, 1)
+        self.score3 = nn.Conv2d(wide, kinds, 1)
         self.score1 = nn.Conv2d(width, kinds, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ class GraphNet(nn.Module):
     def __init__(self, width: int = 32, kinds: int = 4) -> None:
         super().__init__()
         sizes = [8, width, width, width]
-        pairs = list(zip(sizes, sizes[1:], strict=False))
+        pairs = list(itertools.pairwise(sizes))
         self.own = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
         self.near = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm1d(b) for _, b in pairs)
@@ -224,7 +226,7 @@ class BeatNet(nn.Module):
                 nn.Conv1d(width, width, 5, padding=2),
                 nn.BatchNorm1d(width),
             )
-            for _ in range(3)
+            for _ in range(2)
         )
         self.head = nn.Linear(width, kinds)
 

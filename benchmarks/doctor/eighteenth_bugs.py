@@ -1,0 +1,294 @@
+"""An eighteenth set of bugs of public threads: these are about statistics of norms.
+
+Five about modes, frozen backbones and an average are in eighteenth_modes.py, eight
+about training in general in eighteenth_training.py. Each docstring says what the
+mistake is, what a good doctor would say first, and what the mistake costs in eval mode
+on the batches of the run, with the seed 0; `expected` has the checks that say it. Both
+were written before the doctor's alarms on any of these programs were seen, by an author
+who knew the titles of its checks, neither their code nor their documentation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import eighteenth_modes  # noqa: F401 - these enter their programs in BUGS
+import eighteenth_training  # noqa: F401
+import torch
+from bugs import Batch, Run, bug
+from eighteenth_data import (
+    activities,
+    beats,
+    clouds,
+    digit_images,
+    exposures,
+    graphs,
+    loader,
+    molecules,
+    signs,
+)
+from eighteenth_networks import (
+    ActivityNet,
+    BeatNet,
+    ExposureNet,
+    GraphNet,
+    NormLSTM,
+    PackedGraphNet,
+    PointNet,
+    Yolo,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normkit.doctor import watch
+
+__all__ = ["FIRST_SIGHT"]
+
+
+def detection_loss(output: tuple[Tensor, Tensor], target: dict[str, Tensor]) -> Tensor:
+    """Return the loss of the kind and that of the box."""
+    kind, box = output
+    loss = F.cross_entropy(kind, target["label"])
+    return loss + F.smooth_l1_loss(box, target["box"])
+
+
+def detections(count: int, seed: int, size: int, *, shuffle: bool) -> list[Any]:
+    """Return batches of images and of named targets."""
+    image, label, box = signs(count, seed)
+    batches = loader((2 * image - 1, label, box), size, shuffle=shuffle)
+    return [(x, {"label": y, "box": b}) for x, y, b in batches]
+
+
+# PyTorch-YOLOv3#230 (momentum=0.9 keeps only 10 % of what was), deeplab-pytorch#79,
+# pretrained-models.pytorch#44
+@bug(
+    "eriklindernoren/PyTorch-YOLOv3#230, kazuto1011/deeplab-pytorch#79, "
+    "Cadene/pretrained-models.pytorch#44",
+    *("D04", "D02", "D01"),
+)
+def yolo_with_the_momentum_of_darknet(is_bad: bool) -> Run:
+    """Write momentum=0.9 as Darknet does, and train on batches of four.
+
+    First: the momentum is that of the other convention.
+    Cost: .
+    """
+    model = Yolo(momentum=0.9, eps=1e-5) if is_bad else Yolo()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(5):
+            model.train()
+            for image, target in detections(512, 1, 4, shuffle=True):
+                loss = detection_loss(model(image), target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    held = detections(256, 2, 16, shuffle=False)
+    return Run(model, held, seen.findings(), detection_loss)
+
+
+# pointnet#37 (low accuracy when the batch size is 1 or 2), O-CNN#95 (if the batch is
+# too small, accuracy may decrease), TorchSeg#95
+@bug(
+    "charlesq34/pointnet#37, microsoft/O-CNN#95, yu-changqian/TorchSeg#95",
+    *("D05", "D02"),
+)
+def pointnet_on_two_clouds(is_bad: bool) -> Run:
+    """Train a PointNet on batches of two clouds.
+
+    First: statistics are of too few values, two in the last layers.
+    Cost: .
+    """
+    model = PointNet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    data = loader(clouds(640, 1), 2 if is_bad else 32)
+    epochs = 3 if is_bad else 10
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, epochs // 2, gamma=0.3)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(epochs):
+            model.train()
+            for points, kind in data:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(points), kind)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+            scheduler.step()
+    model.eval()
+    return Run(model, list(loader(clouds(512, 2), shuffle=False)), seen.findings())
+
+
+# pytorch#25910 (padding affects batch norm), keras#3228 (zeros distort the statistics),
+# tensorflow#30161 (a mean biased to 0), cnn_graph#17
+@bug(
+    "pytorch#25910, keras-team/keras#3228, tensorflow/tensorflow#30161, "
+    "mdeff/cnn_graph#17",
+    *("D12", "D01", "D02"),
+)
+def graphs_padded_to_the_largest_of_a_batch(is_bad: bool) -> Run:
+    """Pad graphs to the largest of eight in training, and test each as it is.
+
+    First: padding is in the statistics.
+    Cost: .
+    """
+    train, test = molecules(640, 1), molecules(128, 2)
+    model = GraphNet() if is_bad else PackedGraphNet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(5):
+            model.train()
+            for order in torch.randperm(len(train)).split(8):
+                part = [train[i] for i in order.tolist()]
+                batch, kind = graphs(part, max(len(x) for x, _, _ in part))
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(*batch), kind)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    served = [graphs([graph], len(graph[0])) for graph in test]
+    return Run(model, served, seen.findings())
+
+
+class Accumulator:
+    """Takes a step after several batches."""
+
+    def __init__(self, model: nn.Module, lr: float, steps: int) -> None:
+        self.model, self.steps = model, steps
+        self.optimizer = torch.optim.Adam(model.parameters(), lr)
+        self.count = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add to the gradients, and step when there are enough."""
+        (loss / self.steps).backward()
+        self.count += 1
+        if self.count % self.steps == 0:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+# yolov5#1630 (not identical, as of batch norms), giotto-deep#75 (not compatible),
+# runai#14, GradientAccumulator#47
+@bug(
+    "ultralytics/yolov5#1630, giotto-ai/giotto-deep#75, run-ai/runai#14, "
+    "andreped/GradientAccumulator#47",
+    *("D15", "D05", "D02"),
+)
+def heartbeats_one_pair_after_the_other(is_bad: bool) -> Run:
+    """Reach a nominal batch of 32 by sixteen batches of two.
+
+    First: batch norms see batches of two, however many are accumulated.
+    Cost: .
+    """
+    nominal, size = 32, 2 if is_bad else 32
+    model = BeatNet()
+    accumulator = Accumulator(model, 5e-3, nominal // size)
+    data = loader(beats(512, 1), size)
+    with watch(model, accumulator.optimizer, every=5) as seen:
+        for _ in range(5):
+            model.train()
+            for x, y in data:
+                loss = F.cross_entropy(model(x), y)
+                accumulator.backward(loss)
+                seen.log(loss=loss.item())
+    model.eval()
+    return Run(model, list(loader(beats(512, 2), shuffle=False)), seen.findings())
+
+
+def recorded(data: Batch) -> Batch:
+    """Return windows in the order in which they were recorded: one activity a time."""
+    x, y = data
+    order = y.argsort(stable=True)
+    return x[order], y[order]
+
+
+# XNOR-Net-PyTorch#38 (why shuffle=False for the train loader?), miss-alignment#6 (batch
+# norm leaks the order), tensorflow#7111, Deep-Clustering-Network#2
+@bug(
+    "jiecaoyu/XNOR-Net-PyTorch#38, warpem/miss-alignment#6, "
+    "tensorflow/tensorflow#7111, xuyxu/Deep-Clustering-Network#2",
+    *("D13", "D02", "D01"),
+)
+def activities_in_the_order_of_the_recording(is_bad: bool) -> Run:
+    """Keep shuffle=False for the training data, which come activity by activity.
+
+    First: batches differ more than random ones would.
+    Cost: .
+    """
+    model = ActivityNet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    data = loader(recorded(activities(1280, 1)), shuffle=not is_bad)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(8):
+            model.train()
+            for x, y in data:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    held = loader(activities(512, 2), shuffle=False)
+    return Run(model, list(held), seen.findings())
+
+
+# pytorch-CycleGAN-and-pix2pix#872 (instance norm is invariant to exposure and contrast;
+# a bright input should give a bright output)
+@bug("junyanz/pytorch-CycleGAN-and-pix2pix#872", "D29")
+def exposure_behind_instance_norms(is_bad: bool) -> Run:
+    """Take the instance norms of a network for styles to say how dark a photograph is.
+
+    First: the norms erase their input.
+    Cost: .
+    """
+    norm = nn.InstanceNorm2d if is_bad else nn.BatchNorm2d
+    model = ExposureNet(norm)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, betas=(0.5, 0.999))
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(6):
+            model.train()
+            for x, y in loader(exposures(1024, 1)):
+                optimizer.zero_grad()
+                loss = F.mse_loss(model(x), y)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    held = loader(exposures(512, 2), shuffle=False)
+    return Run(model, list(held), seen.findings(), F.mse_loss)
+
+
+# recurrent-batch-normalization-pytorch#1 (how is each step kept apart?), bnlstm#7 (it
+# is shared; at test time results are terrible), Element-Research/rnn#252
+@bug(
+    "jihunchoi/recurrent-batch-normalization-pytorch#1, OlavHN/bnlstm#7, "
+    "Element-Research/rnn#252",
+    *("D33", "D01", "D02"),
+)
+def lstm_whose_steps_share_batch_norms(is_bad: bool) -> Run:
+    """Call the same batch norms at each step of an LSTM that reads digits row by row.
+
+    First: one batch norm is given inputs of different distributions.
+    Cost: .
+    """
+    train, test = digit_images()
+    model = NormLSTM(8, steps=1 if is_bad else 8)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-3)
+    with watch(model, optimizer, every=5) as seen:
+        for _ in range(10):
+            model.train()
+            for x, y in loader(train):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                seen.log(loss=loss.item())
+    model.eval()
+    return Run(model, list(loader(test, shuffle=False)), seen.findings())
+
+
+# The alarms of the doctor, in order, when it saw these programs for the first time: on
+# the program, and on its twin.
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
