@@ -10,8 +10,6 @@ who knew the titles of its checks, neither their code nor their documentation.
 
 from __future__ import annotations
 
-from typing import Any
-
 import eighteenth_modes  # noqa: F401 - these enter their programs in BUGS
 import eighteenth_training  # noqa: F401
 import torch
@@ -19,23 +17,23 @@ from bugs import Batch, Run, bug
 from eighteenth_data import (
     activities,
     beats,
+    claims,
     clouds,
     digit_images,
     exposures,
     graphs,
     loader,
     molecules,
-    signs,
 )
 from eighteenth_networks import (
     ActivityNet,
     BeatNet,
     ExposureNet,
     GraphNet,
+    MaskedGraphNet,
     NormLSTM,
-    PackedGraphNet,
     PointNet,
-    Yolo,
+    TabNet,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,52 +43,36 @@ from normkit.doctor import watch
 __all__ = ["FIRST_SIGHT"]
 
 
-def detection_loss(output: tuple[Tensor, Tensor], target: dict[str, Tensor]) -> Tensor:
-    """Return the loss of the kind and that of the box."""
-    kind, box = output
-    loss = F.cross_entropy(kind, target["label"])
-    return loss + F.smooth_l1_loss(box, target["box"])
-
-
-def detections(count: int, seed: int, size: int, *, shuffle: bool) -> list[Any]:
-    """Return batches of images of any light, and of named targets."""
-    image, label, box = signs(count, seed)
-    source = torch.Generator().manual_seed(seed)
-    gain = torch.exp(0.5 * torch.randn(count, 1, 1, 1, generator=source))
-    level = 0.7 * torch.randn(count, 1, 1, 1, generator=source)
-    batches = loader(
-        (gain * (3 * image - 1) + level, label, box), size, shuffle=shuffle
-    )
-    return [(x, {"label": y, "box": b}) for x, y, b in batches]
-
-
-# PyTorch-YOLOv3#230 (momentum=0.9 keeps only 10 % of what was), deeplab-pytorch#79,
-# pretrained-models.pytorch#44
+# ludwig#2100 (0.95 of TabNet is 0.05 here), PyTorch-YOLOv3#230 (momentum=0.9 keeps only
+# 10 % of what was), examples#289 (is it another convention?)
 @bug(
-    "eriklindernoren/PyTorch-YOLOv3#230, kazuto1011/deeplab-pytorch#79, "
-    "Cadene/pretrained-models.pytorch#44",
+    "ludwig-ai/ludwig#2100, eriklindernoren/PyTorch-YOLOv3#230, pytorch/examples#289",
     *("D04", "D02", "D01"),
 )
-def yolo_with_the_momentum_of_darknet(is_bad: bool) -> Run:
-    """Write momentum=0.9 as Darknet does, and train on batches of eight.
+def tabnet_with_the_momentum_of_its_paper(is_bad: bool) -> Run:
+    """Write momentum=0.98, as the paper of TabNet does, which is 0.02 here.
 
     First: the momentum is that of the other convention.
     Cost: .
     """
-    model = Yolo(momentum=0.9, eps=1e-5) if is_bad else Yolo()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model = TabNet(momentum=0.98 if is_bad else 0.02)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5, gamma=0.4)
+    (category, figures), kind = claims(2048, 1)
     with watch(model, optimizer, every=5) as seen:
-        for _ in range(6):
+        for _ in range(10):
             model.train()
-            for image, target in detections(640, 1, 8, shuffle=True):
-                loss = detection_loss(model(image), target)
+            for c, f, y in loader((category, figures, kind)):
+                loss = F.cross_entropy(model(c, f), y)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 seen.log(loss=loss.item())
+            scheduler.step()
     model.eval()
-    held = detections(256, 2, 16, shuffle=False)
-    return Run(model, held, seen.findings(), detection_loss)
+    (category, figures), kind = claims(512, 2)
+    held = loader((category, figures, kind), shuffle=False)
+    return Run(model, [((c, f), y) for c, f, y in held], seen.findings())
 
 
 # pointnet#37 (low accuracy when the batch size is 1 or 2), O-CNN#95 (if the batch is
@@ -131,21 +113,20 @@ def pointnet_on_two_clouds(is_bad: bool) -> Run:
     "mdeff/cnn_graph#17",
     *("D12", "D01", "D02"),
 )
-def graphs_in_buckets_padded_to_a_fixed_size(is_bad: bool) -> Run:
-    """Pad graphs to 64 atoms, in batches of graphs of about the same size.
+def graphs_padded_to_a_fixed_size(is_bad: bool) -> Run:
+    """Pad graphs to 64 atoms in training, without a mask, and test each as it is.
 
     First: padding is in the statistics.
     Cost: .
     """
     train, test = molecules(640, 1), molecules(128, 2)
-    train.sort(key=lambda graph: len(graph[0]))
-    model = GraphNet() if is_bad else PackedGraphNet()
+    model = GraphNet() if is_bad else MaskedGraphNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     with watch(model, optimizer, every=5) as seen:
         for _ in range(6):
             model.train()
-            for index in torch.randperm(len(train) // 16).tolist():
-                batch, kind = graphs(train[16 * index : 16 * (index + 1)], 64)
+            for order in torch.randperm(len(train)).split(16):
+                batch, kind = graphs([train[i] for i in order.tolist()], 64)
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(*batch), kind)
                 loss.backward()

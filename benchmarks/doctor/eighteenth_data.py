@@ -20,6 +20,7 @@ __all__ = [
     "activities",
     "arms",
     "beats",
+    "claims",
     "clouds",
     "digit_images",
     "exposures",
@@ -54,11 +55,8 @@ def _grid(size: int) -> tuple[Tensor, Tensor]:
     return y, x
 
 
-def signs(count: int, seed: int, noise: float = 0.08) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images (N, 3, 16, 16) in [0, 1], which of six signs each has, and where.
-
-    Where is a box: its centre and its size, all from -1 to 1 (N, 3).
-    """
+def signs(count: int, seed: int, noise: float = 0.08) -> Batch:
+    """Return images (N, 3, 16, 16) in [0, 1], and which of six signs each has."""
     source = _source(seed)
     labels = torch.randint(6, (count,), generator=source)
     y, x = _grid(16)
@@ -82,8 +80,7 @@ def signs(count: int, seed: int, noise: float = 0.08) -> tuple[Tensor, Tensor, T
     paint = 0.1 + 0.35 * torch.rand(count, 3, 1, 1, generator=source)
     image = light + paint * mask
     image = image + noise * torch.randn(count, 3, 16, 16, generator=source)
-    box = torch.cat([centre.view(count, 2) - 7.5, 2 * radius.view(count, 1) - 8], 1)
-    return image.clamp(0, 1), labels, box / 2.5
+    return image.clamp(0, 1), labels
 
 
 def poses(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -127,7 +124,7 @@ def roads(count: int, seed: int) -> Batch:
 def exposures(count: int, seed: int) -> Batch:
     """Return photographs (N, 3, 16, 16), and by how much to correct each (N, 1)."""
     source = _source(seed)
-    image, _, _ = signs(count, seed + 100, 0.05)
+    image, _ = signs(count, seed + 100, 0.05)
     stops = torch.randn(count, 1, generator=source)
     x = image * torch.exp(0.6 * stops).view(-1, 1, 1, 1)
     x = x + 0.03 * torch.randn(x.shape, generator=source)
@@ -169,7 +166,7 @@ def molecules(count: int, seed: int, kinds: int = 4) -> list[Graph]:
         n = 6 + int(54 * torch.rand(1, generator=source) ** 3)
         x = torch.randn(n, 8, generator=source)
         at = int(torch.randint(n - 3, (1,), generator=source))
-        x[at : at + 4] += 1.2 * groups[label]
+        x[at : at + 4] += 1.5 * groups[label]
         bonds = torch.eye(n)
         chain = torch.arange(n - 1)
         bonds[chain, chain + 1] = bonds[chain + 1, chain] = 1.0
@@ -260,6 +257,18 @@ def prices(count: int, seed: int) -> Batch:
     x = start + 50 * torch.sin(pace * time + phase)
     x = x + 4 * torch.randn(count, 21, generator=source)
     return x[:, :-1].unsqueeze(2), x[:, -1:]
+
+
+def claims(count: int, seed: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return categories and figures (N, 8) of claims, and which of three kinds."""
+    source = _source(seed)
+    category = torch.randint(6, (count,), generator=source)
+    z = torch.randn(count, 8, generator=source)
+    lean = torch.randn(6, generator=_source(21))[category]
+    worth = z[:, 0] * z[:, 1] + 1.5 * torch.sin(1.5 * z[:, 2]) + 0.7 * z[:, 3] + lean
+    label = (worth > -0.8).long() + (worth > 0.8).long()
+    figures = torch.cat([torch.exp(0.8 * z[:, 4:]), z[:, :4]], 1)
+    return (category, figures), label
 
 
 def forces(count: int, seed: int) -> Batch:

@@ -144,7 +144,7 @@ def norms_frozen_without_pretrained_weights(is_bad: bool) -> Run:
     """
     model = ResNet(blocks=2)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=1e-4)
-    images, kind, _ = signs(768, 1)
+    images, kind = signs(768, 1)
     epochs = 4
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * 48)
     with watch(model, optimizer, every=5) as seen:
@@ -160,7 +160,7 @@ def norms_frozen_without_pretrained_weights(is_bad: bool) -> Run:
                 schedule.step()
                 seen.log(loss=loss.item())
     model.eval()
-    images, kind, _ = signs(256, 2)
+    images, kind = signs(256, 2)
     held = loader(((images - MEAN) / STD, kind), 16, shuffle=False)
     return Run(model, list(held), seen.findings())
 
@@ -169,7 +169,7 @@ def pretrained() -> ResNet:
     """Return a network that was trained on other images of signs."""
     model = ResNet()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    images, kind, _ = signs(1024, 11)
+    images, kind = signs(1024, 11)
     for _ in range(5):
         for x, y in loader(((images - MEAN) / STD, kind)):
             optimizer.zero_grad()
@@ -219,7 +219,7 @@ def pretrained_features_of_raw_pixels(is_bad: bool) -> Run:
         pixels = (255 * images).round()
         return pixels if is_bad else (pixels / 255 - MEAN) / STD
 
-    images, kind, _ = signs(768, 1)
+    images, kind = signs(768, 1)
     with watch(probe, optimizer, every=5) as seen:
         for _ in range(6):
             probe.train()
@@ -231,7 +231,7 @@ def pretrained_features_of_raw_pixels(is_bad: bool) -> Run:
                 optimizer.step()
                 seen.log(loss=loss.item())
     probe.eval()
-    images, kind, _ = signs(512, 2)
+    images, kind = signs(512, 2)
     held = loader((transform(images), kind), shuffle=False)
     return Run(probe, list(held), seen.findings())
 
@@ -276,7 +276,7 @@ def federated_average_of_parameters(is_bad: bool) -> Run:
     Cost: .
     """
     server = ResNet()
-    images, kind, _ = signs(960, 1)
+    images, kind = signs(960, 1)
     images = (images - MEAN) / STD
     shards = [
         loader((x, y)) for x, y in zip(images.chunk(3), kind.chunk(3), strict=True)
@@ -290,6 +290,6 @@ def federated_average_of_parameters(is_bad: bool) -> Run:
                 local_update(client, shard, None if rank else seen, 0.05)
             aggregate(server, clients, with_buffers=not is_bad)
     server.eval()
-    images, kind, _ = signs(512, 2)
+    images, kind = signs(512, 2)
     held = loader(((images - MEAN) / STD, kind), shuffle=False)
     return Run(server, list(held), seen.findings())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ __all__ = [
     "ExposureNet",
     "GraphNet",
     "Hourglass",
+    "MaskedGraphNet",
     "NormLSTM",
-    "PackedGraphNet",
     "PointNet",
     "ResNet",
-    "Yolo",
+    "TabNet",
 ]
 
 
@@ -121,31 +120,44 @@ class ResNet(nn.Module):
         return self.fc(self.features(x))
 
 
-class Yolo(nn.Module):
-    """Says what is in an image, and where."""
+class GatedLayer(nn.Module):
+    """Linear layer, batch norm and gated linear unit."""
 
-    def __init__(self, width: int = 16, **norm: float) -> None:
+    def __init__(self, inputs: int, width: int, momentum: float) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs, stride in [
-            (3, width, 1),
-            (width, 2 * width, 2),
-            (2 * width, 2 * width, 1),
-            (2 * width, 4 * width, 2),
-        ]:
-            layers += [
-                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(outputs, **norm),
-                nn.LeakyReLU(0.1),
-            ]
-        self.backbone = nn.Sequential(*layers)
-        self.kind = nn.Linear(4 * width, 6)
-        self.box = nn.Linear(16 * 4 * width, 3)
+        self.fc = nn.Linear(inputs, 2 * width, bias=False)
+        self.bn = nn.BatchNorm1d(2 * width, momentum=momentum)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scores of the signs, and the boxes."""
-        h = self.backbone(x)
-        return self.kind(h.mean((2, 3))), self.box(h.flatten(1))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of the next layer."""
+        return F.glu(self.bn(self.fc(x)))
+
+
+class TabNet(nn.Module):
+    """Decides in steps, each of which attends to some of the columns."""
+
+    def __init__(self, momentum: float = 0.1, width: int = 24, steps: int = 3) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.norm = nn.BatchNorm1d(12, momentum=momentum)
+        self.shared = GatedLayer(12, width, momentum)
+        self.own = nn.ModuleList(
+            GatedLayer(width, width, momentum) for _ in range(steps)
+        )
+        self.attention = nn.ModuleList(nn.Linear(width, 12) for _ in range(steps))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, category: Tensor, figures: Tensor) -> Tensor:
+        """Return the scores of three kinds of claims."""
+        x = self.norm(torch.cat([self.embedding(category), figures], 1))
+        h = self.shared(x)
+        decision = torch.zeros_like(h)
+        for own, attention in zip(self.own, self.attention, strict=True):
+            chosen = x * (1 + attention(h).softmax(1))
+            hidden = self.shared(chosen)
+            h = (own(hidden) + hidden) * 0.5**0.5
+            decision = decision + F.relu(h)
+        return self.head(decision)
 
 
 class PointNet(nn.Module):
@@ -176,38 +188,45 @@ class PointNet(nn.Module):
 
 
 class GraphNet(nn.Module):
-    """Graph convolutions over padded graphs, with a batch norm after each."""
+    """Graph convolutions over padded graphs, each with a batch norm, and the mean."""
 
     def __init__(self, width: int = 32, kinds: int = 4) -> None:
         super().__init__()
-        sizes = [8, width, width, width]
-        pairs = list(itertools.pairwise(sizes))
+        pairs = [(8, width), (width, width), (width, width)]
         self.own = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
         self.near = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm1d(b) for _, b in pairs)
         self.head = nn.Linear(width, kinds)
 
+    def normalized(self, norm: nn.Module, h: Tensor, mask: Tensor) -> Tensor:
+        """Give all atoms to a batch norm."""
+        return norm(h.flatten(0, 1)).view_as(h)
+
+    def readout(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Return a vector for each graph."""
+        return h.mean(1)
+
     def forward(self, x: Tensor, bonds: Tensor, mask: Tensor) -> Tensor:
         """Return the scores of the kinds of graphs."""
-        n, most, _ = x.shape
         for own, near, norm in zip(self.own, self.near, self.norms, strict=True):
             h = own(x) + near(bonds @ x)
-            h = norm(h.view(n * most, -1)).view(n, most, -1)
-            x = F.relu(h) * mask.unsqueeze(2)
-        return self.head(x.amax(1))
+            x = F.relu(self.normalized(norm, h, mask))
+        return self.head(self.readout(x, mask))
 
 
-class PackedGraphNet(GraphNet):
-    """The same network, whose norms are given the atoms alone."""
+class MaskedGraphNet(GraphNet):
+    """The same network, which leaves out atoms that are not there."""
 
-    def forward(self, x: Tensor, bonds: Tensor, mask: Tensor) -> Tensor:
-        """Return the scores of the kinds of graphs."""
+    def normalized(self, norm: nn.Module, h: Tensor, mask: Tensor) -> Tensor:
+        """Give the atoms that are there to a batch norm."""
         there = mask.bool()
-        for own, near, norm in zip(self.own, self.near, self.norms, strict=True):
-            h = own(x) + near(bonds @ x)
-            x = torch.zeros_like(h)
-            x[there] = F.relu(norm(h[there]))
-        return self.head(x.amax(1))
+        out = torch.zeros_like(h)
+        out[there] = norm(h[there])
+        return out
+
+    def readout(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Return a vector for each graph."""
+        return (h * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
 
 
 class BeatNet(nn.Module):
