@@ -35,7 +35,7 @@ __all__ = [
     "signs",
 ]
 
-Graph = tuple[Tensor, Tensor, int]
+Graph = tuple[Tensor, Tensor, float]
 
 
 def loader(data: Any, size: int = 32, *, shuffle: bool = True) -> DataLoader[Any]:
@@ -154,28 +154,28 @@ def clouds(count: int, seed: int, points: int = 48) -> Batch:
     return x.mT.contiguous(), labels
 
 
-def molecules(count: int, seed: int, kinds: int = 4) -> list[Graph]:
-    """Return graphs of 6 to 60 atoms: features (n, 8), bonds (n, n), and the kind.
+def molecules(count: int, seed: int) -> list[Graph]:
+    """Return graphs of 6 to 60 atoms: features (n, 8), bonds (n, n), and a property.
 
-    Most are small. A group of four atoms in a row, somewhere, tells the kind.
+    Most are small. Two traits, which all atoms of a graph show, make its property.
     """
-    groups = torch.randn(kinds, 4, 8, generator=_source(18))
+    ways = torch.randn(2, 8, generator=_source(18))
     source = _source(seed)
     found = []
-    for label in torch.randint(kinds, (count,), generator=source).tolist():
+    for _ in range(count):
         n = 6 + int(54 * torch.rand(1, generator=source) ** 3)
-        x = torch.randn(n, 8, generator=source)
-        at = int(torch.randint(n - 3, (1,), generator=source))
-        x[at : at + 4] += 1.5 * groups[label]
+        traits = torch.randn(2, generator=source)
+        x = traits @ ways + torch.randn(n, 8, generator=source) + 1.0
         bonds = torch.eye(n)
         chain = torch.arange(n - 1)
         bonds[chain, chain + 1] = bonds[chain + 1, chain] = 1.0
-        found.append((x + 3.0, bonds / bonds.sum(1, keepdim=True), label))
+        value = 1.6 * float(traits[0] * torch.sigmoid(2 * traits[1]))
+        found.append((x, bonds / bonds.sum(1, keepdim=True), value))
     return found
 
 
 def graphs(parts: list[Graph], most: int) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return features, bonds and a mask, padded to `most` atoms, and the kinds."""
+    """Return features, bonds and a mask, padded to `most` atoms, and the properties."""
     x, bonds, mask = [], [], []
     for features, links, _ in parts:
         n = len(features)
@@ -183,7 +183,7 @@ def graphs(parts: list[Graph], most: int) -> tuple[tuple[Tensor, ...], Tensor]:
         bonds.append(F.pad(links, (0, most - n, 0, most - n)))
         mask.append((torch.arange(most) < n).float())
     batch = torch.stack(x), torch.stack(bonds), torch.stack(mask)
-    return batch, torch.tensor([label for _, _, label in parts])
+    return batch, torch.tensor([value for _, _, value in parts])
 
 
 def beats(count: int, seed: int) -> Batch:

@@ -190,13 +190,13 @@ class PointNet(nn.Module):
 class GraphNet(nn.Module):
     """Graph convolutions over padded graphs, each with a batch norm, and the mean."""
 
-    def __init__(self, width: int = 32, kinds: int = 4) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         pairs = [(8, width), (width, width), (width, width)]
         self.own = nn.ModuleList(nn.Linear(a, b) for a, b in pairs)
         self.near = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm1d(b) for _, b in pairs)
-        self.head = nn.Linear(width, kinds)
+        self.head = nn.Linear(width, 1)
 
     def normalized(self, norm: nn.Module, h: Tensor, mask: Tensor) -> Tensor:
         """Give all atoms to a batch norm."""
@@ -207,11 +207,11 @@ class GraphNet(nn.Module):
         return h.mean(1)
 
     def forward(self, x: Tensor, bonds: Tensor, mask: Tensor) -> Tensor:
-        """Return the scores of the kinds of graphs."""
+        """Return a property of each graph (N,)."""
         for own, near, norm in zip(self.own, self.near, self.norms, strict=True):
             h = own(x) + near(bonds @ x)
             x = F.relu(self.normalized(norm, h, mask))
-        return self.head(self.readout(x, mask))
+        return self.head(self.readout(x, mask)).squeeze(1)
 
 
 class MaskedGraphNet(GraphNet):

@@ -39,7 +39,7 @@ class ReviewReader(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(60, width)
         self.places = PositionalEncoding(width)
-        block = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, **layer)
+        block = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, **layer)
         self.encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
         self.decoder = nn.Linear(width, 1)
 
@@ -64,9 +64,9 @@ def encoder_without_batch_first(is_bad: bool) -> Run:
     model = ReviewReader() if is_bad else ReviewReader(batch_first=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     criterion = nn.BCEWithLogitsLoss()
-    words, good = reviews(1536, 1)
+    words, good = reviews(2048, 1)
     with watch(model, optimizer, every=5) as seen:
-        for _ in range(5):
+        for _ in range(7):
             model.train()
             for x, y in loader((words, good.float())):
                 optimizer.zero_grad()
