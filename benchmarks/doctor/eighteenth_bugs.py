@@ -232,14 +232,16 @@ def exposure_behind_instance_norms(is_bad: bool) -> Run:
     norm = nn.InstanceNorm2d if is_bad else nn.BatchNorm2d
     model = ExposureNet(norm)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, betas=(0.5, 0.999))
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, 8 * 32)
     with watch(model, optimizer, every=5) as seen:
-        for _ in range(6):
+        for _ in range(8):
             model.train()
             for x, y in loader(exposures(1024, 1)):
                 optimizer.zero_grad()
                 loss = F.mse_loss(model(x), y)
                 loss.backward()
                 optimizer.step()
+                scheduler.step()
                 seen.log(loss=loss.item())
     model.eval()
     held = loader(exposures(512, 2), shuffle=False)

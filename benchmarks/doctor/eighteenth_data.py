@@ -213,7 +213,7 @@ def activities(count: int, seed: int) -> Batch:
     phase = 2 * math.pi * torch.rand(count, 6, 1, generator=source)
     x = torch.sin(pace * time + phase) + 0.5 * way[labels]
     wear = 0.6 * torch.randn(count, 6, 1, generator=source)
-    return x + wear + 0.6 * torch.randn(count, 6, 32, generator=source), labels
+    return x + wear + 0.5 * torch.randn(count, 6, 32, generator=source), labels
 
 
 def digit_images() -> tuple[Batch, Batch]:

@@ -143,9 +143,9 @@ def norms_frozen_without_pretrained_weights(is_bad: bool) -> Run:
     Cost: .
     """
     model = ResNet(blocks=2)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.9, weight_decay=1e-4)
     images, kind = signs(768, 1)
-    epochs = 4
+    epochs = 5
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * 48)
     with watch(model, optimizer, every=5) as seen:
         for _ in range(epochs):
@@ -283,11 +283,12 @@ def federated_average_of_parameters(is_bad: bool) -> Run:
     ]
     clients = [copy.deepcopy(server) for _ in shards]
     with watch(clients[0], every=5) as seen:
-        for _ in range(9):
+        for turn in range(9):
             for rank, (client, shard) in enumerate(zip(clients, shards, strict=True)):
                 for p, q in zip(client.parameters(), server.parameters(), strict=True):
                     p.data.copy_(q.data)
-                local_update(client, shard, None if rank else seen, 0.05)
+                lr = 0.05 * 0.8**turn
+                local_update(client, shard, None if rank else seen, lr)
             aggregate(server, clients, with_buffers=not is_bad)
     server.eval()
     images, kind = signs(512, 2)

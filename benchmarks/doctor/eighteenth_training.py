@@ -64,9 +64,9 @@ def encoder_without_batch_first(is_bad: bool) -> Run:
     model = ReviewReader() if is_bad else ReviewReader(batch_first=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     criterion = nn.BCEWithLogitsLoss()
-    words, good = reviews(2048, 1)
+    words, good = reviews(3072, 1)
     with watch(model, optimizer, every=5) as seen:
-        for _ in range(7):
+        for _ in range(6):
             model.train()
             for x, y in loader((words, good.float())):
                 optimizer.zero_grad()
