@@ -53,7 +53,7 @@ def tabnet_with_the_momentum_of_its_paper(is_bad: bool) -> Run:
     """Write momentum=0.98, as the paper of TabNet does, which is 0.02 here.
 
     First: the momentum is that of the other convention.
-    Cost: .
+    Cost: 85 % in place of 93 %, a loss of 0.36 in place of 0.24.
     """
     model = TabNet(momentum=0.98 if is_bad else 0.02)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -85,7 +85,7 @@ def pointnet_on_two_clouds(is_bad: bool) -> Run:
     """Train a PointNet on batches of two clouds.
 
     First: statistics are of too few values, two in the last layers.
-    Cost: .
+    Cost: 48 % in place of 98 %, a loss of 1.37 in place of 0.24.
     """
     model = PointNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -117,7 +117,7 @@ def graphs_padded_to_a_fixed_size(is_bad: bool) -> Run:
     """Pad graphs to 64 atoms in training, without a mask, and test each as it is.
 
     First: padding is in the statistics.
-    Cost: .
+    Cost: a squared error of 1.95 in place of 0.05, where the variance is 0.76.
     """
     train, test = molecules(640, 1), molecules(128, 2)
     model = GraphNet() if is_bad else MaskedGraphNet()
@@ -165,7 +165,7 @@ def heartbeats_one_pair_after_the_other(is_bad: bool) -> Run:
     """Reach a nominal batch of 16 by eight batches of two.
 
     First: batch norms see batches of two, however many are accumulated.
-    Cost: .
+    Cost: 82 % in place of 96 %, a loss of 0.54 in place of 0.16; with the seed 1 89 %.
     """
     nominal, size = 16, 2 if is_bad else 16
     model = BeatNet()
@@ -200,7 +200,7 @@ def activities_in_the_order_of_the_recording(is_bad: bool) -> Run:
     """Keep shuffle=False for the training data, which come activity by activity.
 
     First: batches differ more than random ones would.
-    Cost: .
+    Cost: 26 % in place of 91 %, a loss of 1.83 in place of 0.26.
     """
     model = ActivityNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -227,7 +227,7 @@ def exposure_behind_instance_norms(is_bad: bool) -> Run:
     """Take the instance norms of a network for styles to say how dark a photograph is.
 
     First: the norms erase their input.
-    Cost: .
+    Cost: a squared error of 0.48 in place of 0.05, where the variance is 0.95.
     """
     norm = nn.InstanceNorm2d if is_bad else nn.BatchNorm2d
     model = ExposureNet(norm)
@@ -259,7 +259,7 @@ def lstm_whose_steps_share_batch_norms(is_bad: bool) -> Run:
     """Call the same batch norms at each step of an LSTM that reads digits row by row.
 
     First: one batch norm is given inputs of different distributions.
-    Cost: .
+    Cost: 88 % in place of 98 %, a loss of 0.40 in place of 0.05.
     """
     train, test = digit_images()
     model = NormLSTM(8, steps=1 if is_bad else 8)

@@ -59,7 +59,7 @@ def encoder_without_batch_first(is_bad: bool) -> Run:
     """Give (N, words, width) to an encoder, and leave batch_first at its default.
 
     First: an output depends on the other samples of its batch.
-    Cost: .
+    Cost: 80 % in place of 93 %, a loss of 0.40 in place of 0.17.
     """
     model = ReviewReader() if is_bad else ReviewReader(batch_first=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -106,7 +106,7 @@ def sentiment_by_sgd_at_a_thousandth(is_bad: bool) -> Run:
     """Train a bidirectional LSTM by SGD at 0.001, a rate for Adam.
 
     First: steps are far too small.
-    Cost: .
+    Cost: 46 %, which is a guess, in place of 98 %; a loss of 0.70 in place of 0.05.
     """
     model = SentimentLSTM()
     choice = torch.optim.SGD if is_bad else torch.optim.Adam
@@ -154,7 +154,7 @@ def cifar_network_by_adam_at_the_rate_of_sgd(is_bad: bool) -> Run:
     """Change SGD to Adam, and keep its rate of 0.05.
 
     First: steps are far too large.
-    Cost: .
+    Cost: 14 %, which is a guess, in place of 95 %; a loss of 1.80 in place of 0.12.
     """
     model = CifarCNN()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05 if is_bad else 0.002)
@@ -198,7 +198,7 @@ def share_prices_without_a_scaler(is_bad: bool) -> Run:
     """Give closing prices of about 250 to an LSTM, as inputs and as targets.
 
     First: inputs and targets are far from zero mean and unit variance.
-    Cost: .
+    Cost: a squared error of five times the variance of prices, not 0.007 of it.
     """
     x, y = prices(2048, 1)
     low, wide = (0.0, 1.0) if is_bad else (x.mean(), x.std())
@@ -249,7 +249,7 @@ def forces_behind_a_last_relu(is_bad: bool) -> Run:
     """End a regression in a rectifier, where half of the targets are negative.
 
     First: the output cannot be negative, as targets are.
-    Cost: .
+    Cost: a squared error of 0.81 in place of 0.11.
     """
     model = Regressor([6, 64, 64, 1], ends_in_block=is_bad)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -295,7 +295,7 @@ def hidden_layers_in_a_plain_list(is_bad: bool) -> Run:
     """Keep hidden layers in a list of Python, which registers none of them.
 
     First: layers are left out of the optimizer.
-    Cost: .
+    Cost: 71 % in place of 94 %, a loss of 1.04 in place of 0.19.
     """
     train, test = digit_images()
     model = DigitNet(plain=is_bad)
@@ -330,7 +330,7 @@ def vae_of_a_mean_and_a_sum(is_bad: bool) -> Run:
     """Add up the divergence over the batch, and take the mean of the squared error.
 
     First: one part of the loss outweighs the other, outputs are the same for all.
-    Cost: .
+    Cost: a squared error of 0.075, of one image for all, in place of 0.016.
     """
     (train, _), (test, _) = digit_images()
     train, test = train.flatten(1), test.flatten(1)
@@ -377,7 +377,7 @@ def dense_layers_drawn_by_randn(is_bad: bool) -> Run:
     """Write linear layers by hand, with weights of torch.randn(), in front of tanh.
 
     First: units are saturated.
-    Cost: .
+    Cost: 87 % in place of 93 %, a loss of 0.52 in place of 0.19.
     """
     sizes = [4, 128, 128, 128, 4]
     layers: list[nn.Module] = []
