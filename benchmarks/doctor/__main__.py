@@ -1,7 +1,7 @@
 """Score the doctor on bugs from public threads, and on healthy programs.
 
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
-to `seventeenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
+to `eighteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
 `mild`, `fair`, `plain`, `steady`, `level`, `sober`, `gentle`, `frank` and `honest`,
 those of quiet_runs.py to honest_runs.py; `architectures` are fresh networks of the
@@ -30,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import architectures
+import eighteenth_bugs
 import eighth_bugs
 import eleventh_bugs
 import fifteenth_bugs
@@ -193,6 +194,13 @@ LATER = {
         "A seventeenth set",
         "programs of frequent mistakes, chosen from threads by another hand",
         seventeenth_bugs.FIRST_SIGHT,
+        "After changes of the doctor that these programs led to",
+    ),
+    "eighteenth": Later(
+        "eighteenth_bugs",
+        "An eighteenth set",
+        "programs of frequent mistakes, chosen from threads by another hand",
+        eighteenth_bugs.FIRST_SIGHT,
         "After changes of the doctor that these programs led to",
     ),
 }
