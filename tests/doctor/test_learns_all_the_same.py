@@ -176,6 +176,14 @@ def test_units_whose_number_varies_are_positions() -> None:
     assert {f.severity for f in seen.readings() if f.id == "D21"} == {"not_judged"}
 
 
+def test_a_diagnosis_takes_batches_of_several_numbers_of_nodes() -> None:
+    """Graphs are padded to the largest of their batch; a rectifier sees `(N, V, F)`."""
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    data = [(torch.randn(32, v, 3), torch.randn(32, v, 2)) for v in (6, 18, 6)]
+    found = diagnose(model, data, F.mse_loss)
+    assert severities(found, "D21") <= {"not_judged", "clear"}
+
+
 @pytest.mark.parametrize("learns", [True, False])
 def test_d05_batches_of_four_are_no_alarm_where_the_network_learns(
     learns: bool,

@@ -92,6 +92,7 @@ class _Layer:
     unpadded: Moments | None = None
     num_padded: int = 0
     alive: Tensor | None = None
+    has_varied: bool = False
     fed_by: str = ""
     beside: str = ""
     is_normalized: bool = False
@@ -100,8 +101,19 @@ class _Layer:
 
     @property
     def dead(self) -> float | None:
-        """Share of units that were zero on every sample."""
-        return None if self.alive is None else 1 - float(self.alive.double().mean())
+        """Share of units that were zero on every sample.
+
+        None where their number has varied: they are positions of some length then.
+        """
+        if self.alive is None or self.has_varied:
+            return None
+        return 1 - float(self.alive.double().mean())
+
+    def add_alive(self, alive: Tensor) -> None:
+        """Add the active units of one batch."""
+        self.has_varied |= self.alive is not None and self.alive.shape != alive.shape
+        is_same = self.alive is not None and not self.has_varied
+        self.alive = self.alive | alive if is_same and self.alive is not None else alive
 
 
 class ForwardPass:
@@ -158,8 +170,7 @@ class ForwardPass:
             if "saturated" in found:
                 layer.saturated.append(found["saturated"])
             if probe.alive is not None:
-                alive = probe.alive.cpu()
-                layer.alive = alive if layer.alive is None else layer.alive | alive
+                layer.add_alive(probe.alive.cpu())
             self._add_channels(layer, probe)
 
     def _add_channels(self, layer: _Layer, probe: LayerProbe) -> None:
