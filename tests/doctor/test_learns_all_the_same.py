@@ -178,8 +178,20 @@ def test_units_whose_number_varies_are_positions() -> None:
 
 def test_a_diagnosis_takes_batches_of_several_numbers_of_nodes() -> None:
     """Graphs are padded to the largest of their batch; a rectifier sees `(N, V, F)`."""
-    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-    data = [(torch.randn(32, v, 3), torch.randn(32, v, 2)) for v in (6, 18, 6)]
+
+    class Graphs(nn.Module):
+        """A batch norm over all nodes of a batch, and a rectifier."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.map, self.norm = nn.Linear(3, 8), nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.map(x)
+            return F.relu(self.norm(h.flatten(0, 1)).view_as(h))
+
+    model = Graphs()
+    data = [(torch.randn(4, v, 3), torch.randn(4, v, 8)) for v in (6, 18, 6)]
     found = diagnose(model, data, F.mse_loss)
     assert severities(found, "D21") <= {"not_judged", "clear"}
 
