@@ -279,4 +279,26 @@ def lstm_whose_steps_share_batch_norms(is_bad: bool) -> Run:
 
 # The alarms of the doctor, in order, when it saw these programs for the first time: on
 # the program, and on its twin.
-FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+# The diagnosis of the graphs raised an error, of the twin as well.
+FIRST_SIGHT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "hourglass_validated_without_eval": (("D09", "D01", "D02"), ()),
+    "fcn_validated_within_an_epoch": (("D08", "D01"), ()),
+    "norms_frozen_without_pretrained_weights": (("D08", "D27"), ()),
+    "pretrained_features_of_raw_pixels": (("D28",), ()),
+    "federated_average_of_parameters": (("D32", "D03", "D01", "D02"), ()),
+    "encoder_without_batch_first": ((), ()),
+    "sentiment_by_sgd_at_a_thousandth": (("D27", "D34"), ()),
+    "cifar_network_by_adam_at_the_rate_of_sgd": (("D27", "D22", "D24", "D34"), ()),
+    "share_prices_without_a_scaler": (("D28", "D34"), ()),
+    "forces_behind_a_last_relu": (("D34",), ()),
+    "hidden_layers_in_a_plain_list": (("D34", "D22"), ()),
+    "vae_of_a_mean_and_a_sum": (("D24", "D34"), ()),
+    "dense_layers_drawn_by_randn": (("D20",), ()),
+    "tabnet_with_the_momentum_of_its_paper": (("D04",), ()),
+    "pointnet_on_two_clouds": (("D05",), ()),
+    "graphs_padded_to_a_fixed_size": ((), ("not run",)),
+    "heartbeats_one_pair_after_the_other": (("D15", "D01"), ()),
+    "activities_in_the_order_of_the_recording": (("D02",), ()),
+    "exposure_behind_instance_norms": ((), ()),
+    "lstm_whose_steps_share_batch_norms": (("D33",), ()),
+}

@@ -818,3 +818,27 @@ def no_change_of_the_loss_is_enough(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.examination import detached
 
     patch.setattr(detached, "CHANGED", 100.0)
+
+
+@fault(
+    caught_by=_LEARNS + "test_single_samples_that_a_network_serves_are_not_its_training"
+)
+def single_samples_are_those_of_the_training(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import batch_size, population
+
+    for module in (batch_size, population):
+        patch.setattr(module, "are_served_singly", lambda _: False)
+
+
+@fault(caught_by=_LEARNS + "test_d34_one_number_a_sample_may_depend_on_the_others")
+def one_number_a_sample_is_no_answer(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import dependence
+
+    patch.setattr(dependence, "num_samples", lambda _: 1)
+
+
+@fault(caught_by=_LEARNS + "test_d29_a_size_that_halves_the_error_is_erased")
+def what_answers_explain_is_never_half(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.examination import erased
+
+    patch.setattr(erased, "HALF", 0.1)

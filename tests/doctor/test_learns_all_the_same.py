@@ -319,3 +319,79 @@ def test_d01_statistics_that_cost_no_right_answer_are_no_alarm(factor: float) ->
     assert loss > 1.1 * batch
     severities = {f.severity for f in found.readings if f.id == "D01"}
     assert severities == {"info" if factor < 3 else "warning"}
+
+
+class Words(nn.Module):
+    """Convolutions with batch norms over recordings of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv1d(4, 16, 3, padding=1), nn.BatchNorm1d(16), nn.ReLU()
+        )
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.net(x).mean(-1))
+
+
+def _served_singly(*, is_trained_so: bool) -> Diagnosis:
+    """Diagnose a network on single recordings, trained on 16 of them at a time."""
+    y = torch.randint(3, (960,))
+    x = torch.randn(960, 4, 24) + 1.5 * F.one_hot(y, 4)[:, :, None]
+    model, size = Words(), 1 if is_trained_so else 16
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for inputs, wanted in zip(x.split(size), y.split(size), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), wanted).backward()
+        optimizer.step()
+    held = [(x[i : i + 1, :, : 12 + i % 9], y[i : i + 1]) for i in range(60)]
+    return diagnose(model.eval(), held, F.cross_entropy)
+
+
+def test_single_samples_that_a_network_serves_are_not_its_training() -> None:
+    found = _served_singly(is_trained_so=False)
+    assert not [f for f in found.findings if f.is_alarm]
+    assert severities(found, "D05") == {"info"}
+    assert severities(_served_singly(is_trained_so=True), "D05") == {"error"}
+
+
+@pytest.mark.parametrize("is_a_row", [True, False])
+def test_d34_one_number_a_sample_may_depend_on_the_others(is_a_row: bool) -> None:
+    """An encoder without batch_first, whose answer is `(N,)` or `(N, 1)`."""
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(9, 16)
+            self.encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0)
+            self.head = nn.Linear(16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(self.encoder(self.table(x)).mean(1))
+            return y.squeeze(1) if is_a_row else y
+
+    data = [(torch.randint(9, (16, 7)), torch.rand(16)) for _ in range(4)]
+    if not is_a_row:
+        data = [(x, y[:, None]) for x, y in data]
+    found = diagnose(Reader(), data, F.binary_cross_entropy_with_logits)
+    assert "error" in severities(found, "D34", "depends on the others")
+
+
+@pytest.mark.parametrize("lights", [True, False])
+def test_d29_a_size_that_halves_the_error_is_erased(lights: bool) -> None:
+    """The answers explain most of the target, and its size would explain the rest."""
+    mark, size = torch.randn(512), torch.randn(512)
+    x = torch.randn(512, 1, 8, 8) * size.mul(0.5).exp()[:, None, None, None]
+    shape = torch.ones(8, 8)
+    shape[4:] = -1
+    x = x + (mark * size.mul(0.5).exp())[:, None, None, None] * shape
+    target = size + 0.5 * mark if lights else mark
+    inner = nn.Sequential(
+        nn.InstanceNorm2d(1), nn.Flatten(), nn.Linear(64, 1, bias=False)
+    )
+    with torch.no_grad():
+        inner[2].weight.copy_(shape.flatten()[None] / 64)
+    data = list(zip(x.split(128), target[:, None].split(128), strict=True))
+    found = diagnose(inner, data, F.mse_loss)
+    assert bool(severities(found, "D29", "of a sample explains")) is lights

@@ -22,6 +22,8 @@ from normkit.errors import ArgumentError, CalibrationError
 from normkit.masks import check_mask
 from normkit.modeling.norm_types import holds_constant_statistics
 from normkit.moments import Moments, deviations
+from normkit.nn.per_activation import PerActivationBatchNorm
+from normkit.nn.tracked_layer import TrackedLayer
 
 __all__ = ["NO_STATISTICS", "Layer", "Seen", "find_layers"]
 
@@ -49,7 +51,7 @@ class Layer:
     """A layer with running statistics, by its dotted name."""
 
     name: str
-    module: _NormBase
+    module: _NormBase | PerActivationBatchNorm
 
     @property
     def is_instance(self) -> bool:
@@ -74,6 +76,8 @@ class Layer:
             return self._see_instances(x, mask)
         channel_dim = getattr(self.module, "channel_dim", 1) % max(x.dim(), 1)
         dims = tuple(d for d in range(x.dim()) if d != channel_dim)
+        if isinstance(self.module, PerActivationBatchNorm):
+            dims = (0,)
         measured = deviations(x.detach(), dims, mask)
         moments = _flat(measured.to_moments(torch.float64))
         weight = moments.count.to(torch.float64)
@@ -103,6 +107,9 @@ class Layer:
 
 
 NO_STATISTICS = "keeps no running statistics"
+_OTHER_STATISTICS = "{} keeps no mean and variance for each channel, which it measures"
+# The second has a mean and a variance for each value of a sample.
+MEASURED = (_NormBase, PerActivationBatchNorm)
 
 
 def find_layers(
@@ -124,7 +131,9 @@ def find_layers(
     for name, module in model.named_modules():
         if holds_constant_statistics(module):
             untouched[name] = f"frozen: {type(module).__name__} holds constants"
-        if not isinstance(module, _NormBase):
+        if not isinstance(module, MEASURED):
+            if isinstance(module, TrackedLayer) and module.running_mean is not None:
+                untouched[name] = _OTHER_STATISTICS.format(type(module).__name__)
             continue
         reason = _reason_against(module)
         if reason is None and patterns is not None:
@@ -151,7 +160,7 @@ def find_layers(
     return chosen, untouched
 
 
-def _reason_against(module: _NormBase) -> str | None:
+def _reason_against(module: _NormBase | PerActivationBatchNorm) -> str | None:
     if module.running_mean is None or module.running_var is None:
         return NO_STATISTICS
     if not module.track_running_stats and isinstance(module, _InstanceNorm):

@@ -304,17 +304,18 @@ def _nothing_to_calibrate(model: nn.Module, untouched: Mapping[str, str]) -> str
     if not untouched:
         return (
             f"{type(model).__name__} has no layer with running statistics, so there is "
-            "nothing to calibrate; batch and instance norms of torch.nn and normkit.nn "
-            "have them"
+            "nothing to calibrate; batch and instance norms have them"
         )
     listed = "; ".join(f"{name!r}: {why}" for name, why in untouched.items())
     if set(untouched.values()) == {NO_STATISTICS}:
         way_out = "Make the layers with track_running_stats=True to give them some"
-    else:
+    elif any("frozen" in why or "layers=" in why for why in untouched.values()):
         way_out = (
             "Name layers by layers= to calibrate frozen ones, or call model.eval() "
             "first"
         )
+    else:
+        way_out = "Train longer, or at a larger momentum, before eval"
     return f"there is nothing to calibrate: {listed}. {way_out}"
 
 

@@ -33,6 +33,7 @@ from normkit.modeling.norm_types import (
     is_batch_norm,
 )
 from normkit.nn.batch_norm_layer import BatchNormLayer
+from normkit.nn.tracked_layer import TrackedLayer
 
 __all__ = [
     "TARGETS",
@@ -76,13 +77,16 @@ def is_meant(module: nn.Module, to: str) -> bool:
 
 
 def of_its_own(module: nn.Module) -> str:
-    """Return the reason against a batch norm that derives from none of torch's.
+    """Return the reason against a norm that derives from none of torch's.
 
-    As the frozen one of torchvision, or in-place ABN; empty for any other module.
+    As whitening, the frozen batch norm of torchvision, or in-place ABN; empty for any
+    other module.
     """
+    name = type(module).__name__
+    if isinstance(module, TrackedLayer | ours.FilterResponseNorm):
+        return f"{name} has no namesake in torch.nn"
     if isinstance(module, NORMS) or not is_batch_norm(module):
         return ""
-    name = type(module).__name__
     if holds_constant_statistics(module):
         return f"{name} is frozen by its class, which is no torch.nn.BatchNorm"
     return f"{name} is a batch norm by its buffers, and no torch.nn.BatchNorm"

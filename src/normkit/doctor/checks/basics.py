@@ -13,6 +13,7 @@ from normkit.doctor.checks.few_samples import few_samples
 from normkit.doctor.checks.no_gradient import uncleared
 from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.outliers import outliers
+from normkit.doctor.checks.population import are_served_singly
 from normkit.doctor.checks.progress import progress
 from normkit.doctor.checks.targets import (
     BINARY,
@@ -99,7 +100,8 @@ def norm_choice(statistics: Statistics) -> Iterator[Finding]:
         if is_erased:
             severity = "error"
         elif low != high:
-            severity = "warning"
+            is_single = are_served_singly(statistics)
+            severity = "info" if is_single else "warning"
             evidence = f"it saw sequences of {low} to {high} positions in one average"
             fix = "use layer norm, or pass mask= to normkit.nn's batch norm"
         yield _D29(layer.name, severity, left, ERASED, evidence, fix)

@@ -16,7 +16,11 @@ from normkit.doctor.channel_statistics import (
     MIN_EFFECTIVE_BATCHES,
     ChannelStatistics,
 )
-from normkit.doctor.checks.population import costs_nothing
+from normkit.doctor.checks.population import (
+    SINGLE,
+    are_served_singly,
+    costs_nothing,
+)
 from normkit.doctor.checks.progress import has_learned
 from normkit.doctor.checks.thresholds import NOT_ITS_LOOP
 from normkit.doctor.finding import Finding, Severity
@@ -78,6 +82,7 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             yield _served_by_few(layer.name, layer.own_batches)
     yield from _trained_on_few(statistics)
     can_do = has_learned(statistics) and costs_nothing(statistics)
+    is_single = are_served_singly(statistics)
     for layer, norm in statistics.norms:
         if norm.frozen or norm.in_training is None:
             continue
@@ -95,6 +100,9 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
         is_harmless = severity == "warning" and samples > FEW and can_do
         if is_harmless:
             severity = "info"
+        is_served = is_single and severity in ("warning", "error")
+        if is_served:
+            severity = "info"
         is_alarm = severity in ("warning", "error")
         threshold = SMALL_ERROR if severity == "error" else SMALL_WARNING
         yield _D05(
@@ -103,7 +111,8 @@ def batch_too_small(statistics: Statistics) -> Iterator[Finding]:
             samples,
             threshold,
             _evidence_of_size(samples, effective, is_small=is_alarm)
-            + _HARMLESS * is_harmless,
+            + _HARMLESS * is_harmless
+            + SINGLE * is_served,
             _LARGER,
             {"n_eff": effective, "fewest_values": norm.in_training.values},
         )

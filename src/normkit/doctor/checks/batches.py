@@ -247,6 +247,11 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     watch by the inputs of the model alone.
     """
     yield from in_order(statistics)
+    evaluation = statistics.evaluation
+    if evaluation is not None and max(evaluation.samples, default=0) == 1:
+        reason = "batches of one sample are in any order"
+        yield _D13("", "not_judged", evidence=reason)
+        return
     readings: list[tuple[float, str]] = []
     reason = ""
     for name, channels in _mixed(statistics).items():
@@ -267,7 +272,6 @@ def batches_not_mixed(statistics: Statistics) -> Iterator[Finding]:
     # A layer is named rather than the data, where it shows.
     of_layers = [r for r in readings if r[1] in layers and r[0] > MIXED_WARNING]
     value, name = max(of_layers or readings)
-    evaluation = statistics.evaluation
     has_targets = evaluation is None or evaluation.has_targets
     severity, threshold = above(value, warning=MIXED_WARNING, error=MIXED_ERROR)
     if severity == "error" and not layers:

@@ -28,7 +28,9 @@ __all__ = [
     "FITTING_FIX",
     "HARMLESS",
     "MOMENTUM_HIGH",
+    "SINGLE",
     "STARTING",
+    "are_served_singly",
     "costs_nothing",
     "eval_is_better",
     "for_now",
@@ -50,6 +52,8 @@ POOR = 0.5
 # At .5 the last two batches have a weight of 3/4. The reversed convention gives .9 and
 # above.
 MOMENTUM_HIGH = 0.5
+# Single samples whose losses tell one mode from the other.
+LEAST_SINGLE = 20
 # What a loss may differ by, and what it may be of that of other samples' answers, to
 # count as the same.
 NEAR, NEGLIGIBLE = 0.1, 0.01
@@ -87,6 +91,22 @@ def eval_is_better(statistics: Statistics) -> bool:
     if not found.batch_metric:
         return False
     gains = [better - worse for better, worse in pairs]
+    return sum(gains) / len(gains) > 2 * standard_error(gains)
+
+
+def are_served_singly(statistics: Statistics) -> bool:
+    """Return True for batches of one sample that are not those of the training.
+
+    Eval mode is better than their own statistics, by more than two standard errors: the
+    weights were trained with those of larger batches.
+    """
+    found = statistics.evaluation
+    if found is None or not found.samples or max(found.samples) > 1:
+        return False
+    pairs = [*zip(found.running_loss, found.batch_loss, strict=True)]
+    if len(pairs) < LEAST_SINGLE:
+        return False
+    gains = [batch - running for running, batch in pairs]
     return sum(gains) / len(gains) > 2 * standard_error(gains)
 
 
@@ -155,6 +175,10 @@ PASSING = (
     "; the statistics of each layer are those of its recent inputs: it passes as the "
     "learning rate falls"
 )
+SINGLE = (
+    "; these are batches of one sample, and eval mode is better than their statistics: "
+    "the training had larger ones"
+)
 HARMLESS = "; eval mode is hardly worse than batch statistics (D02)"
 _STALE_FIX = (
     "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
@@ -167,6 +191,7 @@ FITTING_FIX = (
 def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     """Check D01: the running statistics are not those of the layer's inputs."""
     is_fitting = weights_fit_statistics(statistics)
+    is_single = are_served_singly(statistics)
     nothing_learned = is_untrained(statistics)
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
     is_harmless = costs_nothing(statistics) or _keeps_metric(statistics)
@@ -193,6 +218,9 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
         elif is_fitting and severity != "clear":
             severity, fix = "info", FITTING_FIX
             evidence += FITTING
+        elif is_single and severity != "clear":
+            severity = "info"
+            evidence += SINGLE
         elif severity != "clear" and is_starting(statistics):
             severity = "info"
             evidence += STARTING

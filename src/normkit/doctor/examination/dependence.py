@@ -61,7 +61,11 @@ def dependence(case: Case, model: nn.Module, batch: Any) -> DependenceStatistics
         torch.manual_seed(case.seed + seed)
         with torch.no_grad():
             found = first_tensor(case.forward(model, changed))
-        return None if found is None else found.detach()
+        if found is None:
+            return None
+        # One number a sample may come without a dimension of its own.
+        is_row = found.dim() == 1 and len(found) == num_samples(changed) > 1
+        return found.detach()[:, None] if is_row else found.detach()
 
     def change(measure: Callable[[], float | None]) -> float | None:
         try:

@@ -24,6 +24,9 @@ __all__ = ["erased"]
 
 # Of 32 samples a square of a correlation is above .5 by chance in 6 of a million cases.
 MIN_SIZE, EXPLAINED = 32, 0.5
+# Share of the error of the answers that may be left beside it, or their share in what
+# it explains: a regression of one number then does twice as well.
+HALF = 0.5
 # Columns of targets that are looked at.
 MAX_COLUMNS = 64
 
@@ -58,7 +61,9 @@ def erased(
     ):
         by_it, by_answers = _explained(known[:, None], wanted), _explained(told, wanted)
         column = int((by_it - by_answers).argmax())
-        if not float(by_it[column]) > max(EXPLAINED, 2 * float(by_answers[column])):
+        own, other = float(by_it[column]), float(by_answers[column])
+        is_twice = other < HALF * own or 1 - own < HALF * (1 - other)
+        if not (own > EXPLAINED and is_twice):
             continue
         moved = answers(tree_map(lambda v, c=change: c(v) if v is x else v, batch))
         if moved is None or moved.shape != whole.shape:
@@ -66,12 +71,7 @@ def erased(
         spread = (whole.double() - whole.double().mean(0)).square().mean().sqrt()
         away = (moved.double() - whole.double()).square().mean().sqrt()
         if spread > 0:
-            return Erased(
-                what,
-                float(away / spread),
-                float(by_it[column]),
-                float(by_answers[column]),
-            )
+            return Erased(what, float(away / spread), own, other)
     return None
 
 

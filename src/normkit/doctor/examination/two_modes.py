@@ -10,6 +10,7 @@ from normkit.modeling.norm_types import (
     is_batch_norm,
     is_norm,
 )
+from normkit.nn.tracked_layer import TrackedLayer
 
 __all__ = ["has_two_modes", "own_averages"]
 
@@ -23,6 +24,8 @@ def has_two_modes(module: nn.Module) -> bool:
     """
     if isinstance(module, _INSTANCE_NORMS):
         return module.running_mean is not None
+    if isinstance(module, TrackedLayer):
+        return module.running_mean is not None
     if holds_running_statistics(module) or is_batch_norm(module):
         return True
     return len(own_averages(module)) > 1
@@ -33,7 +36,8 @@ def own_averages(module: nn.Module) -> dict[str, Tensor]:
 
     A mean and a variance have one shape; a mask or a table of positions has no partner.
     """
-    if isinstance(module, NORMS) or is_batch_norm(module) or not is_norm(module):
+    is_known = isinstance(module, (*NORMS, TrackedLayer)) or is_batch_norm(module)
+    if is_known or not is_norm(module):
         return {}
     held = {**vars(module), **dict(module.named_buffers(recurse=False))}
     kept = {

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normkit.doctor.measurements import NormStatistics
 from normkit.modeling.norm_types import holds_constant_statistics, is_batch_norm
+from normkit.nn.tracked_layer import TrackedLayer
 
 __all__ = ["norm_statistics"]
 
@@ -34,7 +35,8 @@ def norm_statistics(
         if layer.running_mean is None or layer.running_var is None:
             continue
         # What the momentum of another class means is not known, nor what it counts.
-        momentum = layer.momentum if isinstance(module, _BatchNorm) else None
+        is_known = isinstance(module, _BatchNorm | TrackedLayer)
+        momentum = layer.momentum if is_known else None
         tracked = getattr(layer, "num_batches_tracked", None)
         is_constant = holds_constant_statistics(module)
         found[name] = NormStatistics(
