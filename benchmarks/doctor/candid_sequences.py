@@ -203,7 +203,10 @@ class _Parallel(nn.Module):
 class _ParallelModel(nn.Module):
     def __init__(self, signs: int, longest: int, width: int = 48) -> None:
         super().__init__()
-        self.embed, self.place = nn.Embedding(signs, width), nn.Embedding(longest, width)
+        self.embed, self.place = (
+            nn.Embedding(signs, width),
+            nn.Embedding(longest, width),
+        )
         self.blocks = nn.Sequential(*(_Parallel(width, 4) for _ in range(2)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, signs, bias=False)
@@ -449,7 +452,11 @@ def turbofan_life() -> Training:
         life = int(150 + 100 * torch.rand(()))
         left = torch.arange(life, 0, -1.0)
         wear = (-left[:, None] * rate / 40).exp()
-        x = slope * wear + 0.1 * torch.randn(sensors) + 0.15 * torch.randn(life, sensors)
+        x = (
+            slope * wear
+            + 0.1 * torch.randn(sensors)
+            + 0.15 * torch.randn(life, sensors)
+        )
         rows.append(x.unfold(0, window, 1).mT[::3])
         lives.append(left[window - 1 :: 3].clamp(max=125) / 125)
     x, y = torch.cat(rows), torch.cat(lives)

@@ -11,7 +11,7 @@ from quiet_base import Training, split, supervised
 from sober_base import explained_share
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 
 def _columns(x: Tensor, n: int) -> Tensor:
@@ -109,81 +109,6 @@ def edible_mushrooms() -> Training:
     )  # fmt: skip
     optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
     return supervised(model, train, test, optimizer, size=32, steps=250, goal=0.93)
-
-
-def _sparsemax(x: Tensor) -> Tensor:
-    """Return the nearest point of the simplex to each row (Martins et al. 2016)."""
-    falling = x.sort(1, descending=True).values
-    total, rank = falling.cumsum(1), torch.arange(1, x.shape[1] + 1)
-    support = (1 + rank * falling > total).sum(1, keepdim=True)
-    return (x - (total.gather(1, support - 1) - 1) / support).clamp(min=0)
-
-
-class _GatedLayer(nn.Module):
-    def __init__(self, i: int, o: int) -> None:
-        super().__init__()
-        self.line, self.norm = nn.Linear(i, 2 * o, bias=False), nn.BatchNorm1d(2 * o)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.glu(self.norm(self.line(x)))
-
-
-class _Attentive(nn.Module):
-    """Columns are chosen by sparsemax in each of three steps (TabNet)."""
-
-    def __init__(self, columns: int, width: int = 16) -> None:
-        super().__init__()
-        self.norm, self.shared = nn.BatchNorm1d(columns), _GatedLayer(columns, width)
-        self.own = nn.ModuleList(_GatedLayer(width, width) for _ in range(4))
-        self.choose = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(width // 2, columns, bias=False), nn.BatchNorm1d(columns)
-            )
-            for _ in range(3)
-        )
-        self.head = nn.Linear(width // 2, 1)
-
-    def _seen(self, x: Tensor, own: nn.Module) -> tuple[Tensor, Tensor]:
-        y = self.shared(x)
-        return ((y + own(y)) * 0.5**0.5).chunk(2, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.norm(x)
-        _, state = self._seen(x, self.own[0])
-        free, told, spread = torch.ones_like(x), 0.0, torch.zeros(())
-        for own, choose in zip(self.own[1:], self.choose, strict=True):
-            mask = _sparsemax(choose(state) * free)
-            free = free * (1.5 - mask)
-            spread = spread - (mask * (mask + 1e-6).log()).sum(1).mean() / 3
-            told_now, state = self._seen(mask * x, own)
-            told = told + F.relu(told_now)
-        return self.head(told)[:, 0], spread
-
-
-@program
-def chosen_columns() -> Training:
-    """A label of a few of 14 columns, by a small TabNet: sparsemax, GLU, BN.
-
-    BCE plus 1e-3 of the masks' entropy, Adam 0.02, step decay, clip 2, batch 256; the
-    area under the curve.
-    """
-    n = 6000
-    x = torch.randn(n, 14) * (0.5 + 3 * torch.rand(14)) + 2 * torch.randn(14)
-    z = (x - x.mean(0)) / x.std(0)
-    logit = torch.where(z[:, 10] > 0, 2 * z[:, 0] + z[:, 1], z[:, 3] - 2 * z[:, 2])
-    y = (torch.rand(n) < (2 * logit).sigmoid()).float()
-    train, test = split(x, y, 5000)
-    model = _Attentive(14)
-    optimizer = optim.Adam(model.parameters(), 0.02)
-
-    def loss_fn(out: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(out[0], y) + 1e-3 * out[1]
-
-    return supervised(
-        model, train, test, optimizer, size=256, steps=300, goal=0.8, loss_fn=loss_fn,
-        score=lambda net, data: area_under_curve(outputs(net, data)[0], data[1]),
-        clip=2.0, schedule=StepLR(optimizer, 100, 0.5),
-    )  # fmt: skip
 
 
 class _Pieces(nn.Module):

@@ -36,7 +36,7 @@ class _PreActivation(nn.Module):
 def strokes_resnet_v2() -> Training:
     """Five curves by a ResNet with pre-activation; Kaiming, crops and flips.
 
-    SGD 0.1 with Nesterov's momentum, decay 5e-4, cosine, batch 64.
+    SGD 0.05 with Nesterov's momentum, decay 5e-4, cosine, batch 64.
     """
     train, test = strokes(3000, 20, 2500)
     model = nn.Sequential(
@@ -48,7 +48,7 @@ def strokes_resnet_v2() -> Training:
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
     optimizer = optim.SGD(
-        model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+        model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
     return supervised(
         model, train, test, optimizer, size=64, steps=160, goal=0.9, change=cropped,
@@ -108,7 +108,7 @@ class _Attended(nn.Module):
 
 @program
 def block_attention() -> Training:
-    """Curves by a small CBAM-ResNet with BN, smoothing 0.1, AdamW 3e-3.
+    """Curves by a small CBAM-ResNet with BN, smoothing 0.1, AdamW 1e-3.
 
     Warm-up and cosine, batch 50.
     """
@@ -117,7 +117,7 @@ def block_attention() -> Training:
         conv_norm(3, 16), conv_norm(16, 32, 2), _Attended(32), conv_norm(32, 48, 2),
         _Attended(48), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 5),
     )  # fmt: skip
-    optimizer = optim.AdamW(decayed(model, 0.01), 3e-3)
+    optimizer = optim.AdamW(decayed(model, 0.01), 1e-3)
     return supervised(
         model, train, test, optimizer, size=50, steps=220, goal=0.9,
         loss_fn=nn.CrossEntropyLoss(label_smoothing=0.1),
@@ -244,7 +244,9 @@ class _ResidualUNet(nn.Module):
         self.down = nn.ModuleList((
             _Regular(w, w, 1, 1), _Regular(w, 2 * w, 2, 1), _Regular(2 * w, 4 * w, 2, 1)
         ))  # fmt: skip
-        self.up = nn.ModuleList((_Regular(6 * w, 2 * w, 1, 1), _Regular(3 * w, w, 1, 1)))
+        self.up = nn.ModuleList(
+            (_Regular(6 * w, 2 * w, 1, 1), _Regular(3 * w, w, 1, 1))
+        )
         self.out = nn.Conv2d(w, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -480,7 +482,9 @@ def anchorless_boxes() -> Training:
         there = y[:, 0] > 0
         hot = F.one_hot(y[:, 0].long(), 4)[:, 1:].float()
         each = F.binary_cross_entropy_with_logits(out[:, :3], hot, reduction="none")
-        sure = (hot * out[:, :3].sigmoid() + (1 - hot) * (-out[:, :3]).sigmoid()).detach()
+        sure = (
+            hot * out[:, :3].sigmoid() + (1 - hot) * (-out[:, :3]).sigmoid()
+        ).detach()
         focal = (each * (1 - sure).square() * (0.25 + 0.5 * (1 - hot))).sum()
         near = _box_overlap(out[there, 3:7], y[there, 1:5])
         central = F.binary_cross_entropy_with_logits(out[there, 7], y[there, 5])
