@@ -1,4 +1,4 @@
-"""Healthy programs that generate pictures, or learn from false labels."""
+"""Healthy programs that draw pictures, find boxes or learn from false labels."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
-from calm_base import conv_norm, warm_cosine
-from candid_base import program, strokes
-from quiet_base import Training, accuracy, supervised
-from sober_base import explained_share
+from calm_base import Data, conv_norm, warm_cosine
+from candid_base import outputs, program, standard, strokes
+from quiet_base import Training, accuracy, split, supervised
+from sober_base import explained_share, figure_masks
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -194,9 +194,8 @@ def anchorless_boxes() -> Training:
         there = y[:, 0] > 0
         hot = F.one_hot(y[:, 0].long(), 4)[:, 1:].float()
         each = F.binary_cross_entropy_with_logits(out[:, :3], hot, reduction="none")
-        sure = (
-            hot * out[:, :3].sigmoid() + (1 - hot) * (-out[:, :3]).sigmoid()
-        ).detach()
+        told = out[:, :3].detach()
+        sure = torch.where(hot > 0, told, -told).sigmoid()
         focal = (each * (1 - sure).square() * (0.25 + 0.5 * (1 - hot))).sum()
         near = _box_overlap(out[there, 3:7], y[there, 1:5])
         central = F.binary_cross_entropy_with_logits(out[there, 7], y[there, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -61,7 +62,7 @@ def _pushed(state: Tensor, push: Tensor) -> tuple[Tensor, Tensor]:
 def soft_actor_critic() -> Training:
     """Push a sled to the middle: SAC with two critics, slow targets, 16 sleds at once.
 
-    SiLU, Adam 3e-3, discount 0.95, entropy 0.02, batch 128; the mean return of 40 moments.
+    SiLU, Adam 3e-3, discount 0.95, entropy 0.02, batch 128; mean return of 40 moments.
     """
     actor, critic, slow = _Actor(), _TwoCritics(), _TwoCritics()
     slow.load_state_dict(critic.state_dict())
@@ -164,7 +165,7 @@ class _GatedGraph(nn.Module):
 
 @program
 def gated_molecules() -> Training:
-    """A property of rings of 10 atoms with side bonds, by GatedGCN with BN; L1.
+    """Tell a property of rings of 10 atoms with side bonds, by GatedGCN with BN; L1.
 
     Adam 3e-3, cosine, batch 32; the share of the variance.
     """
@@ -336,8 +337,7 @@ class _Ensemble(nn.Module):
         super().__init__()
         sizes = (i, width, width, 2 * o)
         self.weights = nn.ParameterList(
-            torch.randn(members, a, b) / a**0.5
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            torch.randn(members, a, b) / a**0.5 for a, b in itertools.pairwise(sizes)
         )
         self.biases = nn.ParameterList(torch.zeros(members, 1, b) for b in sizes[1:])
         self.most = nn.Parameter(torch.full((o,), 0.5))

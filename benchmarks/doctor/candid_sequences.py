@@ -130,7 +130,7 @@ def roman_numerals() -> Training:
 
 
 class _Shared(nn.Module):
-    """One post-norm layer used three times, words embedded in fewer columns (ALBERT)."""
+    """One post-norm layer used thrice, words embedded in fewer columns (ALBERT)."""
 
     def __init__(self, words: int, longest: int, kinds: int) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def bearing_faults() -> Training:
 
 
 class _Genres(nn.Module):
-    """Convolutions over bands and time, a GRU over time, its mean (Choi et al. 2017)."""
+    """Convolutions over bands and time, a GRU, its mean (Choi et al. 2017)."""
 
     def __init__(self, bands: int, kinds: int) -> None:
         super().__init__()
@@ -377,7 +377,7 @@ class _LongShort(nn.Module):
 
 @program
 def long_and_short() -> Training:
-    """Loads of 8 places three hours ahead from 48 hours, by LSTNet; L1, Adam 2e-3.
+    """Forecast loads of 8 places three hours ahead from 48 hours, by LSTNet; L1, Adam 2e-3.
 
     Clip 10, batch 64, split in time.
     """

@@ -58,7 +58,7 @@ def concrete_strength() -> Training:
 
 @program
 def leaving_customers() -> Training:
-    """Does a customer leave (one in five)? Numbers standardized, kinds one-hot.
+    """Tell if a customer leaves (one in five); numbers standardized, kinds one-hot.
 
     Two layers of BN and ReLU, dropout 0.2 before the logit, leavers weighed by 4,
     AdamW 2e-3, batch 64; the area under the curve.
@@ -130,7 +130,7 @@ class _Pieces(nn.Module):
 
 @program
 def piecewise_linear_columns() -> Training:
-    """A jagged target of six columns, piecewise linear encoding and an MLP, L1.
+    """Fit a jagged target of six columns, piecewise linear encoding and an MLP, L1.
 
     Dropout 0.1, layer norm, AdamW 3e-3, warm-up and cosine, batch 128; the share of the
     variance.
@@ -202,7 +202,7 @@ def neural_collaborative() -> Training:
 
 @program
 def accelerated_failure() -> Training:
-    """Times to a failure, a third of them censored, as log-normal laws by an MLP.
+    """Fit times to a failure, a third censored, as log-normal laws by an MLP.
 
     Layer norm, dropout 0.1, Adam 3e-3, cosine, batch 64; the share of pairs in order.
     """

@@ -1,4 +1,4 @@
-"""Healthy programs on pictures: classes, pixels, boxes, captions, fine-tuning."""
+"""Healthy programs on pictures: classes, pixels, captions, fine-tuning."""
 
 from __future__ import annotations
 
