@@ -88,9 +88,9 @@ def guided_diffusion() -> Training:
         model, multi_avg_fn=optim.swa_utils.get_ema_multi_avg_fn(0.97)
     )
     return supervised(
-        model, train, test, optimizer, size=14, steps=200, goal=0.6, change=noisy,
+        model, train, test, optimizer, size=14, steps=150, goal=0.57, change=noisy,
         loss_fn=F.mse_loss, clip=1.0, accumulate=2,
-        schedule=warm_cosine(optimizer, 20, 200),
+        schedule=warm_cosine(optimizer, 20, 150),
         after=lambda: average.update_parameters(model),
         score=lambda _, data: explained_share(average.module, noisy(data)),
     )  # fmt: skip

@@ -377,9 +377,9 @@ class _LongShort(nn.Module):
 
 @program
 def long_and_short() -> Training:
-    """Forecast loads of 8 places three hours ahead from 48 hours, by LSTNet; L1, Adam 2e-3.
+    """Forecast loads of 8 places three hours ahead from 48 hours, by LSTNet.
 
-    Clip 10, batch 64, split in time.
+    L1, Adam 2e-3, clip 10, batch 64, split in time.
     """
     train, test = _two_days(2400, 8, 3)
     train, test = (train[0], train[1][:, -1:]), (test[0], test[1][:, -1:])

@@ -196,9 +196,9 @@ def pool_former() -> Training:
     )  # fmt: skip
     optimizer = optim.AdamW(decayed(model, 0.05), 4e-3)
     return supervised(
-        model, train, test, optimizer, size=48, steps=300, goal=0.8, change=cropped,
+        model, train, test, optimizer, size=48, steps=250, goal=0.75, change=cropped,
         loss_fn=nn.CrossEntropyLoss(label_smoothing=0.1), clip=1.0,
-        schedule=warm_cosine(optimizer, 25, 300),
+        schedule=warm_cosine(optimizer, 25, 250),
     )  # fmt: skip
 
 
