@@ -1,0 +1,47 @@
+"""Healthy programs of ordinary projects, half of them textbook trainings.
+
+Their author had not read how the doctor judges. Each program is right by the practice
+of its field and learns: `python candid_runs.py` trains them all without the doctor and
+prints each score beside its goal. The runs are those of frank_runs.py.
+"""
+
+from __future__ import annotations
+
+import candid_models  # noqa: F401 - enters its programs in PROGRAMS
+import candid_others  # noqa: F401
+import candid_sequences  # noqa: F401
+import candid_tables  # noqa: F401
+import candid_vision  # noqa: F401
+from candid_base import PROGRAMS
+from healthy_runs import Runs, Set, built
+
+__all__ = ["CANDID"]
+
+WHEN = {"at 20 %": 0.2, "at 50 %": 0.5, "at the end": 1.0}
+
+
+def examined(name: str) -> Runs:
+    """Train a program three times from one seed, each for longer, and diagnose it."""
+    runs = Runs()
+    for when, share in WHEN.items():
+        training = built(PROGRAMS, name)
+        for i in range(int(share * training.steps)):
+            training.step(i)
+        if share == 1:
+            training.score()
+        for subject in training.subjects:
+            if share == 1 or not subject.only_at_the_end:
+                runs.diagnose(f"diagnosis {when}", subject)
+    return runs
+
+
+CANDID = Set(
+    PROGRAMS,
+    examined,
+    "Healthy programs by a fourteenth hand",
+    "diagnoses after 20 % and 50 % of the steps and at the end",
+    (0, 96),
+)
+
+if __name__ == "__main__":
+    CANDID.main()
