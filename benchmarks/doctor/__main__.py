@@ -3,8 +3,8 @@
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `eighteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
-`mild`, `fair`, `plain`, `steady`, `level`, `sober`, `gentle`, `frank` and `honest`,
-those of quiet_runs.py to honest_runs.py; `architectures` are fresh networks of the
+`mild`, `fair`, `plain`, `steady`, `level`, `sober`, `gentle`, `frank`, `honest`
+and `candid`, those of quiet_runs.py to candid_runs.py; `architectures` are fresh networks of the
 libraries that are installed; `overhead` measures the time, and `shrinking` what signals
 that shrink cost.
 Each writes its part of record.json, and docs/doctor-score.md from the whole; with names
@@ -54,6 +54,7 @@ import torch
 import twelfth_bugs
 from bugs import BUGS, Bug, Run
 from calm_runs import CALM
+from candid_runs import CANDID
 from fair_runs import FAIR
 from frank_runs import FRANK
 from gentle_runs import GENTLE
@@ -218,6 +219,7 @@ HEALTHY_SETS = {
     "gentle": GENTLE,
     "frank": FRANK,
     "honest": HONEST,
+    "candid": CANDID,
 }
 
 
