@@ -419,3 +419,20 @@ def itself(y: Tensor) -> Tensor:
 def test_logits_that_the_loss_reads_more_than_once_are_no_fault(loss: Any) -> None:
     """With a reward for entropy, or tanh that keeps logits in bounds."""
     assert basics(diagnose(network(10), data(itself), loss)) == []
+
+
+@pytest.mark.parametrize("is_scaled", [True, False])
+def test_each_binary_cross_entropy_has_targets_of_its_own(is_scaled: bool) -> None:
+    """Kinds of 0 to 3 in one column are one hot in the loss, beside a share."""
+    torch.manual_seed(0)
+    kind, share = torch.randint(4, (128,)), torch.rand(128)
+    t = torch.stack([kind.float(), share if is_scaled else 3 * share], 1)
+
+    def loss(y: Tensor, t: Tensor) -> Tensor:
+        hot = F.one_hot(t[:, 0].long(), 4).float()
+        told = F.binary_cross_entropy_with_logits(y[:, :4], hot)
+        return told + F.binary_cross_entropy_with_logits(y[:, 4], t[:, 1])
+
+    data = list(zip(torch.randn(128, 6).split(32), t.split(32), strict=True))
+    found = diagnose(nn.Linear(6, 5), data, loss).findings
+    assert any("outside 0 to 1" in f.evidence for f in found) is not is_scaled

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normkit import calibrate, convert, diagnose, explain_gap
+from normkit import calibrate, convert, diagnose, explain_gap, fold
 from normkit.errors import ArgumentError
 from normkit.nn import PerActivationBatchNorm, RecurrentBatchNorm, WhiteningBatchNorm
 
@@ -96,3 +96,12 @@ def test_calibrate_names_layers_with_other_statistics() -> None:
 def test_convert_names_layers_without_a_namesake(to: str) -> None:
     model, _ = trained("whitening")
     assert "no namesake" in convert(model, to=to).untouched["1"]
+
+
+def test_fold_names_layers_that_are_no_scale_for_each_channel() -> None:
+    model, data = trained("whitening")
+    folded, ledger = fold(model.eval(), data[0][0])
+    assert [(e.name, e.kind, e.state) for e in ledger.entries] == [
+        ("1", "WhiteningBatchNorm", "left")
+    ]
+    assert torch.equal(folded(data[0][0]), model(data[0][0]))

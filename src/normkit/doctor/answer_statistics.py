@@ -103,6 +103,7 @@ class OutputStatistics:
             a loss that takes them as they are would compare each with all the others.
         compared: The range and spread of the values that the loss itself makes of the
             targets, in one batch; None where it compares with the targets.
+        compared_binary: The same of all binary cross-entropies in it.
         has_their_size: Outputs hold as many values as targets, so that each can be
             compared with one.
         has_distributions: The loss weights the log-probabilities of a sample by
@@ -135,6 +136,7 @@ class OutputStatistics:
     has_critic: bool = False
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     compared: TargetStatistics | None = None
+    compared_binary: TargetStatistics | None = None
     has_their_size: bool = True
     has_distributions: bool = False
     class_weights: tuple[float, ...] = ()

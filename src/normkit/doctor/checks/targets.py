@@ -275,14 +275,15 @@ def _values(
 ) -> Iterator[Finding]:
     """Check the range of the targets."""
     raw, found = found, out.compared or found
+    shares = out.compared_binary or raw
     is_paired = out.compared is not None or out.has_their_size
-    if BINARY & out.operations and not 0 <= found.low <= found.high <= 1:
+    if BINARY & out.operations and not 0 <= shares.low <= shares.high <= 1:
         yield _D34(
             "",
             "error",
-            found.high if found.high > 1 else found.low,
-            1.0 if found.high > 1 else 0.0,
-            f"targets go from {found.low:.3g} to {found.high:.3g}; outside 0 to 1 "
+            shares.high if shares.high > 1 else shares.low,
+            1.0 if shares.high > 1 else 0.0,
+            f"targets go from {shares.low:.3g} to {shares.high:.3g}; outside 0 to 1 "
             "binary cross-entropy has no least value",
             "scale the targets to 0 to 1, or use cross_entropy for more than two "
             "classes",

@@ -77,6 +77,7 @@ class Answers:
         self._unregistered: list[str] = []
         self._has_critic = False
         self._compared: TargetStatistics | None = None
+        self._compared_binary: TargetStatistics | None = None
         self._has_distributions = False
         self._has_their_size = True
         self._class_weights: tuple[float, ...] = ()
@@ -130,7 +131,9 @@ class Answers:
             self._softmax_dim = softmax_dim(y)
             self._class_dim = _class_dim(y, targets)
             self._unregistered = unregistered(model, y)
-            self._compared = _made_by_loss(compared_values(loss, y), targets)
+            self._compared, self._compared_binary = (
+                _made_by_loss(values, targets) for values in compared_values(loss, y)
+            )
             self._has_distributions = has_distributions(loss, y)
             self._class_weights = class_weights(loss, y)
             owned = {id(p) for p in model.parameters()} | {
@@ -209,6 +212,7 @@ class Answers:
             has_critic=self._has_critic,
             broadcast=self._shapes,
             compared=self._compared,
+            compared_binary=self._compared_binary,
             has_their_size=self._has_their_size,
             has_distributions=self._has_distributions,
             class_weights=self._class_weights,

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from normkit.doctor.examination.targets import sum_to_one
@@ -65,22 +66,25 @@ def operations_between(loss: Tensor, output: Tensor) -> frozenset[str]:
     return frozenset(map(_name, _nodes_between(loss, output)))
 
 
-def compared_values(loss: Tensor, output: Tensor) -> Tensor | None:
-    """Return the values that the loss compares `output` with, as it made them.
+def compared_values(loss: Tensor, output: Tensor) -> tuple[Tensor | None, ...]:
+    """Return what a loss compares `output` with: values, and those of 0 to 1.
 
-    None for class numbers, and where there is not one operation that keeps them; of
-    those of several losses that of a binary cross-entropy, which asks most of them.
+    As it made them; the second are those of all binary cross-entropies. None for class
+    numbers, and where not one operation keeps values.
     """
     kept = [
-        (_name(node).startswith("BinaryCrossEntropy"), values)
+        (_name(node).startswith("BinaryCrossEntropy"), values.detach())
         for node in _nodes_between(loss, output)
         if isinstance(values := getattr(node, "_saved_target", None), Tensor)
         and values.is_floating_point()
         and values.numel()
     ]
-    binary = [each for each in kept if each[0]]
-    found = binary if len(binary) == 1 else kept
-    return found[0][1].detach() if len(found) == 1 else None
+    others = [values for is_binary, values in kept if not is_binary]
+    binary = [values.flatten() for is_binary, values in kept if is_binary]
+    return (
+        others[0] if len(others) == 1 else None,
+        torch.cat(binary) if binary else None,
+    )
 
 
 def class_weights(loss: Tensor, output: Tensor) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from torch import nn
 from normkit.fold.equivalence import TOLERANCE, difference, gap_under
 from normkit.fold.ir.graph import Node, Refusal, Slot
 from normkit.fold.ir.nodes import Experts, Move, Rows
-from normkit.fold.ledger import FoldLedger, entry_of
+from normkit.fold.ledger import FoldEntry, FoldLedger, entry_of
 from normkit.fold.search.plan import Norm, Plan, Planner
 from normkit.fold.search.solve import Solution
 from normkit.fold.torch.affine_norms import (
@@ -29,6 +29,7 @@ from normkit.fold.torch.rewrite import SetParameter
 from normkit.fold.torch.trace import ModuleCall, Trace
 from normkit.modeling.pytree import map_tensors, tensors_in
 from normkit.nn import LayerNorm
+from normkit.nn.tracked_layer import TrackedLayer
 
 __all__ = ["Folding"]
 
@@ -37,6 +38,7 @@ _MAX_ROUNDING = 0.1
 
 _LAYER_NORMS = (torch.nn.LayerNorm.forward, LayerNorm.forward)
 
+_NO_SCALE = "in eval it is no scale and shift for each channel"
 _NOT_COVERED = (
     "branches of the code that these runs do not take: on other sizes or arguments, "
     "with gradients, on other memory layouts"
@@ -267,6 +269,12 @@ class Folding(Planner):
                 note=norm.note,
             )
             for norm in self.modules.values()
+        ]
+        known = {entry.name for entry in entries}
+        entries += [
+            FoldEntry(name, type(module).__name__, folded=False, reason=_NO_SCALE)
+            for name, module in self.trace.root.module.named_modules()
+            if isinstance(module, TrackedLayer) and name not in known
         ]
         return FoldLedger(
             tuple(entries),
