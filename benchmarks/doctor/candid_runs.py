@@ -40,7 +40,7 @@ CANDID = Set(
     examined,
     "Healthy programs by a fourteenth hand",
     "diagnoses after 20 % and 50 % of the steps and at the end",
-    (0, 96),
+    (10, 96),
 )
 
 if __name__ == "__main__":

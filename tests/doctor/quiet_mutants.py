@@ -78,18 +78,18 @@ def no_batch_is_put_together(patch: pytest.MonkeyPatch) -> None:
 
 @fault(caught_by=_QUIET + "test_d02_of_recent_statistics_is_no_error")
 def any_gap_is_an_error(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import population
+    from normkit.doctor.checks import eval_mode
 
-    patch.setattr(population, "_are_recent", lambda _: False)
+    patch.setattr(eval_mode, "_are_recent", lambda _: False)
 
 
 @fault(
     caught_by="tests/doctor/test_checks.py::test_d02_at_a_high_momentum_does_not_pass"
 )
 def a_gap_passes_at_any_momentum(patch: pytest.MonkeyPatch) -> None:
-    from normkit.doctor.checks import population
+    from normkit.doctor.checks import eval_mode
 
-    patch.setattr(population, "MOMENTUM_HIGH", 2.0)
+    patch.setattr(eval_mode, "MOMENTUM_HIGH", 2.0)
 
 
 @fault(caught_by=_QUIET + "test_a_watch_that_begins_with_a_trained_network_knows_that")
@@ -842,3 +842,18 @@ def what_answers_explain_is_never_half(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.examination import erased
 
     patch.setattr(erased, "HALF", 0.1)
+
+
+@fault(caught_by=_LEARNS + "test_averages_lag_behind_a_network_that_begins_to_learn")
+def averages_never_lag(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import eval_mode, population
+
+    for module in (eval_mode, population):
+        patch.setattr(module, "is_lagging", lambda _: False)
+
+
+@fault(caught_by=_LEARNS + "test_averages_lag_behind_a_network_that_begins_to_learn")
+def averages_lag_for_ever(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import eval_mode
+
+    patch.setattr(eval_mode, "YOUNG", 1 << 30)

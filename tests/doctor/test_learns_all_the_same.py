@@ -395,3 +395,30 @@ def test_d29_a_size_that_halves_the_error_is_erased(lights: bool) -> None:
     data = list(zip(x.split(128), target[:, None].split(128), strict=True))
     found = diagnose(inner, data, F.mse_loss)
     assert bool(severities(found, "D29", "of a sample explains")) is lights
+
+
+@pytest.mark.parametrize("batches_counted", [48, 300])
+def test_averages_lag_behind_a_network_that_begins_to_learn(
+    batches_counted: int,
+) -> None:
+    """What is off by less than half a deviation passes, but not after 300 batches."""
+    y = torch.randint(4, (3200,))
+    x = 1.5 * F.one_hot(y, 8).float() + torch.randn(3200, 8)
+    data = list(zip(x.split(100), y.split(100), strict=True))
+    norm, last = nn.BatchNorm1d(32), nn.Linear(32, 4)
+    model = nn.Sequential(nn.Linear(8, 32), norm, nn.ReLU(), last)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for inputs, wanted in (data * 2)[:48]:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), wanted).backward()
+        optimizer.step()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    side = (last.weight[0] - last.weight[1]).detach().sign()
+    norm.running_mean -= 0.47 * norm.running_var.sqrt() * side
+    norm.num_batches_tracked.fill_(batches_counted)
+    found = diagnose(model, data, F.cross_entropy)
+    told = {(f.id, f.severity) for f in found.findings if f.id in ("D01", "D02")}
+    is_young = batches_counted < 100
+    assert told == {(id_, "info" if is_young else "warning") for id_ in ("D01", "D02")}

@@ -2,14 +2,14 @@
 
 Each takes a `Statistics` and yields a `Finding` for every layer it checks: an error, a
 warning, an info, `clear` with the value, or `not_judged` with the reason. Grouped by
-subject: `population` (running statistics against the inputs), `averages` (how they are
-kept), `buffers` (their values and precision), `batch_size`, `batches` (what a batch
-holds, with `in_order`), `modes` (training and eval mode), `weights` (with `steps` and
-`too_large`), `saturation`, `signals` and `gradients` (over the depth, with
-`no_gradient`), `inputs` (their scale), `basics` (norms of single samples, output, order
-of the layers, with `answers`, `targets`, `outliers`, `few_samples`, `progress` and
-`not_finite`), `transformers` (residual stream, attention, gains, post-norm), `spikes`
-(the loss over the steps).
+subject: `population` (running statistics against the inputs), `eval_mode` (what it
+costs), `averages` (how they are kept), `buffers` (their values and precision),
+`batch_size`, `batches` (what a batch holds, with `in_order`), `modes` (training and
+eval mode), `weights` (with `steps` and `too_large`), `saturation`, `signals` and
+`gradients` (over the depth, with `no_gradient`), `inputs` (their scale), `basics`
+(norms of single samples, output, order of the layers, with `answers`, `targets`,
+`outliers`, `few_samples`, `progress` and `not_finite`), `transformers` (residual
+stream, attention, gains, post-norm), `spikes` (the loss over the steps).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from normkit.doctor.checks import (
     batch_size,
     batches,
     buffers,
+    eval_mode,
     gradients,
     inputs,
     modes,
@@ -44,8 +45,17 @@ CHECKS: dict[str, Check] = dict(
     sorted(
         item
         for group in (
-            *(averages, basics, batch_size, batches, buffers, gradients, inputs),
-            *(modes, population, saturation, signals, spikes, transformers, weights),
+            *(averages, basics, batch_size, batches, buffers, eval_mode, gradients),
+            *(
+                inputs,
+                modes,
+                population,
+                saturation,
+                signals,
+                spikes,
+                transformers,
+                weights,
+            ),
         )
         for item in group.CHECKS.items()
     )

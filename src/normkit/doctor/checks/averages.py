@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.checks.distance import distance
-from normkit.doctor.checks.population import (
+from normkit.doctor.checks.eval_mode import (
     FITTING,
     FITTING_FIX,
     HARMLESS,
+    LAGGING,
     MOMENTUM_HIGH,
     STARTING,
     costs_nothing,
     for_now,
+    is_lagging,
     train_eval_gap,
     weights_fit_statistics,
 )
@@ -72,7 +74,8 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
                 # This is the cause; at a lower momentum D04 is.
                 severity = "error"
         is_harmless = severity == "warning" and costs_nothing(statistics)
-        if is_harmless:
+        lags = severity == "warning" and not is_harmless and is_lagging(statistics)
+        if is_harmless or lags:
             severity = "info"
         is_early = severity != "clear" and is_starting(statistics)
         if is_early or (statistics.while_training and severity == "warning"):
@@ -88,7 +91,8 @@ def ema_not_warm(statistics: Statistics) -> Iterator[Finding]:
             f"of {weight:.0%}"
             + FITTING * is_right
             + STARTING * is_early
-            + HARMLESS * is_harmless,
+            + HARMLESS * is_harmless
+            + LAGGING * lags,
             FITTING_FIX
             if is_right
             else "train longer before eval, or normkit.calibrate(model, loader), or "

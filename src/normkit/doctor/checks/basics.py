@@ -9,11 +9,11 @@ from functools import partial
 
 from normkit.doctor.checks.answers import answers
 from normkit.doctor.checks.dependence import dependence
+from normkit.doctor.checks.eval_mode import are_served_singly
 from normkit.doctor.checks.few_samples import few_samples
 from normkit.doctor.checks.no_gradient import uncleared
 from normkit.doctor.checks.not_finite import not_finite
 from normkit.doctor.checks.outliers import outliers
-from normkit.doctor.checks.population import are_served_singly
 from normkit.doctor.checks.progress import progress
 from normkit.doctor.checks.targets import (
     BINARY,

@@ -16,7 +16,7 @@ from normkit.doctor.channel_statistics import (
     MIN_EFFECTIVE_BATCHES,
     ChannelStatistics,
 )
-from normkit.doctor.checks.population import (
+from normkit.doctor.checks.eval_mode import (
     SINGLE,
     are_served_singly,
     costs_nothing,

@@ -16,12 +16,12 @@ import torch
 from normkit.doctor.channel_statistics import (
     ChannelStatistics,
 )
-from normkit.doctor.checks.in_order import in_order
-from normkit.doctor.checks.population import (
+from normkit.doctor.checks.eval_mode import (
     costs_nothing,
     eval_is_better,
     train_eval_gap,
 )
+from normkit.doctor.checks.in_order import in_order
 from normkit.doctor.checks.progress import has_learned, has_learned_nothing
 from normkit.doctor.checks.read_padding import read_padding
 from normkit.doctor.checks.targets import BINARY, COMPARING, NLL

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.checks.distance import MAX_NOISE, distance
-from normkit.doctor.checks.modes import is_kept_new
-from normkit.doctor.checks.population import (
+from normkit.doctor.checks.eval_mode import (
     costs_nothing,
     train_eval_gap,
     weights_fit_statistics,
 )
+from normkit.doctor.checks.modes import is_kept_new
 from normkit.doctor.checks.progress import has_learned, is_untrained
 from normkit.doctor.checks.signals import activations_explode, activations_vanish
 from normkit.doctor.checks.thresholds import above, too_few

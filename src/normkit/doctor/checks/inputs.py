@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
+from normkit.doctor.checks.eval_mode import costs_nothing
 from normkit.doctor.checks.other_scale import SCALE_FIX, of_other_scale
-from normkit.doctor.checks.population import costs_nothing
 from normkit.doctor.checks.progress import has_learned, has_learned_all
 from normkit.doctor.checks.thresholds import MIN_SAMPLES
 from normkit.doctor.finding import Finding, Severity

@@ -1,4 +1,4 @@
-"""Checks of the running statistics against the layer's inputs: D01 and D02."""
+"""Check of the running statistics against the layer's inputs: D01."""
 
 from __future__ import annotations
 
@@ -7,127 +7,52 @@ from collections.abc import Iterator
 from functools import partial
 
 from normkit.doctor.checks.distance import Distance, distance, has_finite_inputs
+from normkit.doctor.checks.eval_mode import (
+    FITTING,
+    FITTING_FIX,
+    HARMLESS,
+    LAGGING,
+    METRIC_ERROR,
+    SINGLE,
+    STARTING,
+    are_served_singly,
+    costs_nothing,
+    for_now,
+    is_lagging,
+    train_eval_gap,
+    weights_fit_statistics,
+)
 from normkit.doctor.checks.other_scale import SCALE_FIX, of_other_scale
 from normkit.doctor.checks.progress import (
     has_learned,
     is_starting,
     is_untrained,
 )
-from normkit.doctor.checks.thresholds import above, too_few
-from normkit.doctor.finding import Finding, Severity
+from normkit.doctor.checks.thresholds import too_few
+from normkit.doctor.finding import Finding
 from normkit.doctor.measurements import (
-    Evaluation,
     NormStatistics,
     Statistics,
-    standard_error,
 )
 
-__all__ = [
-    "CHECKS",
-    "FITTING",
-    "FITTING_FIX",
-    "HARMLESS",
-    "MOMENTUM_HIGH",
-    "SINGLE",
-    "STARTING",
-    "are_served_singly",
-    "costs_nothing",
-    "eval_is_better",
-    "for_now",
-    "stale_statistics",
-    "train_eval_gap",
-    "weights_fit_statistics",
-]
-
-# A loss half as large again, as in TheDeepChecker. Accuracy: healthy runs lose at
-# most .2 points; momentum .01 lost 2.2 and .001 42.8.
-LOSS_RATIO = 1.5
-METRIC_WARNING, METRIC_ERROR = 0.01, 0.1
-# A loss of accuracy that is one whatever the loss says. While they learn fast, healthy
-# programs lose up to .085.
-METRIC_SURE = 0.05
+__all__ = ["CHECKS", "stale_statistics"]
 # The loss of answers over that of their mean, from which they are of little use.
 POOR = 0.5
 
-# At .5 the last two batches have a weight of 3/4. The reversed convention gives .9 and
-# above.
-MOMENTUM_HIGH = 0.5
-# Single samples whose losses tell one mode from the other.
-LEAST_SINGLE = 20
-# What a loss may differ by, and what it may be of that of other samples' answers, to
-# count as the same.
-NEAR, NEGLIGIBLE = 0.1, 0.01
-
 _D01 = partial(Finding, "D01", "stale_statistics")
-_D02 = partial(Finding, "D02", "train_eval_gap")
 
 
-def weights_fit_statistics(statistics: Statistics) -> bool:
-    """Return True where eval mode is at least as good as batch statistics.
-
-    The weights then fit the running statistics, as after training with frozen batch
-    norms or in eval mode, and statistics of the data would do harm.
-    """
-    found = statistics.evaluation
-    if found is None or too_few(sum(found.samples)):
-        return False
-    if not found.mean(found.running_loss) <= found.mean(found.batch_loss):
-        return False
-    return not _is_sure(found, found.batch_metric, -1.0) if found.batch_metric else True
-
-
-def eval_is_better(statistics: Statistics) -> bool:
-    """Return True where eval mode is better by more than two standard errors.
-
-    By the metric, against batch statistics on the same batches with dropout off: what
-    the running statistics hold does no harm then. A loss does not tell: where dropout
-    has made the running variance large, answers are small in eval mode, and so are
-    their errors, right or wrong.
-    """
-    found = statistics.evaluation
-    if found is None or too_few(sum(found.samples)) or len(found.samples) < 2:
-        return False
-    pairs = zip(found.running_metric, found.batch_metric, strict=True)
-    if not found.batch_metric:
-        return False
-    gains = [better - worse for better, worse in pairs]
-    return sum(gains) / len(gains) > 2 * standard_error(gains)
-
-
-def are_served_singly(statistics: Statistics) -> bool:
-    """Return True for batches of one sample that are not those of the training.
-
-    Eval mode is better than their own statistics, by more than two standard errors: the
-    weights were trained with those of larger batches.
-    """
-    found = statistics.evaluation
-    if found is None or not found.samples or max(found.samples) > 1:
-        return False
-    pairs = [*zip(found.running_loss, found.batch_loss, strict=True)]
-    if len(pairs) < LEAST_SINGLE:
-        return False
-    gains = [batch - running for running, batch in pairs]
-    return sum(gains) / len(gains) > 2 * standard_error(gains)
-
-
-def costs_nothing(statistics: Statistics) -> bool:
-    """Return True where the loss in eval mode is that under batch statistics.
-
-    To a tenth, to its error, or where both are a hundredth of the loss of other
-    samples' answers.
-    """
-    found = statistics.evaluation
-    if found is None or too_few(sum(found.samples)) or len(found.samples) < 2:
-        return False
-    if any(finding.is_alarm for finding in train_eval_gap(statistics)):
-        return False
-    batch, running = found.mean(found.batch_loss), found.mean(found.running_loss)
-    if found.shuffled_loss and 0 <= running < NEGLIGIBLE * found.mean(
-        found.shuffled_loss
-    ):
-        return True
-    is_near = abs(running - batch) <= NEAR * abs(batch)
-    return is_near or not _is_sure(found, found.batch_loss, 1.0)
+_POOR = (
+    "; neither they nor batch statistics give good answers: the inputs are others than "
+    "those of the training"
+)
+_INPUTS_FIX = (
+    "prepare the inputs as those of the training were: range, mean and standard "
+    "deviation of the training data, order of the columns"
+)
+_STALE_FIX = (
+    "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
+)
 
 
 def _costs_little(statistics: Statistics) -> bool:
@@ -158,40 +83,11 @@ def _are_poor(statistics: Statistics) -> bool:
     return found.mean(found.running_loss) > POOR * found.mean(found.common_loss) > 0
 
 
-_POOR = (
-    "; neither they nor batch statistics give good answers: the inputs are others than "
-    "those of the training"
-)
-_INPUTS_FIX = (
-    "prepare the inputs as those of the training were: range, mean and standard "
-    "deviation of the training data, order of the columns"
-)
-FITTING = (
-    "; eval mode is at least as good as batch statistics, so the weights fit them "
-    "(frozen batch norm, or training in eval mode)"
-)
-STARTING = "; training has just begun, and the answers say little yet"
-PASSING = (
-    "; the statistics of each layer are those of its recent inputs: it passes as the "
-    "learning rate falls"
-)
-SINGLE = (
-    "; these are batches of one sample, and eval mode is better than their statistics: "
-    "the training had larger ones"
-)
-HARMLESS = "; eval mode is hardly worse than batch statistics (D02)"
-_STALE_FIX = (
-    "recompute the statistics for the current weights: normkit.calibrate(model, loader)"
-)
-FITTING_FIX = (
-    "keep the statistics, and the layer frozen: normkit.convert(model, to='frozen')"
-)
-
-
 def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
     """Check D01: the running statistics are not those of the layer's inputs."""
     is_fitting = weights_fit_statistics(statistics)
     is_single = are_served_singly(statistics)
+    lags = is_lagging(statistics)
     nothing_learned = is_untrained(statistics)
     has_gap = any(finding.is_alarm for finding in train_eval_gap(statistics))
     is_harmless = costs_nothing(statistics) or _keeps_metric(statistics)
@@ -229,9 +125,9 @@ def stale_statistics(statistics: Statistics) -> Iterator[Finding]:
             # nothing: the gap shows that this channel is more than that.
             severity, value, threshold = "error", found.excess, float(found.channels)
             evidence = _of_channel(found, norm) + "; " + evidence
-        elif severity == "warning" and is_harmless:
+        elif severity == "warning" and (is_harmless or lags):
             severity = "info"
-            evidence += HARMLESS
+            evidence += HARMLESS if is_harmless else LAGGING
         elif severity == "error" and costs_little:
             severity = "warning"  # no graver than what it does
         is_of_inputs = layer.name == scaled and severity in ("error", "warning")
@@ -288,12 +184,6 @@ def _of_other_inputs(statistics: Statistics) -> Iterator[Finding]:
     )
 
 
-def for_now(statistics: Statistics, severity: Severity) -> Severity:
-    """Return the severity in the first steps, where what is an error later passes."""
-    is_error = severity == "error" and statistics.has_just_begun
-    return "warning" if is_error else severity
-
-
 def _of_channel(found: Distance, norm: NormStatistics) -> str:
     channel = found.channel
     return (
@@ -320,107 +210,4 @@ def _reason(norm: NormStatistics) -> str:
     )
 
 
-def train_eval_gap(statistics: Statistics) -> Iterator[Finding]:
-    """Check D02: eval mode is worse than batch statistics on the same batches."""
-    found, norms = statistics.evaluation, [norm for _, norm in statistics.norms]
-    is_frozen = all(norm.frozen for norm in norms)
-    if is_frozen and (found is None or found.running_loss == found.batch_loss):
-        return
-    # Else instance norms with running statistics: they tell of no batch. Or norms whose
-    # averages have names of their own.
-    fix = _GAP_FIX
-    if is_frozen:
-        is_instance = any("InstanceNorm" in layer.kind for layer in statistics.layers)
-        fix = _TRACKED_FIX if is_instance else _OWN_FIX
-    is_new = all(norm.is_new for norm in norms) if norms else not statistics.has_moved
-    if is_new and (norms or not has_learned(statistics)):
-        reason = "the layers are new and have counted no batch yet"
-        yield _D02("", "not_judged", evidence=reason)
-        return
-    if found is None:
-        yield _D02("", "not_judged", evidence="there is no loss_fn to compare with")
-        return
-    samples = sum(found.samples)
-    if reason := too_few(samples):
-        yield _D02("", "not_judged", evidence=reason)
-        return
-    batch, running = found.mean(found.batch_loss), found.mean(found.running_loss)
-    ratio = running / batch if batch > 0 else math.nan
-    evidence = f"loss {running:.3g} in eval mode, {batch:.3g} with batch statistics"
-    details = {"batch_loss": batch, "running_loss": running, "loss_ratio": ratio}
-    if found.batch_metric:
-        metric = found.mean(found.batch_metric), found.mean(found.running_metric)
-        drop = metric[0] - metric[1]
-        details |= {"batch_metric": metric[0], "running_metric": metric[1]}
-        evidence = (
-            f"{metric[1]:.1%} in eval mode, {metric[0]:.1%} with batch statistics "
-            f"on the same {samples} samples; {evidence}"
-        )
-        severity, threshold = above(drop, warning=METRIC_WARNING, error=METRIC_ERROR)
-        is_sure = ratio > LOSS_RATIO and _is_sure(found, found.batch_metric, -1.0)
-        if severity == "warning" and not (drop > METRIC_SURE or is_sure):
-            severity = "clear"
-        if weights_fit_statistics(statistics):
-            severity = "clear"  # a drop within its error, at a lower loss
-        if severity in ("warning", "error") and drop < 1 and _are_recent(statistics):
-            threshold = METRIC_WARNING
-            if severity == "error":
-                severity = "warning"
-            else:
-                severity, evidence = "info", evidence + PASSING
-        if severity != "clear" and is_starting(statistics):
-            severity, evidence = "info", evidence + STARTING
-        severity = for_now(statistics, severity)
-        yield _D02("", severity, drop, threshold, evidence, fix, details)
-        return
-    if math.isnan(ratio):
-        reason = f"a loss of {batch:.3g} has no ratio; pass metric="
-        yield _D02("", "not_judged", evidence=reason, details=details)
-        return
-    sure = _is_sure(found, found.batch_loss, 1.0)
-    severity: Severity = "warning" if ratio > LOSS_RATIO and sure else "clear"
-    evidence += f", on the same {samples} samples"
-    if severity != "clear" and is_starting(statistics):
-        severity, evidence = "info", evidence + STARTING
-    yield _D02("", severity, ratio, LOSS_RATIO, evidence, fix, details)
-
-
-_TRACKED_FIX = (
-    "set track_running_stats=False on the instance norms: with it they normalize by "
-    "running statistics in eval mode, and no sample by its own"
-)
-_OWN_FIX = (
-    "look at how norms of a class of their own, or calls of F.batch_norm, keep their "
-    "averages: new = (1 - momentum) * old + momentum * batch, from all batches of the "
-    "training, in buffers; or take torch.nn's, whose averages normkit.calibrate(model, "
-    "loader) recomputes; of a scripted model, before torch.jit.script"
-)
-_GAP_FIX = (
-    "recompute the statistics with normkit.calibrate(model, loader); where no other "
-    "finding says why they were wrong, the weights have moved since: lower the "
-    "learning rate before evaluating"
-)
-
-
-def _are_recent(statistics: Statistics) -> bool:
-    """Return True where each layer's statistics are those of its inputs.
-
-    Their small errors then add up over the layers, as those of the last few weights do
-    while a network learns fast: it passes as the learning rate falls.
-    """
-    moving = [norm for _, norm in statistics.norms if not norm.frozen]
-    found = [distance(norm) for norm in moving]
-    if any((norm.momentum or 0) >= MOMENTUM_HIGH for norm in moving):
-        return False  # they are those of a batch or two, and stay so
-    return bool(found) and all(d is not None and d.severity == "clear" for d in found)
-
-
-def _is_sure(found: Evaluation, batch: tuple[float, ...], sign: float) -> bool:
-    """Return True where eval mode is worse by more than two standard errors."""
-    running = found.running_metric if sign < 0 else found.running_loss
-    worse = [sign * (r - b) for r, b in zip(running, batch, strict=True)]
-    error = standard_error(worse) if len(worse) > 1 else 0.0
-    return sum(worse) / len(worse) > 2 * error
-
-
-CHECKS = {"D01": stale_statistics, "D02": train_eval_gap}
+CHECKS = {"D01": stale_statistics}

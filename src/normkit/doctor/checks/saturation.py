@@ -6,7 +6,7 @@ import statistics as numbers
 from collections.abc import Iterator
 from functools import partial
 
-from normkit.doctor.checks.population import costs_nothing, train_eval_gap
+from normkit.doctor.checks.eval_mode import costs_nothing, train_eval_gap
 from normkit.doctor.checks.progress import (
     has_learned,
     has_learned_all,
@@ -108,10 +108,13 @@ def saturation(statistics: Statistics) -> Iterator[Finding]:
             share, warning=SATURATED_WARNING, error=SATURATED_ERROR
         )
         clause = ""
-        if severity == "error" and has_learned_all(statistics):
-            severity = "warning"
-        if severity == "warning" and (has_learned(statistics) or loss_fell(statistics)):
-            severity, clause = "info", "; the network has learned with the others"
+        can_do = has_learned(statistics) or loss_fell(statistics)
+        if severity == "error" and can_do:
+            severity = "info" if has_learned_all(statistics) else "warning"
+        elif severity == "warning" and can_do:
+            severity = "info"
+        if severity == "info":
+            clause = "; the network has learned with the others"
         yield _D20(
             layer.name,
             severity,
