@@ -25,7 +25,6 @@ __all__ = [
     "below_autograd",
     "dtensor_like",
     "has_forward_mode",
-    "has_function_mode",
     "has_mode_or_tracer",
     "has_tangent",
     "has_transforms",
@@ -62,7 +61,7 @@ except AttributeError:  # torch 2.6
 # grad, vmap, jvp and functionalize of torch.func.
 has_transforms: Callable[[], bool] = torch._C._are_functorch_transforms_active
 # `with torch.device(...)`, and every other mode of the function protocol.
-has_function_mode: Callable[[], int] = torch._C._len_torch_function_stack
+_has_function_mode: Callable[[], int] = torch._C._len_torch_function_stack
 # Wrapped by a transform, also by one that has ended.
 is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 # autograd.grad(is_grads_batched=True) maps over the backward alone.
@@ -104,7 +103,7 @@ def is_observed() -> bool:
         _is_in_dynamo()
         or has_transforms()
         or _modes()
-        or has_function_mode()
+        or _has_function_mode()
         or _tracer()
         or forward_ad._current_level >= 0
     )

@@ -121,7 +121,9 @@ def _in_one_line(error: Exception) -> str:
     # Newer versions of typer bundle click, so its errors are recognized by a method.
     tell = getattr(error, "format_message", None)
     if tell is not None:
-        text = f"{tell().rstrip('.')}; see `normkit --help`"
+        context = getattr(error, "ctx", None)
+        path = getattr(context, "command_path", "") or "normkit"
+        text = f"{tell().rstrip('.')}; see `{path} --help`"
     elif _is_expected(error):
         text = str(error)
     else:

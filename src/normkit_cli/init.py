@@ -57,7 +57,7 @@ def command(
 
     check_file("--out", out)
     found = read_target(target)
-    inputs = _example_inputs(found)
+    inputs = _example_inputs(found, scheme)
     source = torch.Generator().manual_seed(seed)
     forward = None if found.example_inputs is not None else found.forward
     report = initialize(
@@ -79,11 +79,17 @@ def command(
     return 0 if _is_sound(report) else 1
 
 
-def _example_inputs(target: Target) -> Any:
+def _example_inputs(target: Target, scheme: str) -> Any:
     from normkit.errors import TargetError
     from normkit.modeling.batch import inputs_of
 
     if target.example_inputs is not None or target.loader is None:
+        if target.example_inputs is None and scheme in ("auto", "lsuv"):
+            raise TargetError(
+                f"--scheme {scheme} runs the model: let the target return "
+                "{'model': …, 'example_inputs': x}, or a loader, or choose --scheme "
+                "kaiming"
+            )
         return target.example_inputs
     batch = target.first_batch()
     if batch is None:

@@ -179,7 +179,7 @@ def test_opacus_472_group_norm_matches_batch_norm_on_data() -> None:
     kept, blind = copy.deepcopy(model), copy.deepcopy(model)
     parameters = list(model.parameters())
     convert(blind, to="group", num_groups=2)
-    report = convert(model, to="group_norm", num_groups=2, batches=list(x.split(20)))
+    report = convert(model, to="group", num_groups=2, batches=list(x.split(20)))
     assert all(p is q for p, q in zip(parameters, model.parameters(), strict=False))
     assert isinstance(model[1], nn.GroupNorm)
     assert model[1].num_groups == 2

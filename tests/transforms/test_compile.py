@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import normkit
 import normkit.nn as n
+from normkit.kernels.epilogue import ACTIVATIONS
 from transforms.compiling import fresh_compiler
 
 C = 4
@@ -89,9 +90,8 @@ def batch(**options: Any) -> tuple[Build, tuple[int, ...]]:
     return lambda: n.BatchNorm2d(C, **options), (6, C, 3, 5)
 
 
-ACTIVATIONS = ("relu", "leaky_relu", "silu", "gelu", "sigmoid", "tanh")
 OPTIONS: dict[str, tuple[Build, tuple[int, ...]]] = {
-    **{name: batch(activation=name) for name in ACTIVATIONS},
+    **{name: batch(activation=name) for name in ACTIVATIONS if name != "none"},
     "recompute": batch(activation="relu", memory="recompute"),
     "small: running": batch(on_small_batch="running", momentum=0.3),
     "small: renorm": batch(on_small_batch="renorm", momentum=0.3),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,7 +54,6 @@ def convert(
     strict: bool = True,
     example_inputs: Any = None,
     memory: Mode | None = None,
-    call: Forward | None = None,
 ) -> ConversionReport:
     """Replace the normalizations of `model` by others, in place.
 
@@ -73,8 +71,8 @@ def convert(
             torch.fx or torch.export is set to eval mode. `"ghost"`: batch norm
             with `ghost_size`. `"normkit"`, `"torch"`: the layer of the same name in
             that library, also for layer, group, instance and RMS norm; a layer that was
-            synchronized or frozen becomes what it was before. `"group"` (or
-            `"group_norm"`): every batch norm becomes `GroupNorm`.
+            synchronized or frozen becomes what it was before. `"group"`: every batch
+            norm becomes `GroupNorm`.
         process_group: For `"sync"`; as in `SyncBatchNorm`.
         ghost_size: For `"ghost"`; as in `BatchNorm1d`.
         num_groups: For `"group"`: the most groups; a layer takes the largest divisor
@@ -122,13 +120,6 @@ def convert(
           1: relu
     """
     check_model("convert", model, () if batches is None else batches)
-    if call is not None:
-        warnings.warn(
-            "convert(call=) is now forward=; the old name goes in the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        forward = call
     options = {"process_group": process_group, "ghost_size": ghost_size}
     _check_arguments(to, process_group, ghost_size, num_groups, batches)
     for name, value in (("example_inputs", example_inputs), ("memory", memory)):
@@ -175,7 +166,7 @@ def convert(
         for name, module, cls in planned:
             old = type(module).__name__
             match = matches.get(id(module))
-            if cls is ours.GroupNorm and to.startswith("group"):
+            if cls is ours.GroupNorm and to == "group":
                 swap_to_group_norm(module, num_groups, match)
             else:
                 swap_class(module, cls, to, options)
@@ -219,9 +210,9 @@ def _check_arguments(
             f"ghost_size={ghost_size} with to={to!r}: ghost_size= belongs to "
             "to='ghost', which needs it"
         )
-    if batches is not None and not to.startswith("group"):
+    if batches is not None and not to == "group":
         raise ArgumentError(f"batches= belongs to to='group', got to={to!r}")
-    if num_groups != _MAX_GROUPS and not to.startswith("group"):
+    if num_groups != _MAX_GROUPS and not to == "group":
         raise ArgumentError(
             f"num_groups={num_groups} belongs to to='group', got to={to!r}"
         )

@@ -46,7 +46,7 @@ __all__ = [
     "scripted_norm",
 ]
 
-TARGETS = ("sync", "frozen", "ghost", "normkit", "torch", "group", "group_norm")
+TARGETS = ("sync", "frozen", "ghost", "normkit", "torch", "group")
 
 _RANKED = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d")
 _BATCH = (*_RANKED, "SyncBatchNorm", "FrozenBatchNorm")
@@ -141,7 +141,7 @@ def class_for(module: nn.Module, to: str) -> type[nn.Module]:
         raise RefusalError(f"{name} is no batch norm that to={to!r} is defined for")
     if name not in (*_BATCH, *_OTHERS):
         raise RefusalError(f"torch.nn has no {name}, and it is no plain batch norm")
-    if to in ("group", "group_norm"):
+    if to == "group":
         if custom is not None:
             raise RefusalError(f"{custom.__name__} is a subclass of batch norm")
         _check_activation(module, "GroupNorm")

@@ -262,7 +262,7 @@ def explain_case(
             return done[-1][1]
 
         samples = [num_samples(batch) for batch in case.batches]
-        batch, running = _known(case, statistics)
+        batch, running = _known(statistics)
         done.append((before, running))
         back = swapped(reference_of_frozen) if reference_of_frozen else running
         start = swapped(warm)
@@ -322,7 +322,7 @@ def _are_equal(
     return True
 
 
-def _known(case: Case, statistics: Statistics) -> tuple[list[float], list[float]]:
+def _known(statistics: Statistics) -> tuple[list[float], list[float]]:
     """Return the measure of each batch under batch statistics and in eval mode.
 
     Raises:

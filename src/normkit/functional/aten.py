@@ -21,7 +21,7 @@ from torch import Tensor
 
 from normkit.functional.autograd import run
 from normkit.functional.memory.block import memory_mode
-from normkit.kernels.choose import asked_for
+from normkit.kernels.asked_for import asked_for
 from normkit.kernels.cpu.call import NativeCall
 from normkit.kernels.cpu.loading import library
 from normkit.kernels.deterministic import deterministic_asked_for

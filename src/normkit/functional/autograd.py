@@ -1,7 +1,8 @@
 """The autograd function: a forward on kernels, and its backward.
 
-`call` is a `NativeCall` or `Passes` with its `Spec`. The first derivative runs on the
-same kernels as the forward; a second one differentiates the formula.
+`call` is a `NativeCall`, `GpuCall`, `RanksCall` or `Passes`, with its `Spec`. The first
+derivative runs on the same kernels as the forward; a second one differentiates the
+formula.
 """
 
 from __future__ import annotations

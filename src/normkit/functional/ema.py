@@ -11,7 +11,8 @@ from torch import Tensor
 
 from normkit.errors import ArgumentError, DtypeError, ShapeError
 from normkit.functional.dtensor import is_dtensor, local_running
-from normkit.kernels.choose import asked_for, backend_named
+from normkit.kernels.asked_for import asked_for
+from normkit.kernels.choose import backend_named
 from normkit.kernels.cpu import CpuBackend
 from normkit.kernels.spec import Running
 from normkit.moments import Moments

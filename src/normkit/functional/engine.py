@@ -22,7 +22,7 @@ from normkit.functional.passes import Passes
 from normkit.functional.ranks_call import ranks_call_for
 from normkit.functional.route import Route, route_of
 from normkit.functional.signature import find, remember, signature
-from normkit.kernels.choose import asked_for
+from normkit.kernels.asked_for import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.epilogue import Epilogue
 from normkit.kernels.spec import Operands, Running, Spec

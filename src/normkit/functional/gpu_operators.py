@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from normkit.functional import differentiable
-from normkit.kernels.choose import asked_for, backend_named, choose
+from normkit.kernels.asked_for import asked_for
+from normkit.kernels.choose import backend_named, choose
 from normkit.kernels.gpu import GpuBackend
 from normkit.kernels.gpu.call import GpuCall, unpacked
 from normkit.kernels.gpu.config import FORWARD_ROW

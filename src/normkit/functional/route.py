@@ -27,8 +27,6 @@ class Route(Enum):
     """GPU kernels as operators of torch, which a compiler does not trace into."""
     DIFFERENTIABLE = "differentiable"
     """The formula in torch operations."""
-    RECORDED = "recorded"
-    """A recorded call of torch.nn's layer, for torch.fx and torch.jit.trace."""
 
 
 def route_of(spec: Spec, operands: Operands, running: Running | None) -> Route:

@@ -17,7 +17,7 @@ from normkit.errors import ShapeError
 from normkit.functional.autograd import gradients
 from normkit.functional.memory.block import memory_mode
 from normkit.functional.signature import find, remember, signature
-from normkit.kernels.choose import asked_for
+from normkit.kernels.asked_for import asked_for
 from normkit.kernels.cpu.call import NativeCall, call_for
 from normkit.kernels.spec import Spec
 from normkit.torch_state import is_observed, unwrapped_apply

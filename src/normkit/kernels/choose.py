@@ -23,7 +23,6 @@ from normkit.views import View, view_of
 
 __all__ = [
     "Explanation",
-    "asked_for",
     "available_backends",
     "backend",
     "backend_named",
@@ -85,11 +84,6 @@ class Explanation:
 def available_backends() -> tuple[str, ...]:
     """Return the names of the backends, in order of preference."""
     return tuple(_BACKENDS)
-
-
-def asked_for() -> str | None:
-    """Return the backend that the enclosing block asks for by name, if any."""
-    return asked_for_name.get()
 
 
 def backend_named(name: str) -> Backend:

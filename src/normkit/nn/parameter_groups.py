@@ -51,5 +51,5 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-# Normalizations of normkit whose parameters may have two dimensions or more.
-_BY_NAME = ("PerActivationBatchNorm", "FilterResponseNorm", "TLU")
+# Those of normkit whose parameters may have two dimensions or more.
+_BY_NAME = ("PerActivationBatchNorm",)

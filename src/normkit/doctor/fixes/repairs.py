@@ -73,7 +73,8 @@ class RepairResult(Result, list[str]):
 
 # Statistics are saved with the weights; these settings are not.
 IN_CODE = {
-    "D04": "where the layers are made, write momentum=0.1",
+    "D04": "where the layers are made, write the momentum that the finding gives, or "
+    "leave it out: torch's default is 0.1",
     "D06": "give the loader drop_last=True, or make these layers as "
     "normkit.nn.BatchNorm…(on_small_batch='running')",
     "D07": "after the weights are loaded, call normkit.convert(model, to='frozen')",
