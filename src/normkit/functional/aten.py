@@ -6,6 +6,10 @@ error of about 1e-7·|mean|/std. So the statistics that they save for their back
 verified; where a mean lies further than `MAX_OFFSET` standard deviations from 0, or
 anything is not finite, the kernels run instead.
 
+Not in half precision, where it would save 16 of 60 µs: torch keeps mean and 1/std in
+bfloat16 for its backward, and sums the gradients of weight and bias in it, which are
+off by 2 to 27 % from 16 rows on (by 0.4 % with the kernels).
+
 RMS and instance norm have no such route: the kernels are faster at every size. Batch
 norm has none either: the output that `less_memory()` recomputes would differ from it in
 the last bit, for a gain from 0.82 to 0.93 of torch's speed, on 16k values at most.
