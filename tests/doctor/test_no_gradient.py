@@ -150,7 +150,9 @@ def _cut_off(model: nn.Module, loss: Any = F.cross_entropy) -> list[Finding]:
 def test_a_forward_that_leaves_the_graph_is_named_with_its_layers(passes: Any) -> None:
     model = TwoParts(passes)
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    versions = [p._version for p in model.parameters()]
     (found,) = _cut_off(model)
+    assert [p._version for p in model.parameters()] == versions
     assert (found.severity, found.layer) == ("warning", "features.3")
     assert found.details["layers"] == ["features.0", "features.1", "features.3"]
     after = model.state_dict()
@@ -174,3 +176,28 @@ def test_features_that_were_trained_may_be_detached() -> None:
     nn.init.normal_(norm.weight, 1.0, 0.2)
     (found,) = _cut_off(model)
     assert found.severity == "info"
+
+
+def test_a_loss_that_refuses_other_weights_is_left_alone() -> None:
+    """And a model that cannot be copied has its own weights afterwards."""
+
+    class Uncopied(TwoParts):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise RuntimeError("holds a handle")
+
+    model = Uncopied(Tensor.detach)
+    weight = model.features[3].weight
+    own = weight.detach().clone()
+    kept = [(p, p.data_ptr(), p._version) for p in model.parameters()]
+    refused = []
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        if not torch.equal(weight, own):
+            refused.append(out)
+            raise ValueError("these are no logits")
+        return F.cross_entropy(out, y)
+
+    assert not _cut_off(model, loss)
+    assert refused
+    assert torch.equal(weight, own)
+    assert [(p, p.data_ptr(), p._version) for p in model.parameters()] == kept

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -36,6 +36,12 @@ def detached(
     """
     if not layers:
         return ()
+    with suppress(Exception):  # the user's functions, with weights they never had
+        return _read(loss, layers)
+    return ()
+
+
+def _read(loss: Callable[[], float], layers: dict[str, nn.Module]) -> tuple[str, ...]:
     was = loss()
     if not math.isfinite(was):
         return ()
@@ -55,16 +61,18 @@ def detached(
 
 @contextmanager
 def _changed(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Add noise of their own size to the weights of the modules, for the time being."""
+    """Add noise of their own size to the weights of the modules, for the time being.
+
+    By other tensors in their place: a write would count in `_version`, and fail the
+    backward of a graph that is still alive.
+    """
     held = {id(p): p for m in modules for p in m.parameters(recurse=False)}
-    before = [(p, p.detach().clone()) for p in held.values()]
+    before = [(p, p.data) for p in held.values() if p.numel()]
     try:
-        with torch.no_grad():
-            for p, _ in before:
-                size = p.square().mean().sqrt() if p.numel() else 0.0
-                p.add_(torch.randn_like(p) * size)
+        for p, value in before:
+            size = value.abs().square().mean().sqrt()
+            p.data = value + torch.randn_like(value) * size
         yield
     finally:
-        with torch.no_grad():
-            for p, value in before:
-                p.copy_(value)
+        for p, value in before:
+            p.data = value
