@@ -857,3 +857,10 @@ def averages_lag_for_ever(patch: pytest.MonkeyPatch) -> None:
     from normkit.doctor.checks import eval_mode
 
     patch.setattr(eval_mode, "YOUNG", 1 << 30)
+
+
+@fault(caught_by=_LEARNS + "test_averages_lag_behind_a_network_that_begins_to_learn")
+def averages_of_few_batches_lag(patch: pytest.MonkeyPatch) -> None:
+    from normkit.doctor.checks import eval_mode
+
+    patch.setattr(eval_mode, "COLD", 1.0)
