@@ -197,7 +197,7 @@ def test_doctor_watches_the_target_s_own_loop(capsys, place: str) -> None:
             "no file of torch.save",
         ),
         (("init", "{}:fresh", "--out", "/"), "--out / is a folder"),
-        (("init", "{}:alone"), "pass example_inputs="),
+        (("init", "{}:alone"), "let the target return"),
         (("init", "{}:fresh", "--scheme", "magic"), "scheme='magic'"),
     ],
 )

@@ -1,6 +1,5 @@
 """Every verb takes every shape of batch, and says what is wrong with any other."""
 
-import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -215,21 +214,6 @@ def test_a_wrong_number_of_channels_names_the_layer(verb: str, library: Any) -> 
     batches = [(torch.randn(4, 5, 2, 2), torch.zeros(4, dtype=torch.int64))]
     with pytest.raises(ShapeError, match=r"layer '1'.*requires 3 channels.*got 5"):
         VERBS[verb](model, batches, {})
-
-
-def test_the_former_name_of_forward_is_accepted_for_one_release() -> None:
-    batches = [{"given": x()}]
-    with pytest.warns(DeprecationWarning, match="forward="):
-        report = normkit.convert(
-            Net(),
-            to="group",
-            batches=batches,
-            call=lambda model, batch: model(batch["given"]),
-        )
-    assert report.layers[0].explained is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        normkit.convert(Net(), to="group", batches=[x()])
 
 
 def test_a_calibration_of_nothing_gives_the_reason() -> None:

@@ -331,7 +331,7 @@ def _reproduce(records: dict[str, Record], studies: dict[str, Study]) -> str:
     lines = [
         "# Reproduce\n",
         "```console",
-        "$ pip install 'normkit[demo,report]'",
+        "$ pip install 'normkit[demo]'",
         "$ export NORMKIT_DATA=DATA",
         "$ normkit study run --all --cpu --out claims",
         "$ normkit study report --out claims",

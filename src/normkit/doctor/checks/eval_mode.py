@@ -59,7 +59,7 @@ LEAST_SINGLE = 20
 # Batches in which the weights may move faster than their averages: in 4 of 32 healthy
 # programs eval mode was up to 44 points worse after 24 to 44 steps of 120 to 220, and
 # as good as batch statistics at their end.
-YOUNG = 100
+YOUNG = 60
 # What a loss may differ by, and what it may be of that of other samples' answers, to
 # count as the same.
 NEAR, NEGLIGIBLE = 0.1, 0.01
@@ -74,8 +74,8 @@ PASSING = (
     "learning rate falls"
 )
 LAGGING = (
-    "; these are the first hundred batches, in which the weights move faster than the "
-    "averages: it passes as the learning rate falls"
+    "; these are the first batches of a training, in which the weights move faster "
+    "than the averages: it passes as the learning rate falls"
 )
 SINGLE = (
     "; these are batches of one sample, and eval mode is better than their statistics: "
@@ -138,7 +138,7 @@ def are_served_singly(statistics: Statistics) -> bool:
 def is_lagging(statistics: Statistics) -> bool:
     """Return True where averages follow the weights of a young network that learns.
 
-    In its first hundred batches, with no average far off, and hardly anything left of
+    In its first batches, with no average far off, and hardly anything left of
     the initial values.
     """
     moving = [norm for _, norm in statistics.norms if not norm.frozen]
