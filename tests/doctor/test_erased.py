@@ -1,6 +1,7 @@
 """Norms over single samples that take away what the targets depend on: D29."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -104,3 +105,19 @@ def test_it_takes_no_forward_where_no_target_is_explained() -> None:
     assert calls == []
     few = (x[:16], level(x)[:16])
     assert erased(answers, few, torch.randn(16, 1), few[1]) is None
+
+
+def test_of_the_mean_and_the_size_the_one_that_is_taken_away_is_named() -> None:
+    """Both explain the target; a shift reaches the answers, and a factor does not."""
+    torch.manual_seed(0)
+    size = torch.randn(64)
+    x = torch.randn(64, 400) * size.exp()[:, None] + 3 * size[:, None]
+    target = size[:, None]
+
+    def answers(batch: Any) -> Tensor:
+        scaled = batch[0] / batch[0].std(1, keepdim=True)
+        return scaled.mean(1, keepdim=True).tanh()
+
+    found = erased(answers, (x, target), answers((x, target)), target)
+    assert found is not None
+    assert (found.what, found.change < 1e-5) == ("size", True)

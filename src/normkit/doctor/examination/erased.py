@@ -34,7 +34,9 @@ MAX_COLUMNS = 64
 def erased(
     answers: Callable[[Any], Tensor | None], batch: Any, whole: Tensor, targets: Any
 ) -> Erased | None:
-    """Return the mean or the size of the samples, where both facts hold.
+    """Return the mean or the size of the samples, where it explains a target.
+
+    Of the two the one whose change moves the answers less.
 
     Args:
         answers: The model in eval mode, from a batch to its answers.
@@ -55,6 +57,7 @@ def erased(
     values = x.double().flatten(1)
     mean, size_of = values.mean(1), values.std(1).clamp(min=1e-300).log()
     step = float(mean.std())
+    found: list[Erased] = []
     for what, known, change in (
         ("mean", mean, lambda v: v + step),
         ("size", size_of, lambda v: 2 * v),
@@ -71,8 +74,8 @@ def erased(
         spread = (whole.double() - whole.double().mean(0)).square().mean().sqrt()
         away = (moved.double() - whole.double()).square().mean().sqrt()
         if spread > 0:
-            return Erased(what, float(away / spread), own, other)
-    return None
+            found.append(Erased(what, float(away / spread), own, other))
+    return min(found, key=lambda each: each.change, default=None)
 
 
 def _columns(whole: Tensor, targets: Any) -> tuple[Tensor, Tensor] | None:
