@@ -16,7 +16,7 @@ and scripted modules.
 One difference from a layer that computes at once: the running statistics are updated
 when the output is first read, or is dropped unread.
 
-Its effect on a training step of ResNet-50 is measured in docs/guide/memory.md.
+Its effect on a training step of ResNet-50 is measured in benchmarks/README.md.
 """
 
 from __future__ import annotations
