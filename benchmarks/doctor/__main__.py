@@ -3,10 +3,10 @@
 `python benchmarks/doctor` runs the bugs, and with the name of a part that part: `third`
 to `eighteenth` are later sets of bugs; `healthy` are healthy programs (20 minutes;
 those on MNIST and CIFAR-10 need NORMKIT_DATA), and so are `quiet`, `calm`, `still`,
-`mild`, `fair`, `plain`, `steady`, `level`, `sober`, `gentle`, `frank`, `honest`
-and `candid`, those of quiet_runs.py to candid_runs.py; `architectures` are fresh networks of the
-libraries that are installed; `overhead` measures the time, and `shrinking` what signals
-that shrink cost.
+`mild`, `fair`, `plain`, `steady`, `level`, `sober`, `gentle`, `frank`, `honest` and
+`candid`, those of quiet_runs.py to candid_runs.py; `architectures` are fresh networks
+of the libraries that are installed; `overhead` measures the time, and `shrinking` what
+signals that shrink cost.
 Each writes its part of record.json, and docs/doctor-score.md from the whole; with names
 behind a part only those are run, and take the place of their earlier runs.
 
