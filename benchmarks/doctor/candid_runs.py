@@ -13,31 +13,13 @@ import candid_sequences  # noqa: F401
 import candid_tables  # noqa: F401
 import candid_vision  # noqa: F401
 from candid_base import PROGRAMS
-from healthy_runs import Runs, Set, built
+from healthy_runs import Set, at_three_times
 
 __all__ = ["CANDID"]
 
-WHEN = {"at 20 %": 0.2, "at 50 %": 0.5, "at the end": 1.0}
-
-
-def examined(name: str) -> Runs:
-    """Train a program three times from one seed, each for longer, and diagnose it."""
-    runs = Runs()
-    for when, share in WHEN.items():
-        training = built(PROGRAMS, name)
-        for i in range(int(share * training.steps)):
-            training.step(i)
-        if share == 1:
-            training.score()
-        for subject in training.subjects:
-            if share == 1 or not subject.only_at_the_end:
-                runs.diagnose(f"diagnosis {when}", subject)
-    return runs
-
-
 CANDID = Set(
     PROGRAMS,
-    examined,
+    at_three_times(PROGRAMS),
     "Healthy programs by a fourteenth hand",
     "diagnoses after 20 % and 50 % of the steps and at the end",
     (10, 96),

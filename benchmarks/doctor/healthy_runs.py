@@ -100,6 +100,29 @@ def early_and_late(programs: Programs) -> Callable[[str], Runs]:
     return examined
 
 
+# Shares of the steps after which programs are diagnosed.
+TIMES = {"at 20 %": 0.2, "at 50 %": 0.5, "at the end": 1.0}
+
+
+def at_three_times(programs: Programs) -> Callable[[str], Runs]:
+    """Return a function that trains a program three times, each for longer."""
+
+    def examined(name: str) -> Runs:
+        runs = Runs()
+        for when, share in TIMES.items():
+            training = built(programs, name)
+            for i in range(int(share * training.steps)):
+                training.step(i)
+            if share == 1:
+                training.score()
+            for subject in training.subjects:
+                if share == 1 or not subject.only_at_the_end:
+                    runs.diagnose(f"diagnosis {when}", subject)
+        return runs
+
+    return examined
+
+
 def _told(finding: Any) -> str | None:
     if isinstance(finding, Exception):
         return f"raised {type(finding).__name__}"

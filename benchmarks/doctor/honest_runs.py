@@ -12,32 +12,14 @@ import honest_others  # noqa: F401
 import honest_sequences  # noqa: F401
 import honest_tables  # noqa: F401
 import honest_vision  # noqa: F401
-from healthy_runs import Runs, Set, built
+from healthy_runs import Set, at_three_times
 from honest_base import PROGRAMS
 
 __all__ = ["HONEST"]
 
-WHEN = {"at 20 %": 0.2, "at 50 %": 0.5, "at the end": 1.0}
-
-
-def examined(name: str) -> Runs:
-    """Train a program three times from one seed, each for longer, and diagnose it."""
-    runs = Runs()
-    for when, share in WHEN.items():
-        training = built(PROGRAMS, name)
-        for i in range(int(share * training.steps)):
-            training.step(i)
-        if share == 1:
-            training.score()
-        for subject in training.subjects:
-            if share == 1 or not subject.only_at_the_end:
-                runs.diagnose(f"diagnosis {when}", subject)
-    return runs
-
-
 HONEST = Set(
     PROGRAMS,
-    examined,
+    at_three_times(PROGRAMS),
     "Healthy programs by a thirteenth hand",
     "diagnoses after 20 % and 50 % of the steps and at the end",
     (11, 105),

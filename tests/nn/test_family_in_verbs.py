@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normkit import calibrate, convert, diagnose, explain_gap, fold
-from normkit.errors import ArgumentError
+from normkit.errors import ArgumentError, ShapeError
 from normkit.nn import PerActivationBatchNorm, RecurrentBatchNorm, WhiteningBatchNorm
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -84,10 +84,19 @@ def test_calibrate_measures_each_activation(order: str) -> None:
     assert not torch.allclose(norm.running_mean, h.mean(0), atol=1e-2)
 
 
+def test_calibrate_refuses_values_of_another_shape() -> None:
+    norm = PerActivationBatchNorm((3, 4))
+    with pytest.raises(ShapeError, match="feature_shape"):
+        calibrate(norm, [torch.randn(5, 3, 5)])
+    assert norm.num_batches_tracked == 0
+
+
 def test_calibrate_names_layers_with_other_statistics() -> None:
     model, data = trained("whitening")
     with pytest.raises(ArgumentError, match="'1': WhiteningBatchNorm keeps no mean"):
         calibrate(model, data)
+    with pytest.raises(ArgumentError, match="'1': WhiteningBatchNorm keeps no mean"):
+        calibrate(model, data, layers=["1"])
     model.append(nn.BatchNorm1d(4))
     assert list(calibrate(model, data).untouched) == ["1"]
 

@@ -77,6 +77,7 @@ class Layer:
         channel_dim = getattr(self.module, "channel_dim", 1) % max(x.dim(), 1)
         dims = tuple(d for d in range(x.dim()) if d != channel_dim)
         if isinstance(self.module, PerActivationBatchNorm):
+            self.module.check_shape(x)
             dims = (0,)
         measured = deviations(x.detach(), dims, mask)
         moments = _flat(measured.to_moments(torch.float64))
@@ -134,6 +135,7 @@ def find_layers(
         if not isinstance(module, MEASURED):
             if isinstance(module, TrackedLayer) and module.running_mean is not None:
                 untouched[name] = _OTHER_STATISTICS.format(type(module).__name__)
+                unused -= {p for p in unused if fnmatchcase(name, p)}
             continue
         reason = _reason_against(module)
         if reason is None and patterns is not None:

@@ -80,7 +80,8 @@ def calibrate(
 
     Args:
         model: Any module. Layers of torch.nn and normkit.nn with running statistics are
-            found (batch norm of all ranks, SyncBatchNorm, InstanceNorm that tracks),
+            found (batch norm of all ranks, SyncBatchNorm, PerActivationBatchNorm,
+            InstanceNorm that tracks),
             and batch norm calls in graphs of torch.fx and torch.export. An exported
             program is calibrated as the module it stands for, whose tensors it shares.
         batches: The data, e.g. a DataLoader. A batch is `(inputs, …)` or inputs alone:

@@ -210,9 +210,9 @@ def _check_arguments(
             f"ghost_size={ghost_size} with to={to!r}: ghost_size= belongs to "
             "to='ghost', which needs it"
         )
-    if batches is not None and not to == "group":
+    if batches is not None and to != "group":
         raise ArgumentError(f"batches= belongs to to='group', got to={to!r}")
-    if num_groups != _MAX_GROUPS and not to == "group":
+    if num_groups != _MAX_GROUPS and to != "group":
         raise ArgumentError(
             f"num_groups={num_groups} belongs to to='group', got to={to!r}"
         )

@@ -107,12 +107,7 @@ class PerActivationBatchNorm(TrackedLayer):
         name = type(self).__name__
         check_floating(input, name)
         check_eps(self.eps, name, "positive")
-        if tuple(input.shape[1:]) != self.feature_shape or not input.dim():
-            raise ShapeError(
-                f"{name} of feature_shape={self.feature_shape} needs an input of shape "
-                f"(N, {', '.join(map(str, self.feature_shape))}), got "
-                f"{tuple(input.shape)}; every position has its own statistics"
-            )
+        self.check_shape(input)
         weight, bias = _first(self.weight), _first(self.bias)
         if self.uses_running:
             mean, var = _first(self.running_mean), _first(self.running_var)
@@ -135,6 +130,15 @@ class PerActivationBatchNorm(TrackedLayer):
                 num_batches_tracked=self.num_batches_tracked,
             )
         return y
+
+    def check_shape(self, x: Tensor) -> None:
+        """Raise ShapeError unless `x` has the shape `(N, *feature_shape)`."""
+        if tuple(x.shape[1:]) != self.feature_shape or not x.dim():
+            raise ShapeError(
+                f"{type(self).__name__} of feature_shape={self.feature_shape} needs an "
+                f"input of shape (N, {', '.join(map(str, self.feature_shape))}), got "
+                f"{tuple(x.shape)}; every position has its own statistics"
+            )
 
     def extra_repr(self) -> str:
         """Return the arguments that differ between layers."""

@@ -41,24 +41,12 @@ __all__ = ["CHECKS", "run"]
 
 Check = Callable[[Statistics], Iterator[Finding]]
 
+_MODULES = (
+    *(averages, basics, batch_size, batches, buffers, eval_mode, gradients, inputs),
+    *(modes, population, saturation, signals, spikes, transformers, weights),
+)
 CHECKS: dict[str, Check] = dict(
-    sorted(
-        item
-        for group in (
-            *(averages, basics, batch_size, batches, buffers, eval_mode, gradients),
-            *(
-                inputs,
-                modes,
-                population,
-                saturation,
-                signals,
-                spikes,
-                transformers,
-                weights,
-            ),
-        )
-        for item in group.CHECKS.items()
-    )
+    sorted(item for module in _MODULES for item in module.CHECKS.items())
 )
 
 

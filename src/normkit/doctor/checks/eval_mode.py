@@ -1,4 +1,4 @@
-"""What eval mode costs, D02, and what the other checks ask of it."""
+"""Check of the cost of eval mode, D02, and the questions of other checks about it."""
 
 from __future__ import annotations
 
