@@ -118,7 +118,10 @@ class TwoParts(nn.Module):
             with torch.no_grad():
                 h = self.features(x)
         else:
-            h = self.passes(self.features(x))
+            h = self.features(x)
+            if self.kind == "pooler_before":
+                self.pooler(h)  # nothing reads it, and it gets no gradient either
+            h = self.passes(h)
         if self.kind == "pooler":
             self.pooler(h)  # nothing reads it
         if self.kind == "first":
@@ -167,6 +170,11 @@ def test_layers_without_a_gradient_that_no_loss_reads_are_no_fault(kind: str) ->
         return F.cross_entropy(out[1] if kind == "first" else out, y)
 
     assert not _cut_off(TwoParts(lambda h: h, kind), loss)
+
+
+def test_what_nothing_reads_is_not_named_with_what_is_cut_off() -> None:
+    (found,) = _cut_off(TwoParts(Tensor.detach, "pooler_before"))
+    assert found.details["layers"] == ["features.0", "features.1", "features.3"]
 
 
 def test_features_that_were_trained_may_be_detached() -> None:

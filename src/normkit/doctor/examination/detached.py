@@ -17,10 +17,8 @@ from torch import nn
 
 __all__ = ["detached"]
 
-# Change of the loss, relative to it, that is no rounding.
+# Change of the loss, relative to it, of layers that matter to it.
 CHANGED = 1e-3
-# Layers that are tried one by one, from the last; in a chain the last one answers.
-MOST = 8
 
 
 def detached(
@@ -28,7 +26,7 @@ def detached(
 ) -> tuple[str, ...]:
     """Return the names of the layers that the loss depends on, in their order.
 
-    All up to the last one whose weights change the loss.
+    All up to the last one whose weights change the loss, however little.
 
     Args:
         loss: The loss of one batch, the same at every call.
@@ -42,21 +40,25 @@ def detached(
 
 
 def _read(loss: Callable[[], float], layers: dict[str, nn.Module]) -> tuple[str, ...]:
-    was = loss()
-    if not math.isfinite(was):
+    names, was = list(layers), loss()
+
+    def changed_by(some: list[str]) -> float:
+        with _changed(layers[name] for name in some):
+            return abs(loss() - was)
+
+    is_repeated = math.isfinite(was) and changed_by([]) == 0
+    if not is_repeated or changed_by(names) <= CHANGED * abs(was):
         return ()
-
-    def is_read(changed: Iterable[nn.Module]) -> bool:
-        with _changed(changed):
-            now = loss()
-        return not abs(now - was) <= CHANGED * abs(was)
-
-    if not is_read(()) and is_read(layers.values()):
-        names = list(layers)
-        for last in reversed(range(len(names))[-MOST:]):
-            if is_read([layers[names[last]]]):
-                return tuple(names[: last + 1])
-    return ()
+    # The longest end that changes nothing at all is read by nothing. The last layers
+    # may matter little, as those of a branch that starts at a scale of 1e-6.
+    unread, read = 0, len(names)
+    while read - unread > 1:
+        middle = (unread + read) // 2
+        if changed_by(names[-middle:]):
+            read = middle
+        else:
+            unread = middle
+    return tuple(names[: len(names) - unread])
 
 
 @contextmanager
